@@ -1,0 +1,38 @@
+# make run     build, and start the daemon in the foreground on the embedded store, state in ./var, on 127.0.0.1
+# make test    everything the tests need installed where it is missing, then the whole suite
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+# Big downloads of the tests, outside the clone.
+export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
+
+.PHONY: run build test needs lint unit openapi
+
+run:
+	cargo build --release --locked
+	exec ./tests/run-local.sh target/release/codex-authd
+
+build:
+	cargo build --locked
+
+test: needs lint openapi unit
+
+# What Debian, npm and PyPI bring; nothing is touched that is there already.
+needs:
+	./tests/needs.sh
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh .ci/run
+	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
+	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
+
+# The document that is checked in is the one the daemon serves.
+openapi: build
+	diff -u openapi/openapi.json <(target/debug/codex-authd openapi) \
+	  || { echo "openapi/openapi.json differs: target/debug/codex-authd openapi > openapi/openapi.json"; exit 1; }
+	"$(AUTHD_TEST_CACHE)/python/bin/openapi-spec-validator" openapi/openapi.json
+
+unit: build
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi

@@ -1,0 +1,65 @@
+//! `/admin/api/state` (the kill switch) and `/admin/keys/rotate`.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+
+use super::Tag;
+use super::guards::Admin;
+use super::json::{Answer, JsonBody, ok};
+use crate::service::Service;
+
+pub struct AdminSettingsApi;
+
+#[OpenApi(tag = "Tag::AdminSettings", prefix_path = "/admin")]
+impl AdminSettingsApi {
+    /// Whether hosts are served
+    #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
+    async fn state(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<ApiState> {
+        ok(ApiState { disabled: service.api_disabled() })
+    }
+
+    /// Stop serving hosts, or go on
+    ///
+    /// While it is off, hosts are answered 503; the admin listener stays.
+    #[oai(path = "/api/state", method = "post", operation_id = "setApiState")]
+    async fn set_state(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        body: JsonBody<ApiState>,
+    ) -> Answer<ApiState> {
+        service.disable_api(body.0.disabled).await?;
+        ok(ApiState { disabled: service.api_disabled() })
+    }
+
+    /// Make a new data key and seal every secret with it
+    #[oai(path = "/keys/rotate", method = "post", operation_id = "rotateKeys")]
+    async fn rotate(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<Rotation> {
+        let rotation = service.rotate_keys().await?;
+        ok(Rotation {
+            active_key: rotation.active.0,
+            resealed: rotation.resealed,
+            removed_keys: rotation.removed as u64,
+        })
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ApiState {
+    /// Hosts are answered 503.
+    disabled: bool,
+}
+
+/// What a rotation did.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Rotation {
+    /// The number of the key that is in force.
+    pub active_key: u32,
+    /// How many secrets were sealed again.
+    pub resealed: u64,
+    /// How many older keys are gone.
+    pub removed_keys: u64,
+}

@@ -1,0 +1,209 @@
+//! The one place where errors become HTTP: status, stable code and message. Causes go to the log, not to the caller.
+
+use std::collections::BTreeMap;
+
+use poem::http::StatusCode;
+use poem::{IntoResponse, Response};
+use poem_openapi::{ApiResponse, Object};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::json::JsonBody;
+use crate::service::ServiceError;
+use crate::service::error::Throttled;
+
+/// How long a caller waits before it asks a store again that was not available, in seconds.
+const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// Why a request was not done.
+#[derive(Debug, Object, Serialize, Deserialize)]
+#[oai(example)]
+pub struct ErrorBody {
+    /// Always `error`.
+    pub status: String,
+    /// Stable; programs decide by this.
+    pub code: String,
+    /// For people: what happened, and what to do next where there is something.
+    pub message: String,
+    /// What is wrong with which member of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<BTreeMap<String, Vec<String>>>,
+    /// With 429.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<ThrottledBody>,
+}
+
+impl poem_openapi::types::Example for ErrorBody {
+    fn example() -> Self {
+        Self {
+            status: "error".into(),
+            code: "key_invalid".into(),
+            message: "Invalid API key".into(),
+            errors: None,
+            data: None,
+        }
+    }
+}
+
+/// Which limit was reached.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ThrottledBody {
+    /// `global` or `auth_failures`.
+    pub bucket: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub reset_at: OffsetDateTime,
+    pub limit: u32,
+}
+
+#[derive(ApiResponse)]
+pub enum Failure {
+    /// The body cannot be read as JSON.
+    #[oai(status = 400)]
+    BadRequest(JsonBody<ErrorBody>),
+    /// No API key, or one that no host has.
+    #[oai(status = 401)]
+    Unauthorized(JsonBody<ErrorBody>),
+    /// The caller is known and may not do this.
+    #[oai(status = 403)]
+    Forbidden(JsonBody<ErrorBody>),
+    /// There is no such thing.
+    #[oai(status = 404)]
+    NotFound(JsonBody<ErrorBody>),
+    /// The body is longer than 1 MiB.
+    #[oai(status = 413)]
+    TooLarge(JsonBody<ErrorBody>),
+    /// The body is something else than JSON.
+    #[oai(status = 415)]
+    UnsupportedMediaType(JsonBody<ErrorBody>),
+    /// The request can be read and is refused.
+    #[oai(status = 422)]
+    Unprocessable(JsonBody<ErrorBody>),
+    /// Too many requests or failures from this address.
+    #[oai(status = 429)]
+    Throttled(
+        JsonBody<ErrorBody>,
+        /* Seconds until it is worth trying again. */ #[oai(header = "Retry-After")] u64,
+    ),
+    /// A fault of the daemon; its log says more.
+    #[oai(status = 500)]
+    Internal(JsonBody<ErrorBody>),
+    /// Switched off, or the store is not available just now.
+    #[oai(status = 503)]
+    Unavailable(
+        JsonBody<ErrorBody>,
+        /* Seconds until it is worth trying again. */ #[oai(header = "Retry-After")] u64,
+    ),
+}
+
+impl Failure {
+    pub fn too_large() -> Self {
+        Self::TooLarge(body("too_large", "The body is longer than 1 MiB"))
+    }
+
+    pub fn unsupported_media_type(given: &str) -> Self {
+        let given: String = given.chars().take(80).collect();
+        Self::UnsupportedMediaType(body(
+            "unsupported_media_type",
+            &format!("The body must be application/json, not {given:?}"),
+        ))
+    }
+
+    pub fn certificate_required() -> Self {
+        Self::Forbidden(body("certificate_required", "Client certificate required for admin access"))
+    }
+
+    fn throttled(JsonBody(mut body): JsonBody<ErrorBody>, bucket: &str, throttled: Throttled) -> Self {
+        let Throttled { limit, reset_at, retry_after_seconds } = throttled;
+        body.data = Some(ThrottledBody { bucket: bucket.into(), reset_at, limit });
+        Self::Throttled(JsonBody(body), retry_after_seconds)
+    }
+
+    pub fn body(&self) -> (StatusCode, &ErrorBody) {
+        match self {
+            Self::BadRequest(JsonBody(body)) => (StatusCode::BAD_REQUEST, body),
+            Self::Unauthorized(JsonBody(body)) => (StatusCode::UNAUTHORIZED, body),
+            Self::Forbidden(JsonBody(body)) => (StatusCode::FORBIDDEN, body),
+            Self::NotFound(JsonBody(body)) => (StatusCode::NOT_FOUND, body),
+            Self::TooLarge(JsonBody(body)) => (StatusCode::PAYLOAD_TOO_LARGE, body),
+            Self::UnsupportedMediaType(JsonBody(body)) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, body),
+            Self::Unprocessable(JsonBody(body)) => (StatusCode::UNPROCESSABLE_ENTITY, body),
+            Self::Throttled(JsonBody(body), _) => (StatusCode::TOO_MANY_REQUESTS, body),
+            Self::Internal(JsonBody(body)) => (StatusCode::INTERNAL_SERVER_ERROR, body),
+            Self::Unavailable(JsonBody(body), _) => (StatusCode::SERVICE_UNAVAILABLE, body),
+        }
+    }
+
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Throttled(_, seconds) | Self::Unavailable(_, seconds) => Some(*seconds),
+            _ => None,
+        }
+    }
+}
+
+impl From<ServiceError> for Failure {
+    fn from(error: ServiceError) -> Self {
+        let message = error.to_string();
+        match error {
+            ServiceError::KeyMissing => Self::Unauthorized(body("key_missing", &message)),
+            ServiceError::KeyInvalid => Self::Unauthorized(body("key_invalid", &message)),
+            ServiceError::AddressRefused => Self::Forbidden(body("address_refused", &message)),
+            ServiceError::InsecureClosed => Self::Forbidden(body("insecure_closed", &message)),
+            ServiceError::ApiDisabled => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
+            ServiceError::AuthBlocked(throttled) => {
+                Self::throttled(body("auth_blocked", &message), "auth_failures", throttled)
+            }
+            ServiceError::RateLimited(throttled) => {
+                Self::throttled(body("rate_limited", &message), "global", throttled)
+            }
+            ServiceError::InvalidJson { reason } => {
+                let JsonBody(mut body) = body("invalid_json", &message);
+                body.errors = Some(BTreeMap::from([("body".into(), vec![reason])]));
+                Self::BadRequest(JsonBody(body))
+            }
+            ServiceError::Invalid { field, message: reason } => {
+                let JsonBody(mut body) = body("invalid", &message);
+                body.errors = Some(BTreeMap::from([(field, vec![reason])]));
+                Self::Unprocessable(JsonBody(body))
+            }
+            ServiceError::Refused(_) => Self::Unprocessable(body("refused", &message)),
+            ServiceError::NotFound(_) | ServiceError::Installer(_) => Self::NotFound(body("not_found", &message)),
+            ServiceError::Unavailable { cause } => {
+                log::warn!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
+                Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+            }
+            ServiceError::Internal { cause } => {
+                log::error!(event = "internal_error", cause = cause.as_str(); "a request was answered 500");
+                Self::Internal(body("internal", &message))
+            }
+        }
+    }
+}
+
+/// Errors of the framework: no such route, a parameter that cannot be read, a missing key.
+pub fn from_poem(error: poem::Error) -> Response {
+    if error.is_from_response() {
+        return error.into_response();
+    }
+    let failure = match error.status() {
+        // A route that exists with another method is no route either: the recorded service answers so.
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            Failure::NotFound(body("route_not_found", "Route not found"))
+        }
+        StatusCode::UNAUTHORIZED => ServiceError::KeyMissing.into(),
+        StatusCode::PAYLOAD_TOO_LARGE => Failure::too_large(),
+        status if status.is_client_error() => Failure::BadRequest(body("bad_request", &error.to_string())),
+        _ => ServiceError::internal(error).into(),
+    };
+    failure.into_response()
+}
+
+fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {
+    JsonBody(ErrorBody { status: "error".into(), code: code.into(), message: message.into(), errors: None, data: None })
+}
+
+/// An instant as it is printed in headers and lines.
+pub fn rfc3339(instant: OffsetDateTime) -> String {
+    instant.format(&Rfc3339).unwrap_or_default()
+}

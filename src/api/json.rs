@@ -1,0 +1,227 @@
+//! JSON bodies, read and written by serde directly: an answer's members stand in the order of the struct, and a document
+//! inside it stays byte for byte as it is. The schemas are poem-openapi's.
+
+use std::borrow::Cow;
+
+use poem::{IntoResponse, Request, RequestBody, Response};
+use poem_openapi::payload::{ParsePayload, Payload};
+use poem_openapi::registry::{
+    MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
+};
+use poem_openapi::types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type};
+use poem_openapi::{ApiExtractor, ApiExtractorType, ApiResponse, Enum, ExtractParamOptions, Object};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::errors::Failure;
+use crate::service::ServiceError;
+
+/// The longest body that is read, in bytes.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// `{"status": "ok", "data": …}`
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Envelope<T: Type + ParseFromJSON + ToJSON> {
+    pub status: OkStatus,
+    pub data: T,
+}
+
+#[derive(Clone, Copy, Debug, Enum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[oai(rename_all = "lowercase")]
+pub enum OkStatus {
+    Ok,
+}
+
+/// A JSON body of `T`.
+pub struct JsonBody<T>(pub T);
+
+/// The answer of a handler that has one success.
+pub type Answer<T> = Result<JsonBody<Envelope<T>>, Failure>;
+
+pub fn ok<T: Type + ParseFromJSON + ToJSON>(data: T) -> Answer<T> {
+    Ok(JsonBody(Envelope { status: OkStatus::Ok, data }))
+}
+
+impl<T: Type> Payload for JsonBody<T> {
+    const CONTENT_TYPE: &'static str = "application/json";
+
+    fn check_content_type(content_type: &str) -> bool {
+        is_json(content_type)
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        T::schema_ref()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: Type + DeserializeOwned> ParsePayload for JsonBody<T> {
+    const IS_REQUIRED: bool = true;
+
+    async fn from_request(request: &Request, body: &mut RequestBody) -> poem::Result<Self> {
+        let text = read(request, body).await?;
+        // serde refuses a member that stands twice, and passes over one that nobody knows.
+        serde_json::from_str(&text)
+            .map(Self)
+            .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
+    }
+}
+
+impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        Some(request_meta::<T>())
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        <Self as ParsePayload>::from_request(request, body).await
+    }
+}
+
+impl<T: Serialize + Send> IntoResponse for JsonBody<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => Response::builder().content_type("application/json").body(body),
+            Err(error) => Failure::from(ServiceError::internal(error)).into_response(),
+        }
+    }
+}
+
+impl<T: Type> ApiResponse for JsonBody<T> {
+    fn meta() -> MetaResponses {
+        let content = vec![MetaMediaType { content_type: <Self as Payload>::CONTENT_TYPE, schema: T::schema_ref() }];
+        MetaResponses {
+            responses: vec![MetaResponse {
+                description: "Done.",
+                status: Some(200),
+                status_range: None,
+                content,
+                headers: vec![],
+            }],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// A body as it came, for the service to read: described as `T`, not parsed here.
+pub struct RawBody<T> {
+    pub text: String,
+    described_as: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<'a, T: Type> ApiExtractor<'a> for RawBody<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        Some(request_meta::<T>())
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        Ok(Self { text: read(request, body).await?, described_as: std::marker::PhantomData })
+    }
+}
+
+fn request_meta<T: Type>() -> MetaRequest {
+    MetaRequest {
+        description: None,
+        content: vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }],
+        required: true,
+    }
+}
+
+/// The body as text. No content type at all is taken for JSON: scripts forget it.
+async fn read(request: &Request, body: &mut RequestBody) -> poem::Result<String> {
+    if let Some(other) = request.content_type().filter(|content_type| !is_json(content_type)) {
+        return Err(Failure::unsupported_media_type(other).into());
+    }
+    let body = body.take()?;
+    let bytes = body.into_bytes_limit(MAX_BODY).await.map_err(|error| match error {
+        poem::error::ReadBodyError::PayloadTooLarge => poem::Error::from(Failure::too_large()),
+        error => Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into(),
+    })?;
+    String::from_utf8(bytes.into())
+        .map_err(|_| Failure::from(ServiceError::InvalidJson { reason: "the body is not UTF-8".into() }).into())
+}
+
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// A JSON document inside an answer: written as it stands.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Verbatim(Box<RawValue>);
+
+impl Verbatim {
+    pub fn new(text: &str) -> serde_json::Result<Self> {
+        RawValue::from_string(text.to_owned()).map(Self)
+    }
+
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl Type for Verbatim {
+    const IS_REQUIRED: bool = true;
+    type RawValueType = Self;
+    type RawElementValueType = Self;
+
+    fn name() -> Cow<'static, str> {
+        "object".into()
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        MetaSchemaRef::Inline(Box::new(MetaSchema::new("object")))
+    }
+
+    fn as_raw_value(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+        Box::new(std::iter::once(self))
+    }
+}
+
+impl ParseFromJSON for Verbatim {
+    fn parse_from_json(value: Option<serde_json::Value>) -> ParseResult<Self> {
+        Self::new(&value.unwrap_or_default().to_string()).map_err(ParseError::custom)
+    }
+}
+
+impl ToJSON for Verbatim {
+    fn to_json(&self) -> Option<serde_json::Value> {
+        serde_json::from_str(self.text()).ok()
+    }
+}

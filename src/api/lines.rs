@@ -1,0 +1,76 @@
+//! The answer to `POST /auth?format=lines`: for a shell that has no JSON reader.
+//!
+//! One `name value` a line, values without line breaks; last, where there is a document, `auth LENGTH` and then exactly
+//! that many bytes. The wrapper is the reader (wrapper/cdx); it treats every byte as hostile.
+
+use poem::http::StatusCode;
+use poem::{IntoResponse, Response};
+use poem_openapi::payload::Payload;
+use poem_openapi::registry::MetaSchemaRef;
+use poem_openapi::types::Type;
+
+use super::auth::AuthAnswer;
+use super::errors::Failure;
+
+pub struct Lines(String);
+
+impl Lines {
+    pub fn of_answer(answer: &AuthAnswer) -> (StatusCode, Self) {
+        let versions = &answer.versions;
+        let mut lines = Self(String::with_capacity(8 * 1024));
+        lines.line("status", &answer.status);
+        lines.optional("action", answer.action.as_deref());
+        lines.optional("digest", answer.canonical_digest.as_deref());
+        lines.optional("last_refresh", answer.canonical_last_refresh.as_deref());
+        lines.optional("client_version", versions.client_version.as_deref());
+        lines.line("wrapper_version", &versions.wrapper_version);
+        lines.line("wrapper_sha256", &versions.wrapper_sha256);
+        if let Some(auth) = &answer.auth {
+            lines.line("auth", &auth.text().len().to_string());
+            lines.0.push_str(auth.text());
+        }
+        (StatusCode::OK, lines)
+    }
+
+    pub fn of_failure(failure: &Failure) -> (StatusCode, Self) {
+        let (status, body) = failure.body();
+        let mut lines = Self(String::new());
+        lines.line("status", "error");
+        lines.line("code", status.as_str());
+        lines.line("message", &body.message);
+        for (field, reasons) in body.errors.iter().flatten() {
+            lines.line("error", &format!("{field}: {}", reasons.join("; ")));
+        }
+        if let Some(seconds) = failure.retry_after() {
+            lines.line("retry_after", &seconds.to_string());
+        }
+        (status, lines)
+    }
+
+    fn optional(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.line(name, value);
+        }
+    }
+
+    fn line(&mut self, name: &str, value: &str) {
+        self.0.push_str(name);
+        self.0.push(' ');
+        self.0.extend(value.chars().map(|c| if c.is_control() { ' ' } else { c }));
+        self.0.push('\n');
+    }
+}
+
+impl Payload for Lines {
+    const CONTENT_TYPE: &'static str = "text/plain";
+
+    fn schema_ref() -> MetaSchemaRef {
+        String::schema_ref()
+    }
+}
+
+impl IntoResponse for Lines {
+    fn into_response(self) -> Response {
+        Response::builder().content_type("text/plain; charset=utf-8").body(self.0)
+    }
+}

@@ -1,0 +1,77 @@
+//! `GET /wrapper` and `GET /wrapper/download`: the host's own `cdx`.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::{ApiResponse, Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Tag;
+use super::errors::Failure;
+use super::guards::{Caller, HostKey};
+use super::install::Script;
+use super::json::{Answer, ok};
+use crate::service::Service;
+
+pub struct WrapperApi;
+
+#[OpenApi(tag = "Tag::Wrapper")]
+impl WrapperApi {
+    /// What the host's wrapper is
+    #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
+    async fn wrapper(&self, service: Data<&Arc<Service>>, caller: Caller, key: HostKey) -> Answer<WrapperBody> {
+        let host = key.admit(&service, caller, false).await?;
+        let wrapper = service.wrapper(&host)?;
+        ok(WrapperBody {
+            version: wrapper.version.into(),
+            sha256: wrapper.digest.to_string(),
+            size_bytes: wrapper.script.expose().len() as u64,
+            updated_at: wrapper.updated_at,
+            url: "/wrapper/download".into(),
+        })
+    }
+
+    /// The host's wrapper, its own values baked in
+    #[oai(path = "/wrapper/download", method = "get", operation_id = "downloadWrapper")]
+    async fn download(
+        &self,
+        service: Data<&Arc<Service>>,
+        caller: Caller,
+        key: HostKey,
+    ) -> Result<WrapperDownload, Failure> {
+        let host = key.admit(&service, caller, false).await?;
+        let wrapper = service.wrapper(&host)?;
+        Ok(WrapperDownload::Script(
+            Script(wrapper.script),
+            format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version),
+            wrapper.digest.to_string(),
+            format!("\"{}\"", wrapper.digest),
+        ))
+    }
+}
+
+/// The wrapper at `url`.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct WrapperBody {
+    version: String,
+    sha256: String,
+    size_bytes: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+    url: String,
+}
+
+#[derive(ApiResponse)]
+enum WrapperDownload {
+    /// A bash script.
+    #[oai(status = 200)]
+    Script(
+        Script,
+        #[oai(header = "Content-Disposition")] String,
+        /// SHA-256 of the script.
+        #[oai(header = "X-SHA256")]
+        String,
+        #[oai(header = "ETag")] String,
+    ),
+}

@@ -1,0 +1,83 @@
+//! `codex-authd auth upload | show | history`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::CliError;
+use super::client::Client;
+use super::print;
+use crate::api::{AuthAnswer, AuthHistory, AuthShown};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make FILE the canonical login, if it is newer
+    Upload { file: PathBuf },
+    /// The canonical login, without its secrets
+    Show,
+    /// Every version, newest first
+    History,
+}
+
+pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
+    match command {
+        Command::Upload { file } => {
+            #[derive(Serialize)]
+            struct Upload<'a> {
+                auth: &'a str,
+            }
+            let document = std::fs::read_to_string(file)
+                .map(Zeroizing::new)
+                .map_err(|cause| CliError::Read { path: file.clone(), cause })?;
+            let answer: AuthAnswer = client.post("/admin/auth/upload", &Upload { auth: &document }).await?;
+            let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
+            let sentence = match answer.status.as_str() {
+                "updated" => format!("This login (last refresh {canonical}) is the canonical one now."),
+                "unchanged" => format!("Unchanged: the canonical login is of the same instant ({canonical})."),
+                _ => format!("Not taken: the canonical login is newer (last refresh {canonical})."),
+            };
+            let summary = serde_json::json!({
+                "status": answer.status,
+                "canonical_last_refresh": answer.canonical_last_refresh,
+                "canonical_digest": answer.canonical_digest,
+            });
+            print::done(json, &summary, &sentence);
+            if answer.status == "outdated" {
+                return Err(CliError::Refused("the uploaded login is older than the canonical one".into()));
+            }
+        }
+        Command::Show => {
+            let shown: AuthShown = client.get("/admin/auth").await?;
+            let version = &shown.version;
+            let sentence = format!(
+                "version       {}\ndigest        {}\nlast refresh  {}\nsource        {} ({})\nstored at     {}",
+                version.version,
+                version.digest,
+                version.last_refresh,
+                version.source,
+                version.source_name,
+                print::instant(version.stored_at)
+            );
+            print::done(json, &shown, &sentence);
+        }
+        Command::History => {
+            let history: AuthHistory = client.get("/admin/auth/history").await?;
+            let head = ["VERSION", "LAST REFRESH", "SOURCE", "STORED AT", "DIGEST"].map(String::from).into();
+            let rows: Vec<Vec<String>> = std::iter::once(head)
+                .chain(history.versions.iter().map(|version| {
+                    vec![
+                        version.version.to_string(),
+                        version.last_refresh.clone(),
+                        format!("{} ({})", version.source, version.source_name),
+                        print::instant(version.stored_at),
+                        version.digest.clone(),
+                    ]
+                }))
+                .collect();
+            print::done(json, &history, &print::table(&rows));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! The admin API, wherever it is: behind the control socket of a running daemon, or in this process when none runs.
+//!
+//! The requests and answers are the API's own types, so there is nothing to drift from; offline, the very endpoint that
+//! a daemon would serve is called, on the same state, under the same lock.
+
+use std::path::PathBuf;
+
+use poem::http::{Method, StatusCode};
+use poem::{Endpoint, Request, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::{self, ErrorBody};
+use crate::config::Config;
+use crate::daemon::listen_file::{self, Bound};
+use crate::daemon::state::State;
+use crate::daemon::{DaemonError, tls};
+use crate::outside::System;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{0}")]
+    Offline(#[from] Box<DaemonError>),
+    #[error("the daemon does not answer on {}: {cause}", socket.display())]
+    Socket { socket: PathBuf, cause: reqwest::Error },
+    /// The daemon's own words.
+    #[error("{message}")]
+    Refused { status: StatusCode, message: String },
+    #[error("the daemon's answer cannot be read: {0}; is it another version than this command?")]
+    Answer(String),
+}
+
+pub enum Client {
+    Daemon { http: reqwest::Client, socket: PathBuf },
+    Here(Box<dyn poem::endpoint::DynEndpoint<Output = Response>>),
+}
+
+impl Client {
+    /// Finds the daemon of `config`; with none running, opens its state.
+    pub async fn connect(config: &Config) -> Result<Self, ClientError> {
+        let socket = &config.listen.control;
+        if tokio::net::UnixStream::connect(socket).await.is_ok() {
+            let http = reqwest::Client::builder()
+                .unix_socket(socket.as_path())
+                .build()
+                .map_err(|cause| ClientError::Socket { socket: socket.clone(), cause })?;
+            return Ok(Self::Daemon { http, socket: socket.clone() });
+        }
+        Ok(Self::Here(Box::new(poem::endpoint::ToDynEndpoint(offline(config).await.map_err(Box::new)?))))
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::DELETE, path, None).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<T, ClientError> {
+        let (status, answer) = match self {
+            Self::Daemon { http, socket } => {
+                let failed = |cause| ClientError::Socket { socket: socket.clone(), cause };
+                let mut request = http.request(method, format!("http://control{path}"));
+                if let Some(body) = body {
+                    request = request.header("content-type", "application/json").body(body);
+                }
+                let answer = request.send().await.map_err(failed)?;
+                (answer.status(), answer.bytes().await.map_err(failed)?.to_vec())
+            }
+            Self::Here(endpoint) => {
+                let answer = endpoint.get_response(request_of_ours(method, path, body)?).await;
+                let status = answer.status();
+                let body = answer.into_body().into_vec().await;
+                (status, body.map_err(|error| ClientError::Answer(error.to_string()))?)
+            }
+        };
+        read(status, &answer)
+    }
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, ClientError> {
+    #[derive(serde::Deserialize)]
+    struct Data<T> {
+        data: T,
+    }
+    if status.is_success() {
+        let Data { data } = serde_json::from_slice(answer).map_err(|error| ClientError::Answer(error.to_string()))?;
+        return Ok(data);
+    }
+    let error: ErrorBody = serde_json::from_slice(answer)
+        .map_err(|_| ClientError::Answer(format!("status {status} without a message")))?;
+    let reasons = error.errors.iter().flatten().map(|(field, reasons)| format!("{field}: {}", reasons.join("; ")));
+    let message = std::iter::once(error.message.clone()).chain(reasons).collect::<Vec<_>>().join(": ");
+    Err(ClientError::Refused { status, message })
+}
+
+/// The endpoint that a daemon on this state would serve on its control socket.
+async fn offline(config: &Config) -> Result<impl Endpoint<Output = Response> + use<>, DaemonError> {
+    let outside = std::sync::Arc::new(System);
+    let state = State::open(config, outside.clone()).await?;
+    let mut bound =
+        Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: config.listen.control.clone() };
+    // A port that the system chose: the last daemon's is the best guess there is.
+    if bound.hosts.port() == 0
+        && let Some(last) = listen_file::read(&config.state_dir)
+    {
+        bound = last;
+    }
+    let policy = tls::offline_policy(config, &bound, &state.secrets, &*outside)?;
+    let service = std::sync::Arc::new(state.service(policy).await?);
+    service.resume_rotation().await?;
+    Ok(api::admin_in_process(service, nix::unistd::getuid().as_raw()))
+}
+
+fn request_of_ours(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request, ClientError> {
+    let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is no path")))?;
+    Ok(Request::builder().method(method).uri(uri).content_type("application/json").body(body.unwrap_or_default()))
+}

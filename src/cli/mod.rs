@@ -1,0 +1,130 @@
+//! The command line: reads what was typed, asks the daemon, prints the answer. No rule lives here.
+//!
+//! Every command but `serve`, `check-config` and `openapi` speaks the admin API: through the control socket of the
+//! running daemon, or, when none runs, with the same endpoint opened in this process (see `client`).
+//!
+//! Exit codes: 0 done, 1 refused or failed, 2 usage.
+
+mod auth;
+mod certificate;
+mod client;
+mod hosts;
+mod keys;
+mod print;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError};
+use crate::daemon::{self, DaemonError};
+
+use client::{Client, ClientError};
+
+#[derive(Parser)]
+#[command(name = "codex-authd", version, about, disable_help_subcommand = true)]
+struct Arguments {
+    /// The configuration file [default: /etc/codex-authd/config.toml if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground
+    Serve,
+    /// Say whether the daemon can start with this configuration
+    CheckConfig,
+    /// Print the OpenAPI document
+    Openapi,
+    /// Issue an admin's client certificate
+    AdminCert(certificate::Arguments),
+    /// Make, list and remove hosts
+    #[command(subcommand)]
+    Hosts(hosts::Command),
+    /// Upload and show the canonical login
+    #[command(subcommand)]
+    Auth(auth::Command),
+    /// The keys that secrets are sealed with
+    #[command(subcommand)]
+    Keys(keys::Command),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Read { path: PathBuf, cause: std::io::Error },
+    #[error("cannot write {path}: {cause}", path = path.display())]
+    Write { path: PathBuf, cause: std::io::Error },
+    #[error("cannot start the runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    crate::pki::tls::install_default_provider();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if arguments.json {
+                println!("{}", serde_json::json!({"status": "error", "message": error.to_string()}));
+            }
+            eprintln!("codex-authd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), CliError> {
+    if let Command::Openapi = arguments.command {
+        print!("{}", crate::api::document());
+        return Ok(());
+    }
+    let config = config::load(arguments.config.as_deref(), std::env::vars())?;
+    match &arguments.command {
+        Command::CheckConfig => {
+            print::done(arguments.json, &serde_json::json!({"status": "ok"}), "The configuration is valid.");
+            Ok(())
+        }
+        Command::Serve => {
+            daemon::hardening::harden()?;
+            daemon::logging::start();
+            runtime()?.block_on(daemon::serve(config)).map_err(CliError::from)
+        }
+        command => {
+            daemon::hardening::harden()?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+            runtime.block_on(ask(command, &config, arguments.json))
+        }
+    }
+}
+
+async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
+    let client = Client::connect(config).await?;
+    match command {
+        Command::AdminCert(arguments) => certificate::run(arguments, &client, json).await,
+        Command::Hosts(command) => hosts::run(command, &client, json).await,
+        Command::Auth(command) => auth::run(command, &client, json).await,
+        Command::Keys(command) => keys::run(command, &client, json).await,
+        Command::Serve | Command::CheckConfig | Command::Openapi => Ok(()),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
+}

@@ -1,0 +1,225 @@
+//! The configuration: small typed slices, every key with a default, unknown keys refused (docs: packaging/config.toml).
+//!
+//! This room reads a file and environment variables into values and checks each of them; it opens nothing else.
+
+mod load;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, DEFAULT_PATH, load};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub state_dir: PathBuf,
+    pub public_base_url: String,
+    pub listen: Listen,
+    pub tls: Tls,
+    pub database: Database,
+    pub admin: Admin,
+    pub install: Install,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub hosts: Hosts,
+    pub runner: Runner,
+    pub upstream: Upstream,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    pub hosts: SocketAddr,
+    pub admin: SocketAddr,
+    pub hosts_tls: bool,
+    pub trusted_proxies: Vec<String>,
+    pub control: PathBuf,
+}
+
+/// The operator's own certificate; both empty: one from our own CA.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+impl Tls {
+    /// Whether the operator brings a certificate of their own.
+    pub fn is_own(&self) -> bool {
+        !self.certificate.as_os_str().is_empty()
+    }
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    pub url: String,
+}
+
+/// The URL holds a password.
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.url.is_empty() { "Database(embedded)" } else { "Database(***)" })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminAccess {
+    #[serde(rename = "mtls")]
+    Mtls,
+    #[serde(rename = "login")]
+    Login,
+    #[serde(rename = "mtls+login")]
+    MtlsAndLogin,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    pub access: AdminAccess,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Install {
+    pub token_ttl_seconds: u32,
+    /// Where a host without npm gets Codex: a `.tar.gz`, `{version}` and `{target}` are filled in. Empty: npm only.
+    pub codex_release_url: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// The shortest token that an auth document may hold; never below 8.
+    pub min_token_length: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    pub global_per_minute: u32,
+    pub auth_fail_count: u32,
+    pub auth_fail_window_seconds: u32,
+    pub auth_fail_block_seconds: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hosts {
+    pub inactivity_days: u32,
+    /// How long the window of an insecure host stays open.
+    pub insecure_window_seconds: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runner {
+    pub enabled: bool,
+    pub codex: String,
+    pub timeout_seconds: u32,
+    pub egress: Vec<String>,
+    pub config_toml: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    pub token_url: String,
+    pub usage_url: String,
+    pub releases_url: String,
+    pub pricing_url: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/codex-authd".into(),
+            public_base_url: String::new(),
+            listen: Listen::default(),
+            tls: Tls::default(),
+            database: Database::default(),
+            admin: Admin::default(),
+            install: Install::default(),
+            auth: Auth::default(),
+            limits: Limits::default(),
+            hosts: Hosts::default(),
+            runner: Runner::default(),
+            upstream: Upstream::default(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            hosts: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            admin: SocketAddr::from(([0, 0, 0, 0], 9443)),
+            hosts_tls: true,
+            trusted_proxies: Vec::new(),
+            control: "/run/codex-authd/control.sock".into(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { access: AdminAccess::Mtls }
+    }
+}
+
+impl Default for Install {
+    fn default() -> Self {
+        Self { token_ttl_seconds: 1800, codex_release_url: String::new() }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { min_token_length: 24 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            global_per_minute: 120,
+            auth_fail_count: 20,
+            auth_fail_window_seconds: 600,
+            auth_fail_block_seconds: 1800,
+        }
+    }
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self { inactivity_days: 30, insecure_window_seconds: 1800 }
+    }
+}
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            codex: "codex".into(),
+            timeout_seconds: 60,
+            egress: ["chatgpt.com:443", "auth.openai.com:443", "api.openai.com:443", "ab.chatgpt.com:443"]
+                .map(String::from)
+                .into(),
+            config_toml: String::new(),
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            token_url: "https://auth.openai.com/oauth/token".into(),
+            usage_url: "https://chatgpt.com/backend-api/wham/usage".into(),
+            releases_url: "https://api.github.com/repos/openai/codex/releases/latest".into(),
+            pricing_url: String::new(),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What happens without being asked for: telemetry to the records, changes of other nodes, certificate renewal, the
+//! newest release of Codex.
+//!
+//! Each job is a loop over its own interval that logs a failure and goes on; none holds anything that a crash loses.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::tls::Tls;
+use crate::config::Config;
+use crate::outside::Outside;
+use crate::service::Service;
+use crate::upstream::releases::Releases;
+
+const POLL: Duration = Duration::from_millis(250);
+const TELEMETRY: Duration = Duration::from_secs(1);
+const RENEWAL: Duration = Duration::from_secs(600);
+const RELEASES: Duration = Duration::from_secs(3 * 3600);
+
+pub struct Jobs(JoinSet<()>);
+
+impl Jobs {
+    /// Waits until every job has seen the stop.
+    pub async fn finish(mut self) {
+        while self.0.join_next().await.is_some() {}
+    }
+}
+
+pub fn start(
+    config: &Config,
+    service: Arc<Service>,
+    tls: Arc<Tls>,
+    outside: Arc<dyn Outside>,
+    stopping: watch::Receiver<bool>,
+) -> Jobs {
+    let mut jobs = JoinSet::new();
+    let resumed = service.clone();
+    jobs.spawn(async move { report("key_rotation", resumed.resume_rotation().await) });
+    let polled = service.clone();
+    jobs.spawn(every(POLL, stopping.clone(), move || {
+        let service = polled.clone();
+        async move { report("catch_up", service.catch_up().await) }
+    }));
+    let counted = service.clone();
+    jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
+        let service = counted.clone();
+        async move { flush(&service).await }
+    }));
+    jobs.spawn(every(RENEWAL, stopping.clone(), move || {
+        let (tls, now) = (tls.clone(), outside.now());
+        async move {
+            if tls.is_due(now) {
+                report("certificate_renewal", tls.reload());
+            }
+        }
+    }));
+    match Releases::new(&config.upstream.releases_url) {
+        Some(releases) => {
+            let releases = Arc::new(releases);
+            jobs.spawn(every(RELEASES, stopping, move || {
+                let (releases, service) = (releases.clone(), service.clone());
+                async move {
+                    match releases.newest().await {
+                        Ok(tag) => report("releases", service.note_client_release(&tag).await),
+                        Err(error) => log::info!(event = "releases_failed", cause:% = error; "the newest release of Codex could not be asked for"),
+                    }
+                }
+            }));
+        }
+        None => log::info!(event = "releases_off"; "upstream is not asked for releases"),
+    }
+    Jobs(jobs)
+}
+
+/// Moves what was counted to the records.
+pub async fn flush(service: &Service) {
+    report("telemetry", service.gather_telemetry().await);
+    report("outbox", service.drain_outbox().await);
+}
+
+async fn every<F, W>(period: Duration, mut stopping: watch::Receiver<bool>, mut work: F)
+where
+    F: FnMut() -> W,
+    W: Future<Output = ()>,
+{
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stopped(&mut stopping) => return,
+            _ = ticks.tick() => work().await,
+        }
+    }
+}
+
+/// Waits for the stop. An error means that the sender is gone: then it is time to stop as well.
+pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+fn report<E: std::fmt::Debug + std::fmt::Display>(job: &str, outcome: Result<(), E>) {
+    if let Err(error) = outcome {
+        log::warn!(event = "job_failed", job, cause:? = error; "a background job failed and will be tried again: {error}");
+    }
+}

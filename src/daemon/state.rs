@@ -1,0 +1,132 @@
+//! The state directory: locked, opened, unlocked.
+//!
+//! ```text
+//! state_dir/            0700
+//!   daemon.lock         held while a daemon (or an offline command) runs; holds its process id
+//!   master.key          0600, unless systemd brings it as a credential
+//!   records/            the embedded store
+//!   hot/                hot state and the outbox
+//!   pki/server-ca.crt   what hosts trust          } written from the records on every start
+//!   pki/client-ca.crt   what signs admins         }
+//!   listen.json         the bound addresses
+//! ```
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::config::Config;
+use crate::hot::throttle::{Limits, Throttle};
+use crate::hot::{Hot, HotError};
+use crate::outside::Outside;
+use crate::records::embedded::Embedded;
+use crate::records::{Records, RecordsError};
+use crate::service::boot::{self, Secrets};
+use crate::service::{Parts, Policy, Service, ServiceError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("cannot use the state directory {}: {cause}", path.display())]
+    Directory { path: PathBuf, cause: std::io::Error },
+    #[error("the state directory {} is in use by process {holder}; stop that one first, or choose another state_dir", path.display())]
+    InUse { path: PathBuf, holder: String },
+    #[error("cannot open the records: {0}")]
+    Records(#[from] RecordsError),
+    #[error("cannot open hot state: {0}; it holds nothing but unsent telemetry: move {path} away to go on without it", path = .1.display())]
+    Hot(HotError, PathBuf),
+    #[error("cannot unlock the secrets: {}", super::cause_of(.0))]
+    Unlock(ServiceError),
+}
+
+pub struct State {
+    pub secrets: Arc<Secrets>,
+    records: Arc<dyn Records>,
+    hot: Arc<Hot>,
+    throttle: Limits,
+    outside: Arc<dyn Outside>,
+    _lock: Arc<StateLock>,
+}
+
+impl State {
+    /// Opens the state of `config`; the first time, makes it.
+    pub async fn open(config: &Config, outside: Arc<dyn Outside>) -> Result<Self, StateError> {
+        let directory = &config.state_dir;
+        make_private(directory)?;
+        let lock = Arc::new(StateLock::take(directory)?);
+        let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.join("records"))?);
+        let hot_path = directory.join("hot");
+        let hot = Arc::new(Hot::open(&hot_path, &*outside).map_err(|error| StateError::Hot(error, hot_path))?);
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let secrets = boot::unlock(&*records, &directory.join("master.key"), credentials.as_deref(), &*outside)
+            .await
+            .map_err(StateError::Unlock)?;
+        let limits = &config.limits;
+        let throttle = Limits {
+            global_per_minute: limits.global_per_minute,
+            auth_fail_count: limits.auth_fail_count,
+            auth_fail_window_seconds: limits.auth_fail_window_seconds,
+            auth_fail_block_seconds: limits.auth_fail_block_seconds,
+        };
+        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, outside, _lock: lock })
+    }
+
+    pub async fn service(&self, policy: Policy) -> Result<Service, ServiceError> {
+        Service::new(Parts {
+            records: self.records.clone(),
+            hot: self.hot.clone(),
+            throttle: Throttle::new(self.throttle),
+            outside: self.outside.clone(),
+            policy,
+            secrets: self.secrets.clone(),
+        })
+        .await
+    }
+}
+
+/// A directory of our own that nobody else may look into.
+fn make_private(path: &Path) -> Result<(), StateError> {
+    let fail = |cause| StateError::Directory { path: path.to_path_buf(), cause };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
+    let mode = std::fs::metadata(path).map_err(fail)?.permissions().mode() & 0o777;
+    if mode != 0o700 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Held while this process uses the state directory. The kernel lets it go when the process ends, however it ends.
+struct StateLock(#[allow(dead_code)] Flock<File>); // Held, not read.
+
+impl StateLock {
+    fn take(directory: &Path) -> Result<Self, StateError> {
+        let path = directory.join("daemon.lock");
+        let fail = |cause| StateError::Directory { path: path.clone(), cause };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(fail)?;
+                Ok(Self(lock))
+            }
+            Err((mut file, _)) => {
+                let mut holder = String::new();
+                let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut holder));
+                let holder = match holder.trim() {
+                    "" => "(unknown)".into(),
+                    id => id.to_owned(),
+                };
+                Err(StateError::InUse { path: directory.to_path_buf(), holder })
+            }
+        }
+    }
+}

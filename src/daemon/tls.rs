@@ -1,0 +1,173 @@
+//! The certificate in force on both listeners: issued by our authority or brought by the operator, renewed and swapped
+//! while connections go on.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use time::OffsetDateTime;
+
+use super::DaemonError;
+use super::listen_file::{Bound, replace};
+use crate::config::Config;
+use crate::model::auth_document::DocumentRules;
+use crate::outside::Outside;
+use crate::pki::{
+    self, LiveConfig, PkiError, ServerIdentity, ServerKey, ServerName, admin_config, issue_server_certificate,
+    names_for, server_config,
+};
+use crate::service::Policy;
+use crate::service::boot::Secrets;
+
+pub struct Tls {
+    own: Option<(std::path::PathBuf, std::path::PathBuf)>,
+    names: Vec<ServerName>,
+    secrets: Arc<Secrets>,
+    outside: Arc<dyn Outside>,
+    hosts: LiveConfig,
+    admin: LiveConfig,
+    in_force: Mutex<InForce>,
+}
+
+/// What the rest of the daemon needs to know of the certificate that hosts are shown.
+#[derive(Clone)]
+struct InForce {
+    pin: String,
+    renew_at: OffsetDateTime,
+}
+
+impl Tls {
+    pub fn new(
+        config: &Config,
+        bound: &Bound,
+        secrets: &Arc<Secrets>,
+        outside: Arc<dyn Outside>,
+    ) -> Result<Self, PkiError> {
+        let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
+        let names = names(config, bound)?;
+        let made = make(own.as_ref(), &names, secrets, &*outside)?;
+        Ok(Self {
+            own,
+            names,
+            secrets: secrets.clone(),
+            outside,
+            hosts: LiveConfig::new(made.hosts),
+            admin: LiveConfig::new(made.admin),
+            in_force: Mutex::new(made.in_force),
+        })
+    }
+
+    pub fn hosts(&self) -> LiveConfig {
+        self.hosts.clone()
+    }
+
+    pub fn admin(&self) -> LiveConfig {
+        self.admin.clone()
+    }
+
+    /// Reads the operator's certificate again, or issues ours anew, and puts it in force for new handshakes.
+    pub fn reload(&self) -> Result<(), PkiError> {
+        let made = make(self.own.as_ref(), &self.names, &self.secrets, &*self.outside)?;
+        self.hosts.swap(made.hosts);
+        self.admin.swap(made.admin);
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = made.in_force;
+        Ok(())
+    }
+
+    pub fn is_due(&self, now: OffsetDateTime) -> bool {
+        now >= self.in_force().renew_at
+    }
+
+    /// The certificates that operators hand around.
+    pub fn write_files(&self, state_dir: &Path) -> Result<(), DaemonError> {
+        let directory = state_dir.join("pki");
+        std::fs::create_dir_all(&directory).map_err(|cause| DaemonError::Write { path: directory.clone(), cause })?;
+        replace(&directory.join("server-ca.crt"), self.secrets.server_authority.certificate_pem().as_bytes())?;
+        replace(&directory.join("client-ca.crt"), self.secrets.client_authority.certificate_pem().as_bytes())
+    }
+
+    /// The use cases' share of the configuration and of the certificate.
+    pub fn policy(&self, config: &Config, bound: &Bound) -> Policy {
+        policy(config, bound, &self.secrets, config.listen.hosts_tls.then(|| self.in_force().pin))
+    }
+
+    fn in_force(&self) -> InForce {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The policy where nothing listens: what an offline command bakes is what the daemon would.
+pub fn offline_policy(
+    config: &Config,
+    bound: &Bound,
+    secrets: &Secrets,
+    outside: &dyn Outside,
+) -> Result<Policy, PkiError> {
+    let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
+    let pin = make(own.as_ref(), &names(config, bound)?, secrets, outside)?.in_force.pin;
+    Ok(policy(config, bound, secrets, config.listen.hosts_tls.then_some(pin)))
+}
+
+fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>) -> Policy {
+    let ours = config.listen.hosts_tls && !config.tls.is_own();
+    Policy {
+        base_url: base_url(config, bound),
+        trusted_ca_pem: if ours { secrets.server_authority.certificate_pem().to_owned() } else { String::new() },
+        server_pin: pin,
+        install_token_ttl: time::Duration::seconds(config.install.token_ttl_seconds.into()),
+        insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
+        codex_release_url: config.install.codex_release_url.clone(),
+        document_rules: DocumentRules { min_token_length: config.auth.min_token_length },
+    }
+}
+
+/// `public_base_url`, or what comes nearest to it: the address that was bound, the machine's name for "all of them".
+fn base_url(config: &Config, bound: &Bound) -> String {
+    if !config.public_base_url.is_empty() {
+        return config.public_base_url.clone();
+    }
+    let scheme = if config.listen.hosts_tls { "https" } else { "http" };
+    if !bound.hosts.ip().is_unspecified() {
+        return format!("{scheme}://{}", bound.hosts);
+    }
+    let name = pki::names::local_names().ok().and_then(|(name, _)| name).unwrap_or_else(|| "localhost".into());
+    format!("{scheme}://{name}:{}", bound.hosts.port())
+}
+
+fn names(config: &Config, bound: &Bound) -> Result<Vec<ServerName>, PkiError> {
+    let (hostname, addresses) = pki::names::local_names()?;
+    let base = config.public_base_url.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
+    let authority = base.split('/').next().unwrap_or_default();
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok(names_for((!host.is_empty()).then_some(host), hostname.as_deref(), &addresses, bound.hosts))
+}
+
+struct Made {
+    hosts: rustls::ServerConfig,
+    admin: rustls::ServerConfig,
+    in_force: InForce,
+}
+
+/// Admins always see our own certificate: their trust comes from the same place as their own.
+fn make(
+    own: Option<&(std::path::PathBuf, std::path::PathBuf)>,
+    names: &[ServerName],
+    secrets: &Secrets,
+    outside: &dyn Outside,
+) -> Result<Made, PkiError> {
+    let now = outside.now();
+    let key = ServerKey::from_pkcs8(&secrets.server_key)?;
+    let certificate = issue_server_certificate(&secrets.server_authority, &key, names, now, outside)?;
+    let ours = ServerIdentity::issued(&certificate, &key)?;
+    let admin = admin_config(&ours, &[secrets.client_authority.certificate_pem()])?;
+    let theirs = own.map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
+    let shown = theirs.as_ref().unwrap_or(&ours);
+    Ok(Made {
+        hosts: server_config(shown)?,
+        admin,
+        in_force: InForce { pin: shown.spki_pin().to_owned(), renew_at: certificate.renew_at() },
+    })
+}

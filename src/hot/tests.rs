@@ -1,0 +1,357 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::outside::System;
+use crate::records::conformance::{at, fqdn, ip, new_canonical, registration, replaced, sealed, seen, token};
+use crate::records::embedded::Embedded;
+use crate::records::{Host, HostChange, Records};
+
+fn open(dir: &tempfile::TempDir) -> Hot {
+    Hot::open(&dir.path().join("hot"), &System).unwrap()
+}
+
+fn records(dir: &tempfile::TempDir) -> Embedded {
+    Embedded::open(&dir.path().join("records")).unwrap()
+}
+
+async fn follow(hot: &Hot, records: &Embedded) {
+    hot.apply(&records.changes_since(hot.epoch()).await.unwrap()).unwrap();
+    assert_eq!(hot.epoch(), records.epoch().await.unwrap());
+}
+
+fn key(tag: &str) -> Digest {
+    registration(1, "h.test", tag).key_digest
+}
+
+fn host(id: u64, tag: &str) -> Host {
+    let registration = registration(id, &format!("h{id}.test"), tag);
+    Host {
+        id: registration.id,
+        fqdn: registration.fqdn,
+        key_digest: registration.key_digest,
+        imported_key_digest: None,
+        api_key: registration.api_key,
+        rules: crate::model::host::HostRules {
+            secure: true,
+            allow_roaming_ips: false,
+            bound_ip: None,
+            insecure_enabled_until: None,
+            insecure_grace_until: None,
+        },
+        created_at: at(0),
+        updated_at: at(0),
+        removed_at: None,
+    }
+}
+
+fn changes(epoch: u64, hosts: Vec<Host>) -> Changes {
+    Changes { epoch: Epoch(epoch), hosts, ..Changes::default() }
+}
+
+#[tokio::test]
+async fn what_the_records_hold_is_found_here_and_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(&dir);
+    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let version = replaced(records.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    {
+        let hot = open(&dir);
+        assert_eq!((hot.epoch(), hot.canonical()), (Epoch(0), None));
+        assert!(!hot.settings().api_disabled);
+        follow(&hot, &records).await;
+    }
+    let hot = open(&dir);
+    assert_eq!(hot.epoch(), records.epoch().await.unwrap());
+    let host = hot.host_by_key(&key("a")).unwrap().unwrap();
+    assert_eq!((host.id, host.fqdn.as_str(), &host.api_key), (HostId(1), "h1.test", &sealed(1, "key a")));
+    assert!(Arc::ptr_eq(&host, &hot.host_by_id(HostId(1)).unwrap().unwrap()));
+    assert_eq!(hot.canonical().as_deref(), Some(&version));
+    assert!(hot.settings().api_disabled);
+    assert_eq!(hot.install_token(&token("a")).unwrap().unwrap().host, HostId(1));
+    assert!(hot.host_by_key(&key("b")).unwrap().is_none());
+    assert!(hot.host_by_id(HostId(2)).unwrap().is_none());
+    assert_eq!(hot.install_token(&token("b")).unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_replaced_or_removed_key_is_gone_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hot, records) = (open(&dir), records(&dir));
+    for called_before in [true, false] {
+        let (first, second) = (format!("{called_before} 1"), format!("{called_before} 2"));
+        let id = 1 + u64::from(called_before);
+        let name = format!("h{id}.test");
+        records.register_host(&registration(id, &name, &first)).await.unwrap();
+        follow(&hot, &records).await;
+        if called_before {
+            assert!(hot.host_by_key(&key(&first)).unwrap().is_some());
+        }
+        records.register_host(&registration(id, &name, &second)).await.unwrap();
+        follow(&hot, &records).await;
+        assert!(hot.host_by_key(&key(&first)).unwrap().is_none());
+        assert_eq!(hot.install_token(&token(&first)).unwrap().unwrap().revoked_at, Some(at(0)));
+        if called_before {
+            assert!(hot.host_by_key(&key(&second)).unwrap().is_some());
+        }
+        records.remove_host(HostId(id), at(1)).await.unwrap();
+        follow(&hot, &records).await;
+        assert!(hot.host_by_key(&key(&second)).unwrap().is_none());
+        assert!(hot.host_by_id(HostId(id)).unwrap().is_none());
+    }
+}
+
+#[test]
+fn an_imported_host_is_found_by_either_key_until_it_gets_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    let imported = Host { imported_key_digest: Some(key("imported")), ..host(1, "a") };
+    hot.apply(&changes(1, vec![imported])).unwrap();
+    let by_key = hot.host_by_key(&key("a")).unwrap().unwrap();
+    let by_imported = hot.host_by_key(&key("imported")).unwrap().unwrap();
+    assert!(Arc::ptr_eq(&by_key, &by_imported));
+    hot.apply(&changes(2, vec![host(1, "b")])).unwrap();
+    assert!(hot.host_by_key(&key("a")).unwrap().is_none());
+    assert!(hot.host_by_key(&key("imported")).unwrap().is_none());
+    assert_eq!(hot.host_by_key(&key("b")).unwrap().unwrap().id, HostId(1));
+    assert_eq!(hot.data.scan(hosts::KEY).count(), 1, "nothing is left of the old ones");
+}
+
+#[test]
+fn changes_may_be_applied_twice_and_overtaken_ones_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    hot.apply(&changes(5, vec![host(1, "old")])).unwrap();
+    for _ in 0..2 {
+        hot.apply(&changes(9, vec![host(1, "new")])).unwrap();
+    }
+    hot.apply(&changes(5, vec![host(1, "old")])).unwrap();
+    assert_eq!(hot.epoch(), Epoch(9));
+    assert!(hot.host_by_key(&key("old")).unwrap().is_none());
+    assert!(hot.host_by_key(&key("new")).unwrap().is_some());
+}
+
+/// A host that is just being loaded must not come back with the key it had before.
+#[test]
+fn no_race_brings_a_replaced_key_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut round = 0u64;
+                while !stop.load(Ordering::SeqCst) {
+                    round += 1;
+                    for id in 1..=4 {
+                        drop(hot.host_by_key(&key(&format!("{id} {}", round % 300))).unwrap());
+                        drop(hot.host_by_id(HostId(id)).unwrap());
+                    }
+                }
+            });
+        }
+        let last = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for epoch in 1..300u64 {
+                let id = epoch % 4 + 1;
+                // Removed and made again, so that it is out of the map and loaded afresh each time.
+                let gone = Host { removed_at: Some(at(1)), ..host(id, &format!("{id} {}", epoch.saturating_sub(4))) };
+                hot.apply(&changes(2 * epoch, vec![gone])).unwrap();
+                assert!(hot.host_by_id(HostId(id)).unwrap().is_none());
+                hot.apply(&changes(2 * epoch + 1, vec![host(id, &format!("{id} {epoch}"))])).unwrap();
+                let old = key(&format!("{id} {}", epoch.saturating_sub(4)));
+                assert!(epoch <= 4 || hot.host_by_key(&old).unwrap().is_none(), "epoch {epoch}");
+                let now = hot.host_by_id(HostId(id)).unwrap().unwrap();
+                assert!(Arc::ptr_eq(&now, &hot.host_by_key(&key(&format!("{id} {epoch}"))).unwrap().unwrap()));
+            }
+        }));
+        stop.store(true, Ordering::SeqCst);
+        last.unwrap();
+    });
+}
+
+#[tokio::test]
+async fn calls_are_counted_through_changes_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(&dir);
+    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    {
+        let hot = open(&dir);
+        follow(&hot, &records).await;
+        let host = hot.host_by_key(&key("a")).unwrap().unwrap();
+        assert_eq!(host.seen(at(1), Some("2026-11-21T12:00:00Z"), Some("0.63.0"), None), 1);
+        assert_eq!(host.seen(at(2), None, None, Some("2026.1")), 2);
+        records.change_host(HostId(1), &HostChange::default(), at(3)).await.unwrap();
+        follow(&hot, &records).await;
+        let changed = hot.host_by_key(&key("a")).unwrap().unwrap();
+        assert!(!Arc::ptr_eq(&host, &changed));
+        assert_eq!(changed.seen(at(4), None, None, None), 3);
+        assert_eq!(host.seen(at(5), None, None, None), 4, "who still holds the former state counts with it");
+
+        let expected = Telemetry::Seen {
+            host: HostId(1),
+            calls: 4,
+            last_seen: at(5),
+            last_refresh: Some("2026-11-21T12:00:00Z".into()),
+            client_version: Some("0.63.0".into()),
+            wrapper_version: Some("2026.1".into()),
+        };
+        let gathered = hot.gather_seen();
+        assert_eq!(gathered, [expected]);
+        assert_eq!(hot.gather_seen(), []);
+        assert_eq!(changed.seen(at(6), None, None, None), 5);
+        hot.outbox_append(gathered).await.unwrap();
+        hot.outbox_append(hot.gather_seen()).await.unwrap();
+    }
+    let hot = open(&dir);
+    let host = hot.host_by_key(&key("a")).unwrap().unwrap();
+    let activity = host.activity();
+    assert_eq!((activity.api_calls, activity.last_seen), (5, Some(at(6))));
+    assert_eq!(activity.client_version.as_deref(), Some("0.63.0"));
+    assert_eq!(host.seen(at(7), None, None, None), 6);
+}
+
+#[tokio::test]
+async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(&dir);
+    for id in [1, 2] {
+        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string())).await.unwrap();
+    }
+    records.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 40, 1, Some("0.1"))]).await.unwrap();
+    let hot = open(&dir);
+    follow(&hot, &records).await;
+    // One call came in before the records were asked.
+    let host = hot.host_by_key(&key("1")).unwrap().unwrap();
+    host.seen(at(2), None, None, None);
+    let lacking = hot.hosts_without_activity().unwrap();
+    assert_eq!(lacking, [HostId(1), HostId(2)]);
+    for id in lacking {
+        hot.set_activity(id, &records.activity(id).await.unwrap()).unwrap();
+    }
+    assert_eq!(hot.hosts_without_activity().unwrap(), []);
+    assert_eq!(host.seen(at(3), None, None, None), 42);
+    assert_eq!(hot.host_by_key(&key("2")).unwrap().unwrap().seen(at(3), None, None, None), 1);
+    hot.outbox_append(hot.gather_seen()).await.unwrap();
+    drop((host, hot));
+    assert_eq!(open(&dir).host_by_key(&key("1")).unwrap().unwrap().activity().api_calls, 42);
+}
+
+#[tokio::test]
+async fn the_outbox_keeps_its_order_and_its_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let batch = |calls| vec![seen(1, calls, 1, None)];
+    let node = {
+        let hot = open(&dir);
+        hot.outbox_append(Vec::new()).await.unwrap();
+        assert_eq!(hot.outbox_depth(), 0, "an empty batch is none");
+        for calls in 1..=300 {
+            hot.outbox_append(batch(calls)).await.unwrap();
+        }
+        hot.node()
+    };
+    let hot = open(&dir);
+    assert_eq!(hot.node(), node);
+    assert_eq!(hot.outbox_depth(), 300);
+    assert_eq!(hot.outbox_next(2).await.unwrap(), [(1, batch(1)), (2, batch(2))]);
+    let all: Vec<_> = hot.outbox_next(1000).await.unwrap().into_iter().map(|(number, _)| number).collect();
+    assert_eq!(all, (1..=300).collect::<Vec<_>>());
+    hot.outbox_forget(299).unwrap();
+    assert_eq!((hot.outbox_depth(), hot.outbox_next(9).await.unwrap()), (1, vec![(300, batch(300))]));
+    hot.outbox_forget(300).unwrap();
+    hot.outbox_forget(300).unwrap();
+    assert_eq!(hot.outbox_depth(), 0);
+    drop(hot);
+    let hot = open(&dir);
+    hot.outbox_append(batch(7)).await.unwrap();
+    assert_eq!(hot.outbox_next(9).await.unwrap(), [(301, batch(7))], "a number is never given twice");
+}
+
+#[tokio::test]
+async fn a_lost_directory_makes_a_new_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(&dir).node();
+    std::fs::remove_dir_all(dir.path().join("hot")).unwrap();
+    assert_ne!(open(&dir).node(), node);
+}
+
+#[tokio::test]
+async fn telemetry_is_in_the_records_once_however_often_it_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hot, records) = (open(&dir), records(&dir));
+    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    for _ in 0..3 {
+        hot.outbox_append(vec![seen(1, 2, 1, None)]).await.unwrap();
+    }
+    for _ in 0..2 {
+        for (number, batch) in hot.outbox_next(100).await.unwrap() {
+            records.append_telemetry(hot.node(), number, &batch).await.unwrap();
+        }
+    }
+    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 6);
+}
+
+#[tokio::test]
+async fn a_cache_of_other_records_is_dropped_and_the_outbox_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hot, records) = (open(&dir), records(&dir));
+    assert!(!hot.belongs_to("ours").unwrap());
+    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    replaced(records.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    follow(&hot, &records).await;
+    let host = hot.host_by_key(&key("a")).unwrap().unwrap();
+    host.seen(at(1), None, None, None);
+    hot.outbox_append(hot.gather_seen()).await.unwrap();
+    assert!(!hot.belongs_to("ours").unwrap());
+    assert_eq!(hot.epoch(), records.epoch().await.unwrap());
+
+    assert!(hot.belongs_to("others").unwrap());
+    assert_eq!((hot.epoch(), hot.canonical()), (Epoch(0), None));
+    assert!(!hot.settings().api_disabled);
+    assert!(hot.host_by_key(&key("a")).unwrap().is_none());
+    assert!(hot.host_by_id(HostId(1)).unwrap().is_none());
+    assert_eq!(hot.install_token(&token("a")).unwrap(), None);
+    assert_eq!(hot.outbox_depth(), 1);
+    drop(hot);
+    let hot = open(&dir);
+    assert!(!hot.belongs_to("others").unwrap());
+    assert_eq!((hot.epoch(), hot.canonical(), hot.outbox_depth()), (Epoch(0), None, 1));
+    assert!(hot.host_by_key(&key("a")).unwrap().is_none());
+    follow(&hot, &records).await;
+    assert_eq!(hot.host_by_key(&key("a")).unwrap().unwrap().fqdn, fqdn("h1.test"));
+}
+
+#[tokio::test]
+async fn long_expired_installer_tokens_are_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (hot, records) = (open(&dir), records(&dir));
+    for (id, tag, expires) in [(1, "a", 100), (2, "b", 200), (3, "c", 300)] {
+        let mut registration = registration(id, &format!("h{id}.test"), tag);
+        registration.token.expires_at = at(expires);
+        records.register_host(&registration).await.unwrap();
+    }
+    records.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    follow(&hot, &records).await;
+    assert_eq!(hot.purge_install_tokens(at(200)).unwrap(), 1);
+    let left = ["a", "b", "c"].map(|tag| hot.install_token(&token(tag)).unwrap().is_some());
+    assert_eq!(left, [false, true, true]);
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_that_the_disk_did_not_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let failing = Arc::new(AtomicBool::new(false));
+    let hot = Hot::on(Durable::open_on_failing_disk(dir.path(), Arc::clone(&failing)).unwrap(), &System).unwrap();
+    hot.outbox_append(vec![seen(1, 1, 1, None)]).await.unwrap();
+    failing.store(true, Ordering::SeqCst);
+    assert!(hot.outbox_append(vec![seen(1, 1, 1, None)]).await.is_err());
+    failing.store(false, Ordering::SeqCst);
+    assert!(!hot.healthy());
+    // Its number could be given again after a power cut, so it must not leave.
+    assert!(hot.outbox_next(9).await.is_err());
+    let depth = hot.outbox_depth();
+    assert!(hot.outbox_append(vec![seen(1, 1, 1, None)]).await.is_err());
+    assert_eq!(hot.outbox_depth(), depth);
+    assert!(hot.apply(&changes(1, vec![host(1, "a")])).is_err());
+    assert_eq!(hot.epoch(), Epoch(0));
+}

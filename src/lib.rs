@@ -1,0 +1,21 @@
+//! codex-authd keeps one canonical Codex `auth.json` and gives it to every host that may have it.
+//!
+//! The rooms, from the top of the house down; a room may use what stands below it, never above
+//! (docs/ARCHITECTURE.md walks through them).
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod durable;
+pub mod hot;
+pub mod listener;
+pub mod model;
+pub mod outside;
+pub mod pki;
+pub mod records;
+pub mod seal;
+pub mod service;
+pub mod upstream;

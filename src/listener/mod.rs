@@ -1,0 +1,88 @@
+//! How connections come in: TLS for hosts and admins, plain TCP behind a proxy, the control socket.
+//!
+//! These are poem `Acceptor`s of our own, because poem's hide the client certificate from handlers, let a silent client
+//! wait for ever, and spin when the process has no file descriptors left. Who is at the other end travels in the *local*
+//! address of a request ([`client_fingerprint`], [`control_peer`]), so that the remote address stays the peer's.
+//!
+//! This module admits connections; it must not know what a request may do, nor which certificates are revoked. It stores
+//! nothing but the control socket's file, which a crash leaves behind and the next start removes.
+
+mod accept;
+mod control;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+pub use accept::Counters;
+pub use control::{ControlAcceptor, ControlError, Peer};
+pub use tcp::{PlainAcceptor, TlsAcceptor};
+
+use std::time::Duration;
+
+use poem::Addr;
+use poem::Request;
+use poem::web::LocalAddr;
+
+use crate::model::digest::Digest;
+
+const FINGERPRINT: &str = "mtls-sha256";
+const CONTROL_PEER: &str = "control-peer";
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the accepted connection to the finished handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes in progress at once. Beyond it connections wait in the kernel's queue; none is dropped.
+    pub max_handshakes: usize,
+    /// How long to wait after the system refused to accept (no file descriptors left, say) before asking again.
+    pub accept_pause: Duration,
+    /// Such refusals are logged once in this time.
+    pub report_every: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            max_handshakes: 1024,
+            accept_pause: Duration::from_millis(100),
+            report_every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// SHA-256 of the client certificate that was verified in the handshake of the request's connection.
+pub fn client_fingerprint(request: &Request) -> Option<Digest> {
+    fingerprint_in(request.local_addr())
+}
+
+/// Who opened the control connection that the request came by, as the kernel says.
+pub fn control_peer(request: &Request) -> Option<Peer> {
+    peer_in(request.local_addr())
+}
+
+fn fingerprint_in(address: &LocalAddr) -> Option<Digest> {
+    match &address.0 {
+        Addr::Custom(FINGERPRINT, hex) => hex.parse().ok(),
+        _ => None,
+    }
+}
+
+fn fingerprint_address(fingerprint: Digest) -> LocalAddr {
+    LocalAddr(Addr::custom(FINGERPRINT, fingerprint.to_string()))
+}
+
+fn peer_in(address: &LocalAddr) -> Option<Peer> {
+    match &address.0 {
+        Addr::Custom(CONTROL_PEER, text) => {
+            let (uid, pid) = text.split_once(':')?;
+            Some(Peer { uid: uid.parse().ok()?, pid: pid.parse().ok()? })
+        }
+        _ => None,
+    }
+}
+
+/// The local address of a connection from `peer`.
+pub fn peer_address(peer: Peer) -> LocalAddr {
+    LocalAddr(Addr::custom(CONTROL_PEER, format!("{}:{}", peer.uid, peer.pid)))
+}

@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    codex_authd::cli::main()
+}

@@ -1,0 +1,126 @@
+//! The auth document: a Codex `auth.json`, checked and brought into the canonical text that is hashed and served.
+//!
+//! The canonical text is the document as it was sent, written compactly: member order and the spelling of numbers stay,
+//! only the member `auths` is rewritten ([`targets`]). Its digest is the SHA-256 of exactly that text, so that a host can
+//! check what it was given with `sha256sum`.
+//!
+//! This room knows nothing of hosts, storage or HTTP: what it refuses it refuses with a path and a sentence.
+
+mod json;
+mod request;
+mod targets;
+mod token;
+
+use std::fmt;
+
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::model::digest::Digest;
+use crate::model::instant::Instant;
+use json::Node;
+
+pub use request::{RequestMembers, split_request, uploaded_text};
+pub use targets::Target;
+pub use token::DocumentRules;
+
+/// A document that may become, or is, the canonical one. `Debug` shows none of its secrets.
+#[derive(Clone)]
+pub struct AuthDocument {
+    text: Zeroizing<String>,
+    digest: Digest,
+    last_refresh: Instant,
+    targets: Vec<Target>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DocumentError {
+    /// Not JSON, or JSON that two readers could understand differently (duplicate members, unpaired surrogates) or that
+    /// is nested too deeply. The text says what is wrong and where, and quotes nothing of the document.
+    #[error("Invalid JSON payload")]
+    Json(String),
+    /// A member breaks a rule. `path` is where, as the wire names it (`auth.last_refresh`).
+    #[error("{path}: {message}")]
+    Field { path: String, message: String },
+}
+
+impl DocumentError {
+    fn field(path: impl Into<String>, message: impl fmt::Display) -> Self {
+        Self::Field { path: path.into(), message: message.to_string() }
+    }
+}
+
+impl AuthDocument {
+    /// Checks a document as it was sent and brings it into its canonical form. Of several faults the first is named, in
+    /// the order: JSON, `last_refresh`, `auths`, then target by target as they were sent.
+    pub fn parse(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
+        let mut members = top_level_members(text)?;
+        let last_refresh = last_refresh(&members)?;
+        last_refresh.check(now).map_err(|error| DocumentError::field(LAST_REFRESH, error))?;
+        let targets = targets::canonicalise(&mut members, rules)?;
+        let text = json::write(&Node::Object(members), text.len());
+        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets })
+    }
+
+    /// A document that was stored. Its text is taken as the canonical one, byte for byte, and the rules for what may be
+    /// sent (dates, tokens) are not applied again: they may have changed since.
+    pub fn from_canonical(text: impl Into<String>) -> Result<Self, DocumentError> {
+        let text = Zeroizing::new(text.into());
+        let members = top_level_members(&text)?;
+        let last_refresh = last_refresh(&members)?;
+        let targets = targets::read(&members)?;
+        drop(members);
+        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets })
+    }
+
+    /// The canonical text: what is hashed, sealed and served.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    pub fn last_refresh(&self) -> &Instant {
+        &self.last_refresh
+    }
+
+    /// The targets of `auths`, by name; never empty.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+}
+
+impl fmt::Debug for AuthDocument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthDocument")
+            .field("digest", &self.digest)
+            .field("last_refresh", &self.last_refresh)
+            .field("targets", &self.targets)
+            .finish_non_exhaustive()
+    }
+}
+
+const LAST_REFRESH: &str = "auth.last_refresh";
+
+fn top_level_members(text: &str) -> Result<json::Members<'_>, DocumentError> {
+    match json::read(text)? {
+        Node::Object(members) => Ok(members),
+        _ => Err(DocumentError::field("auth", "Auth payload is required")),
+    }
+}
+
+fn last_refresh(members: &json::Members<'_>) -> Result<Instant, DocumentError> {
+    match members.get("last_refresh") {
+        None | Some(Node::Null) => Err(DocumentError::field(LAST_REFRESH, "last_refresh is required")),
+        Some(Node::String(text)) if token::trim(text).is_empty() => {
+            Err(DocumentError::field(LAST_REFRESH, "last_refresh is required"))
+        }
+        Some(Node::String(text)) => Instant::parse(text).map_err(|error| DocumentError::field(LAST_REFRESH, error)),
+        Some(_) => Err(DocumentError::field(LAST_REFRESH, crate::model::instant::BadInstant::NotRfc3339)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! What a token must look like to be taken for a real one.
+
+/// What an operator can set about documents.
+#[derive(Clone, Copy, Debug)]
+pub struct DocumentRules {
+    /// Shortest token that is taken, in bytes. Below [`DocumentRules::FLOOR`] counts as the floor.
+    pub min_token_length: usize,
+}
+
+impl DocumentRules {
+    pub const FLOOR: usize = 8;
+}
+
+impl Default for DocumentRules {
+    fn default() -> Self {
+        Self { min_token_length: 24 }
+    }
+}
+
+const PLACEHOLDERS: [&str; 8] =
+    ["token", "newer-token", "placeholder", "changeme", "dummy", "test", "example", "example-token"];
+const MIN_DISTINCT_BYTES: usize = 6;
+
+/// Why a (trimmed) token is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadToken {
+    #[error("token is required")]
+    Missing,
+    #[error("token may not contain whitespace or newlines")]
+    Whitespace,
+    #[error("token too short (min {0} characters)")]
+    TooShort(usize),
+    #[error("token appears to be a placeholder value")]
+    Placeholder,
+    #[error("token is one character repeated")]
+    Repeated,
+    #[error("token has too few different characters (min {MIN_DISTINCT_BYTES})")]
+    TooUniform,
+}
+
+/// Checks a trimmed token; the first rule that it breaks is named.
+pub(super) fn check(token: &str, rules: &DocumentRules) -> Result<(), BadToken> {
+    let min_length = rules.min_token_length.max(DocumentRules::FLOOR);
+    if token.is_empty() {
+        return Err(BadToken::Missing);
+    }
+    if token.chars().any(char::is_whitespace) {
+        return Err(BadToken::Whitespace);
+    }
+    if token.len() < min_length {
+        return Err(BadToken::TooShort(min_length));
+    }
+    if PLACEHOLDERS.iter().any(|word| token.eq_ignore_ascii_case(word)) {
+        return Err(BadToken::Placeholder);
+    }
+    let first = token.chars().next();
+    if token.chars().all(|character| Some(character) == first) {
+        return Err(BadToken::Repeated);
+    }
+    let mut seen = [false; 256];
+    token.bytes().for_each(|byte| seen[usize::from(byte)] = true);
+    if seen.iter().filter(|seen| **seen).count() < MIN_DISTINCT_BYTES {
+        return Err(BadToken::TooUniform);
+    }
+    Ok(())
+}
+
+/// Cuts off blanks, tabs, line ends, vertical tabs and NULs: the space that the former service cut, so that both write
+/// the same canonical text. Wider kinds of space stay, and a token that has them is refused.
+pub(super) fn trim(text: &str) -> &str {
+    text.trim_matches([' ', '\t', '\n', '\r', '\0', '\x0b'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: DocumentRules = DocumentRules { min_token_length: 8 };
+
+    #[test]
+    fn the_first_broken_rule_is_named() {
+        for (token, reason) in [
+            ("", BadToken::Missing),
+            ("a b", BadToken::Whitespace),
+            ("Zk3vQ9xT1mB7\u{a0}rLp0sWc5yHd8", BadToken::Whitespace),
+            ("test", BadToken::TooShort(8)),
+            ("ééé", BadToken::TooShort(8)),
+            ("PlaceHolder", BadToken::Placeholder),
+            ("Example-Token", BadToken::Placeholder),
+            ("aaaaaaaaaa", BadToken::Repeated),
+            ("éééééé", BadToken::Repeated),
+            ("abcdeabcde", BadToken::TooUniform),
+        ] {
+            assert_eq!(check(token, &RULES), Err(reason), "{token:?}");
+        }
+        assert_eq!(check("abcdefab", &RULES), Ok(()));
+        assert_eq!(check("placeholder1", &RULES), Ok(()));
+    }
+
+    #[test]
+    fn the_shortest_length_can_be_set_but_not_below_the_floor() {
+        assert_eq!(check("abcdefg", &DocumentRules { min_token_length: 1 }), Err(BadToken::TooShort(8)));
+        assert_eq!(check("abcdefgh", &DocumentRules { min_token_length: 1 }), Ok(()));
+        let default = DocumentRules::default();
+        assert_eq!(check("abcdefghijklmnopqrstuvw", &default), Err(BadToken::TooShort(24)));
+        assert_eq!(check("abcdefghijklmnopqrstuvwx", &default), Ok(()));
+    }
+}

@@ -1,0 +1,151 @@
+//! Hosts: who they are, and what holds for them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::outside::{Outside, random};
+
+/// A host's number: random, 53 bits, never 0, so that it is exact in every JSON reader. Made by the application, so that
+/// a retried insert is harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HostId(pub u64);
+
+impl HostId {
+    pub fn new(outside: &dyn Outside) -> Self {
+        Self((u64::from_be_bytes(random(outside)) >> 11).max(1))
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A host's name: 1 to 253 bytes, labels of 1 to 63 ASCII letters, digits, `-` or `_`, neither beginning nor ending with
+/// `-`; kept in lower case. A single label (`laptop`) is a name too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Fqdn(String);
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadFqdn {
+    #[error("fqdn is required")]
+    Empty,
+    #[error(
+        "fqdn must be a host name: letters, digits, '-' and '_' in labels of at most 63, separated by dots, 253 in all"
+    )]
+    Malformed,
+}
+
+impl Fqdn {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Fqdn {
+    type Err = BadFqdn;
+
+    fn from_str(text: &str) -> Result<Self, BadFqdn> {
+        let name = text.trim().to_ascii_lowercase();
+        if name.is_empty() {
+            return Err(BadFqdn::Empty);
+        }
+        let label_is_good = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if name.len() > 253 || !name.split('.').all(label_is_good) {
+            return Err(BadFqdn::Malformed);
+        }
+        Ok(Self(name))
+    }
+}
+
+impl TryFrom<String> for Fqdn {
+    type Error = BadFqdn;
+
+    fn try_from(text: String) -> Result<Self, BadFqdn> {
+        text.parse()
+    }
+}
+
+impl From<Fqdn> for String {
+    fn from(fqdn: Fqdn) -> Self {
+        fqdn.0
+    }
+}
+
+impl fmt::Display for Fqdn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What decides whether a host is served. Changed by admins and by the first contact only, never by telemetry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRules {
+    /// `false`: a shared or untrusted machine, served only while its window is open.
+    pub secure: bool,
+    /// A call from another address binds the host to that address instead of being refused.
+    pub allow_roaming_ips: bool,
+    /// The first address the key was used from; `None` until then. A v4-mapped address is its v4.
+    pub bound_ip: Option<IpAddr>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub insecure_enabled_until: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub insecure_grace_until: Option<OffsetDateTime>,
+}
+
+/// What a host was last seen with: telemetry, gathered in hot state and written to the records in batches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostActivity {
+    pub api_calls: u64,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_seen: Option<OffsetDateTime>,
+    /// `last_refresh` of the canonical document this host last had in hand.
+    pub last_refresh: Option<String>,
+    pub client_version: Option<String>,
+    pub wrapper_version: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_kept_in_lower_case() {
+        assert_eq!("H1.Example.test ".parse::<Fqdn>().map(String::from), Ok("h1.example.test".into()));
+        assert_eq!("laptop".parse::<Fqdn>().map(String::from), Ok("laptop".into()));
+    }
+
+    #[test]
+    fn names_that_are_none_are_refused() {
+        assert_eq!("  ".parse::<Fqdn>(), Err(BadFqdn::Empty));
+        for text in [
+            "a..b",
+            ".a",
+            "a.",
+            "-a",
+            "a-",
+            "a b",
+            "a'b",
+            "$(id)",
+            "a\nb",
+            "ä.test",
+            "a;b",
+            &"a".repeat(64),
+            &"a.".repeat(127),
+        ] {
+            assert_eq!(text.parse::<Fqdn>(), Err(BadFqdn::Malformed), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Pure types and rules: the auth document, hosts, digests, versions. No I/O, no clock: time is a parameter.
+
+pub mod auth_document;
+pub mod digest;
+pub mod host;
+pub mod instant;
+pub mod secret;
+pub mod version;

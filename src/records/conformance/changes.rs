@@ -1,0 +1,159 @@
+use std::collections::{HashMap, HashSet};
+
+use super::*;
+
+pub async fn settings_are_kept(store: Store) {
+    assert_eq!(store.settings().await.unwrap(), Settings::default());
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    assert_eq!(store.settings().await.unwrap(), Settings { api_disabled: true, ..Settings::default() });
+}
+
+pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
+    let mut last = store.epoch().await.unwrap();
+    for step in 0..8 {
+        match step {
+            0 => drop(store.register_host(&registration(1, "h1.test", "a")).await.unwrap()),
+            1 => drop(store.register_host(&registration(1, "h1.test", "b")).await.unwrap()),
+            2 => drop(store.change_host(HostId(1), &HostChange::default(), at(1)).await.unwrap()),
+            3 => drop(store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap()),
+            4 => drop(store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap()),
+            5 => drop(store.replace_canonical(None, &new_canonical("1")).await.unwrap()),
+            6 => store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap(),
+            _ => drop(store.remove_host(HostId(1), at(2)).await.unwrap()),
+        }
+        let now = store.epoch().await.unwrap();
+        assert!(now > last, "step {step}");
+        last = now;
+    }
+}
+
+pub async fn what_nodes_do_not_cache_leaves_the_epoch_alone(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    let epoch = store.epoch().await.unwrap();
+    store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 1, None)]).await.unwrap();
+    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.2"), at(2)).await.unwrap();
+    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await.unwrap();
+    store.replace_canonical(None, &new_canonical("2")).await.unwrap();
+    store.remove_host(HostId(9), at(2)).await.unwrap();
+    assert_eq!(store.epoch().await.unwrap(), epoch);
+}
+
+pub async fn only_what_changed_is_told(store: Store) {
+    for number in 1..=3 {
+        store.register_host(&registration(number, &format!("h{number}.test"), &number.to_string())).await.unwrap();
+    }
+    replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+
+    let all = store.changes_since(Epoch(0)).await.unwrap();
+    assert_eq!((all.hosts.len(), all.install_tokens.len()), (3, 3));
+    assert_eq!(all.canonical, store.canonical().await.unwrap());
+    assert_eq!(all.settings, Some(Settings { api_disabled: true, ..Settings::default() }));
+    assert_eq!(all.epoch, store.epoch().await.unwrap());
+
+    let none = store.changes_since(all.epoch).await.unwrap();
+    assert!(is_empty(&none), "{none:?}");
+    assert_eq!(none.epoch, all.epoch);
+
+    store.change_host(HostId(2), &HostChange::default(), at(1)).await.unwrap();
+    store.change_host(HostId(2), &HostChange::default(), at(2)).await.unwrap();
+    let one = store.changes_since(all.epoch).await.unwrap();
+    assert_eq!(one.hosts, [store.host(HostId(2)).await.unwrap().unwrap()], "each once, as it is now");
+    assert!(one.install_tokens.is_empty() && one.canonical.is_none() && one.settings.is_none());
+
+    store.redeem_install_token(&token("3"), at(1), ip("192.0.2.1")).await.unwrap();
+    let spent = store.changes_since(one.epoch).await.unwrap();
+    assert!(spent.hosts.is_empty());
+    assert_eq!(spent.install_tokens.len(), 1);
+    assert!(spent.install_tokens[0].redeemed_at.is_some());
+
+    store.remove_host(HostId(1), at(3)).await.unwrap();
+    let gone = store.changes_since(spent.epoch).await.unwrap();
+    assert_eq!(
+        gone.hosts.iter().map(|host| (host.id, host.removed_at)).collect::<Vec<_>>(),
+        [(HostId(1), Some(at(3)))]
+    );
+    assert_eq!(gone.install_tokens.iter().map(|told| told.revoked_at).collect::<Vec<_>>(), [Some(at(3))]);
+
+    let present = store.canonical().await.unwrap().unwrap();
+    let place = Place::new("auth_payloads", "body", present.id);
+    store.reseal(&place, &present.body, &sealed(2, "new")).await.unwrap();
+    let resealed = store.changes_since(gone.epoch).await.unwrap();
+    assert_eq!(resealed.canonical.unwrap().body, sealed(2, "new"));
+    assert!(resealed.hosts.is_empty());
+
+    let ahead = store.changes_since(Epoch(u64::MAX)).await.unwrap();
+    assert!(is_empty(&ahead));
+    assert_eq!(ahead.epoch, store.epoch().await.unwrap(), "so that a node sees it is ahead");
+}
+
+pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
+    let follower = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            let mut epoch = Epoch(0);
+            let mut hosts = HashMap::new();
+            let mut tokens = HashMap::new();
+            let mut canonical = None;
+            let mut told = 0;
+            loop {
+                let changes = store.changes_since(epoch).await.unwrap();
+                assert!(changes.epoch >= epoch);
+                assert!(changes.epoch > epoch || is_empty(&changes), "what is told is told with a new epoch");
+                told += changes.hosts.len();
+                let ids: HashSet<_> = changes.hosts.iter().map(|host| host.id).collect();
+                assert_eq!(ids.len(), changes.hosts.len(), "each row once");
+                hosts.extend(changes.hosts.into_iter().map(|host| (host.id, host)));
+                tokens.extend(changes.install_tokens.into_iter().map(|token| (token.digest, token)));
+                canonical = changes.canonical.or(canonical);
+                assert!(
+                    hosts.values().all(|host: &Host| tokens.contains_key(&keys_token(host))),
+                    "a host is told together with the token that was made with its key"
+                );
+                epoch = changes.epoch;
+                if changes.settings.is_some() {
+                    return (hosts, tokens, canonical, told);
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    race(8, |number| {
+        let store = Arc::clone(&store);
+        async move {
+            for round in 0..20 {
+                let id = number as u64 + 1;
+                let tag = format!("{number}.{round}");
+                store.register_host(&registration(id, &format!("h{id}.test"), &tag)).await.unwrap();
+                store.redeem_install_token(&token(&tag), at(1), ip("192.0.2.1")).await.unwrap();
+                store.replace_canonical((round > 0).then_some(round), &new_canonical(&tag)).await.unwrap();
+            }
+        }
+    })
+    .await;
+    // The end is told through what is followed, so that the follower has seen all before it.
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    let (hosts, tokens, canonical, told) = follower.await.unwrap();
+    let all = store.changes_since(Epoch(0)).await.unwrap();
+    assert_eq!(hosts, all.hosts.into_iter().map(|host| (host.id, host)).collect());
+    assert_eq!(tokens.len(), 160);
+    assert_eq!(tokens, all.install_tokens.into_iter().map(|token| (token.digest, token)).collect());
+    assert_eq!(canonical, all.canonical);
+    assert!(told <= 160, "a host is told at most once for each change of it");
+}
+
+/// The token of the registration that gave the host its present key.
+fn keys_token(host: &Host) -> Digest {
+    let mut tags = (0..20).map(|round| format!("{}.{round}", host.id.0 - 1));
+    token(&tags.find(|tag| registration(1, "h.test", tag).key_digest == host.key_digest).unwrap())
+}
+
+fn is_empty(changes: &Changes) -> bool {
+    changes.hosts.is_empty()
+        && changes.install_tokens.is_empty()
+        && changes.canonical.is_none()
+        && changes.settings.is_none()
+}

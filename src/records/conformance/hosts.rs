@@ -1,0 +1,161 @@
+use super::*;
+
+pub async fn a_new_host_has_the_rules_it_was_registered_with(store: Store) {
+    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert_eq!(host.id, HostId(1));
+    assert!(host.rules.secure);
+    assert!(!host.rules.allow_roaming_ips);
+    assert_eq!((host.rules.bound_ip, host.imported_key_digest, host.removed_at), (None, None, None));
+    assert_eq!((host.created_at, host.updated_at), (at(0), at(0)));
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), host);
+    assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap().unwrap(), host);
+    assert_eq!(store.host(HostId(2)).await.unwrap(), None);
+    assert_eq!(store.host_by_name(&fqdn("h2.test")).await.unwrap(), None);
+
+    let insecure =
+        Registration { secure: Some(false), insecure_enabled_until: Some(at(600)), ..registration(2, "h2.test", "b") };
+    let host = store.register_host(&insecure).await.unwrap();
+    assert!(!host.rules.secure);
+    assert_eq!(host.rules.insecure_enabled_until, Some(at(600)));
+}
+
+pub async fn a_name_registered_again_keeps_its_id_and_gets_a_new_key(store: Store) {
+    let insecure =
+        Registration { secure: Some(false), insecure_enabled_until: Some(at(9)), ..registration(1, "h1.test", "a") };
+    store.register_host(&insecure).await.unwrap();
+    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap();
+    let again = store.register_host(&Registration { at: at(5), ..registration(1, "h1.test", "b") }).await.unwrap();
+    assert_eq!(again.id, HostId(1));
+    assert_eq!(again.key_digest, registration(1, "h1.test", "b").key_digest);
+    assert_eq!(again.api_key, registration(1, "h1.test", "b").api_key);
+    assert_eq!(again.imported_key_digest, None);
+    assert_eq!((again.created_at, again.updated_at), (at(0), at(5)));
+    assert!(!again.rules.secure, "`secure: None` leaves the rule as it is");
+    assert_eq!(again.rules.insecure_enabled_until, Some(at(9)));
+    assert_eq!(again.rules.bound_ip, None, "the new key is bound to its own first address");
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), again);
+    assert_eq!(store.hosts().await.unwrap(), [again]);
+
+    let secure = Registration { secure: Some(true), ..registration(1, "h1.test", "c") };
+    let again = store.register_host(&secure).await.unwrap();
+    assert!(again.rules.secure);
+    assert_eq!(again.rules.insecure_enabled_until, None);
+}
+
+pub async fn registering_for_another_id_changes_nothing(store: Store) {
+    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let epoch = store.epoch().await.unwrap();
+    let answer = store.register_host(&registration(2, "h1.test", "b")).await.unwrap();
+    assert_eq!(answer, first, "the host as it was, so that the caller can seal for its id");
+    assert_eq!(store.epoch().await.unwrap(), epoch);
+    assert_eq!(store.host(HostId(2)).await.unwrap(), None);
+    let redemption = store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap();
+    assert_eq!(redemption, Redemption::Unknown);
+    let redemption = store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    assert!(matches!(redemption, Redemption::Redeemed { .. }));
+}
+
+pub async fn a_registration_done_twice_is_done_once(store: Store) {
+    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    let again = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert_eq!(again, first);
+    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await.unwrap();
+    assert_eq!(redemption, Redemption::AlreadyUsed, "a repeated call must not bring a spent token back to life");
+
+    // A repeated call that arrives late does not undo what came after it.
+    let later = store.register_host(&registration(1, "h1.test", "b")).await.unwrap();
+    assert_eq!(store.register_host(&registration(1, "h1.test", "a")).await.unwrap(), later);
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), later);
+}
+
+pub async fn a_taken_id_is_never_given_to_another_name(store: Store) {
+    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert!(store.register_host(&registration(1, "h2.test", "b")).await.is_err());
+    assert_eq!(store.hosts().await.unwrap(), [first]);
+    store.remove_host(HostId(1), at(1)).await.unwrap();
+    assert!(store.register_host(&registration(1, "h1.test", "c")).await.is_err(), "a removed host stays removed");
+    assert_eq!(store.hosts().await.unwrap(), []);
+}
+
+pub async fn racing_registrations_of_one_name_make_one_host(store: Store) {
+    let answers = race(20, |number| {
+        let store = Arc::clone(&store);
+        async move { store.register_host(&registration(number as u64 + 1, "h1.test", &number.to_string())).await }
+    })
+    .await;
+    let hosts = store.hosts().await.unwrap();
+    assert_eq!(hosts.len(), 1);
+    for answer in answers {
+        assert_eq!(answer.unwrap(), hosts[0]);
+    }
+}
+
+pub async fn hosts_are_listed_by_name_without_the_removed(store: Store) {
+    for (id, name) in [(7, "c.test"), (3, "a.test"), (9, "b.test"), (1, "d.test")] {
+        store.register_host(&registration(id, name, name)).await.unwrap();
+    }
+    store.remove_host(HostId(9), at(1)).await.unwrap();
+    let names: Vec<_> = store.hosts().await.unwrap().into_iter().map(|host| host.fqdn.to_string()).collect();
+    assert_eq!(names, ["a.test", "c.test", "d.test"]);
+}
+
+pub async fn a_removed_host_is_gone_and_its_name_free(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let removed = store.remove_host(HostId(1), at(9)).await.unwrap().unwrap();
+    assert_eq!(removed.removed_at, Some(at(9)));
+    assert_eq!(store.remove_host(HostId(1), at(10)).await.unwrap(), None);
+    assert_eq!(store.host(HostId(1)).await.unwrap(), None);
+    assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap(), None);
+    assert_eq!(store.change_host(HostId(1), &HostChange::default(), at(10)).await.unwrap(), None);
+    assert_eq!(store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(10)).await.unwrap(), None);
+    let successor = store.register_host(&registration(2, "h1.test", "b")).await.unwrap();
+    assert_eq!(successor.id, HostId(2));
+    assert_eq!(store.hosts().await.unwrap(), [successor]);
+}
+
+pub async fn rules_change_only_where_told(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let roam = HostChange { allow_roaming_ips: Some(true), bound_ip: Some(Some(ip("192.0.2.9"))), ..<_>::default() };
+    let host = store.change_host(HostId(1), &roam, at(3)).await.unwrap().unwrap();
+    assert!(host.rules.allow_roaming_ips);
+    assert_eq!((host.rules.bound_ip, host.updated_at), (Some(ip("192.0.2.9")), at(3)));
+    let window = HostChange {
+        insecure_enabled_until: Some(Some(at(100))),
+        insecure_grace_until: Some(Some(at(200))),
+        ..<_>::default()
+    };
+    let host = store.change_host(HostId(1), &window, at(4)).await.unwrap().unwrap();
+    assert!(host.rules.allow_roaming_ips);
+    assert_eq!(host.rules.insecure_enabled_until, Some(at(100)));
+    assert_eq!(host.rules.insecure_grace_until, Some(at(200)));
+    let unbind = HostChange { bound_ip: Some(None), insecure_enabled_until: Some(None), ..<_>::default() };
+    let host = store.change_host(HostId(1), &unbind, at(5)).await.unwrap().unwrap();
+    assert_eq!((host.rules.bound_ip, host.rules.insecure_enabled_until), (None, None));
+    assert_eq!(host.rules.insecure_grace_until, Some(at(200)));
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), host);
+    assert_eq!(store.change_host(HostId(2), &unbind, at(5)).await.unwrap(), None);
+}
+
+pub async fn racing_first_contacts_bind_one_address(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let answers = race(100, |number| {
+        let store = Arc::clone(&store);
+        async move { store.bind_ip_if_unbound(HostId(1), ip(&format!("192.0.2.{number}")), at(1)).await }
+    })
+    .await;
+    let bound = store.host(HostId(1)).await.unwrap().unwrap().rules.bound_ip;
+    assert!(bound.is_some());
+    for answer in answers {
+        assert_eq!(answer.unwrap(), bound);
+    }
+}
+
+pub async fn a_mapped_address_is_bound_as_its_v4(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let bound = store.bind_ip_if_unbound(HostId(1), ip("::ffff:192.0.2.1"), at(1)).await.unwrap();
+    assert_eq!(bound, Some(ip("192.0.2.1")));
+    let change = HostChange { bound_ip: Some(Some(ip("::ffff:192.0.2.2"))), ..<_>::default() };
+    let host = store.change_host(HostId(1), &change, at(2)).await.unwrap().unwrap();
+    assert_eq!(host.rules.bound_ip, Some(ip("192.0.2.2")));
+}

@@ -1,0 +1,68 @@
+use super::*;
+
+async fn redeem(store: &Store, tag: &str, when: i64) -> Redemption {
+    store.redeem_install_token(&token(tag), at(when), ip("192.0.2.1")).await.unwrap()
+}
+
+pub async fn two_hundred_racing_redemptions_redeem_once(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let answers = race(200, |_| {
+        let store = Arc::clone(&store);
+        async move { redeem(&store, "a", 1).await }
+    })
+    .await;
+    let redeemed = answers.iter().filter(|answer| matches!(answer, Redemption::Redeemed { .. })).count();
+    let used = answers.iter().filter(|answer| **answer == Redemption::AlreadyUsed).count();
+    assert_eq!((redeemed, used), (1, 199));
+}
+
+pub async fn a_spent_installer_token_is_gone(store: Store) {
+    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let Redemption::Redeemed { host: of, token } = redeem(&store, "a", 7).await else { panic!("not redeemed") };
+    assert_eq!(of, host);
+    assert_eq!((token.host, token.created_at, token.expires_at), (HostId(1), at(0), at(1800)));
+    assert_eq!(token.base_url, "https://auth.example.test:8443");
+    assert_eq!((token.redeemed_at, token.redeemed_from, token.revoked_at), (Some(at(7)), Some(ip("192.0.2.1")), None));
+    assert_eq!(redeem(&store, "a", 8).await, Redemption::AlreadyUsed);
+    assert_eq!(redeem(&store, "a", 99_999).await, Redemption::AlreadyUsed);
+}
+
+pub async fn an_expired_installer_token_is_refused(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert_eq!(redeem(&store, "a", 1800).await, Redemption::Expired);
+    assert_eq!(redeem(&store, "a", 1801).await, Redemption::Expired);
+    assert!(matches!(redeem(&store, "a", 1799).await, Redemption::Redeemed { .. }), "asking does not spend it");
+}
+
+pub async fn an_unknown_installer_token_is_unknown(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert_eq!(redeem(&store, "b", 1).await, Redemption::Unknown);
+}
+
+pub async fn registering_again_revokes_what_is_pending_and_nothing_else(store: Store) {
+    store.register_host(&registration(1, "h1.test", "spent")).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "other")).await.unwrap();
+    redeem(&store, "spent", 1).await;
+    store.register_host(&registration(1, "h1.test", "pending")).await.unwrap();
+    let epoch = store.epoch().await.unwrap();
+    store.register_host(&Registration { at: at(3), ..registration(1, "h1.test", "new") }).await.unwrap();
+
+    assert_eq!(redeem(&store, "pending", 4).await, Redemption::Unknown);
+    assert_eq!(redeem(&store, "spent", 4).await, Redemption::AlreadyUsed);
+    let told = store.changes_since(epoch).await.unwrap().install_tokens;
+    let revoked: Vec<_> = told.iter().filter(|told| told.revoked_at == Some(at(3))).map(|told| told.digest).collect();
+    assert_eq!(revoked, [token("pending")]);
+    assert!(matches!(redeem(&store, "new", 4).await, Redemption::Redeemed { .. }));
+    assert!(matches!(redeem(&store, "other", 4).await, Redemption::Redeemed { .. }));
+}
+
+pub async fn removing_a_host_kills_its_installer_tokens(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "b")).await.unwrap();
+    let epoch = store.epoch().await.unwrap();
+    store.remove_host(HostId(1), at(3)).await.unwrap();
+    assert_eq!(redeem(&store, "a", 4).await, Redemption::Unknown);
+    let told = store.changes_since(epoch).await.unwrap().install_tokens;
+    assert_eq!(told.iter().map(|told| (told.digest, told.revoked_at)).collect::<Vec<_>>(), [(token("a"), Some(at(3)))]);
+    assert!(matches!(redeem(&store, "b", 4).await, Redemption::Redeemed { .. }));
+}

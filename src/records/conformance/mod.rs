@@ -1,0 +1,200 @@
+//! The conformance suite of [`Records`]: every promise of the trait's documentation as a test of its own, against
+//! whatever a constructor makes. [`conformance_tests!`] gives one implementation all of them.
+//!
+//! A case gets an empty store and nothing else; it may not know what it runs on.
+
+mod canonical;
+mod changes;
+mod hosts;
+mod install_tokens;
+mod sealing;
+mod telemetry;
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use time::ext::NumericalDuration;
+use uuid::Uuid;
+
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostId};
+use crate::records::*;
+
+/// An empty store, and what must live as long as it.
+pub struct Fixture {
+    pub records: Arc<dyn Records>,
+    pub keep: Box<dyn Any + Send>,
+}
+
+/// `conformance_tests!(make)`, with `async fn make() -> Fixture`: the whole suite as tests of the module it stands in.
+macro_rules! conformance_tests {
+    ($make:path) => {
+        $crate::records::conformance::conformance_tests! {
+            @cases $make;
+            hosts: a_new_host_has_the_rules_it_was_registered_with;
+            hosts: a_name_registered_again_keeps_its_id_and_gets_a_new_key;
+            hosts: registering_for_another_id_changes_nothing;
+            hosts: a_registration_done_twice_is_done_once;
+            hosts: a_taken_id_is_never_given_to_another_name;
+            hosts: racing_registrations_of_one_name_make_one_host;
+            hosts: hosts_are_listed_by_name_without_the_removed;
+            hosts: a_removed_host_is_gone_and_its_name_free;
+            hosts: rules_change_only_where_told;
+            hosts: racing_first_contacts_bind_one_address;
+            hosts: a_mapped_address_is_bound_as_its_v4;
+            install_tokens: two_hundred_racing_redemptions_redeem_once;
+            install_tokens: a_spent_installer_token_is_gone;
+            install_tokens: an_expired_installer_token_is_refused;
+            install_tokens: an_unknown_installer_token_is_unknown;
+            install_tokens: registering_again_revokes_what_is_pending_and_nothing_else;
+            install_tokens: removing_a_host_kills_its_installer_tokens;
+            canonical: the_first_version_needs_that_there_is_none;
+            canonical: racing_replacements_make_one_version;
+            canonical: version_numbers_have_no_gap_under_racing_writers;
+            canonical: a_retried_replacement_answers_as_it_did_then;
+            canonical: every_version_is_kept_and_the_newest_comes_first;
+            canonical: a_large_body_comes_back_whole;
+            sealing: what_the_first_boot_makes_is_written_once;
+            sealing: racing_first_boots_have_one_winner;
+            sealing: data_keys_are_added_once_and_listed;
+            sealing: a_data_key_in_use_or_the_highest_stays;
+            sealing: every_kind_of_sealed_value_is_found_and_resealed;
+            sealing: resealing_a_value_that_changed_does_nothing;
+            sealing: a_removed_hosts_key_is_no_longer_held;
+            sealing: certificates_are_recorded_once_in_order;
+            telemetry: a_batch_is_applied_once;
+            telemetry: nodes_count_apart;
+            telemetry: later_sightings_win_whatever_the_order;
+            telemetry: telemetry_of_no_host_is_dropped;
+            changes: settings_are_kept;
+            changes: each_change_that_nodes_cache_bumps_the_epoch;
+            changes: what_nodes_do_not_cache_leaves_the_epoch_alone;
+            changes: only_what_changed_is_told;
+            changes: a_follower_misses_nothing_among_racing_writers;
+        }
+    };
+    (@cases $make:path; $($group:ident: $case:ident;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let fixture = $make().await;
+                $crate::records::conformance::cases::$case(fixture.records.clone()).await;
+                drop(fixture);
+            }
+        )*
+    };
+}
+pub(crate) use conformance_tests;
+
+pub mod cases {
+    pub use super::canonical::*;
+    pub use super::changes::*;
+    pub use super::hosts::*;
+    pub use super::install_tokens::*;
+    pub use super::sealing::*;
+    pub use super::telemetry::*;
+}
+
+type Store = Arc<dyn Records>;
+
+pub fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap() + seconds.seconds()
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn fqdn(text: &str) -> Fqdn {
+    text.parse().unwrap()
+}
+
+/// Bytes of the form that the seal gives, with the key's id in front.
+pub fn sealed(key: u32, tag: &str) -> Sealed {
+    // As long as a real one at least: nonce and tag.
+    Sealed::from_bytes([&[1][..], &key.to_be_bytes(), &[0; 40], tag.as_bytes()].concat())
+}
+
+/// A registration whose key, token and sealed key follow from `tag`.
+pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
+    Registration {
+        id: HostId(id),
+        fqdn: fqdn(name),
+        key_digest: Digest::of(format!("key {tag}").as_bytes()),
+        api_key: sealed(1, &format!("key {tag}")),
+        secure: None,
+        insecure_enabled_until: None,
+        token: NewInstallToken {
+            digest: token(tag),
+            base_url: "https://auth.example.test:8443".into(),
+            expires_at: at(1800),
+        },
+        at: at(0),
+    }
+}
+
+pub fn token(tag: &str) -> Digest {
+    Digest::of(format!("token {tag}").as_bytes())
+}
+
+pub fn new_canonical(tag: &str) -> NewCanonical {
+    NewCanonical {
+        id: Uuid::new_v4(),
+        digest: Digest::of(tag.as_bytes()),
+        last_refresh: format!("2026-11-21T12:00:00.{tag}Z"),
+        body: sealed(1, &format!("body {tag}")),
+        entries: vec![AuthEntry {
+            target: "api.openai.com/v1".into(),
+            token: sealed(1, &format!("entry {tag}")),
+            token_type: "bearer".into(),
+            organization: Some("org".into()),
+            project: None,
+            api_base: None,
+        }],
+        source: Source::Admin { by: "ops".into() },
+        at: at(60),
+    }
+}
+
+pub fn seen(host: u64, calls: u64, when: i64, client_version: Option<&str>) -> Telemetry {
+    Telemetry::Seen {
+        host: HostId(host),
+        calls,
+        last_seen: at(when),
+        last_refresh: None,
+        client_version: client_version.map(Into::into),
+        wrapper_version: None,
+    }
+}
+
+pub fn replaced(replacement: Replacement) -> CanonicalVersion {
+    match replacement {
+        Replacement::Replaced(version) => version,
+        Replacement::Conflict(present) => panic!("somebody was first: {present:?}"),
+    }
+}
+
+/// Runs `count` calls at once and gives back what each of them got.
+async fn race<T, F>(count: usize, call: impl Fn(usize) -> F) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let start = Arc::new(tokio::sync::Barrier::new(count));
+    let tasks: Vec<_> = (0..count)
+        .map(|number| {
+            let (start, call) = (Arc::clone(&start), call(number));
+            tokio::spawn(async move {
+                start.wait().await;
+                call.await
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.unwrap());
+    }
+    answers
+}

@@ -1,0 +1,93 @@
+//! The canonical version and all that were.
+
+use uuid::Uuid;
+
+use crate::durable::{Durable, Staged};
+use crate::records::{CanonicalSummary, CanonicalVersion, NewCanonical, Replacement, Result};
+use crate::seal::Place;
+
+use super::changes::{self, Kind};
+use super::rows::{self, Marked, Source};
+use super::sealed;
+
+pub(super) fn replace(staged: &mut Staged<'_>, expected: Option<u64>, new: &NewCanonical) -> Result<Replacement> {
+    if let Some(number) = number_of(staged, new.id)? {
+        return Ok(Replacement::Replaced(version(staged, number)?.ok_or_else(|| rows::missing("version"))?));
+    }
+    let pointer = pointer(staged)?;
+    if pointer.as_ref().map(|pointer| pointer.row) != expected {
+        return Ok(Replacement::Conflict(present(staged)?));
+    }
+    let made = CanonicalVersion {
+        id: new.id,
+        summary: CanonicalSummary {
+            version: highest(staged)? + 1,
+            digest: new.digest,
+            last_refresh: new.last_refresh.clone(),
+            source: new.source.clone(),
+            stored_at: new.at,
+        },
+        body: new.body.clone(),
+        entries: new.entries.clone(),
+    };
+    let number = made.summary.version;
+    put(staged, &made)?;
+    rows::put(staged, rows::version_summary(number), &made.summary)?;
+    rows::put(staged, rows::version_id(made.id), &number)?;
+    sealed::index(staged, &body_place(made.id), None, Some(&made.body));
+    for entry in &made.entries {
+        sealed::index(staged, &token_place(made.id, &entry.target), None, Some(&entry.token));
+    }
+    let epoch = changes::bump(staged)?;
+    changes::mark(staged, Kind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
+    rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
+    Ok(Replacement::Replaced(made))
+}
+
+pub(super) fn present<S: Source>(source: &S) -> Result<Option<CanonicalVersion>> {
+    match pointer(source)? {
+        Some(pointer) => version(source, pointer.row)?.map(Some).ok_or_else(|| rows::missing("version")),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn pointer(source: &impl Source) -> Result<Option<Marked<u64>>> {
+    rows::get(source, rows::CANONICAL)
+}
+
+pub(super) fn version(source: &impl Source, number: u64) -> Result<Option<CanonicalVersion>> {
+    let key = rows::version(number);
+    source.large(&key)?.map(|value| rows::decode(&key, &value)).transpose()
+}
+
+/// The number of the version that the attempt `id` made.
+pub(super) fn number_of(source: &impl Source, id: Uuid) -> Result<Option<u64>> {
+    rows::get(source, rows::version_id(id))
+}
+
+pub(super) fn history(data: &Durable, limit: usize) -> Result<Vec<CanonicalSummary>> {
+    let newest_first = data.scan(rows::VERSION_SUMMARY).rev().take(limit);
+    newest_first.map(|row| row.map_err(Into::into).and_then(|(key, value)| rows::decode(&key, &value))).collect()
+}
+
+/// Writes a version where it stands; what points to it stays.
+pub(super) fn put(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result<()> {
+    let key = rows::version(version.summary.version);
+    let value = rows::encode(&key, version)?;
+    Ok(staged.insert_large(&key, &value)?)
+}
+
+pub(super) fn body_place(id: Uuid) -> Place {
+    Place::new("auth_payloads", "body", id)
+}
+
+pub(super) fn token_place(id: Uuid, target: &str) -> Place {
+    Place::new("auth_entries", "token", format_args!("{id}/{target}"))
+}
+
+fn highest(staged: &Staged<'_>) -> Result<u64> {
+    match staged.scan(rows::VERSION_SUMMARY).next_back().transpose()? {
+        Some((key, value)) => Ok(rows::decode::<CanonicalSummary>(&key, &value)?.version),
+        None => Ok(0),
+    }
+}

@@ -1,0 +1,90 @@
+//! The epoch, and what changed after which.
+//!
+//! A marked row carries the epoch that last changed it and stands at that epoch in the change index; changing it again
+//! moves it there. So what changed after an epoch is a range of the index, each row once.
+
+use crate::durable::{Durable, Staged};
+use crate::model::host::HostId;
+use crate::records::{Changes, Epoch, Host, InstallToken, Result, Settings};
+
+use super::canonical;
+use super::rows::{self, Marked, Source};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Host,
+    InstallToken,
+    Canonical,
+    Settings,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Host, Self::InstallToken, Self::Canonical, Self::Settings];
+
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Host => b'h',
+            Self::InstallToken => b't',
+            Self::Canonical => b'c',
+            Self::Settings => b's',
+        }
+    }
+}
+
+pub(super) fn epoch(source: &impl Source) -> Result<Epoch> {
+    Ok(rows::get(source, rows::EPOCH)?.unwrap_or_default())
+}
+
+/// The epoch of the change that is being staged; to be called once within it.
+pub(super) fn bump(staged: &mut Staged<'_>) -> Result<Epoch> {
+    let next = Epoch(epoch(staged)?.0 + 1);
+    rows::put(staged, rows::EPOCH, &next)?;
+    Ok(next)
+}
+
+/// Moves a row in the index from where it was to `now`.
+pub(super) fn mark(staged: &mut Staged<'_>, kind: Kind, id: &[u8], old: Option<Epoch>, now: Epoch) {
+    if let Some(old) = old {
+        staged.remove(rows::changed(old, kind.byte(), id));
+    }
+    staged.insert(rows::changed(now, kind.byte(), id), "");
+}
+
+pub(super) fn since(data: &Durable, since: Epoch) -> Result<Changes> {
+    let mut changes = Changes { epoch: epoch(data)?, ..Changes::default() };
+    let (from, to) = rows::changed_after(since);
+    for row in data.range(from, to) {
+        let key = row?.0;
+        let (kind, id) = rows::read_changed(&key)?;
+        match Kind::ALL.into_iter().find(|known| known.byte() == kind) {
+            Some(Kind::Host) => {
+                let id = id.try_into().map_err(|_| rows::corrupt("changed", "a host's id is not 8 bytes"))?;
+                let key = rows::host(HostId(u64::from_be_bytes(id)));
+                let host: Marked<Host> = rows::get(data, key)?.ok_or_else(|| rows::missing("host"))?;
+                changes.hosts.push(host.row);
+            }
+            Some(Kind::InstallToken) => {
+                let digest: [u8; 32] =
+                    id.try_into().map_err(|_| rows::corrupt("changed", "a token's digest is not 32 bytes"))?;
+                let key = rows::token(&crate::model::digest::Digest::from_bytes(digest));
+                let token: Marked<InstallToken> = rows::get(data, key)?.ok_or_else(|| rows::missing("token"))?;
+                changes.install_tokens.push(token.row);
+            }
+            Some(Kind::Canonical) => changes.canonical = canonical::present(data)?,
+            Some(Kind::Settings) => changes.settings = settings(data)?.map(|marked| marked.row),
+            None => return Err(rows::corrupt("changed", "a kind written by another version")),
+        }
+    }
+    Ok(changes)
+}
+
+pub(super) fn settings(source: &impl Source) -> Result<Option<Marked<Settings>>> {
+    rows::get(source, rows::SETTINGS)
+}
+
+pub(super) fn change_settings(staged: &mut Staged<'_>, settings: &Settings) -> Result<()> {
+    let old = self::settings(staged)?;
+    let epoch = bump(staged)?;
+    mark(staged, Kind::Settings, b"", old.map(|old| old.epoch), epoch);
+    rows::put(staged, rows::SETTINGS, &Marked { epoch, row: settings })
+}

@@ -1,0 +1,223 @@
+//! Hosts and their installer tokens.
+
+use std::net::IpAddr;
+
+use time::OffsetDateTime;
+
+use crate::durable::{Durable, Staged};
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostId, HostRules};
+use crate::records::{Epoch, Host, HostChange, InstallToken, RecordsError, Redemption, Registration, Result};
+use crate::seal::{Place, Sealed};
+
+use super::changes::{self, Kind};
+use super::rows::{self, Marked, Source};
+use super::sealed;
+
+pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration) -> Result<Host> {
+    if let Some(token) = rows::get::<Marked<InstallToken>>(staged, rows::token(&registration.token.digest))? {
+        // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
+        return by_id(staged, token.row.host)?.ok_or_else(|| taken("installer token"));
+    }
+    let present = match by_name(staged, &registration.fqdn)? {
+        Some(present) if present.id != registration.id => return Ok(present),
+        present => present,
+    };
+    let host = match present {
+        Some(present) => given_new_key(present, registration),
+        None if staged.get(rows::host(registration.id))?.is_some() => return Err(taken("host id")),
+        None => {
+            rows::put(staged, rows::host_name(&registration.fqdn), &registration.id)?;
+            new_host(registration)
+        }
+    };
+    let epoch = changes::bump(staged)?;
+    put(staged, &host, epoch)?;
+    revoke_pending_tokens(staged, host.id, registration.at, epoch)?;
+    let token = InstallToken {
+        digest: registration.token.digest,
+        host: host.id,
+        base_url: registration.token.base_url.clone(),
+        created_at: registration.at,
+        expires_at: registration.token.expires_at,
+        redeemed_at: None,
+        redeemed_from: None,
+        revoked_at: None,
+    };
+    put_token(staged, token, epoch)?;
+    Ok(host)
+}
+
+pub(super) fn remove(staged: &mut Staged<'_>, id: HostId, at: OffsetDateTime) -> Result<Option<Host>> {
+    let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
+    host.removed_at = Some(at);
+    host.updated_at = at;
+    // Nobody will bake it again.
+    host.api_key = Sealed::from_bytes(Vec::new());
+    let epoch = changes::bump(staged)?;
+    put(staged, &host, epoch)?;
+    staged.remove(rows::host_name(&host.fqdn));
+    staged.remove(rows::activity(id));
+    revoke_pending_tokens(staged, id, at, epoch)?;
+    Ok(Some(host))
+}
+
+pub(super) fn all(data: &Durable) -> Result<Vec<Host>> {
+    let mut hosts = Vec::new();
+    for row in data.scan(rows::HOST) {
+        let (key, value) = row?;
+        let host = rows::decode::<Marked<Host>>(&key, &value)?.row;
+        if host.removed_at.is_none() {
+            hosts.push(host);
+        }
+    }
+    hosts.sort_by(|a, b| (&a.fqdn, b.created_at).cmp(&(&b.fqdn, a.created_at)));
+    // The rows are read while others change them: a host that was removed, and its successor of the same name.
+    hosts.dedup_by(|later, earlier| later.fqdn == earlier.fqdn);
+    Ok(hosts)
+}
+
+pub(super) fn by_id(source: &impl Source, id: HostId) -> Result<Option<Host>> {
+    let marked: Option<Marked<Host>> = rows::get(source, rows::host(id))?;
+    Ok(marked.map(|marked| marked.row).filter(|host| host.removed_at.is_none()))
+}
+
+pub(super) fn by_name(source: &impl Source, fqdn: &Fqdn) -> Result<Option<Host>> {
+    match rows::get(source, rows::host_name(fqdn))? {
+        Some(id) => by_id(source, id)?.map(Some).ok_or_else(|| rows::missing("host")),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn change(
+    staged: &mut Staged<'_>,
+    id: HostId,
+    change: &HostChange,
+    at: OffsetDateTime,
+) -> Result<Option<Host>> {
+    let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
+    if let Some(allow) = change.allow_roaming_ips {
+        host.rules.allow_roaming_ips = allow;
+    }
+    if let Some(ip) = change.bound_ip {
+        host.rules.bound_ip = ip.map(|ip| ip.to_canonical());
+    }
+    if let Some(until) = change.insecure_enabled_until {
+        host.rules.insecure_enabled_until = until;
+    }
+    if let Some(until) = change.insecure_grace_until {
+        host.rules.insecure_grace_until = until;
+    }
+    host.updated_at = at;
+    let epoch = changes::bump(staged)?;
+    put(staged, &host, epoch)?;
+    Ok(Some(host))
+}
+
+pub(super) fn bind_ip(staged: &mut Staged<'_>, id: HostId, ip: IpAddr, at: OffsetDateTime) -> Result<Option<IpAddr>> {
+    let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
+    if host.rules.bound_ip.is_none() {
+        host.rules.bound_ip = Some(ip.to_canonical());
+        host.updated_at = at;
+        let epoch = changes::bump(staged)?;
+        put(staged, &host, epoch)?;
+    }
+    Ok(host.rules.bound_ip)
+}
+
+pub(super) fn redeem(staged: &mut Staged<'_>, digest: &Digest, at: OffsetDateTime, from: IpAddr) -> Result<Redemption> {
+    let marked: Option<Marked<InstallToken>> = rows::get(staged, rows::token(digest))?;
+    let Some(mut token) = marked.map(|marked| marked.row) else { return Ok(Redemption::Unknown) };
+    let Some(host) = by_id(staged, token.host)? else { return Ok(Redemption::Unknown) };
+    if token.revoked_at.is_some() {
+        return Ok(Redemption::Unknown);
+    }
+    if token.redeemed_at.is_some() {
+        return Ok(Redemption::AlreadyUsed);
+    }
+    if token.expires_at <= at {
+        return Ok(Redemption::Expired);
+    }
+    token.redeemed_at = Some(at);
+    token.redeemed_from = Some(from.to_canonical());
+    let epoch = changes::bump(staged)?;
+    put_token(staged, token.clone(), epoch)?;
+    Ok(Redemption::Redeemed { host, token })
+}
+
+/// Writes a host, its mark and the index of its sealed key.
+pub(super) fn put(staged: &mut Staged<'_>, host: &Host, epoch: Epoch) -> Result<()> {
+    let old: Option<Marked<Host>> = rows::get(staged, rows::host(host.id))?;
+    let place = Place::new("hosts", "api_key", host.id);
+    sealed::index(staged, &place, old.as_ref().map(|old| &old.row.api_key), Some(&host.api_key));
+    changes::mark(staged, Kind::Host, &host.id.0.to_be_bytes(), old.map(|old| old.epoch), epoch);
+    rows::put(staged, rows::host(host.id), &Marked { epoch, row: host })
+}
+
+fn put_token(staged: &mut Staged<'_>, token: InstallToken, epoch: Epoch) -> Result<()> {
+    let key = rows::token(&token.digest);
+    let old: Option<Marked<InstallToken>> = rows::get(staged, &key)?;
+    changes::mark(staged, Kind::InstallToken, token.digest.as_bytes(), old.map(|old| old.epoch), epoch);
+    let pending = rows::pending_token(token.host, &token.digest);
+    if token.redeemed_at.is_none() && token.revoked_at.is_none() {
+        staged.insert(pending, "");
+    } else {
+        staged.remove(pending);
+    }
+    rows::put(staged, key, &Marked { epoch, row: token })
+}
+
+fn revoke_pending_tokens(staged: &mut Staged<'_>, host: HostId, at: OffsetDateTime, epoch: Epoch) -> Result<()> {
+    let prefix = rows::pending_tokens(host);
+    let pending: Vec<_> = staged.scan(&prefix).collect::<std::result::Result<_, _>>()?;
+    for (key, _) in pending {
+        let digest = key.get(prefix.len()..).and_then(|digest| <[u8; 32]>::try_from(digest).ok());
+        let digest =
+            digest.map(Digest::from_bytes).ok_or_else(|| rows::corrupt("pending-token", "its key is wrong"))?;
+        let marked: Option<Marked<InstallToken>> = rows::get(staged, rows::token(&digest))?;
+        let mut token = marked.ok_or_else(|| rows::missing("token"))?.row;
+        token.revoked_at = Some(at);
+        put_token(staged, token, epoch)?;
+    }
+    Ok(())
+}
+
+fn new_host(registration: &Registration) -> Host {
+    let secure = registration.secure.unwrap_or(true);
+    Host {
+        id: registration.id,
+        fqdn: registration.fqdn.clone(),
+        key_digest: registration.key_digest,
+        imported_key_digest: None,
+        api_key: registration.api_key.clone(),
+        rules: HostRules {
+            secure,
+            allow_roaming_ips: false,
+            bound_ip: None,
+            insecure_enabled_until: registration.insecure_enabled_until.filter(|_| !secure),
+            insecure_grace_until: None,
+        },
+        created_at: registration.at,
+        updated_at: registration.at,
+        removed_at: None,
+    }
+}
+
+fn given_new_key(mut host: Host, registration: &Registration) -> Host {
+    host.key_digest = registration.key_digest;
+    host.imported_key_digest = None;
+    host.api_key = registration.api_key.clone();
+    host.updated_at = registration.at;
+    // A key is bound to the first address it is used from, and this one was used from none.
+    host.rules.bound_ip = None;
+    if let Some(secure) = registration.secure {
+        host.rules.secure = secure;
+        host.rules.insecure_enabled_until = registration.insecure_enabled_until.filter(|_| !secure);
+        host.rules.insecure_grace_until = None;
+    }
+    host
+}
+
+fn taken(what: &str) -> RecordsError {
+    RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
+}

@@ -1,0 +1,217 @@
+//! Where each row stands, and how it is written: a prefix that ends in `/`, then the id, numbers big-endian so that keys
+//! sort as the numbers do; values are JSON.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::durable::{Durable, Staged};
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostId};
+use crate::records::{Epoch, RecordsError, Result};
+use crate::seal::KeyId;
+
+pub(super) const INITIALISED: &str = "initialised";
+pub(super) const EPOCH: &str = "epoch";
+/// Number of the canonical version, marked.
+pub(super) const CANONICAL: &str = "canonical";
+/// Marked.
+pub(super) const SETTINGS: &str = "settings";
+pub(super) const SERVER_KEY: &str = "server-key";
+
+pub(super) const SEALING_KEY: &str = "sealing-key/";
+pub(super) const AUTHORITY: &str = "authority/";
+pub(super) const CERTIFICATE: &str = "certificate/";
+/// Marked; removed hosts stay, so that every node hears of it.
+pub(super) const HOST: &str = "host/";
+/// Of hosts that are not removed: name → id.
+const HOST_NAME: &str = "host-name/";
+/// Marked.
+const TOKEN: &str = "token/";
+/// Tokens neither redeemed nor revoked: host id, then digest.
+const PENDING_TOKEN: &str = "pending-token/";
+/// In pieces: bodies can be large.
+const VERSION: &str = "version/";
+pub(super) const VERSION_SUMMARY: &str = "version-summary/";
+/// Id of the attempt that made a version → its number.
+const VERSION_ID: &str = "version-id/";
+const NODE: &str = "node/";
+const ACTIVITY: &str = "activity/";
+/// Epoch, then kind, then id: one row for each marked row, at the epoch that last changed it.
+const CHANGED: &str = "changed/";
+/// Key id, then place: one row for each sealed value.
+const SEALED: &str = "sealed/";
+
+/// A row that nodes cache, with the epoch that last changed it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Marked<T> {
+    pub epoch: Epoch,
+    pub row: T,
+}
+
+pub(super) fn sealing_key(id: KeyId) -> Vec<u8> {
+    key(SEALING_KEY, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn authority(id: Uuid) -> Vec<u8> {
+    key(AUTHORITY, &[id.as_bytes()])
+}
+
+pub(super) fn certificate(fingerprint: &Digest) -> Vec<u8> {
+    key(CERTIFICATE, &[fingerprint.as_bytes()])
+}
+
+pub(super) fn host(id: HostId) -> Vec<u8> {
+    key(HOST, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn host_name(fqdn: &Fqdn) -> Vec<u8> {
+    key(HOST_NAME, &[fqdn.as_str().as_bytes()])
+}
+
+pub(super) fn token(digest: &Digest) -> Vec<u8> {
+    key(TOKEN, &[digest.as_bytes()])
+}
+
+pub(super) fn pending_tokens(host: HostId) -> Vec<u8> {
+    key(PENDING_TOKEN, &[&host.0.to_be_bytes()])
+}
+
+pub(super) fn pending_token(host: HostId, digest: &Digest) -> Vec<u8> {
+    key(PENDING_TOKEN, &[&host.0.to_be_bytes(), digest.as_bytes()])
+}
+
+pub(super) fn version(number: u64) -> Vec<u8> {
+    key(VERSION, &[&number.to_be_bytes()])
+}
+
+pub(super) fn version_summary(number: u64) -> Vec<u8> {
+    key(VERSION_SUMMARY, &[&number.to_be_bytes()])
+}
+
+pub(super) fn version_id(id: Uuid) -> Vec<u8> {
+    key(VERSION_ID, &[id.as_bytes()])
+}
+
+pub(super) fn node(id: Uuid) -> Vec<u8> {
+    key(NODE, &[id.as_bytes()])
+}
+
+pub(super) fn activity(host: HostId) -> Vec<u8> {
+    key(ACTIVITY, &[&host.0.to_be_bytes()])
+}
+
+pub(super) fn changed(epoch: Epoch, kind: u8, id: &[u8]) -> Vec<u8> {
+    key(CHANGED, &[&epoch.0.to_be_bytes(), &[kind], id])
+}
+
+/// From the first change after `epoch` to the end of them all.
+pub(super) fn changed_after(epoch: Epoch) -> (Vec<u8>, Vec<u8>) {
+    (key(CHANGED, &[&epoch.0.saturating_add(1).to_be_bytes()]), end_of(CHANGED))
+}
+
+/// Kind and id of a row of the change index.
+pub(super) fn read_changed(key: &[u8]) -> Result<(u8, &[u8])> {
+    let rest = key.get(CHANGED.len() + 8..).ok_or_else(|| corrupt("a change", "its key is too short"))?;
+    let (kind, id) = rest.split_first().ok_or_else(|| corrupt("a change", "its key is too short"))?;
+    Ok((*kind, id))
+}
+
+pub(super) fn sealed_with(id: KeyId) -> Vec<u8> {
+    key(SEALED, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn sealed(id: KeyId, place: &[u8]) -> Vec<u8> {
+    key(SEALED, &[&id.0.to_be_bytes(), place])
+}
+
+pub(super) fn sealed_before(id: KeyId) -> (Vec<u8>, Vec<u8>) {
+    (key(SEALED, &[]), sealed_with(id))
+}
+
+/// The place in a row of the index of sealed values.
+pub(super) fn read_sealed(key: &[u8]) -> Result<&[u8]> {
+    key.get(SEALED.len() + 4..).ok_or_else(|| corrupt("a sealed value's place", "its key is too short"))
+}
+
+/// What can be asked for rows: the database, or a change that is being staged.
+pub(super) trait Source {
+    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>>;
+    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+}
+
+impl Source for Durable {
+    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+        Ok(self.get(key)?)
+    }
+
+    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.get_large(key)?)
+    }
+}
+
+impl Source for Staged<'_> {
+    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+        Ok(self.get(key)?)
+    }
+
+    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.get_large(key)?)
+    }
+}
+
+pub(super) fn get<T: DeserializeOwned>(source: &impl Source, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+    let key = key.as_ref();
+    source.bytes(key)?.map(|value| decode(key, &value)).transpose()
+}
+
+pub(super) fn put(staged: &mut Staged<'_>, key: impl Into<Vec<u8>>, row: &impl Serialize) -> Result<()> {
+    let key = key.into();
+    let value = encode(&key, row)?;
+    staged.insert(key, value);
+    Ok(())
+}
+
+/// All rows under `prefix`, in order of their keys.
+pub(super) fn all<T: DeserializeOwned>(data: &Durable, prefix: &str) -> Result<Vec<T>> {
+    data.scan(prefix).map(|row| row.map_err(Into::into).and_then(|(key, value)| decode(&key, &value))).collect()
+}
+
+pub(super) fn encode(key: &[u8], row: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(row).map_err(|e| corrupt(&table_of(key), e))
+}
+
+pub(super) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|e| corrupt(&table_of(key), e))
+}
+
+/// A row that another row points to.
+pub(super) fn missing(what: &str) -> RecordsError {
+    corrupt(what, "it is missing")
+}
+
+pub(super) fn corrupt(what: &str, why: impl std::fmt::Display) -> RecordsError {
+    RecordsError::Corrupt(format!("{what}: {why}"))
+}
+
+fn key(prefix: &str, parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = prefix.as_bytes().to_vec();
+    for part in parts {
+        key.extend_from_slice(part);
+    }
+    key
+}
+
+/// The first key after all that begin with `prefix`, which ends in `/`.
+fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+/// For messages: the prefix alone, which holds no id and no secret.
+fn table_of(key: &[u8]) -> String {
+    String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned()
+}

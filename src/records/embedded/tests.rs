@@ -1,0 +1,133 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::records::conformance::{Fixture, conformance_tests};
+
+use super::*;
+
+async fn empty() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    Fixture { records: Arc::new(Embedded::open(dir.path()).unwrap()), keep: Box::new(dir) }
+}
+
+mod conformance {
+    super::conformance_tests!(super::empty);
+}
+
+mod crash;
+
+use crate::records::conformance::{at, fqdn, ip, new_canonical, registration, replaced, sealed, seen, token};
+
+#[tokio::test]
+async fn everything_is_there_when_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let node = Uuid::new_v4();
+    let key = SealingKey { id: KeyId(1), sealed: sealed(0, "data key"), created_at: at(0) };
+    store.add_sealing_key(&key).await.unwrap();
+    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "b")).await.unwrap();
+    store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap();
+    let version = replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
+    let epoch = store.epoch().await.unwrap();
+    drop(store);
+
+    let store = Embedded::open(dir.path()).unwrap();
+    assert_eq!(store.sealing_keys().await.unwrap(), [key]);
+    assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap(), Some(host));
+    assert_eq!(store.hosts().await.unwrap().len(), 2);
+    assert_eq!(store.canonical().await.unwrap(), Some(version));
+    assert!(store.settings().await.unwrap().api_disabled);
+    assert_eq!(store.epoch().await.unwrap(), epoch);
+    assert_eq!(store.changes_since(Epoch(0)).await.unwrap().install_tokens.len(), 2);
+    let redemption = store.redeem_install_token(&token("b"), at(2), ip("192.0.2.1")).await.unwrap();
+    assert_eq!(redemption, Redemption::AlreadyUsed);
+    store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
+    assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 2);
+}
+
+/// Importing is yet to come; what it will have written is written here by hand.
+#[tokio::test]
+async fn registering_again_kills_an_imported_key_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let imported = Host { imported_key_digest: Some(Digest::of(b"imported")), ..host };
+    let import = |staged: &mut Staged<'_>| {
+        let epoch = changes::bump(staged)?;
+        hosts::put(staged, &imported, epoch)
+    };
+    store.data.write(import).unwrap();
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), imported);
+    let again = store.register_host(&registration(1, "h1.test", "b")).await.unwrap();
+    assert_eq!(again.imported_key_digest, None);
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().imported_key_digest, None);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_said_to_be_corrupt_without_showing_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let damage = |staged: &mut Staged<'_>| -> Result<()> {
+        staged.insert(rows::host(HostId(1)), "{\"secret");
+        Ok(())
+    };
+    store.data.write(damage).unwrap();
+    let error = store.host(HostId(1)).await.unwrap_err();
+    assert!(matches!(error, RecordsError::Corrupt(_)), "{error}");
+    assert!(error.to_string().contains("host") && !error.to_string().contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn no_answer_rests_on_what_the_disk_did_not_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let failing = Arc::new(AtomicBool::new(false));
+    let data = Durable::open_on_failing_disk(dir.path(), Arc::clone(&failing)).unwrap();
+    let store = Embedded { data: Arc::new(data) };
+    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    assert!(store.healthy());
+    failing.store(true, Ordering::SeqCst);
+    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await;
+    assert!(matches!(redemption, Err(RecordsError::Unavailable(_))), "{redemption:?}");
+    failing.store(false, Ordering::SeqCst);
+    // "It is used already", and the spent token as a change, are just what a power cut might take back.
+    assert!(!store.healthy());
+    assert!(store.redeem_install_token(&token("a"), at(3), ip("192.0.2.1")).await.is_err());
+    assert!(store.changes_since(Epoch(0)).await.is_err());
+    assert!(store.host(HostId(1)).await.is_err());
+    assert!(store.hosts().await.is_err());
+}
+
+/// What a rotation asks for must not depend on how many hosts there are. Ranges, not seconds: this machine may be busy.
+#[tokio::test]
+async fn a_great_many_hosts_are_no_burden() {
+    let hosts = if std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1") { 100_000 } else { 5_000 };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    // In batches of many, past the flusher: what is measured is not how fast they were made.
+    for from in (1..=hosts).step_by(1000) {
+        let register = |staged: &mut Staged<'_>| -> Result<()> {
+            for id in from..from + 1000 {
+                let mut registration = registration(id, &format!("h{id}.test"), &id.to_string());
+                registration.api_key = sealed(2, "key");
+                hosts::register(staged, &registration)?;
+            }
+            Ok(())
+        };
+        store.data.write(register).unwrap();
+    }
+    store.data.commit().await.unwrap();
+    let begun = std::time::Instant::now();
+    assert_eq!(store.hosts().await.unwrap().len() as u64, hosts);
+    assert_eq!(store.changes_since(Epoch(0)).await.unwrap().hosts.len() as u64, hosts);
+    let all = begun.elapsed();
+    let begun = std::time::Instant::now();
+    for _ in 0..100 {
+        assert!(store.values_sealed_before(KeyId(2), 100).await.unwrap().is_empty());
+    }
+    let few = begun.elapsed();
+    println!("{hosts} hosts: listed and reloaded in {all:?}, 100 looks for old seals in {few:?}");
+    assert!(few < all, "a hundred looks ({few:?}) cost more than reading everything twice ({all:?})");
+}

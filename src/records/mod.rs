@@ -1,0 +1,375 @@
+//! The durable records: the truth. One trait whose methods are intents, not rows; `embedded` keeps it on sled, and
+//! `conformance` is the suite that every implementation passes.
+//!
+//! The records know no plaintext secret: what must be read back arrives sealed, keys and tokens arrive as digests.
+//!
+//! Every method that changes something is one transaction and returns only when the change is power-safe. A crash before
+//! that leaves either all of it or nothing. Methods are safe to repeat after an error whose outcome is unknown: ids are
+//! made by the caller, and what must happen once is decided here by a condition on the present state.
+//!
+//! Each change that nodes cache bumps the *epoch* within its transaction and marks the rows with it, so that
+//! [`Records::changes_since`] tells a node what to reload.
+
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::seal::{KeyId, Place, Sealed};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The store cannot be reached or written just now; nothing, or all, of the change was done.
+    #[error("the records are not available: {0}")]
+    Unavailable(String),
+    /// What is stored cannot be read: it was written by another version, or damaged.
+    #[error("the records hold something unreadable: {0}")]
+    Corrupt(String),
+}
+
+pub type Result<T> = std::result::Result<T, RecordsError>;
+
+/// Counts the changes that nodes cache. Grows within the transaction of each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+#[async_trait]
+pub trait Records: Send + Sync {
+    /// Writes what the first boot made, once and whole; `false` when somebody was first, and then nothing is written.
+    async fn initialise(&self, seed: &Seed) -> Result<bool>;
+    async fn is_initialised(&self) -> Result<bool>;
+
+    /// Whether the store can be read and what is written becomes durable.
+    async fn check(&self) -> Result<()>;
+
+    async fn sealing_keys(&self) -> Result<Vec<SealingKey>>;
+    /// Adds a data key (an id that is there already: `false`, nothing written). The highest id is the active one.
+    async fn add_sealing_key(&self, key: &SealingKey) -> Result<bool>;
+    /// Removes a data key, unless there is none, it is the highest, or a value sealed with it is left: then `false`.
+    async fn remove_sealing_key(&self, id: KeyId) -> Result<bool>;
+    /// Up to `limit` sealed values whose key is older than `active`, any order.
+    async fn values_sealed_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>>;
+    /// Replaces the value at `place` if it is still `old`; `false` when it changed or is gone. Bumps the epoch.
+    async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool>;
+
+    async fn authorities(&self) -> Result<Vec<Authority>>;
+    async fn server_key(&self) -> Result<Option<Sealed>>;
+    async fn record_certificate(&self, certificate: &AdminCertificate) -> Result<()>;
+    async fn certificates(&self) -> Result<Vec<AdminCertificate>>;
+
+    /// Makes a host, or, where the name is taken, gives that host a new key (the old one, and an imported key, are dead
+    /// from here on), bound to no address yet, and with it a new installer token; all of the host's pending tokens are
+    /// revoked. Repeated with a token that is known already it writes nothing and gives back the host as it is now. An
+    /// id that another host has, or had, is an error, and nothing is written: the caller makes a new one.
+    async fn register_host(&self, registration: &Registration) -> Result<Host>;
+    /// Removes a host, its key (`api_key` is empty from here on) and its pending tokens. `None`: no such host.
+    async fn remove_host(&self, id: HostId, at: OffsetDateTime) -> Result<Option<Host>>;
+    /// Hosts that are not removed, by name.
+    async fn hosts(&self) -> Result<Vec<Host>>;
+    /// `None`: no such host, or it is removed.
+    async fn host(&self, id: HostId) -> Result<Option<Host>>;
+    async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>>;
+    /// Applies a change of rules made by an admin. `None`: no such host.
+    async fn change_host(&self, id: HostId, change: &HostChange, at: OffsetDateTime) -> Result<Option<Host>>;
+    /// Binds a host to its first address; exactly one of several racing calls binds. Says what it is bound to now.
+    /// `None`: no such host.
+    async fn bind_ip_if_unbound(&self, id: HostId, ip: IpAddr, at: OffsetDateTime) -> Result<Option<IpAddr>>;
+
+    /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`].
+    async fn redeem_install_token(&self, token: &Digest, at: OffsetDateTime, from: IpAddr) -> Result<Redemption>;
+
+    /// Makes `new` the canonical version if the present one is still `expected` (`None`: there is none yet). The new
+    /// version's number is one more than the highest there ever was.
+    async fn replace_canonical(&self, expected: Option<u64>, new: &NewCanonical) -> Result<Replacement>;
+    async fn canonical(&self) -> Result<Option<CanonicalVersion>>;
+    async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>>;
+    /// Every version, newest first, without the secrets.
+    async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>>;
+
+    /// Applies a batch of telemetry once: a batch whose `seq` is not above the highest applied for `node` changes nothing.
+    /// What tells of a host that is not there (any more) is dropped.
+    async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()>;
+    async fn activity(&self, id: HostId) -> Result<HostActivity>;
+
+    async fn settings(&self) -> Result<Settings>;
+    async fn change_settings(&self, settings: &Settings) -> Result<()>;
+
+    async fn epoch(&self) -> Result<Epoch>;
+    /// Everything that nodes cache and that changed after `epoch`, each row once, as it is at the epoch that is told with
+    /// it; with an `epoch` that is ahead of the records: nothing, and their own.
+    async fn changes_since(&self, epoch: Epoch) -> Result<Changes>;
+}
+
+/// What the first boot makes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Seed {
+    pub sealing_key: SealingKey,
+    pub authorities: Vec<Authority>,
+    /// PKCS#8 DER of the server's key, at place `settings/server_key/0`.
+    pub server_key: Sealed,
+}
+
+/// A data key, sealed under the master key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealingKey {
+    pub id: KeyId,
+    pub sealed: Sealed,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// Which of the two authorities: `Server` signs the daemon's own certificate, `Client` the admins'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthorityRole {
+    Server,
+    Client,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthoritySlot {
+    Next,
+    Active,
+    Old,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    pub id: Uuid,
+    pub role: AuthorityRole,
+    pub slot: AuthoritySlot,
+    pub certificate_pem: String,
+    /// PKCS#8 DER, at place `authorities/private_key/<id>`.
+    pub private_key: Sealed,
+}
+
+/// An admin's certificate that was issued. The private key is not kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminCertificate {
+    /// SHA-256 of the DER.
+    pub fingerprint: Digest,
+    pub name: String,
+    /// Lower-case hex.
+    pub serial: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub issued_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub id: HostId,
+    pub fqdn: Fqdn,
+    pub key_digest: Digest,
+    /// A host that moved over from the former service presents this one as well (the digest of its stored hash).
+    pub imported_key_digest: Option<Digest>,
+    /// The key itself, to bake into wrappers; at place `hosts/api_key/<id>`.
+    pub api_key: Sealed,
+    pub rules: HostRules,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub removed_at: Option<OffsetDateTime>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// The host's id if the name is new; else the present host keeps its own.
+    pub id: HostId,
+    pub fqdn: Fqdn,
+    pub key_digest: Digest,
+    /// The key is sealed for one host id. Where the name is taken by a host whose id is not `id`, nothing is written and
+    /// [`RecordsError`] is not used: `register_host` returns that host unchanged, and the caller seals for it and calls
+    /// again. (`key_digest` of the answer tells which it was.)
+    pub api_key: Sealed,
+    /// `None` leaves a known host's rule as it is, and is `true` for a new one.
+    pub secure: Option<bool>,
+    /// Set together with `secure: false`: the first window of an insecure host.
+    pub insecure_enabled_until: Option<OffsetDateTime>,
+    pub token: NewInstallToken,
+    pub at: OffsetDateTime,
+}
+
+#[derive(Clone, Debug)]
+pub struct NewInstallToken {
+    pub digest: Digest,
+    pub base_url: String,
+    pub expires_at: OffsetDateTime,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstallToken {
+    pub digest: Digest,
+    pub host: HostId,
+    pub base_url: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub redeemed_at: Option<OffsetDateTime>,
+    pub redeemed_from: Option<IpAddr>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+// Made once for an installation: a box would only be in everybody's way.
+#[allow(clippy::large_enum_variant)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redemption {
+    Redeemed {
+        host: Host,
+        token: InstallToken,
+    },
+    AlreadyUsed,
+    Expired,
+    /// Never issued, revoked, or its host removed.
+    Unknown,
+}
+
+/// Members that are `None` stay as they are.
+#[derive(Clone, Debug, Default)]
+pub struct HostChange {
+    pub allow_roaming_ips: Option<bool>,
+    pub bound_ip: Option<Option<IpAddr>>,
+    pub insecure_enabled_until: Option<Option<OffsetDateTime>>,
+    pub insecure_grace_until: Option<Option<OffsetDateTime>>,
+}
+
+/// Where a canonical version came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Source {
+    Admin { by: String },
+    Host { id: HostId, fqdn: Fqdn },
+}
+
+#[derive(Clone, Debug)]
+pub struct NewCanonical {
+    /// Names the attempt; a retried call with the same id that has already won answers as it did then.
+    pub id: Uuid,
+    pub digest: Digest,
+    pub last_refresh: String,
+    /// The canonical text, at place `auth_payloads/body/<id>`.
+    pub body: Sealed,
+    pub entries: Vec<AuthEntry>,
+    pub source: Source,
+    pub at: OffsetDateTime,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthEntry {
+    pub target: String,
+    /// At place `auth_entries/token/<payload id>/<target>`.
+    pub token: Sealed,
+    pub token_type: String,
+    pub organization: Option<String>,
+    pub project: Option<String>,
+    pub api_base: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replacement {
+    Replaced(CanonicalVersion),
+    /// Somebody was first: the present version.
+    Conflict(Option<CanonicalVersion>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanonicalVersion {
+    pub id: Uuid,
+    #[serde(flatten)]
+    pub summary: CanonicalSummary,
+    pub body: Sealed,
+    pub entries: Vec<AuthEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanonicalSummary {
+    /// 1, 2, 3, …
+    pub version: u64,
+    pub digest: Digest,
+    pub last_refresh: String,
+    pub source: Source,
+    #[serde(with = "time::serde::rfc3339")]
+    pub stored_at: OffsetDateTime,
+}
+
+/// What hosts' calls leave behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Telemetry {
+    /// `calls` more calls; the other members replace what is known where they are set, unless what is known was seen
+    /// later (several nodes' batches arrive in any order).
+    Seen {
+        host: HostId,
+        calls: u64,
+        #[serde(with = "time::serde::rfc3339")]
+        last_seen: OffsetDateTime,
+        last_refresh: Option<String>,
+        client_version: Option<String>,
+        wrapper_version: Option<String>,
+    },
+}
+
+impl Telemetry {
+    /// What is known of a host once this is added to it.
+    pub fn apply_to(&self, activity: &mut HostActivity) {
+        let Self::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, .. } = self;
+        activity.api_calls = activity.api_calls.saturating_add(*calls);
+        if activity.last_seen.is_some_and(|known| known > *last_seen) {
+            return;
+        }
+        activity.last_seen = Some(*last_seen);
+        for (known, told) in [
+            (&mut activity.last_refresh, last_refresh),
+            (&mut activity.client_version, client_version),
+            (&mut activity.wrapper_version, wrapper_version),
+        ] {
+            if told.is_some() {
+                known.clone_from(told);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The kill switch: hosts are answered 503.
+    pub api_disabled: bool,
+    /// The newest Codex that upstream is known to have released.
+    pub client_release: Option<ClientRelease>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientRelease {
+    pub version: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub checked_at: OffsetDateTime,
+}
+
+/// What nodes cache, as far as it changed.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    pub epoch: Epoch,
+    /// Removed ones included (`removed_at`).
+    pub hosts: Vec<Host>,
+    /// Spent and revoked ones included.
+    pub install_tokens: Vec<InstallToken>,
+    pub canonical: Option<CanonicalVersion>,
+    pub settings: Option<Settings>,
+}

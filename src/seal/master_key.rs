@@ -1,0 +1,180 @@
+//! The master key: 32 bytes that are in none of the records, from a systemd credential or a 0600 file.
+//!
+//! The file is made once and never written again: a temporary file beside it is written and flushed, then linked to the
+//! final name, which fails if there is one already, then the directory is flushed. A crash before the link leaves no key
+//! and a temporary file that the next boot removes; a crash after it leaves a whole key. Nothing has been sealed with a
+//! key before [`MasterKey::load_or_create`] has returned it, and it returns only what will be there after a power cut.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use zeroize::Zeroizing;
+
+use super::{Result, SealError};
+use crate::outside::{Outside, random};
+
+/// The name within systemd's credentials directory.
+const CREDENTIAL: &str = "master.key";
+/// How often to begin anew when another process makes the key at the same time. Losing once means that the winner's file
+/// is there, so the second round ends it.
+const ROUNDS: usize = 3;
+
+#[derive(Clone)]
+pub struct MasterKey(Zeroizing<[u8; 32]>);
+
+impl MasterKey {
+    /// The key from the credential if there is one, else from the file at `path`, else a new one, written there; the
+    /// second part tells whether it is new.
+    ///
+    /// Where the records hold data keys already, a new master key cannot open them: ask [`MasterKey::load`] then.
+    pub fn load_or_create(path: &Path, credential_dir: Option<&Path>, outside: &dyn Outside) -> Result<(Self, bool)> {
+        for _ in 0..ROUNDS {
+            if let Some(key) = Self::load(path, credential_dir)? {
+                return Ok((key, false));
+            }
+            if let Some(key) = create(path, outside)? {
+                return Ok((key, true));
+            }
+        }
+        Err(key_file(path, "made")(io::Error::other("another process keeps making and removing it")))
+    }
+
+    /// The key from the credential if there is one, else from the file at `path`.
+    pub fn load(path: &Path, credential_dir: Option<&Path>) -> Result<Option<Self>> {
+        if let Some(dir) = credential_dir
+            // systemd lets the service's user in through an ACL, whose mask shows as the group's bits.
+            && let Some(key) = read(&dir.join(CREDENTIAL), 0o007)?
+        {
+            return Ok(Some(key));
+        }
+        let Some(key) = read(path, 0o077)? else { return Ok(None) };
+        // Whoever made it may have died before its name was safe.
+        sync_directory_of(path)?;
+        sweep(path);
+        Ok(Some(key))
+    }
+
+    /// A key that is known already; for the tests of other rooms, and for restoring.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// `None`: there is no such file. `forbidden` are the bits that its mode may not have.
+fn read(path: &Path, forbidden: u32) -> Result<Option<MasterKey>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        // Not blocking, lest a FIFO in its place hold up the boot.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(SealError::KeyFileIsALink { path: path.to_owned() });
+        }
+        Err(error) => return Err(key_file(path, "opened")(error)),
+    };
+    let metadata = file.metadata().map_err(key_file(path, "read"))?;
+    if !metadata.is_file() {
+        return Err(SealError::KeyFileIsNone { path: path.to_owned() });
+    }
+    if metadata.mode() & forbidden != 0 {
+        return Err(SealError::KeyFileIsOpen { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(256));
+    file.take(128).read_to_end(&mut bytes).map_err(key_file(path, "read"))?;
+    parse(&bytes).map(Some).ok_or_else(|| SealError::KeyFileIsMalformed { path: path.to_owned() })
+}
+
+fn parse(bytes: &[u8]) -> Option<MasterKey> {
+    let mut key = Zeroizing::new([0; 32]);
+    if bytes.len() == key.len() {
+        key.copy_from_slice(bytes);
+    } else {
+        hex::decode_to_slice(bytes.strip_suffix(b"\n").unwrap_or(bytes), key.as_mut_slice()).ok()?;
+    }
+    Some(MasterKey(key))
+}
+
+/// `None`: another process was first.
+fn create(path: &Path, outside: &dyn Outside) -> Result<Option<MasterKey>> {
+    let key = MasterKey(Zeroizing::new(random(outside)));
+    let (directory, prefix) = temporary_names(path);
+    let temporary = directory.join(format!("{prefix}{}{TEMPORARY}", hex::encode(random::<8>(outside))));
+
+    let written = write_temporary(&temporary, &key);
+    let linked = written.and_then(|()| fs::hard_link(&temporary, path));
+    // Already gone, or swept by the next boot.
+    let _ = fs::remove_file(&temporary);
+    match linked {
+        Ok(()) => {
+            sync_directory_of(path)?;
+            sweep(path);
+            Ok(Some(key))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        // The winner swept our temporary file away. Where the directory is what is missing, there is no winner.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => Ok(None),
+        Err(error) => Err(key_file(path, "made")(error)),
+    }
+}
+
+fn write_temporary(temporary: &Path, key: &MasterKey) -> io::Result<()> {
+    let mut text = Zeroizing::new([0; 65]);
+    hex::encode_to_slice(key.bytes(), &mut text[..64]).map_err(io::Error::other)?;
+    text[64] = b'\n';
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+    file.write_all(text.as_slice())?;
+    file.sync_all()
+}
+
+fn sync_directory_of(path: &Path) -> Result<()> {
+    let (directory, _) = temporary_names(path);
+    File::open(&directory).and_then(|directory| directory.sync_all()).map_err(key_file(&directory, "flushed"))
+}
+
+/// Removes temporary files that a crash left. Only once the key is there: a process that is still making one finds out
+/// when it comes to linking, and takes the key that is there instead.
+fn sweep(path: &Path) {
+    let (directory, prefix) = temporary_names(path);
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&prefix) && name.ends_with(TEMPORARY) {
+            // A left-over that stays hurts nobody; the next boot tries again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+const TEMPORARY: &str = ".tmp";
+
+/// The directory of `path`, and how the names of temporary files in it begin.
+fn temporary_names(path: &Path) -> (PathBuf, String) {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (directory, format!(".{name}."))
+}
+
+fn key_file(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> SealError {
+    let path = path.to_owned();
+    move |source| SealError::KeyFile { path, doing, source }
+}

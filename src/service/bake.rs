@@ -1,0 +1,286 @@
+//! Bakes a host's values into the two scripts that run on it: `cdx` and the installer that carries it.
+//!
+//! A template holds one marked block of assignments; baking replaces values in that block and touches nothing else. What
+//! is baked is quoted so that the shell reads it back as exactly that text and runs none of it, whatever it holds. This
+//! module knows nothing of hosts, keys or storage: it is handed text.
+
+use zeroize::Zeroizing;
+
+use crate::model::digest::Digest;
+use crate::model::secret::Secret;
+
+/// The version of the `cdx` that this daemon serves.
+pub const WRAPPER_VERSION: &str = include_str!("../../wrapper/VERSION").trim_ascii();
+
+const WRAPPER: &str = include_str!("../../wrapper/cdx");
+const INSTALLER: &str = include_str!("../../wrapper/install.sh");
+
+const BEGIN: &str = "# --- baked: begin";
+const END: &str = "# --- baked: end";
+
+/// Values that are texts of several lines; a line break in any other is a mistake or an attack.
+const TEXTS: [&str; 2] = ["CDX_CA_PEM", "CDX_SCRIPT"];
+
+/// What a host's scripts are made of.
+pub struct Values<'a> {
+    /// Where the daemon is, as hosts reach it; a slash at the end is cut.
+    pub base_url: &'a str,
+    pub api_key: &'a Secret,
+    pub fqdn: &'a str,
+    /// The CA to trust, PEM; empty: the system's trust store.
+    pub ca_pem: &'a str,
+    /// A URL of a tar.gz with `{version}` and `{target}` in it; empty: npm installs Codex.
+    pub codex_release_url: &'a str,
+    /// Empty: `@openai/codex`.
+    pub codex_npm: &'a str,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BakeError {
+    #[error("{0} holds a NUL byte, which no shell can")]
+    Nul(String),
+    #[error("{0} holds a line break")]
+    LineBreak(String),
+    #[error("the template has no single block of baked values")]
+    NoBlock,
+    #[error("the template has no value {0} to bake")]
+    Unknown(String),
+}
+
+/// The host's `cdx`. It carries the API key, so it is as secret as that.
+pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
+    let mut baked = vec![
+        ("CDX_BASE_URL", values.base_url.trim_end_matches('/')),
+        ("CDX_API_KEY", values.api_key.expose()),
+        ("CDX_FQDN", values.fqdn),
+        ("CDX_CA_PEM", values.ca_pem),
+        ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
+        ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
+    ];
+    if !values.codex_npm.is_empty() {
+        baked.push(("CDX_CODEX_NPM", values.codex_npm));
+    }
+    bake(WRAPPER, &baked).map(Secret::new)
+}
+
+/// The installer of a host, its `cdx` within.
+pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
+    let script = wrapper(values)?;
+    let baked = [
+        ("CDX_BASE_URL", values.base_url.trim_end_matches('/')),
+        ("CDX_FQDN", values.fqdn),
+        ("CDX_SCRIPT", script.expose()),
+    ];
+    bake(INSTALLER, &baked).map(Secret::new)
+}
+
+/// The SHA-256 of the wrapper with nothing baked in: what a caller without a key is told.
+pub fn plain_wrapper_digest() -> Digest {
+    Digest::of(WRAPPER.as_bytes())
+}
+
+/// In the place of an installer that there is none of: a script that says why, and fails.
+pub fn refusal(reason: &str) -> String {
+    let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
+    format!("#!/usr/bin/env bash\nprintf 'codex-authd: %s\\n' {} >&2\nexit 1\n", quoted(&reason))
+}
+
+/// Replaces, in the marked block of `template`, the assignments of the names given; the others keep their defaults.
+pub fn bake(template: &str, values: &[(&str, &str)]) -> Result<String, BakeError> {
+    let (head, rest) = template.split_once(&format!("\n{BEGIN}\n")).ok_or(BakeError::NoBlock)?;
+    let (block, tail) = rest.split_once(&format!("\n{END}\n")).ok_or(BakeError::NoBlock)?;
+    if tail.contains(&format!("\n{BEGIN}\n")) {
+        return Err(BakeError::NoBlock);
+    }
+    let mut lines: Vec<(&str, Zeroizing<String>)> = Vec::new();
+    for line in block.lines() {
+        let (name, default) = line.split_once('=').ok_or(BakeError::NoBlock)?;
+        lines.push((name, Zeroizing::new(default.to_owned())));
+    }
+    for (name, value) in values {
+        if value.contains('\n') && !TEXTS.contains(name) {
+            return Err(BakeError::LineBreak((*name).to_owned()));
+        }
+        let line = lines.iter_mut().find(|(known, _)| known == name);
+        let (_, place) = line.ok_or_else(|| BakeError::Unknown((*name).to_owned()))?;
+        *place = Zeroizing::new(sh_quote(value).map_err(|_| BakeError::Nul((*name).to_owned()))?);
+    }
+    // One allocation, so that no half-grown copy with the key in it is left behind.
+    let length = template.len() + lines.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>();
+    let mut script = String::with_capacity(length);
+    for part in [head, "\n", BEGIN, "\n"] {
+        script.push_str(part);
+    }
+    for (name, value) in &lines {
+        for part in [name, "=", value, "\n"] {
+            script.push_str(part);
+        }
+    }
+    for part in [END, "\n", tail] {
+        script.push_str(part);
+    }
+    Ok(script)
+}
+
+/// Text as one word of the shell: within single quotes nothing is special but the single quote itself.
+pub fn sh_quote(text: &str) -> Result<String, BakeError> {
+    if text.contains('\0') { Err(BakeError::Nul("the text".to_owned())) } else { Ok(quoted(text)) }
+}
+
+fn quoted(text: &str) -> String {
+    let quotes = text.matches('\'').count();
+    let mut word = String::with_capacity(text.len() + 3 * quotes + 2);
+    word.push('\'');
+    for (position, part) in text.split('\'').enumerate() {
+        if position > 0 {
+            word.push_str("'\\''");
+        }
+        word.push_str(part);
+    }
+    word.push('\'');
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::{Command, Output, Stdio};
+
+    use super::*;
+
+    const HOSTILE: [&str; 16] = [
+        "'; touch \"$CANARY\"; '",
+        "$(touch \"$CANARY\")",
+        "`touch \"$CANARY\"`",
+        "\\",
+        "\\'",
+        "'",
+        "''",
+        "\"",
+        "-n",
+        "${CANARY}",
+        "a'\\''; touch \"$CANARY\" #",
+        "# --- baked: end",
+        "äöü €\u{2028} 漢字 \u{1f34c}",
+        "!! \t ~ * ? [a-z] & | < > ;",
+        "\r\u{1b}[31m",
+        "",
+    ];
+
+    fn values<'a>(text: &'a str, key: &'a Secret) -> Values<'a> {
+        Values { base_url: text, api_key: key, fqdn: text, ca_pem: text, codex_release_url: text, codex_npm: text }
+    }
+
+    /// Runs a script with `CANARY` set to a file that must not come to be.
+    fn run(shell: &[&str], script: &str) -> Output {
+        let home = tempfile::tempdir().unwrap();
+        let canary = home.path().join("canary");
+        let mut child = Command::new(shell[0])
+            .args(&shell[1..])
+            .env_clear()
+            .envs([("PATH", "/usr/bin:/bin")])
+            .env("HOME", home.path())
+            .env("CANARY", &canary)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A shell that stops early closes its end; what it says then is what the caller looks at.
+        let _ = child.stdin.take().unwrap().write_all(script.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        assert!(!canary.exists(), "the script ran what was baked into it");
+        output
+    }
+
+    /// The marked block of a script, followed by a command that prints one of its values and a full stop.
+    fn block_printing(script: &str, name: &str) -> String {
+        let start = script.find(BEGIN).unwrap();
+        // The last end mark: a value may hold one too.
+        let end = script.rfind(&format!("\n{END}\n")).unwrap();
+        format!("{}\nprintf '%s.' \"${name}\"\n", &script[start..=end])
+    }
+
+    fn printed(output: &Output) -> String {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        String::from_utf8(output.stdout.clone()).unwrap()
+    }
+
+    #[test]
+    fn the_shell_reads_back_what_was_baked_and_runs_none_of_it() {
+        let long = "x'$(touch $CANARY)".repeat(20_000);
+        for text in HOSTILE.into_iter().chain([long.as_str()]) {
+            let script = bake(WRAPPER, &[("CDX_FQDN", text), ("CDX_API_KEY", text)]).unwrap();
+            for shell in [&["bash"][..], &["bash", "--posix"], &["sh"]] {
+                for name in ["CDX_FQDN", "CDX_API_KEY"] {
+                    assert_eq!(printed(&run(shell, &block_printing(&script, name))), format!("{text}."), "{shell:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scripts_with_hostile_values_parse_and_say_their_version() {
+        for text in HOSTILE {
+            let key = Secret::new(text);
+            let cdx = wrapper(&values(text, &key)).unwrap();
+            let install = installer(&values(text, &key)).unwrap();
+            for script in [&cdx, &install] {
+                printed(&run(&["bash", "-n"], script.expose()));
+                printed(&run(&["bash", "--posix", "-n"], script.expose()));
+            }
+            let said = run(&["bash", "-s", "--", "--version"], cdx.expose());
+            assert!(String::from_utf8_lossy(&said.stdout).starts_with(&format!("cdx {WRAPPER_VERSION}\n")), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn the_installer_carries_the_wrapper_byte_for_byte() {
+        let key = Secret::new("k'1");
+        let host = Values {
+            base_url: "https://auth.example.test:8443/",
+            api_key: &key,
+            fqdn: "h1.example.test",
+            ca_pem: "-----BEGIN CERTIFICATE-----\nMIIB'\n-----END CERTIFICATE-----\n",
+            codex_release_url: "",
+            codex_npm: "",
+        };
+        let install = installer(&host).unwrap();
+        let carried = printed(&run(&["bash"], &block_printing(install.expose(), "CDX_SCRIPT")));
+        assert_eq!(carried, format!("{}.", wrapper(&host).unwrap().expose()));
+        assert!(carried.contains("\nCDX_BASE_URL='https://auth.example.test:8443'\n"));
+        assert!(carried.contains("\nCDX_CODEX_NPM='@openai/codex'\n"), "an empty package keeps the default");
+    }
+
+    #[test]
+    fn nothing_but_the_block_is_touched() {
+        let script =
+            bake("#!x\na\n# --- baked: begin\nA='1'\nB=''\n# --- baked: end\nb A=''\n", &[("B", "2")]).unwrap();
+        assert_eq!(script, "#!x\na\n# --- baked: begin\nA='1'\nB='2'\n# --- baked: end\nb A=''\n");
+    }
+
+    #[test]
+    fn a_nul_and_a_stray_line_break_are_refused() {
+        assert_eq!(sh_quote("a\0b"), Err(BakeError::Nul("the text".into())));
+        assert_eq!(bake(WRAPPER, &[("CDX_CA_PEM", "a\0")]), Err(BakeError::Nul("CDX_CA_PEM".into())));
+        for name in ["CDX_BASE_URL", "CDX_API_KEY", "CDX_FQDN", "CDX_CODEX_RELEASE_URL", "CDX_CODEX_NPM"] {
+            assert_eq!(bake(WRAPPER, &[(name, "a\nb")]), Err(BakeError::LineBreak(name.into())));
+        }
+        let script = bake(WRAPPER, &[("CDX_CA_PEM", "a\n$(touch $CANARY)\nb\n")]).unwrap();
+        assert_eq!(printed(&run(&["bash"], &block_printing(&script, "CDX_CA_PEM"))), "a\n$(touch $CANARY)\nb\n.");
+    }
+
+    #[test]
+    fn a_name_that_the_template_does_not_know_is_refused() {
+        assert_eq!(bake(WRAPPER, &[("CDX_NONE", "")]), Err(BakeError::Unknown("CDX_NONE".into())));
+        assert_eq!(bake("no block", &[]), Err(BakeError::NoBlock));
+    }
+
+    #[test]
+    fn a_refusal_says_its_reason_and_fails() {
+        let said = run(&["bash"], &refusal("this '$(touch $CANARY)' is\nspent"));
+        assert_eq!(said.status.code(), Some(1));
+        assert_eq!(String::from_utf8_lossy(&said.stderr), "codex-authd: this '$(touch $CANARY)' isspent\n");
+    }
+}

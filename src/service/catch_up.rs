@@ -1,0 +1,69 @@
+//! Keeping hot state equal to the records: what changed after the epoch that hot state has is read and applied.
+//!
+//! A crash at any line leaves hot state at an older epoch; the next catching up applies the same changes again, which
+//! changes nothing where they were applied already.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Result, Service};
+
+impl Service {
+    /// Applies what changed in the records. Called after each change of our own, and by the background poll.
+    ///
+    /// Each waits for a flush or two, so those who queue up are served together: whoever asked before the present one
+    /// began to read has what it read.
+    pub async fn catch_up(&self) -> Result<()> {
+        let mine = self.catch_ups_asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut served = self.catching_up.lock().await;
+        if *served >= mine {
+            return Ok(());
+        }
+        let serves = self.catch_ups_asked.load(Ordering::SeqCst);
+        self.apply_changes().await?;
+        *served = serves;
+        Ok(())
+    }
+
+    async fn apply_changes(&self) -> Result<()> {
+        if self.records.epoch().await? == self.hot.epoch() {
+            return Ok(());
+        }
+        let changes = self.records.changes_since(self.hot.epoch()).await?;
+        self.hot.apply(&changes)?;
+        if let Some(version) = &changes.canonical {
+            self.canonical.store(Some(Arc::new(self.open_canonical(version)?)));
+        }
+        if let Some(settings) = changes.settings {
+            self.settings.store(Arc::new(settings));
+        }
+        Ok(())
+    }
+
+    /// Starts from what hot state still knows of the last run. What it knows may be sealed with a key that a rotation has
+    /// removed since, or belong to other records (a restored backup): then hot state is emptied, and built anew.
+    pub(super) async fn adopt_hot(&self) -> Result<()> {
+        if let Some(identity) = self.records.authorities().await?.iter().map(|authority| authority.id).min() {
+            // Made once, on the first boot: it names these records among all others.
+            self.hot.belongs_to(&identity.to_string())?;
+        }
+        let opened = self.hot.canonical().map(|version| self.open_canonical(&version)).transpose();
+        if self.hot.epoch() > self.records.epoch().await? || opened.is_err() {
+            log::warn!(event = "hot_state_rebuilt"; "hot state does not belong to the records: it is built anew");
+            self.hot.reset()?;
+            return Ok(());
+        }
+        self.canonical.store(opened?.map(Arc::new));
+        self.settings.store(self.hot.settings());
+        Ok(())
+    }
+
+    /// Counts that hot state has lost, or never had, come from the records.
+    pub(super) async fn adopt_activity(&self) -> Result<()> {
+        self.drain_outbox().await?;
+        for id in self.hot.hosts_without_activity()? {
+            self.hot.set_activity(id, &self.records.activity(id).await?)?;
+        }
+        Ok(())
+    }
+}

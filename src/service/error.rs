@@ -1,0 +1,125 @@
+//! What a use case can end in other than success. `api/errors.rs` alone turns these into HTTP.
+
+use time::OffsetDateTime;
+
+use crate::hot::HotError;
+use crate::model::auth_document::DocumentError;
+use crate::pki::PkiError;
+use crate::records::RecordsError;
+use crate::seal::SealError;
+use crate::service::bake::BakeError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error("API key missing")]
+    KeyMissing,
+    #[error("Invalid API key")]
+    KeyInvalid,
+    #[error("API key not allowed from this IP")]
+    AddressRefused,
+    #[error("Insecure host API access disabled")]
+    InsecureClosed,
+    #[error("API disabled by administrator")]
+    ApiDisabled,
+    #[error("Too many failed authentication attempts")]
+    AuthBlocked(Throttled),
+    #[error("Rate limit exceeded")]
+    RateLimited(Throttled),
+    /// The body is no JSON; the text says where.
+    #[error("Invalid JSON payload")]
+    InvalidJson { reason: String },
+    /// Members of the request and what is wrong with each.
+    #[error("Validation failed")]
+    Invalid { field: String, message: String },
+    /// The request is understood and refused; the text is the answer.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0} not found")]
+    NotFound(&'static str),
+    #[error("{0}")]
+    Installer(#[from] InstallerRefusal),
+    /// The store cannot do it just now; the cause is for the log.
+    #[error("The store is not available; try again shortly")]
+    Unavailable { cause: String },
+    /// A fault of ours; the cause is for the log.
+    #[error("Internal error; the daemon's log says more")]
+    Internal { cause: String },
+}
+
+/// A limit that was reached, and when it is open again.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttled {
+    pub limit: u32,
+    pub reset_at: OffsetDateTime,
+    /// At least one, so that nobody comes back at once.
+    pub retry_after_seconds: u64,
+}
+
+impl Throttled {
+    pub fn new(limit: u32, reset_at: OffsetDateTime, now: OffsetDateTime) -> Self {
+        let seconds = u64::try_from((reset_at - now).whole_seconds()).unwrap_or(0);
+        Self { limit, reset_at, retry_after_seconds: seconds.max(1) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InstallerRefusal {
+    #[error("Installer not found")]
+    Unknown,
+    #[error("Installer already used")]
+    Used,
+    #[error("Installer expired")]
+    Expired,
+}
+
+impl ServiceError {
+    pub fn invalid(field: &str, message: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), message: message.into() }
+    }
+
+    pub fn internal(cause: impl std::fmt::Display) -> Self {
+        Self::Internal { cause: cause.to_string() }
+    }
+}
+
+impl From<RecordsError> for ServiceError {
+    fn from(error: RecordsError) -> Self {
+        match error {
+            RecordsError::Unavailable(cause) => Self::Unavailable { cause },
+            error @ RecordsError::Corrupt(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<HotError> for ServiceError {
+    fn from(error: HotError) -> Self {
+        Self::Unavailable { cause: format!("hot state: {error}") }
+    }
+}
+
+impl From<SealError> for ServiceError {
+    fn from(error: SealError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<PkiError> for ServiceError {
+    fn from(error: PkiError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<BakeError> for ServiceError {
+    fn from(error: BakeError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<DocumentError> for ServiceError {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::Json(reason) => Self::InvalidJson { reason },
+            DocumentError::Field { path, message } => Self::Invalid { field: path, message },
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Rotating the data keys while the daemon runs.
+//!
+//! 1. A new key is added to the records, sealed under the master key.
+//! 2. The ring with it is put in force: everything written from here on is sealed with it.
+//! 3. What is sealed with older keys is sealed again, value by value, each replaced only if it is still what was read.
+//! 4. Older keys that nothing is sealed with are removed.
+//!
+//! A crash after 1, 2 or 3 leaves a ring with several keys, which opens everything; the next boot sees that and goes on
+//! at 3. A value written with an old ring just before 2 keeps its key from being removed at 4, and 3 is done again.
+
+use super::{Result, Service, ServiceError};
+use crate::records::SealingKey;
+use crate::seal::{KeyId, KeyRing};
+
+const BATCH: usize = 256;
+/// Rounds of resealing before it is left to the next boot; one is enough unless writers with an old ring interfere.
+const ROUNDS: usize = 16;
+
+pub struct Rotation {
+    pub active: KeyId,
+    pub resealed: u64,
+    pub removed: usize,
+}
+
+impl Service {
+    /// Makes a new data key, seals everything with it and removes the old ones.
+    pub async fn rotate_keys(&self) -> Result<Rotation> {
+        let _one_at_a_time = self.rotating.lock().await;
+        let present = self.reload_ring().await?;
+        let id = KeyId(present.0.checked_add(1).ok_or_else(|| ServiceError::internal("the key ids are used up"))?);
+        let key = SealingKey {
+            id,
+            sealed: KeyRing::new_key(&self.secrets.master, id, &*self.outside)?,
+            created_at: self.outside.now(),
+        };
+        if !self.records.add_sealing_key(&key).await? {
+            return Err(ServiceError::Unavailable { cause: "another node is rotating the keys".into() });
+        }
+        self.reload_ring().await?;
+        let rotation = self.retire_old_keys().await?;
+        log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "the data keys were rotated");
+        Ok(rotation)
+    }
+
+    /// Goes on with a rotation that a crash cut short. Nothing to do on an ordinary boot.
+    pub async fn resume_rotation(&self) -> Result<()> {
+        let _one_at_a_time = self.rotating.lock().await;
+        if self.records.sealing_keys().await?.len() > 1 {
+            let rotation = self.retire_old_keys().await?;
+            log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "a rotation of the data keys that was cut short is finished");
+        }
+        Ok(())
+    }
+
+    async fn reload_ring(&self) -> Result<KeyId> {
+        let keys = self.records.sealing_keys().await?;
+        let keys: Vec<_> = keys.into_iter().map(|key| (key.id, key.sealed)).collect();
+        let ring = KeyRing::unlock(&self.secrets.master, &keys)?;
+        let active = ring.active();
+        self.ring.store(std::sync::Arc::new(ring));
+        Ok(active)
+    }
+
+    async fn retire_old_keys(&self) -> Result<Rotation> {
+        let active = self.ring.load().active();
+        let mut rotation = Rotation { active, resealed: 0, removed: 0 };
+        for _ in 0..ROUNDS {
+            rotation.resealed += self.reseal_older(active).await?;
+            for key in self.records.sealing_keys().await?.into_iter().filter(|key| key.id != active) {
+                rotation.removed += usize::from(self.records.remove_sealing_key(key.id).await?);
+            }
+            if self.records.sealing_keys().await?.len() == 1 {
+                break;
+            }
+        }
+        // Hot state holds sealed values too: it takes over the resealed ones while the ring still opens the others.
+        self.catch_up().await?;
+        self.reload_ring().await?;
+        Ok(rotation)
+    }
+
+    async fn reseal_older(&self, active: KeyId) -> Result<u64> {
+        let mut resealed = 0;
+        loop {
+            let values = self.records.values_sealed_before(active, BATCH).await?;
+            if values.is_empty() {
+                return Ok(resealed);
+            }
+            let ring = self.ring.load_full();
+            for (place, old) in values {
+                let plain = ring.open(&place, &old)?;
+                let new = ring.seal(&place, &plain, &*self.outside)?;
+                resealed += u64::from(self.records.reseal(&place, &old, &new).await?);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The wrapper as a host gets it: `cdx` with the host's own values baked in.
+
+use moka::sync::Cache;
+use time::OffsetDateTime;
+
+use super::enrol::api_key_place;
+use super::{Result, Service, ServiceError, bake};
+use crate::hot::HotHost;
+use crate::model::digest::Digest;
+use crate::model::secret::Secret;
+
+pub struct Wrapper {
+    pub version: &'static str,
+    pub script: Secret,
+    pub digest: Digest,
+    pub updated_at: OffsetDateTime,
+}
+
+/// Digests of baked wrappers by the host's key digest: every answer to a host names that of its own wrapper, and baking
+/// one costs more than all the rest of the call.
+pub(super) struct Digests(Cache<Digest, Digest>);
+
+impl Digests {
+    pub fn new() -> Self {
+        Self(Cache::new(200_000))
+    }
+}
+
+impl Service {
+    pub fn wrapper(&self, host: &HotHost) -> Result<Wrapper> {
+        let script = self.bake_wrapper(host, &self.policy().base_url)?;
+        Ok(Wrapper { version: bake::WRAPPER_VERSION, digest: script.digest(), script, updated_at: host.updated_at })
+    }
+
+    pub(super) fn wrapper_digest(&self, host: &HotHost) -> Result<Digest> {
+        if let Some(digest) = self.wrappers.0.get(&host.key_digest) {
+            return Ok(digest);
+        }
+        let digest = self.wrapper(host)?.digest;
+        self.wrappers.0.insert(host.key_digest, digest);
+        Ok(digest)
+    }
+
+    /// Another policy bakes other wrappers.
+    pub(super) fn forget_wrapper_digests(&self) {
+        self.wrappers.0.invalidate_all();
+    }
+
+    pub(super) fn bake_wrapper(&self, host: &HotHost, base_url: &str) -> Result<Secret> {
+        self.with_values(host, base_url, bake::wrapper)
+    }
+
+    pub(super) fn bake_installer(&self, host: &HotHost, base_url: &str) -> Result<Secret> {
+        self.with_values(host, base_url, bake::installer)
+    }
+
+    fn with_values<T>(
+        &self,
+        host: &HotHost,
+        base_url: &str,
+        bake: impl FnOnce(&bake::Values<'_>) -> std::result::Result<T, bake::BakeError>,
+    ) -> Result<T> {
+        let policy = self.policy();
+        let key = self.ring.load().open(&api_key_place(host.id), &host.api_key)?;
+        let key = Secret::new(std::str::from_utf8(&key).map_err(ServiceError::internal)?);
+        Ok(bake(&bake::Values {
+            base_url,
+            api_key: &key,
+            fqdn: host.fqdn.as_str(),
+            ca_pem: &policy.trusted_ca_pem,
+            codex_release_url: &policy.codex_release_url,
+            codex_npm: "",
+        })?)
+    }
+}

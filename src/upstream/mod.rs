@@ -1,0 +1,3 @@
+//! What the daemon asks of the outside world. Called by background jobs only, never on the way of a call.
+
+pub mod releases;

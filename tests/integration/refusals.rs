@@ -1,0 +1,341 @@
+//! Who is turned away, operation by operation: every operation of the checked-in document must stand in [`OPERATIONS`].
+
+use std::collections::BTreeSet;
+
+use codex_authd::model::digest::Digest;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::support::daemon::{Daemon, Registered, auth_json, identity};
+
+const DOCUMENT: &str = include_str!("../../openapi/openapi.json");
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Needs {
+    /// Nothing; on the hosts' listener.
+    Nothing,
+    /// Nothing; on both listeners.
+    NothingAnywhere,
+    Key,
+    Certificate,
+}
+
+/// Method, path as in the document, what it takes to be let in, and a body that is good.
+type Operation = (&'static str, &'static str, Needs, Option<fn() -> Value>);
+
+/// In an order in which each can succeed: what removes a host comes last.
+const OPERATIONS: &[Operation] = &[
+    ("GET", "/healthz", Needs::NothingAnywhere, None),
+    ("GET", "/readyz", Needs::NothingAnywhere, None),
+    ("GET", "/versions", Needs::Nothing, None),
+    ("GET", "/install/{token}", Needs::Nothing, None),
+    ("POST", "/admin/auth/upload", Needs::Certificate, Some(upload)),
+    ("GET", "/admin/auth", Needs::Certificate, None),
+    ("GET", "/admin/auth/history", Needs::Certificate, None),
+    ("POST", "/admin/hosts/register", Needs::Certificate, Some(|| json!({ "fqdn": "another.test" }))),
+    ("GET", "/admin/hosts", Needs::Certificate, None),
+    ("GET", "/admin/hosts/{id}", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/roaming", Needs::Certificate, Some(|| json!({ "allow": false }))),
+    ("POST", "/admin/hosts/{id}/insecure/enable", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/insecure/disable", Needs::Certificate, None),
+    ("POST", "/admin/certificates", Needs::Certificate, Some(|| json!({ "name": "bob" }))),
+    ("GET", "/admin/certificates", Needs::Certificate, None),
+    ("GET", "/admin/api/state", Needs::Certificate, None),
+    ("POST", "/admin/api/state", Needs::Certificate, Some(|| json!({ "disabled": false }))),
+    ("POST", "/admin/keys/rotate", Needs::Certificate, None),
+    ("POST", "/auth", Needs::Key, Some(retrieve)),
+    ("GET", "/wrapper", Needs::Key, None),
+    ("GET", "/wrapper/download", Needs::Key, None),
+    ("DELETE", "/auth", Needs::Key, None),
+    ("DELETE", "/admin/hosts/{id}", Needs::Certificate, None),
+];
+
+fn operation(method: &str, path: &str) -> &'static Operation {
+    OPERATIONS.iter().find(|operation| (operation.0, operation.1) == (method, path)).unwrap()
+}
+
+fn upload() -> Value {
+    json!({ "auth": auth_json("2025-11-20T09:27:43.373506211Z", 1) })
+}
+
+fn retrieve() -> Value {
+    json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) })
+}
+
+#[test]
+fn every_operation_of_the_document_stands_in_the_table() {
+    let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+    let described: BTreeSet<(String, String)> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, operations)| {
+            operations.as_object().unwrap().keys().map(|method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    let listed: BTreeSet<_> =
+        OPERATIONS.iter().map(|(method, path, ..)| (method.to_string(), path.to_string())).collect();
+    assert_eq!(described, listed);
+    assert_eq!(OPERATIONS.len(), listed.len(), "an operation stands in the table twice");
+}
+
+/// Without this, a refusal could be that of a call that nobody could make.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_what_it_needs_is_let_in() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let insecure = register(&daemon, &admin, json!({ "fqdn": "shared.test", "secure": false })).await;
+    let host = daemon.register(&admin, "h.test").await;
+    for operation in OPERATIONS {
+        let (_, path, needs, _) = operation;
+        let used = if path.contains("insecure") || path.contains("install") { &insecure } else { &host };
+        // The last one: the host has left by itself.
+        let used = if *operation.0 == *"DELETE" && path.contains("{id}") { &insecure } else { used };
+        let call = match needs {
+            Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, used),
+            _ => call(&daemon.client(), &daemon.hosts_url(""), operation, used).header("X-API-Key", &used.api_key),
+        };
+        let answer = call.send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{} {path}: {}", operation.0, answer.text().await.unwrap());
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(admin.get(daemon.admin_url(path)).send().await.unwrap().status(), 200, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
+    let daemon = Daemon::start();
+    let host = daemon.register(&daemon.admin(), "h.test").await;
+    let foreign = Daemon::prepare(&[]);
+    let mallory = identity(&foreign.admin_certificate("mallory"), "mallory");
+    let strangers = [
+        ("no certificate", daemon.client()),
+        ("a foreign certificate", daemon.client_builder().identity(mallory.clone()).build().unwrap()),
+        ("a foreign certificate, HTTP/1.1", daemon.client_builder().identity(mallory).http1_only().build().unwrap()),
+        ("no certificate, TLS 1.2", {
+            let builder = daemon.client_builder().max_tls_version(reqwest::tls::Version::TLS_1_2);
+            builder.build().unwrap()
+        }),
+    ];
+    let mut admin_operations = 0;
+    for operation in OPERATIONS.iter().filter(|(.., needs, _)| *needs == Needs::Certificate) {
+        for (who, stranger) in &strangers {
+            let answer = call(stranger, &daemon.admin_url(""), operation, &host)
+                .header("X-API-Key", &host.api_key)
+                .header("X-mTLS-Present", "1")
+                .header("X-mTLS-Fingerprint", "ab".repeat(32))
+                .send()
+                .await;
+            let error = answer.map(|answer| answer.status()).expect_err(&format!("{operation:?} answered {who}"));
+            assert!(!error.is_timeout() && error.status().is_none(), "{operation:?}, {who}: {error:?}");
+        }
+        admin_operations += 1;
+    }
+    assert_eq!(admin_operations, OPERATIONS.iter().filter(|(_, path, ..)| path.starts_with("/admin/")).count());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_operation_is_on_the_other_listener() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "h.test").await;
+    // An admin's certificate is of no use with the hosts' listener, nor a host's key with the admins'.
+    for operation in OPERATIONS {
+        let elsewhere = match operation.2 {
+            Needs::NothingAnywhere => continue,
+            Needs::Certificate => daemon.hosts_url(""),
+            Needs::Key | Needs::Nothing => daemon.admin_url(""),
+        };
+        let answer = call(&admin, &elsewhere, operation, &host).header("X-API-Key", &host.api_key).send().await;
+        refused(answer.unwrap(), 404, "route_not_found", &format!("{operation:?}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_host_operation_answers_without_a_key_that_is_good() {
+    let daemon = Daemon::start();
+    let host = daemon.register(&daemon.admin(), "h.test").await;
+    let client = daemon.client();
+    let digest = Digest::of(host.api_key.as_bytes()).to_string();
+    let upper = host.api_key.to_uppercase();
+    let mut key_operations = 0;
+    for operation in OPERATIONS.iter().filter(|(.., needs, _)| *needs == Needs::Key) {
+        key_operations += 1;
+        let call = || call(&client, &daemon.hosts_url(""), operation, &host);
+        let name = format!("{operation:?}");
+        refused(call().send().await.unwrap(), 401, "key_missing", &name).await;
+        refused(call().header("X-API-Key", "").send().await.unwrap(), 401, "key_missing", &name).await;
+        let wrong = ["f".repeat(64), digest.clone(), upper.clone(), host.api_key[1..].to_owned(), host.token.clone()];
+        for key in &wrong {
+            refused(call().header("X-API-Key", key).send().await.unwrap(), 401, "key_invalid", &name).await;
+            refused(call().bearer_auth(key).send().await.unwrap(), 401, "key_invalid", &name).await;
+        }
+        // Only these two headers are keys.
+        for (header, value) in [
+            ("Authorization", format!("Basic {}", host.api_key)),
+            ("Authorization", host.api_key.clone()),
+            ("Cookie", format!("X-API-Key={}", host.api_key)),
+            ("X-Forwarded-For", "127.0.0.1".into()),
+        ] {
+            refused(call().header(header, value).send().await.unwrap(), 401, "key_missing", &name).await;
+        }
+    }
+    assert!(key_operations >= 4);
+    let left =
+        call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).bearer_auth(&host.api_key).send().await;
+    assert_eq!(left.unwrap().status(), 200, "and the host is still there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_bodies_are_refused_with_a_reason() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "h.test").await;
+    for operation in OPERATIONS.iter().filter(|(.., body)| body.is_some()) {
+        let good = operation.3.unwrap()().to_string();
+        let send = |content_type: &'static str, body: Vec<u8>| {
+            let call = match operation.2 {
+                Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, &host),
+                _ => call(&daemon.client(), &daemon.hosts_url(""), operation, &host).header("X-API-Key", &host.api_key),
+            };
+            let call = content_type_of(call, HeaderValue::from_static(content_type));
+            async move { call.body(body).send().await.unwrap() }
+        };
+        let json = "application/json";
+        let name = format!("{operation:?}");
+
+        let long = format!("{}{good}", " ".repeat(1024 * 1024 + 1 - good.len()));
+        assert_eq!(long.len(), 1024 * 1024 + 1);
+        refused(send(json, long[1..].into()).await, 200, "", &name).await;
+        refused(send(json, long.into()).await, 413, "too_large", &name).await;
+
+        for other in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"] {
+            refused(send(other, good.clone().into()).await, 415, "unsupported_media_type", &name).await;
+        }
+        let twice = format!("{},{}", &good[..good.len() - 1], &good[1..]);
+        let (member, rest) = good[1..].split_once(':').unwrap();
+        let not_utf8 = [br#"{"a":""#, &[0xff, 0xfe][..], br#"","#, &good.as_bytes()[1..]].concat();
+        for bad in [
+            twice.into_bytes(),
+            not_utf8,
+            format!("{}{}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes(),
+            format!("{{{member}:{}1{}}}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes(),
+            format!("{{{member}:{}", "[".repeat(500_000)).into_bytes(),
+            format!("{{{member}:{}", "{\"a\":".repeat(100_000)).into_bytes(),
+            good[..good.len() - 1].into(),
+            format!("{good}{good}").into_bytes(),
+            format!("{{{member}:{rest}\0").into_bytes(),
+            format!("\u{feff}{good}").into_bytes(),
+            b"{".into(),
+        ] {
+            let shown = String::from_utf8_lossy(&bad).chars().take(80).collect::<String>();
+            refused(send(json, bad).await, 400, "invalid_json", &format!("{name} {shown}")).await;
+        }
+    }
+    let state: Value = admin.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().json().await.unwrap();
+    assert!(state["data"]["hosts"].as_array().unwrap().len() <= 2, "{state}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn absurd_requests_are_refused_and_the_daemon_goes_on() {
+    let daemon = Daemon::start();
+    let host = daemon.register(&daemon.admin(), "h.test").await;
+    let mut clients = vec![("HTTP/2", daemon.client())];
+    clients.push(("HTTP/1.1", daemon.client_builder().http1_only().build().unwrap()));
+    for (protocol, client) in clients {
+        let post = || client.post(daemon.hosts_url("/auth")).json(&retrieve());
+        let not_ascii = HeaderValue::from_bytes(b"\xff\xfe\x80").unwrap();
+        refused(post().header("X-API-Key", not_ascii.clone()).send().await.unwrap(), 401, "", protocol).await;
+        refused(post().header("X-API-Key", "a".repeat(8_000)).send().await.unwrap(), 401, "key_invalid", protocol)
+            .await;
+        let odd = content_type_of(post(), not_ascii).header("X-API-Key", &host.api_key);
+        let answer = odd.send().await.unwrap();
+        assert!(answer.status().is_client_error() || answer.status() == 200, "{protocol}: {}", answer.status());
+        for method in ["TRACE", "CONNECTED", "PATCH", "PUT"] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let answer = client.request(method, daemon.hosts_url("/auth")).send().await.unwrap();
+            refused(answer, 404, "route_not_found", protocol).await;
+        }
+        for path in ["//auth//x", "/auth/../admin/hosts", "/%00", "/%2e%2e/admin", "/install/", "/install/a/b", "/é"] {
+            let answer = client.get(daemon.hosts_url(path)).send().await.unwrap();
+            refused(answer, 404, "route_not_found", &format!("{protocol} {path}")).await;
+        }
+        // A path parameter that is no text is a refusal too, in whatever form.
+        let odd = client.get(daemon.hosts_url("/install/%ff%00")).send().await.unwrap();
+        assert!(odd.status().is_client_error(), "{protocol}: {}", odd.status());
+
+        // So much that the connection itself refuses: before there is a request there is no envelope.
+        let many = (0..2_000).fold(post(), |call, n| call.header(format!("x-{n}"), "a"));
+        let long = post().header("X-Long", "a".repeat(1024 * 1024));
+        for call in [many, long] {
+            if let Ok(answer) = call.send().await {
+                assert!(answer.status().is_client_error(), "{protocol}: {}", answer.status());
+            }
+        }
+    }
+    let alive =
+        call(&daemon.client(), &daemon.hosts_url(""), operation("POST", "/auth"), &host).bearer_auth(&host.api_key);
+    assert_eq!(alive.send().await.unwrap().status(), 200);
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_document_and_its_page_are_served_on_both_listeners() {
+    let daemon = Daemon::start();
+    for (client, base) in [(daemon.client(), daemon.hosts_url("")), (daemon.admin(), daemon.admin_url(""))] {
+        let answer = client.get(format!("{base}/openapi.json")).send().await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/json");
+        assert_eq!(answer.text().await.unwrap(), DOCUMENT);
+        let answer = client.get(format!("{base}/docs")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+        assert!(answer.text().await.unwrap().contains("<html"));
+    }
+}
+
+fn call(client: &Client, base: &str, operation: &Operation, host: &Registered) -> RequestBuilder {
+    let (method, path, _, body) = operation;
+    let path = path.replace("{id}", &host.id.to_string()).replace("{token}", &host.token);
+    let call = client.request(method.parse().unwrap(), format!("{base}{path}"));
+    match body {
+        Some(body) => call.json(&body()),
+        None => call,
+    }
+}
+
+/// In place of the one that the body brought.
+fn content_type_of(call: RequestBuilder, content_type: HeaderValue) -> RequestBuilder {
+    call.headers(HeaderMap::from_iter([(CONTENT_TYPE, content_type)]))
+}
+
+/// An envelope with this status and code; an empty code is any.
+async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str) {
+    let (got, headers) = (answer.status(), answer.headers().clone());
+    let text = answer.text().await.unwrap();
+    let shown = text.chars().take(300).collect::<String>();
+    assert_eq!(got, status, "{what}: {shown}");
+    assert_eq!(headers["content-type"], "application/json", "{what}");
+    assert_eq!(headers["x-content-type-options"], "nosniff", "{what}");
+    if status == 200 {
+        return;
+    }
+    let body: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{what}: {shown}"));
+    assert_eq!(body["status"], "error", "{what}: {shown}");
+    assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{what}: {shown}");
+    let given = body["code"].as_str().unwrap_or_else(|| panic!("{what}: {shown}"));
+    assert!(code.is_empty() || given == code, "{what}: {shown}");
+}
+
+async fn register(daemon: &Daemon, admin: &Client, body: Value) -> Registered {
+    let url = daemon.admin_url("/admin/hosts/register");
+    let body: Value = admin.post(url).json(&body).send().await.unwrap().json().await.unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    Registered {
+        id: body["data"]["host"]["id"].as_u64().unwrap(),
+        api_key: text(&body["data"]["host"]["api_key"]),
+        token: text(&body["data"]["installer"]["token"]),
+        command: text(&body["data"]["installer"]["command"]),
+    }
+}

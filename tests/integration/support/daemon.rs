@@ -1,0 +1,283 @@
+//! A real daemon: the binary of this build, on a state directory of its own, on ports that the system chooses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_codex-authd");
+/// No condition that a test waits for takes longer, however slow the machine.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+pub struct Daemon {
+    pub state: TempDir,
+    settings: Vec<(String, String)>,
+    child: Option<Child>,
+    pub listen: Listen,
+    /// What is logged; else `RUST_LOG` of the tests, else all there is.
+    pub log_level: Option<&'static str>,
+}
+
+#[derive(Clone, serde::Deserialize)]
+pub struct Listen {
+    pub hosts: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// `settings` are `SECTION__KEY`, value. Limits are off unless they set them.
+    pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        let mut daemon = Self::prepare(settings);
+        daemon.launch();
+        daemon
+    }
+
+    /// A daemon that does not run yet, for tests of its first moments and of commands without it.
+    pub fn prepare(settings: &[(&str, &str)]) -> Self {
+        let state = tempfile::Builder::new().prefix("authd-").tempdir().unwrap();
+        let mut all: Vec<(String, String)> = vec![
+            ("STATE_DIR".into(), state.path().join("state").display().to_string()),
+            ("LISTEN__HOSTS".into(), "127.0.0.1:0".into()),
+            ("LISTEN__ADMIN".into(), "127.0.0.1:0".into()),
+            ("LISTEN__CONTROL".into(), state.path().join("control.sock").display().to_string()),
+            ("LIMITS__GLOBAL_PER_MINUTE".into(), "0".into()),
+            ("LIMITS__AUTH_FAIL_COUNT".into(), "0".into()),
+            ("UPSTREAM__RELEASES_URL".into(), String::new()),
+        ];
+        for (name, value) in settings {
+            all.retain(|(known, _)| known != name);
+            all.push((name.to_string(), value.to_string()));
+        }
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        Self { state, settings: all, child: None, listen: Listen { hosts: nowhere, admin: nowhere }, log_level: None }
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.state.path().join("state")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.state.path().join("log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The binary with this daemon's settings in its environment and nothing else's.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        self.settings_for(&mut command);
+        command.args(arguments);
+        command
+    }
+
+    pub fn settings_for(&self, command: &mut Command) {
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CODEX_AUTHD_")) {
+            command.env_remove(name);
+        }
+        command.env_remove("NOTIFY_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+        command.envs(self.settings.iter().map(|(name, value)| (format!("CODEX_AUTHD_{name}"), value)));
+    }
+
+    /// Runs `codex-authd ARGUMENTS` to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs it, asserts that it was done, and reads its `--json`.
+    pub fn cli_json(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.push("--json");
+        let output = self.cli(&all);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Starts the process and waits until it listens.
+    pub fn launch(&mut self) {
+        let _ = std::fs::remove_file(self.state_dir().join("listen.json"));
+        let log = std::fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let mut command = self.command(&["serve"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        let level = self.log_level.map(String::from).or_else(|| std::env::var("RUST_LOG").ok());
+        command.env("RUST_LOG", level.unwrap_or_else(|| "trace".into()));
+        self.child = Some(command.spawn().unwrap());
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let file = self.state_dir().join("listen.json");
+        let started = Instant::now();
+        loop {
+            if let Some(listen) = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+                self.listen = listen;
+                if std::net::TcpStream::connect(self.listen.admin).is_ok() {
+                    return;
+                }
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            assert!(started.elapsed() < BOUND, "the daemon does not listen:\n{}", self.log());
+            pause();
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).unwrap();
+    }
+
+    /// kill -9, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let status = self.wait();
+        self.child = None;
+        status
+    }
+
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < BOUND, "the daemon does not end:\n{}", self.log());
+            pause();
+        }
+    }
+
+    pub fn hosts_url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.listen.hosts)
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.listen.admin)
+    }
+
+    pub fn server_ca(&self) -> Certificate {
+        Certificate::from_pem(&std::fs::read(self.state_dir().join("pki/server-ca.crt")).unwrap()).unwrap()
+    }
+
+    /// A client as hosts have it: it trusts our CA and shows no certificate.
+    pub fn client(&self) -> Client {
+        self.client_builder().build().unwrap()
+    }
+
+    /// A client that calls from another loopback address.
+    pub fn client_from(&self, address: IpAddr) -> Client {
+        self.client_builder().local_address(address).build().unwrap()
+    }
+
+    pub fn client_builder(&self) -> ClientBuilder {
+        install_provider();
+        Client::builder()
+            .tls_built_in_root_certs(false)
+            .add_root_certificate(self.server_ca())
+            .no_proxy()
+            .timeout(BOUND)
+    }
+
+    /// Issues a certificate by the command line; the directory holds NAME.crt, NAME.key and ca.crt.
+    pub fn admin_certificate(&self, name: &str) -> PathBuf {
+        let directory = self.state.path().join(format!("admin-{name}"));
+        self.cli_json(&["admin-cert", name, "--pem", directory.to_str().unwrap()]);
+        directory
+    }
+
+    /// A client with an admin's certificate.
+    pub fn admin(&self) -> Client {
+        let directory = self.state.path().join("admin-tester");
+        if !directory.exists() {
+            self.admin_certificate("tester");
+        }
+        self.client_builder().identity(identity(&directory, "tester")).build().unwrap()
+    }
+
+    /// Registers a host over the admin listener.
+    pub async fn register(&self, admin: &Client, fqdn: &str) -> Registered {
+        let answer = admin
+            .post(self.admin_url("/admin/hosts/register"))
+            .json(&serde_json::json!({ "fqdn": fqdn }))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 200);
+        let body: Value = answer.json().await.unwrap();
+        let data = &body["data"];
+        Registered {
+            id: data["host"]["id"].as_u64().unwrap(),
+            api_key: data["host"]["api_key"].as_str().unwrap().into(),
+            token: data["installer"]["token"].as_str().unwrap().into(),
+            command: data["installer"]["command"].as_str().unwrap().into(),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Registered {
+    pub id: u64,
+    pub api_key: String,
+    pub token: String,
+    pub command: String,
+}
+
+pub fn identity(directory: &Path, name: &str) -> Identity {
+    let mut pem = std::fs::read(directory.join(format!("{name}.crt"))).unwrap();
+    pem.extend(std::fs::read(directory.join(format!("{name}.key"))).unwrap());
+    Identity::from_pem(&pem).unwrap()
+}
+
+pub fn install_provider() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// A moment between two looks at a condition.
+#[allow(clippy::disallowed_methods)]
+pub fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
+/// An auth.json as `codex login` writes it, `n` telling one from another.
+pub fn auth_json(last_refresh: &str, n: u64) -> Value {
+    serde_json::json!({
+        "OPENAI_API_KEY": null,
+        "tokens": {
+            "id_token": format!("eyJhbGciOi.id-{n}"),
+            "access_token": format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{n}"),
+            "refresh_token": format!("rt_abc/def-{n}"),
+            "account_id": "acc-1234",
+        },
+        "last_refresh": last_refresh,
+    })
+}

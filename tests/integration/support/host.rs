@@ -1,0 +1,199 @@
+//! A host: a clean home with a baked `cdx` in it, and a `codex` that is the real one or a script.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use codex_authd::model::secret::Secret;
+use codex_authd::service::bake::{self, Values};
+use tempfile::TempDir;
+
+use super::standin::KEY;
+use super::upstream::Upstream;
+
+pub struct Host {
+    home: TempDir,
+    pub path: String,
+    pub codex_home: PathBuf,
+    /// The shell that runs `cdx`, when it is not the one that its first line names.
+    pub shell: Option<PathBuf>,
+    extra_env: Vec<(String, String)>,
+}
+
+/// A codex that writes down its arguments and does what `FAKE_CODEX` says.
+const FAKE: &str = r#"#!/usr/bin/env bash
+if [ "${1-}" = --version ]; then echo 'codex-cli 0.1.2'; exit; fi
+printf '%s\n' "$@" >"$HOME/codex.arguments"
+env >"$HOME/codex.environment"
+eval "${FAKE_CODEX:-}"
+"#;
+
+impl Host {
+    pub fn new(base_url: &str) -> Self {
+        Self::with_ca(base_url, "")
+    }
+
+    /// A clean home: no `cdx` and no codex in it.
+    pub fn bare() -> Self {
+        let home = TempDir::new().unwrap();
+        Self {
+            path: format!("{}:/usr/bin:/bin", home.path().join("bin").display()),
+            codex_home: home.path().join(".codex"),
+            shell: None,
+            extra_env: Vec::new(),
+            home,
+        }
+    }
+
+    pub fn with_ca(base_url: &str, ca_pem: &str) -> Self {
+        let host = Self::bare();
+        host.write_program("bin/codex", FAKE, 0o755);
+        host.write_program(".local/bin/cdx", baked(base_url, ca_pem, "").0.expose(), 0o700);
+        host
+    }
+
+    /// The real Codex in place of the script, set to ask `upstream`.
+    pub fn with_real_codex(mut self, upstream: &Upstream) -> Self {
+        let _ = fs::remove_file(self.file("bin/codex"));
+        let directory = real_codex().parent().unwrap();
+        self.path = format!("{}:/usr/bin:/bin", directory.display());
+        fs::create_dir_all(&self.codex_home).unwrap();
+        fs::set_permissions(&self.codex_home, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(self.codex_home.join("config.toml"), upstream.config_toml()).unwrap();
+        self.env("CODEX_REFRESH_TOKEN_URL_OVERRIDE", &upstream.token_url());
+        self
+    }
+
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.extra_env.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub fn file(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    pub fn cdx_file(&self) -> PathBuf {
+        self.file(".local/bin/cdx")
+    }
+
+    pub fn write_program(&self, name: &str, text: &str, mode: u32) {
+        let file = self.file(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    pub fn auth_file(&self) -> PathBuf {
+        self.codex_home.join("auth.json")
+    }
+
+    pub fn auth(&self) -> Option<String> {
+        fs::read_to_string(self.auth_file()).ok()
+    }
+
+    pub fn set_auth(&self, text: &str) {
+        fs::create_dir_all(&self.codex_home).unwrap();
+        fs::write(self.auth_file(), text).unwrap();
+        fs::set_permissions(self.auth_file(), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Any command in this host's environment and home.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("HOME", self.home.path()).env("PATH", &self.path).current_dir(self.home.path());
+        if self.codex_home != self.file(".codex") {
+            command.env("CODEX_HOME", &self.codex_home);
+        }
+        command.envs(self.extra_env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub fn cdx(&self, arguments: &[&str]) -> Command {
+        let mut command = match &self.shell {
+            Some(shell) => {
+                let mut command = self.command(shell);
+                command.arg(self.cdx_file());
+                command
+            }
+            None => self.command(self.cdx_file()),
+        };
+        command.args(arguments);
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::from(self.cdx(arguments).output().unwrap())
+    }
+
+    /// `cdx` with a codex that runs `script`.
+    pub fn run_codex(&self, script: &str, arguments: &[&str]) -> Ran {
+        Ran::from(self.cdx(arguments).env("FAKE_CODEX", script).output().unwrap())
+    }
+
+    pub fn codex_was_started(&self) -> bool {
+        self.file("codex.arguments").exists()
+    }
+
+    /// The file that says when this host was last in step.
+    pub fn state_file(&self) -> PathBuf {
+        let mut found = Vec::new();
+        for directory in fs::read_dir(self.file(".cache/cdx")).unwrap() {
+            for file in fs::read_dir(directory.unwrap().path()).unwrap() {
+                let file = file.unwrap();
+                if file.file_name().to_string_lossy().starts_with("synced-") {
+                    found.push(file.path());
+                }
+            }
+        }
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
+    /// Moves the last time in step by so many seconds.
+    pub fn shift_last_sync(&self, seconds: i64) {
+        let file = self.state_file();
+        let text = fs::read_to_string(&file).unwrap();
+        let (moment, rest) = text.split_once(' ').unwrap();
+        fs::write(&file, format!("{} {rest}", moment.parse::<i64>().unwrap() + seconds)).unwrap();
+    }
+}
+
+/// The scripts of a host of the stand-in: cdx and its installer.
+pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
+    let key = Secret::new(KEY);
+    let values = Values { base_url, api_key: &key, fqdn: "h1.example.test", ca_pem, codex_release_url, codex_npm: "" };
+    (bake::wrapper(&values).unwrap(), bake::installer(&values).unwrap())
+}
+
+/// The real Codex CLI, installed on first use.
+pub fn real_codex() -> &'static Path {
+    static CODEX: OnceLock<PathBuf> = OnceLock::new();
+    CODEX.get_or_init(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install-codex.sh");
+        let output = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "tests/install-codex.sh failed");
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    })
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}

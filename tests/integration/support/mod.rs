@@ -1,0 +1,29 @@
+//! What the integration tests share.
+
+pub mod crash_points;
+pub mod daemon;
+pub mod host;
+pub mod http;
+pub mod standin;
+pub mod upstream;
+pub mod within;
+
+use std::time::{Duration, Instant};
+
+/// Polls until `condition` gives something, for at most ten seconds.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+pub fn now() -> time::OffsetDateTime {
+    use codex_authd::outside::{Outside as _, System};
+    System.now()
+}

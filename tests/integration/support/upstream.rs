@@ -1,0 +1,172 @@
+//! The stand-in for OpenAI: as much of it as the real Codex CLI asks for, refusing what the real one refuses.
+//!
+//! Refresh tokens are single use and rotate. An access token is good until its `exp`, or until it is withdrawn.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+
+use super::http::{Call, HttpServer, Reply};
+use super::now;
+
+pub struct Upstream {
+    server: HttpServer,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    serial: u64,
+    /// How long the access tokens live that are handed out from now on, in seconds; below zero: born expired.
+    lifetime: i64,
+    /// Live refresh tokens and whose they are.
+    refresh: HashMap<String, String>,
+    used: HashSet<String>,
+    access: HashMap<String, i64>,
+}
+
+impl Upstream {
+    pub fn start() -> Self {
+        let state = Arc::new(Mutex::new(State {
+            serial: 0,
+            lifetime: 864_000,
+            refresh: HashMap::new(),
+            used: HashSet::new(),
+            access: HashMap::new(),
+        }));
+        let shared = Arc::clone(&state);
+        Self { server: HttpServer::plain(move |call| shared.lock().unwrap().answer(call)), state }
+    }
+
+    /// A fresh login, as `codex login` leaves it in `auth.json`; its access token lives for `lifetime` seconds.
+    pub fn login(&self, account: &str, lifetime: i64) -> Value {
+        let mut state = self.state.lock().unwrap();
+        let mut tokens = state.tokens(account, lifetime);
+        tokens["account_id"] = account.into();
+        json!({
+            "auth_mode": "chatgpt",
+            "OPENAI_API_KEY": null,
+            "tokens": tokens,
+            "last_refresh": now().format(&Rfc3339).unwrap(),
+        })
+    }
+
+    /// The lifetime of the access tokens that a refresh gives from now on.
+    pub fn set_lifetime(&self, seconds: i64) {
+        self.state.lock().unwrap().lifetime = seconds;
+    }
+
+    /// Every access token handed out so far is refused from now on.
+    pub fn withdraw_access(&self) {
+        self.state.lock().unwrap().access.clear();
+    }
+
+    /// The lines of `config.toml` that bring Codex here.
+    pub fn config_toml(&self) -> String {
+        let url = self.server.url();
+        format!("chatgpt_base_url = \"{url}/backend-api/\"\nopenai_base_url = \"{url}/v1\"\n")
+    }
+
+    /// For `CODEX_REFRESH_TOKEN_URL_OVERRIDE`.
+    pub fn token_url(&self) -> String {
+        format!("{}/oauth/token", self.server.url())
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.server.calls()
+    }
+
+    /// The calls of one method to one path, with the status they got.
+    pub fn calls_to(&self, method: &str, path: &str) -> Vec<Call> {
+        self.calls().into_iter().filter(|call| call.method == method && call.path == path).collect()
+    }
+}
+
+impl State {
+    fn answer(&mut self, call: &Call) -> Reply {
+        match (call.method.as_str(), call.path.as_str()) {
+            ("POST", "/oauth/token") => self.refresh(&call.json()),
+            ("POST", "/oauth/revoke") => {
+                self.refresh.remove(call.json()["token"].as_str().unwrap_or_default());
+                Reply::json(200, &json!({}))
+            }
+            // Codex takes this for "no websocket here" and goes on over HTTP at once.
+            ("GET", "/v1/responses") => Reply::json(426, &json!({"error": {"message": "Upgrade Required"}})),
+            (_, path) if (path.starts_with("/v1/") || path.starts_with("/backend-api/wham/")) && !self.admits(call) => {
+                Reply::json(401, &json!({"error": {"message": "Unauthorized", "code": "token_expired"}}))
+            }
+            ("GET", "/v1/models") => Reply::json(200, &json!({"models": []})),
+            ("POST", "/v1/responses") => Reply::new(200, "text/event-stream", banana()),
+            ("GET", "/backend-api/wham/usage") => Reply::json(
+                200,
+                &json!({"plan_type": "pro", "rate_limit": {
+                    "allowed": true, "limit_reached": false,
+                    "primary_window": {"used_percent": 12, "limit_window_seconds": 18000, "reset_after_seconds": 9000, "reset_at": 1_795_283_373},
+                    "secondary_window": {"used_percent": 34, "limit_window_seconds": 604_800, "reset_after_seconds": 300_000, "reset_at": 1_795_574_373}
+                }}),
+            ),
+            ("GET", path) if path.starts_with("/backend-api/wham/") => Reply::json(200, &json!({})),
+            _ => Reply::json(404, &json!({"error": {"message": "not found"}})),
+        }
+    }
+
+    fn admits(&self, call: &Call) -> bool {
+        let token = call.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        self.access.get(token).is_some_and(|exp| *exp > now().unix_timestamp())
+    }
+
+    fn refresh(&mut self, asked: &Value) -> Reply {
+        let refusal = |code: &str, message: &str| {
+            Reply::json(401, &json!({"error": {"message": message, "type": "invalid_request_error", "code": code}}))
+        };
+        let token = asked["refresh_token"].as_str().unwrap_or_default();
+        if asked["grant_type"] != "refresh_token" || token.is_empty() {
+            return Reply::json(400, &json!({"error": {"message": "bad request", "code": "invalid_request"}}));
+        }
+        if self.used.contains(token) {
+            return refusal("refresh_token_reused", "Your refresh token was already used.");
+        }
+        let Some(account) = self.refresh.remove(token) else {
+            return refusal("refresh_token_invalidated", "Your refresh token is not known.");
+        };
+        self.used.insert(token.to_owned());
+        Reply::json(200, &self.tokens(&account, self.lifetime))
+    }
+
+    /// A fresh set of tokens of an account.
+    fn tokens(&mut self, account: &str, lifetime: i64) -> Value {
+        self.serial += 1;
+        let (serial, now) = (self.serial, now().unix_timestamp());
+        let jwt = |kind: &str| {
+            let claims = json!({
+                "iat": now, "exp": now + lifetime, "jti": format!("{kind}-{serial}"), "email": "fleet@example.test",
+                "https://api.openai.com/auth": {"chatgpt_account_id": account, "chatgpt_plan_type": "pro", "chatgpt_user_id": "user-1"},
+            });
+            let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+            format!("{}.{}.c2lnbmF0dXJl", encode(&json!({"alg": "RS256", "typ": "JWT"})), encode(&claims))
+        };
+        let (access, refresh) = (jwt("access"), format!("rt_{account}_{serial}_Zk3vQ9xT1mB7rLp0"));
+        self.access.insert(access.clone(), now + lifetime);
+        self.refresh.insert(refresh.clone(), account.to_owned());
+        json!({"id_token": jwt("id"), "access_token": access, "refresh_token": refresh})
+    }
+}
+
+/// One turn of a model whose answer is always the same.
+fn banana() -> String {
+    let usage = json!({
+        "input_tokens": 100, "input_tokens_details": {"cached_tokens": 40},
+        "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 105,
+    });
+    let item = json!({"type": "message", "role": "assistant", "id": "msg-1", "content": [{"type": "output_text", "text": "Banana"}]});
+    [
+        json!({"type": "response.created", "response": {"id": "resp-1"}}),
+        json!({"type": "response.output_item.done", "item": item}),
+        json!({"type": "response.completed", "response": {"id": "resp-1", "usage": usage}}),
+    ]
+    .iter()
+    .map(|event| format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default()))
+    .collect()
+}

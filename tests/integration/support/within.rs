@@ -1,0 +1,87 @@
+//! What a state directory holds, read without a daemon: every sealed value is opened, and everything must agree.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use codex_authd::model::digest::Digest;
+use codex_authd::outside::System;
+use codex_authd::records::embedded::Embedded;
+use codex_authd::records::{AuthorityRole, Epoch, Records};
+use codex_authd::seal::KeyId;
+use codex_authd::service::boot;
+use codex_authd::service::canonical::body_place;
+use codex_authd::service::enrol::api_key_place;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Within {
+    /// Name and API key of each host.
+    pub hosts: BTreeMap<String, String>,
+    /// Digests of the canonical versions, the first one first.
+    pub versions: Vec<String>,
+    pub server_ca: String,
+    pub client_ca: String,
+    /// PKCS#8, as it was opened.
+    pub server_key: Vec<u8>,
+    pub sealing_keys: Vec<u32>,
+}
+
+/// Opens the records under `state`, which nobody else may have open, and asserts that they are whole.
+pub fn look_within(state: &Path) -> Within {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let records = Embedded::open(&state.join("records")).unwrap();
+        let secrets = boot::unlock(&records, &state.join("master.key"), None, &System).await.unwrap();
+        let ring = &secrets.ring;
+
+        let values = records.values_sealed_before(KeyId(u32::MAX), usize::MAX).await.unwrap();
+        for (place, sealed) in &values {
+            ring.open(place, sealed).unwrap_or_else(|error| panic!("{place}: {error}"));
+        }
+        let mut hosts = BTreeMap::new();
+        for host in records.hosts().await.unwrap() {
+            let key = ring.open(&api_key_place(host.id), &host.api_key).unwrap();
+            assert_eq!(Digest::of(&key), host.key_digest, "the key that is baked is the key that is let in");
+            assert_eq!(records.host_by_name(&host.fqdn).await.unwrap().as_ref(), Some(&host));
+            let twice = hosts.insert(host.fqdn.as_str().to_owned(), String::from_utf8(key.to_vec()).unwrap());
+            assert_eq!(twice, None, "{} is there twice", host.fqdn.as_str());
+        }
+        let mut history = records.canonical_history(usize::MAX).await.unwrap();
+        history.reverse();
+        let numbers: Vec<u64> = history.iter().map(|version| version.version).collect();
+        assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>(), "no gap, nothing twice");
+        let mut targets = 0;
+        for summary in &history {
+            let version = records.canonical_version(summary.version).await.unwrap().unwrap();
+            let text = ring.open(&body_place(version.id), &version.body).unwrap();
+            assert_eq!(Digest::of(&text), summary.digest);
+            targets += version.entries.len();
+        }
+        let canonical = records.canonical().await.unwrap();
+        assert_eq!(canonical.as_ref().map(|version| &version.summary), history.last());
+
+        // Nothing sealed belongs to nobody: each host's key, each version's text and tokens, two authorities, one server key.
+        assert_eq!(values.len(), hosts.len() + history.len() + targets + 3);
+        let changes = records.changes_since(Epoch(0)).await.unwrap();
+        let pending: HashSet<_> =
+            changes.install_tokens.iter().filter(|token| token.revoked_at.is_none()).map(|token| token.host).collect();
+        assert_eq!(pending.len(), hosts.len(), "each registration left one installer token");
+        let present = changes.install_tokens.iter().filter(|token| token.revoked_at.is_none()).count();
+        assert_eq!(present, hosts.len(), "an older installer token is dead");
+
+        let authorities = records.authorities().await.unwrap();
+        let ca = |role| {
+            let mut of_role = authorities.iter().filter(|authority| authority.role == role);
+            let only = of_role.next().unwrap();
+            assert!(of_role.next().is_none(), "one {role:?} authority");
+            only.certificate_pem.clone()
+        };
+        Within {
+            hosts,
+            versions: history.iter().map(|version| version.digest.to_string()).collect(),
+            server_ca: ca(AuthorityRole::Server),
+            client_ca: ca(AuthorityRole::Client),
+            server_key: secrets.server_key.to_vec(),
+            sealing_keys: records.sealing_keys().await.unwrap().iter().map(|key| key.id.0).collect(),
+        }
+    })
+}
