@@ -1,12 +1,13 @@
 # make run     build, and start the daemon in the foreground on the embedded store, state in ./var, on 127.0.0.1
 # make test    everything the tests need installed where it is missing, then the whole suite
+# make bench   the benchmarks, each beside its baseline, a table at the end
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build test needs lint unit openapi
+.PHONY: run build test needs lint unit openapi bench
 
 run:
 	cargo build --release --locked
@@ -24,7 +25,7 @@ needs:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh .ci/run
+	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh benches/*.sh .ci/run
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
 	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
 
@@ -36,3 +37,6 @@ openapi: build
 
 unit: build
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
+
+bench:
+	./benches/run.sh

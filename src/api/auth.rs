@@ -262,7 +262,16 @@ enum SyncAnswer {
     /// Switched off, or the store is not available just now.
     #[oai(status = 503)]
     Unavailable(JsonBody<super::ErrorBody>, #[oai(header = "Retry-After")] u64),
-    /// Any other failure; and every answer when `format=lines`: lines `name value`, then, where there is a document, a
+    /// The body is longer than 1 MiB.
+    #[oai(status = 413)]
+    TooLarge(JsonBody<super::ErrorBody>),
+    /// The body is something else than JSON.
+    #[oai(status = 415)]
+    UnsupportedMediaType(JsonBody<super::ErrorBody>),
+    /// A fault of the daemon; its log says more.
+    #[oai(status = 500)]
+    Internal(JsonBody<super::ErrorBody>),
+    /// Every answer when `format=lines`: lines `name value`, then, where there is a document, a
     /// line `auth LENGTH` and that many bytes.
     Other(poem::http::StatusCode, Lines),
 }
@@ -276,7 +285,10 @@ impl SyncAnswer {
             Failure::Unprocessable(body) => Self::Unprocessable(body),
             Failure::Throttled(body, seconds) => Self::Throttled(body, seconds),
             Failure::Unavailable(body, seconds) => Self::Unavailable(body, seconds),
-            failure => Self::lines(Lines::of_failure(&failure)),
+            Failure::TooLarge(body) => Self::TooLarge(body),
+            Failure::UnsupportedMediaType(body) => Self::UnsupportedMediaType(body),
+            // Nothing here is looked up by a path.
+            Failure::NotFound(body) | Failure::Internal(body) => Self::Internal(body),
         }
     }
 

@@ -96,8 +96,10 @@ impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
 
 impl<T: Serialize + Send> IntoResponse for JsonBody<T> {
     fn into_response(self) -> Response {
-        match serde_json::to_vec(&self.0) {
-            Ok(body) => Response::builder().content_type("application/json").body(body),
+        // Most answers are shorter than this: they are written without growing.
+        let mut body = Vec::with_capacity(2048);
+        match serde_json::to_writer(&mut body, &self.0) {
+            Ok(()) => Response::builder().content_type("application/json").body(body),
             Err(error) => Failure::from(ServiceError::internal(error)).into_response(),
         }
     }

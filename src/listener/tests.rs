@@ -22,13 +22,13 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{Limits, PlainAcceptor, TlsAcceptor, client_fingerprint, control_peer};
+use crate::model::authority::AuthorityRole;
 use crate::outside::{Outside as _, System};
 use crate::pki::tls::provider;
 use crate::pki::{
     AuthorityKey, ClientCertificate, LiveConfig, ServerIdentity, ServerKey, ServerName, admin_config, authority,
     issue_client_certificate, issue_server_certificate, server_config, server_key, spki_pin,
 };
-use crate::records::AuthorityRole;
 
 /// Nothing here takes anywhere near this long unless it is broken.
 const BOUND: Duration = Duration::from_secs(30);

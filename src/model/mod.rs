@@ -1,6 +1,7 @@
 //! Pure types and rules: the auth document, hosts, digests, versions. No I/O, no clock: time is a parameter.
 
 pub mod auth_document;
+pub mod authority;
 pub mod digest;
 pub mod host;
 pub mod instant;

@@ -11,8 +11,8 @@ use zeroize::Zeroizing;
 use super::key::EcKey;
 use super::leaf::{Validity, new_serial, params, parse, read_pem};
 use super::{PkiError, Result};
+use crate::model::authority::AuthorityRole;
 use crate::outside::{Outside, random};
-use crate::records::AuthorityRole;
 
 const LIFETIME: Duration = Duration::days(3653);
 

@@ -81,9 +81,9 @@ mod tests {
 
     use super::super::leaf::parse;
     use super::*;
+    use crate::model::authority::AuthorityRole;
     use crate::outside::System;
     use crate::pki::authority;
-    use crate::records::AuthorityRole;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00 UTC);
 

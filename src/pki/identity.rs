@@ -132,12 +132,12 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::model::authority::AuthorityRole;
     use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::key::EcKey;
     use crate::pki::names::ServerName;
     use crate::pki::server::{self, issue_server_certificate, spki_pin};
-    use crate::records::AuthorityRole;
 
     struct Files {
         directory: tempfile::TempDir,

@@ -51,10 +51,10 @@ mod tests {
     use std::process::{Command, Output, Stdio};
 
     use super::*;
+    use crate::model::authority::AuthorityRole;
     use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::client::issue_client_certificate;
-    use crate::records::AuthorityRole;
 
     fn issued(name: &str) -> (AuthorityKey, ClientCertificate) {
         let made = authority::create(AuthorityRole::Client, System.now(), &System).unwrap();

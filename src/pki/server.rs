@@ -120,9 +120,9 @@ mod tests {
     use x509_parser::extensions::GeneralName;
 
     use super::*;
+    use crate::model::authority::AuthorityRole;
     use crate::outside::System;
     use crate::pki::authority;
-    use crate::records::AuthorityRole;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00 UTC);
 

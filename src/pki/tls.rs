@@ -99,11 +99,11 @@ fn alpn() -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::authority::AuthorityRole;
     use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::names::ServerName;
     use crate::pki::server::{self, issue_server_certificate};
-    use crate::records::AuthorityRole;
 
     fn identity() -> ServerIdentity {
         let made = authority::create(AuthorityRole::Server, System.now(), &System).unwrap();

@@ -79,10 +79,12 @@ pub fn plain_wrapper_digest() -> Digest {
     Digest::of(WRAPPER.as_bytes())
 }
 
-/// In the place of an installer that there is none of: a script that says why, and fails.
+/// In the place of an installer that there is none of: a script that says why, and fails. To the letter what hosts know
+/// from the former service; what is special within double quotes is left out of the reason.
 pub fn refusal(reason: &str) -> String {
-    let reason: String = reason.chars().filter(|c| !c.is_control()).collect();
-    format!("#!/usr/bin/env bash\nprintf 'codex-authd: %s\\n' {} >&2\nexit 1\n", quoted(&reason))
+    let special = |c: char| c.is_control() || matches!(c, '"' | '$' | '`' | '\\' | '!');
+    let reason: String = reason.chars().filter(|c| !special(*c)).collect();
+    format!("echo \"{reason}\" >&2\nexit 1\n")
 }
 
 /// Replaces, in the marked block of `template`, the assignments of the names given; the others keep their defaults.
@@ -279,8 +281,8 @@ mod tests {
 
     #[test]
     fn a_refusal_says_its_reason_and_fails() {
-        let said = run(&["bash"], &refusal("this '$(touch $CANARY)' is\nspent"));
+        let said = run(&["bash"], &refusal("this '$(touch $CANARY)'\"`! is\nspent"));
         assert_eq!(said.status.code(), Some(1));
-        assert_eq!(String::from_utf8_lossy(&said.stderr), "codex-authd: this '$(touch $CANARY)' isspent\n");
+        assert_eq!(String::from_utf8_lossy(&said.stderr), "this '(touch CANARY)' isspent\n");
     }
 }

@@ -11,10 +11,11 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Result, ServiceError};
+use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::authority::{self, AuthorityKey};
 use crate::pki::server_key;
-use crate::records::{Authority, AuthorityRole, AuthoritySlot, Records, SealingKey, Seed};
+use crate::records::{Authority, AuthoritySlot, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 
 /// What is unlocked at boot and kept in memory.

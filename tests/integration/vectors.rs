@@ -61,9 +61,6 @@ const DEVIATIONS: &[Deviation] = &[
     deviation("auth_hash_as_key_accepted", "status 401", "a stored digest is never a key"),
     deviation("auth_date_words_accepted", "status 422", "only RFC 3339 is a date"),
     deviation("auth_bearer_under_mod_php", "status 200", "the former web server lost the header; it is accepted"),
-    deviation("install_expired", "script value", "the reason is preceded by who says it"),
-    deviation("install_second_used", "script value", "as install_expired"),
-    deviation("install_unknown", "script value", "as install_expired"),
     deviation(
         "admin_upload_system",
         "data.versions.reported_client_version type",

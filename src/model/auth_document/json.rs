@@ -167,6 +167,7 @@ impl<'a> Reader<'a> {
         let from = self.at;
         let mut rest = self.text.as_bytes().get(from + 1..).unwrap_or_default().iter();
         let mut end = from + 1;
+        let mut plain = true;
         loop {
             match rest.next() {
                 None => return Err(self.wrong("a string does not end that begins")),
@@ -174,9 +175,18 @@ impl<'a> Reader<'a> {
                 Some(b'\\') => {
                     rest.next();
                     end += 2;
+                    plain = false;
                 }
-                Some(_) => end += 1,
+                Some(byte) => {
+                    end += 1;
+                    plain &= *byte >= b' ';
+                }
             }
+        }
+        // Nearly every string of a request means what it says.
+        if let Some(text) = self.text.get(from + 1..end).filter(|_| plain) {
+            self.at = end + 1;
+            return Ok(text.to_owned());
         }
         let text = serde_json::from_str(self.text.get(from..=end).unwrap_or_default())
             .map_err(|_| self.wrong("a string with a bad escape, control character or unpaired surrogate begins"))?;

@@ -1,0 +1,52 @@
+//! The baseline: poem with nothing in it. It answers every call with the same bytes, behind the daemon's own acceptors and
+//! TLS configuration, so what is between the two figures is what the daemon does for an answer.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use codex_authd::listener::{Limits, PlainAcceptor, TlsAcceptor};
+use codex_authd::pki::{LiveConfig, ServerIdentity, server_config};
+use poem::endpoint::make_sync;
+use poem::listener::Acceptor;
+use poem::{Response, Route, Server, get, post};
+
+use crate::Result;
+
+/// `fleet bare BODY [CERTIFICATE KEY]`: prints the address it bound, and serves until it is killed.
+pub async fn serve(arguments: &[String]) -> Result<()> {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    match arguments {
+        [body] => {
+            let acceptor = PlainAcceptor::bind(anywhere, Limits::default())?;
+            let address = acceptor.address();
+            run(acceptor, address, body).await
+        }
+        [body, certificate, key] => {
+            let identity = ServerIdentity::load(Path::new(certificate), Path::new(key))?;
+            let live = LiveConfig::new(server_config(&identity)?);
+            let acceptor = TlsAcceptor::bind(anywhere, live, Limits::default())?;
+            let address = acceptor.address();
+            run(acceptor, address, body).await
+        }
+        _ => Err("usage: bare BODY [CERTIFICATE KEY]".into()),
+    }
+}
+
+async fn run<A: Acceptor + 'static>(acceptor: A, address: SocketAddr, body: &str) -> Result<()> {
+    // Leaked, so that an answer shares the bytes: one body for the life of the process.
+    let body: &'static [u8] = std::fs::read(body)?.leak();
+    let answer = move |_| {
+        Response::builder()
+            .content_type("application/json")
+            .header("x-content-type-options", "nosniff")
+            .header("cache-control", "no-store, must-revalidate")
+            .body(body)
+    };
+    let route = Route::new().at("/auth", post(make_sync(answer))).at("/healthz", get(make_sync(answer)));
+    writeln!(std::io::stdout(), "{address}")?;
+    Server::<Infallible, A>::new_with_acceptor(acceptor).idle_timeout(Duration::from_secs(90)).run(route).await?;
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The calls that are measured, and the fleet that makes them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use codex_authd::outside::{Outside as _, System};
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+
+use crate::Result;
+use crate::http::{Connection, Target, request};
+use crate::load::{Script, Verdict};
+
+const VALID: &str = r#"{"status":"ok","data":{"status":"valid""#;
+const UPDATED: &str = r#"{"status":"ok","data":{"status":"updated""#;
+const REGISTERED: &str = r#"{"status":"ok","data":{"host""#;
+
+/// The hosts that were registered, and the login that they are served.
+pub struct Fleet {
+    keys: Vec<String>,
+    digest: String,
+    last_refresh: String,
+}
+
+impl Fleet {
+    /// Registers `hosts` hosts and uploads a login, over the admin listener.
+    pub async fn make(admin: &Target, hosts: usize) -> Result<Self> {
+        let last_refresh = (System.now() - Duration::hours(2)).format(&Rfc3339)?;
+        let mut connection = Connection::open(admin).await?;
+        let upload = json!({ "auth": document(&last_refresh) }).to_string();
+        let answer = call(&mut connection, "/admin/auth/upload", &upload).await?;
+        let digest = text(&answer, "/data/canonical_digest")?;
+        let mut keys = Vec::with_capacity(hosts);
+        for host in 0..hosts {
+            let body = json!({ "fqdn": format!("host-{host}.bench.example.com") }).to_string();
+            let answer = call(&mut connection, "/admin/hosts/register", &body).await?;
+            keys.push(text(&answer, "/data/host/api_key")?);
+        }
+        Ok(Self { keys, digest, last_refresh })
+    }
+
+    /// What a host is answered whose login is the canonical one.
+    pub async fn valid_answer(&self, target: &Target) -> Result<Vec<u8>> {
+        let mut connection = Connection::open(target).await?;
+        let answer = connection.exchange(&self.retrieve(0, false)).await?;
+        if !answer.body.starts_with(VALID.as_bytes()) {
+            return Err(format!("not `valid`: {}", String::from_utf8_lossy(answer.body)).into());
+        }
+        Ok(answer.body.to_vec())
+    }
+
+    fn retrieve(&self, host: usize, close: bool) -> Vec<u8> {
+        let body = json!({
+            "command": "retrieve",
+            "last_refresh": self.last_refresh,
+            "digest": self.digest,
+            "client_version": "0.169.0",
+            "wrapper_version": "0.1.0",
+        });
+        request("POST", "/auth", Some(&self.keys[host]), close, &body.to_string())
+    }
+}
+
+/// Hosts that ask, each with its own key, and have nothing to fetch.
+pub struct Retrieves {
+    requests: Vec<Vec<u8>>,
+    expected: &'static str,
+}
+
+impl Retrieves {
+    /// `close`: the client says that it will ask nothing more on the connection.
+    pub fn new(fleet: &Fleet, close: bool) -> Self {
+        let requests = (0..fleet.keys.len()).map(|host| fleet.retrieve(host, close)).collect();
+        Self { requests, expected: VALID }
+    }
+
+    /// For a server that answers something else.
+    pub fn expecting(self, expected: &'static str) -> Self {
+        Self { expected, ..self }
+    }
+}
+
+impl Script for Retrieves {
+    fn request(&self, client: usize, request: &mut Vec<u8>) {
+        request.extend_from_slice(&self.requests[client % self.requests.len()]);
+    }
+
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        if status == 200 && body.starts_with(self.expected.as_bytes()) { Verdict::Counts } else { Verdict::Wrong }
+    }
+}
+
+/// Admins that register host after host, none of them known before.
+pub struct Registrations(AtomicU64);
+
+impl Registrations {
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+impl Script for Registrations {
+    fn request(&self, _client: usize, out: &mut Vec<u8>) {
+        let n = self.0.fetch_add(1, Ordering::Relaxed);
+        let body = format!(r#"{{"fqdn":"new-{n}.bench.example.com"}}"#);
+        out.extend(request("POST", "/admin/hosts/register", None, false, &body));
+    }
+
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        if status == 200 && body.starts_with(REGISTERED.as_bytes()) { Verdict::Counts } else { Verdict::Wrong }
+    }
+}
+
+/// Hosts that store, each document newer than all that were sent before it.
+pub struct Stores {
+    keys: Vec<String>,
+    since: OffsetDateTime,
+    sent: AtomicU64,
+}
+
+impl Stores {
+    pub fn new(fleet: &Fleet) -> Self {
+        Self { keys: fleet.keys.clone(), since: System.now() - Duration::hours(1), sent: AtomicU64::new(0) }
+    }
+}
+
+impl Script for Stores {
+    fn request(&self, client: usize, out: &mut Vec<u8>) {
+        let n = self.sent.fetch_add(1, Ordering::Relaxed);
+        let instant = self.since + Duration::microseconds(i64::try_from(n).unwrap_or(i64::MAX));
+        // A four-digit year can always be written.
+        let last_refresh = instant.format(&Rfc3339).unwrap_or_default();
+        let body = json!({ "command": "store", "auth": document(&last_refresh) }).to_string();
+        out.extend(request("POST", "/auth", Some(&self.keys[client % self.keys.len()]), false, &body));
+    }
+
+    /// Whoever is overtaken by a newer document is told so, or, overtaken too often, asked to come back.
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        match status {
+            200 if body.starts_with(UPDATED.as_bytes()) => Verdict::Counts,
+            200 | 503 => Verdict::Besides,
+            _ => Verdict::Wrong,
+        }
+    }
+}
+
+/// An auth.json of the size that `codex login` writes, with made-up tokens.
+fn document(last_refresh: &str) -> Value {
+    let jwt = |name: &str| format!("eyJhbGciOiJSUzI1NiJ9.{name}.{}", "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6".repeat(40));
+    json!({
+        "OPENAI_API_KEY": null,
+        "tokens": {
+            "id_token": jwt("id"),
+            "access_token": jwt("access"),
+            "refresh_token": "rt_Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6",
+            "account_id": "acc-1234",
+        },
+        "last_refresh": last_refresh,
+    })
+}
+
+async fn call(connection: &mut Connection, path: &str, body: &str) -> Result<Value> {
+    let answer = connection.exchange(&request("POST", path, None, false, body)).await?;
+    if answer.status != 200 {
+        return Err(format!("{path} answered {}: {}", answer.status, String::from_utf8_lossy(answer.body)).into());
+    }
+    Ok(serde_json::from_slice(answer.body)?)
+}
+
+fn text(answer: &Value, pointer: &str) -> Result<String> {
+    let text = answer.pointer(pointer).and_then(Value::as_str);
+    Ok(text.ok_or_else(|| format!("the answer has no {pointer}"))?.to_owned())
+}

@@ -1,0 +1,252 @@
+//! `make bench`: what the daemon does on this machine, each figure beside its baseline of the same run, in one table.
+//!
+//! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
+//! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
+//!
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`; none: all). `BENCH_SECONDS` (5) and
+//! `BENCH_ROUNDS` (3) say how long, `BENCH_DIR` where the state directories go, `BENCH_NGINX` where nginx is.
+
+mod bare;
+mod calls;
+mod disk;
+mod http;
+mod load;
+mod process;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use calls::{Fleet, Registrations, Retrieves, Stores};
+use load::{Load, Script};
+use process::{Bare, Daemon, Identity, Nginx, resident_memory};
+use report::{Cell, Row};
+
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// As many hosts as the busiest load has clients: each calls with a key of its own.
+const CLIENTS: usize = 64;
+const MANY_HOSTS: usize = 1000;
+/// How long a server that just started is left alone before its memory is looked at.
+const SETTLE: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    // cargo adds flags of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    // The daemon's own: see `cli`.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match arguments.split_first() {
+        Some((first, rest)) if first == "bare" => runtime.block_on(bare::serve(rest)),
+        _ => runtime.block_on(measure(&arguments)),
+    }
+}
+
+async fn measure(parts: &[String]) -> Result<()> {
+    let bench = Bench::new()?;
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
+    let mut rows = Vec::new();
+    if wanted("retrieve") {
+        rows.extend(bench.retrieve(None).await?);
+        rows.extend(bench.retrieve(Some(&bench.identity)).await?);
+    }
+    if wanted("connections") {
+        rows.extend(bench.connections().await?);
+    }
+    if wanted("durable") {
+        rows.extend(bench.durable().await?);
+    }
+    if wanted("idle") {
+        rows.extend(bench.idle().await?);
+    }
+    print!("{}", report::table(&rows));
+    println!(
+        "\nMedian of {} rounds of {} s each, ours and the baseline by turns, on loopback of one machine with {} cores.\n\
+         The load generator runs on the same cores and costs both sides the same: it pulls a ratio of rates towards 1.\n\
+         CPU is the server's own time for each answer, without the generator's.\n\
+         The bare handler has the daemon's acceptors and TLS configuration; nginx has 2 workers and its own defaults.\n\
+         Of {CLIENTS} clients that store at once, whoever is overtaken is answered `outdated`, and that is not counted.",
+        bench.rounds,
+        bench.duration.as_secs_f64(),
+        std::thread::available_parallelism()?,
+    );
+    Ok(())
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    identity: Identity,
+    duration: Duration,
+    rounds: usize,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let parent = std::env::var_os("BENCH_DIR").map_or_else(|| PathBuf::from("target/bench"), PathBuf::from);
+        std::fs::create_dir_all(&parent)?;
+        let parent = std::fs::canonicalize(parent)?;
+        let directory = tempfile::Builder::new().prefix("run-").tempdir_in(parent)?;
+        let identity = make_identity(directory.path())?;
+        let seconds: f64 = number("BENCH_SECONDS", 5.0)?;
+        Ok(Self {
+            identity,
+            directory,
+            duration: Duration::try_from_secs_f64(seconds)?,
+            rounds: number("BENCH_ROUNDS", 3)?,
+        })
+    }
+
+    /// `POST /auth`, answered `valid`, on connections that stay open, beside the bare handler.
+    async fn retrieve(&self, identity: Option<&Identity>) -> Result<Vec<Row>> {
+        let over = if identity.is_some() { "TLS 1.3" } else { "HTTP" };
+        let (daemon, fleet) = self.fleet(&format!("retrieve-{}", identity.is_some()), identity).await?;
+        let body = self.directory.path().join("answer.json");
+        std::fs::write(&body, fleet.valid_answer(&daemon.hosts).await?)?;
+        let bare = Bare::start(&body, identity).await?;
+        let script = Arc::new(Retrieves::new(&fleet, false));
+        let mut rows = Vec::new();
+        for clients in [8, CLIENTS] {
+            let mut row = Row::new(format!("/auth retrieve, {over}, {clients} connections"), "bare poem");
+            for _ in 0..self.rounds {
+                let ours = self.load(&daemon.hosts, clients, vec![daemon.pid()]);
+                row.ours.push(run_one(&row.what, "ours", &ours, &script).await?);
+                let theirs = self.load(&bare.target, clients, vec![bare.pid()]);
+                row.baseline.push(run_one(&row.what, "bare", &theirs, &script).await?);
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    /// A new TLS 1.3 connection for each request, beside nginx with the same certificate.
+    async fn connections(&self) -> Result<Vec<Row>> {
+        let Some(program) = std::env::var_os("BENCH_NGINX") else {
+            eprintln!("bench: BENCH_NGINX is not set: no new connections beside nginx");
+            return Ok(Vec::new());
+        };
+        let (daemon, fleet) = self.fleet("connections", Some(&self.identity)).await?;
+        let length = fleet.valid_answer(&daemon.hosts).await?.len();
+        let directory = self.directory.path().join("nginx");
+        let nginx = Nginx::start(Path::new(&program), &directory, &self.identity, length).await?;
+        let script = Arc::new(Retrieves::new(&fleet, true));
+        let filler = Arc::new(Retrieves::new(&fleet, true).expecting("x"));
+        let mut row = Row::new("new TLS 1.3 connections, one request each, 8 at once".into(), "nginx");
+        for _ in 0..self.rounds {
+            let ours = Load { fresh: true, ..self.load(&daemon.hosts, 8, vec![daemon.pid()]) };
+            row.ours.push(run_one(&row.what, "ours", &ours, &script).await?);
+            let theirs = Load { fresh: true, ..self.load(&nginx.target, 8, nginx.pids()?) };
+            row.baseline.push(run_one(&row.what, "nginx", &theirs, &filler).await?);
+        }
+        Ok(vec![row])
+    }
+
+    /// What is answered when it is power-safe, beside what the disk does for one writer.
+    async fn durable(&self) -> Result<Vec<Row>> {
+        let (daemon, fleet) = self.fleet("durable", None).await?;
+        let baseline = "fdatasync, 1 writer";
+        let mut rows: Vec<Row> = [
+            "registrations, 1 client",
+            "registrations, 64 clients",
+            "stores made canonical, 1 client",
+            "stores made canonical, 64 clients",
+        ]
+        .map(|what| Row::new(what.into(), baseline))
+        .into();
+        let (registrations, stores) = (Arc::new(Registrations::new()), Arc::new(Stores::new(&fleet)));
+        for _ in 0..self.rounds {
+            let disk = disk::syncs(self.directory.path(), self.duration)?;
+            for (row, clients) in rows.iter_mut().zip([1, CLIENTS, 1, CLIENTS]) {
+                let ours = if row.what.starts_with("registrations") {
+                    let load = self.load(&daemon.admin, clients, vec![daemon.pid()]);
+                    run_one(&row.what, "ours", &load, &registrations).await?
+                } else {
+                    let load = self.load(&daemon.hosts, clients, vec![daemon.pid()]);
+                    run_one(&row.what, "ours", &load, &stores).await?
+                };
+                row.ours.push(ours);
+                row.baseline.push(disk);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Memory and start-up, with no host and with many.
+    async fn idle(&self) -> Result<Vec<Row>> {
+        let mut start = ["first start", "start-up, 0 hosts", "start-up, 1,000 hosts"]
+            .map(|what| Row::new(what.into(), "bare poem"));
+        let mut memory =
+            ["resident memory, 0 hosts", "resident memory, 1,000 hosts"].map(|what| Row::new(what.into(), "bare poem"));
+        let mut empty = Daemon::new(self.directory.path().join("empty"), Some(&self.identity))?;
+        empty.start().await?;
+        let (mut full, _) = self.fleet_of(MANY_HOSTS, "full", Some(&self.identity)).await?;
+        let body = self.directory.path().join("empty.json");
+        std::fs::write(&body, "{}")?;
+        for round in 0..self.rounds.max(3) {
+            eprintln!("bench: idle, round {round}");
+            let mut new = Daemon::new(self.directory.path().join(format!("new-{round}")), Some(&self.identity))?;
+            start[0].ours.push(Cell::milliseconds(new.start().await?));
+            drop(new);
+            start[1].ours.push(Cell::milliseconds(empty.start().await?));
+            start[2].ours.push(Cell::milliseconds(full.start().await?));
+            let bare = Bare::start(&body, Some(&self.identity)).await?;
+            start.iter_mut().for_each(|row| row.baseline.push(Cell::milliseconds(bare.start)));
+            tokio::time::sleep(SETTLE).await;
+            memory[0].ours.push(Cell::mebibytes(resident_memory(empty.pid())?));
+            memory[1].ours.push(Cell::mebibytes(resident_memory(full.pid())?));
+            let bare = Cell::mebibytes(resident_memory(bare.pid())?);
+            memory.iter_mut().for_each(|row| row.baseline.push(bare));
+        }
+        Ok(start.into_iter().chain(memory).collect())
+    }
+
+    async fn fleet(&self, name: &str, identity: Option<&Identity>) -> Result<(Daemon, Fleet)> {
+        self.fleet_of(CLIENTS, name, identity).await
+    }
+
+    /// A running daemon with a canonical login and `hosts` hosts.
+    async fn fleet_of(&self, hosts: usize, name: &str, identity: Option<&Identity>) -> Result<(Daemon, Fleet)> {
+        eprintln!("bench: preparing {name}");
+        let mut daemon = Daemon::new(self.directory.path().join(name), identity)?;
+        daemon.start().await?;
+        let fleet = Fleet::make(&daemon.admin, hosts).await?;
+        Ok((daemon, fleet))
+    }
+
+    fn load(&self, target: &http::Target, clients: usize, processes: Vec<u32>) -> Load {
+        Load { target: target.clone(), clients, fresh: false, duration: self.duration, processes }
+    }
+}
+
+async fn run_one(what: &str, side: &str, load: &Load, script: &Arc<impl Script>) -> Result<Cell> {
+    let measured = load::run(load, script.clone()).await.map_err(|error| format!("{what}, {side}: {error}"))?;
+    eprintln!("bench: {what}, {side}: {:.0}/s", measured.per_second);
+    Ok(Cell::rate(&measured))
+}
+
+/// A certificate and key of the kind that the daemon makes for itself, for every server that speaks TLS to hosts.
+fn make_identity(directory: &Path) -> Result<Identity> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+    let identity = Identity { certificate: directory.join("server.crt"), key: directory.join("server.key") };
+    std::fs::write(&identity.certificate, made.cert.pem())?;
+    std::fs::write(&identity.key, made.signing_key.serialize_pem())?;
+    Ok(identity)
+}
+
+fn number<T: std::str::FromStr>(name: &str, otherwise: T) -> Result<T> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().map_err(|_| format!("{name} is not a number: {text}").into()),
+        Err(_) => Ok(otherwise),
+    }
+}
