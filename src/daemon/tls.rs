@@ -171,3 +171,48 @@ fn make(
         in_force: InForce { pin: shown.spki_pin().to_owned(), renew_at: certificate.renew_at() },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outside::System;
+    use crate::records::embedded::Embedded;
+    use crate::service::boot;
+
+    /// The system's, but for the date, which the test turns.
+    struct Clock(Mutex<OffsetDateTime>);
+
+    impl Outside for Clock {
+        fn now(&self) -> OffsetDateTime {
+            *self.0.lock().unwrap()
+        }
+
+        fn fill(&self, buffer: &mut [u8]) {
+            System.fill(buffer);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_certificate_is_renewed_at_two_thirds_of_its_life_over_the_same_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Embedded::open(&directory.path().join("records")).unwrap();
+        let clock = Arc::new(Clock(Mutex::new(System.now())));
+        let master_key = directory.path().join("master.key");
+        let secrets = Arc::new(boot::unlock(&records, &master_key, None, &*clock).await.unwrap());
+        let config = Config::default();
+        let bound = Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: directory.path().into() };
+        let tls = Tls::new(&config, &bound, &secrets, clock.clone()).unwrap();
+        let before = tls.policy(&config, &bound);
+        let (first, hosts) = (tls.in_force().renew_at, tls.hosts());
+        let shown = hosts.current();
+
+        assert!(!tls.is_due(clock.now() + time::Duration::days(59)));
+        *clock.0.lock().unwrap() += time::Duration::days(61);
+        assert!(tls.is_due(clock.now()));
+        tls.reload().unwrap();
+        assert!(!tls.is_due(clock.now()));
+        assert!(tls.in_force().renew_at - first > time::Duration::days(60));
+        assert!(!Arc::ptr_eq(&shown, &hosts.current()), "who listens already shows the new one");
+        assert_eq!(tls.policy(&config, &bound).server_pin, before.server_pin, "printed installers go on working");
+    }
+}

@@ -3,6 +3,7 @@
 mod support;
 
 mod canary;
+mod certificates;
 mod cli;
 mod crash;
 mod durability;

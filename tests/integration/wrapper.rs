@@ -227,8 +227,9 @@ fn a_signal_that_ends_cdx_ends_codex() {
             let codex_lives =
                 || fs::read(Path::new("/proc").join(pid.trim()).join("cmdline")).is_ok_and(|line| !line.is_empty());
             assert!(codex_lives());
-            let killed = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
-            assert!(killed.success());
+            let pid_of_cdx = nix::unistd::Pid::from_raw(child.id() as i32);
+            nix::sys::signal::kill(pid_of_cdx, format!("SIG{signal}").parse::<nix::sys::signal::Signal>().unwrap())
+                .unwrap();
             let status = eventually("cdx ends", || child.try_wait().unwrap());
             let number = if signal == "TERM" { 15 } else { 1 };
             use std::os::unix::process::ExitStatusExt as _;
