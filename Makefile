@@ -11,7 +11,7 @@ export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
 run:
 	cargo build --release --locked
-	exec ./tests/run-local.sh target/release/codex-authd
+	@exec ./tests/run-local.sh target/release/codex-authd
 
 build:
 	cargo build --locked
@@ -20,7 +20,7 @@ test: needs lint openapi unit
 
 # What Debian, npm and PyPI bring; nothing is touched that is there already.
 needs:
-	./tests/needs.sh
+	@./tests/needs.sh
 
 lint:
 	cargo fmt --check

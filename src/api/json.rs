@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use poem::{IntoResponse, Request, RequestBody, Response};
-use poem_openapi::payload::{ParsePayload, Payload};
+use poem_openapi::payload::Payload;
 use poem_openapi::registry::{
     MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
 };
@@ -60,29 +60,18 @@ impl<T: Type> Payload for JsonBody<T> {
     }
 }
 
-impl<T: Type + DeserializeOwned> ParsePayload for JsonBody<T> {
-    const IS_REQUIRED: bool = true;
-
-    async fn from_request(request: &Request, body: &mut RequestBody) -> poem::Result<Self> {
-        let text = read(request, body).await?;
-        // serde refuses a member that stands twice, and passes over one that nobody knows.
-        serde_json::from_str(&text)
-            .map(Self)
-            .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
-    }
-}
-
+/// A raw body that is parsed as well.
 impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    const TYPES: &'static [ApiExtractorType] = RawBody::<T>::TYPES;
     type ParamType = ();
     type ParamRawType = ();
 
     fn register(registry: &mut Registry) {
-        T::register(registry);
+        <RawBody<T> as ApiExtractor>::register(registry);
     }
 
     fn request_meta() -> Option<MetaRequest> {
-        Some(request_meta::<T>())
+        RawBody::<T>::request_meta()
     }
 
     async fn from_request(
@@ -90,7 +79,11 @@ impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        <Self as ParsePayload>::from_request(request, body).await
+        let text = read(request, body).await?;
+        // serde refuses a member that stands twice, and passes over one that nobody knows.
+        serde_json::from_str(&text)
+            .map(Self)
+            .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
     }
 }
 

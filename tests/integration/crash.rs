@@ -279,9 +279,9 @@ impl Crashes<'_> {
     }
 
     /// Every point of the first boot. Of the others, every third while the stores are opened, which is no news, and every
-    /// one from there on, thinned out to what takes a minute or two. `CODEX_AUTHD_LONG_TESTS=1`: every one.
+    /// one from there on, thinned out to what takes a minute or two. `AUTHD_LONG_TESTS=1`: every one.
     fn choose(&self, steps: &[String]) -> Vec<usize> {
-        let long = std::env::var("CODEX_AUTHD_LONG_TESTS").is_ok_and(|value| value == "1");
+        let long = std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1");
         let opened = match self.template {
             Some(_) if !long => steps.iter().rposition(|step| step == "mkdir").unwrap(),
             _ => 0,

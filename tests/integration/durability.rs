@@ -115,7 +115,7 @@ async fn check(daemon: &Daemon, ledger: &Ledger, hosts: usize, versions: usize) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_writers_at_once_are_all_answered_and_none_is_stuck() {
-    let minute = std::env::var("CODEX_AUTHD_LONG_TESTS").is_ok_and(|value| value == "1");
+    let minute = std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1");
     let daemon = start();
     let end = Instant::now() + Duration::from_secs(if minute { 60 } else { 10 });
     let mut writers = JoinSet::new();

@@ -174,6 +174,27 @@ async fn the_kill_switch_stops_every_host_and_outlives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_socket_for_both_a_v4_caller_is_its_v4_and_a_v6_caller_its_v6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6 loopback");
+        return;
+    }
+    let daemon = Daemon::start_with(&[("LISTEN__HOSTS", "[::]:0")]);
+    let (admin, client) = (daemon.admin(), daemon.client());
+    let port = daemon.listen.hosts.port();
+    let status = async |address: &str, host: &Registered| {
+        let call = client.post(format!("https://{address}:{port}/auth")).header("X-API-Key", &host.api_key);
+        call.json(&question()).send().await.unwrap().status().as_u16()
+    };
+    for (own, other, ip) in [("127.0.0.1", "[::1]", "127.0.0.1"), ("[::1]", "127.0.0.1", "::1")] {
+        let host = daemon.register(&admin, "h.test").await;
+        assert_eq!(status(own, &host).await, 200);
+        assert_eq!(status(other, &host).await, 403, "bound to {own}");
+        assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"], ip);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_roaming_host_is_bound_to_where_it_called_from_last() {
     let daemon = Daemon::start();
     let (admin, client) = (daemon.admin(), daemon.client());
