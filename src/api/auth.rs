@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::errors::Failure;
 use super::guards::{Caller, HostKey};
-use super::json::{Answer, Envelope, JsonBody, OkStatus, RawBody, Verbatim, ok};
+use super::json::{Answer, Envelope, JsonBody, RawBody, Verbatim, ok};
 use super::lines::Lines;
 use super::versions::VersionsBody;
 use crate::hot::HotHost;
@@ -46,7 +46,7 @@ impl AuthApi {
         /// `lines`: the answer as lines of text, for shells (see the default response).
         format: Query<Option<Format>>,
         body: RawBody<AuthRequest>,
-    ) -> SyncAnswer {
+    ) -> Result<SyncAnswer, Failure> {
         let versions = QueryVersions {
             client_version: client_version.0.as_deref(),
             wrapper_version: wrapper_version.0.as_deref(),
@@ -58,10 +58,9 @@ impl AuthApi {
         .await
         .map_err(Failure::from);
         match (format.0, done) {
-            (None, Ok(data)) => SyncAnswer::Done(JsonBody(Envelope { status: OkStatus::Ok, data })),
-            (None, Err(failure)) => SyncAnswer::from_failure(failure),
-            (Some(Format::Lines), Ok(data)) => SyncAnswer::lines(Lines::of_answer(&data)),
-            (Some(Format::Lines), Err(failure)) => SyncAnswer::lines(Lines::of_failure(&failure)),
+            (None, done) => ok(done?).map(SyncAnswer::Done),
+            (Some(Format::Lines), Ok(data)) => Ok(SyncAnswer::lines(Lines::of_answer(&data))),
+            (Some(Format::Lines), Err(failure)) => Ok(SyncAnswer::lines(Lines::of_failure(&failure))),
         }
     }
 
@@ -244,55 +243,13 @@ enum SyncAnswer {
     /// Retrieved or stored.
     #[oai(status = 200)]
     Done(JsonBody<Envelope<AuthAnswer>>),
-    /// The body cannot be read as JSON.
-    #[oai(status = 400)]
-    BadRequest(JsonBody<super::ErrorBody>),
-    /// No API key, or one that no host has.
-    #[oai(status = 401)]
-    Unauthorized(JsonBody<super::ErrorBody>),
-    /// Not from this address, or not while the host's window is closed.
-    #[oai(status = 403)]
-    Forbidden(JsonBody<super::ErrorBody>),
-    /// The document or a member is refused.
-    #[oai(status = 422)]
-    Unprocessable(JsonBody<super::ErrorBody>),
-    /// Too many failed keys or requests from this address.
-    #[oai(status = 429)]
-    Throttled(JsonBody<super::ErrorBody>, #[oai(header = "Retry-After")] u64),
-    /// Switched off, or the store is not available just now.
-    #[oai(status = 503)]
-    Unavailable(JsonBody<super::ErrorBody>, #[oai(header = "Retry-After")] u64),
-    /// The body is longer than 1 MiB.
-    #[oai(status = 413)]
-    TooLarge(JsonBody<super::ErrorBody>),
-    /// The body is something else than JSON.
-    #[oai(status = 415)]
-    UnsupportedMediaType(JsonBody<super::ErrorBody>),
-    /// A fault of the daemon; its log says more.
-    #[oai(status = 500)]
-    Internal(JsonBody<super::ErrorBody>),
-    /// Every answer when `format=lines`: lines `name value`, then, where there is a document, a
-    /// line `auth LENGTH` and that many bytes.
-    Other(poem::http::StatusCode, Lines),
+    /// Every answer when `format=lines`: lines `name value`, then, where there is a document, a line `auth LENGTH` and
+    /// that many bytes.
+    Lines(poem::http::StatusCode, Lines),
 }
 
 impl SyncAnswer {
-    fn from_failure(failure: Failure) -> Self {
-        match failure {
-            Failure::BadRequest(body) => Self::BadRequest(body),
-            Failure::Unauthorized(body) => Self::Unauthorized(body),
-            Failure::Forbidden(body) => Self::Forbidden(body),
-            Failure::Unprocessable(body) => Self::Unprocessable(body),
-            Failure::Throttled(body, seconds) => Self::Throttled(body, seconds),
-            Failure::Unavailable(body, seconds) => Self::Unavailable(body, seconds),
-            Failure::TooLarge(body) => Self::TooLarge(body),
-            Failure::UnsupportedMediaType(body) => Self::UnsupportedMediaType(body),
-            // Nothing here is looked up by a path.
-            Failure::NotFound(body) | Failure::Internal(body) => Self::Internal(body),
-        }
-    }
-
     fn lines((status, lines): (poem::http::StatusCode, Lines)) -> Self {
-        Self::Other(status, lines)
+        Self::Lines(status, lines)
     }
 }
