@@ -1,5 +1,7 @@
 # make run     build, and start the daemon in the foreground on the embedded store, state in ./var, on 127.0.0.1
 # make test    everything the tests need installed where it is missing, then the whole suite
+# make fuzz    every fuzz target for AUTHD_FUZZ_SECONDS (default 600); skipped without nightly and cargo-fuzz
+# make torture the mixed load with a kill -9 every six seconds, for ten minutes (AUTHD_TORTURE_SECONDS, AUTHD_TORTURE_SEED)
 # make bench   the benchmarks, each beside its baseline, a table at the end
 
 SHELL := /bin/bash
@@ -7,7 +9,7 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build test needs lint unit openapi bench
+.PHONY: run build test needs lint unit openapi torture bench fuzz
 
 run:
 	cargo build --release --locked
@@ -25,7 +27,7 @@ needs:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh benches/*.sh .ci/run
+	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh benches/*.sh fuzz/*.sh .ci/run
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
 	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
 
@@ -38,5 +40,12 @@ openapi: build
 unit: build
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
 
+torture: export AUTHD_TORTURE_SECONDS ?= 600
+torture: build
+	cargo test --locked --test integration -- --nocapture torture
+
 bench:
 	./benches/run.sh
+
+fuzz:
+	./fuzz/run.sh

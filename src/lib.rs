@@ -9,9 +9,15 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dashboard;
 pub mod durable;
+/// For tests and `make fuzz`.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hot;
 pub mod listener;
+pub mod metrics;
 pub mod model;
 pub mod outside;
 pub mod pki;

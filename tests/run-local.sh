@@ -22,7 +22,7 @@ if [ ! -f "$state/admin/admin.p12" ]; then
 fi
 cat <<TEXT
 
-  The admin listener   https://127.0.0.1:9443/docs
+  The dashboard        https://127.0.0.1:9443/
   The certificate      $state/admin/admin.p12 (its password: $state/admin/README)
   Next, in another terminal:
 

@@ -1,17 +1,17 @@
-//! The baseline: poem with nothing in it. It answers every call with the same bytes, behind the daemon's own acceptors and
-//! TLS configuration, so what is between the two figures is what the daemon does for an answer.
+//! The baseline: poem with nothing in it. It reads the body and answers every call with the same bytes and headers, behind
+//! the daemon's own acceptors and TLS configuration, so what is between the two figures is what the daemon does for an
+//! answer.
 
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use codex_authd::listener::{Limits, PlainAcceptor, TlsAcceptor};
 use codex_authd::pki::{LiveConfig, ServerIdentity, server_config};
-use poem::endpoint::make_sync;
+use poem::endpoint::make;
 use poem::listener::Acceptor;
-use poem::{Response, Route, Server, get, post};
+use poem::{Request, Response, Route, Server, get, post};
 
 use crate::Result;
 
@@ -38,15 +38,18 @@ pub async fn serve(arguments: &[String]) -> Result<()> {
 async fn run<A: Acceptor + 'static>(acceptor: A, address: SocketAddr, body: &str) -> Result<()> {
     // Leaked, so that an answer shares the bytes: one body for the life of the process.
     let body: &'static [u8] = std::fs::read(body)?.leak();
-    let answer = move |_| {
-        Response::builder()
+    let answer = move |mut request: Request| async move {
+        request.take_body().into_bytes().await?;
+        let answer = Response::builder()
             .content_type("application/json")
             .header("x-content-type-options", "nosniff")
             .header("cache-control", "no-store, must-revalidate")
-            .body(body)
+            .body(body);
+        Ok::<_, poem::Error>(answer)
     };
-    let route = Route::new().at("/auth", post(make_sync(answer))).at("/healthz", get(make_sync(answer)));
+    let route = Route::new().at("/auth", post(make(answer))).at("/healthz", get(make(answer)));
     writeln!(std::io::stdout(), "{address}")?;
-    Server::<Infallible, A>::new_with_acceptor(acceptor).idle_timeout(Duration::from_secs(90)).run(route).await?;
+    // No idle time-out: poem's costs several microseconds a request.
+    Server::<Infallible, A>::new_with_acceptor(acceptor).run(route).await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The calls that are measured, and the fleet that makes them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use codex_authd::outside::{Outside as _, System};
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use time::{Duration, OffsetDateTime};
 use crate::Result;
 use crate::http::{Connection, Target, request};
 use crate::load::{Script, Verdict};
+use crate::seed;
 
 const VALID: &str = r#"{"status":"ok","data":{"status":"valid""#;
 const UPDATED: &str = r#"{"status":"ok","data":{"status":"updated""#;
@@ -32,7 +33,7 @@ impl Fleet {
         let digest = text(&answer, "/data/canonical_digest")?;
         let mut keys = Vec::with_capacity(hosts);
         for host in 0..hosts {
-            let body = json!({ "fqdn": format!("host-{host}.bench.example.com") }).to_string();
+            let body = json!({ "fqdn": seed::name(host) }).to_string();
             let answer = call(&mut connection, "/admin/hosts/register", &body).await?;
             keys.push(text(&answer, "/data/host/api_key")?);
         }
@@ -47,6 +48,14 @@ impl Fleet {
             return Err(format!("not `valid`: {}", String::from_utf8_lossy(answer.body)).into());
         }
         Ok(answer.body.to_vec())
+    }
+
+    /// The hosts that `seed` made, and a login for them.
+    pub async fn seeded(admin: &Target, hosts: usize) -> Result<Self> {
+        let fleet = Self::make(admin, 0).await?;
+        // Those whose window is closed are not served.
+        let keys = (0..hosts).filter(|host| seed::is_secure(*host)).map(seed::api_key).collect();
+        Ok(Self { keys, ..fleet })
     }
 
     fn retrieve(&self, host: usize, close: bool) -> Vec<u8> {
@@ -77,6 +86,57 @@ impl Retrieves {
     /// For a server that answers something else.
     pub fn expecting(self, expected: &'static str) -> Self {
         Self { expected, ..self }
+    }
+}
+
+/// The whole fleet, one host after the other, however few the connections are.
+pub struct EveryHost {
+    retrieves: Retrieves,
+    next: AtomicUsize,
+}
+
+impl EveryHost {
+    pub fn new(fleet: &Fleet) -> Self {
+        Self { retrieves: Retrieves::new(fleet, false), next: AtomicUsize::new(0) }
+    }
+
+    /// Whether each of them has asked.
+    pub fn is_done(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.retrieves.requests.len()
+    }
+}
+
+impl Script for EveryHost {
+    fn request(&self, _client: usize, request: &mut Vec<u8>) {
+        // A stride, so that no two neighbours in the store are asked for one after the other.
+        let host = self.next.fetch_add(1, Ordering::Relaxed) * 7919;
+        self.retrieves.request(host, request);
+    }
+
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        self.retrieves.judge(status, body)
+    }
+}
+
+/// Admins that ask for one thing with GET, again and again.
+pub struct Gets {
+    request: Vec<u8>,
+    expected: &'static str,
+}
+
+impl Gets {
+    pub fn new(path: &str, expected: &'static str) -> Self {
+        Self { request: request("GET", path, None, false, ""), expected }
+    }
+}
+
+impl Script for Gets {
+    fn request(&self, _client: usize, request: &mut Vec<u8>) {
+        request.extend_from_slice(&self.request);
+    }
+
+    fn judge(&self, status: u16, body: &[u8]) -> Verdict {
+        if status == 200 && body.starts_with(self.expected.as_bytes()) { Verdict::Counts } else { Verdict::Wrong }
     }
 }
 

@@ -3,8 +3,9 @@
 //! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
 //! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`; none: all). `BENCH_SECONDS` (5) and
-//! `BENCH_ROUNDS` (3) say how long, `BENCH_DIR` where the state directories go, `BENCH_NGINX` where nginx is.
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `fleet`, `list`; none: all). `BENCH_SECONDS` (5)
+//! and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large the large fleet is, `BENCH_DIR` where the state
+//! directories go, `BENCH_FLEETS` where fleets are kept for the next run, `BENCH_NGINX` where nginx is. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
 
 mod bare;
 mod calls;
@@ -13,13 +14,14 @@ mod http;
 mod load;
 mod process;
 mod report;
+mod seed;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use calls::{Fleet, Registrations, Retrieves, Stores};
+use calls::{EveryHost, Fleet, Gets, Registrations, Retrieves, Stores};
 use load::{Load, Script};
 use process::{Bare, Daemon, Identity, Nginx, resident_memory};
 use report::{Cell, Row};
@@ -29,7 +31,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// As many hosts as the busiest load has clients: each calls with a key of its own.
 const CLIENTS: usize = 64;
-const MANY_HOSTS: usize = 1000;
+const SOME_HOSTS: usize = 1000;
+const MANY_HOSTS: usize = 100_000;
 /// How long a server that just started is left alone before its memory is looked at.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -50,6 +53,9 @@ fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match arguments.split_first() {
         Some((first, rest)) if first == "bare" => runtime.block_on(bare::serve(rest)),
+        Some((first, [state, hosts])) if first == "seed" => {
+            runtime.block_on(seed::seed(Path::new(state), hosts.parse()?))
+        }
         _ => runtime.block_on(measure(&arguments)),
     }
 }
@@ -70,6 +76,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     if wanted("idle") {
         rows.extend(bench.idle().await?);
+    }
+    if wanted("fleet") || wanted("list") {
+        rows.extend(bench.fleets(wanted("fleet"), wanted("list")).await?);
     }
     print!("{}", report::table(&rows));
     println!(
@@ -182,33 +191,153 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Memory and start-up, with no host and with many.
+    /// Memory and start-up, with no host.
     async fn idle(&self) -> Result<Vec<Row>> {
-        let mut start = ["first start", "start-up, 0 hosts", "start-up, 1,000 hosts"]
-            .map(|what| Row::new(what.into(), "bare poem"));
-        let mut memory =
-            ["resident memory, 0 hosts", "resident memory, 1,000 hosts"].map(|what| Row::new(what.into(), "bare poem"));
+        let mut start = ["first start", "start-up, 0 hosts"].map(|what| Row::new(what.into(), "bare poem"));
+        let mut memory = Row::new("resident memory, 0 hosts".into(), "bare poem");
         let mut empty = Daemon::new(self.directory.path().join("empty"), Some(&self.identity))?;
         empty.start().await?;
-        let (mut full, _) = self.fleet_of(MANY_HOSTS, "full", Some(&self.identity)).await?;
-        let body = self.directory.path().join("empty.json");
-        std::fs::write(&body, "{}")?;
         for round in 0..self.rounds.max(3) {
             eprintln!("bench: idle, round {round}");
             let mut new = Daemon::new(self.directory.path().join(format!("new-{round}")), Some(&self.identity))?;
             start[0].ours.push(Cell::milliseconds(new.start().await?));
             drop(new);
             start[1].ours.push(Cell::milliseconds(empty.start().await?));
-            start[2].ours.push(Cell::milliseconds(full.start().await?));
-            let bare = Bare::start(&body, Some(&self.identity)).await?;
+            let bare = self.bare().await?;
             start.iter_mut().for_each(|row| row.baseline.push(Cell::milliseconds(bare.start)));
             tokio::time::sleep(SETTLE).await;
-            memory[0].ours.push(Cell::mebibytes(resident_memory(empty.pid())?));
-            memory[1].ours.push(Cell::mebibytes(resident_memory(full.pid())?));
-            let bare = Cell::mebibytes(resident_memory(bare.pid())?);
-            memory.iter_mut().for_each(|row| row.baseline.push(bare));
+            memory.ours.push(Cell::mebibytes(resident_memory(empty.pid())?));
+            memory.baseline.push(Cell::mebibytes(resident_memory(bare.pid())?));
         }
-        Ok(start.into_iter().chain(memory).collect())
+        Ok(start.into_iter().chain([memory]).collect())
+    }
+
+    /// The same with some hosts and with many: what must not grow with the fleet, and what it grows to.
+    async fn fleets(&self, measure: bool, list: bool) -> Result<Vec<Row>> {
+        let sizes = [SOME_HOSTS, number("BENCH_HOSTS", MANY_HOSTS)?];
+        let mut daemons = Vec::new();
+        for hosts in sizes {
+            eprintln!("bench: making a fleet of {hosts}");
+            let kept = std::env::var_os("BENCH_FLEETS").map(PathBuf::from);
+            let parent = kept.as_deref().unwrap_or(self.directory.path());
+            let mut daemon = Daemon::new(std::path::absolute(parent.join(format!("fleet-{hosts}")))?, None)?;
+            let whole = daemon.state().join("fleet-is-whole");
+            if !whole.exists() {
+                daemon.start().await?;
+                daemon.stop();
+                seed::seed(&daemon.state(), hosts).await?;
+                std::fs::write(&whole, "")?;
+            }
+            // Hot state is built now, and there for the starts that are measured.
+            daemon.start().await?;
+            let fleet = Fleet::seeded(&daemon.admin, hosts).await?;
+            daemon.stop();
+            daemons.push((hosts, daemon, fleet));
+        }
+        let mut rows = Vec::new();
+        if measure {
+            for (hosts, daemon, _) in &mut daemons {
+                rows.extend(self.starts(*hosts, daemon).await?);
+            }
+            rows.extend(self.rates(&mut daemons).await?);
+        }
+        if list {
+            for (hosts, daemon, _) in &mut daemons {
+                rows.extend(self.lists(*hosts, daemon).await?);
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn starts(&self, hosts: usize, daemon: &mut Daemon) -> Result<Vec<Row>> {
+        let mut start = Row::new(format!("start-up, {hosts} hosts"), "bare poem");
+        let mut anew = Row::new(format!("start-up with hot state lost, {hosts} hosts"), "bare poem");
+        let mut memory = Row::new(format!("resident memory, {hosts} hosts"), "bare poem");
+        for round in 0..self.rounds.max(3) {
+            eprintln!("bench: {hosts} hosts, round {round}");
+            start.ours.push(Cell::milliseconds(daemon.start().await?));
+            let bare = self.bare().await?;
+            tokio::time::sleep(SETTLE).await;
+            memory.ours.push(Cell::mebibytes(resident_memory(daemon.pid())?));
+            memory.baseline.push(Cell::mebibytes(resident_memory(bare.pid())?));
+            start.baseline.push(Cell::milliseconds(bare.start));
+            daemon.stop();
+            std::fs::remove_dir_all(daemon.state().join("hot"))?;
+            anew.ours.push(Cell::milliseconds(daemon.start().await?));
+            anew.baseline.push(Cell::milliseconds(bare.start));
+            daemon.stop();
+        }
+        Ok(vec![start, anew, memory])
+    }
+
+    /// Every host asks: the large fleet beside the small one.
+    async fn rates(&self, fleets: &mut [(usize, Daemon, Fleet)]) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        let [(few, small, few_hosts), (many, large, many_hosts)] = fleets else { return Ok(rows) };
+        small.start().await?;
+        large.start().await?;
+        let (few_hosts, many_hosts) = (Arc::new(EveryHost::new(few_hosts)), Arc::new(EveryHost::new(many_hosts)));
+        // The first call of a host since the start loads it from hot state.
+        let mut first = Row::new(format!("/auth retrieve, first calls of {many} hosts, 64 connections"), "1,000 hosts");
+        let load = |daemon: &Daemon, clients| self.load(&daemon.hosts, clients, vec![daemon.pid()]);
+        while !many_hosts.is_done() {
+            first.ours.push(run_one(&first.what, "ours", &load(large, CLIENTS), &many_hosts).await?);
+        }
+        first.baseline.push(run_one(&first.what, &format!("{few} hosts"), &load(small, CLIENTS), &few_hosts).await?);
+        rows.push(first);
+        for clients in [8, CLIENTS] {
+            let mut row =
+                Row::new(format!("/auth retrieve, each of {many} hosts, {clients} connections"), "1,000 hosts");
+            for _ in 0..self.rounds {
+                let ours = load(large, clients);
+                row.ours.push(run_one(&row.what, &format!("{many} hosts"), &ours, &many_hosts).await?);
+                let theirs = load(small, clients);
+                row.baseline.push(run_one(&row.what, &format!("{few} hosts"), &theirs, &few_hosts).await?);
+            }
+            rows.push(row);
+        }
+        let mut memory = Row::new(format!("resident memory after that, {many} hosts"), "1,000 hosts");
+        memory.ours.push(Cell::mebibytes(resident_memory(large.pid())?));
+        memory.baseline.push(Cell::mebibytes(resident_memory(small.pid())?));
+        rows.push(memory);
+        small.stop();
+        large.stop();
+        Ok(rows)
+    }
+
+    /// Pages of the admins' list of hosts, one after the other, beside a call that does nothing.
+    async fn lists(&self, hosts: usize, daemon: &mut Daemon) -> Result<Vec<Row>> {
+        daemon.start().await?;
+        let nothing = Arc::new(Gets::new("/healthz", "{"));
+        let last = hosts - 100;
+        let lists = [
+            ("first page", "limit=100".to_owned()),
+            ("last page by last_seen", format!("limit=100&sort=last_seen&order=desc&offset={last}")),
+            ("middle by client_version", format!("limit=100&sort=client_version&offset={}", hosts / 2)),
+            ("1,000 by api_calls", "limit=1000&sort=api_calls&order=desc".to_owned()),
+            ("search that finds little", "limit=100&search=host-9999".to_owned()),
+            ("search that finds all", "limit=100&search=BENCH&sort=last_seen".to_owned()),
+            ("search that finds none", "limit=100&search=nowhere&sort=updated_at".to_owned()),
+        ];
+        let mut rows = Vec::new();
+        for (what, query) in lists {
+            let mut row = Row::new(format!("list of {hosts} hosts: {what}"), "/healthz");
+            let script = Arc::new(Gets::new(&format!("/admin/hosts?{query}"), r#"{"status":"ok","data":{"hosts":"#));
+            for _ in 0..self.rounds {
+                let load = self.load(&daemon.admin, 1, vec![daemon.pid()]);
+                row.ours.push(run_one(&row.what, "ours", &load, &script).await?);
+                row.baseline.push(run_one(&row.what, "healthz", &load, &nothing).await?);
+            }
+            rows.push(row);
+        }
+        daemon.stop();
+        Ok(rows)
+    }
+
+    async fn bare(&self) -> Result<Bare> {
+        let body = self.directory.path().join("empty.json");
+        std::fs::write(&body, "{}")?;
+        Bare::start(&body, Some(&self.identity)).await
     }
 
     async fn fleet(&self, name: &str, identity: Option<&Identity>) -> Result<(Daemon, Fleet)> {

@@ -52,6 +52,7 @@ impl Daemon {
             ("LISTEN__CONTROL", directory.join("control.sock").display().to_string()),
             ("LISTEN__HOSTS_TLS", identity.is_some().to_string()),
             ("LIMITS__GLOBAL_PER_MINUTE", "0".into()),
+            ("LIMITS__HOST_PER_MINUTE", "0".into()),
             ("UPSTREAM__RELEASES_URL", String::new()),
         ];
         if let Some(Identity { certificate, key }) = identity {
@@ -63,6 +64,14 @@ impl Daemon {
         let tls = identity.map(|_| tls_config(None)).transpose()?;
         let hosts = Target { tls, ..nowhere.clone() };
         Ok(Self { directory, settings, process: None, hosts, admin: nowhere })
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    pub fn stop(&mut self) {
+        self.process = None;
     }
 
     /// Starts it and says how long it took until it answered. One that runs already is stopped first.

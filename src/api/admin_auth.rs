@@ -11,8 +11,9 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::auth::{AuthAnswer, answer};
 use super::guards::Admin;
-use super::json::{Answer, RawBody, Verbatim, ok};
+use super::json::{Answer, JsonBody, RawBody, Verbatim, ok};
 use crate::records::{CanonicalSummary, Source};
+use crate::service::history::Difference;
 use crate::service::{Service, ServiceError};
 
 const MAX_HISTORY: usize = 1000;
@@ -31,7 +32,7 @@ impl AdminAuthApi {
         admin: Admin,
         body: RawBody<UploadRequest>,
     ) -> Answer<AuthAnswer> {
-        let sync = service.upload(&body.text, &admin.name()).await?;
+        let sync = service.upload(&body.text, &admin.0).await?;
         ok(answer(&service, sync)?)
     }
 
@@ -40,17 +41,14 @@ impl AdminAuthApi {
     async fn show(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
-        /// `1`: with the document.
+        admin: Admin,
+        /// `1`: with the document; this is noted in the audit log.
         include_body: Query<Option<String>>,
     ) -> Answer<AuthShown> {
-        let canonical = service.canonical().ok_or(ServiceError::NotFound("Canonical auth"))?;
-        let auth = include_body
-            .0
-            .filter(|include| include == "1" || include == "true")
-            .map(|_| Verbatim::new(&canonical.text))
-            .transpose()
-            .map_err(ServiceError::internal)?;
+        let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
+        let canonical = if reveal { service.reveal_canonical(&admin.0).await? } else { service.canonical() };
+        let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
+        let auth = reveal.then(|| Verbatim::new(&canonical.text)).transpose().map_err(ServiceError::internal)?;
         ok(AuthShown { version: canonical.summary.clone().into(), auth })
     }
 
@@ -68,10 +66,69 @@ impl AdminAuthApi {
         let versions = service.canonical_history(limit).await?;
         ok(AuthHistory { versions: versions.into_iter().map(AuthVersion::from).collect() })
     }
+
+    /// What differs between two versions, without the secrets
+    #[oai(path = "/diff", method = "get", operation_id = "diffAuth")]
+    async fn diff(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// The number of the earlier version.
+        from: Query<u64>,
+        /// The number of the later version.
+        to: Query<u64>,
+    ) -> Answer<AuthDiff> {
+        let differences = service.diff(from.0, to.0).await?;
+        let differences =
+            differences.into_iter().map(|Difference { path, before, after }| AuthDifference { path, before, after });
+        ok(AuthDiff { differences: differences.collect() })
+    }
+
+    /// Bring back the login of an earlier version
+    ///
+    /// It becomes a new version with the present instant as its `last_refresh`, so that every host takes it. What upstream
+    /// has withdrawn since (a refresh token is good once) does not come back with it.
+    #[oai(path = "/rollback", method = "post", operation_id = "rollBackAuth")]
+    async fn roll_back(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        body: JsonBody<RollbackRequest>,
+    ) -> Answer<RolledBack> {
+        let canonical = service.roll_back(body.0.version, &admin.0).await?;
+        ok(RolledBack { version: canonical.summary.clone().into() })
+    }
 }
 
 fn default_limit() -> u64 {
     100
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// The number of the version whose login is to be the canonical one again.
+    version: u64,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RolledBack {
+    pub version: AuthVersion,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct AuthDiff {
+    pub differences: Vec<AuthDifference>,
+}
+
+/// A member that differs.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct AuthDifference {
+    /// A JSON pointer.
+    pub path: String,
+    /// What was there; of a secret only the beginning of its SHA-256. Null: nothing.
+    pub before: Option<String>,
+    /// What is there now, in the same way.
+    pub after: Option<String>,
 }
 
 /// What an admin uploads.
@@ -79,6 +136,8 @@ fn default_limit() -> u64 {
 pub struct UploadRequest {
     /// The document; a text that holds it is accepted too.
     auth: Verbatim,
+    /// The host it came from, if any; it must be there.
+    host_id: Option<u64>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -105,7 +164,7 @@ pub struct AuthVersion {
     pub digest: String,
     /// RFC 3339, spelled as in the document.
     pub last_refresh: String,
-    /// `admin` or `host`.
+    /// `admin`, `host` or `rollback`.
     pub source: String,
     /// Which admin or which host.
     pub source_name: String,
@@ -117,6 +176,7 @@ impl From<CanonicalSummary> for AuthVersion {
     fn from(summary: CanonicalSummary) -> Self {
         let (source, source_name) = match summary.source {
             Source::Admin { by } => ("admin", by),
+            Source::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
             Source::Host { fqdn, .. } => ("host", fqdn.into()),
         };
         Self {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use poem::web::Data;
+use poem_openapi::param::Path;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -12,7 +13,7 @@ use super::Tag;
 use super::guards::Admin;
 use super::json::{Answer, JsonBody, ok};
 use crate::records::AdminCertificate;
-use crate::service::Service;
+use crate::service::{Service, ServiceError};
 
 pub struct AdminCertificatesApi;
 
@@ -25,13 +26,13 @@ impl AdminCertificatesApi {
     async fn issue(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        admin: Admin,
         body: JsonBody<CertificateRequest>,
     ) -> Answer<IssuedCertificate> {
         let CertificateRequest { name, days, password } = body.0;
-        let issued = service.issue_certificate(&name, days, password.as_deref()).await?;
+        let issued = service.issue_certificate(&name, days, password.as_deref(), &admin.0).await?;
         ok(IssuedCertificate {
-            certificate: issued.record.into(),
+            certificate: CertificateBody::of(&service, issued.record),
             certificate_pem: issued.certificate_pem,
             private_key_pem: issued.private_key_pem.expose().into(),
             ca_pem: issued.authority_pem,
@@ -40,11 +41,28 @@ impl AdminCertificatesApi {
         })
     }
 
-    /// The certificates that were issued, newest first
+    /// The certificates that were issued, in the order in which they were
     #[oai(path = "/", method = "get", operation_id = "listCertificates")]
     async fn list(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<CertificateList> {
         let certificates = service.certificates().await?;
-        ok(CertificateList { certificates: certificates.into_iter().map(CertificateBody::from).collect() })
+        let certificates = certificates.into_iter().map(|certificate| CertificateBody::of(&service, certificate));
+        ok(CertificateList { certificates: certificates.collect() })
+    }
+
+    /// Let a certificate in no more
+    ///
+    /// In force at once: connections that were opened with it are closed. It cannot be undone.
+    #[oai(path = "/:fingerprint/revoke", method = "post", operation_id = "revokeCertificate")]
+    async fn revoke(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        /// SHA-256 of the certificate, 64 hex digits.
+        fingerprint: Path<String>,
+    ) -> Answer<CertificateAnswer> {
+        let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
+        let revoked = service.revoke_certificate(&fingerprint, &admin.0).await?;
+        ok(CertificateAnswer { certificate: CertificateBody::of(&service, revoked) })
     }
 }
 
@@ -82,6 +100,11 @@ pub struct IssuedCertificate {
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
+pub struct CertificateAnswer {
+    pub certificate: CertificateBody,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
 pub struct CertificateList {
     pub certificates: Vec<CertificateBody>,
 }
@@ -98,11 +121,17 @@ pub struct CertificateBody {
     pub issued_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+    /// `valid`, `expiring` (within 30 days: issue another), `expired` or `revoked`.
+    pub state: String,
 }
 
-impl From<AdminCertificate> for CertificateBody {
-    fn from(certificate: AdminCertificate) -> Self {
+impl CertificateBody {
+    fn of(service: &Service, certificate: AdminCertificate) -> Self {
         Self {
+            state: service.state_of(&certificate).as_str().into(),
+            revoked_at: certificate.revoked_at,
             name: certificate.name,
             fingerprint: certificate.fingerprint.to_string(),
             serial: certificate.serial,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use poem::web::Data;
-use poem_openapi::param::Path;
-use poem_openapi::{Object, OpenApi};
+use poem_openapi::param::{Path, Query};
+use poem_openapi::{Enum, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -14,10 +14,14 @@ use super::guards::Admin;
 use super::json::{Answer, JsonBody, Verbatim, ok};
 use crate::model::host::HostId;
 use crate::records::Host;
-use crate::service::enrol::{HostView, Registered};
+use crate::service::directory::{HostState, ListQuery, ListedHost, Page, Sort};
+use crate::service::enrol::{HostStatus, HostView, Registered, UNDO};
 use crate::service::{Service, ServiceError};
 
 pub struct AdminHostsApi;
+
+/// How many hosts a page has that says nothing else.
+const DEFAULT_PAGE: usize = 100;
 
 #[OpenApi(tag = "Tag::AdminHosts", prefix_path = "/admin/hosts")]
 impl AdminHostsApi {
@@ -29,22 +33,56 @@ impl AdminHostsApi {
     async fn register(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        admin: Admin,
         body: JsonBody<RegisterRequest>,
     ) -> Answer<Registration> {
-        let RegisterRequest { fqdn, secure } = body.0;
+        let RegisterRequest { fqdn, secure, expires_at } = body.0;
         let secure = secure
             .map(|secure| serde_json::from_str(secure.text()))
             .transpose()
             .map_err(|_| ServiceError::Refused("secure must be boolean".into()))?
             .flatten();
-        ok(service.register(fqdn.as_deref().unwrap_or_default(), secure).await?.into())
+        let fqdn = fqdn.as_deref().unwrap_or_default();
+        ok(service.register(fqdn, secure, expires_at, &admin.0).await?.into())
     }
 
-    /// All hosts, by name
+    /// Hosts
+    ///
+    /// Without a parameter: all of them, by name. With any: a page of those that are asked for, and how many there are.
+    /// Equal hosts stand in the order of their names. What hosts did is told some seconds late.
+    #[allow(clippy::too_many_arguments)] // One for each parameter of the operation.
     #[oai(path = "/", method = "get", operation_id = "listHosts")]
-    async fn list(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<AdminHostList> {
-        ok(AdminHostList { hosts: service.hosts().await?.into_iter().map(AdminHost::from).collect() })
+    async fn list(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// How many hosts a page has at most; 100 where another parameter is given.
+        #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<Option<u32>>,
+        /// How many hosts stand before the page.
+        offset: Query<Option<u32>>,
+        /// `fqdn` where another parameter is given.
+        sort: Query<Option<HostSort>>,
+        /// `asc` where another parameter is given.
+        order: Query<Option<SortOrder>>,
+        /// Part of the name, the address or the client version, in capitals or not.
+        search: Query<Option<String>>,
+        state: Query<Option<HostStateFilter>>,
+    ) -> Answer<AdminHostList> {
+        let is_plain = limit.is_none() && offset.is_none() && sort.is_none() && order.is_none();
+        if is_plain && search.is_none() && state.is_none() {
+            let hosts = service.hosts().await?.into_iter().map(AdminHost::from).collect();
+            return ok(AdminHostList { hosts, total: None, matching: None });
+        }
+        let query = ListQuery {
+            limit: limit.0.map_or(DEFAULT_PAGE, |limit| limit as usize),
+            offset: offset.0.unwrap_or_default() as usize,
+            sort: sort.0.map(Sort::from).unwrap_or_default(),
+            descending: matches!(order.0, Some(SortOrder::Desc)),
+            search: search.0,
+            state: state.0.map(HostState::from),
+        };
+        ok(AdminHostList::of(service.list_hosts(query).await?, service.now()))
     }
 
     /// One host
@@ -53,12 +91,45 @@ impl AdminHostsApi {
         ok(AdminHostAnswer { host: service.host(HostId(id.0)).await?.into() })
     }
 
+    /// Which login a host has, as far as it told
+    ///
+    /// With the canonical login beside it.
+    #[oai(path = "/:id/auth", method = "get", operation_id = "getHostAuth")]
+    async fn auth(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        /// `1`: with the canonical document; this is noted in the audit log.
+        include_body: Query<Option<String>>,
+    ) -> Answer<HostAuth> {
+        let view = service.host(HostId(id.0)).await?;
+        let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
+        let canonical = if reveal { service.reveal_canonical(&admin.0).await? } else { service.canonical() };
+        let auth = canonical
+            .as_ref()
+            .filter(|_| reveal)
+            .map(|canonical| Verbatim::new(&canonical.text))
+            .transpose()
+            .map_err(ServiceError::internal)?;
+        let recent = service.digest_of(view.activity.last_refresh.as_deref()).await?;
+        let host = AdminHost::from(view);
+        ok(HostAuth {
+            api_calls: host.host.api_calls,
+            canonical_last_refresh: canonical.as_ref().map(|canonical| canonical.summary.last_refresh.clone()),
+            canonical_digest: canonical.map(|canonical| canonical.summary.digest.to_string()),
+            recent_digests: recent.iter().map(ToString::to_string).collect(),
+            auth,
+            host,
+        })
+    }
+
     /// Remove a host
     ///
-    /// Its key and its pending installers are refused from here on.
+    /// Its key and its pending installers are refused from here on. Within a day it can be restored.
     #[oai(path = "/:id", method = "delete", operation_id = "removeHost")]
-    async fn remove(&self, service: Data<&Arc<Service>>, _admin: Admin, id: Path<u64>) -> Answer<Removed> {
-        let host = service.remove(HostId(id.0)).await?;
+    async fn remove(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<Removed> {
+        let host = service.remove(HostId(id.0), &admin.0).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }
 
@@ -69,11 +140,11 @@ impl AdminHostsApi {
     async fn roaming(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        admin: Admin,
         id: Path<u64>,
         body: JsonBody<RoamingRequest>,
     ) -> Answer<RoamingAnswer> {
-        let host = service.allow_roaming(HostId(id.0), body.0.allow).await?;
+        let host = service.allow_roaming(HostId(id.0), body.0.allow, &admin.0).await?;
         ok(RoamingAnswer {
             host: RoamingHost {
                 id: host.id.0,
@@ -85,14 +156,89 @@ impl AdminHostsApi {
 
     /// Open the window of an insecure host
     #[oai(path = "/:id/insecure/enable", method = "post", operation_id = "openInsecureWindow")]
-    async fn open_window(&self, service: Data<&Arc<Service>>, _admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
-        ok(service.open_window(HostId(id.0)).await?.into())
+    async fn open_window(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
+        ok(service.open_window(HostId(id.0), &admin.0).await?.into())
     }
 
     /// Close the window of an insecure host
     #[oai(path = "/:id/insecure/disable", method = "post", operation_id = "closeInsecureWindow")]
-    async fn close_window(&self, service: Data<&Arc<Service>>, _admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
-        ok(service.close_window(HostId(id.0)).await?.into())
+    async fn close_window(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
+        ok(service.close_window(HostId(id.0), &admin.0).await?.into())
+    }
+
+    /// Forget the address that a host is bound to
+    ///
+    /// It is bound to the next address that it calls from.
+    #[oai(path = "/:id/clear", method = "post", operation_id = "clearHost")]
+    async fn clear(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<ClearedHost> {
+        ok(ClearedHost::of(service.clear(HostId(id.0), &admin.0).await?))
+    }
+
+    /// Switch a host off
+    ///
+    /// Its key stays and is refused with `host_disabled`.
+    #[oai(path = "/:id/disable", method = "post", operation_id = "disableHost")]
+    async fn disable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        let id = HostId(id.0);
+        service.disable(id, true, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+    }
+
+    /// Switch a host on again
+    #[oai(path = "/:id/enable", method = "post", operation_id = "enableHost")]
+    async fn enable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        let id = HostId(id.0);
+        service.disable(id, false, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+    }
+
+    /// Make a host temporary, or lasting again
+    ///
+    /// From `expires_at` on its key is refused with `host_expired`.
+    #[oai(path = "/:id/expiry", method = "post", operation_id = "setHostExpiry")]
+    async fn expiry(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        body: JsonBody<ExpiryRequest>,
+    ) -> Answer<AdminHostAnswer> {
+        let id = HostId(id.0);
+        service.set_expiry(id, body.0.expires_at, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+    }
+
+    /// Say from which networks a host may call
+    ///
+    /// Where there are any, they stand in place of the bound address: the host is served from all of them and from nowhere
+    /// else. An empty list: from the address that it is bound to, as before.
+    #[oai(path = "/:id/networks", method = "post", operation_id = "setHostNetworks")]
+    async fn networks(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        body: JsonBody<NetworksRequest>,
+    ) -> Answer<AdminHostAnswer> {
+        let id = HostId(id.0);
+        service.set_networks(id, &body.0.networks, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+    }
+
+    /// The hosts that were removed within a day, the last one first
+    #[oai(path = "/removed", method = "get", operation_id = "listRemovedHosts")]
+    async fn removed(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<RemovedHostList> {
+        let hosts = service.removed_hosts().await?;
+        ok(RemovedHostList { hosts: hosts.into_iter().filter_map(RemovedHost::of).collect() })
+    }
+
+    /// Undo a removal
+    ///
+    /// Within a day. The host is served again with the key, the rules and the counts that it had; installers that were
+    /// outstanding stay revoked.
+    #[oai(path = "/:id/restore", method = "post", operation_id = "restoreHost")]
+    async fn restore(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        ok(AdminHostAnswer { host: service.restore(HostId(id.0), &admin.0).await?.into() })
     }
 }
 
@@ -105,11 +251,14 @@ pub struct RegisterRequest {
     /// was, `true` for a new host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secure: Option<Verbatim>,
+    /// Until when a temporary host is served; left out: as it was, for ever for a new host.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<OffsetDateTime>,
 }
 
 impl poem_openapi::types::Example for RegisterRequest {
     fn example() -> Self {
-        Self { fqdn: Some("build-7.example.com".into()), secure: None }
+        Self { fqdn: Some("build-7.example.com".into()), secure: None, expires_at: None }
     }
 }
 
@@ -143,7 +292,7 @@ pub struct InstallerBody {
 
 impl From<Registered> for Registration {
     fn from(registered: Registered) -> Self {
-        let Registered { host: HostView { host, activity }, api_key, installer } = registered;
+        let Registered { host: HostView { host, activity, .. }, api_key, installer } = registered;
         Self {
             host: RegisteredHost {
                 host: HostBody::new(&host.fqdn, &host.rules, activity, host.updated_at),
@@ -160,9 +309,77 @@ impl From<Registered> for Registration {
     }
 }
 
+#[derive(Clone, Copy, Debug, Enum)]
+#[oai(rename_all = "snake_case")]
+enum HostSort {
+    Fqdn,
+    LastSeen,
+    CreatedAt,
+    UpdatedAt,
+    ApiCalls,
+    ClientVersion,
+}
+
+#[derive(Clone, Copy, Debug, Enum)]
+#[oai(rename_all = "lowercase")]
+enum SortOrder {
+    Asc,
+    Desc,
+}
+
+/// `unbound`: not used from any address yet. `insecure`: a shared machine.
+#[derive(Clone, Copy, Debug, Enum)]
+#[oai(rename_all = "lowercase")]
+enum HostStateFilter {
+    Active,
+    Unbound,
+    Insecure,
+    Disabled,
+}
+
+impl From<HostSort> for Sort {
+    fn from(sort: HostSort) -> Self {
+        match sort {
+            HostSort::Fqdn => Self::Fqdn,
+            HostSort::LastSeen => Self::LastSeen,
+            HostSort::CreatedAt => Self::CreatedAt,
+            HostSort::UpdatedAt => Self::UpdatedAt,
+            HostSort::ApiCalls => Self::ApiCalls,
+            HostSort::ClientVersion => Self::ClientVersion,
+        }
+    }
+}
+
+impl From<HostStateFilter> for HostState {
+    fn from(state: HostStateFilter) -> Self {
+        match state {
+            HostStateFilter::Active => Self::Active,
+            HostStateFilter::Unbound => Self::Unbound,
+            HostStateFilter::Insecure => Self::Insecure,
+            HostStateFilter::Disabled => Self::Disabled,
+        }
+    }
+}
+
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AdminHostList {
     pub hosts: Vec<AdminHost>,
+    /// How many hosts there are; where a page was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// How many of them are what was asked for, this page's and all others'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matching: Option<u64>,
+}
+
+impl AdminHostList {
+    fn of(page: Page, now: OffsetDateTime) -> Self {
+        Self {
+            hosts: page.hosts.into_iter().map(|listed| AdminHost::of_listed(listed, now)).collect(),
+            total: Some(page.total as u64),
+            matching: Some(page.matching as u64),
+        }
+    }
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -183,17 +400,110 @@ pub struct AdminHost {
     pub ip: Option<String>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_seen: Option<OffsetDateTime>,
+    /// Of a temporary host: until when it is served.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Where there are any: the networks that the host is served from, in place of `ip`.
+    pub allowed_networks: Vec<String>,
 }
 
 impl From<HostView> for AdminHost {
-    fn from(HostView { host, activity }: HostView) -> Self {
+    fn from(HostView { host, activity, status }: HostView) -> Self {
+        let body = HostBody::new(&host.fqdn, &host.rules, activity.clone(), host.updated_at);
         Self {
             id: host.id.0,
+            expires_at: host.rules.expires_at,
+            allowed_networks: host.rules.allowed_networks.iter().map(|network| network.to_string()).collect(),
             ip: host.rules.bound_ip.map(|ip| ip.to_string()),
             last_seen: activity.last_seen,
-            host: HostBody::new(&host.fqdn, &host.rules, activity, host.updated_at),
+            host: HostBody { status: status.as_str().into(), ..body },
             created_at: host.created_at,
         }
+    }
+}
+
+impl AdminHost {
+    fn of_listed(listed: ListedHost, now: OffsetDateTime) -> Self {
+        let ListedHost { id, fqdn, rules, created_at, updated_at, activity } = listed;
+        let status = HostStatus::of_rules(&rules, now).as_str().into();
+        Self {
+            expires_at: rules.expires_at,
+            allowed_networks: rules.allowed_networks.iter().map(|network| network.to_string()).collect(),
+            id: id.0,
+            ip: rules.bound_ip.map(|ip| ip.to_string()),
+            last_seen: activity.last_seen,
+            host: HostBody { status, ..HostBody::new(&fqdn, &rules, activity, updated_at) },
+            created_at,
+        }
+    }
+}
+
+/// A host and its login.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct HostAuth {
+    host: AdminHost,
+    canonical_last_refresh: Option<String>,
+    /// SHA-256 of the canonical text.
+    canonical_digest: Option<String>,
+    /// SHA-256 of the version that the host last had in hand; empty: none that is known.
+    recent_digests: Vec<String>,
+    /// The canonical document, where it was asked for.
+    auth: Option<Verbatim>,
+    api_calls: u64,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ExpiryRequest {
+    /// RFC 3339, in the future; null: never.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    expires_at: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct NetworksRequest {
+    /// CIDR (`192.0.2.0/24`, `2001:db8::/64`) or single addresses; at most 64.
+    networks: Vec<String>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ClearedHost {
+    host: ClearedHostBody,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ClearedHostBody {
+    id: u64,
+    fqdn: String,
+    /// `active`: what it is called in the recorded answer.
+    status: String,
+}
+
+impl ClearedHost {
+    fn of(host: Host) -> Self {
+        Self { host: ClearedHostBody { id: host.id.0, fqdn: host.fqdn.into(), status: "active".into() } }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RemovedHostList {
+    pub hosts: Vec<RemovedHost>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RemovedHost {
+    pub id: u64,
+    pub fqdn: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub removed_at: OffsetDateTime,
+    /// Until when the removal can be undone.
+    #[serde(with = "time::serde::rfc3339")]
+    pub restorable_until: OffsetDateTime,
+}
+
+impl RemovedHost {
+    fn of(host: Host) -> Option<Self> {
+        let removed_at = host.removed_at?;
+        Some(Self { id: host.id.0, fqdn: host.fqdn.into(), removed_at, restorable_until: removed_at + UNDO })
     }
 }
 

@@ -18,7 +18,7 @@ impl AdminSettingsApi {
     /// Whether hosts are served
     #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
     async fn state(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<ApiState> {
-        ok(ApiState { disabled: service.api_disabled() })
+        ok(ApiState::of(&service))
     }
 
     /// Stop serving hosts, or go on
@@ -28,17 +28,17 @@ impl AdminSettingsApi {
     async fn set_state(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        admin: Admin,
         body: JsonBody<ApiState>,
     ) -> Answer<ApiState> {
-        service.disable_api(body.0.disabled).await?;
-        ok(ApiState { disabled: service.api_disabled() })
+        service.disable_api(body.0.disabled, body.0.reason.as_deref(), &admin.0).await?;
+        ok(ApiState::of(&service))
     }
 
     /// Make a new data key and seal every secret with it
     #[oai(path = "/keys/rotate", method = "post", operation_id = "rotateKeys")]
-    async fn rotate(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<Rotation> {
-        let rotation = service.rotate_keys().await?;
+    async fn rotate(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<Rotation> {
+        let rotation = service.rotate_keys(&admin.0).await?;
         ok(Rotation {
             active_key: rotation.active.0,
             resealed: rotation.resealed,
@@ -50,7 +50,17 @@ impl AdminSettingsApi {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ApiState {
     /// Hosts are answered 503.
-    disabled: bool,
+    pub disabled: bool,
+    /// What hosts are told with it; one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl ApiState {
+    fn of(service: &Service) -> Self {
+        let settings = service.settings();
+        Self { disabled: settings.api_disabled, reason: settings.api_disabled_reason.clone() }
+    }
 }
 
 /// What a rotation did.

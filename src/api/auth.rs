@@ -16,6 +16,7 @@ use super::lines::Lines;
 use super::versions::VersionsBody;
 use crate::hot::HotHost;
 use crate::model::host::{Fqdn, HostActivity, HostRules};
+use crate::service::admission::Purpose;
 use crate::service::delivery::deliver;
 use crate::service::sync::{QueryVersions, Sync};
 use crate::service::{Service, ServiceError};
@@ -52,8 +53,8 @@ impl AuthApi {
             wrapper_version: wrapper_version.0.as_deref(),
         };
         let done = async {
-            let host = key.admit(&service, caller, false).await?;
-            answer(&service, service.sync(host, &body.text, versions).await?)
+            let host = key.admit(&service, caller, Purpose::Service).await?;
+            answer(&service, service.sync(host, caller.0, &body.text, versions).await?)
         }
         .await
         .map_err(Failure::from);
@@ -77,8 +78,8 @@ impl AuthApi {
         force: Query<Option<String>>,
     ) -> Answer<Left> {
         let anywhere = force.0.as_deref().is_some_and(|force| force == "1" || force == "true");
-        let host = key.admit(&service, caller, anywhere).await?;
-        let removed = service.leave(&host).await?;
+        let host = key.admit(&service, caller, Purpose::Leave { anywhere }).await?;
+        let removed = service.leave(&host, caller.0).await?;
         ok(Left { deleted: removed.fqdn.into() })
     }
 }
@@ -193,7 +194,7 @@ pub struct TokenUsage {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct HostBody {
     pub fqdn: String,
-    /// `active`.
+    /// `active`; an admin also sees `disabled`, `expired` and `removed`.
     pub status: String,
     /// `last_refresh` of the canonical document that the host last had in hand.
     pub last_refresh: Option<String>,

@@ -49,7 +49,7 @@ impl poem_openapi::types::Example for ErrorBody {
 /// Which limit was reached.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ThrottledBody {
-    /// `global` or `auth_failures`.
+    /// `global` (requests from the address), `host` (requests with the key) or `auth_failures`.
     pub bucket: String,
     #[serde(with = "time::serde::rfc3339")]
     pub reset_at: OffsetDateTime,
@@ -70,6 +70,9 @@ pub enum Failure {
     /// There is no such thing.
     #[oai(status = 404)]
     NotFound(JsonBody<ErrorBody>),
+    /// It is so already, or something else is in its place.
+    #[oai(status = 409)]
+    Conflict(JsonBody<ErrorBody>),
     /// The body is longer than 1 MiB.
     #[oai(status = 413)]
     TooLarge(JsonBody<ErrorBody>),
@@ -79,7 +82,7 @@ pub enum Failure {
     /// The request can be read and is refused.
     #[oai(status = 422)]
     Unprocessable(JsonBody<ErrorBody>),
-    /// Too many requests or failures from this address.
+    /// Too many requests or failures from this address, or requests with this key.
     #[oai(status = 429)]
     Throttled(
         JsonBody<ErrorBody>,
@@ -109,8 +112,26 @@ impl Failure {
         ))
     }
 
+    pub fn forwarded_unreadable(header: &str, reason: &str) -> Self {
+        let message = format!("The {header} header does not say where this call comes from: {reason}");
+        Self::BadRequest(body("forwarded_unreadable", &message))
+    }
+
     pub fn certificate_required() -> Self {
         Self::Forbidden(body("certificate_required", "Client certificate required for admin access"))
+    }
+
+    /// A browser sent it for another page than one of ours.
+    pub fn cross_site() -> Self {
+        Self::Forbidden(body(
+            "cross_site",
+            "The request comes from another site's page; open the dashboard, or call from a program",
+        ))
+    }
+
+    /// A form whose token this process did not give this admin.
+    pub fn form_stale() -> Self {
+        Self::Forbidden(body("form_stale", "This form is out of date, and nothing was changed"))
     }
 
     fn throttled(JsonBody(mut body): JsonBody<ErrorBody>, bucket: &str, throttled: Throttled) -> Self {
@@ -125,6 +146,7 @@ impl Failure {
             Self::Unauthorized(JsonBody(body)) => (StatusCode::UNAUTHORIZED, body),
             Self::Forbidden(JsonBody(body)) => (StatusCode::FORBIDDEN, body),
             Self::NotFound(JsonBody(body)) => (StatusCode::NOT_FOUND, body),
+            Self::Conflict(JsonBody(body)) => (StatusCode::CONFLICT, body),
             Self::TooLarge(JsonBody(body)) => (StatusCode::PAYLOAD_TOO_LARGE, body),
             Self::UnsupportedMediaType(JsonBody(body)) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, body),
             Self::Unprocessable(JsonBody(body)) => (StatusCode::UNPROCESSABLE_ENTITY, body),
@@ -150,12 +172,19 @@ impl From<ServiceError> for Failure {
             ServiceError::KeyInvalid => Self::Unauthorized(body("key_invalid", &message)),
             ServiceError::AddressRefused => Self::Forbidden(body("address_refused", &message)),
             ServiceError::InsecureClosed => Self::Forbidden(body("insecure_closed", &message)),
-            ServiceError::ApiDisabled => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
+            ServiceError::HostDisabled => Self::Forbidden(body("host_disabled", &message)),
+            ServiceError::HostExpired => Self::Forbidden(body("host_expired", &message)),
+            ServiceError::CertificateRefused => Self::Forbidden(body("certificate_refused", &message)),
+            ServiceError::Conflict(_) => Self::Conflict(body("conflict", &message)),
+            ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
             ServiceError::AuthBlocked(throttled) => {
                 Self::throttled(body("auth_blocked", &message), "auth_failures", throttled)
             }
             ServiceError::RateLimited(throttled) => {
                 Self::throttled(body("rate_limited", &message), "global", throttled)
+            }
+            ServiceError::HostRateLimited(throttled) => {
+                Self::throttled(body("rate_limited", &message), "host", throttled)
             }
             ServiceError::InvalidJson { reason } => {
                 let JsonBody(mut body) = body("invalid_json", &message);
@@ -172,6 +201,14 @@ impl From<ServiceError> for Failure {
             ServiceError::Unavailable { cause } => {
                 log::warn!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
                 Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+            }
+            ServiceError::StoreFailed { cause } => {
+                log::debug!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
+                Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+            }
+            ServiceError::Degraded { since, .. } => {
+                let message = format!("degraded since {}: {message}", rfc3339(since));
+                Self::Unavailable(body("degraded", &message), RETRY_AFTER_SECONDS)
             }
             ServiceError::Internal { cause } => {
                 log::error!(event = "internal_error", cause = cause.as_str(); "a request was answered 500");

@@ -3,15 +3,24 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use poem::http::header::{HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use poem::http::Method;
+use poem::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use poem::web::headers::authorization::Bearer as BearerToken;
+use poem::web::headers::{Authorization, HeaderMapExt as _};
 use poem::{Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response};
-use poem_openapi::SecurityScheme;
 use poem_openapi::auth::{ApiKey, Bearer};
+use poem_openapi::{OperationId, SecurityScheme};
+use time::OffsetDateTime;
 
 use super::errors::Failure;
 use crate::hot::HotHost;
 use crate::listener;
-use crate::service::{Service, ServiceError, enrol::canonical_address};
+use crate::model::audit::Actor;
+use crate::model::forwarded::Trust;
+use crate::service::admission::Purpose;
+use crate::service::{By, Service, ServiceError, enrol::canonical_address};
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A host's API key.
 #[derive(SecurityScheme)]
@@ -31,83 +40,185 @@ pub enum HostKey {
 }
 
 impl HostKey {
-    /// The host, if its key is good and it may call from here. `anywhere`: from any address.
-    pub async fn admit(&self, service: &Service, caller: Caller, anywhere: bool) -> Result<Arc<HotHost>, ServiceError> {
-        let key = match self {
+    /// The host, if its key is good and it may call from here.
+    pub async fn admit(
+        &self,
+        service: &Service,
+        caller: Caller,
+        purpose: Purpose,
+    ) -> Result<Arc<HotHost>, ServiceError> {
+        service.admit(Some(self.text()), caller.0, purpose).await
+    }
+
+    /// The key of a request, where poem-openapi's extractor would find the same.
+    pub fn of(request: &Request) -> Option<Self> {
+        // Of several headers the first counts; one that is no text is as good as none.
+        if let Some(key) = request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {
+            return Some(Self::Header(KeyHeader(ApiKey { key: key.to_owned() })));
+        }
+        let Authorization(token) = request.headers().typed_get::<Authorization<BearerToken>>()?;
+        Some(Self::Bearer(KeyBearer(Bearer { token: token.token().to_owned() })))
+    }
+
+    pub fn text(&self) -> &str {
+        match self {
             Self::Header(KeyHeader(key)) => &key.key,
             Self::Bearer(KeyBearer(bearer)) => &bearer.token,
-        };
-        service.admit(Some(key), caller.0, anywhere).await
+        }
     }
 }
 
-/// The address that the call comes from; a v4-mapped one is its v4. No header is believed.
+/// The address that the call comes from: the peer's, or what a trusted proxy says of it; a v4-mapped one is its v4.
 #[derive(Clone, Copy)]
 pub struct Caller(pub IpAddr);
 
-impl<'a> FromRequest<'a> for Caller {
-    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        match request.remote_addr().as_socket_addr() {
-            Some(address) => Ok(Self(canonical_address(address.ip()))),
-            None => Err(Failure::from(ServiceError::internal("a call without an address")).into()),
+/// Set by [`count_request`] where a trusted proxy named the caller; no request can carry it in.
+#[derive(Clone, Copy)]
+struct Forwarded(IpAddr);
+
+impl Caller {
+    pub fn of(request: &Request) -> Result<Self, Failure> {
+        match request.data::<Forwarded>() {
+            Some(Forwarded(address)) => Ok(Self(*address)),
+            None => Ok(Self(peer(request)?)),
         }
     }
 }
 
-/// An admin: whoever got through the handshake of the admin listener, or over the control socket, or runs a command on
-/// the state itself while no daemon does.
-#[derive(Clone)]
-pub enum Admin {
-    Certificate(crate::model::digest::Digest),
-    Control {
-        uid: u32,
-    },
-    /// Set on the endpoint that a command calls within its own process; no request can carry it in.
-    InProcess {
-        uid: u32,
-    },
+impl<'a> FromRequest<'a> for Caller {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        Ok(Self::of(request)?)
+    }
 }
 
+/// The other end of the connection, or what its PROXY header says.
+fn peer(request: &Request) -> Result<IpAddr, Failure> {
+    match request.remote_addr().as_socket_addr() {
+        Some(address) => Ok(canonical_address(address.ip())),
+        None => Err(ServiceError::internal("a call without an address").into()),
+    }
+}
+
+/// Who calls, behind trusted proxies too. What they say and cannot be read is refused.
+fn find_caller(request: &Request, peer: IpAddr, trust: &Trust) -> Result<IpAddr, Failure> {
+    let Some(header) = trust.header_from(peer) else { return Ok(peer) };
+    let lines = request.headers().get_all(header.name()).iter().map(HeaderValue::as_bytes);
+    trust.caller(peer, lines).map_err(|reason| {
+        log::info!(event = "forwarded_unreadable", proxy:% = peer, header = header.name(), reason:%; "a call was refused: its proxy does not say who calls");
+        Failure::forwarded_unreadable(header.name(), &reason.to_string())
+    })
+}
+
+/// An admin: whoever got through the handshake of the admin listener with a certificate that is in force, or came over the
+/// control socket, or runs a command on the state itself while no daemon does.
+#[derive(Clone)]
+pub struct Admin(pub By);
+
 impl Admin {
-    /// How the admin is named in the history.
-    pub fn name(&self) -> String {
-        match self {
-            Self::Certificate(fingerprint) => format!("certificate {fingerprint}"),
-            Self::Control { uid } => format!("uid {uid} on the control socket"),
-            Self::InProcess { uid } => format!("uid {uid} on the state directory"),
+    /// Set on the endpoint that a command calls within its own process; no request can carry it in.
+    pub fn offline(uid: u32) -> Self {
+        Self(By { actor: Actor::Offline { uid }, from: None })
+    }
+
+    fn of(request: &Request) -> Result<Self, Failure> {
+        if let Some(fingerprint) = listener::client_fingerprint(request) {
+            let service = request.data::<Arc<Service>>();
+            let certificate = service.and_then(|service| service.admitted_certificate(&fingerprint));
+            let certificate = certificate.ok_or(ServiceError::CertificateRefused)?;
+            let from = request.remote_addr().as_socket_addr().map(|address| canonical_address(address.ip()));
+            return Ok(Self(By { actor: Actor::Certificate { name: certificate.name, fingerprint }, from }));
         }
+        if let Some(peer) = listener::control_peer(request) {
+            return Ok(Self(By { actor: Actor::Control { uid: peer.uid }, from: None }));
+        }
+        request.data::<Self>().cloned().ok_or_else(Failure::certificate_required)
     }
 }
 
 impl<'a> FromRequest<'a> for Admin {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        if let Some(fingerprint) = listener::client_fingerprint(request) {
-            return Ok(Self::Certificate(fingerprint));
-        }
-        if let Some(peer) = listener::control_peer(request) {
-            return Ok(Self::Control { uid: peer.uid });
-        }
-        match request.data::<Self>() {
-            Some(in_process) => Ok(in_process.clone()),
-            None => Err(Failure::certificate_required().into()),
-        }
+        Ok(Self::of(request)?)
     }
 }
 
-/// Counts every request of the hosts' listener against its address.
-pub async fn count_request<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
-    let caller = Caller::from_request(&request, &mut RequestBody::default()).await?;
-    let operation = operation(request.uri().path());
-    log::debug!(event = "request", method:% = request.method(), operation, address:% = caller.0; "a request of a host");
-    if let Some(service) = request.data::<Arc<Service>>() {
-        service.count_request(caller.0).map_err(Failure::from)?;
+/// Notes in the audit log what an admin was refused. What was done is noted with the change itself; reading is not noted.
+pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
+    let service = request.data::<Arc<Service>>().cloned();
+    let by = if request.method().is_safe() { None } else { Admin::of(&request).ok() };
+    let (operation, answer) = match endpoint.call(request).await {
+        Ok(answer) => {
+            let answer = answer.into_response();
+            (answer.data().copied(), answer)
+        }
+        Err(error) => {
+            let operation: Option<OperationId> = error.data().copied();
+            let mut answer = super::errors::from_poem(error);
+            if let Some(operation) = operation {
+                answer.set_data(operation);
+            }
+            (operation, answer)
+        }
+    };
+    if let (Some(service), Some(Admin(by))) = (service, by)
+        && !answer.status().is_success()
+    {
+        let operation = operation.map_or("unknown", |OperationId(operation)| operation);
+        service.note_refusal(&by, operation, answer.status().as_u16()).await;
+    }
+    Ok(answer)
+}
+
+/// Finds out who calls, and counts a request of the hosts' listener against that address.
+pub fn count_request(
+    service: &Service,
+    trust: &Trust,
+    request: &mut Request,
+    now: OffsetDateTime,
+) -> Result<Caller, Failure> {
+    let peer = peer(request)?;
+    let caller = Caller(find_caller(request, peer, trust)?);
+    if caller.0 != peer {
+        request.set_data(Forwarded(caller.0));
+    }
+    log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller.0; "a request of a host");
+    service.count_request(caller.0, now)?;
+    Ok(caller)
+}
+
+/// Lets nothing change that a browser sends for another site's page. A certificate is shown whoever makes the browser
+/// ask, so it does not say that the admin meant it. Programs send neither header and go on.
+pub async fn refuse_cross_site<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && !is_same_site(&request) {
+        log::warn!(event = "cross_site", method:% = request.method(); "a request of another site's page was refused");
+        return Err(Failure::cross_site().into());
     }
     Ok(endpoint.call(request).await?.into_response())
 }
 
+/// Each header that tells where a request comes from must say: from here. One that is not there says nothing.
+fn is_same_site(request: &Request) -> bool {
+    let own = own_origin(request);
+    let from_own_page = |origin: &HeaderValue| own.as_ref().is_some_and(|own| own.as_bytes() == origin.as_bytes());
+    let headers = request.headers();
+    // `none`: the person themselves, by typing an address.
+    headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin" || site == "none")
+        && headers.get_all(ORIGIN).iter().all(from_own_page)
+}
+
+/// Scheme and authority, as a browser writes them; over HTTP/2 the authority stands in the URI.
+fn own_origin(request: &Request) -> Option<String> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let authority = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok()?,
+        (None, None) => request.original_uri().authority()?.as_str(),
+        _ => return None,
+    };
+    Some(format!("{}://{}", request.scheme(), authority.to_ascii_lowercase()))
+}
+
 /// What is told of a path: it may hold an installer token, or, by mistake, any other secret.
 fn operation(path: &str) -> &str {
-    let first = path.split('/').nth(1).unwrap_or_default();
+    let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
     match first {
         "auth" | "install" | "wrapper" | "versions" | "healthz" | "readyz" | "openapi.json" | "docs" => first,
         _ => "unknown",
@@ -118,8 +229,6 @@ fn operation(path: &str) -> &str {
 pub fn harden(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers
-        .entry(HeaderName::from_static("cache-control"))
-        .or_insert(HeaderValue::from_static("no-store, must-revalidate"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store, must-revalidate"));
     answer
 }

@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use poem::{IntoResponse, Request, RequestBody, Response};
+use bytes::Bytes;
+use poem::error::ReadBodyError;
+use poem::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use poem::{Body, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::{
     MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
@@ -153,23 +156,52 @@ fn request_meta<T: Type>() -> MetaRequest {
     }
 }
 
-/// The body as text. No content type at all is taken for JSON: scripts forget it.
 async fn read(request: &Request, body: &mut RequestBody) -> poem::Result<String> {
-    if let Some(other) = request.content_type().filter(|content_type| !is_json(content_type)) {
-        return Err(Failure::unsupported_media_type(other).into());
-    }
-    let body = body.take()?;
-    let bytes = body.into_bytes_limit(MAX_BODY).await.map_err(|error| match error {
-        poem::error::ReadBodyError::PayloadTooLarge => poem::Error::from(Failure::too_large()),
-        error => Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into(),
-    })?;
-    String::from_utf8(bytes.into())
-        .map_err(|_| Failure::from(ServiceError::InvalidJson { reason: "the body is not UTF-8".into() }).into())
+    let bytes = read_bytes(request, body.take()?).await?;
+    Ok(text(&bytes)?.to_owned())
 }
 
-fn is_json(content_type: &str) -> bool {
+/// The body. No content type at all is taken for JSON: scripts forget it.
+pub async fn read_bytes(request: &Request, body: Body) -> Result<Bytes, Failure> {
+    if let Some(other) = request.content_type().filter(|content_type| !is_json(content_type)) {
+        return Err(Failure::unsupported_media_type(other));
+    }
+    let bytes = match declared_length(request) {
+        // It is no longer than was declared: whoever reads the connection sees to that.
+        Some(length) if length <= MAX_BODY => body.into_bytes().await,
+        // Read as far as it may be, also where it is said to be too long: whoever is still sending would not see the answer.
+        // Boxed, for it carries a buffer about that few callers need.
+        _ => Box::pin(body.into_bytes_limit(MAX_BODY)).await,
+    };
+    bytes.map_err(|error| match error {
+        ReadBodyError::PayloadTooLarge => Failure::too_large(),
+        error => ServiceError::InvalidJson { reason: error.to_string() }.into(),
+    })
+}
+
+pub fn text(body: &[u8]) -> Result<&str, Failure> {
+    std::str::from_utf8(body).map_err(|_| ServiceError::InvalidJson { reason: "the body is not UTF-8".into() }.into())
+}
+
+/// `None` where the body's end is told in some other way.
+fn declared_length(request: &Request) -> Option<usize> {
+    let headers = request.headers();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pub(crate) fn is_json(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true;
+    }
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    // The characters that RFC 9110 lets a subtype have.
+    let in_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    essence
+        .strip_prefix("application/")
+        .is_some_and(|subtype| (subtype == "json" || subtype.ends_with("+json")) && subtype.bytes().all(in_a_token))
 }
 
 /// A JSON document inside an answer: written as it stands.
@@ -218,5 +250,31 @@ impl ParseFromJSON for Verbatim {
 impl ToJSON for Verbatim {
     fn to_json(&self) -> Option<serde_json::Value> {
         serde_json::from_str(self.text()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_types_of_json_are_taken_for_it() {
+        for text in
+            ["application/json", "Application/JSON; charset=utf-8", "application/problem+json", " application/json ;"]
+        {
+            assert!(is_json(text), "{text:?}");
+        }
+        for text in [
+            "",
+            "text/json",
+            "text/plain",
+            "application/jsonx",
+            "text/plain; application/json",
+            "application/x, y/a+json",
+            "application/ +json",
+            "application/\u{e9}+json",
+        ] {
+            assert!(!is_json(text), "{text:?}");
+        }
     }
 }

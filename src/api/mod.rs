@@ -4,35 +4,48 @@
 //! (`guards.rs`) are parameters of the handlers, so that a handler without one shows it in its signature. `errors.rs` is
 //! the one place where errors become HTTP.
 
+mod admin_audit;
 mod admin_auth;
+mod admin_authorities;
 mod admin_certificates;
 mod admin_hosts;
+mod admin_installers;
 mod admin_settings;
 mod auth;
-mod errors;
-mod guards;
+mod docs;
+pub(crate) mod errors;
+mod front;
+pub(crate) mod guards;
 mod health;
 mod install;
-mod json;
+pub(crate) mod json;
+mod kept;
 mod lines;
+mod metrics;
 mod versions;
 mod wrapper;
 
 use std::sync::Arc;
 
 use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Endpoint, EndpointExt, IntoEndpoint, Response, Route, get, handler};
-use poem_openapi::{LicenseObject, OpenApiService, Tags};
+use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
 
+use crate::metrics::Listener;
+use crate::model::forwarded::Trust;
 use crate::service::Service;
+use metrics::Measured;
 
-pub use json::Envelope;
+pub use json::{Envelope, MAX_BODY};
 pub use {
-    admin_auth::{AuthHistory, AuthShown},
-    admin_certificates::{CertificateList, CertificateRequest, IssuedCertificate},
-    admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration},
-    admin_settings::Rotation,
+    admin_audit::{AuditPage, AuditVerification},
+    admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
+    admin_authorities::AuthorityList,
+    admin_certificates::{CertificateAnswer, CertificateList, CertificateRequest, IssuedCertificate},
+    admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
+    admin_installers::{InstallerList, RevokedInstaller},
+    admin_settings::{ApiState, Rotation},
     auth::AuthAnswer,
     errors::ErrorBody,
 };
@@ -53,7 +66,11 @@ enum Tag {
     AdminHosts,
     /// Admin listener only: the canonical login.
     AdminAuth,
-    /// Admin listener only: admins' client certificates.
+    /// Admin listener only: installers that were printed.
+    AdminInstallers,
+    /// Admin listener only: who did what.
+    AdminAudit,
+    /// Admin listener only: admins' client certificates, and the authorities.
     AdminCertificates,
     /// Admin listener only: settings and keys.
     AdminSettings,
@@ -69,18 +86,26 @@ const DESCRIPTION: &str = "Keeps one canonical Codex `auth.json` and gives it to
 type HostApis = (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 type AdminApis = (
     admin_hosts::AdminHostsApi,
+    admin_installers::AdminInstallersApi,
+    admin_audit::AdminAuditApi,
+    admin_authorities::AdminAuthoritiesApi,
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    metrics::MetricsApi,
 );
 
 const HOST_APIS: HostApis =
     (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 const ADMIN_APIS: AdminApis = (
     admin_hosts::AdminHostsApi,
+    admin_installers::AdminInstallersApi,
+    admin_audit::AdminAuditApi,
+    admin_authorities::AdminAuthoritiesApi,
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    metrics::MetricsApi,
 );
 
 fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
@@ -88,6 +113,18 @@ fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
         .description(DESCRIPTION)
         .license(LicenseObject::new("Apache-2.0"))
 }
+
+/// The ids of all operations there are.
+pub fn operations() -> Vec<&'static str> {
+    let apis = <(HostApis, AdminApis) as poem_openapi::OpenApi>::meta();
+    let paths = apis.into_iter().flat_map(|api| api.paths);
+    let described = paths.flat_map(|path| path.operations).filter_map(|operation| operation.operation_id);
+    described.chain([DOCUMENT.0, PAGE.0]).collect()
+}
+
+/// What is not described in the document: the document itself, and the page that shows it.
+const DOCUMENT: OperationId = OperationId("getDocument");
+const PAGE: OperationId = OperationId("getDocumentPage");
 
 /// The OpenAPI document of both listeners, as it is checked in.
 pub fn document() -> String {
@@ -118,44 +155,76 @@ fn allow_null(schema: &mut Value) {
     }
 }
 
-/// What hosts reach.
-pub fn hosts_listener(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
-    finish(with_documents(Route::new().nest("/", describe(HOST_APIS))).around(guards::count_request), service)
+/// What hosts reach; whose forwarding header counts is in `trust`.
+pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
+    hosts(service, trust)
 }
 
-/// What admins reach, over a client certificate or the control socket. Hosts' operations are not here.
-pub fn admin_listener(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
-    finish(with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS)))), service)
+fn hosts(service: Arc<Service>, trust: Arc<Trust>) -> front::Front {
+    let ordinary = with_documents(Route::new().nest("/", describe(HOST_APIS)));
+    front::Front::new(service.clone(), trust, finish(ordinary, service, Listener::Hosts))
+}
+
+/// What admins reach over the control socket. Hosts' operations are not here.
+pub fn admin_listener(service: Arc<Service>, listener: Listener) -> impl Endpoint<Output = Response> + 'static {
+    admin_listener_with(service, listener, |route| route)
+}
+
+/// What admins reach over a client certificate: the same, and the dashboard's pages.
+pub fn admin_listener_with<E: Endpoint + 'static>(
+    service: Arc<Service>,
+    listener: Listener,
+    pages: impl FnOnce(Route) -> E,
+) -> impl Endpoint<Output = Response> + 'static {
+    let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
+    finish(pages(route).around(guards::refuse_cross_site).around(guards::note_refusals), service, listener)
 }
 
 /// What a command reaches that works on the state itself, as `uid`.
 pub fn admin_in_process(service: Arc<Service>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
-    admin_listener(service).data(guards::Admin::InProcess { uid })
+    admin_listener(service, Listener::Control).data(guards::Admin::offline(uid))
 }
 
 fn with_documents(route: Route) -> Route {
-    let page = describe((HOST_APIS, ADMIN_APIS)).swagger_ui_html();
-    route
-        .at("/openapi.json", get(openapi_document))
-        .at("/docs", poem::endpoint::make_sync(move |_| poem::web::Html(page.clone())))
+    let page = docs::Page::new(describe((HOST_APIS, ADMIN_APIS)).swagger_ui_html());
+    route.at("/openapi.json", get(openapi_document)).at(
+        "/docs",
+        poem::endpoint::make_sync(move |_| {
+            let mut answer = page.answer();
+            answer.set_data(PAGE);
+            answer
+        }),
+    )
 }
 
 #[handler]
 fn openapi_document() -> Response {
-    Response::builder().content_type("application/json").body(document())
+    let mut answer = Response::builder().content_type("application/json").body(document());
+    answer.set_data(DOCUMENT);
+    answer
 }
 
 fn finish(
     endpoint: impl IntoEndpoint<Endpoint: 'static>,
     service: Arc<Service>,
+    listener: Listener,
 ) -> impl Endpoint<Output = Response> + 'static {
+    let metrics = service.metrics().clone();
     endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).around(
-        |endpoint, request| async move {
-            let answer = match endpoint.call(request).await {
-                Ok(answer) => poem::IntoResponse::into_response(answer),
-                Err(error) => errors::from_poem(error),
-            };
-            Ok(guards::harden(answer))
+        move |endpoint, request| {
+            let metrics = metrics.clone();
+            async move {
+                let measured = Measured::begin(&metrics, listener);
+                let (operation, answer) = match endpoint.call(request).await {
+                    Ok(answer) => {
+                        let answer = answer.into_response();
+                        (answer.data().copied(), answer)
+                    }
+                    Err(error) => (error.data().copied(), errors::from_poem(error)),
+                };
+                measured.end(operation, &answer);
+                Ok(guards::harden(answer))
+            }
         },
     )
 }

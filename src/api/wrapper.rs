@@ -13,6 +13,7 @@ use super::guards::{Caller, HostKey};
 use super::install::Script;
 use super::json::{Answer, ok};
 use crate::service::Service;
+use crate::service::admission::Purpose;
 
 pub struct WrapperApi;
 
@@ -21,7 +22,7 @@ impl WrapperApi {
     /// What the host's wrapper is
     #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
     async fn wrapper(&self, service: Data<&Arc<Service>>, caller: Caller, key: HostKey) -> Answer<WrapperBody> {
-        let host = key.admit(&service, caller, false).await?;
+        let host = key.admit(&service, caller, Purpose::Service).await?;
         let wrapper = service.wrapper(&host)?;
         ok(WrapperBody {
             version: wrapper.version.into(),
@@ -40,8 +41,8 @@ impl WrapperApi {
         caller: Caller,
         key: HostKey,
     ) -> Result<WrapperDownload, Failure> {
-        let host = key.admit(&service, caller, false).await?;
-        let wrapper = service.wrapper(&host)?;
+        let host = key.admit(&service, caller, Purpose::Service).await?;
+        let wrapper = service.download_wrapper(&host)?;
         Ok(WrapperDownload::Script(
             Script(wrapper.script),
             format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version),

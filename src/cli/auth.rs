@@ -1,4 +1,4 @@
-//! `codex-authd auth upload | show | history`
+//! `codex-authd auth upload | show | history | diff | rollback`
 
 use std::path::PathBuf;
 
@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use super::CliError;
 use super::client::Client;
-use super::print;
-use crate::api::{AuthAnswer, AuthHistory, AuthShown};
+use super::print::{self, or_dash};
+use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -19,6 +19,10 @@ pub enum Command {
     Show,
     /// Every version, newest first
     History,
+    /// What differs between two versions, without the secrets
+    Diff { from: u64, to: u64 },
+    /// Make the login of an earlier version the canonical one again, as a new version
+    Rollback { version: u64 },
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
@@ -77,6 +81,26 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 }))
                 .collect();
             print::done(json, &history, &print::table(&rows));
+        }
+        Command::Diff { from, to } => {
+            let diff: AuthDiff = client.get(&format!("/admin/auth/diff?from={from}&to={to}")).await?;
+            let head = ["MEMBER", "BEFORE", "AFTER"].map(String::from).into();
+            let rows: Vec<Vec<String>> = std::iter::once(head)
+                .chain(diff.differences.iter().map(|member| {
+                    vec![member.path.clone(), or_dash(member.before.as_ref()), or_dash(member.after.as_ref())]
+                }))
+                .collect();
+            print::done(json, &diff, &print::table(&rows));
+        }
+        Command::Rollback { version } => {
+            let made: RolledBack =
+                client.post("/admin/auth/rollback", &serde_json::json!({ "version": version })).await?;
+            let sentence = format!(
+                "Version {} is the canonical login now: that of version {version}, dated {}. If upstream has withdrawn its \
+                 tokens since, log in again and upload that.",
+                made.version.version, made.version.last_refresh
+            );
+            print::done(json, &made, &sentence);
         }
     }
     Ok(())

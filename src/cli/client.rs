@@ -23,6 +23,8 @@ pub enum ClientError {
     Offline(#[from] Box<DaemonError>),
     #[error("the daemon does not answer on {}: {cause}", socket.display())]
     Socket { socket: PathBuf, cause: reqwest::Error },
+    #[error("no daemon runs on {}: start it, or name its configuration with --config", .0.display())]
+    NoDaemon(PathBuf),
     /// The daemon's own words.
     #[error("{message}")]
     Refused { status: StatusCode, message: String },
@@ -53,6 +55,20 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
+    /// An answer that is text, of a daemon that runs: without one there is nothing to ask.
+    pub async fn text_of_daemon(config: &Config, path: &str) -> Result<String, ClientError> {
+        let socket = config.listen.control.clone();
+        if tokio::net::UnixStream::connect(&socket).await.is_err() {
+            return Err(ClientError::NoDaemon(socket));
+        }
+        let client = Self::connect(config).await?;
+        let (status, answer) = client.answer(Method::GET, path, None).await?;
+        if !status.is_success() {
+            return read::<serde_json::Value>(status, &answer).map(|_| String::new());
+        }
+        String::from_utf8(answer).map_err(|error| ClientError::Answer(error.to_string()))
+    }
+
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Answer(error.to_string()))?;
         self.call(Method::POST, path, Some(body)).await
@@ -68,7 +84,17 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, ClientError> {
-        let (status, answer) = match self {
+        let (status, answer) = self.answer(method, path, body).await?;
+        read(status, &answer)
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(StatusCode, Vec<u8>), ClientError> {
+        Ok(match self {
             Self::Daemon { http, socket } => {
                 let failed = |cause| ClientError::Socket { socket: socket.clone(), cause };
                 let mut request = http.request(method, format!("http://control{path}"));
@@ -84,8 +110,7 @@ impl Client {
                 let body = answer.into_body().into_vec().await;
                 (status, body.map_err(|error| ClientError::Answer(error.to_string()))?)
             }
-        };
-        read(status, &answer)
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! `codex-authd hosts add | list | remove`
+//! `codex-authd hosts add | list | remove | …`: everything an admin can do to a host.
 
 use clap::Subcommand;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::CliError;
 use super::client::Client;
 use super::print::{self, or_dash};
-use crate::api::{AdminHostList, Registration};
+use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -16,19 +16,100 @@ pub enum Command {
         /// A shared machine: served only while an admin holds its window open
         #[arg(long)]
         insecure: bool,
+        /// A temporary host: served until this instant (RFC 3339)
+        #[arg(long, value_name = "WHEN")]
+        expires_at: Option<String>,
     },
-    /// All hosts, by name
-    List,
+    /// Hosts: all of them by name, or a page of those that are asked for
+    List(ListArguments),
     /// Remove a host: its key is refused from here on
     Remove { fqdn: String },
+    /// The hosts that were removed within a day
+    Removed,
+    /// Undo a removal, within a day
+    Restore { fqdn: String },
+    /// Refuse a host's key until it is enabled again
+    Disable { fqdn: String },
+    /// Serve a disabled host again
+    Enable { fqdn: String },
+    /// Forget the address of a host: it is bound to the next one it calls from
+    Clear { fqdn: String },
+    /// Let a host call from other addresses, or (--off) not
+    Roaming {
+        fqdn: String,
+        #[arg(long)]
+        off: bool,
+    },
+    /// Open the window of an insecure host, or (--close) close it
+    Window {
+        fqdn: String,
+        #[arg(long)]
+        close: bool,
+    },
+    /// Make a host temporary: served until WHEN (RFC 3339), or `never` ending
+    Expiry { fqdn: String, when: String },
+    /// Serve a host from these networks only (CIDR); none: from the address it is bound to
+    Networks { fqdn: String, networks: Vec<String> },
+}
+
+/// Given as they are to the daemon, which says what is wrong with them.
+#[derive(clap::Args)]
+pub struct ListArguments {
+    /// How many at most, up to 1000 [default: 100 with any other option, else all]
+    #[arg(long)]
+    limit: Option<u32>,
+    /// How many to leave out before
+    #[arg(long)]
+    offset: Option<u32>,
+    /// fqdn, last_seen, created_at, updated_at, api_calls or client_version
+    #[arg(long)]
+    sort: Option<String>,
+    /// asc or desc
+    #[arg(long)]
+    order: Option<String>,
+    /// Part of the name, the address or the client version
+    #[arg(long)]
+    search: Option<String>,
+    /// active, unbound or insecure
+    #[arg(long)]
+    state: Option<String>,
+}
+
+impl ListArguments {
+    fn path(&self) -> String {
+        let (limit, offset) = (self.limit.map(|n| n.to_string()), self.offset.map(|n| n.to_string()));
+        let given = [
+            ("limit", limit.as_ref()),
+            ("offset", offset.as_ref()),
+            ("sort", self.sort.as_ref()),
+            ("order", self.order.as_ref()),
+            ("search", self.search.as_ref()),
+            ("state", self.state.as_ref()),
+        ];
+        let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+        if query.is_empty() { "/admin/hosts".into() } else { format!("/admin/hosts?{}", query.join("&")) }
+    }
+}
+
+/// Every byte that has a meaning in a query, or may have one, is written as `%XX`.
+fn percent_encoded(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
-        Command::Add { fqdn, insecure } => {
+        Command::Add { fqdn, insecure, expires_at } => {
             let mut body = json!({ "fqdn": fqdn });
             if *insecure {
                 body["secure"] = json!(false);
+            }
+            if let Some(when) = expires_at {
+                body["expires_at"] = json!(when);
             }
             let made: Registration = client.post("/admin/hosts/register", &body).await?;
             let sentence = format!(
@@ -39,12 +120,14 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             );
             print::done(json, &made, &sentence);
         }
-        Command::List => {
-            let list: AdminHostList = client.get("/admin/hosts").await?;
-            let head = ["NAME", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN"].map(String::from).into();
-            let row = |host: &crate::api::AdminHost| {
+        Command::List(arguments) => {
+            let list: AdminHostList = client.get(&arguments.path()).await?;
+            let head =
+                ["NAME", "STATUS", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN"].map(String::from).into();
+            let row = |host: &AdminHost| {
                 vec![
                     host.host.fqdn.clone(),
+                    host.host.status.clone(),
                     host.id.to_string(),
                     or_dash(host.ip.as_ref()),
                     or_dash(host.host.client_version.as_ref()),
@@ -54,17 +137,101 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 ]
             };
             let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.hosts.iter().map(row)).collect();
-            print::done(json, &list, &print::table(&rows));
+            let mut table = print::table(&rows);
+            if let Some(matching) = list.matching.filter(|matching| *matching > list.hosts.len() as u64) {
+                table += &format!("\n\n{} of {matching} hosts; --offset shows more.", list.hosts.len());
+            }
+            print::done(json, &list, &table);
         }
         Command::Remove { fqdn } => {
-            let wanted = fqdn.trim().to_ascii_lowercase();
-            let list: AdminHostList = client.get("/admin/hosts").await?;
-            let host = list.hosts.iter().find(|host| host.host.fqdn == wanted).ok_or_else(|| {
-                CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` names them"))
-            })?;
+            let host = find(client, fqdn).await?;
             let removed: serde_json::Value = client.delete(&format!("/admin/hosts/{}", host.id)).await?;
-            print::done(json, &removed, &format!("Host {wanted} is removed; its key is refused from now on."));
+            print::done(
+                json,
+                &removed,
+                &format!(
+                    "Host {} is removed; its key is refused from now on. Within a day `hosts restore` undoes it.",
+                    host.host.fqdn
+                ),
+            );
+        }
+        Command::Removed => {
+            let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
+            let head = ["NAME", "ID", "REMOVED", "RESTORABLE UNTIL"].map(String::from).into();
+            let rows: Vec<Vec<String>> = std::iter::once(head)
+                .chain(list.hosts.iter().map(|host| {
+                    let until = print::instant(host.restorable_until);
+                    vec![host.fqdn.clone(), host.id.to_string(), print::instant(host.removed_at), until]
+                }))
+                .collect();
+            print::done(json, &list, &print::table(&rows));
+        }
+        Command::Restore { fqdn } => {
+            let wanted = fqdn.trim().to_ascii_lowercase();
+            let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
+            let host = list.hosts.iter().find(|host| host.fqdn == wanted).ok_or_else(|| {
+                CliError::Refused(format!(
+                    "no host {fqdn} was removed within a day; `codex-authd hosts removed` names them"
+                ))
+            })?;
+            let restored: AdminHostAnswer =
+                client.post(&format!("/admin/hosts/{}/restore", host.id), &json!({})).await?;
+            print::done(json, &restored, &format!("Host {wanted} is back, with the key that it had."));
+        }
+        Command::Disable { fqdn } => {
+            change(client, json, fqdn, "disable", &json!({}), "is disabled; its key is refused").await?;
+        }
+        Command::Enable { fqdn } => change(client, json, fqdn, "enable", &json!({}), "is served again").await?,
+        Command::Clear { fqdn } => {
+            change(client, json, fqdn, "clear", &json!({}), "is bound to the next address that it calls from").await?;
+        }
+        Command::Roaming { fqdn, off } => {
+            let said = if *off { "stays at its address" } else { "may call from other addresses" };
+            change(client, json, fqdn, "roaming", &json!({ "allow": !off }), said).await?;
+        }
+        Command::Window { fqdn, close: true } => {
+            change(client, json, fqdn, "insecure/disable", &json!({}), "is served no more: its window is closed")
+                .await?;
+        }
+        Command::Window { fqdn, close: false } => {
+            change(client, json, fqdn, "insecure/enable", &json!({}), "is served: its window is open").await?;
+        }
+        Command::Expiry { fqdn, when } => {
+            let when = (when != "never").then_some(when);
+            let said = when.map_or("is lasting".into(), |when| format!("is served until {when}"));
+            change(client, json, fqdn, "expiry", &json!({ "expires_at": when }), &said).await?;
+        }
+        Command::Networks { fqdn, networks } => {
+            let said = match &networks[..] {
+                [] => "is served from the address it is bound to".into(),
+                networks => format!("is served from {} only", networks.join(", ")),
+            };
+            change(client, json, fqdn, "networks", &json!({ "networks": networks }), &said).await?;
         }
     }
+    Ok(())
+}
+
+async fn find(client: &Client, fqdn: &str) -> Result<AdminHost, CliError> {
+    let wanted = fqdn.trim().to_ascii_lowercase();
+    let list: AdminHostList = client.get("/admin/hosts").await?;
+    list.hosts
+        .into_iter()
+        .find(|host| host.host.fqdn == wanted)
+        .ok_or_else(|| CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` names them")))
+}
+
+/// Asks for `/admin/hosts/ID/ACTION` and says what became of it.
+async fn change(
+    client: &Client,
+    json: bool,
+    fqdn: &str,
+    action: &str,
+    body: &serde_json::Value,
+    said: &str,
+) -> Result<(), CliError> {
+    let host = find(client, fqdn).await?;
+    let answer: serde_json::Value = client.post(&format!("/admin/hosts/{}/{action}", host.id), body).await?;
+    print::done(json, &answer, &format!("Host {} {said}.", host.host.fqdn));
     Ok(())
 }

@@ -5,11 +5,17 @@
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage.
 
+mod api;
+mod audit;
 mod auth;
+mod authorities;
 mod certificate;
+mod certificates;
 mod client;
 mod hosts;
+mod installers;
 mod keys;
+mod metrics;
 mod print;
 
 use std::path::PathBuf;
@@ -51,9 +57,26 @@ enum Command {
     /// Upload and show the canonical login
     #[command(subcommand)]
     Auth(auth::Command),
+    /// List and revoke admins' certificates; `admin-cert` issues one
+    #[command(subcommand)]
+    Certificates(certificates::Command),
+    /// List the authorities and roll one over: prepare, activate, retire
+    #[command(subcommand)]
+    Authorities(authorities::Command),
+    /// List and revoke installers
+    #[command(subcommand)]
+    Installers(installers::Command),
+    /// Read the audit log and verify that it is whole
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// The kill switch: whether hosts are served
+    #[command(subcommand)]
+    Api(api::Command),
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Keys(keys::Command),
+    /// What the running daemon counts and measures, in the Prometheus text format
+    Metrics,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +117,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         print!("{}", crate::api::document());
         return Ok(());
     }
-    let config = config::load(arguments.config.as_deref(), std::env::vars())?;
+    let config = config::load(arguments.config.as_deref(), config::environment(std::env::vars_os())?)?;
     match &arguments.command {
         Command::CheckConfig => {
             print::done(arguments.json, &serde_json::json!({"status": "ok"}), "The configuration is valid.");
@@ -103,7 +126,11 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Command::Serve => {
             daemon::hardening::harden()?;
             daemon::logging::start();
-            runtime()?.block_on(daemon::serve(config)).map_err(CliError::from)
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(daemon::serve(config));
+            // A thread that waits for a disk which does not answer would be waited for without end.
+            runtime.shutdown_timeout(LAST_WAIT);
+            outcome.map_err(CliError::from)
         }
         command => {
             daemon::hardening::harden()?;
@@ -115,15 +142,25 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
 }
 
 async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
+    if let Command::Metrics = command {
+        return metrics::run(config, json).await;
+    }
     let client = Client::connect(config).await?;
     match command {
         Command::AdminCert(arguments) => certificate::run(arguments, &client, json).await,
         Command::Hosts(command) => hosts::run(command, &client, json).await,
         Command::Auth(command) => auth::run(command, &client, json).await,
+        Command::Certificates(command) => certificates::run(command, &client, json).await,
+        Command::Authorities(command) => authorities::run(command, &client, json).await,
+        Command::Installers(command) => installers::run(command, &client, json).await,
+        Command::Audit(command) => audit::run(command, &client, json).await,
+        Command::Api(command) => api::run(command, &client, json).await,
         Command::Keys(command) => keys::run(command, &client, json).await,
-        Command::Serve | Command::CheckConfig | Command::Openapi => Ok(()),
+        Command::Serve | Command::CheckConfig | Command::Openapi | Command::Metrics => Ok(()),
     }
 }
+
+const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)

@@ -1,9 +1,11 @@
 //! Reading the configuration: file, then environment over it, then the checks.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::proxies::network;
 use super::{AdminAccess, Config};
 
 pub const DEFAULT_PATH: &str = "/etc/codex-authd/config.toml";
@@ -32,17 +34,56 @@ pub fn load(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    let variables: Vec<(String, String)> =
-        environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
+    let variables = ours(environment);
     let named = path
         .map(Path::to_path_buf)
         .or_else(|| variables.iter().find(|(name, _)| name == PATH_VARIABLE).map(|(_, value)| PathBuf::from(value)));
+    match named.or_else(|| Path::new(DEFAULT_PATH).exists().then(|| DEFAULT_PATH.into())) {
+        Some(path) => {
+            let text = std::fs::read_to_string(&path)
+                .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
+            from_text(path.display().to_string(), &text, &variables)
+        }
+        None => from_text("the defaults".into(), "", &variables),
+    }
+}
+
+/// The variables of a process that concern us. Those of others may hold any bytes; ours are UTF-8 or refused.
+pub fn environment(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let ours = variables.into_iter().filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+    ours.map(|(name, value)| match (name.into_string(), value.into_string()) {
+        (Ok(name), Ok(value)) => Ok((name, value)),
+        (name, _) => Err(ConfigError::BadValue {
+            origin: "the environment".into(),
+            key: name.unwrap_or_else(|name| name.to_string_lossy().into_owned()),
+            message: "is not valid UTF-8".into(),
+        }),
+    })
+    .collect()
+}
+
+/// As if this text were the file.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn load_text(
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    from_text("the file".into(), text, &ours(environment))
+}
+
+fn ours(environment: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
+    environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect()
+}
+
+fn from_text(origin: String, text: &str, variables: &[(String, String)]) -> Result<Config, ConfigError> {
     let known = known_keys();
-    let (origin, mut table) = match named {
-        Some(path) => (path.display().to_string(), read(&path)?),
-        None if Path::new(DEFAULT_PATH).exists() => (DEFAULT_PATH.into(), read(Path::new(DEFAULT_PATH))?),
-        None => ("the defaults".into(), Table::new()),
-    };
+    let mut table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::NotToml {
+        path: PathBuf::from(&origin),
+        line: cause.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1),
+        message: cause.message().into(),
+    })?;
     refuse_unknown(&table, &known, &origin)?;
     refuse_mistyped(&table, &known, &origin, "")?;
     for (name, value) in variables.iter().filter(|(name, _)| name != PATH_VARIABLE) {
@@ -57,16 +98,6 @@ pub fn load(
     Ok(config)
 }
 
-fn read(path: &Path) -> Result<Table, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable { path: path.to_path_buf(), cause })?;
-    text.parse().map_err(|cause: toml::de::Error| ConfigError::NotToml {
-        path: path.to_path_buf(),
-        line: cause.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.matches('\n').count() + 1),
-        message: cause.message().into(),
-    })
-}
-
 /// The defaults as a table: their keys are the keys there are, their types the types that are wanted.
 #[allow(clippy::expect_used)] // The defaults are plain strings, numbers, booleans and lists.
 fn known_keys() -> Table {
@@ -74,10 +105,20 @@ fn known_keys() -> Table {
 }
 
 fn refuse_unknown(table: &Table, known: &Table, origin: &str) -> Result<(), ConfigError> {
-    let all = flat(known);
-    for key in flat(table) {
-        if !all.contains(&key) {
-            return Err(unknown(origin, &key, &all));
+    for (name, value) in table {
+        let key = match (value, known.get(name)) {
+            // An empty section is one whose keys are all commented out, as in the packaged file.
+            (Value::Table(section), Some(Value::Table(known))) => {
+                section.keys().find(|key| !known.contains_key(*key)).map(|key| format!("{name}.{key}"))
+            }
+            (Value::Table(section), None) => {
+                Some(section.keys().next().map_or_else(|| name.clone(), |key| format!("{name}.{key}")))
+            }
+            (_, None | Some(Value::Table(_))) => Some(name.clone()),
+            _ => None,
+        };
+        if let Some(key) = key {
+            return Err(unknown(origin, &key, &flat(known)));
         }
     }
     Ok(())
@@ -108,7 +149,7 @@ fn without_value(message: &str) -> String {
     message.rsplit_once(", expected ").map_or_else(|| message.into(), |(_, expected)| format!("expected {expected}"))
 }
 
-/// `section.key` of everything in the table, one level deep; a section that is known by nobody appears as `section`.
+/// `section.key` of everything in the table, one level deep.
 fn flat(table: &Table) -> Vec<String> {
     table
         .iter()
@@ -129,14 +170,17 @@ fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
 }
 
 fn overlay(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<(), ConfigError> {
-    let path = name[PREFIX.len()..].to_lowercase().replacen("__", ".", 1);
-    let (section, key) = path.split_once('.').map_or((None, path.as_str()), |(section, key)| (Some(section), key));
-    let wanted = match section {
-        None => known.get(key).filter(|value| !value.is_table()),
-        Some(section) => known.get(section).and_then(Value::as_table).and_then(|section| section.get(key)),
-    };
-    let Some(wanted) = wanted else {
-        let names: Vec<String> = flat(known).iter().map(|key| variable(key)).collect();
+    // To the letter: two variables that differ in case only would both set one key.
+    let keys = flat(known);
+    let path = keys.iter().find(|key| variable(key) == name);
+    let parts =
+        path.map(|path| path.split_once('.').map_or((None, path.as_str()), |(section, key)| (Some(section), key)));
+    let wanted = parts.and_then(|(section, key)| match section {
+        None => known.get(key),
+        Some(section) => known.get(section).and_then(|section| section.get(key)),
+    });
+    let (Some((section, key)), Some(wanted)) = (parts, wanted) else {
+        let names: Vec<String> = keys.iter().map(|key| variable(key)).collect();
         return Err(unknown("the environment", name, &names));
     };
     let value = typed(value, wanted).ok_or_else(|| ConfigError::BadValue {
@@ -197,11 +241,22 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.tls.certificate.as_os_str().is_empty() != config.tls.private_key.as_os_str().is_empty() {
         return bad("tls", "certificate and private_key go together: set both, or none for our own CA");
     }
-    if !config.listen.trusted_proxies.is_empty() {
-        return bad("listen.trusted_proxies", "this version believes no proxy; leave it empty");
+    for (at, text) in config.listen.trusted_proxies.iter().enumerate() {
+        if let Err(reason) = network(text) {
+            return bad("listen.trusted_proxies", &format!("entry {} {reason}", at + 1));
+        }
     }
-    if !config.listen.hosts_tls && !config.listen.hosts.ip().is_loopback() {
-        return bad("listen.hosts_tls", "false is allowed on a loopback address only");
+    if !config.listen.hosts_tls && !config.listen.hosts.ip().is_loopback() && config.listen.trusted_proxies.is_empty() {
+        return bad(
+            "listen.hosts_tls",
+            "false is allowed on a loopback address, or behind a proxy that listen.trusted_proxies names",
+        );
+    }
+    if config.listen.proxy_protocol && config.listen.trusted_proxies.is_empty() {
+        return bad(
+            "listen.proxy_protocol",
+            "needs listen.trusted_proxies: the PROXY header of nobody else is believed",
+        );
     }
     if config.auth.min_token_length < 8 {
         return bad("auth.min_token_length", "must be 8 or more");
@@ -220,6 +275,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
     if config.public_base_url.ends_with('/') || config.public_base_url.contains(['?', '#']) {
         return bad("public_base_url", "must not end with '/' and has no query");
+    }
+    // It stands between double quotes in the command that people are given to paste.
+    if config.public_base_url.contains(['"', '$', '`', '\\', '!']) {
+        return bad("public_base_url", "must not hold what is special to a shell: \" $ ` \\ !");
     }
     Ok(())
 }
@@ -268,6 +327,48 @@ mod tests {
     }
 
     #[test]
+    fn plain_http_needs_a_loopback_address_or_a_trusted_proxy() {
+        for text in ["hosts = \"127.0.0.1:1\"", "trusted_proxies = [\"10.0.0.0/8\", \"fd00::7\"]"] {
+            let config = from_text(&format!("[listen]\nhosts_tls = false\n{text}"), &[]).unwrap();
+            assert_eq!(config.listen.trusted_networks().len(), config.listen.trusted_proxies.len());
+        }
+    }
+
+    #[test]
+    fn the_packaged_file_is_accepted_as_it_is() {
+        let config = load_text(include_str!("../../packaging/config.toml"), []).unwrap();
+        assert_eq!(toml::to_string(&config).unwrap(), toml::to_string(&Config::default()).unwrap());
+        // What made it fail: sections without a live key.
+        assert!(load_text("[admin]\n[listen]\n", []).is_ok());
+        for (text, hint) in [("[limit]\n", "limit"), ("admin = 1", "admin"), ("state_dir = {}", "state_dir")] {
+            assert!(load_text(text, []).unwrap_err().to_string().contains(hint), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_variable_is_named_to_the_letter() {
+        // The Kelvin sign is a k in lower case.
+        for name in
+            ["CODEX_AUTHD_state_dir", "CODEX_AUTHD_LIMITS.GLOBAL_PER_MINUTE", "CODEX_AUTHD_TLS__PRIVATE_\u{212a}EY"]
+        {
+            let error = load_text("", [(name.into(), "1".into())]).unwrap_err();
+            assert!(matches!(error, ConfigError::UnknownKey { .. }), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn variables_that_are_no_text_are_refused_and_those_of_others_are_left_alone() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let bytes = |text: &[u8]| OsString::from_vec(text.to_vec());
+        let others = [(bytes(b"OTHER\xff"), bytes(b"\xff")), (bytes(b"CODEX_AUTHD_STATE_DIR"), bytes(b"/x"))];
+        assert_eq!(environment(others).unwrap(), [("CODEX_AUTHD_STATE_DIR".into(), "/x".into())]);
+        for (name, value) in [(&b"CODEX_AUTHD_STATE_DIR"[..], &b"/x\xff"[..]), (b"CODEX_AUTHD_\xff", b"")] {
+            let error = environment([(bytes(name), bytes(value))]).unwrap_err().to_string();
+            assert!(error.contains("not valid UTF-8") && !error.contains("/x"), "{error}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_the_nearest_name() {
         for (text, environment, name) in [
             ("[limits]\nglobal_per_minut = 5", None, "limits.global_per_minute"),
@@ -294,10 +395,19 @@ mod tests {
             ("[admin]\naccess = \"login\"", None, "'mtls' only"),
             ("[tls]\ncertificate = \"/x\"", None, "go together"),
             ("[listen]\nhosts_tls = false", None, "loopback"),
+            (
+                "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"canary/8\"]",
+                None,
+                "trusted_proxies: entry 2 is not a network",
+            ),
+            ("[listen]\ntrusted_proxies = [\"0.0.0.0/0\"]", None, "entry 1 would trust everybody"),
+            ("[listen]\nproxy_protocol = true", None, "listen.proxy_protocol: needs"),
+            ("[listen]\nforwarded_header = \"canary\"", None, "expected one of `x-forwarded-for`, `forwarded`, `none`"),
             ("[auth]\nmin_token_length = 7", None, "8 or more"),
             ("public_base_url = \"ftp://x\"", None, "http"),
             ("public_base_url = \"https://x/\"", None, "must not end"),
             ("public_base_url = \"https://x y\"", None, "spaces"),
+            ("public_base_url = \"https://x/$(canary)\"", None, "special to a shell"),
             ("[listen", None, "not valid TOML, line 1: "),
             ("\n\n[database]\nurl = mysql://u:canary@h/d", None, "not valid TOML, line 4: "),
             ("database = \"mysql://u:canary@h/d\"", None, "there is no key 'database'"),

@@ -3,13 +3,16 @@
 //! This room reads a file and environment variables into values and checks each of them; it opens nothing else.
 
 mod load;
+pub(crate) mod proxies;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, DEFAULT_PATH, load};
+#[cfg(any(test, fuzzing))]
+pub(crate) use load::load_text;
+pub use load::{ConfigError, DEFAULT_PATH, environment, load};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,7 +38,25 @@ pub struct Listen {
     pub admin: SocketAddr,
     pub hosts_tls: bool,
     pub trusted_proxies: Vec<String>,
+    pub forwarded_header: ForwardedHeader,
+    pub proxy_protocol: bool,
     pub control: PathBuf,
+}
+
+impl Listen {
+    /// The networks of `trusted_proxies`; the configuration was refused if one is none.
+    pub fn trusted_networks(&self) -> Vec<ipnet::IpNet> {
+        self.trusted_proxies.iter().filter_map(|text| proxies::network(text).ok()).collect()
+    }
+}
+
+/// The header of trusted proxies that is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    XForwardedFor,
+    Forwarded,
+    None,
 }
 
 /// The operator's own certificate; both empty: one from our own CA.
@@ -101,6 +122,7 @@ pub struct Auth {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub global_per_minute: u32,
+    pub host_per_minute: u32,
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
     pub auth_fail_block_seconds: u32,
@@ -159,6 +181,8 @@ impl Default for Listen {
             admin: SocketAddr::from(([0, 0, 0, 0], 9443)),
             hosts_tls: true,
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::XForwardedFor,
+            proxy_protocol: false,
             control: "/run/codex-authd/control.sock".into(),
         }
     }
@@ -186,6 +210,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             global_per_minute: 120,
+            host_per_minute: 600,
             auth_fail_count: 20,
             auth_fail_window_seconds: 600,
             auth_fail_block_seconds: 1800,

@@ -14,17 +14,25 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::tls::Tls;
 use crate::config::Config;
 use crate::outside::Outside;
-use crate::service::Service;
+use crate::service::{Service, ServiceError};
 use crate::upstream::releases::Releases;
 
 const POLL: Duration = Duration::from_millis(250);
 const TELEMETRY: Duration = Duration::from_secs(1);
-const RENEWAL: Duration = Duration::from_secs(600);
+/// The clock may have been set meanwhile, and no host takes a certificate that is not valid yet, or any more.
+const RENEWAL: Duration = Duration::from_secs(60);
+const REMOVED_HOSTS: Duration = Duration::from_secs(3600);
+const EXPIRING_CERTIFICATES: Duration = Duration::from_secs(24 * 3600);
 const RELEASES: Duration = Duration::from_secs(3 * 3600);
 
 pub struct Jobs(JoinSet<()>);
 
 impl Jobs {
+    /// `job` ends when it sees the stop.
+    pub fn add(&mut self, job: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(job);
+    }
+
     /// Waits until every job has seen the stop.
     pub async fn finish(mut self) {
         while self.0.join_next().await.is_some() {}
@@ -40,16 +48,18 @@ pub fn start(
 ) -> Jobs {
     let mut jobs = JoinSet::new();
     let resumed = service.clone();
-    jobs.spawn(async move { report("key_rotation", resumed.resume_rotation().await) });
+    jobs.spawn(async move { report_use("key_rotation", resumed.resume_rotation().await) });
+    let listed = service.clone();
+    jobs.spawn(async move { report_use("directory", listed.prepare_directory().await) });
     let polled = service.clone();
     jobs.spawn(every(POLL, stopping.clone(), move || {
         let service = polled.clone();
-        async move { report("catch_up", service.catch_up().await) }
+        async move { report_use("catch_up", service.catch_up().await) }
     }));
     let counted = service.clone();
     jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
         let service = counted.clone();
-        async move { flush(&service).await }
+        async move { gather(&service).await }
     }));
     jobs.spawn(every(RENEWAL, stopping.clone(), move || {
         let (tls, now) = (tls.clone(), outside.now());
@@ -59,6 +69,19 @@ pub fn start(
             }
         }
     }));
+    let purged = service.clone();
+    jobs.spawn(every(REMOVED_HOSTS, stopping.clone(), move || {
+        let service = purged.clone();
+        async move {
+            report_use("removed_hosts", service.purge_removed().await);
+            report_use("installers", service.purge_installers().await);
+        }
+    }));
+    let warned = service.clone();
+    jobs.spawn(every(EXPIRING_CERTIFICATES, stopping.clone(), move || {
+        let service = warned.clone();
+        async move { service.warn_of_expiring_certificates() }
+    }));
     match Releases::new(&config.upstream.releases_url) {
         Some(releases) => {
             let releases = Arc::new(releases);
@@ -66,7 +89,7 @@ pub fn start(
                 let (releases, service) = (releases.clone(), service.clone());
                 async move {
                     match releases.newest().await {
-                        Ok(tag) => report("releases", service.note_client_release(&tag).await),
+                        Ok(tag) => report_use("releases", service.note_client_release(&tag).await),
                         Err(error) => log::info!(event = "releases_failed", cause:% = error; "the newest release of Codex could not be asked for"),
                     }
                 }
@@ -77,10 +100,26 @@ pub fn start(
     Jobs(jobs)
 }
 
-/// Moves what was counted to the records.
+/// Moves some of what was counted to the records.
+async fn gather(service: &Service) {
+    report_use("throttle", service.keep_throttle().await);
+    report_use("telemetry", service.gather_telemetry().await.map(|_any| ()));
+    report_use("outbox", service.drain_outbox().await);
+}
+
+/// Moves all that was counted to the records.
 pub async fn flush(service: &Service) {
-    report("telemetry", service.gather_telemetry().await);
-    report("outbox", service.drain_outbox().await);
+    report_use("throttle", service.keep_throttle().await);
+    loop {
+        match service.gather_telemetry().await {
+            Ok(true) => {}
+            done => {
+                report_use("telemetry", done.map(|_none| ()));
+                break;
+            }
+        }
+    }
+    report_use("outbox", service.drain_outbox().await);
 }
 
 async fn every<F, W>(period: Duration, mut stopping: watch::Receiver<bool>, mut work: F)
@@ -101,6 +140,16 @@ where
 /// Waits for the stop. An error means that the sender is gone: then it is time to stop as well.
 pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// A store that has failed is told of by `recovery`, once a minute and not by every job.
+fn report_use(job: &str, outcome: Result<(), ServiceError>) {
+    match outcome {
+        Err(ServiceError::StoreFailed { cause }) => {
+            log::debug!(event = "job_failed", job, cause = cause.as_str(); "a background job waits for the store")
+        }
+        outcome => report(job, outcome),
+    }
 }
 
 fn report<E: std::fmt::Debug + std::fmt::Display>(job: &str, outcome: Result<(), E>) {

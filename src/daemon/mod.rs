@@ -4,44 +4,40 @@
 //! the sockets (whose ports may be chosen by the system), the names and the certificate, the service, the files that
 //! say where it listens, the listeners. A crash anywhere leaves what the next start expects: everything it writes is
 //! either a transaction of the records or a file replaced as a whole.
+//!
+//! A daemon whose store has failed, and whose disk takes writes again, stops as it would for good, but for the listening
+//! sockets, and executes itself anew ([`recovery`]).
 
 pub mod background;
+mod certificates;
+pub mod format;
 pub mod hardening;
 pub mod listen_file;
 pub mod logging;
+pub mod recovery;
+mod running;
+pub mod sockets;
 pub mod state;
 pub mod tls;
 
-use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
-use poem::Server;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
-use crate::api;
 use crate::config::Config;
-use crate::listener::{ControlAcceptor, ControlError, Limits, PlainAcceptor, TlsAcceptor};
-use crate::outside::{Outside, System};
+use crate::listener::ControlError;
 use crate::pki::PkiError;
-use crate::service::{Service, ServiceError};
+use crate::service::ServiceError;
 
-use state::{State, StateError};
-
-/// How long calls in flight may take once the daemon was told to stop.
-const DRAIN: Duration = Duration::from_secs(20);
-/// How long a connection may be silent.
-const IDLE: Duration = Duration::from_secs(90);
+use recovery::Recovery;
+use running::Running;
+use sockets::{Sockets, SocketsError};
+use state::StateError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("cannot listen on {address} for {whom}: {cause}; choose another address in [listen], or stop what has it")]
-    Bind { address: SocketAddr, whom: &'static str, cause: std::io::Error },
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
@@ -56,89 +52,57 @@ pub enum DaemonError {
     Harden(std::io::Error),
     #[error("cannot watch for signals: {0}")]
     Signals(std::io::Error),
+    #[error("the disk takes writes again, and this process cannot be replaced: {0}; start the daemon again")]
+    Replace(std::io::Error),
 }
 
 /// At a start there is no caller to keep the cause from: the operator reads it.
 fn cause_of(error: &ServiceError) -> String {
     match error {
-        ServiceError::Unavailable { cause } | ServiceError::Internal { cause } => cause.clone(),
+        ServiceError::Unavailable { cause }
+        | ServiceError::StoreFailed { cause }
+        | ServiceError::Internal { cause } => cause.clone(),
         error => error.to_string(),
     }
 }
 
 /// Runs the daemon until it is told to stop (SIGTERM, SIGINT).
 pub async fn serve(config: Config) -> Result<(), DaemonError> {
-    let signals = Signals::watch().map_err(DaemonError::Signals)?;
-    let outside: Arc<dyn Outside> = Arc::new(System);
-    let state = State::open(&config, outside.clone()).await?;
-
-    let hosts = bind(config.listen.hosts, "hosts")?;
-    let admin = bind(config.listen.admin, "admins")?;
-    let bound = listen_file::Bound {
-        hosts: local_address(&hosts, config.listen.hosts)?,
-        admin: local_address(&admin, config.listen.admin)?,
-        control: config.listen.control.clone(),
-    };
-    let tls = Arc::new(tls::Tls::new(&config, &bound, &state.secrets, outside.clone())?);
-    make_parent(&config.listen.control)?;
-    let control = ControlAcceptor::bind(&config.listen.control, Limits::default()).await?;
-    let service = Arc::new(state.service(tls.policy(&config, &bound)).await?);
-    tls.write_files(&config.state_dir)?;
-    listen_file::write(&config.state_dir, &bound)?;
-
-    let (stop, stopping) = watch::channel(false);
-    let hosts_endpoint = api::hosts_listener(service.clone());
-    let hosts_server = if config.listen.hosts_tls {
-        let acceptor =
-            TlsAcceptor::from_listener(hosts, tls.hosts(), Limits::default()).map_err(DaemonError::Listener)?;
-        tokio::spawn(run(server(acceptor), hosts_endpoint, stopping.clone()))
-    } else {
-        let acceptor = PlainAcceptor::from_listener(hosts, Limits::default()).map_err(DaemonError::Listener)?;
-        tokio::spawn(run(server(acceptor), hosts_endpoint, stopping.clone()))
-    };
-    let acceptor = TlsAcceptor::from_listener(admin, tls.admin(), Limits::default()).map_err(DaemonError::Listener)?;
-    let admin_server = tokio::spawn(run(server(acceptor), api::admin_listener(service.clone()), stopping.clone()));
-    let control_server = tokio::spawn(run(server(control), api::admin_listener(service.clone()), stopping.clone()));
-    let jobs = background::start(&config, service.clone(), tls.clone(), outside, stopping);
-
-    log::info!(event = "listening", hosts:% = bound.hosts, admin:% = bound.admin, control:% = bound.control.display(); "ready");
-    notify(&[sd_notify::NotifyState::Ready]);
-    signals.until_stop(|| reload(&config, &bound, &tls, &service)).await;
-
-    log::info!(event = "stopping"; "stopping: calls in flight are finished");
-    notify(&[sd_notify::NotifyState::Stopping]);
-    stop.send_replace(true);
-    for server in [hosts_server, admin_server, control_server] {
-        match server.await {
-            Ok(outcome) => outcome.map_err(DaemonError::Listener)?,
-            Err(panic) => log::error!(event = "listener_panicked", cause:% = panic; "a listener ended badly"),
+    let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
+    let recovery = Recovery::begin();
+    // A successor has its forerunner's sockets, which must not go down with a start that fails.
+    let inherited = recovery.is_successor().then(|| Sockets::take(&config.listen)).transpose()?;
+    let spare = inherited.as_ref().map(Sockets::duplicate).transpose()?;
+    let running = match (Running::start(&config, &recovery, inherited).await, spare) {
+        (Ok(running), _) => running,
+        (Err(error), Some(sockets)) if recovery.tries_again() => {
+            let wait = recovery.first_wait();
+            log::error!(event = "start_failed", wait:? = wait; "this process cannot start in the place of the last one, and will be replaced: {error}");
+            tokio::select! {
+                () = signals.until_stop(|| ()) => return Err(error),
+                () = tokio::time::sleep(wait) => return Err(replace(&recovery, sockets)),
+            }
         }
+        (Err(error), _) => return Err(error),
+    };
+    log::info!(event = "listening", hosts:% = running.bound.hosts, admin:% = running.bound.admin, control:% = running.bound.control.display(); "ready");
+    notify(&[sd_notify::NotifyState::Status("ready"), sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        () = signals.until_stop(|| reload(&config, &running)) => running.stop().await,
+        () = recovery.wait(&running.service, &config.state_dir) => Err(running.be_replaced(&recovery).await),
     }
-    jobs.finish().await;
-    background::flush(&service).await;
-    log::info!(event = "stopped"; "stopped");
-    Ok(())
 }
 
-/// A client that is done with its handshake and says nothing is let go after a while.
-fn server<A: poem::listener::Acceptor + 'static>(acceptor: A) -> Server<std::convert::Infallible, A> {
-    Server::new_with_acceptor(acceptor).idle_timeout(IDLE)
+fn replace(recovery: &Recovery, sockets: Sockets) -> DaemonError {
+    let mut successor = recovery.successor();
+    match sockets.hand_on(&mut successor) {
+        Ok(()) => DaemonError::Replace(recovery::replace_process(successor)),
+        Err(error) => error.into(),
+    }
 }
 
-async fn run<A, E>(
-    server: Server<std::convert::Infallible, A>,
-    endpoint: E,
-    mut stopping: watch::Receiver<bool>,
-) -> std::io::Result<()>
-where
-    A: poem::listener::Acceptor + 'static,
-    E: poem::Endpoint + 'static,
-{
-    let stopped = async move { background::stopped(&mut stopping).await };
-    server.run_with_graceful_shutdown(endpoint, stopped, Some(DRAIN)).await
-}
-
-fn reload(config: &Config, bound: &listen_file::Bound, tls: &tls::Tls, service: &Service) {
+fn reload(config: &Config, running: &Running) {
+    let Running { tls, bound, service, .. } = running;
     notify(&[sd_notify::NotifyState::Reloading]);
     match tls.reload() {
         Ok(()) => {
@@ -153,26 +117,6 @@ fn reload(config: &Config, bound: &listen_file::Bound, tls: &tls::Tls, service: 
 fn notify(state: &[sd_notify::NotifyState]) {
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(state);
-}
-
-/// The directory of the control socket, where systemd has not made it.
-fn make_parent(path: &Path) -> Result<(), DaemonError> {
-    match path.parent() {
-        Some(parent) if !parent.exists() => std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(parent)
-            .map_err(|cause| DaemonError::Write { path: parent.to_path_buf(), cause }),
-        _ => Ok(()),
-    }
-}
-
-fn bind(address: SocketAddr, whom: &'static str) -> Result<std::net::TcpListener, DaemonError> {
-    std::net::TcpListener::bind(address).map_err(|cause| DaemonError::Bind { address, whom, cause })
-}
-
-fn local_address(listener: &std::net::TcpListener, wanted: SocketAddr) -> Result<SocketAddr, DaemonError> {
-    listener.local_addr().map_err(|cause| DaemonError::Bind { address: wanted, whom: "anybody", cause })
 }
 
 struct Signals {
@@ -190,7 +134,7 @@ impl Signals {
         })
     }
 
-    async fn until_stop(mut self, on_hangup: impl Fn()) {
+    async fn until_stop(&mut self, on_hangup: impl Fn()) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,

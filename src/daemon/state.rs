@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! state_dir/            0700
+//!   format              the number of the directory's format (see `format`)
 //!   daemon.lock         held while a daemon (or an offline command) runs; holds its process id
 //!   master.key          0600, unless systemd brings it as a credential
 //!   records/            the embedded store
@@ -19,9 +20,12 @@ use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::format::{self, FormatError};
+use super::recovery;
 use crate::config::Config;
 use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{Hot, HotError};
+use crate::metrics::{Metrics, MetricsError, Store};
 use crate::outside::Outside;
 use crate::records::embedded::Embedded;
 use crate::records::{Records, RecordsError};
@@ -30,20 +34,30 @@ use crate::service::{Parts, Policy, Service, ServiceError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    #[error("cannot use the state directory {}: {cause}", path.display())]
+    #[error(
+        "cannot write in the state directory, {}: {cause}; it has to be the daemon's own, writable, and on a disk with room",
+        path.display()
+    )]
     Directory { path: PathBuf, cause: std::io::Error },
     #[error("the state directory {} is in use by process {holder}; stop that one first, or choose another state_dir", path.display())]
     InUse { path: PathBuf, holder: String },
+    #[error(transparent)]
+    Format(#[from] FormatError),
     #[error("cannot open the records: {0}")]
     Records(#[from] RecordsError),
     #[error("cannot open hot state: {0}; it holds nothing but unsent telemetry: move {path} away to go on without it", path = .1.display())]
     Hot(HotError, PathBuf),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error("cannot unlock the secrets: {}", super::cause_of(.0))]
     Unlock(ServiceError),
+    #[error("opening the state ended early: {0}")]
+    Ended(tokio::task::JoinError),
 }
 
 pub struct State {
     pub secrets: Arc<Secrets>,
+    pub metrics: Arc<Metrics>,
     records: Arc<dyn Records>,
     hot: Arc<Hot>,
     throttle: Limits,
@@ -57,9 +71,24 @@ impl State {
         let directory = &config.state_dir;
         make_private(directory)?;
         let lock = Arc::new(StateLock::take(directory)?);
-        let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.join("records"))?);
-        let hot_path = directory.join("hot");
-        let hot = Arc::new(Hot::open(&hot_path, &*outside).map_err(|error| StateError::Hot(error, hot_path))?);
+        recovery::check_disk(directory).map_err(|cause| StateError::Directory { path: directory.clone(), cause })?;
+        let upgrade = format::prepare(directory)?;
+        let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
+        // Both at once: with many hosts most of a start is spent here.
+        let (records_path, hot_path, of_hot) = (directory.join("records"), directory.join("hot"), outside.clone());
+        let records = tokio::task::spawn_blocking(move || Embedded::open(&records_path));
+        let hot = tokio::task::spawn_blocking(move || {
+            Hot::open(&hot_path, &*of_hot).map_err(|error| StateError::Hot(error, hot_path))
+        });
+        let (records, hot) = (records.await, hot.await);
+        let records = records.map_err(StateError::Ended)??;
+        records.on_flush(metrics.flush_observer(Store::Records));
+        if let Some(upgrade) = upgrade {
+            upgrade.run(&records).await?;
+        }
+        let records: Arc<dyn Records> = Arc::new(records);
+        let hot = Arc::new(hot.map_err(StateError::Ended)??);
+        hot.on_flush(metrics.flush_observer(Store::Hot));
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let secrets = boot::unlock(&*records, &directory.join("master.key"), credentials.as_deref(), &*outside)
             .await
@@ -67,11 +96,12 @@ impl State {
         let limits = &config.limits;
         let throttle = Limits {
             global_per_minute: limits.global_per_minute,
+            host_per_minute: limits.host_per_minute,
             auth_fail_count: limits.auth_fail_count,
             auth_fail_window_seconds: limits.auth_fail_window_seconds,
             auth_fail_block_seconds: limits.auth_fail_block_seconds,
         };
-        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, outside, _lock: lock })
+        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, _lock: lock })
     }
 
     pub async fn service(&self, policy: Policy) -> Result<Service, ServiceError> {
@@ -79,6 +109,7 @@ impl State {
             records: self.records.clone(),
             hot: self.hot.clone(),
             throttle: Throttle::new(self.throttle),
+            metrics: self.metrics.clone(),
             outside: self.outside.clone(),
             policy,
             secrets: self.secrets.clone(),

@@ -10,11 +10,13 @@ use super::DaemonError;
 use super::listen_file::{Bound, replace};
 use crate::config::Config;
 use crate::model::auth_document::DocumentRules;
+use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::{
     self, LiveConfig, PkiError, ServerIdentity, ServerKey, ServerName, admin_config, issue_server_certificate,
     names_for, server_config,
 };
+use crate::records::AuthoritySlot;
 use crate::service::Policy;
 use crate::service::boot::Secrets;
 
@@ -32,7 +34,9 @@ pub struct Tls {
 #[derive(Clone)]
 struct InForce {
     pin: String,
+    not_before: OffsetDateTime,
     renew_at: OffsetDateTime,
+    not_after: OffsetDateTime,
 }
 
 impl Tls {
@@ -73,16 +77,25 @@ impl Tls {
         Ok(())
     }
 
+    /// Whether the certificate is to be issued anew. One that is not valid yet was issued by a clock that has been set
+    /// back since: no host would take it.
     pub fn is_due(&self, now: OffsetDateTime) -> bool {
-        now >= self.in_force().renew_at
+        let InForce { not_before, renew_at, .. } = self.in_force();
+        now < not_before || now >= renew_at
+    }
+
+    /// When the certificate that hosts are shown ends.
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.in_force().not_after
     }
 
     /// The certificates that operators hand around.
     pub fn write_files(&self, state_dir: &Path) -> Result<(), DaemonError> {
         let directory = state_dir.join("pki");
         std::fs::create_dir_all(&directory).map_err(|cause| DaemonError::Write { path: directory.clone(), cause })?;
-        replace(&directory.join("server-ca.crt"), self.secrets.server_authority.certificate_pem().as_bytes())?;
-        replace(&directory.join("client-ca.crt"), self.secrets.client_authority.certificate_pem().as_bytes())
+        let authorities = self.secrets.authorities.load();
+        replace(&directory.join("server-ca.crt"), authorities.bundle(AuthorityRole::Server).as_bytes())?;
+        replace(&directory.join("client-ca.crt"), authorities.bundle(AuthorityRole::Client).as_bytes())
     }
 
     /// The use cases' share of the configuration and of the certificate.
@@ -111,7 +124,7 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
     let ours = config.listen.hosts_tls && !config.tls.is_own();
     Policy {
         base_url: base_url(config, bound),
-        trusted_ca_pem: if ours { secrets.server_authority.certificate_pem().to_owned() } else { String::new() },
+        trusted_ca_pem: if ours { secrets.authorities.load().bundle(AuthorityRole::Server) } else { String::new() },
         server_pin: pin,
         install_token_ttl: time::Duration::seconds(config.install.token_ttl_seconds.into()),
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
@@ -160,15 +173,25 @@ fn make(
 ) -> Result<Made, PkiError> {
     let now = outside.now();
     let key = ServerKey::from_pkcs8(&secrets.server_key)?;
-    let certificate = issue_server_certificate(&secrets.server_authority, &key, names, now, outside)?;
-    let ours = ServerIdentity::issued(&certificate, &key)?;
-    let admin = admin_config(&ours, &[secrets.client_authority.certificate_pem()])?;
+    let authorities = secrets.authorities.load();
+    let authority =
+        authorities.in_slot(AuthorityRole::Server, AuthoritySlot::Active).ok_or(PkiError::AuthorityMismatch)?;
+    let certificate = issue_server_certificate(&authority.key, &key, names, now, outside)?;
+    // Hosts that know the one before only are shown the way to the new one.
+    let cross = authority.cross_certificate_pem.as_deref();
+    let ours = ServerIdentity::issued_across(&certificate, cross, &key)?;
+    let admin = admin_config(&ours, &[&authorities.bundle(AuthorityRole::Client)])?;
     let theirs = own.map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
     let shown = theirs.as_ref().unwrap_or(&ours);
     Ok(Made {
         hosts: server_config(shown)?,
         admin,
-        in_force: InForce { pin: shown.spki_pin().to_owned(), renew_at: certificate.renew_at() },
+        in_force: InForce {
+            pin: shown.spki_pin().to_owned(),
+            not_before: certificate.not_before,
+            renew_at: certificate.renew_at(),
+            not_after: shown.not_after(),
+        },
     })
 }
 
@@ -181,6 +204,31 @@ mod tests {
 
     /// The system's, but for the date, which the test turns.
     struct Clock(Mutex<OffsetDateTime>);
+
+    async fn tls_at(clock: &Arc<Clock>, directory: &std::path::Path) -> Tls {
+        let records = Embedded::open(&directory.join("records")).unwrap();
+        let secrets = boot::unlock(&records, &directory.join("master.key"), None, &**clock).await.unwrap();
+        let config = Config::default();
+        let bound = Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: directory.into() };
+        Tls::new(&config, &bound, &Arc::new(secrets), clock.clone()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_a_clock_that_ran_ahead_is_issued_anew_once_it_is_set_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let right = System.now();
+        let clock = Arc::new(Clock(Mutex::new(right)));
+        let tls = tls_at(&clock, directory.path()).await;
+        *clock.0.lock().unwrap() = right + time::Duration::days(100);
+        assert!(tls.is_due(clock.now()));
+        tls.reload().unwrap();
+        *clock.0.lock().unwrap() = right;
+        assert!(tls.is_due(clock.now()), "it is not valid for months to come");
+        tls.reload().unwrap();
+        for hours in [0, -1, 5] {
+            assert!(!tls.is_due(right + time::Duration::hours(hours)), "{hours} h");
+        }
+    }
 
     impl Outside for Clock {
         fn now(&self) -> OffsetDateTime {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 
 use super::{DurableError, Result};
 
@@ -27,8 +27,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 const SEGMENT: u64 = 512 * 1024;
 /// How often sled flushes by itself and clears out its log; the latter happens nowhere else.
 const SLED_FLUSH_MS: u64 = 1000;
-/// The most that sled's page cache may take; a small fleet never comes near it.
-const CACHE: u64 = 256 * 1024 * 1024;
+/// The most that sled's page cache may take, by the size of pages on disk; a small fleet never comes near it, and of a large
+/// one the kernel keeps the rest.
+const CACHE: u64 = 16 * 1024 * 1024;
 
 /// What is to be done after sled's `flush` for its writes to survive a power cut.
 pub(super) trait Files: Send + 'static {
@@ -97,6 +98,28 @@ pub(super) fn sync_directory(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
+}
+
+/// Makes the kernel forget what it remembers of the files in `dir`, so that the next open reads the disk. After a failed
+/// write it may hold, as if they were safe, pages that never got there. A directory that is not there holds none.
+pub fn reread(dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            reread(&path)?;
+            continue;
+        }
+        let file = File::open(path)?;
+        // What is still to be written is not forgotten; an error here is the old one, told once more.
+        let _ = file.sync_all();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;
+    }
+    Ok(())
 }
 
 fn clear_half_made(dir: &Path) -> io::Result<()> {

@@ -1,22 +1,29 @@
 //! The one thread of a database that makes changes power-safe. Whoever waits while a flush is running is served together
 //! by the next one.
 //!
-//! sled can wait for ever inside `flush` when a write of its own fails in the background, so nobody here waits without a
-//! bound: who has waited [`STALLED_AFTER`] declares the database failed.
+//! sled can wait for ever inside `flush` when a write of its own fails in the background: it notes the error and wakes
+//! nobody. Another call of `flush` finds the error and wakes the first, so a flush that takes long is *nudged*. And nobody
+//! here waits without a bound: who has waited [`STALLED_AFTER`] declares the database failed.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::{Counters, DurableError, Result};
 
 const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// When a flush is nudged for the first time; each further time after twice as long, since a nudge may get stuck as well.
+const NUDGED_AFTER: Duration = Duration::from_secs(1);
+const NUDGES: u32 = 5;
+
+/// Asks sled what a flush that takes long may not have heard.
+pub(super) type Nudge = Box<dyn Fn() + Send + Sync>;
 
 pub(super) struct Flusher {
     shared: Arc<Shared>,
@@ -34,11 +41,16 @@ struct Shared {
     safe: AtomicU64,
     commits: AtomicU64,
     flushes: AtomicU64,
+    observe: OnceLock<Box<dyn Fn(Duration) + Send + Sync>>,
+    /// Gone once the database is being closed.
+    nudge: Mutex<Option<Arc<Nudge>>>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiter>,
+    /// The flush that is running, and how often it was nudged.
+    flushing: Option<(Instant, u32)>,
     stopping: bool,
     stopped: bool,
     failed: Option<String>,
@@ -53,6 +65,7 @@ impl Flusher {
     pub(super) fn start(
         path: &Path,
         make_safe: impl FnMut() -> std::result::Result<(), String> + Send + 'static,
+        nudge: Nudge,
     ) -> Result<Self> {
         let shared = Arc::new(Shared {
             path: path.into(),
@@ -63,6 +76,8 @@ impl Flusher {
             safe: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            observe: OnceLock::new(),
+            nudge: Mutex::new(Some(Arc::new(nudge))),
         });
         let thread = std::thread::Builder::new()
             .name("flusher".into())
@@ -81,7 +96,15 @@ impl Flusher {
     pub(super) fn commit_blocking(&self) -> Result<()> {
         let (answer, answered) = mpsc::sync_channel(1);
         self.shared.enqueue(Waiter::Thread(answer));
-        answered.recv_timeout(STALLED_AFTER).unwrap_or_else(|_| Err(self.shared.stalled()))
+        let begun = Instant::now();
+        while begun.elapsed() < STALLED_AFTER {
+            match answered.recv_timeout(NUDGED_AFTER) {
+                Ok(outcome) => return outcome,
+                Err(mpsc::RecvTimeoutError::Timeout) => self.shared.nudge_if_slow(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Err(self.shared.stalled())
     }
 
     pub(super) fn settled(&self) -> impl Future<Output = Result<()>> + Send + 'static {
@@ -113,6 +136,14 @@ impl Flusher {
         self.shared.lock().failed.as_ref().map_or(Ok(()), |cause| Err(self.shared.error(cause)))
     }
 
+    pub(super) fn on_flush(&self, observe: Box<dyn Fn(Duration) + Send + Sync>) {
+        let _ = self.shared.observe.set(observe);
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.shared.lock().failed.clone()
+    }
+
     pub(super) fn counters(&self) -> Counters {
         Counters {
             commits: self.shared.commits.load(Ordering::Relaxed),
@@ -126,8 +157,8 @@ impl Drop for Flusher {
         let mut state = self.shared.lock();
         state.stopping = true;
         self.shared.wake.notify_all();
-        let wait = self.shared.wake.wait_timeout_while(state, STALLED_AFTER, |state| !state.stopped);
-        let stopped = wait.unwrap_or_else(PoisonError::into_inner).0.stopped;
+        drop(state);
+        let stopped = self.shared.wait_until_stopped();
         if let Some(thread) = self.thread.take().filter(|_| stopped)
             && thread.join().is_err()
         {
@@ -161,6 +192,7 @@ impl Shared {
         }
         // The database is closed before the drop that waits for this goes on.
         drop(make_safe);
+        drop(self.nudge.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut state = self.lock();
         state.stopped = true;
         for waiter in std::mem::take(&mut state.waiting) {
@@ -171,13 +203,22 @@ impl Shared {
     }
 
     fn flush(&self, make_safe: &mut impl FnMut() -> std::result::Result<(), String>) -> Result<()> {
-        if let Some(cause) = &self.lock().failed {
-            return Err(self.error(cause));
+        {
+            let mut state = self.lock();
+            if let Some(cause) = &state.failed {
+                return Err(self.error(cause));
+            }
+            state.flushing = Some((Instant::now(), 0));
         }
         let applied = self.ended.load(Ordering::SeqCst);
+        let begun = Instant::now();
         // sled panics where it has no better answer; that must not leave everybody waiting.
         let outcome = catch_unwind(AssertUnwindSafe(make_safe)).unwrap_or_else(|_| Err("the flush panicked".into()));
         self.flushes.fetch_add(1, Ordering::Relaxed);
+        self.lock().flushing = None;
+        if let Some(observe) = self.observe.get() {
+            observe(begun.elapsed());
+        }
         outcome.map_err(|cause| self.fail(&cause))?;
         // A waiter that gave up in the meantime has declared the database failed; then it stays so.
         if let Some(cause) = &self.lock().failed {
@@ -188,14 +229,50 @@ impl Shared {
     }
 
     fn commit(self: Arc<Self>) -> impl Future<Output = Result<()>> + Send + 'static {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         self.enqueue(Waiter::Task(answer));
         async move {
-            match tokio::time::timeout(STALLED_AFTER, answered).await {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) => Err(self.error("it is closed")),
-                Err(_) => Err(self.stalled()),
+            let begun = Instant::now();
+            while begun.elapsed() < STALLED_AFTER {
+                match tokio::time::timeout(NUDGED_AFTER, &mut answered).await {
+                    Ok(Ok(outcome)) => return outcome,
+                    Ok(Err(_)) => return Err(self.error("it is closed")),
+                    Err(_) => self.nudge_if_slow(),
+                }
             }
+            Err(self.stalled())
+        }
+    }
+
+    fn wait_until_stopped(&self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < STALLED_AFTER {
+            let wait = self.wake.wait_timeout_while(self.lock(), NUDGED_AFTER, |state| !state.stopped);
+            if wait.unwrap_or_else(PoisonError::into_inner).0.stopped {
+                return true;
+            }
+            self.nudge_if_slow();
+        }
+        false
+    }
+
+    fn nudge_if_slow(&self) {
+        {
+            let mut state = self.lock();
+            match &mut state.flushing {
+                Some((begun, nudges)) if *nudges < NUDGES && begun.elapsed() >= NUDGED_AFTER * 2u32.pow(*nudges) => {
+                    *nudges += 1;
+                }
+                _ => return,
+            }
+        }
+        let Some(nudge) = self.nudge.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
+        // On a thread of its own: it waits as long as the flush does where nothing is wrong but a slow disk.
+        let nudged = std::thread::Builder::new().name("nudge".into()).spawn(move || {
+            let _ = catch_unwind(AssertUnwindSafe(|| nudge()));
+        });
+        if let Err(error) = nudged {
+            log::warn!("a slow flush of the store in {} could not be looked after: {error}", self.path.display());
         }
     }
 

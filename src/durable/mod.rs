@@ -9,7 +9,8 @@
 //! - A change is *applied* (others can read it) a little before it is *safe*. [`Durable::settled`] resolves once all that
 //!   could have been read by now is safe: whoever tells the outside about something awaits it first.
 //! - After a failed flush or fdatasync the kernel may have dropped pages, so no later success proves anything: the
-//!   failure sticks, every later change and commit is refused, and a restart reads back what the disk really holds.
+//!   failure sticks, every later change and commit is refused, and only a fresh process reads back what the disk really
+//!   holds ([`reread`] makes sure that it does not read what the kernel still remembers).
 //! - The files of a half-made database are put right by the next open ([`files`]).
 //!
 //! What it cannot mend: sled reuses a segment once its successor has *reached the kernel*. A power cut that persists the
@@ -40,12 +41,15 @@ pub enum DurableError {
     #[error("cannot read or change the store in {path}: {cause}")]
     Storage { path: PathBuf, cause: String },
     #[error(
-        "the store in {path} could not be written safely ({cause}); it takes no more changes until codex-authd is restarted"
+        "the store in {path} could not be written safely ({cause}); it takes no more changes until it is opened anew, \
+         which a running daemon does by itself once the disk takes writes again"
     )]
     Failed { path: PathBuf, cause: String },
 }
 
 pub type Result<T> = std::result::Result<T, DurableError>;
+
+pub use files::reread;
 
 /// A sled database with one tree whose commits survive a power cut. Dropping it makes everything safe and closes it.
 pub struct Durable {
@@ -87,11 +91,15 @@ impl Durable {
         let tree = db.open_tree("data").map_err(failed)?;
         let files = DiskFiles::open(dir).map_err(|e| DurableError::Open { path: dir.into(), cause: e.to_string() })?;
         let mut files = wrap(files);
+        let nudged = db.clone();
+        let nudge = Box::new(move || {
+            let _ = nudged.flush();
+        });
         let make_safe = move || {
             db.flush().map_err(|e| e.to_string())?;
             files.sync().map_err(|e| e.to_string())
         };
-        let flusher = Flusher::start(dir, make_safe)?;
+        let flusher = Flusher::start(dir, make_safe, nudge)?;
         let durable =
             Self { flusher, tree, writer: Mutex::new(()), applying: RwLock::new(()), path: dir.into(), _lock: lock };
         // Once for the files' names; what is in them is the flusher's.
@@ -187,6 +195,16 @@ impl Durable {
         self.flusher.check().is_ok()
     }
 
+    /// `observe` is told how long each flush takes, from the flusher's thread. Only the first one given is.
+    pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
+        self.flusher.on_flush(Box::new(observe));
+    }
+
+    /// Where and why it takes no more changes, if it does not.
+    pub fn failure(&self) -> Option<(PathBuf, String)> {
+        self.flusher.failure().map(|cause| (self.path.clone(), cause))
+    }
+
     pub fn counters(&self) -> Counters {
         self.flusher.counters()
     }
@@ -215,8 +233,25 @@ impl Staged<'_> {
         self.durable.scan(prefix)
     }
 
+    /// Like [`Staged::get`], it sees what was staged.
     pub fn get_large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.durable.get_large(key)
+        if self.staged_pieces(key).next().is_none() {
+            return self.durable.get_large(key);
+        }
+        let mut pieces = self.durable.scan(pieces_of(key)).collect::<Result<BTreeMap<_, _>>>()?;
+        for (place, piece) in self.staged_pieces(key) {
+            match piece {
+                Some(piece) => pieces.insert(place.as_slice().into(), piece.as_slice().into()),
+                None => pieces.remove(place.as_slice()),
+            };
+        }
+        let whole = || pieces.values().flat_map(|piece| piece.iter().copied()).collect();
+        Ok((!pieces.is_empty()).then(whole))
+    }
+
+    fn staged_pieces(&self, key: &[u8]) -> impl Iterator<Item = (&Vec<u8>, &Option<Vec<u8>>)> + use<'_> {
+        let prefix = pieces_of(key);
+        self.rows.range(prefix.clone()..).take_while(move |(place, _)| place.starts_with(&prefix))
     }
 
     pub fn insert(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
@@ -245,8 +280,9 @@ impl Staged<'_> {
     pub fn remove_large(&mut self, key: &[u8]) -> Result<()> {
         let old =
             self.durable.scan(pieces_of(key)).map(|row| row.map(|(place, _)| place)).collect::<Result<Vec<_>>>()?;
-        for place in old {
-            self.remove(place.to_vec());
+        let staged: Vec<_> = self.staged_pieces(key).map(|(place, _)| place.clone()).collect();
+        for place in old.iter().map(|place| place.to_vec()).chain(staged) {
+            self.remove(place);
         }
         Ok(())
     }

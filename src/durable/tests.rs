@@ -183,7 +183,7 @@ async fn a_failed_fdatasync_is_never_forgotten() {
     failing.store(true, Ordering::SeqCst);
     put(&durable, "during", b"1");
     let error = durable.commit().await.unwrap_err();
-    assert!(error.to_string().contains("until codex-authd is restarted"), "{error}");
+    assert!(error.to_string().contains("until it is opened anew"), "{error}");
 
     // The disk answers again, but what it dropped in between is gone: success now would be a lie.
     failing.store(false, Ordering::SeqCst);
@@ -312,4 +312,31 @@ fn hammer(durable: Durable, duration: Duration, pause: Duration) -> Counters {
         }
     });
     durable.counters()
+}
+
+#[test]
+fn a_large_value_that_was_staged_is_seen_by_the_same_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Durable::open(dir.path()).unwrap();
+    let (long, short) = (vec![1; 5 * PIECE + 1], vec![2; PIECE + 1]);
+    let stage = |staged: &mut Staged<'_>| -> Result<()> {
+        assert_eq!(staged.get_large(b"new")?, None);
+        staged.insert_large(b"new", &long)?;
+        assert_eq!(staged.get_large(b"new")?.as_ref(), Some(&long));
+        staged.insert_large(b"new", &short)?;
+        assert_eq!(staged.get_large(b"new")?.as_ref(), Some(&short));
+        assert_eq!(staged.get_large(b"old")?, None);
+        Ok(())
+    };
+    store.write(stage).unwrap();
+    assert_eq!(store.get_large(b"new").unwrap().as_ref(), Some(&short));
+    let replace = |staged: &mut Staged<'_>| -> Result<()> {
+        staged.insert_large(b"new", b"")?;
+        assert_eq!(staged.get_large(b"new")?, Some(Vec::new()));
+        staged.remove_large(b"new")?;
+        assert_eq!(staged.get_large(b"new")?, None);
+        Ok(())
+    };
+    store.write(replace).unwrap();
+    assert_eq!(store.get_large(b"new").unwrap(), None);
 }

@@ -4,7 +4,8 @@
 //! changes are applied must not enter it as it was before them: each change turns a generation, and who loaded under an
 //! older one loads again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use time::OffsetDateTime;
@@ -15,12 +16,14 @@ use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
 use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
-use super::{Result, decode, get, get_staged, put};
+use super::{HotError, Result, decode, get, get_staged, put, states};
 
 pub(super) const HOST: &[u8] = b"host/";
 /// Digest of a key → id of its host.
 pub(super) const KEY: &[u8] = b"key/";
 pub(super) const ACTIVITY: &[u8] = b"activity/";
+/// Hosts that have no row of activity: none was asked for yet.
+pub(super) const UNKNOWN: &[u8] = b"unknown-activity/";
 
 /// A host, as the records last told of it, and what it did.
 pub struct HotHost {
@@ -33,32 +36,56 @@ pub struct HotHost {
     /// Of its own key; names what was baked with it.
     pub key_digest: Digest,
     keys: [Option<Digest>; 2],
+    stamp: u64,
     /// Shared by all states of this host, so that nothing is lost when its rules change.
     live: Arc<Live>,
     stirred: Arc<Stirred>,
 }
 
 /// Who did something since it was last gathered.
-type Stirred = Mutex<Vec<Arc<Live>>>;
+type Stirred = Mutex<VecDeque<Arc<Live>>>;
 
 struct Live(Mutex<LiveState>);
 
-#[derive(Default)]
 struct LiveState {
     activity: HostActivity,
+    /// Of what is known beside the counts; another one whenever that changes.
+    stamp: u64,
     /// What was not gathered yet.
     pending: Option<Telemetry>,
 }
 
+/// A host in one state: its rules, and what is known of it beside the counts. What was made from one may be used again
+/// for an equal one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRevision([u64; 2]);
+
+/// What counting a call found.
+#[derive(Debug)]
+pub struct Seen {
+    /// Calls so far, this one included.
+    pub calls: u64,
+    /// The host with this call counted.
+    pub state: HostRevision,
+    /// `last_refresh` as it was known before, where this call changed it.
+    pub replaced_last_refresh: Option<Option<String>>,
+}
+
 impl HotHost {
-    /// Counts a call; says how many there were, this one included. What is `None` stays as it is known.
+    /// Counts a call. What is `None` stays as it is known.
     pub fn seen(
         &self,
         now: OffsetDateTime,
         last_refresh: Option<&str>,
         client_version: Option<&str>,
         wrapper_version: Option<&str>,
-    ) -> u64 {
+    ) -> Seen {
+        let mut state = self.live.lock();
+        // What is told now is newer than what is known, also when the clock was set back in between.
+        let now = state.activity.last_seen.map_or(now, |known| known.max(now));
+        if state.count_again(now, [last_refresh, client_version, wrapper_version]) {
+            return Seen { calls: state.activity.api_calls, state: self.state(&state), replaced_last_refresh: None };
+        }
         let sighting = Telemetry::Seen {
             host: self.id,
             calls: 1,
@@ -66,24 +93,60 @@ impl HotHost {
             last_refresh: last_refresh.map(Into::into),
             client_version: client_version.map(Into::into),
             wrapper_version: wrapper_version.map(Into::into),
+            wrapper_fetched_at: None,
         };
-        let mut state = self.live.lock();
+        self.count(state, sighting)
+    }
+
+    /// Notes that the host was given its wrapper; the call itself is counted apart.
+    pub fn fetched_wrapper(&self, now: OffsetDateTime) {
+        let fetched = Telemetry::Seen {
+            host: self.id,
+            calls: 0,
+            last_seen: now,
+            last_refresh: None,
+            client_version: None,
+            wrapper_version: None,
+            wrapper_fetched_at: Some(now),
+        };
+        self.count(self.live.lock(), fetched);
+    }
+
+    fn count(&self, mut state: MutexGuard<'_, LiveState>, sighting: Telemetry) -> Seen {
+        let before = state.activity.clone();
         sighting.apply_to(&mut state.activity);
+        if told(&before) != told(&state.activity) {
+            state.stamp = new_stamp();
+        }
         let first = state.pending.is_none();
         state.pending = Some(match state.pending.take() {
             Some(pending) => joined(pending, sighting),
             None => sighting,
         });
-        let calls = state.activity.api_calls;
+        let seen = Seen {
+            calls: state.activity.api_calls,
+            state: self.state(&state),
+            replaced_last_refresh: (before.last_refresh != state.activity.last_refresh).then_some(before.last_refresh),
+        };
         drop(state);
         if first {
-            lock(&self.stirred).push(Arc::clone(&self.live));
+            lock(&self.stirred).push_back(Arc::clone(&self.live));
         }
-        calls
+        seen
     }
 
     pub fn activity(&self) -> HostActivity {
         self.live.lock().activity.clone()
+    }
+
+    /// The activity, and the state of the host that it belongs to.
+    pub fn activity_now(&self) -> (HostActivity, HostRevision) {
+        let state = self.live.lock();
+        (state.activity.clone(), self.state(&state))
+    }
+
+    fn state(&self, live: &LiveState) -> HostRevision {
+        HostRevision([self.stamp, live.stamp])
     }
 }
 
@@ -143,7 +206,7 @@ impl Cache {
                 return Ok(Some(host));
             }
             if maps.generation == generation {
-                let state = LiveState { activity, pending: None };
+                let state = LiveState { activity, stamp: new_stamp(), pending: None };
                 let live = Arc::new(Live(Mutex::new(state)));
                 return Ok(Some(maps.insert(host, live, &self.stirred)));
             }
@@ -173,8 +236,12 @@ impl Cache {
         maps.by_id.clear();
     }
 
-    pub(super) fn gather_seen(&self) -> Vec<Telemetry> {
-        let stirred = std::mem::take(&mut *lock(&self.stirred));
+    /// Of at most `limit` hosts, those that wait longest.
+    pub(super) fn gather_seen(&self, limit: usize) -> Vec<Telemetry> {
+        let mut waiting = lock(&self.stirred);
+        let limit = limit.min(waiting.len());
+        let stirred: Vec<_> = waiting.drain(..limit).collect();
+        drop(waiting);
         stirred.into_iter().filter_map(|live| live.lock().pending.take()).collect()
     }
 
@@ -185,7 +252,8 @@ impl Cache {
         if let Some(host) = maps.by_id.get(&id) {
             let mut state = host.live.lock();
             state.activity = activity.clone();
-            let LiveState { activity, pending } = &mut *state;
+            state.stamp = new_stamp();
+            let LiveState { activity, pending, .. } = &mut *state;
             if let Some(pending) = pending {
                 pending.apply_to(activity);
             }
@@ -197,9 +265,9 @@ impl Maps {
     fn insert(&mut self, host: Host, live: Arc<Live>, stirred: &Arc<Stirred>) -> Arc<HotHost> {
         let keys = keys_of(&host);
         let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, .. } = host;
-        let stirred = Arc::clone(stirred);
-        let host =
-            Arc::new(HotHost { id, fqdn, rules, api_key, created_at, updated_at, key_digest, keys, live, stirred });
+        let (stirred, stamp) = (Arc::clone(stirred), new_stamp());
+        let host = HotHost { id, fqdn, rules, api_key, created_at, updated_at, key_digest, keys, stamp, live, stirred };
+        let host = Arc::new(host);
         for key in keys.into_iter().flatten() {
             self.by_key.insert(key, Arc::clone(&host));
         }
@@ -214,17 +282,65 @@ impl Live {
     }
 }
 
+impl LiveState {
+    /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it does, and
+    /// nothing was counted.
+    fn count_again(&mut self, now: OffsetDateTime, told: [Option<&str>; 3]) -> bool {
+        let Some(Telemetry::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, .. }) =
+            &mut self.pending
+        else {
+            return false;
+        };
+        let HostActivity {
+            last_refresh: known_refresh,
+            client_version: known_client,
+            wrapper_version: known_wrapper,
+            ..
+        } = &self.activity;
+        let nothing_new = [
+            (told[0], last_refresh, known_refresh),
+            (told[1], client_version, known_client),
+            (told[2], wrapper_version, known_wrapper),
+        ]
+        .into_iter()
+        .all(|(told, waiting, known)| told.is_none() || (told == waiting.as_deref() && told == known.as_deref()));
+        if !nothing_new || self.activity.last_seen.is_none_or(|known| known > now) || *last_seen > now {
+            return false;
+        }
+        *calls = calls.saturating_add(1);
+        *last_seen = now;
+        self.activity.api_calls = self.activity.api_calls.saturating_add(1);
+        self.activity.last_seen = Some(now);
+        true
+    }
+}
+
+/// What is known of a host beside the counts.
+fn told(activity: &HostActivity) -> [&Option<String>; 3] {
+    [&activity.last_refresh, &activity.client_version, &activity.wrapper_version]
+}
+
+/// A number that is never given twice.
+fn new_stamp() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Stages a host and its keys, taking away those it had.
 pub(super) fn write(staged: &mut Staged<'_>, host: &Host) -> Result<()> {
-    if let Some(old) = get_staged::<Host>(staged, host_key(host.id))? {
-        for key in keys_of(&old).iter().flatten() {
-            staged.remove(key_key(key));
-        }
+    let old = get_staged::<Host>(staged, host_key(host.id))?;
+    for key in old.iter().flat_map(keys_of).flatten() {
+        staged.remove(key_key(&key));
     }
+    states::change(staged, old.as_ref(), host.removed_at.is_none().then_some(host))?;
     if host.removed_at.is_some() {
         staged.remove(host_key(host.id));
         staged.remove(activity_key(host.id));
+        staged.remove(unknown_key(host.id));
         return Ok(());
+    }
+    if staged.get(activity_key(host.id))?.is_none() {
+        staged.insert(unknown_key(host.id), "");
     }
     for key in keys_of(host).iter().flatten() {
         put(staged, key_key(key), &host.id)?;
@@ -232,16 +348,47 @@ pub(super) fn write(staged: &mut Staged<'_>, host: &Host) -> Result<()> {
     put(staged, host_key(host.id), host)
 }
 
-pub(super) fn without_activity(data: &Durable) -> Result<Vec<HostId>> {
-    let mut hosts = Vec::new();
+/// Tells of every host that is stored, as it is stored.
+pub(super) fn each(data: &Durable, mut tell: impl FnMut(Host, HostActivity)) -> Result<()> {
     for row in data.scan(HOST) {
-        let (key, value) = row?;
-        let id = [ACTIVITY, &key[HOST.len()..]].concat();
-        if data.get(id)?.is_none() {
-            hosts.push(decode::<Host>("host", &value)?.id);
-        }
+        let host: Host = decode("host", &row?.1)?;
+        let activity = get(data, activity_key(host.id))?.unwrap_or_default();
+        tell(host, activity);
     }
-    Ok(hosts)
+    Ok(())
+}
+
+/// A range of its own: what a start costs must not grow with the fleet.
+pub(super) fn without_activity(data: &Durable) -> Result<Vec<HostId>> {
+    let id_of = |key: &[u8]| Some(HostId(u64::from_be_bytes(key.get(UNKNOWN.len()..)?.try_into().ok()?)));
+    let wrong = || HotError::Corrupt("unknown-activity: its key is wrong".into());
+    data.scan(UNKNOWN).map(|row| id_of(&row?.0).ok_or_else(wrong)).collect()
+}
+
+/// Makes that range, in hot state that has none. Done again it changes nothing.
+pub(super) fn list_without_activity(data: &Durable) -> Result<()> {
+    let id_of = |key: &[u8]| key.get(HOST.len()..).map(<[u8]>::to_vec).unwrap_or_default();
+    let ids: Vec<_> = data.scan(HOST).map(|row| Ok::<_, HotError>(id_of(&row?.0))).collect::<Result<_>>()?;
+    for ids in ids.chunks(super::BATCH_ROWS) {
+        data.write(|staged| -> Result<()> {
+            for id in ids {
+                if staged.get([ACTIVITY, id].concat())?.is_none() {
+                    staged.insert([UNKNOWN, id].concat(), "");
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_activity(staged: &mut Staged<'_>, id: HostId, activity: &HostActivity) -> Result<()> {
+    staged.remove(unknown_key(id));
+    put(staged, activity_key(id), activity)
+}
+
+fn unknown_key(id: HostId) -> Vec<u8> {
+    [UNKNOWN, &id.0.to_be_bytes()].concat()
 }
 
 pub(super) fn activity_key(id: HostId) -> Vec<u8> {
@@ -266,11 +413,11 @@ fn keys_of(host: &Host) -> [Option<Digest>; 2] {
 
 /// Two sightings as one.
 fn joined(earlier: Telemetry, later: Telemetry) -> Telemetry {
-    let Telemetry::Seen { host, .. } = earlier;
+    let (Telemetry::Seen { host, .. }, Telemetry::Seen { last_seen, .. }) = (&earlier, &later) else { return later };
+    let (host, last_seen) = (*host, *last_seen);
     let mut both = HostActivity::default();
     earlier.apply_to(&mut both);
     later.apply_to(&mut both);
-    let Telemetry::Seen { last_seen, .. } = later;
     Telemetry::Seen {
         host,
         calls: both.api_calls,
@@ -278,6 +425,7 @@ fn joined(earlier: Telemetry, later: Telemetry) -> Telemetry {
         last_refresh: both.last_refresh,
         client_version: both.client_version,
         wrapper_version: both.wrapper_version,
+        wrapper_fetched_at: both.wrapper_fetched_at,
     }
 }
 
@@ -306,10 +454,53 @@ mod tests {
                 bound_ip: None,
                 insecure_enabled_until: None,
                 insecure_grace_until: None,
+                disabled: false,
+                expires_at: None,
+                allowed_networks: Vec::new(),
             },
             created_at: at(0),
             updated_at: at(0),
             removed_at: None,
+        }
+    }
+
+    /// Every sequence of a few calls, with a clock that steps back too: however a call is counted, what is known is what
+    /// the records would make of it, and the state is another one exactly when that changed beside the counts.
+    #[test]
+    fn a_call_that_tells_nothing_new_is_counted_like_any_other() {
+        const TOLD: [(i64, Option<&str>); 6] =
+            [(1, None), (1, Some("a")), (1, Some("b")), (2, None), (2, Some("a")), (2, Some("b"))];
+        for sequence in 0..6_usize.pow(4) {
+            let cache = Cache::default();
+            let live =
+                Live(Mutex::new(LiveState { activity: HostActivity::default(), stamp: new_stamp(), pending: None }));
+            let host = cache.maps.write().unwrap().insert(host("a"), Arc::new(live), &cache.stirred);
+            let (mut expected, mut sent) = (HostActivity::default(), HostActivity::default());
+            for call in 0..4 {
+                let (seconds, version) = TOLD[sequence / 6_usize.pow(call) % 6];
+                let before = (expected.clone(), host.activity_now().1);
+                Telemetry::Seen {
+                    host: host.id,
+                    calls: 1,
+                    // A clock that was set back makes no call older than the one before.
+                    last_seen: expected.last_seen.map_or(at(seconds), |known| known.max(at(seconds))),
+                    last_refresh: version.map(Into::into),
+                    client_version: version.map(Into::into),
+                    wrapper_version: None,
+                    wrapper_fetched_at: None,
+                }
+                .apply_to(&mut expected);
+                let seen = host.seen(at(seconds), version, version, None);
+                assert_eq!((seen.calls, host.activity_now()), (u64::from(call) + 1, (expected.clone(), seen.state)));
+                assert_eq!(seen.state == before.1, told(&expected) == told(&before.0), "{sequence}");
+                let replaced = (expected.last_refresh != before.0.last_refresh).then_some(before.0.last_refresh);
+                assert_eq!(seen.replaced_last_refresh, replaced);
+                if call == 2 {
+                    cache.gather_seen(usize::MAX).iter().for_each(|gathered| gathered.apply_to(&mut sent));
+                }
+            }
+            cache.gather_seen(usize::MAX).iter().for_each(|gathered| gathered.apply_to(&mut sent));
+            assert_eq!(sent, expected, "{sequence}");
         }
     }
 

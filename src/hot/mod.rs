@@ -13,6 +13,7 @@
 
 mod hosts;
 mod outbox;
+mod states;
 pub mod throttle;
 
 use std::path::Path;
@@ -29,9 +30,10 @@ use crate::durable::{Durable, DurableError, Staged};
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::outside::Outside;
-use crate::records::{CanonicalVersion, Changes, Epoch, InstallToken, Settings, Telemetry};
+use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
-pub use hosts::HotHost;
+pub use hosts::{HostRevision, HotHost, Seen};
+pub use states::HostStates;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HotError {
@@ -63,11 +65,13 @@ impl Hot {
 
     fn on(data: Durable, outside: &dyn Outside) -> Result<Self> {
         let node = outbox::node(&data, outside)?;
+        states::count_if_missing(&data)?;
         let canonical = data.get_large(CANONICAL)?.map(|value| decode("canonical", &value)).transpose()?;
         let settings: Option<Settings> = get(&data, SETTINGS)?;
         let epoch: Option<Epoch> = get(&data, EPOCH)?;
         let depth = data.scan(outbox::BATCH).count() as u64;
-        Ok(Self {
+        let format: Option<u32> = get(&data, FORMAT)?;
+        let hot = Self {
             data,
             applying: Mutex::new(()),
             hosts: hosts::Cache::default(),
@@ -76,7 +80,16 @@ impl Hot {
             epoch: AtomicU64::new(epoch.unwrap_or_default().0),
             node,
             depth: AtomicU64::new(depth),
-        })
+        };
+        match format {
+            Some(PRESENT_FORMAT) => return Ok(hot),
+            // The first format, which said nothing of itself, had no list of hosts without activity.
+            None => hosts::list_without_activity(&hot.data)?,
+            // What comes from the records is built anew; the outbox and the node's numbers are read by every version.
+            Some(_) => hot.reset()?,
+        }
+        hot.data.write(|staged| put(staged, FORMAT, &PRESENT_FORMAT))?;
+        Ok(hot)
     }
 
     /// Says whose cache this is: `identity` names the records. Whatever was cached from others is dropped; then `true`.
@@ -140,9 +153,10 @@ impl Hot {
             staged.remove(EPOCH);
             staged.remove(IDENTITY);
             staged.remove(SETTINGS);
+            staged.remove(states::STATES);
             Ok(staged.remove_large(CANONICAL)?)
         })?;
-        for prefix in [hosts::HOST, hosts::KEY, hosts::ACTIVITY, TOKEN] {
+        for prefix in [hosts::HOST, hosts::KEY, hosts::ACTIVITY, hosts::UNKNOWN, TOKEN] {
             let keys = self
                 .data
                 .scan(prefix)
@@ -150,6 +164,7 @@ impl Hot {
                 .collect::<std::result::Result<Vec<_>, _>>()?;
             self.remove_rows(&keys)?;
         }
+        states::count_if_missing(&self.data)?;
         self.hosts.clear();
         self.canonical.store(None);
         self.settings.store(Arc::default());
@@ -193,27 +208,50 @@ impl Hot {
         self.settings.load_full()
     }
 
-    /// What hosts did since the last call, one for each host that did anything: for [`Hot::outbox_append`].
-    pub fn gather_seen(&self) -> Vec<Telemetry> {
-        self.hosts.gather_seen()
+    /// What hosts did and was not gathered yet, one for each of at most `limit` hosts, those that wait longest: for
+    /// [`Hot::outbox_append`].
+    pub fn gather_seen(&self, limit: usize) -> Vec<Telemetry> {
+        self.hosts.gather_seen(limit)
+    }
+
+    /// Tells of every host, with what it did up to the last gathering. Changes go on meanwhile: what changes after it was
+    /// told, or before, may be told either way. Not for an async task.
+    pub fn each_host(&self, tell: impl FnMut(Host, HostActivity)) -> Result<()> {
+        hosts::each(&self.data, tell)
     }
 
     /// The hosts whose activity this cache never learnt: after a rebuild the caller asks the records, and tells it by
-    /// [`Hot::set_activity`], before the hosts are served.
+    /// [`Hot::set_activities`], before the hosts are served.
     pub fn hosts_without_activity(&self) -> Result<Vec<HostId>> {
         hosts::without_activity(&self.data)
     }
 
-    /// What the records know of a host's activity. What they do not know yet (the outbox) should be drained before.
-    pub fn set_activity(&self, id: HostId, activity: &HostActivity) -> Result<()> {
-        self.data.write(|staged| put(staged, hosts::activity_key(id), activity))?;
-        self.hosts.set_activity(id, activity);
+    /// What the records know of hosts' activity. What they do not know yet (the outbox) should be drained before.
+    pub fn set_activities(&self, known: &[(HostId, HostActivity)]) -> Result<()> {
+        for known in known.chunks(BATCH_ROWS) {
+            self.data.write(|staged| {
+                known.iter().try_for_each(|(id, activity)| hosts::write_activity(staged, *id, activity))
+            })?;
+            for (id, activity) in known {
+                self.hosts.set_activity(*id, activity);
+            }
+        }
         Ok(())
     }
 
-    /// `false` once something could not be made safe; a restart is needed then.
+    /// `false` once something could not be made safe; only another process can open it anew.
     pub fn healthy(&self) -> bool {
         self.data.healthy()
+    }
+
+    /// `observe` is told how long each flush takes.
+    pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
+        self.data.on_flush(observe);
+    }
+
+    /// Why it takes no more changes, if it does not.
+    pub fn failure(&self) -> Option<StoreFailure> {
+        self.data.failure().map(|(place, cause)| StoreFailure { place, cause })
     }
 
     fn remove_rows(&self, keys: &[sled::IVec]) -> Result<()> {
@@ -230,6 +268,9 @@ impl Hot {
 /// How many rows one batch takes: all readers of sled wait while one is applied.
 const BATCH_ROWS: usize = 500;
 
+/// Raised with every change of what the rows mean; hot state of another format is built anew.
+const PRESENT_FORMAT: u32 = 2;
+const FORMAT: &[u8] = b"format";
 const EPOCH: &[u8] = b"epoch";
 const IDENTITY: &[u8] = b"identity";
 const SETTINGS: &[u8] = b"settings";

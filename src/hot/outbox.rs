@@ -40,14 +40,13 @@ impl Hot {
             put(staged, batch_key(number), &batch)?;
             // The counts that a restart goes on from.
             for telemetry in &batch {
-                let Telemetry::Seen { host, .. } = telemetry;
+                let Telemetry::Seen { host, .. } = telemetry else { continue };
                 if staged.get(hosts::host_key(*host))?.is_none() {
                     continue;
                 }
-                let key = hosts::activity_key(*host);
-                let mut activity: HostActivity = get_staged(staged, &key)?.unwrap_or_default();
+                let mut activity: HostActivity = get_staged(staged, hosts::activity_key(*host))?.unwrap_or_default();
                 telemetry.apply_to(&mut activity);
-                put(staged, key, &activity)?;
+                hosts::write_activity(staged, *host, &activity)?;
             }
             Ok(())
         });

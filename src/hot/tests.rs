@@ -2,9 +2,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::outside::System;
-use crate::records::conformance::{at, fqdn, ip, new_canonical, registration, replaced, sealed, seen, token};
+use crate::records::conformance::{at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token};
 use crate::records::embedded::Embedded;
-use crate::records::{Host, HostChange, Records};
+use crate::records::{Condition, Host, HostChange, Records};
 
 fn open(dir: &tempfile::TempDir) -> Hot {
     Hot::open(&dir.path().join("hot"), &System).unwrap()
@@ -37,6 +37,9 @@ fn host(id: u64, tag: &str) -> Host {
             bound_ip: None,
             insecure_enabled_until: None,
             insecure_grace_until: None,
+            disabled: false,
+            expires_at: None,
+            allowed_networks: Vec::new(),
         },
         created_at: at(0),
         updated_at: at(0),
@@ -52,9 +55,10 @@ fn changes(epoch: u64, hosts: Vec<Host>) -> Changes {
 async fn what_the_records_hold_is_found_here_and_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    let version = replaced(records.replace_canonical(None, &new_canonical("1")).await.unwrap());
-    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let version =
+        replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     {
         let hot = open(&dir);
         assert_eq!((hot.epoch(), hot.canonical()), (Epoch(0), None));
@@ -82,19 +86,19 @@ async fn a_replaced_or_removed_key_is_gone_at_once() {
         let (first, second) = (format!("{called_before} 1"), format!("{called_before} 2"));
         let id = 1 + u64::from(called_before);
         let name = format!("h{id}.test");
-        records.register_host(&registration(id, &name, &first)).await.unwrap();
+        records.register_host(&registration(id, &name, &first), &noted()).await.unwrap();
         follow(&hot, &records).await;
         if called_before {
             assert!(hot.host_by_key(&key(&first)).unwrap().is_some());
         }
-        records.register_host(&registration(id, &name, &second)).await.unwrap();
+        records.register_host(&registration(id, &name, &second), &noted()).await.unwrap();
         follow(&hot, &records).await;
         assert!(hot.host_by_key(&key(&first)).unwrap().is_none());
         assert_eq!(hot.install_token(&token(&first)).unwrap().unwrap().revoked_at, Some(at(0)));
         if called_before {
             assert!(hot.host_by_key(&key(&second)).unwrap().is_some());
         }
-        records.remove_host(HostId(id), at(1)).await.unwrap();
+        records.remove_host(HostId(id), at(1), &noted()).await.unwrap();
         follow(&hot, &records).await;
         assert!(hot.host_by_key(&key(&second)).unwrap().is_none());
         assert!(hot.host_by_id(HostId(id)).unwrap().is_none());
@@ -115,6 +119,48 @@ fn an_imported_host_is_found_by_either_key_until_it_gets_a_new_one() {
     assert!(hot.host_by_key(&key("imported")).unwrap().is_none());
     assert_eq!(hot.host_by_key(&key("b")).unwrap().unwrap().id, HostId(1));
     assert_eq!(hot.data.scan(hosts::KEY).count(), 1, "nothing is left of the old ones");
+}
+
+#[test]
+fn hosts_are_counted_by_state_through_changes_restarts_and_resets() {
+    let dir = tempfile::tempdir().unwrap();
+    let states = |active, unbound, insecure| HostStates { active, unbound, insecure, disabled: 0 };
+    let bound = |id: u64| {
+        let mut host = host(id, &id.to_string());
+        host.rules.bound_ip = Some(ip("192.0.2.1"));
+        host
+    };
+    let insecure = |id: u64| {
+        let mut host = bound(id);
+        host.rules.secure = false;
+        host
+    };
+    {
+        let hot = open(&dir);
+        assert_eq!(hot.host_states().unwrap(), states(0, 0, 0));
+        let all = (1..=1200).map(|id| host(id, &id.to_string())).collect();
+        hot.apply(&changes(1, all)).unwrap();
+        assert_eq!(hot.host_states().unwrap(), states(0, 1200, 0));
+        for epoch in [2, 2] {
+            hot.apply(&changes(epoch, vec![bound(1), bound(2), insecure(3)])).unwrap();
+            assert_eq!(hot.host_states().unwrap(), states(2, 1197, 1), "applied again it counts once");
+        }
+        let gone = |id| Host { removed_at: Some(at(1)), ..host(id, &id.to_string()) };
+        hot.apply(&changes(3, vec![gone(1), gone(3), gone(4), gone(4)])).unwrap();
+        assert_eq!(hot.host_states().unwrap(), states(1, 1196, 0));
+        // As an older version left it.
+        let forgotten = hot.data.write::<_, HotError>(|staged| {
+            staged.remove(super::states::STATES);
+            Ok(())
+        });
+        forgotten.unwrap();
+    }
+    let hot = open(&dir);
+    assert_eq!(hot.host_states().unwrap(), states(1, 1196, 0));
+    hot.reset().unwrap();
+    assert_eq!(hot.host_states().unwrap(), states(0, 0, 0));
+    hot.apply(&changes(4, vec![bound(9)])).unwrap();
+    assert_eq!(hot.host_states().unwrap(), states(1, 0, 0));
 }
 
 #[test]
@@ -173,19 +219,19 @@ fn no_race_brings_a_replaced_key_back() {
 async fn calls_are_counted_through_changes_and_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     {
         let hot = open(&dir);
         follow(&hot, &records).await;
         let host = hot.host_by_key(&key("a")).unwrap().unwrap();
-        assert_eq!(host.seen(at(1), Some("2026-11-21T12:00:00Z"), Some("0.63.0"), None), 1);
-        assert_eq!(host.seen(at(2), None, None, Some("2026.1")), 2);
-        records.change_host(HostId(1), &HostChange::default(), at(3)).await.unwrap();
+        assert_eq!(host.seen(at(1), Some("2026-11-21T12:00:00Z"), Some("0.63.0"), None).calls, 1);
+        assert_eq!(host.seen(at(2), None, None, Some("2026.1")).calls, 2);
+        records.change_host(HostId(1), &HostChange::default(), at(3), &noted()).await.unwrap();
         follow(&hot, &records).await;
         let changed = hot.host_by_key(&key("a")).unwrap().unwrap();
         assert!(!Arc::ptr_eq(&host, &changed));
-        assert_eq!(changed.seen(at(4), None, None, None), 3);
-        assert_eq!(host.seen(at(5), None, None, None), 4, "who still holds the former state counts with it");
+        assert_eq!(changed.seen(at(4), None, None, None).calls, 3);
+        assert_eq!(host.seen(at(5), None, None, None).calls, 4, "who still holds the former state counts with it");
 
         let expected = Telemetry::Seen {
             host: HostId(1),
@@ -194,20 +240,21 @@ async fn calls_are_counted_through_changes_and_restarts() {
             last_refresh: Some("2026-11-21T12:00:00Z".into()),
             client_version: Some("0.63.0".into()),
             wrapper_version: Some("2026.1".into()),
+            wrapper_fetched_at: None,
         };
-        let gathered = hot.gather_seen();
+        let gathered = hot.gather_seen(usize::MAX);
         assert_eq!(gathered, [expected]);
-        assert_eq!(hot.gather_seen(), []);
-        assert_eq!(changed.seen(at(6), None, None, None), 5);
+        assert_eq!(hot.gather_seen(usize::MAX), []);
+        assert_eq!(changed.seen(at(6), None, None, None).calls, 5);
         hot.outbox_append(gathered).await.unwrap();
-        hot.outbox_append(hot.gather_seen()).await.unwrap();
+        hot.outbox_append(hot.gather_seen(usize::MAX)).await.unwrap();
     }
     let hot = open(&dir);
     let host = hot.host_by_key(&key("a")).unwrap().unwrap();
     let activity = host.activity();
     assert_eq!((activity.api_calls, activity.last_seen), (5, Some(at(6))));
     assert_eq!(activity.client_version.as_deref(), Some("0.63.0"));
-    assert_eq!(host.seen(at(7), None, None, None), 6);
+    assert_eq!(host.seen(at(7), None, None, None).calls, 6);
 }
 
 #[tokio::test]
@@ -215,7 +262,7 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
     for id in [1, 2] {
-        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string())).await.unwrap();
+        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
     }
     records.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 40, 1, Some("0.1"))]).await.unwrap();
     let hot = open(&dir);
@@ -226,14 +273,84 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
     let lacking = hot.hosts_without_activity().unwrap();
     assert_eq!(lacking, [HostId(1), HostId(2)]);
     for id in lacking {
-        hot.set_activity(id, &records.activity(id).await.unwrap()).unwrap();
+        hot.set_activities(&[(id, records.activity(id).await.unwrap())]).unwrap();
     }
     assert_eq!(hot.hosts_without_activity().unwrap(), []);
-    assert_eq!(host.seen(at(3), None, None, None), 42);
-    assert_eq!(hot.host_by_key(&key("2")).unwrap().unwrap().seen(at(3), None, None, None), 1);
-    hot.outbox_append(hot.gather_seen()).await.unwrap();
+    assert_eq!(host.seen(at(3), None, None, None).calls, 42);
+    assert_eq!(hot.host_by_key(&key("2")).unwrap().unwrap().seen(at(3), None, None, None).calls, 1);
+    hot.outbox_append(hot.gather_seen(usize::MAX)).await.unwrap();
     drop((host, hot));
     assert_eq!(open(&dir).host_by_key(&key("1")).unwrap().unwrap().activity().api_calls, 42);
+}
+
+#[tokio::test]
+async fn hot_state_of_another_format_is_built_anew_and_keeps_its_outbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(&dir);
+    records.register_host(&registration(1, "h1.test", "1"), &noted()).await.unwrap();
+    let node = {
+        let hot = open(&dir);
+        follow(&hot, &records).await;
+        hot.outbox_append(vec![seen(1, 3, 1, None)]).await.unwrap();
+        hot.data.write(|staged| put(staged, FORMAT, &(PRESENT_FORMAT + 1))).unwrap();
+        hot.node()
+    };
+    let hot = open(&dir);
+    assert_eq!((hot.epoch(), hot.outbox_depth(), hot.node()), (Epoch(0), 1, node));
+    follow(&hot, &records).await;
+    assert_eq!(hot.hosts_without_activity().unwrap(), [HostId(1)]);
+    drop(hot);
+    assert_eq!(open(&dir).epoch(), records.epoch().await.unwrap(), "and only once");
+}
+
+#[tokio::test]
+async fn hot_state_of_the_first_format_still_knows_whose_activity_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = records(&dir);
+    for id in [1, 2] {
+        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
+    }
+    {
+        let hot = open(&dir);
+        follow(&hot, &records).await;
+        hot.outbox_append(vec![seen(1, 3, 1, None)]).await.unwrap();
+        // It said nothing of its format, and kept no list of hosts without activity.
+        let as_it_was = |staged: &mut Staged<'_>| -> Result<()> {
+            staged.remove(FORMAT);
+            staged.remove([hosts::UNKNOWN, &2u64.to_be_bytes()].concat());
+            Ok(())
+        };
+        hot.data.write(as_it_was).unwrap();
+        assert_eq!(hot.hosts_without_activity().unwrap(), []);
+    }
+    let hot = open(&dir);
+    assert_eq!((hot.epoch(), hot.hosts_without_activity().unwrap()), (records.epoch().await.unwrap(), vec![HostId(2)]));
+    assert_eq!(hot.host_by_id(HostId(1)).unwrap().unwrap().activity().api_calls, 3);
+}
+
+#[test]
+fn those_that_wait_longest_are_gathered_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    hot.apply(&changes(1, (1..=3).map(|id| host(id, &id.to_string())).collect())).unwrap();
+    let call = |id| hot.host_by_id(HostId(id)).unwrap().unwrap().seen(at(1), None, None, None);
+    for id in [2, 1, 2, 3] {
+        call(id);
+    }
+    let gathered = |limit| -> Vec<_> {
+        let gathered = hot.gather_seen(limit).into_iter();
+        gathered
+            .map(|telemetry| match telemetry {
+                Telemetry::Seen { host, calls, .. } => (host.0, calls),
+                Telemetry::Noted { note } => panic!("{note:?}"),
+            })
+            .collect()
+    };
+    assert_eq!(gathered(2), [(2, 2), (1, 1)]);
+    call(2);
+    call(3);
+    assert_eq!(gathered(2), [(3, 2), (2, 1)]);
+    assert_eq!(gathered(2), []);
 }
 
 #[tokio::test]
@@ -278,7 +395,7 @@ async fn a_lost_directory_makes_a_new_node() {
 async fn telemetry_is_in_the_records_once_however_often_it_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let (hot, records) = (open(&dir), records(&dir));
-    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     for _ in 0..3 {
         hot.outbox_append(vec![seen(1, 2, 1, None)]).await.unwrap();
     }
@@ -295,13 +412,13 @@ async fn a_cache_of_other_records_is_dropped_and_the_outbox_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (hot, records) = (open(&dir), records(&dir));
     assert!(!hot.belongs_to("ours").unwrap());
-    records.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    replaced(records.replace_canonical(None, &new_canonical("1")).await.unwrap());
-    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     follow(&hot, &records).await;
     let host = hot.host_by_key(&key("a")).unwrap().unwrap();
     host.seen(at(1), None, None, None);
-    hot.outbox_append(hot.gather_seen()).await.unwrap();
+    hot.outbox_append(hot.gather_seen(usize::MAX)).await.unwrap();
     assert!(!hot.belongs_to("ours").unwrap());
     assert_eq!(hot.epoch(), records.epoch().await.unwrap());
 
@@ -328,9 +445,9 @@ async fn long_expired_installer_tokens_are_forgotten() {
     for (id, tag, expires) in [(1, "a", 100), (2, "b", 200), (3, "c", 300)] {
         let mut registration = registration(id, &format!("h{id}.test"), tag);
         registration.token.expires_at = at(expires);
-        records.register_host(&registration).await.unwrap();
+        records.register_host(&registration, &noted()).await.unwrap();
     }
-    records.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    records.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     follow(&hot, &records).await;
     assert_eq!(hot.purge_install_tokens(at(200)).unwrap(), 1);
     let left = ["a", "b", "c"].map(|tag| hot.install_token(&token(tag)).unwrap().is_some());

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use poem::http::uri::Scheme;
 use poem::web::{LocalAddr, RemoteAddr};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::Limits;
+use super::connection::{Connection, Entry};
 
 /// What poem wants of an acceptor.
 pub(super) type Accepted<Io> = (Io, LocalAddr, RemoteAddr, Scheme);
@@ -24,11 +25,65 @@ pub(super) trait Source: Send + Sync + 'static {
 }
 
 /// Connections that are ready to be served. Dropping it closes the listening socket and ends the handshakes under way;
-/// connections already handed out go on.
+/// connections already handed out go on. [`Drain`] is the way to stop that cuts nobody off.
 pub(super) struct Incoming<Io> {
     ready: mpsc::Receiver<Accepted<Io>>,
     counters: Arc<Counters>,
+    limits: Limits,
+    stop: Arc<Stop>,
     accepting: AbortHandle,
+}
+
+/// How far a stop has come.
+struct Stop {
+    asked: watch::Sender<bool>,
+    /// Nobody is in a handshake any more, and the server has taken every connection.
+    drained: watch::Sender<bool>,
+    /// Connections that the server has and whose client has said nothing yet.
+    fresh: watch::Sender<usize>,
+    first_request: Duration,
+}
+
+/// A stop that cuts nobody off, to be begun while the server still takes connections.
+#[derive(Clone)]
+pub struct Drain(Arc<Stop>);
+
+impl Drain {
+    /// Stops accepting, and waits until the handshakes under way are done (they have a time-out), the server has taken
+    /// what came of them, and, for a short while, until each of these clients has begun its request: the server closes
+    /// a connection that it has heard nothing on. The acceptor must be asked for connections all the while.
+    pub async fn finish(&self) {
+        let Self(stop) = self;
+        stop.asked.send_replace(true);
+        let _ = stop.drained.subscribe().wait_for(|drained| *drained).await;
+        let mut fresh = stop.fresh.subscribe();
+        let _ = tokio::time::timeout(stop.first_request, fresh.wait_for(|fresh| *fresh == 0)).await;
+    }
+}
+
+/// Held by a connection until its client has said something.
+pub(super) struct Fresh(Arc<Stop>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        self.0.fresh.send_modify(|fresh| *fresh -= 1);
+    }
+}
+
+/// Held by a connection for as long as it is open.
+pub(super) struct Counted(Arc<Counters>);
+
+impl Counted {
+    fn new(counters: Arc<Counters>) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        Self(counters)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +94,8 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Times the system would not accept.
     pub accept_errors: AtomicU64,
+    /// Connections handed to the server and not closed yet.
+    pub open: AtomicU64,
 }
 
 impl<Io: Send + 'static> Incoming<Io> {
@@ -53,19 +110,44 @@ impl<Io: Send + 'static> Incoming<Io> {
         // Room for one: what is done waits with its permit until the server takes it.
         let (out, ready) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
-        let accepting = tokio::spawn(accept_all(source, limits, prepare, out, counters.clone())).abort_handle();
-        Self { ready, counters, accepting }
+        let stop = Arc::new(Stop {
+            asked: watch::Sender::new(false),
+            drained: watch::Sender::new(false),
+            fresh: watch::Sender::new(0),
+            first_request: limits.first_request,
+        });
+        let asked = stop.asked.subscribe();
+        let accepting = tokio::spawn(accept_all(source, limits, prepare, out, counters.clone(), asked)).abort_handle();
+        Self { ready, counters, limits, stop, accepting }
     }
 
     /// Never an error: poem would ask again at once, and at full speed.
     pub async fn next(&mut self) -> io::Result<Accepted<Io>> {
         match self.ready.recv().await {
             Some(connection) => Ok(connection),
+            None if *self.stop.asked.borrow() => {
+                self.stop.drained.send_replace(true);
+                std::future::pending().await
+            }
             None => {
                 log::error!("a listener has stopped accepting connections; restart the daemon");
                 std::future::pending().await
             }
         }
+    }
+
+    /// What the server is given for it.
+    pub fn hand_out(&self, io: Io) -> Connection<Io> {
+        self.hand_out_as(io, None)
+    }
+
+    pub fn hand_out_as<Other>(&self, io: Other, entry: Option<Entry>) -> Connection<Other> {
+        self.stop.fresh.send_modify(|fresh| *fresh += 1);
+        Connection::new(io, entry, Fresh(self.stop.clone()), Counted::new(self.counters.clone()), self.limits)
+    }
+
+    pub fn drain(&self) -> Drain {
+        Drain(self.stop.clone())
     }
 
     pub fn counters(&self) -> Arc<Counters> {
@@ -86,6 +168,7 @@ async fn accept_all<S, P, F, Io>(
     prepare: P,
     out: mpsc::Sender<Accepted<Io>>,
     counters: Arc<Counters>,
+    mut asked_to_stop: watch::Receiver<bool>,
 ) where
     S: Source,
     P: Fn(S::Raw) -> F,
@@ -94,40 +177,68 @@ async fn accept_all<S, P, F, Io>(
 {
     let permits = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
     let mut handshakes = JoinSet::new();
+    let counted = counters.clone();
+    let begin = move |handshakes: &mut JoinSet<()>, raw, permit| {
+        while handshakes.try_join_next().is_some() {}
+        handshakes.spawn(shake_hands(prepare(raw), limits, out.clone(), counted.clone(), permit));
+    };
     let mut trouble = Trouble::new(limits);
     loop {
         // Before accepting: what is beyond the bound stays in the kernel's queue and costs us nothing.
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let raw = loop {
-            match source.accept().await {
-                Ok(raw) => break raw,
-                Err(error) => {
-                    counters.accept_errors.fetch_add(1, Ordering::Relaxed);
-                    trouble.met(&error).await;
+        let accepted = async {
+            let permit = permits.clone().acquire_owned().await;
+            loop {
+                match source.accept().await {
+                    Ok(raw) => return (raw, permit),
+                    Err(error) => {
+                        counters.accept_errors.fetch_add(1, Ordering::Relaxed);
+                        trouble.met(&error).await;
+                    }
                 }
             }
         };
+        let (raw, permit) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = asked_to_stop.wait_for(|stop| *stop) => break,
+        };
         trouble.over();
-        while handshakes.try_join_next().is_some() {}
-        let (handshake, out, counters) = (prepare(raw), out.clone(), counters.clone());
-        handshakes.spawn(async move {
-            let ready = tokio::time::timeout(limits.handshake_timeout, handshake).await;
-            match ready {
-                Ok(Some(connection)) => {
-                    counters.admitted.fetch_add(1, Ordering::Relaxed);
-                    // An error means that the listener is going down, and this connection with it.
-                    let _ = out.send(connection).await;
-                }
-                Ok(None) => {
-                    counters.refused.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(_) => {
-                    counters.refused.fetch_add(1, Ordering::Relaxed);
-                    log::debug!("a connection was cut: no handshake within {:?}", limits.handshake_timeout);
-                }
-            }
-            drop(permit);
-        });
+        begin(&mut handshakes, raw, permit.ok());
+    }
+    // Who is in the kernel's queue has been let in already, as far as the client can see.
+    while let Ok(permit) = permits.clone().try_acquire_owned() {
+        match tokio::time::timeout(LAST_CALL, source.accept()).await {
+            Ok(Ok(raw)) => begin(&mut handshakes, raw, Some(permit)),
+            _ => break,
+        }
+    }
+    drop(source);
+    while handshakes.join_next().await.is_some() {}
+}
+
+/// How long to look for connections that are there already.
+const LAST_CALL: Duration = Duration::from_millis(10);
+
+/// The permit is kept until the server has taken the connection.
+async fn shake_hands<Io>(
+    handshake: impl Future<Output = Option<Accepted<Io>>>,
+    limits: Limits,
+    out: mpsc::Sender<Accepted<Io>>,
+    counters: Arc<Counters>,
+    _permit: Option<OwnedSemaphorePermit>,
+) {
+    match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+        Ok(Some(connection)) => {
+            counters.admitted.fetch_add(1, Ordering::Relaxed);
+            // An error means that the listener is gone, and this connection with it.
+            let _ = out.send(connection).await;
+        }
+        Ok(None) => {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(_) => {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            log::debug!("a connection was cut: no handshake within {:?}", limits.handshake_timeout);
+        }
     }
 }
 
@@ -179,6 +290,22 @@ impl Trouble {
 
     fn over(&mut self) {
         self.in_a_row = 0;
+    }
+}
+
+#[cfg(test)]
+impl Incoming<()> {
+    /// One that nobody connects to.
+    pub fn silent() -> Self {
+        struct Nobody;
+        impl Source for Nobody {
+            type Raw = ();
+
+            async fn accept(&self) -> io::Result<()> {
+                std::future::pending().await
+            }
+        }
+        Self::start(Nobody, Limits::default(), |()| std::future::ready(None))
     }
 }
 
@@ -318,5 +445,40 @@ mod tests {
         drop(incoming);
         let ended = tokio::time::timeout(Duration::from_secs(5), gone.recv()).await;
         assert_eq!(ended, Ok(None), "a handshake outlived its listener");
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_for_handshakes_and_for_what_the_server_has_not_taken() {
+        let (source, _) = scripted((0..3).map(Ok).collect(), None);
+        let release = Arc::new(tokio::sync::Semaphore::new(0));
+        let gate = release.clone();
+        let mut incoming = Incoming::start(source, Limits::default(), move |raw| {
+            let gate = gate.clone();
+            async move {
+                // The last is still in its handshake when the stop comes; the others are done and not yet taken.
+                if raw == 2 {
+                    let _ = gate.acquire().await;
+                }
+                admit(raw).await
+            }
+        });
+        let counters = incoming.counters();
+        while counters.admitted.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        let drain = incoming.drain();
+        let mut stopping = tokio::spawn(async move { drain.finish().await });
+        let mut came = vec![next(&mut incoming).await, next(&mut incoming).await];
+        assert!(tokio::time::timeout(Duration::from_millis(100), incoming.next()).await.is_err());
+        assert!(!stopping.is_finished(), "a handshake was cut");
+        release.add_permits(1);
+        came.push(next(&mut incoming).await);
+        came.sort();
+        assert_eq!(came, [0, 1, 2]);
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(BOUND, &mut stopping) => ended,
+            _ = incoming.next() => panic!("nothing more comes"),
+        };
+        ended.expect("the stop ends").unwrap();
     }
 }

@@ -24,7 +24,8 @@ use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::accept::{Accepted, Counters, Incoming, Source};
+use super::accept::{Accepted, Counters, Drain, Incoming, Source};
+use super::connection::Connection;
 use super::{Limits, peer_address};
 
 /// Who is at the other end of a control connection.
@@ -83,17 +84,22 @@ impl ControlAcceptor {
     pub fn counters(&self) -> Arc<Counters> {
         self.incoming.counters()
     }
+
+    pub fn drain(&self) -> Drain {
+        self.incoming.drain()
+    }
 }
 
 impl Acceptor for ControlAcceptor {
-    type Io = UnixStream;
+    type Io = Connection<UnixStream>;
 
     fn local_addr(&self) -> Vec<LocalAddr> {
         vec![LocalAddr(Addr::custom("unix", self.file.0.display().to_string()))]
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        self.incoming.next().await
+        let (stream, local, remote, scheme) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out(stream), local, remote, scheme))
     }
 }
 

@@ -4,18 +4,21 @@
 //! wait for ever, and spin when the process has no file descriptors left. Who is at the other end travels in the *local*
 //! address of a request ([`client_fingerprint`], [`control_peer`]), so that the remote address stays the peer's.
 //!
-//! This module admits connections; it must not know what a request may do, nor which certificates are revoked. It stores
-//! nothing but the control socket's file, which a crash leaves behind and the next start removes.
+//! This module admits connections; it must not know what a request may do, nor which certificates are revoked: it asks
+//! ([`Gate`]), and closes what it is told to ([`Connections`]). It stores nothing but the control socket's file, which a crash leaves behind and the next start removes.
 
 mod accept;
+mod connection;
 mod control;
+pub(crate) mod proxy;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub use accept::Counters;
+pub use accept::{Counters, Drain};
+pub use connection::{Connection, Connections};
 pub use control::{ControlAcceptor, ControlError, Peer};
-pub use tcp::{PlainAcceptor, TlsAcceptor};
+pub use tcp::{Admission, Behind, Gate, PlainAcceptor, TlsAcceptor};
 
 use std::time::Duration;
 
@@ -30,7 +33,7 @@ const CONTROL_PEER: &str = "control-peer";
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the accepted connection to the finished handshake.
+    /// From the accepted connection to the finished handshake, a PROXY header included.
     pub handshake_timeout: Duration,
     /// Handshakes in progress at once. Beyond it connections wait in the kernel's queue; none is dropped.
     pub max_handshakes: usize,
@@ -38,16 +41,34 @@ pub struct Limits {
     pub accept_pause: Duration,
     /// Such refusals are logged once in this time.
     pub report_every: Duration,
+    /// From the first bytes of a request to the first of its answer. Not less than a slow upload or a slow handler needs.
+    pub receive_timeout: Duration,
+    /// How long a connection on which nothing arrives is kept, whatever is under way on it.
+    pub silence: Duration,
+    /// In a stop, how long clients that are just through their handshake have to begin their first request.
+    pub first_request: Duration,
+}
+
+impl Limits {
+    const DEFAULT: Self = Self {
+        handshake_timeout: Duration::from_secs(10),
+        max_handshakes: 1024,
+        accept_pause: Duration::from_millis(100),
+        report_every: Duration::from_secs(60),
+        receive_timeout: Duration::from_secs(60),
+        silence: Duration::from_secs(180),
+        first_request: Duration::from_secs(2),
+    };
+
+    /// For callers that are known by then, and whose calls may take long.
+    pub const fn patient() -> Self {
+        Self { receive_timeout: Duration::from_secs(600), silence: Duration::from_secs(900), ..Self::DEFAULT }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            handshake_timeout: Duration::from_secs(10),
-            max_handshakes: 1024,
-            accept_pause: Duration::from_millis(100),
-            report_every: Duration::from_secs(60),
-        }
+        Self::DEFAULT
     }
 }
 

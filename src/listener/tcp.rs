@@ -1,45 +1,67 @@
 //! TCP listeners: with TLS, and without it for a daemon that stands behind a proxy.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 
 use poem::Addr;
 use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::accept::{Accepted, Counters, Incoming, Source};
-use super::{Limits, fingerprint_address};
+use super::accept::{Accepted, Counters, Drain, Incoming, Source};
+use super::connection::{Connection, Connections, Entry};
+use super::{Limits, fingerprint_address, proxy};
 use crate::model::digest::Digest;
+use crate::model::forwarded::Trust;
 use crate::pki::LiveConfig;
 
 /// How many connections the kernel may keep for us while we are busy.
 const BACKLOG: u32 = 1024;
 
+/// Whether a client certificate may still come in. Asked once for each connection, after its handshake.
+pub type Admission = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
+
+/// What a listener asks beyond the handshake.
+#[derive(Clone, Default)]
+pub struct Gate {
+    /// Without it, every certificate of our authority is admitted.
+    pub admits: Option<Admission>,
+    /// Where connections with a client certificate are entered.
+    pub connections: Connections,
+    /// With it, every connection begins with a PROXY header, and comes from one of these.
+    pub proxies: Option<Arc<Trust>>,
+}
+
 /// Accepts TLS connections; each handshake is made with the configuration in force when it begins.
 pub struct TlsAcceptor {
-    incoming: Incoming<TlsStream<TcpStream>>,
+    incoming: Incoming<(TlsStream<TcpStream>, Option<Entry>)>,
     address: SocketAddr,
 }
 
 impl TlsAcceptor {
-    /// Must be called within a runtime, as must [`Self::from_listener`].
+    /// Must be called within a runtime, as must the other two.
     pub fn bind(address: SocketAddr, live: LiveConfig, limits: Limits) -> io::Result<Self> {
-        Self::start(bind(address)?, live, limits)
+        Self::start(bind(address)?, live, limits, Gate::default())
     }
 
     /// On a socket that is listening already (inherited from systemd).
     pub fn from_listener(listener: StdTcpListener, live: LiveConfig, limits: Limits) -> io::Result<Self> {
-        Self::start(adopt(listener)?, live, limits)
+        Self::guarded(listener, live, limits, Gate::default())
     }
 
-    fn start(listener: TcpListener, live: LiveConfig, limits: Limits) -> io::Result<Self> {
+    pub fn guarded(listener: StdTcpListener, live: LiveConfig, limits: Limits, gate: Gate) -> io::Result<Self> {
+        Self::start(adopt(listener)?, live, limits, gate)
+    }
+
+    fn start(listener: TcpListener, live: LiveConfig, limits: Limits, gate: Gate) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let incoming =
-            Incoming::start(listener, limits, move |(stream, remote)| handshake(stream, remote, live.clone()));
+        let incoming = Incoming::start(listener, limits, move |(stream, remote)| {
+            handshake(stream, remote, live.clone(), gate.clone())
+        });
         Ok(Self { incoming, address })
     }
 
@@ -51,18 +73,32 @@ impl TlsAcceptor {
     pub fn counters(&self) -> Arc<Counters> {
         self.incoming.counters()
     }
+
+    pub fn drain(&self) -> Drain {
+        self.incoming.drain()
+    }
 }
 
 impl Acceptor for TlsAcceptor {
-    type Io = TlsStream<TcpStream>;
+    type Io = Connection<TlsStream<TcpStream>>;
 
     fn local_addr(&self) -> Vec<LocalAddr> {
         vec![LocalAddr(self.address.into())]
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        self.incoming.next().await
+        let ((stream, entry), local, remote, scheme) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out_as(stream, entry), local, remote, scheme))
     }
+}
+
+/// What a listener without TLS lets in.
+#[derive(Clone)]
+pub struct Behind {
+    /// Nobody gets through but these and this machine itself: what hosts send is secret.
+    pub proxies: Arc<Trust>,
+    /// Every connection begins with a PROXY header, and comes from one of them.
+    pub proxy_protocol: bool,
 }
 
 /// Accepts plain connections. For a listener that only a trusted proxy reaches.
@@ -72,21 +108,23 @@ pub struct PlainAcceptor {
 }
 
 impl PlainAcceptor {
-    /// Must be called within a runtime, as must [`Self::from_listener`].
+    /// Must be called within a runtime, as must the others. Everybody is let in.
     pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
-        Self::start(bind(address)?, limits)
+        Self::start(bind(address)?, limits, None)
     }
 
+    /// On a socket that is listening already. Everybody is let in.
     pub fn from_listener(listener: StdTcpListener, limits: Limits) -> io::Result<Self> {
-        Self::start(adopt(listener)?, limits)
+        Self::start(adopt(listener)?, limits, None)
     }
 
-    fn start(listener: TcpListener, limits: Limits) -> io::Result<Self> {
+    pub fn behind(listener: StdTcpListener, limits: Limits, behind: Behind) -> io::Result<Self> {
+        Self::start(adopt(listener)?, limits, Some(behind))
+    }
+
+    fn start(listener: TcpListener, limits: Limits, behind: Option<Behind>) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let incoming = Incoming::start(listener, limits, |(stream, remote)| async move {
-            let local = local_address(&stream, remote)?;
-            Some((stream, local, remote_address(remote), Scheme::HTTP))
-        });
+        let incoming = Incoming::start(listener, limits, move |(stream, remote)| admit(stream, remote, behind.clone()));
         Ok(Self { incoming, address })
     }
 
@@ -97,17 +135,22 @@ impl PlainAcceptor {
     pub fn counters(&self) -> Arc<Counters> {
         self.incoming.counters()
     }
+
+    pub fn drain(&self) -> Drain {
+        self.incoming.drain()
+    }
 }
 
 impl Acceptor for PlainAcceptor {
-    type Io = TcpStream;
+    type Io = Connection<TcpStream>;
 
     fn local_addr(&self) -> Vec<LocalAddr> {
         vec![LocalAddr(self.address.into())]
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        self.incoming.next().await
+        let (stream, local, remote, scheme) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out(stream), local, remote, scheme))
     }
 }
 
@@ -119,9 +162,33 @@ impl Source for TcpListener {
     }
 }
 
-async fn handshake(stream: TcpStream, remote: SocketAddr, live: LiveConfig) -> Option<Accepted<TlsStream<TcpStream>>> {
+async fn admit(mut stream: TcpStream, remote: SocketAddr, behind: Option<Behind>) -> Option<Accepted<TcpStream>> {
     let local = local_address(&stream, remote)?;
-    let stream = match tokio_rustls::TlsAcceptor::from(live.current()).accept(stream).await {
+    let remote = match behind {
+        None => remote,
+        Some(Behind { proxies, proxy_protocol: true }) => behind_proxy(&mut stream, remote, &proxies).await?,
+        Some(Behind { proxies, .. }) if may_come_in_the_clear(remote.ip(), &proxies) => remote,
+        Some(_) => {
+            log::debug!("connection from {remote} was refused: plain HTTP is for trusted proxies only");
+            return None;
+        }
+    };
+    Some((stream, local, remote_address(remote), Scheme::HTTP))
+}
+
+fn may_come_in_the_clear(peer: IpAddr, proxies: &Trust) -> bool {
+    peer.to_canonical().is_loopback() || proxies.trusts(peer)
+}
+
+type Admitted = Accepted<(TlsStream<TcpStream>, Option<Entry>)>;
+
+async fn handshake(mut stream: TcpStream, remote: SocketAddr, live: LiveConfig, gate: Gate) -> Option<Admitted> {
+    let local = local_address(&stream, remote)?;
+    let remote = match &gate.proxies {
+        Some(proxies) => behind_proxy(&mut stream, remote, proxies).await?,
+        None => remote,
+    };
+    let mut stream = match tokio_rustls::TlsAcceptor::from(live.current()).accept(stream).await {
         Ok(stream) => stream,
         Err(error) => {
             log::debug!("TLS handshake with {remote} failed: {error}");
@@ -129,8 +196,28 @@ async fn handshake(stream: TcpStream, remote: SocketAddr, live: LiveConfig) -> O
         }
     };
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let local = leaf.map_or(local, |leaf| fingerprint_address(Digest::of(leaf)));
-    Some((stream, local, remote_address(remote), Scheme::HTTPS))
+    let Some(certificate) = leaf.map(|leaf| Digest::of(leaf)) else {
+        return Some(((stream, None), local, remote_address(remote), Scheme::HTTPS));
+    };
+    let entry = gate.connections.enter(certificate, stream.get_ref().0);
+    if gate.admits.is_some_and(|admits| !admits(&certificate)) {
+        log::info!(event = "certificate_refused", certificate:%, address:% = remote.ip(); "a certificate that is not admitted any more was turned away");
+        // The alert that it is over; the handshake's time-out bounds it.
+        let _ = stream.shutdown().await;
+        drop(entry);
+        return None;
+    }
+    Some(((stream, Some(entry)), fingerprint_address(certificate), remote_address(remote), Scheme::HTTPS))
+}
+
+async fn behind_proxy(stream: &mut TcpStream, remote: SocketAddr, proxies: &Trust) -> Option<SocketAddr> {
+    match proxy::read(stream, remote, proxies).await {
+        Ok(caller) => Some(caller),
+        Err(error) => {
+            log::debug!("connection from {remote} was refused: {error}");
+            None
+        }
+    }
 }
 
 /// The connection's own end, made ready to answer at once. `None`: it is gone already.
@@ -160,4 +247,26 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 fn adopt(listener: StdTcpListener) -> io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_tls_only_this_machine_and_trusted_proxies_get_through() {
+        let proxies = Trust::new(vec!["10.0.0.0/8".parse().unwrap()], None);
+        for (peer, may) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(may_come_in_the_clear(peer.parse().unwrap(), &proxies), may, "{peer}");
+        }
+        assert!(!may_come_in_the_clear("10.1.2.3".parse().unwrap(), &Trust::default()));
+    }
 }

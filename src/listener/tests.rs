@@ -1,5 +1,7 @@
 //! The TCP listeners with real sockets, real handshakes and a real poem server.
 
+mod ending;
+
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::process::Command;
@@ -385,13 +387,13 @@ async fn connections_answer_without_nagles_delay() {
     let mut plain = PlainAcceptor::bind(LOOPBACK, Limits::default()).unwrap();
     let _client = TcpStream::connect(plain.address()).await.unwrap();
     let (stream, ..) = timeout(BOUND, plain.accept()).await.unwrap().unwrap();
-    assert!(stream.nodelay().unwrap());
+    assert!(stream.get_ref().nodelay().unwrap());
 
     let mut tls = TlsAcceptor::bind(LOOPBACK, house.hosts(), Limits::default()).unwrap();
     let (address, config) = (tls.address(), Arc::new(house.client(&TLS13, None)));
     let client = tokio::spawn(async move { connect(address, &config).await });
     let (stream, ..) = timeout(BOUND, tls.accept()).await.unwrap().unwrap();
-    assert!(stream.get_ref().0.nodelay().unwrap());
+    assert!(stream.get_ref().get_ref().0.nodelay().unwrap());
     client.await.unwrap().unwrap();
 }
 

@@ -4,8 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::outside::{Outside, random};
 
@@ -103,6 +104,63 @@ pub struct HostRules {
     pub insecure_enabled_until: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub insecure_grace_until: Option<OffsetDateTime>,
+    /// Switched off by an admin: its key is good and refused.
+    #[serde(default)]
+    pub disabled: bool,
+    /// A temporary host is served until then.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Where there are any, they stand in place of the bound address: the host is served from all of them, from nowhere
+    /// else, and is bound to none.
+    #[serde(default)]
+    pub allowed_networks: Vec<IpNet>,
+}
+
+/// Why a host is not served now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotServed {
+    Disabled,
+    Expired,
+    WindowClosed,
+}
+
+/// Whether a host may call from an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressRule {
+    Admitted,
+    /// It may, once its key is bound to the address.
+    ToBeBound,
+    Refused,
+}
+
+impl HostRules {
+    /// `longest`: no window is opened for longer. One that would stay open beyond that was opened by a clock that has been
+    /// set back since: an admin who opens it again opens it for as long as he means.
+    pub fn served(&self, now: OffsetDateTime, longest: Duration) -> Result<(), NotServed> {
+        let open = |until: Option<OffsetDateTime>| until.is_some_and(|until| now < until && until - now <= longest);
+        if self.disabled {
+            Err(NotServed::Disabled)
+        } else if self.expires_at.is_some_and(|end| end <= now) {
+            Err(NotServed::Expired)
+        } else if !self.secure && !open(self.insecure_enabled_until) && !open(self.insecure_grace_until) {
+            Err(NotServed::WindowClosed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// `from` is canonical: a v4-mapped address is its v4.
+    pub fn address(&self, from: IpAddr) -> AddressRule {
+        if !self.allowed_networks.is_empty() {
+            let inside = self.allowed_networks.iter().any(|network| network.contains(&from));
+            return if inside { AddressRule::Admitted } else { AddressRule::Refused };
+        }
+        match self.bound_ip {
+            Some(bound) if bound == from => AddressRule::Admitted,
+            Some(_) if !self.allow_roaming_ips => AddressRule::Refused,
+            _ => AddressRule::ToBeBound,
+        }
+    }
 }
 
 /// What a host was last seen with: telemetry, gathered in hot state and written to the records in batches.
@@ -115,6 +173,9 @@ pub struct HostActivity {
     pub last_refresh: Option<String>,
     pub client_version: Option<String>,
     pub wrapper_version: Option<String>,
+    /// When it was last given its wrapper, and with it the authorities that it trusts.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub wrapper_fetched_at: Option<OffsetDateTime>,
 }
 
 #[cfg(test)]

@@ -50,6 +50,22 @@ impl Instant {
         &self.text
     }
 
+    /// A microsecond later.
+    pub fn after(&self) -> OffsetDateTime {
+        // An instant comes from an `OffsetDateTime`; only at the end of the calendar is there none after it.
+        OffsetDateTime::from_unix_timestamp_nanos(self.nanos + 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+
+    /// The later of this and `now`.
+    pub fn or_later(&self, now: OffsetDateTime) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(self.nanos).map_or(now, |instant| instant.max(now))
+    }
+
+    /// Seconds since 1970, for measuring; not exact.
+    pub fn unix_seconds(&self) -> f64 {
+        self.nanos as f64 / 1e9
+    }
+
     /// Whether a client may claim this instant: not before 2000, and at most 300 s ahead of `now`.
     pub fn check(&self, now: OffsetDateTime) -> Result<(), BadInstant> {
         if self.nanos < EARLIEST {

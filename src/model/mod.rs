@@ -1,8 +1,10 @@
 //! Pure types and rules: the auth document, hosts, digests, versions. No I/O, no clock: time is a parameter.
 
+pub mod audit;
 pub mod auth_document;
 pub mod authority;
 pub mod digest;
+pub mod forwarded;
 pub mod host;
 pub mod instant;
 pub mod secret;

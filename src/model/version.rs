@@ -27,6 +27,17 @@ impl Version {
         text.parse().ok()
     }
 
+    /// The text of the version that a client reported, where it stands; as [`Version::reported`], without a copy.
+    pub fn within(text: &str) -> Option<&str> {
+        // Again and again, so that what is stored reads as itself.
+        let mut text = text.trim();
+        while let Some(rest) = text.strip_prefix("rust-v").or_else(|| text.strip_prefix('v')) {
+            text = rest.trim();
+        }
+        let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        (!text.is_empty() && text.len() <= LONGEST && printable).then_some(text)
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -67,13 +78,7 @@ impl FromStr for Version {
     type Err = BadVersion;
 
     fn from_str(text: &str) -> Result<Self, BadVersion> {
-        let text = text.trim();
-        let text = text.strip_prefix("rust-v").or_else(|| text.strip_prefix('v')).unwrap_or(text).trim();
-        let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-        if text.is_empty() || text.len() > LONGEST || !printable {
-            return Err(BadVersion);
-        }
-        Ok(Self(text.to_owned()))
+        Self::within(text).map(|text| Self(text.to_owned())).ok_or(BadVersion)
     }
 }
 
@@ -171,6 +176,14 @@ mod tests {
         for text in ["0.63.0", "v0.63.0", "rust-v0.63.0", "  rust-v0.63.0\n"] {
             assert_eq!(version(text).as_str(), "0.63.0");
         }
+    }
+
+    #[test]
+    fn a_version_read_again_is_the_same() {
+        for text in ["vv1", "v rust-v v1", "rust-vrust-v1"] {
+            assert_eq!(version(text).as_str(), "1");
+        }
+        assert_eq!(Version::reported("v rust-v v"), None);
     }
 
     #[test]

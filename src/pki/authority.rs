@@ -36,10 +36,44 @@ pub fn create(role: AuthorityRole, now: OffsetDateTime, outside: &dyn Outside) -
     let short = &id.simple().to_string()[..8];
     let name = format!("codex-authd {kind} CA {short}");
     let mut params = params(&name, Validity::new(now, LIFETIME), new_serial(outside));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    // A server authority may certify its successor.
+    let below = match role {
+        AuthorityRole::Server => 1,
+        AuthorityRole::Client => 0,
+    };
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(key.pair())?;
     Ok(NewAuthority { id, role, certificate_pem: certificate.pem(), private_key: key.pkcs8() })
+}
+
+/// A certificate by `active` over the key and the name of `made`: whoever trusts only `active` trusts what `made` signs
+/// as well, as long as both certificates hold. `None` where `active` may certify leaves only (those of the first format).
+pub fn cross_certify(
+    active: &AuthorityKey,
+    made: &NewAuthority,
+    now: OffsetDateTime,
+    outside: &dyn Outside,
+) -> Result<Option<String>> {
+    const WHAT: &str = "authority's certificate";
+    let may_certify = parse(WHAT, &active.certificate)?
+        .basic_constraints()
+        .ok()
+        .flatten()
+        .is_some_and(|basic| basic.value.path_len_constraint.is_none_or(|below| below > 0));
+    if !may_certify {
+        return Ok(None);
+    }
+    let der = read_pem(WHAT, &made.certificate_pem)?;
+    let name =
+        parse(WHAT, &der)?.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(String::from);
+    let name = name.ok_or_else(|| PkiError::BadCertificate { what: WHAT, reason: "it has no name".into() })?;
+    let validity = Validity::new(now, LIFETIME).within(active.not_after, now)?;
+    let mut params = params(&name, validity, new_serial(outside));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = EcKey::from_pkcs8("authority's key", &made.private_key)?;
+    Ok(Some(params.signed_by(key.pair(), &active.issuer()?)?.pem()))
 }
 
 impl fmt::Debug for NewAuthority {

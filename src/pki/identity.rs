@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::leaf::parse;
+use super::leaf::{parse, read_pem};
 use super::server::{ServerCertificate, ServerKey, spki_pin_of_der};
 use super::{PkiError, Result};
 
@@ -26,10 +26,16 @@ pub struct ServerIdentity {
 impl ServerIdentity {
     /// From what our own authority issued.
     pub fn issued(certificate: &ServerCertificate, key: &ServerKey) -> Result<Self> {
+        Self::issued_across(certificate, None, key)
+    }
+
+    /// From what our own authority issued, with the certificate (PEM) that the authority before it gave that one.
+    pub fn issued_across(certificate: &ServerCertificate, cross_pem: Option<&str>, key: &ServerKey) -> Result<Self> {
         let pkcs8 = key.pkcs8();
         // Borrowed, so that the one copy of the key is the one that is wiped.
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice()));
-        Self::new(vec![certificate.certificate.clone()], &der)
+        let cross = cross_pem.map(|pem| read_pem("cross certificate", pem)).transpose()?;
+        Self::new([certificate.certificate.clone()].into_iter().chain(cross).collect(), &der)
     }
 
     /// From the operator's own files (`[tls] certificate` and `private_key`): PEM, the leaf first and whatever chain

@@ -7,6 +7,9 @@
 //! that leaves either all of it or nothing. Methods are safe to repeat after an error whose outcome is unknown: ids are
 //! made by the caller, and what must happen once is decided here by a condition on the present state.
 //!
+//! Who changed what is written with the change: such a method takes the [`AuditNote`] and appends it to the audit log in
+//! the same transaction. Where nothing is changed (no such host, somebody was first) nothing is noted.
+//!
 //! Each change that nodes cache bumps the *epoch* within its transaction and marks the rows with it, so that
 //! [`Records::changes_since`] tells a node what to reload.
 
@@ -15,15 +18,19 @@ pub mod conformance;
 pub mod embedded;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::model::instant::Instant;
 use crate::seal::{KeyId, Place, Sealed};
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +38,10 @@ pub enum RecordsError {
     /// The store cannot be reached or written just now; nothing, or all, of the change was done.
     #[error("the records are not available: {0}")]
     Unavailable(String),
+    /// The store takes no more changes until it is opened anew ([`Records::failure`]); nothing, or all, of the change was
+    /// done.
+    #[error("the records take no changes: {0}")]
+    Failed(String),
     /// What is stored cannot be read: it was written by another version, or damaged.
     #[error("the records hold something unreadable: {0}")]
     Corrupt(String),
@@ -46,15 +57,17 @@ pub struct Epoch(pub u64);
 #[async_trait]
 pub trait Records: Send + Sync {
     /// Writes what the first boot made, once and whole; `false` when somebody was first, and then nothing is written.
-    async fn initialise(&self, seed: &Seed) -> Result<bool>;
+    async fn initialise(&self, seed: &Seed, audit: &AuditNote) -> Result<bool>;
     async fn is_initialised(&self) -> Result<bool>;
 
     /// Whether the store can be read and what is written becomes durable.
     async fn check(&self) -> Result<()>;
+    /// Why the store takes no more changes until it is opened anew; `None` as long as it does. Waits for nothing.
+    fn failure(&self) -> Option<StoreFailure>;
 
     async fn sealing_keys(&self) -> Result<Vec<SealingKey>>;
     /// Adds a data key (an id that is there already: `false`, nothing written). The highest id is the active one.
-    async fn add_sealing_key(&self, key: &SealingKey) -> Result<bool>;
+    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool>;
     /// Removes a data key, unless there is none, it is the highest, or a value sealed with it is left: then `false`.
     async fn remove_sealing_key(&self, id: KeyId) -> Result<bool>;
     /// Up to `limit` sealed values whose key is older than `active`, any order.
@@ -63,34 +76,95 @@ pub trait Records: Send + Sync {
     async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool>;
 
     async fn authorities(&self) -> Result<Vec<Authority>>;
+    /// Moves the authorities of a role one slot on, if `step` fits what is there now; else `false`. Bumps the epoch.
+    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool>;
     async fn server_key(&self) -> Result<Option<Sealed>>;
-    async fn record_certificate(&self, certificate: &AdminCertificate) -> Result<()>;
+    /// Once: a certificate that is known already stays as it is. Bumps the epoch, as [`Records::revoke_certificate`] does:
+    /// nodes cache who is let in.
+    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()>;
+    /// Revoked and expired ones included.
     async fn certificates(&self) -> Result<Vec<AdminCertificate>>;
+    /// `None`: no such certificate, or it is revoked already.
+    async fn revoke_certificate(
+        &self,
+        fingerprint: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>>;
 
     /// Makes a host, or, where the name is taken, gives that host a new key (the old one, and an imported key, are dead
     /// from here on), bound to no address yet, and with it a new installer token; all of the host's pending tokens are
     /// revoked. Repeated with a token that is known already it writes nothing and gives back the host as it is now. An
     /// id that another host has, or had, is an error, and nothing is written: the caller makes a new one.
-    async fn register_host(&self, registration: &Registration) -> Result<Host>;
-    /// Removes a host, its key (`api_key` is empty from here on) and its pending tokens. `None`: no such host.
-    async fn remove_host(&self, id: HostId, at: OffsetDateTime) -> Result<Option<Host>>;
+    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
+    /// Removes a host: its key and its pending tokens are refused, its name is free. `None`: no such host.
+    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>>;
+    /// Brings back a host that was removed after `removed_after`, with the key, rules and activity that it had; its
+    /// installer tokens stay revoked.
+    async fn restore_host(
+        &self,
+        id: HostId,
+        removed_after: OffsetDateTime,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Restoration>;
+    /// Hosts that were removed and can still be brought back, the last one first.
+    async fn removed_hosts(&self) -> Result<Vec<Host>>;
+    /// Forgets the keys (`api_key` is empty from here on) and the activity of the hosts that were removed before `when`;
+    /// says how many.
+    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize>;
     /// Hosts that are not removed, by name.
     async fn hosts(&self) -> Result<Vec<Host>>;
     /// `None`: no such host, or it is removed.
     async fn host(&self, id: HostId) -> Result<Option<Host>>;
     async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>>;
     /// Applies a change of rules made by an admin. `None`: no such host.
-    async fn change_host(&self, id: HostId, change: &HostChange, at: OffsetDateTime) -> Result<Option<Host>>;
-    /// Binds a host to its first address; exactly one of several racing calls binds. Says what it is bound to now.
-    /// `None`: no such host.
-    async fn bind_ip_if_unbound(&self, id: HostId, ip: IpAddr, at: OffsetDateTime) -> Result<Option<IpAddr>>;
+    async fn change_host(
+        &self,
+        id: HostId,
+        change: &HostChange,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>>;
+    /// Binds the key with this digest to the address, if it is bound to none yet, or its host may roam; of several racing
+    /// first calls exactly one binds. Says what it is bound to now. `None`: it is no host's key (any more).
+    async fn bind_ip(
+        &self,
+        id: HostId,
+        key: &Digest,
+        ip: IpAddr,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<IpAddr>>;
 
     /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`].
-    async fn redeem_install_token(&self, token: &Digest, at: OffsetDateTime, from: IpAddr) -> Result<Redemption>;
+    async fn redeem_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        from: IpAddr,
+        audit: &AuditNote,
+    ) -> Result<Redemption>;
+    /// Every installer token there ever was, the newest first.
+    async fn install_tokens(&self) -> Result<Vec<InstallToken>>;
+    /// `None`: no such token, or it is spent, or revoked already.
+    async fn revoke_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<InstallToken>>;
 
-    /// Makes `new` the canonical version if the present one is still `expected` (`None`: there is none yet). The new
-    /// version's number is one more than the highest there ever was.
-    async fn replace_canonical(&self, expected: Option<u64>, new: &NewCanonical) -> Result<Replacement>;
+    /// Makes `new` the canonical version if the present one meets `condition`, which is decided within the transaction.
+    /// The new version's number is one more than the highest there ever was; the entry in the audit log has it as its
+    /// target. Calls that are under way together may be taken in any order; those on [`Condition::OlderThan`] are taken
+    /// the oldest first, where that can be had.
+    async fn replace_canonical(
+        &self,
+        condition: &Condition,
+        new: &NewCanonical,
+        audit: &AuditNote,
+    ) -> Result<Replacement>;
     async fn canonical(&self) -> Result<Option<CanonicalVersion>>;
     async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>>;
     /// Every version, newest first, without the secrets.
@@ -102,12 +176,29 @@ pub trait Records: Send + Sync {
     async fn activity(&self, id: HostId) -> Result<HostActivity>;
 
     async fn settings(&self) -> Result<Settings>;
-    async fn change_settings(&self, settings: &Settings) -> Result<()>;
+    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()>;
+
+    /// Appends what is no change of anything else: a refusal, a secret that was shown.
+    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()>;
+    /// Up to `limit` entries that `filter` admits, the newest first.
+    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>>;
+    /// Up to `limit` entries from number `from` on, in their order: for whoever follows the chain.
+    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>>;
+    async fn audit_head(&self) -> Result<AuditHead>;
 
     async fn epoch(&self) -> Result<Epoch>;
     /// Everything that nodes cache and that changed after `epoch`, each row once, as it is at the epoch that is told with
     /// it; with an `epoch` that is ahead of the records: nothing, and their own.
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes>;
+}
+
+/// A store that takes no more changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreFailure {
+    /// Its directory.
+    pub place: PathBuf,
+    /// What the system said.
+    pub cause: String,
 }
 
 /// What the first boot makes.
@@ -144,6 +235,23 @@ pub struct Authority {
     pub certificate_pem: String,
     /// PKCS#8 DER, at place `authorities/private_key/<id>`.
     pub private_key: Sealed,
+    /// The same key, certified by the authority that was active before: for those who know only that one.
+    #[serde(default)]
+    pub cross_certificate_pem: Option<String>,
+    /// When it was made; authorities of the first format do not say.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub created_at: Option<OffsetDateTime>,
+}
+
+/// One step of a roll-over. Every step refuses to be done twice.
+#[derive(Clone, Debug)]
+pub enum AuthorityStep {
+    /// Puts an authority into the empty slot `next`.
+    Prepare(Box<Authority>),
+    /// `next` becomes `active`, `active` becomes `old`, which must be empty.
+    Activate,
+    /// Empties `old`.
+    Retire,
 }
 
 /// An admin's certificate that was issued. The private key is not kept.
@@ -158,6 +266,11 @@ pub struct AdminCertificate {
     pub issued_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+    /// The authority that signed it; certificates of the first format do not say.
+    #[serde(default)]
+    pub authority: Option<Uuid>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +303,8 @@ pub struct Registration {
     pub api_key: Sealed,
     /// `None` leaves a known host's rule as it is, and is `true` for a new one.
     pub secure: Option<bool>,
+    /// Until when a temporary host is served; `None` leaves a known host's end as it is.
+    pub expires_at: Option<OffsetDateTime>,
     /// Set together with `secure: false`: the first window of an insecure host.
     pub insecure_enabled_until: Option<OffsetDateTime>,
     pub token: NewInstallToken,
@@ -219,6 +334,15 @@ pub struct InstallToken {
     pub revoked_at: Option<OffsetDateTime>,
 }
 
+impl InstallToken {
+    /// A token lives for so long, whichever way the clock is set: one that would live longer than it was made for was made
+    /// by a clock that has been set back since.
+    pub fn is_over(&self, now: OffsetDateTime) -> bool {
+        let life = self.expires_at - self.created_at;
+        now >= self.expires_at || self.created_at - now > life
+    }
+}
+
 // Made once for an installation: a box would only be in everybody's way.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,9 +357,22 @@ pub enum Redemption {
     Unknown,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restoration {
+    Restored(Host),
+    /// Another host has the name by now.
+    NameTaken,
+    /// Never there, not removed, removed too long ago, or its key is forgotten already.
+    Unknown,
+}
+
 /// Members that are `None` stay as they are.
 #[derive(Clone, Debug, Default)]
 pub struct HostChange {
+    pub secure: Option<bool>,
+    pub disabled: Option<bool>,
+    pub expires_at: Option<Option<OffsetDateTime>>,
+    pub allowed_networks: Option<Vec<IpNet>>,
     pub allow_roaming_ips: Option<bool>,
     pub bound_ip: Option<Option<IpAddr>>,
     pub insecure_enabled_until: Option<Option<OffsetDateTime>>,
@@ -246,8 +383,18 @@ pub struct HostChange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Source {
-    Admin { by: String },
-    Host { id: HostId, fqdn: Fqdn },
+    Admin {
+        by: String,
+    },
+    /// An admin brought back the login of an earlier version.
+    Rollback {
+        by: String,
+        of: u64,
+    },
+    Host {
+        id: HostId,
+        fqdn: Fqdn,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -274,9 +421,20 @@ pub struct AuthEntry {
     pub api_base: Option<String>,
 }
 
+/// What must hold of the present canonical version for another to take its place.
+#[derive(Clone, Debug)]
+pub enum Condition {
+    /// It has this number; `None`: there is none yet.
+    Version(Option<u64>),
+    /// Its `last_refresh` is before this instant, to the nanosecond; or there is none yet.
+    OlderThan(Instant),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Replacement {
-    Replaced(CanonicalVersion),
+    /// `epoch` is where the version became canonical, or was last written since. A repeated call whose version is not
+    /// canonical any more is told `Epoch(0)`.
+    Replaced { version: CanonicalVersion, epoch: Epoch },
     /// Somebody was first: the present version.
     Conflict(Option<CanonicalVersion>),
 }
@@ -315,14 +473,24 @@ pub enum Telemetry {
         last_refresh: Option<String>,
         client_version: Option<String>,
         wrapper_version: Option<String>,
+        /// When the host was last given its wrapper, and with it the authorities that it trusts.
+        #[serde(default, with = "time::serde::rfc3339::option")]
+        wrapper_fetched_at: Option<OffsetDateTime>,
     },
+    /// Something for the audit log.
+    Noted { note: AuditNote },
 }
 
 impl Telemetry {
     /// What is known of a host once this is added to it.
     pub fn apply_to(&self, activity: &mut HostActivity) {
-        let Self::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, .. } = self;
+        let Self::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at, .. } =
+            self
+        else {
+            return;
+        };
         activity.api_calls = activity.api_calls.saturating_add(*calls);
+        activity.wrapper_fetched_at = activity.wrapper_fetched_at.max(*wrapper_fetched_at);
         if activity.last_seen.is_some_and(|known| known > *last_seen) {
             return;
         }
@@ -344,6 +512,8 @@ impl Telemetry {
 pub struct Settings {
     /// The kill switch: hosts are answered 503.
     pub api_disabled: bool,
+    /// What hosts are told with it.
+    pub api_disabled_reason: Option<String>,
     /// The newest Codex that upstream is known to have released.
     pub client_release: Option<ClientRelease>,
 }
@@ -365,4 +535,8 @@ pub struct Changes {
     pub install_tokens: Vec<InstallToken>,
     pub canonical: Option<CanonicalVersion>,
     pub settings: Option<Settings>,
+    /// All of them, if one changed.
+    pub certificates: Option<Vec<AdminCertificate>>,
+    /// All of them, if one changed.
+    pub authorities: Option<Vec<Authority>>,
 }

@@ -6,78 +6,151 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
+use super::audit::tell;
 use super::error::Throttled;
-use super::{Result, Service, ServiceError};
+use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
+use crate::metrics::Refusal;
+use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::host::HostRules;
-use crate::records::HostChange;
+use crate::model::host::AddressRule;
+
+/// What memory says of a call.
+pub enum Admission {
+    Admitted(Arc<HotHost>),
+    /// To be bound to this address, with the key of this digest: [`Service::bind`] decides, with the records.
+    Unbound(Arc<HotHost>, Digest),
+}
+
+/// What a host comes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be served.
+    Service,
+    /// To take itself out. It is never refused for calling too often; `anywhere` leaves the address rule out (a host that
+    /// leaves from a new address).
+    Leave { anywhere: bool },
+}
+
+/// Windows may have been opened for longer than the present configuration would, but not for longer than this.
+const LONGEST_WINDOW: Duration = Duration::hours(1);
 
 impl Service {
     /// Counts a request of the hosts' listener against its address.
-    pub fn count_request(&self, from: IpAddr) -> Result<()> {
-        let now = self.outside.now();
-        self.throttle
-            .global(from, now)
-            .map_err(|limited| ServiceError::RateLimited(Throttled::new(limited.limit, limited.reset_at, now)))
+    pub fn count_request(&self, from: IpAddr, now: OffsetDateTime) -> Result<()> {
+        self.throttle.global(from, now).map_err(|limited| {
+            self.metrics.refused(Refusal::Global);
+            ServiceError::RateLimited(Throttled::new(limited.limit, limited.reset_at, now))
+        })
     }
 
-    /// The host that `key` belongs to, if it is served now and from this address. `anywhere` leaves the address rule
-    /// out (a host that takes itself out from a new address).
-    pub async fn admit(&self, key: Option<&str>, from: IpAddr, anywhere: bool) -> Result<Arc<HotHost>> {
-        if self.settings.load().api_disabled {
-            return Err(ServiceError::ApiDisabled);
-        }
+    /// The host that `key` belongs to, if it is served now and from this address.
+    pub async fn admit(&self, key: Option<&str>, from: IpAddr, purpose: Purpose) -> Result<Arc<HotHost>> {
         let now = self.outside.now();
-        let host = self.host_of(key, from, now)?;
-        if !host.rules.secure && !window_is_open(&host.rules, now) {
-            return Err(ServiceError::InsecureClosed);
+        match self.admit_now(key, from, purpose, now) {
+            Ok(Admission::Admitted(host)) => Ok(host),
+            Ok(Admission::Unbound(host, key)) => self.bind(host, &key, from, now).await,
+            Err(ServiceError::KeyInvalid) => Err(self.key_failed(from, now).await),
+            Err(refusal) => Err(refusal),
         }
-        if anywhere || host.rules.bound_ip == Some(from) {
-            return Ok(host);
-        }
-        self.bind(host, from, now).await
     }
 
-    /// A good key is never throttled: only failures count, and only failures are answered 429.
-    fn host_of(&self, key: Option<&str>, from: IpAddr, now: OffsetDateTime) -> Result<Arc<HotHost>> {
+    /// As [`Service::admit`], as far as memory can answer: every rule but that of the address is applied here, and that one
+    /// too where it is sure. A wrong key is left to [`Service::key_failed`].
+    pub fn admit_now(
+        &self,
+        key: Option<&str>,
+        from: IpAddr,
+        purpose: Purpose,
+        now: OffsetDateTime,
+    ) -> Result<Admission> {
+        if let Some(refusal) = self.api_disabled() {
+            return Err(refusal);
+        }
+        let (key, host) = self.host_of(key, from, now)?;
+        if purpose == Purpose::Service {
+            self.count_host(&host, now)?;
+        }
+        host.rules.served(now, self.policy.load().insecure_window.max(LONGEST_WINDOW))?;
+        match host.rules.address(from) {
+            _ if purpose == Purpose::Leave { anywhere: true } => Ok(Admission::Admitted(host)),
+            AddressRule::Admitted => Ok(Admission::Admitted(host)),
+            AddressRule::ToBeBound => Ok(Admission::Unbound(host, key)),
+            AddressRule::Refused => Err(self.address_refused(&host, from, now)),
+        }
+    }
+
+    /// Counts a call with this host's good key, wherever it comes from.
+    fn count_host(&self, host: &HotHost, now: OffsetDateTime) -> Result<()> {
+        self.throttle.host(host.id, now).map_err(|limited| {
+            self.metrics.refused(Refusal::Host);
+            ServiceError::HostRateLimited(Throttled::new(limited.limit, limited.reset_at, now))
+        })
+    }
+
+    /// A good key is never refused for failures from its address: only failures count, and only failures are answered so.
+    fn host_of(&self, key: Option<&str>, from: IpAddr, now: OffsetDateTime) -> Result<(Digest, Arc<HotHost>)> {
         let key = key.map(str::trim).filter(|key| !key.is_empty()).ok_or(ServiceError::KeyMissing)?;
-        if let Some(host) = self.hot.host_by_key(&Digest::of(key.as_bytes()))? {
-            return Ok(host);
+        let digest = Digest::of(key.as_bytes());
+        if let Some(host) = self.hot.host_by_key(&digest)? {
+            return Ok((digest, host));
         }
         if let Some(until) = self.throttle.auth_blocked(from, now) {
+            self.metrics.refused(Refusal::AuthFailures);
             return Err(ServiceError::AuthBlocked(Throttled::new(self.throttle.limits().auth_fail_count, until, now)));
         }
-        self.throttle.auth_failed(from, now);
-        log::info!(event = "key_refused", address:% = from; "an unknown API key was refused");
         Err(ServiceError::KeyInvalid)
     }
 
-    /// The host's address is not the one it is bound to: its first call, a roaming host, or somebody else.
-    async fn bind(&self, host: Arc<HotHost>, from: IpAddr, now: OffsetDateTime) -> Result<Arc<HotHost>> {
-        let rules = &host.rules;
-        let bound = match rules.bound_ip {
-            None => self.records.bind_ip_if_unbound(host.id, from, now).await?,
-            Some(_) if rules.allow_roaming_ips => {
-                let change = HostChange { bound_ip: Some(Some(from)), ..HostChange::default() };
-                self.records.change_host(host.id, &change, now).await?.and_then(|host| host.rules.bound_ip)
+    /// Counts a wrong key, and says so. If it is the one too many, its sender is not answered before the block would
+    /// survive a crash.
+    pub async fn key_failed(&self, from: IpAddr, now: OffsetDateTime) -> ServiceError {
+        self.metrics.key_failed();
+        self.watch.event("key.refused", "", from, false, now);
+        if self.throttle.auth_failed(from, now) {
+            self.watch.event("address.blocked", "", from, true, now);
+            // In memory it holds already; a store that fails is reported elsewhere.
+            let kept = match self.hot.keep_throttle(self.throttle.gather_failures(from, now)) {
+                Ok(()) => self.hot.throttle_kept().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = kept {
+                log::warn!(event = "block_not_kept", address:% = from, cause:% = error; "a block will not survive a restart");
             }
-            bound @ Some(_) => bound,
+        }
+        ServiceError::KeyInvalid
+    }
+
+    /// The host's first call, or a roaming host's first one from a new address. The records decide, for the key that was
+    /// presented: one that was replaced meanwhile binds nothing.
+    pub async fn bind(
+        &self,
+        host: Arc<HotHost>,
+        key: &Digest,
+        from: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<Arc<HotHost>> {
+        let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
+        let note = match host.rules.bound_ip {
+            None => by.note(now, "host.bind"),
+            Some(previous) => by.note(now, "host.rebind").with("previous", previous),
         };
-        if bound != rules.bound_ip {
+        let note = note.on(&host.fqdn).with("address", from);
+        let bound = self.records.bind_ip(host.id, key, from, now, &note).await?.ok_or(ServiceError::KeyInvalid)?;
+        if Some(bound) != host.rules.bound_ip {
             self.catch_up().await?;
-            log::info!(event = "host_bound", host = host.fqdn.as_str(), address:% = from; "a host was bound to an address");
         }
-        if bound != Some(from) {
-            log::warn!(event = "address_refused", host = host.fqdn.as_str(), address:% = from; "a key was used from an address that it is not bound to");
-            return Err(ServiceError::AddressRefused);
+        if bound != from {
+            return Err(self.address_refused(&host, from, now));
         }
+        tell(&note);
         self.hot.host_by_id(host.id)?.ok_or(ServiceError::KeyInvalid)
     }
-}
 
-fn window_is_open(rules: &HostRules, now: OffsetDateTime) -> bool {
-    [rules.insecure_enabled_until, rules.insecure_grace_until].into_iter().flatten().any(|until| now < until)
+    fn address_refused(&self, host: &HotHost, from: IpAddr, now: OffsetDateTime) -> ServiceError {
+        self.watch.event("address.refused", host.fqdn.as_str(), from, false, now);
+        ServiceError::AddressRefused
+    }
 }

@@ -7,13 +7,14 @@
 
 use std::path::Path;
 
-use uuid::Uuid;
+use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
-use super::{Result, ServiceError};
+use super::authorities::{Authorities, authority_place};
+use super::{By, Result, ServiceError};
 use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
-use crate::pki::authority::{self, AuthorityKey};
+use crate::pki::authority;
 use crate::pki::server_key;
 use crate::records::{Authority, AuthoritySlot, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
@@ -22,8 +23,8 @@ use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 pub struct Secrets {
     pub master: MasterKey,
     pub ring: KeyRing,
-    pub server_authority: AuthorityKey,
-    pub client_authority: AuthorityKey,
+    /// Changes while the daemon runs.
+    pub authorities: ArcSwap<Authorities>,
     /// PKCS#8 DER. It stays the same when the certificate is renewed: installer commands pin it.
     pub server_key: Zeroizing<Vec<u8>>,
 }
@@ -41,7 +42,8 @@ pub async fn unlock(
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
     } else {
         let (master, _made) = MasterKey::load_or_create(master_key, credentials, outside)?;
-        if records.initialise(&seed(&master, outside)?).await? {
+        let note = By::daemon().note(outside.now(), "state.initialise");
+        if records.initialise(&seed(&master, outside)?, &note).await? {
             log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
         }
         master
@@ -49,11 +51,9 @@ pub async fn unlock(
     let keys: Vec<_> = records.sealing_keys().await?.into_iter().map(|key| (key.id, key.sealed)).collect();
     let ring = KeyRing::unlock(&master, &keys)?;
     let authorities = records.authorities().await?;
-    let authority = |role| active(&authorities, role, &ring);
     let sealed = records.server_key().await?.ok_or_else(|| ServiceError::internal("the records hold no server key"))?;
     Ok(Secrets {
-        server_authority: authority(AuthorityRole::Server)?,
-        client_authority: authority(AuthorityRole::Client)?,
+        authorities: ArcSwap::from_pointee(Authorities::open(&authorities, &ring)?),
         server_key: ring.open(&server_key_place(), &sealed)?,
         master,
         ring,
@@ -72,10 +72,6 @@ fn server_key_place() -> Place {
     Place::new("settings", "server_key", 0)
 }
 
-fn authority_place(id: Uuid) -> Place {
-    Place::new("authorities", "private_key", id)
-}
-
 fn seed(master: &MasterKey, outside: &dyn Outside) -> Result<Seed> {
     let now = outside.now();
     let first = KeyId(1);
@@ -91,18 +87,11 @@ fn seed(master: &MasterKey, outside: &dyn Outside) -> Result<Seed> {
                 slot: AuthoritySlot::Active,
                 private_key: ring.seal(&authority_place(made.id), &made.private_key, outside)?,
                 certificate_pem: made.certificate_pem,
+                cross_certificate_pem: None,
+                created_at: Some(now),
             })
         })
         .collect::<Result<_>>()?;
     let server_key = ring.seal(&server_key_place(), &server_key::create()?.pkcs8(), outside)?;
     Ok(Seed { sealing_key, authorities, server_key })
-}
-
-fn active(authorities: &[Authority], role: AuthorityRole, ring: &KeyRing) -> Result<AuthorityKey> {
-    let authority = authorities
-        .iter()
-        .find(|authority| authority.role == role && authority.slot == AuthoritySlot::Active)
-        .ok_or_else(|| ServiceError::internal(format!("the records hold no active {role:?} authority")))?;
-    let key = ring.open(&authority_place(authority.id), &authority.private_key)?;
-    Ok(AuthorityKey::new(&authority.certificate_pem, &key)?)
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{Result, Service, ServiceError};
+use super::{By, Result, Service, ServiceError};
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
-use crate::records::{CanonicalSummary, CanonicalVersion, NewCanonical};
+use crate::records::{CanonicalSummary, CanonicalVersion, Epoch};
 use crate::seal::Place;
 
 pub struct Canonical {
@@ -16,6 +16,8 @@ pub struct Canonical {
     pub last_refresh: Instant,
     /// The canonical text; its SHA-256 is `summary.digest`.
     pub text: Zeroizing<String>,
+    /// The records' epoch at which this was the canonical version.
+    pub(super) as_of: Epoch,
 }
 
 /// Where the text of a version stands sealed.
@@ -34,12 +36,26 @@ impl Service {
         self.canonical.load_full()
     }
 
+    /// The canonical version for an admin who is shown its secrets: noted before it is shown.
+    pub async fn reveal_canonical(&self, by: &By) -> Result<Option<Arc<Canonical>>> {
+        let Some(canonical) = self.canonical() else { return Ok(None) };
+        self.note_alone(by.note(self.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
+        Ok(Some(canonical))
+    }
+
+    /// The digest of the version with this `last_refresh`, among the latest thousand.
+    pub async fn digest_of(&self, last_refresh: Option<&str>) -> Result<Option<Digest>> {
+        let Some(last_refresh) = last_refresh else { return Ok(None) };
+        let versions = self.records.canonical_history(1000).await?;
+        Ok(versions.into_iter().find(|version| version.last_refresh == last_refresh).map(|version| version.digest))
+    }
+
     /// Every version, newest first, without the secrets.
     pub async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>> {
         Ok(self.records.canonical_history(limit).await?)
     }
 
-    pub(super) fn open_canonical(&self, version: &CanonicalVersion) -> Result<Canonical> {
+    pub(super) fn open_canonical(&self, version: &CanonicalVersion, as_of: Epoch) -> Result<Canonical> {
         let plain = self.ring.load().open(&body_place(version.id), &version.body)?;
         let text = std::str::from_utf8(&plain).map_err(ServiceError::internal)?;
         if Digest::of(text.as_bytes()) != version.summary.digest {
@@ -52,13 +68,16 @@ impl Service {
             summary: version.summary.clone(),
             last_refresh: Instant::parse(&version.summary.last_refresh).map_err(ServiceError::internal)?,
             text: Zeroizing::new(text.to_owned()),
+            as_of,
         })
     }
 
-    /// Makes `candidate` the canonical version if the present one still is `expected`; durable when this returns.
-    pub(super) async fn replace_canonical(&self, expected: Option<u64>, candidate: &NewCanonical) -> Result<bool> {
-        let replacement = self.records.replace_canonical(expected, candidate).await?;
-        self.catch_up().await?;
-        Ok(matches!(replacement, crate::records::Replacement::Replaced(_)))
+    /// Serves from `canonical`, which is durable, from here on; unless what is served already is of a later epoch.
+    pub(super) fn adopt_canonical(&self, canonical: Canonical) {
+        let new = Arc::new(canonical);
+        self.canonical.rcu(|present| match present {
+            Some(present) if present.as_of > new.as_of => Some(Arc::clone(present)),
+            _ => Some(Arc::clone(&new)),
+        });
     }
 }

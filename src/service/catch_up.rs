@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use super::{Result, Service};
 
 impl Service {
-    /// Applies what changed in the records. Called after each change of our own, and by the background poll.
+    /// Applies what changed in the records. Called after each change of our own (a store alone takes itself over), and by
+    /// the background poll.
     ///
     /// Each waits for a flush or two, so those who queue up are served together: whoever asked before the present one
     /// began to read has what it read.
@@ -31,11 +32,20 @@ impl Service {
         }
         let changes = self.records.changes_since(self.hot.epoch()).await?;
         self.hot.apply(&changes)?;
+        self.directory.put(&changes.hosts);
         if let Some(version) = &changes.canonical {
-            self.canonical.store(Some(Arc::new(self.open_canonical(version)?)));
+            self.adopt_canonical(self.open_canonical(version, changes.epoch)?);
+        }
+        if changes.certificates.is_some() || changes.authorities.is_some() {
+            let certificates = match changes.certificates {
+                Some(certificates) => certificates,
+                None => self.records.certificates().await?,
+            };
+            self.adopt_trust(certificates, changes.authorities.as_deref())?;
         }
         if let Some(settings) = changes.settings {
             self.settings.store(Arc::new(settings));
+            self.turn_shared_revision();
         }
         Ok(())
     }
@@ -47,7 +57,7 @@ impl Service {
             // Made once, on the first boot: it names these records among all others.
             self.hot.belongs_to(&identity.to_string())?;
         }
-        let opened = self.hot.canonical().map(|version| self.open_canonical(&version)).transpose();
+        let opened = self.hot.canonical().map(|version| self.open_canonical(&version, self.hot.epoch())).transpose();
         if self.hot.epoch() > self.records.epoch().await? || opened.is_err() {
             log::warn!(event = "hot_state_rebuilt"; "hot state does not belong to the records: it is built anew");
             self.hot.reset()?;
@@ -55,15 +65,18 @@ impl Service {
         }
         self.canonical.store(opened?.map(Arc::new));
         self.settings.store(self.hot.settings());
+        self.turn_shared_revision();
         Ok(())
     }
 
     /// Counts that hot state has lost, or never had, come from the records.
     pub(super) async fn adopt_activity(&self) -> Result<()> {
         self.drain_outbox().await?;
+        let mut known = Vec::new();
         for id in self.hot.hosts_without_activity()? {
-            self.hot.set_activity(id, &self.records.activity(id).await?)?;
+            known.push((id, self.records.activity(id).await?));
         }
+        self.hot.set_activities(&known)?;
         Ok(())
     }
 }

@@ -1,6 +1,11 @@
 //! Admins' client certificates: issued by our client authority, listed by what was recorded of them.
 
-use super::{Result, Service, ServiceError};
+use time::Duration;
+
+use super::audit::tell;
+use super::{By, Result, Service, ServiceError};
+use crate::model::authority::AuthorityRole;
+use crate::model::digest::Digest;
 use crate::model::secret::Secret;
 use crate::pki::{issue_client_certificate, to_pkcs12};
 use crate::records::AdminCertificate;
@@ -8,6 +13,33 @@ use crate::records::AdminCertificate;
 /// How long an admin's certificate holds.
 pub const DEFAULT_DAYS: u32 = 365;
 const MAX_DAYS: u32 = 825;
+
+/// A certificate that ends within this time is warned about.
+const WARNED: Duration = Duration::days(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateState {
+    Valid,
+    /// Valid, and ends within 30 days.
+    Expiring,
+    Expired,
+    Revoked,
+}
+
+impl CertificateState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Expiring => "expiring",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    pub fn is_in_force(self) -> bool {
+        matches!(self, Self::Valid | Self::Expiring)
+    }
+}
 
 /// A fresh certificate with its key, which is handed out here and kept nowhere.
 pub struct IssuedCertificate {
@@ -27,19 +59,22 @@ impl Service {
         name: &str,
         days: Option<u32>,
         password: Option<&str>,
+        by: &By,
     ) -> Result<IssuedCertificate> {
         let days = days.unwrap_or(DEFAULT_DAYS);
         if !(1..=MAX_DAYS).contains(&days) {
             return Err(ServiceError::invalid("days", format!("must be from 1 to {MAX_DAYS}")));
         }
         let now = self.outside.now();
-        let issued = issue_client_certificate(&self.secrets.client_authority, name, days, now, &*self.outside)
+        let authorities = self.authorities();
+        let authority = authorities.active(AuthorityRole::Client)?;
+        let issued = issue_client_certificate(&authority.key, name, days, now, &*self.outside)
             .map_err(|error| ServiceError::invalid("name", error.to_string()))?;
         let password = match password {
             Some(password) if !password.is_empty() => Secret::new(password),
             _ => Secret::new_install_token(&*self.outside),
         };
-        let authority_pem = self.secrets.client_authority.certificate_pem().to_owned();
+        let authority_pem = authority.key.certificate_pem().to_owned();
         let pkcs12 = to_pkcs12(&issued, &authority_pem, password.expose())?;
         let record = AdminCertificate {
             fingerprint: issued.fingerprint,
@@ -47,9 +82,13 @@ impl Service {
             serial: issued.serial.clone(),
             issued_at: now,
             expires_at: issued.not_after,
+            revoked_at: None,
+            authority: Some(authority.id),
         };
-        self.records.record_certificate(&record).await?;
-        log::info!(event = "certificate_issued", name = record.name.as_str(), fingerprint:% = record.fingerprint; "an admin's certificate was issued");
+        let note = by.note(now, "certificate.issue").on(&record.name).with("fingerprint", record.fingerprint);
+        self.records.record_certificate(&record, &note).await?;
+        tell(&note);
+        self.catch_up().await?;
         Ok(IssuedCertificate {
             record,
             certificate_pem: issued.certificate_pem,
@@ -62,5 +101,51 @@ impl Service {
 
     pub async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
         Ok(self.records.certificates().await?)
+    }
+
+    /// The certificate is let in no more, on open connections either.
+    pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &By) -> Result<AdminCertificate> {
+        let now = self.outside.now();
+        let name = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
+        let name = name.ok_or(ServiceError::NotFound("Certificate"))?;
+        let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
+        let revoked = self.records.revoke_certificate(fingerprint, now, &note).await?;
+        let revoked = revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))?;
+        tell(&note);
+        self.catch_up().await?;
+        Ok(revoked)
+    }
+
+    /// The certificate with this fingerprint, if whoever shows it is to be let in: we issued it, it is neither revoked nor
+    /// over, and its authority is still trusted.
+    pub fn admitted_certificate(&self, fingerprint: &Digest) -> Option<AdminCertificate> {
+        let certificates = self.certificates.load();
+        certificates.get(fingerprint).filter(|certificate| self.is_in_force(certificate)).cloned()
+    }
+
+    pub(super) fn is_in_force(&self, certificate: &AdminCertificate) -> bool {
+        self.state_of(certificate).is_in_force() && self.authorities().stands_for(certificate)
+    }
+
+    pub fn state_of(&self, certificate: &AdminCertificate) -> CertificateState {
+        let now = self.outside.now();
+        if certificate.revoked_at.is_some() {
+            CertificateState::Revoked
+        } else if certificate.expires_at <= now {
+            CertificateState::Expired
+        } else if certificate.expires_at - now <= WARNED {
+            CertificateState::Expiring
+        } else {
+            CertificateState::Valid
+        }
+    }
+
+    /// Tells the log which certificates are about to end.
+    pub fn warn_of_expiring_certificates(&self) {
+        for certificate in self.certificates.load().values() {
+            if self.state_of(certificate) == CertificateState::Expiring {
+                log::warn!(event = "certificate_expiring", name = certificate.name.as_str(), fingerprint:% = certificate.fingerprint, expires_at:% = certificate.expires_at; "an admin's certificate ends soon: issue another with `codex-authd admin-cert`");
+            }
+        }
     }
 }

@@ -2,14 +2,22 @@
 
 use std::net::IpAddr;
 
-use time::OffsetDateTime;
+use ipnet::IpNet;
+use time::{Duration, OffsetDateTime};
 
-use super::{Result, Service, ServiceError};
+use super::audit::tell;
+use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
-use crate::model::host::{Fqdn, HostActivity, HostId};
+use crate::model::audit::{Actor, AuditNote};
+use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, NotServed};
 use crate::model::secret::Secret;
-use crate::records::{Host, HostChange, NewInstallToken, Registration};
+use crate::records::{Host, HostChange, NewInstallToken, Registration, Restoration};
 use crate::seal::Place;
+
+/// How long a removal can be undone.
+pub const UNDO: Duration = Duration::days(1);
+/// How many networks a host may be served from.
+const MAX_NETWORKS: usize = 64;
 
 /// How often a registration whose host appeared or vanished meanwhile is tried again.
 const ATTEMPTS: usize = 8;
@@ -36,14 +44,59 @@ pub struct Installer {
 pub struct HostView {
     pub host: Host,
     pub activity: HostActivity,
+    pub status: HostStatus,
+}
+
+/// How a host stands, whatever its address and window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostStatus {
+    Active,
+    Disabled,
+    Expired,
+    Removed,
+}
+
+impl HostStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Expired => "expired",
+            Self::Removed => "removed",
+        }
+    }
+
+    pub fn of(host: &Host, now: OffsetDateTime) -> Self {
+        if host.removed_at.is_some() { Self::Removed } else { Self::of_rules(&host.rules, now) }
+    }
+
+    /// Of a host that is there.
+    pub fn of_rules(rules: &HostRules, now: OffsetDateTime) -> Self {
+        match rules.served(now, Duration::MAX) {
+            Err(NotServed::Disabled) => Self::Disabled,
+            Err(NotServed::Expired) => Self::Expired,
+            Ok(()) | Err(NotServed::WindowClosed) => Self::Active,
+        }
+    }
 }
 
 impl Service {
     /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on.
-    pub async fn register(&self, fqdn: &str, secure: Option<bool>) -> Result<Registered> {
+    pub async fn register(
+        &self,
+        fqdn: &str,
+        secure: Option<bool>,
+        host_expires_at: Option<OffsetDateTime>,
+        by: &By,
+    ) -> Result<Registered> {
         let fqdn: Fqdn =
             fqdn.parse().map_err(|error: crate::model::host::BadFqdn| ServiceError::Refused(error.to_string()))?;
         let now = self.outside.now();
+        if host_expires_at.is_some_and(|end| end <= now) {
+            return Err(ServiceError::invalid("expires_at", "must be in the future"));
+        }
+        let note = by.note(now, "host.register").on(&fqdn);
+        let note = host_expires_at.iter().fold(note, |note, end| note.with("expires_at", end));
         let policy = self.policy();
         let api_key = Secret::new_api_key(&*self.outside);
         let token = Secret::new_install_token(&*self.outside);
@@ -60,91 +113,200 @@ impl Service {
                 key_digest: api_key.digest(),
                 api_key: self.ring.load().seal(&api_key_place(id), api_key.expose().as_bytes(), &*self.outside)?,
                 secure,
+                expires_at: host_expires_at,
                 insecure_enabled_until,
                 token: NewInstallToken { digest: token.digest(), base_url: policy.base_url.clone(), expires_at },
                 at: now,
             };
-            let host = self.records.register_host(&registration).await?;
+            let host = self.records.register_host(&registration, &note).await?;
             if host.key_digest != api_key.digest() {
                 // The name belongs to a host with another id: the key must be sealed for that one.
                 id = host.id;
                 continue;
             }
+            tell(&note);
             self.catch_up().await?;
-            log::info!(event = "host_registered", host = host.fqdn.as_str(), id:% = host.id; "a host was registered");
-            let activity = self.activity_of(&host)?;
             let installer = installer(&policy, token, expires_at);
-            return Ok(Registered { host: HostView { host, activity }, api_key, installer });
+            return Ok(Registered { host: self.view(host)?, api_key, installer });
         }
         Err(ServiceError::Unavailable { cause: format!("the host {fqdn} changed under every attempt to register it") })
     }
 
     pub async fn hosts(&self) -> Result<Vec<HostView>> {
         let hosts = self.records.hosts().await?;
-        hosts.into_iter().map(|host| Ok(HostView { activity: self.activity_of(&host)?, host })).collect()
+        hosts.into_iter().map(|host| self.view(host)).collect()
     }
 
     pub async fn host(&self, id: HostId) -> Result<HostView> {
         let host = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?;
-        Ok(HostView { activity: self.activity_of(&host)?, host })
+        self.view(host)
     }
 
-    /// Removes a host: its key and its pending installers are refused from here on.
-    pub async fn remove(&self, id: HostId) -> Result<Host> {
-        let removed = self.records.remove_host(id, self.outside.now()).await?.ok_or(ServiceError::NotFound("Host"))?;
+    /// The host of this name; a name that no host can have is nobody's.
+    pub async fn host_named(&self, name: &str) -> Result<Option<HostView>> {
+        let Ok(fqdn) = name.parse::<Fqdn>() else { return Ok(None) };
+        self.records.host_by_name(&fqdn).await?.map(|host| self.view(host)).transpose()
+    }
+
+    /// Removes a host: its key and its pending installers are refused from here on. For [`UNDO`] it can be brought back.
+    pub async fn remove(&self, id: HostId, by: &By) -> Result<Host> {
+        let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
+        let now = self.outside.now();
+        let note = by.note(now, "host.remove").on(fqdn).with("id", id);
+        let removed = self.records.remove_host(id, now, &note).await?.ok_or(ServiceError::NotFound("Host"))?;
+        tell(&note);
         self.catch_up().await?;
-        log::info!(event = "host_removed", host = removed.fqdn.as_str(), id:% = removed.id; "a host was removed");
         Ok(removed)
     }
 
     /// A host takes itself out.
-    pub async fn leave(&self, host: &HotHost) -> Result<Host> {
-        self.remove(host.id).await
+    pub async fn leave(&self, host: &HotHost, from: IpAddr) -> Result<Host> {
+        let actor = Actor::Host { id: host.id, fqdn: host.fqdn.clone() };
+        self.remove(host.id, &By { actor, from: Some(from) }).await
     }
 
-    pub async fn allow_roaming(&self, id: HostId, allow: bool) -> Result<Host> {
-        self.change(id, HostChange { allow_roaming_ips: Some(allow), ..HostChange::default() }).await
+    /// The hosts whose removal can still be undone, the last one first.
+    pub async fn removed_hosts(&self) -> Result<Vec<Host>> {
+        let since = self.outside.now() - UNDO;
+        let removed = self.records.removed_hosts().await?;
+        Ok(removed.into_iter().filter(|host| host.removed_at.is_some_and(|at| at > since)).collect())
+    }
+
+    /// Undoes a removal: the host is served again, with the key, the rules and the counts that it had.
+    pub async fn restore(&self, id: HostId, by: &By) -> Result<HostView> {
+        let now = self.outside.now();
+        let removed = self.removed_hosts().await?.into_iter().find(|host| host.id == id);
+        let fqdn = removed.ok_or(ServiceError::NotFound("Removed host"))?.fqdn;
+        let note = by.note(now, "host.restore").on(&fqdn).with("id", id);
+        match self.records.restore_host(id, now - UNDO, now, &note).await? {
+            Restoration::Restored(host) => {
+                tell(&note);
+                self.catch_up().await?;
+                let activity = self.records.activity(id).await?;
+                self.hot.set_activities(&[(id, activity.clone())])?;
+                self.directory.set_activity([(id, activity)]);
+                self.view(host)
+            }
+            Restoration::NameTaken => Err(ServiceError::Conflict(format!(
+                "another host is called {fqdn} by now; remove that one first, or leave this one removed"
+            ))),
+            Restoration::Unknown => Err(ServiceError::NotFound("Removed host")),
+        }
+    }
+
+    /// Forgets the keys of hosts whose removal cannot be undone any more.
+    pub async fn purge_removed(&self) -> Result<()> {
+        let purged = self.records.purge_removed_hosts(self.outside.now() - UNDO).await?;
+        if purged > 0 {
+            log::info!(event = "removed_hosts_purged", hosts = purged; "the keys of hosts that were removed a day ago are forgotten");
+            self.catch_up().await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the address: the host is bound to the next one that it calls from.
+    pub async fn clear(&self, id: HostId, by: &By) -> Result<Host> {
+        let change = HostChange { bound_ip: Some(None), ..HostChange::default() };
+        self.change(id, change, by.note(self.outside.now(), "host.clear")).await
+    }
+
+    pub async fn allow_roaming(&self, id: HostId, allow: bool, by: &By) -> Result<Host> {
+        let change = HostChange { allow_roaming_ips: Some(allow), ..HostChange::default() };
+        self.change(id, change, by.note(self.outside.now(), "host.roaming").with("allow", allow)).await
+    }
+
+    /// Switches a host off, or on again; its key stays.
+    pub async fn disable(&self, id: HostId, disabled: bool, by: &By) -> Result<Host> {
+        let action = if disabled { "host.disable" } else { "host.enable" };
+        let change = HostChange { disabled: Some(disabled), ..HostChange::default() };
+        self.change(id, change, by.note(self.outside.now(), action)).await
+    }
+
+    /// Makes a host temporary, or lasting again (`None`).
+    pub async fn set_expiry(&self, id: HostId, expires_at: Option<OffsetDateTime>, by: &By) -> Result<Host> {
+        let now = self.outside.now();
+        if expires_at.is_some_and(|end| end <= now) {
+            return Err(ServiceError::invalid("expires_at", "must be in the future; to end it now, disable the host"));
+        }
+        let told = expires_at.map_or("never".into(), |end| end.to_string());
+        let change = HostChange { expires_at: Some(expires_at), ..HostChange::default() };
+        self.change(id, change, by.note(now, "host.expiry").with("expires_at", told)).await
+    }
+
+    /// Serves a host from these networks and from nowhere else; none at all: from the address it is bound to.
+    pub async fn set_networks(&self, id: HostId, networks: &[String], by: &By) -> Result<Host> {
+        if networks.len() > MAX_NETWORKS {
+            return Err(ServiceError::invalid("networks", format!("at most {MAX_NETWORKS}")));
+        }
+        let networks = networks.iter().map(|text| network(text)).collect::<Result<Vec<_>>>()?;
+        let told = networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" ");
+        let change = HostChange { allowed_networks: Some(networks), ..HostChange::default() };
+        self.change(id, change, by.note(self.outside.now(), "host.networks").with("networks", told)).await
     }
 
     /// Opens the window of an insecure host.
-    pub async fn open_window(&self, id: HostId) -> Result<Host> {
-        let until = self.outside.now() + self.policy().insecure_window;
-        self.change_insecure(
-            id,
-            HostChange {
-                insecure_enabled_until: Some(Some(until)),
-                insecure_grace_until: Some(None),
-                ..HostChange::default()
-            },
-        )
-        .await
+    pub async fn open_window(&self, id: HostId, by: &By) -> Result<Host> {
+        let now = self.outside.now();
+        let until = now + self.policy().insecure_window;
+        let change = HostChange {
+            insecure_enabled_until: Some(Some(until)),
+            insecure_grace_until: Some(None),
+            ..HostChange::default()
+        };
+        self.change_insecure(id, change, by.note(now, "host.window_open").with("until", until)).await
     }
 
-    pub async fn close_window(&self, id: HostId) -> Result<Host> {
+    pub async fn close_window(&self, id: HostId, by: &By) -> Result<Host> {
         let closed = HostChange {
             insecure_enabled_until: Some(None),
             insecure_grace_until: Some(None),
             ..HostChange::default()
         };
-        self.change_insecure(id, closed).await
+        self.change_insecure(id, closed, by.note(self.outside.now(), "host.window_close")).await
     }
 
-    async fn change_insecure(&self, id: HostId, change: HostChange) -> Result<Host> {
+    async fn change_insecure(&self, id: HostId, change: HostChange, note: AuditNote) -> Result<Host> {
         if self.host(id).await?.host.rules.secure {
             return Err(ServiceError::Refused("the host is secure: it has no window to open or close".into()));
         }
-        self.change(id, change).await
+        self.change(id, change, note).await
     }
 
-    async fn change(&self, id: HostId, change: HostChange) -> Result<Host> {
-        let host =
-            self.records.change_host(id, &change, self.outside.now()).await?.ok_or(ServiceError::NotFound("Host"))?;
+    async fn change(&self, id: HostId, change: HostChange, note: AuditNote) -> Result<Host> {
+        let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
+        let note = note.on(fqdn);
+        let changed = self.records.change_host(id, &change, note.at, &note).await?;
+        let host = changed.ok_or(ServiceError::NotFound("Host"))?;
+        tell(&note);
         self.catch_up().await?;
         Ok(host)
     }
 
-    fn activity_of(&self, host: &Host) -> Result<HostActivity> {
-        Ok(self.hot.host_by_id(host.id)?.map(|hot| hot.activity()).unwrap_or_default())
+    fn view(&self, host: Host) -> Result<HostView> {
+        let activity = self.hot.host_by_id(host.id)?.map(|hot| hot.activity()).unwrap_or_default();
+        Ok(HostView { status: HostStatus::of(&host, self.outside.now()), activity, host })
+    }
+}
+
+/// A network in CIDR form, or a single address.
+pub(crate) fn network(text: &str) -> Result<IpNet> {
+    let text = text.trim();
+    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    parsed.and_then(|network| canonical_network(network.trunc())).ok_or_else(|| {
+        let shown: String = text.chars().take(50).collect();
+        ServiceError::invalid(
+            "networks",
+            format!("{shown:?} is no network: write 192.0.2.0/24, 2001:db8::/64 or one address"),
+        )
+    })
+}
+
+/// A network in v4-mapped form is its v4: the addresses that hosts call from are canonical, and no other form of them
+/// would ever be in it.
+fn canonical_network(network: IpNet) -> Option<IpNet> {
+    match (network, network.addr().to_canonical()) {
+        (IpNet::V6(_), address @ IpAddr::V4(_)) => IpNet::new(address, network.prefix_len().checked_sub(96)?).ok(),
+        _ => Some(network),
     }
 }
 
@@ -163,4 +325,22 @@ fn installer(policy: &super::Policy, token: Secret, expires_at: OffsetDateTime) 
     };
     let command = format!("curl -fsSL {trust}\"{url}\" | bash");
     Installer { token, url: Secret::new(url), command: Secret::new(command), expires_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_in_v4_mapped_form_is_its_v4() {
+        for (text, wanted) in [
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("2001:db8::1/64", "2001:db8::/64"),
+            (" 192.0.2.7/24 ", "192.0.2.0/24"),
+        ] {
+            assert_eq!(network(text).unwrap().to_string(), wanted, "{text}");
+        }
+    }
 }

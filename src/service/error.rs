@@ -2,8 +2,10 @@
 
 use time::OffsetDateTime;
 
+use crate::durable::DurableError;
 use crate::hot::HotError;
 use crate::model::auth_document::DocumentError;
+use crate::model::host::NotServed;
 use crate::pki::PkiError;
 use crate::records::RecordsError;
 use crate::seal::SealError;
@@ -19,12 +21,24 @@ pub enum ServiceError {
     AddressRefused,
     #[error("Insecure host API access disabled")]
     InsecureClosed,
-    #[error("API disabled by administrator")]
-    ApiDisabled,
+    #[error("Host disabled by administrator")]
+    HostDisabled,
+    #[error("The host was temporary and its time is over")]
+    HostExpired,
+    #[error("API disabled by administrator{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    ApiDisabled { reason: Option<String> },
+    #[error("Client certificate revoked or unknown")]
+    CertificateRefused,
+    /// It is so already, or something else is in its place.
+    #[error("{0}")]
+    Conflict(String),
     #[error("Too many failed authentication attempts")]
     AuthBlocked(Throttled),
     #[error("Rate limit exceeded")]
     RateLimited(Throttled),
+    /// Too many calls with one host's key.
+    #[error("Rate limit exceeded")]
+    HostRateLimited(Throttled),
     /// The body is no JSON; the text says where.
     #[error("Invalid JSON payload")]
     InvalidJson { reason: String },
@@ -41,6 +55,12 @@ pub enum ServiceError {
     /// The store cannot do it just now; the cause is for the log.
     #[error("The store is not available; try again shortly")]
     Unavailable { cause: String },
+    /// The store takes no changes until this process has been replaced, which is told once and not for every call.
+    #[error("The store is not available; try again shortly")]
+    StoreFailed { cause: String },
+    /// What state the daemon is in, told to who asks how it is.
+    #[error("the store could not be written ({why}); what is in memory is served, the rest once the disk takes writes")]
+    Degraded { since: OffsetDateTime, why: String },
     /// A fault of ours; the cause is for the log.
     #[error("Internal error; the daemon's log says more")]
     Internal { cause: String },
@@ -82,10 +102,21 @@ impl ServiceError {
     }
 }
 
+impl From<NotServed> for ServiceError {
+    fn from(why: NotServed) -> Self {
+        match why {
+            NotServed::Disabled => Self::HostDisabled,
+            NotServed::Expired => Self::HostExpired,
+            NotServed::WindowClosed => Self::InsecureClosed,
+        }
+    }
+}
+
 impl From<RecordsError> for ServiceError {
     fn from(error: RecordsError) -> Self {
         match error {
             RecordsError::Unavailable(cause) => Self::Unavailable { cause },
+            RecordsError::Failed(cause) => Self::StoreFailed { cause },
             error @ RecordsError::Corrupt(_) => Self::internal(error),
         }
     }
@@ -93,7 +124,11 @@ impl From<RecordsError> for ServiceError {
 
 impl From<HotError> for ServiceError {
     fn from(error: HotError) -> Self {
-        Self::Unavailable { cause: format!("hot state: {error}") }
+        let cause = format!("hot state: {error}");
+        match error {
+            HotError::Store(DurableError::Failed { .. }) => Self::StoreFailed { cause },
+            _ => Self::Unavailable { cause },
+        }
     }
 }
 

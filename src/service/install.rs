@@ -8,11 +8,16 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
+use super::audit::tell;
 use super::error::InstallerRefusal;
-use super::{Result, Service, ServiceError};
+use super::{By, Result, Service, ServiceError};
 use crate::model::digest::Digest;
+use crate::model::host::Fqdn;
 use crate::model::secret::Secret;
-use crate::records::Redemption;
+use crate::records::{InstallToken, Redemption};
+
+/// How long an installer is told apart from none after its end.
+const REMEMBERED: time::Duration = time::Duration::days(30);
 
 pub struct InstallScript {
     pub script: Secret,
@@ -22,26 +27,27 @@ pub struct InstallScript {
 impl Service {
     pub async fn redeem(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
         // The token stays good for when hosts are served again.
-        if self.api_disabled() {
-            return Err(ServiceError::ApiDisabled);
+        if let Some(refusal) = self.api_disabled() {
+            return Err(refusal);
         }
         let now = self.outside.now();
         let digest = Digest::of(token.as_bytes());
         // Turned away without a question to the records: never issued, spent, revoked or too late.
         let pending = self.hot.install_token(&digest)?.ok_or(InstallerRefusal::Unknown)?;
         if pending.redeemed_at.is_some() {
-            log::warn!(event = "installer_used_again", host:% = pending.host, address:% = from; "a spent installer token was presented again");
+            self.used_again(&pending, from, now)?;
             return Err(InstallerRefusal::Used.into());
         }
         if pending.revoked_at.is_some() {
             return Err(InstallerRefusal::Unknown.into());
         }
-        if pending.expires_at <= now {
+        if pending.is_over(now) {
             return Err(InstallerRefusal::Expired.into());
         }
         let host = self.hot.host_by_id(pending.host)?.ok_or(InstallerRefusal::Unknown)?;
         let script = self.bake_installer(&host, &pending.base_url)?;
-        match self.records.redeem_install_token(&digest, now, from).await? {
+        let note = By::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
+        match self.records.redeem_install_token(&digest, now, from, &note).await? {
             Redemption::Redeemed { host: redeemed, token } => {
                 self.catch_up().await?;
                 if redeemed.key_digest != host.key_digest {
@@ -49,12 +55,59 @@ impl Service {
                         cause: "the host's key changed during the redemption".into(),
                     });
                 }
-                log::info!(event = "installer_redeemed", host = redeemed.fqdn.as_str(), address:% = from; "an installer token was redeemed");
+                tell(&note);
+                // The script carries the wrapper, and with it the authorities that the host trusts from now on.
+                host.fetched_wrapper(now);
                 Ok(InstallScript { script, expires_at: token.expires_at })
             }
-            Redemption::AlreadyUsed => Err(InstallerRefusal::Used.into()),
+            Redemption::AlreadyUsed => {
+                self.used_again(&pending, from, now)?;
+                Err(InstallerRefusal::Used.into())
+            }
             Redemption::Expired => Err(InstallerRefusal::Expired.into()),
             Redemption::Unknown => Err(InstallerRefusal::Unknown.into()),
         }
+    }
+
+    /// Whoever comes second has a command that was meant for somebody else; or came first, and then the host is his.
+    fn used_again(&self, token: &InstallToken, from: IpAddr, now: OffsetDateTime) -> Result<()> {
+        let host = self.hot.host_by_id(token.host)?;
+        let name = host.as_ref().map_or("", |host| host.fqdn.as_str());
+        self.watch.event("installer.used_again", name, from, true, now);
+        Ok(())
+    }
+
+    /// Every installer there ever was, the newest first, with its host's name.
+    pub async fn installers(&self) -> Result<Vec<(InstallToken, Option<Fqdn>)>> {
+        let tokens = self.records.install_tokens().await?;
+        tokens
+            .into_iter()
+            .map(|token| {
+                let host = self.hot.host_by_id(token.host)?;
+                Ok((token, host.map(|host| host.fqdn.clone())))
+            })
+            .collect()
+    }
+
+    /// Forgets in hot state the installers that expired long ago; whoever presents one is told that there is none.
+    pub async fn purge_installers(&self) -> Result<()> {
+        let (hot, when) = (self.hot.clone(), self.outside.now() - REMEMBERED);
+        let purged = tokio::task::spawn_blocking(move || hot.purge_install_tokens(when)).await;
+        let purged = purged.map_err(ServiceError::internal)??;
+        log::debug!(event = "installers_purged", installers = purged; "installers that expired long ago are forgotten");
+        Ok(())
+    }
+
+    /// An installer that was printed and is not to be redeemed any more.
+    pub async fn revoke_installer(&self, token: &Digest, by: &By) -> Result<InstallToken> {
+        let now = self.outside.now();
+        let note = by.note(now, "installer.revoke").with("installer", token);
+        let host = self.hot.install_token(token)?.map(|known| self.hot.host_by_id(known.host)).transpose()?.flatten();
+        let note = host.iter().fold(note, |note, host| note.on(&host.fqdn));
+        let revoked = self.records.revoke_install_token(token, now, &note).await?;
+        let revoked = revoked.ok_or(ServiceError::NotFound("Outstanding installer"))?;
+        tell(&note);
+        self.catch_up().await?;
+        Ok(revoked)
     }
 }

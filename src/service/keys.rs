@@ -8,7 +8,8 @@
 //! A crash after 1, 2 or 3 leaves a ring with several keys, which opens everything; the next boot sees that and goes on
 //! at 3. A value written with an old ring just before 2 keeps its key from being removed at 4, and 3 is done again.
 
-use super::{Result, Service, ServiceError};
+use super::audit::tell;
+use super::{By, Result, Service, ServiceError};
 use crate::records::SealingKey;
 use crate::seal::{KeyId, KeyRing};
 
@@ -24,7 +25,7 @@ pub struct Rotation {
 
 impl Service {
     /// Makes a new data key, seals everything with it and removes the old ones.
-    pub async fn rotate_keys(&self) -> Result<Rotation> {
+    pub async fn rotate_keys(&self, by: &By) -> Result<Rotation> {
         let _one_at_a_time = self.rotating.lock().await;
         let present = self.reload_ring().await?;
         let id = KeyId(present.0.checked_add(1).ok_or_else(|| ServiceError::internal("the key ids are used up"))?);
@@ -33,9 +34,11 @@ impl Service {
             sealed: KeyRing::new_key(&self.secrets.master, id, &*self.outside)?,
             created_at: self.outside.now(),
         };
-        if !self.records.add_sealing_key(&key).await? {
+        let note = by.note(key.created_at, "keys.rotate").on(id);
+        if !self.records.add_sealing_key(&key, &note).await? {
             return Err(ServiceError::Unavailable { cause: "another node is rotating the keys".into() });
         }
+        tell(&note);
         self.reload_ring().await?;
         let rotation = self.retire_old_keys().await?;
         log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "the data keys were rotated");

@@ -9,34 +9,47 @@
 //! boot, which catches up before it listens.
 
 pub mod admission;
+pub mod audit;
+pub mod authorities;
 pub mod bake;
 pub mod boot;
 pub mod canonical;
 pub mod catch_up;
 pub mod certificates;
+#[cfg(test)]
+mod clock_tests;
+pub mod degraded;
 pub mod delivery;
+pub mod directory;
 pub mod enrol;
 pub mod error;
+pub mod history;
 pub mod install;
 pub mod keys;
+pub mod measure;
 pub mod sync;
 pub mod telemetry;
 pub mod versions;
+pub mod watch;
 pub mod wrapper;
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch as watch_channel};
 
 use crate::hot::Hot;
 use crate::hot::throttle::Throttle;
+use crate::metrics::Metrics;
 use crate::model::auth_document::DocumentRules;
+use crate::model::digest::Digest;
 use crate::outside::Outside;
-use crate::records::{Records, Settings};
+use crate::records::{AdminCertificate, Records, Settings};
 use crate::seal::KeyRing;
 
+pub use audit::By;
 pub use error::ServiceError;
 
 pub type Result<T> = std::result::Result<T, ServiceError>;
@@ -61,6 +74,7 @@ pub struct Service {
     records: Arc<dyn Records>,
     hot: Arc<Hot>,
     throttle: Throttle,
+    metrics: Arc<Metrics>,
     outside: Arc<dyn Outside>,
     policy: ArcSwap<Policy>,
     secrets: Arc<boot::Secrets>,
@@ -68,7 +82,15 @@ pub struct Service {
     ring: ArcSwap<KeyRing>,
     canonical: ArcSwapOption<canonical::Canonical>,
     settings: ArcSwap<Settings>,
+    /// Admins' certificates by fingerprint, revoked ones included: who is let in.
+    certificates: ArcSwap<HashMap<Digest, AdminCertificate>>,
+    /// Counts up with every change of the certificates or the authorities.
+    trust_changed: watch_channel::Sender<u64>,
+    watch: watch::Watch,
     wrappers: wrapper::Digests,
+    /// Turned after every change of what answers hold beside their host and the canonical version: settings, policy.
+    shared_revision: AtomicU64,
+    directory: Arc<directory::Directory>,
     /// One catching up at a time: what is applied never goes backwards. It holds the number of the last one asked for
     /// that was served.
     catching_up: Mutex<u64>,
@@ -77,6 +99,7 @@ pub struct Service {
     rotating: Mutex<()>,
     /// Settings are read, changed and written as a whole.
     changing_settings: Mutex<()>,
+    degraded: ArcSwapOption<degraded::Degraded>,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -84,6 +107,7 @@ pub struct Parts {
     pub records: Arc<dyn Records>,
     pub hot: Arc<Hot>,
     pub throttle: Throttle,
+    pub metrics: Arc<Metrics>,
     pub outside: Arc<dyn Outside>,
     pub policy: Policy,
     pub secrets: Arc<boot::Secrets>,
@@ -96,18 +120,27 @@ impl Service {
             records: parts.records,
             hot: parts.hot,
             throttle: parts.throttle,
+            metrics: parts.metrics,
             outside: parts.outside,
             policy: ArcSwap::from_pointee(parts.policy),
             ring: ArcSwap::from_pointee(parts.secrets.ring.clone()),
             secrets: parts.secrets,
             canonical: ArcSwapOption::empty(),
             settings: ArcSwap::from_pointee(Settings::default()),
+            certificates: ArcSwap::default(),
+            trust_changed: watch_channel::channel(0).0,
+            watch: watch::Watch::default(),
             wrappers: wrapper::Digests::new(),
+            shared_revision: AtomicU64::new(0),
+            directory: Arc::default(),
             catching_up: Mutex::new(0),
             catch_ups_asked: AtomicU64::new(0),
             rotating: Mutex::new(()),
             changing_settings: Mutex::new(()),
+            degraded: ArcSwapOption::empty(),
         };
+        service.adopt_trust(service.records.certificates().await?, None)?;
+        service.hot.restore_throttle(&service.throttle, service.outside.now())?;
         service.adopt_hot().await?;
         service.catch_up().await?;
         service.adopt_activity().await?;
@@ -118,19 +151,37 @@ impl Service {
     pub fn set_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
         self.forget_wrapper_digests();
+        self.turn_shared_revision();
+    }
+
+    /// Answers made under an equal revision differ by their host and the canonical version only. It must be read before
+    /// an answer is made: one that is made while something changes then belongs to the revision that is over.
+    pub fn shared_revision(&self) -> u64 {
+        self.shared_revision.load(Ordering::SeqCst)
+    }
+
+    fn turn_shared_revision(&self) {
+        self.shared_revision.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether calls can be served: the records can be read and what is written becomes durable.
     pub async fn ready(&self) -> Result<()> {
-        self.records.check().await?;
-        if self.hot.healthy() {
-            Ok(())
-        } else {
-            Err(ServiceError::Unavailable { cause: "hot state is not durable any more: restart the daemon".into() })
-        }
+        self.check_degraded()?;
+        let checked = self.records.check().await;
+        // What this very check may have found out.
+        self.check_degraded()?;
+        Ok(checked?)
+    }
+
+    /// The wall clock, for what is shown.
+    pub fn now(&self) -> time::OffsetDateTime {
+        self.outside.now()
     }
 
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.load_full()
     }
 }
+
+#[cfg(test)]
+mod store_tests;

@@ -1,26 +1,32 @@
 //! Retrieve and store: the call that matters most.
 //!
-//! A retrieve is answered from memory. A store is answered when it is durable; of two stores at once the records decide,
-//! and the one that was second is compared again with what won. A crash before the records have it loses nothing that
-//! was acknowledged; a crash after leaves the new version, which the host finds on its next call.
+//! A retrieve is answered from memory. A store is answered when it is durable; whether it is newer than what is canonical
+//! is decided by the records, within the transaction that makes it so. A crash before the records have it loses nothing
+//! that was acknowledged; a crash after leaves the new version, which the host finds on its next call.
+//!
+//! A store is served from memory once it is durable, without a catching up; hot state follows with the next poll. Each
+//! knows its epoch, so that neither takes the place of what came later.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
+use super::audit::tell;
 use super::canonical::{Canonical, body_place, token_place};
 use super::delivery;
-use super::{Result, Service, ServiceError};
-use crate::hot::HotHost;
+use super::{By, Result, Service, ServiceError};
+use crate::hot::{HostRevision, HotHost, Seen};
+use crate::model::audit::{Actor, AuditNote};
 use crate::model::auth_document::{AuthDocument, RequestMembers, split_request, uploaded_text};
 use crate::model::digest::Digest;
-use crate::model::host::HostActivity;
+use crate::model::host::{HostActivity, HostId};
 use crate::model::instant::Instant;
 use crate::model::version::Version;
-use crate::records::{AuthEntry, NewCanonical, Source};
-
-/// How often a store that lost a race is compared again before the host is asked to come back.
-const STORE_ATTEMPTS: usize = 16;
+use crate::records::{AuthEntry, Condition, NewCanonical, Replacement, Source};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -71,6 +77,29 @@ pub struct SyncHost {
     pub activity: HostActivity,
 }
 
+/// The answer to a retrieve, before anything is copied into it.
+pub struct Retrieved {
+    pub outcome: Outcome,
+    pub canonical: Option<Arc<Canonical>>,
+    pub host: Arc<HotHost>,
+    pub seen: Seen,
+}
+
+impl Retrieved {
+    /// As every other answer, with the state of the host that it tells of, if one state it is.
+    pub fn into_sync(self) -> (Sync, Option<HostRevision>) {
+        let Self { outcome, canonical, host, seen } = self;
+        let (mut activity, state) = host.activity_now();
+        let state = (state == seen.state && seen.replaced_last_refresh.is_none()).then_some(state);
+        activity.api_calls = seen.calls;
+        // The host is told of its last call, not of this one: the recorded service reads before it writes.
+        if let Some(before) = seen.replaced_last_refresh {
+            activity.last_refresh = before;
+        }
+        (Sync { outcome, canonical, stored: false, host: Some(SyncHost { host, activity }) }, state)
+    }
+}
+
 /// Versions that came as query parameters, for bodies that have none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueryVersions<'a> {
@@ -80,100 +109,125 @@ pub struct QueryVersions<'a> {
 
 impl Service {
     /// `POST /auth` of a host that was let in.
-    pub async fn sync(&self, host: Arc<HotHost>, body: &str, query: QueryVersions<'_>) -> Result<Sync> {
-        let request = split_request(body)?;
-        let client_version = reported_version(request.text("client_version"), query.client_version);
-        let wrapper_version = reported_version(request.text("wrapper_version"), query.wrapper_version);
-        match command(&request, body)? {
-            Command::Retrieve => {
-                let (outcome, canonical) = self.compare(&host, &request)?;
-                // The host is told of its last call, not of this one: the recorded service reads before it writes.
-                let before = host.activity().last_refresh;
-                let known = canonical
-                    .as_ref()
-                    .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
-                    .map(|canonical| canonical.summary.last_refresh.as_str());
-                host.seen(self.outside.now(), known, client_version.as_deref(), wrapper_version.as_deref());
-                let activity = HostActivity { last_refresh: before, ..host.activity() };
-                Ok(Sync { outcome, canonical, stored: false, host: Some(SyncHost { host, activity }) })
-            }
-            Command::Store(document) => {
-                let document = delivery::accept(document, Some(&host));
-                let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
-                let (outcome, canonical) = self.store(document, source).await?;
-                let known = Some(canonical.summary.last_refresh.as_str());
-                host.seen(self.outside.now(), known, client_version.as_deref(), wrapper_version.as_deref());
-                let activity = host.activity();
-                Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
-            }
+    pub async fn sync(&self, host: Arc<HotHost>, from: IpAddr, body: &str, query: QueryVersions<'_>) -> Result<Sync> {
+        self.sync_as(host, from, SyncRequest::read(body, query)?).await
+    }
+
+    pub async fn sync_as(&self, host: Arc<HotHost>, from: IpAddr, request: SyncRequest<'_>) -> Result<Sync> {
+        match request.command {
+            Command::Retrieve => Ok(self.retrieve(host, &request, self.outside.now())?.into_sync().0),
+            Command::Store(document) => self.store_of_host(host, from, &request, document).await,
         }
+    }
+
+    /// Nothing of it waits for a store.
+    pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
+        let canonical = self.canonical();
+        let outcome = compare(canonical.as_deref(), &host, &request.members, now)?;
+        let known = canonical
+            .as_ref()
+            .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
+            .map(|canonical| canonical.summary.last_refresh.as_str());
+        let seen = host.seen(now, known, request.client_version(), request.wrapper_version());
+        Ok(Retrieved { outcome, canonical, host, seen })
+    }
+
+    async fn store_of_host(
+        &self,
+        host: Arc<HotHost>,
+        from: IpAddr,
+        request: &SyncRequest<'_>,
+        document: &str,
+    ) -> Result<Sync> {
+        let document = delivery::accept(document, Some(&host));
+        let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
+        let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
+        let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
+        let known = Some(canonical.summary.last_refresh.as_str());
+        host.seen(self.outside.now(), known, request.client_version(), request.wrapper_version());
+        let activity = host.activity();
+        Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }
 
     /// An admin's upload: the document itself, or a text that holds it. It wins by the same rule as a host's.
-    pub async fn upload(&self, body: &str, by: &str) -> Result<Sync> {
+    pub async fn upload(&self, body: &str, by: &By) -> Result<Sync> {
         let request = split_request(body)?;
+        if let Some(id) = request.raw("host_id").filter(|id| *id != "null") {
+            let id = id.parse().map_err(|_| ServiceError::invalid("host_id", "host_id must be a host's number"))?;
+            // Only who the login was meant for; every host is given the canonical one.
+            self.host(HostId(id)).await?;
+        }
         let raw = request.raw("auth").ok_or_else(|| ServiceError::invalid("auth", "Auth payload is required"))?;
-        let (outcome, canonical) =
-            self.store(&uploaded_text(raw)?, Source::Admin { by: by.into() }).await.map_err(|error| match error {
-                ServiceError::InvalidJson { .. } => ServiceError::Refused("auth payload must be valid JSON".into()),
-                error => error,
-            })?;
+        self.upload_text(&uploaded_text(raw)?, by).await.map_err(|error| match error {
+            ServiceError::InvalidJson { .. } => ServiceError::Refused("auth payload must be valid JSON".into()),
+            error => error,
+        })
+    }
+
+    /// The same, with nothing around the document.
+    pub async fn upload_text(&self, document: &str, by: &By) -> Result<Sync> {
+        let note = by.note(self.outside.now(), "auth.upload");
+        let (outcome, canonical) = self.store(document, Source::Admin { by: by.actor.to_string() }, note).await?;
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: None })
     }
 
-    fn compare(&self, host: &HotHost, request: &RequestMembers<'_>) -> Result<(Outcome, Option<Arc<Canonical>>)> {
-        let digest = ["digest", "auth_digest", "auth_sha"]
-            .into_iter()
-            .find_map(|name| request.text(name))
-            .ok_or_else(|| ServiceError::invalid("digest", "digest is required"))?;
-        let digest: Digest = digest
-            .trim()
-            .parse()
-            .map_err(|error: crate::model::digest::NotADigest| ServiceError::invalid("digest", error.to_string()))?;
-        let last_refresh = request
-            .text("last_refresh")
-            .filter(|text| !text.trim().is_empty())
-            .ok_or_else(|| ServiceError::invalid("last_refresh", "last_refresh is required"))?;
-        let last_refresh = Instant::parse(last_refresh)
-            .and_then(|instant| instant.check(self.outside.now()).map(|()| instant))
-            .map_err(|error| ServiceError::invalid("last_refresh", error.to_string()))?;
-        let Some(canonical) = self.canonical() else {
-            return Ok((Outcome::Missing, None));
-        };
-        let outcome = if digest == delivery::deliver(&canonical, Some(host)).digest {
-            Outcome::Valid
-        } else if last_refresh > canonical.last_refresh {
-            Outcome::UploadRequired
-        } else {
-            Outcome::Outdated
-        };
-        Ok((outcome, Some(canonical)))
+    /// The time, for judging what is in the future: the canonical's own date was not when it was stored. A clock that is
+    /// set back must not make every host a liar that has the login in hand.
+    fn no_earlier_than_the_canonical(&self) -> OffsetDateTime {
+        let now = self.outside.now();
+        self.canonical().map_or(now, |canonical| canonical.last_refresh.or_later(now))
     }
 
-    /// Stores `document` if it is newer than the canonical one. Durable when this returns `Updated`.
-    async fn store(&self, document: &str, source: Source) -> Result<(Outcome, Arc<Canonical>)> {
-        let now = self.outside.now();
+    /// Stores `document` if it is newer than the canonical one. `Updated`: it was the canonical one, and is durable; by
+    /// now there may be a newer one, which is given back then.
+    async fn store(&self, document: &str, source: Source, note: AuditNote) -> Result<(Outcome, Arc<Canonical>)> {
+        let now = self.no_earlier_than_the_canonical();
         let document = AuthDocument::parse(document, now, &self.policy.load().document_rules)?;
-        let id = Uuid::new_v4();
-        for _ in 0..STORE_ATTEMPTS {
-            let present = self.canonical();
-            if let Some(present) = present.as_ref() {
-                match document.last_refresh().cmp(&present.last_refresh) {
-                    std::cmp::Ordering::Less => return Ok((Outcome::Outdated, present.clone())),
-                    std::cmp::Ordering::Equal => return Ok((Outcome::Unchanged, present.clone())),
-                    std::cmp::Ordering::Greater => {}
-                }
+        if let Some(present) = self.canonical()
+            && let Some(outcome) = overtaken(&document, &present)
+        {
+            return Ok((outcome, present));
+        }
+        let condition = Condition::OlderThan(document.last_refresh().clone());
+        let stored = self.make_canonical(&document, source, condition, note).await?;
+        let canonical =
+            self.canonical().ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
+        let outcome = if stored { Some(Outcome::Updated) } else { overtaken(&document, &canonical) };
+        let changed = || ServiceError::Unavailable { cause: "the canonical auth changed while it was replaced".into() };
+        Ok((outcome.ok_or_else(changed)?, canonical))
+    }
+
+    /// Makes `document` the canonical version if the present one meets `condition`: durable, and served, when this returns
+    /// `true`; else what is served is what was met in its place.
+    pub(super) async fn make_canonical(
+        &self,
+        document: &AuthDocument,
+        source: Source,
+        condition: Condition,
+        note: AuditNote,
+    ) -> Result<bool> {
+        let candidate = self.seal_document(Uuid::new_v4(), document, &source)?;
+        let note = note.with("digest", candidate.digest).with("last_refresh", &candidate.last_refresh);
+        match self.records.replace_canonical(&condition, &candidate, &note).await? {
+            Replacement::Replaced { version, epoch } => {
+                tell(&note.on(version.summary.version));
+                // What was sealed here a moment ago need not be read back: it is served from now on.
+                self.adopt_canonical(Canonical {
+                    summary: version.summary,
+                    last_refresh: document.last_refresh().clone(),
+                    text: Zeroizing::new(document.text().to_owned()),
+                    as_of: epoch,
+                });
+                Ok(true)
             }
-            // Sealed anew for each attempt: a rotation of the data keys may have come between.
-            let candidate = self.seal_document(id, &document, &source)?;
-            if self.replace_canonical(present.map(|present| present.summary.version), &candidate).await?
-                && let Some(canonical) = self.canonical()
-            {
-                log::info!(event = "canonical_replaced", version = canonical.summary.version, digest:% = canonical.summary.digest, source:? = canonical.summary.source; "a new canonical auth was stored");
-                return Ok((Outcome::Updated, canonical));
+            Replacement::Conflict(present) => {
+                let present = present.map(|present| present.summary.version);
+                if self.canonical().map(|known| known.summary.version) != present {
+                    self.catch_up().await?;
+                }
+                Ok(false)
             }
         }
-        Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
     }
 
     fn seal_document(&self, id: Uuid, document: &AuthDocument, source: &Source) -> Result<NewCanonical> {
@@ -205,9 +259,81 @@ impl Service {
     }
 }
 
+/// What becomes of a document that is not newer than the canonical one; `None`: it is.
+fn overtaken(document: &AuthDocument, present: &Canonical) -> Option<Outcome> {
+    match document.last_refresh().cmp(&present.last_refresh) {
+        std::cmp::Ordering::Less => Some(Outcome::Outdated),
+        std::cmp::Ordering::Equal => Some(Outcome::Unchanged),
+        std::cmp::Ordering::Greater => None,
+    }
+}
+
+/// The body of a sync, split, with what the query adds to it.
+pub struct SyncRequest<'a> {
+    members: RequestMembers<'a>,
+    query: QueryVersions<'a>,
+    command: Command<'a>,
+}
+
+#[derive(Clone, Copy)]
 enum Command<'a> {
     Retrieve,
     Store(&'a str),
+}
+
+impl<'a> SyncRequest<'a> {
+    pub fn read(body: &'a str, query: QueryVersions<'a>) -> Result<Self> {
+        let members = split_request(body)?;
+        Ok(Self { command: command(&members, body)?, members, query })
+    }
+
+    pub fn is_retrieve(&self) -> bool {
+        matches!(self.command, Command::Retrieve)
+    }
+
+    fn client_version(&self) -> Option<&str> {
+        reported_version(self.members.text("client_version"), self.query.client_version)
+    }
+
+    fn wrapper_version(&self) -> Option<&str> {
+        reported_version(self.members.text("wrapper_version"), self.query.wrapper_version)
+    }
+}
+
+fn compare(
+    canonical: Option<&Canonical>,
+    host: &HotHost,
+    request: &RequestMembers<'_>,
+    now: OffsetDateTime,
+) -> Result<Outcome> {
+    let digest = ["digest", "auth_digest", "auth_sha"]
+        .into_iter()
+        .find_map(|name| request.text(name))
+        .ok_or_else(|| ServiceError::invalid("digest", "digest is required"))?;
+    let digest: Digest = digest
+        .trim()
+        .parse()
+        .map_err(|error: crate::model::digest::NotADigest| ServiceError::invalid("digest", error.to_string()))?;
+    let last_refresh = request
+        .text("last_refresh")
+        .filter(|text| !text.trim().is_empty())
+        .ok_or_else(|| ServiceError::invalid("last_refresh", "last_refresh is required"))?;
+    // Whoever has the canonical document spells its instant as it does: that one was parsed already.
+    let last_refresh = match canonical.filter(|canonical| canonical.last_refresh.text() == last_refresh) {
+        Some(canonical) => Ok(Cow::Borrowed(&canonical.last_refresh)),
+        None => Instant::parse(last_refresh).map(Cow::Owned),
+    };
+    let last_refresh = last_refresh
+        .and_then(|instant| instant.check(canonical.map_or(now, |it| it.last_refresh.or_later(now))).map(|()| instant))
+        .map_err(|error| ServiceError::invalid("last_refresh", error.to_string()))?;
+    let Some(canonical) = canonical else { return Ok(Outcome::Missing) };
+    Ok(if digest == delivery::deliver(canonical, Some(host)).digest {
+        Outcome::Valid
+    } else if *last_refresh > canonical.last_refresh {
+        Outcome::UploadRequired
+    } else {
+        Outcome::Outdated
+    })
 }
 
 /// Without a command it is a retrieve, unless the body is itself a document: no `auth`, but `last_refresh` and tokens.
@@ -219,20 +345,20 @@ fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<Command<'a
         None => (request.has("last_refresh") && request.has("tokens")).then_some(body),
     };
     let given = match request.raw("command") {
-        None | Some("null") => String::new(),
-        Some(_) => request.text("command").ok_or_else(bad)?.trim().to_ascii_lowercase(),
+        None | Some("null") => "",
+        Some(_) => request.text("command").ok_or_else(bad)?.trim(),
     };
-    match (given.as_str(), document) {
-        ("retrieve", _) => Ok(Command::Retrieve),
-        ("store", Some(document)) => Ok(Command::Store(document)),
-        ("store", None) => Err(ServiceError::invalid("auth", "Auth payload is required")),
-        ("", Some(document)) if auth.is_none() => Ok(Command::Store(document)),
-        ("", _) => Ok(Command::Retrieve),
+    let is = |name: &str| given.eq_ignore_ascii_case(name);
+    match document {
+        _ if is("retrieve") => Ok(Command::Retrieve),
+        Some(document) if is("store") => Ok(Command::Store(document)),
+        None if is("store") => Err(ServiceError::invalid("auth", "Auth payload is required")),
+        Some(document) if is("") && auth.is_none() => Ok(Command::Store(document)),
+        _ if is("") => Ok(Command::Retrieve),
         _ => Err(bad()),
     }
 }
 
-fn reported_version(body: Option<&str>, query: Option<&str>) -> Option<String> {
-    let reported = |text: &str| Version::reported(text).map(|version| version.as_str().to_owned());
-    body.and_then(reported).or_else(|| query.and_then(reported))
+fn reported_version<'a>(body: Option<&'a str>, query: Option<&'a str>) -> Option<&'a str> {
+    body.and_then(Version::within).or_else(|| query.and_then(Version::within))
 }

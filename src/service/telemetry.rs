@@ -1,21 +1,56 @@
 //! What hosts' calls leave behind, on its way to the records: counted in memory, gathered into the outbox every second,
 //! drained from there in batches.
 //!
-//! A crash loses at most what was counted since the last gathering (calls and last-seen times, which nobody was promised);
-//! what is in the outbox is power-safe and is drained after the next boot. A batch that reached the records but was not
-//! forgotten here is sent again, and its sequence number makes the second time change nothing.
+//! At most so many hosts are gathered at a time, those that wait longest.
+//!
+//! A crash loses at most what was counted of a host since it was last gathered (calls and last-seen times, which nobody was
+//! promised); what is in the outbox is power-safe and is drained after the next boot. A batch that reached the records but was not
+//! forgotten here is sent again, and its sequence number makes the second time change nothing. The throttles' counts go
+//! to hot state with it, so that a restart does not forgive.
 
-use super::{Result, Service};
+use super::{Result, Service, ServiceError};
+use crate::records::Telemetry;
 
 const BATCHES: usize = 16;
+/// How many hosts are gathered at a time. With a larger fleet at work each host's calls are gathered less often, together,
+/// and what it costs to keep them does not grow with the fleet.
+const HOSTS: usize = 1000;
 
 impl Service {
-    /// Moves what was counted since the last time into the outbox.
-    pub async fn gather_telemetry(&self) -> Result<()> {
-        let batch = self.hot.gather_seen();
+    /// Moves what was counted of the hosts that wait longest into the outbox; says whether there were any.
+    pub async fn gather_telemetry(&self) -> Result<bool> {
+        let mut batch = self.hot.gather_seen(HOSTS);
+        let any = !batch.is_empty();
+        self.note_in_directory(&batch)?;
+        batch.extend(self.watch.gather(self.outside.now()));
         if !batch.is_empty() {
             self.hot.outbox_append(batch).await?;
         }
+        Ok(any)
+    }
+
+    fn note_in_directory(&self, batch: &[Telemetry]) -> Result<()> {
+        let seen = batch.iter().filter_map(|telemetry| match telemetry {
+            Telemetry::Seen { host, .. } => Some(*host),
+            Telemetry::Noted { .. } => None,
+        });
+        let hosts = seen.map(|host| self.hot.host_by_id(host));
+        let hosts = hosts.filter_map(std::result::Result::transpose).collect::<std::result::Result<Vec<_>, _>>()?;
+        self.directory.set_activity(hosts.into_iter().map(|host| (host.id, host.activity())));
+        Ok(())
+    }
+
+    /// Keeps what the throttles counted since the last time.
+    pub async fn keep_throttle(&self) -> Result<()> {
+        let rows = self.throttle.gather(self.outside.now());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let hot = self.hot.clone();
+        let written = tokio::task::spawn_blocking(move || hot.keep_throttle(rows)).await;
+        written.map_err(ServiceError::internal)??;
+        self.hot.throttle_kept().await?;
+        log::debug!(event = "throttle_kept"; "what the throttles counted is kept");
         Ok(())
     }
 

@@ -1,12 +1,19 @@
 //! Which versions of Codex and of the wrapper a host should have.
 
+use std::sync::Arc;
+
 use time::OffsetDateTime;
 
-use super::{Result, Service, bake};
+use super::audit::tell;
+use super::{By, Result, Service, ServiceError, bake};
 use crate::hot::HotHost;
+use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::version::Version;
 use crate::records::{ClientRelease, Settings};
+
+/// The longest reason of a kill switch, in characters.
+const MAX_REASON: usize = 200;
 
 pub struct Versions {
     /// The newest Codex that upstream is known to have released.
@@ -38,29 +45,48 @@ impl Service {
     /// Keeps what upstream said its newest release is. `tag` is what the release is called there (`rust-v0.169.0`).
     pub async fn note_client_release(&self, tag: &str) -> Result<()> {
         let Some(version) = Version::reported(tag) else {
-            return Err(super::ServiceError::internal("upstream named a release that is no version"));
+            return Err(ServiceError::internal("upstream named a release that is no version"));
         };
         let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.outside.now() };
-        self.change_settings(|settings| settings.client_release = Some(release)).await?;
+        let note = By::daemon().note(release.checked_at, "release.found").on(&release.version);
+        self.change_settings(&note, |settings| settings.client_release = Some(release)).await?;
         Ok(())
     }
 
-    pub fn api_disabled(&self) -> bool {
-        self.settings.load().api_disabled
+    /// The kill switch, as hosts are told of it.
+    pub fn api_disabled(&self) -> Option<ServiceError> {
+        let settings = self.settings.load();
+        settings.api_disabled.then(|| ServiceError::ApiDisabled { reason: settings.api_disabled_reason.clone() })
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
     }
 
     /// The kill switch.
-    pub async fn disable_api(&self, disabled: bool) -> Result<()> {
-        self.change_settings(|settings| settings.api_disabled = disabled).await?;
-        log::warn!(event = "kill_switch", disabled; "the API for hosts was switched {}", if disabled { "off" } else { "on" });
-        Ok(())
+    pub async fn disable_api(&self, disabled: bool, reason: Option<&str>, by: &By) -> Result<()> {
+        let reason = reason.map(str::trim).filter(|reason| disabled && !reason.is_empty());
+        if reason.is_some_and(|reason| reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control)) {
+            return Err(ServiceError::invalid(
+                "reason",
+                format!("must be one line of at most {MAX_REASON} characters"),
+            ));
+        }
+        let note = by.note(self.outside.now(), if disabled { "api.disable" } else { "api.enable" });
+        let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
+        self.change_settings(&note, |settings| {
+            settings.api_disabled = disabled;
+            settings.api_disabled_reason = reason.map(String::from);
+        })
+        .await
     }
 
-    async fn change_settings(&self, change: impl FnOnce(&mut Settings)) -> Result<()> {
+    async fn change_settings(&self, note: &AuditNote, change: impl FnOnce(&mut Settings)) -> Result<()> {
         let _one_at_a_time = self.changing_settings.lock().await;
         let mut settings = self.records.settings().await?;
         change(&mut settings);
-        self.records.change_settings(&settings).await?;
+        self.records.change_settings(&settings, note).await?;
+        tell(note);
         self.catch_up().await
     }
 }

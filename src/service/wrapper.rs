@@ -32,6 +32,13 @@ impl Service {
         Ok(Wrapper { version: bake::WRAPPER_VERSION, digest: script.digest(), script, updated_at: host.updated_at })
     }
 
+    /// The wrapper for the host itself: from here on it trusts the authorities of today.
+    pub fn download_wrapper(&self, host: &HotHost) -> Result<Wrapper> {
+        let wrapper = self.wrapper(host)?;
+        host.fetched_wrapper(self.outside.now());
+        Ok(wrapper)
+    }
+
     pub(super) fn wrapper_digest(&self, host: &HotHost) -> Result<Digest> {
         if let Some(digest) = self.wrappers.0.get(&host.key_digest) {
             return Ok(digest);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use codex_authd::model::digest::Digest;
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::support::daemon::{Daemon, auth_json};
+use crate::support::documents::canonical_digest;
 use crate::support::within::look_within;
 
 const ROUNDS: u64 = 15;
@@ -174,13 +174,6 @@ async fn keep_storing(client: Client, url: String, key: String, instants: Arc<At
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// Of a login that names no targets: one is made of its access token and appended.
-fn canonical_digest(login: &Value) -> String {
-    let auths = json!({ "api.openai.com": { "token": login["tokens"]["access_token"], "token_type": "bearer" } });
-    let text = login.to_string();
-    Digest::of(format!("{},\"auths\":{auths}}}", text.strip_suffix('}').unwrap()).as_bytes()).to_string()
 }
 
 /// Registers new names until the daemon is gone.

@@ -595,3 +595,57 @@ impl Wire {
         X509Certificate::from_der(&chain[0]).unwrap().1
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_of_hosts_comes_in_pages_and_all_at_once() {
+    let mut daemon = Daemon::start();
+    let admin = daemon.admin();
+    for name in ["b.test", "a.test", "c.test"] {
+        daemon.register(&admin, name).await;
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let hosts = list["hosts"].as_array().unwrap().iter();
+        hosts.map(|host| host["fqdn"].as_str().unwrap().to_owned()).collect()
+    };
+    let url = daemon.admin_url("/admin/hosts");
+    let get = async |query: &str| -> Answered {
+        let answer = admin.get(format!("{url}{query}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    };
+    let (_, all) = get("").await;
+    assert_eq!(names(&all["data"]), ["a.test", "b.test", "c.test"]);
+    assert_eq!((&all["data"]["total"], &all["data"]["matching"]), (&Value::Null, &Value::Null));
+    for (query, found, matching) in [
+        ("?limit=2", &["a.test", "b.test"][..], 3),
+        ("?limit=2&offset=2", &["c.test"], 3),
+        ("?sort=fqdn&order=desc", &["c.test", "b.test", "a.test"], 3),
+        ("?sort=last_seen&order=desc", &["a.test", "b.test", "c.test"], 3),
+        ("?search=B.TE", &["b.test"], 1),
+        ("?search=", &["a.test", "b.test", "c.test"], 3),
+        ("?search=%25%27%22%0a%00%3Cscript%3E", &[], 0),
+        ("?state=unbound&limit=1", &["a.test"], 3),
+        ("?state=insecure", &[], 0),
+    ] {
+        let (status, page) = get(query).await;
+        assert_eq!(status, 200, "{query}: {page}");
+        assert_eq!(names(&page["data"]), found, "{query}");
+        assert_eq!((&page["data"]["total"], &page["data"]["matching"]), (&json!(3), &json!(matching)), "{query}");
+    }
+    for query in
+        ["?limit=0", "?limit=1001", "?limit=-1", "?limit=x", "?offset=-1", "?sort=key", "?order=up", "?state=x"]
+    {
+        let (status, refused) = get(query).await;
+        assert_eq!((status, &refused["status"]), (400, &json!("error")), "{query}: {refused}");
+    }
+    // The same from the command line, with the daemon and without it.
+    for runs in [true, false] {
+        let page = daemon
+            .cli_json(&["hosts", "list", "--sort", "fqdn", "--order", "desc", "--limit", "1", "--search", "test"]);
+        assert_eq!((names(&page), &page["matching"]), (vec!["c.test".to_owned()], &json!(3)));
+        let none = daemon.cli_json(&["hosts", "list", "--search", "a&b=c #%\u{fc}"]);
+        assert_eq!((names(&none), &none["matching"]), (Vec::new(), &json!(0)));
+        if runs {
+            daemon.stop();
+        }
+    }
+}

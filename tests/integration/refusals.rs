@@ -33,23 +33,61 @@ const OPERATIONS: &[Operation] = &[
     ("POST", "/admin/auth/upload", Needs::Certificate, Some(upload)),
     ("GET", "/admin/auth", Needs::Certificate, None),
     ("GET", "/admin/auth/history", Needs::Certificate, None),
+    ("GET", "/admin/auth/diff", Needs::Certificate, None),
+    ("POST", "/admin/auth/rollback", Needs::Certificate, Some(|| json!({ "version": 1 }))),
     ("POST", "/admin/hosts/register", Needs::Certificate, Some(|| json!({ "fqdn": "another.test" }))),
     ("GET", "/admin/hosts", Needs::Certificate, None),
     ("GET", "/admin/hosts/{id}", Needs::Certificate, None),
+    ("GET", "/admin/hosts/{id}/auth", Needs::Certificate, None),
     ("POST", "/admin/hosts/{id}/roaming", Needs::Certificate, Some(|| json!({ "allow": false }))),
     ("POST", "/admin/hosts/{id}/insecure/enable", Needs::Certificate, None),
     ("POST", "/admin/hosts/{id}/insecure/disable", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/clear", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/disable", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/enable", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/expiry", Needs::Certificate, Some(|| json!({ "expires_at": null }))),
+    ("POST", "/admin/hosts/{id}/networks", Needs::Certificate, Some(|| json!({ "networks": [] }))),
+    ("GET", "/admin/hosts/removed", Needs::Certificate, None),
+    ("GET", "/admin/installers", Needs::Certificate, None),
+    ("POST", "/admin/installers/{id}/revoke", Needs::Certificate, None),
+    ("GET", "/admin/audit", Needs::Certificate, None),
+    ("GET", "/admin/logs", Needs::Certificate, None),
+    ("GET", "/admin/audit/verify", Needs::Certificate, None),
     ("POST", "/admin/certificates", Needs::Certificate, Some(|| json!({ "name": "bob" }))),
     ("GET", "/admin/certificates", Needs::Certificate, None),
+    ("POST", "/admin/certificates/{fingerprint}/revoke", Needs::Certificate, None),
+    ("GET", "/admin/authorities", Needs::Certificate, None),
+    ("POST", "/admin/authorities/{role}/prepare", Needs::Certificate, None),
+    ("POST", "/admin/authorities/{role}/activate", Needs::Certificate, None),
+    ("POST", "/admin/authorities/{role}/retire", Needs::Certificate, None),
     ("GET", "/admin/api/state", Needs::Certificate, None),
     ("POST", "/admin/api/state", Needs::Certificate, Some(|| json!({ "disabled": false }))),
     ("POST", "/admin/keys/rotate", Needs::Certificate, None),
+    ("GET", "/metrics", Needs::Certificate, None),
     ("POST", "/auth", Needs::Key, Some(retrieve)),
     ("GET", "/wrapper", Needs::Key, None),
     ("GET", "/wrapper/download", Needs::Key, None),
     ("DELETE", "/auth", Needs::Key, None),
     ("DELETE", "/admin/hosts/{id}", Needs::Certificate, None),
+    ("POST", "/admin/hosts/{id}/restore", Needs::Certificate, None),
 ];
+
+/// A newer login, so that there is something to compare with and to roll back from.
+async fn upload_again(daemon: &Daemon, admin: &Client) {
+    for (last_refresh, n) in [("2025-11-20T09:27:43.373506211Z", 1), ("2025-11-21T09:27:43Z", 2)] {
+        let body = json!({ "auth": auth_json(last_refresh, n) });
+        let answer = admin.post(daemon.admin_url("/admin/auth/upload")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+}
+
+/// The fingerprint of a certificate that nobody uses.
+async fn spare_certificate(daemon: &Daemon, admin: &Client) -> String {
+    let body = json!({ "name": "spare" });
+    let answer = admin.post(daemon.admin_url("/admin/certificates")).json(&body).send().await.unwrap();
+    let body: Value = answer.json().await.unwrap();
+    body["data"]["fingerprint"].as_str().unwrap().into()
+}
 
 fn operation(method: &str, path: &str) -> &'static Operation {
     OPERATIONS.iter().find(|operation| (operation.0, operation.1) == (method, path)).unwrap()
@@ -87,12 +125,18 @@ async fn whoever_has_what_it_needs_is_let_in() {
     let admin = daemon.admin();
     let insecure = register(&daemon, &admin, json!({ "fqdn": "shared.test", "secure": false })).await;
     let host = daemon.register(&admin, "h.test").await;
+    let spare = spare_certificate(&daemon, &admin).await;
+    upload_again(&daemon, &admin).await;
     for operation in OPERATIONS {
         let (_, path, needs, _) = operation;
-        let used = if path.contains("insecure") || path.contains("install") { &insecure } else { &host };
+        let used = if path.contains("insecure") || path.starts_with("/install") { &insecure } else { &host };
         // The last one: the host has left by itself.
-        let used = if *operation.0 == *"DELETE" && path.contains("{id}") { &insecure } else { used };
+        let comes_last = ["DELETE /admin/hosts/{id}", "POST /admin/hosts/{id}/restore"];
+        let used = if comes_last.contains(&&*format!("{} {path}", operation.0)) { &insecure } else { used };
         let call = match needs {
+            Needs::Certificate if path.contains("{fingerprint}") => {
+                admin.post(daemon.admin_url(&path.replace("{fingerprint}", &spare)))
+            }
             Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, used),
             _ => call(&daemon.client(), &daemon.hosts_url(""), operation, used).header("X-API-Key", &used.api_key),
         };
@@ -133,7 +177,98 @@ async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
         }
         admin_operations += 1;
     }
-    assert_eq!(admin_operations, OPERATIONS.iter().filter(|(_, path, ..)| path.starts_with("/admin/")).count());
+    assert_eq!(
+        admin_operations,
+        OPERATIONS.iter().filter(|(_, path, ..)| path.starts_with("/admin/") || *path == "/metrics").count()
+    );
+}
+
+/// Every operation, tried by everybody who has no right to it, or no right to it now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_operation_refuses_whoever_may_not() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "h.test").await;
+    let disabled = daemon.register(&admin, "disabled.test").await;
+    let switch_off = admin.post(daemon.admin_url(&format!("/admin/hosts/{}/disable", disabled.id)));
+    assert_eq!(switch_off.send().await.unwrap().status(), 200);
+    let (client, elsewhere) = (daemon.client(), daemon.client_from([127, 0, 0, 2].into()));
+    // Binds the host to this address.
+    let bind =
+        call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).header("X-API-Key", &host.api_key);
+    assert_eq!(bind.send().await.unwrap().status(), 200);
+
+    let directory = daemon.admin_certificate("mallory");
+    let revoked = || daemon.client_builder().identity(identity(&directory, "mallory")).build().unwrap();
+    let open_connection = revoked();
+    assert_eq!(open_connection.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
+    let certificates = daemon.cli_json(&["certificates", "list"]);
+    let found = certificates["certificates"].as_array().unwrap().iter().find(|it| it["name"] == "mallory").unwrap();
+    daemon.cli_json(&["certificates", "revoke", found["fingerprint"].as_str().unwrap()]);
+    let foreign = Daemon::prepare(&[]);
+    let foreign = identity(&foreign.admin_certificate("mallory"), "mallory");
+    let foreign = daemon.client_builder().identity(foreign).build().unwrap();
+
+    let mut tried = 0;
+    for operation in OPERATIONS {
+        let name = format!("{operation:?}");
+        match operation.2 {
+            Needs::Certificate => {
+                let base = daemon.admin_url("");
+                let strangers =
+                    [("nobody", &client), ("a foreign certificate", &foreign), ("a revoked one", &revoked())];
+                for (who, stranger) in strangers {
+                    let answer =
+                        call(stranger, &base, operation, &host).header("X-API-Key", &host.api_key).send().await;
+                    match answer {
+                        Err(error) => assert!(!error.is_timeout(), "{name}, {who}: {error}"),
+                        Ok(answer) if who == "a revoked one" => {
+                            refused(answer, 403, "certificate_refused", &name).await
+                        }
+                        Ok(answer) => panic!("{name} answered {who}: {}", answer.status()),
+                    }
+                }
+                match call(&open_connection, &base, operation, &host).send().await {
+                    Err(error) => assert!(!error.is_timeout(), "{name}: {error}"),
+                    Ok(answer) => refused(answer, 403, "certificate_refused", &name).await,
+                }
+            }
+            Needs::Key => {
+                let base = daemon.hosts_url("");
+                let as_host = |client: &Client, host: &Registered| {
+                    call(client, &base, operation, host).header("X-API-Key", &host.api_key).send()
+                };
+                refused(call(&client, &base, operation, &host).send().await.unwrap(), 401, "key_missing", &name).await;
+                refused(as_host(&client, &disabled).await.unwrap(), 403, "host_disabled", &name).await;
+                refused(as_host(&elsewhere, &host).await.unwrap(), 403, "address_refused", &name).await;
+            }
+            Needs::Nothing | Needs::NothingAnywhere => {}
+        }
+        tried += 1;
+    }
+    assert_eq!(tried, OPERATIONS.len());
+
+    daemon.cli_json(&["api", "disable"]);
+    for operation in OPERATIONS {
+        let name = format!("{operation:?}, kill switch on");
+        let call = call(&client, &daemon.hosts_url(""), operation, &host).header("X-API-Key", &host.api_key);
+        match (operation.2, operation.1) {
+            (Needs::Key, _) => refused(call.send().await.unwrap(), 503, "api_disabled", &name).await,
+            (Needs::Nothing, "/install/{token}") => assert_eq!(call.send().await.unwrap().status(), 503, "{name}"),
+            (Needs::Nothing | Needs::NothingAnywhere, _) => {
+                assert_eq!(call.send().await.unwrap().status(), 200, "{name}")
+            }
+            // Admins go on: this is how it is switched on again.
+            (Needs::Certificate, _) => {}
+        }
+    }
+    for path in ["/admin/hosts", "/admin/auth/history", "/admin/audit"] {
+        assert_eq!(admin.get(daemon.admin_url(path)).send().await.unwrap().status(), 200, "{path}");
+    }
+    daemon.cli_json(&["api", "enable"]);
+    let bound =
+        call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).header("X-API-Key", &host.api_key);
+    assert_eq!(bound.send().await.unwrap().status(), 200, "and the host is there, untouched");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,6 +328,7 @@ async fn hostile_bodies_are_refused_with_a_reason() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let host = daemon.register(&admin, "h.test").await;
+    upload_again(&daemon, &admin).await;
     for operation in OPERATIONS.iter().filter(|(.., body)| body.is_some()) {
         let good = operation.3.unwrap()().to_string();
         let send = |content_type: &'static str, body: Vec<u8>| {
@@ -297,7 +433,18 @@ async fn the_document_and_its_page_are_served_on_both_listeners() {
 
 fn call(client: &Client, base: &str, operation: &Operation, host: &Registered) -> RequestBuilder {
     let (method, path, _, body) = operation;
-    let path = path.replace("{id}", &host.id.to_string()).replace("{token}", &host.token);
+    let id = match path.starts_with("/admin/installers") {
+        true => Digest::of(host.token.as_bytes()).to_string(),
+        false => host.id.to_string(),
+    };
+    let path = path.replace("{id}", &id).replace("{token}", &host.token).replace("{role}", "server");
+    let path = path.replace("{fingerprint}", &"ab".repeat(32));
+    let query = match &*path {
+        "/admin/auth/diff" => "?from=1&to=2",
+        retire if retire.ends_with("/retire") => "?force=true",
+        _ => "",
+    };
+    let path = format!("{path}{query}");
     let call = client.request(method.parse().unwrap(), format!("{base}{path}"));
     match body {
         Some(body) => call.json(&body()),

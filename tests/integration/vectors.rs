@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::process::Stdio;
 use std::time::Instant;
 
+use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::digest::Digest;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::{NewInstallToken, Records as _, Registration};
@@ -66,6 +67,9 @@ const DEVIATIONS: &[Deviation] = &[
         "data.versions.reported_client_version type",
         "no host has called, so none has reported a version",
     ),
+    deviation("admin_host_auth", "data.recent_digests value", "only the version that the host has now is told"),
+    deviation("admin_host_auth_body", "data.recent_digests value", "as admin_host_auth"),
+    deviation("admin_logs", "data.logs value", "who did what is noted, not every call"),
     deviation("store_auths_entries", "data.auth.custom.a type", "an empty object stays one"),
     deviation("store_auths_entries", "data.canonical_digest value", "of the text with the empty object"),
 ];
@@ -196,6 +200,7 @@ const SECTIONS: &[Section] = &[
             Replay("auth_get"),
             Replay("auth_retrieve_missing"),
             Replay("admin_upload_not_json"),
+            Replay("admin_upload_unknown_host"),
             Replay("admin_upload_system"),
             Replay("auth_retrieve_valid"),
             Replay("auth_hash_as_key_accepted"),
@@ -238,9 +243,14 @@ const SECTIONS: &[Section] = &[
             Replay("store_token_space"),
             Replay("store_token_empty"),
             Replay("store_openai_api_key_only"),
+            Replay("admin_host_auth"),
+            Replay("admin_host_auth_body"),
+            Replay("admin_logs"),
             Replay("wrapper_meta"),
             Replay("wrapper_meta_bad_key"),
             Replay("wrapper_download"),
+            Replay("admin_host_clear"),
+            Call(H1, OURS),
             Replay("admin_register_insecure"),
             Alias("ins.example.test", INSECURE),
             Replay("install_insecure_host"),
@@ -641,11 +651,13 @@ async fn expire(daemon: &Daemon, token: &str) {
         key_digest: host.key_digest,
         api_key: host.api_key,
         secure: None,
+        expires_at: None,
         insecure_enabled_until: None,
         token,
         at,
     };
-    records.register_host(&registration).await.unwrap();
+    let note = AuditNote::new(at, Actor::Daemon, None, "host.register");
+    records.register_host(&registration, &note).await.unwrap();
 }
 
 /// Where releases of Codex are asked for.

@@ -102,6 +102,16 @@ impl fmt::Debug for AuthDocument {
     }
 }
 
+/// A document with another `last_refresh`, everything else as it was spelled.
+pub fn redated(text: &str, last_refresh: &str) -> Result<Zeroizing<String>, DocumentError> {
+    let mut members = top_level_members(text)?;
+    match members.0.iter_mut().find(|member| member.name == "last_refresh") {
+        Some(member) => member.value = Node::String(json::Text::Made(Zeroizing::new(last_refresh.into()))),
+        None => return Err(DocumentError::field(LAST_REFRESH, "last_refresh is required")),
+    }
+    Ok(json::write(&Node::Object(members), text.len()))
+}
+
 const LAST_REFRESH: &str = "auth.last_refresh";
 
 fn top_level_members(text: &str) -> Result<json::Members<'_>, DocumentError> {

@@ -25,7 +25,7 @@ pub fn split_request(body: &str) -> Result<RequestMembers<'_>, DocumentError> {
 /// The text of an uploaded document: `raw` itself, or, where it is a JSON string, the text inside.
 pub fn uploaded_text(raw: &str) -> Result<Zeroizing<String>, DocumentError> {
     match json::read_nested(raw, json::MAX_DEPTH + 1)? {
-        Node::String(text) => Ok(text),
+        Node::String(text) => Ok(text.into_owned()),
         _ => Ok(Zeroizing::new(raw.to_owned())),
     }
 }
@@ -51,7 +51,7 @@ impl<'a> RequestMembers<'a> {
 
     /// Every member's name with its value as it was spelled, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        self.0.0.iter().map(|member| (member.name.as_str(), member.raw))
+        self.0.0.iter().map(|member| (&*member.name, member.raw))
     }
 
     fn member(&self, name: &str) -> Option<&Member<'a>> {

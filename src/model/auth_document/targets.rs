@@ -1,5 +1,7 @@
 //! The member `auths`: which token goes to which target. The one part of a document that is rewritten.
 
+use std::borrow::Cow;
+
 use crate::model::secret::Secret;
 
 use super::DocumentError;
@@ -127,7 +129,7 @@ fn read_target(name: &str, value: &Node<'_>) -> Result<Target, DocumentError> {
 }
 
 fn made<'a>(name: &str, value: Node<'a>) -> Member<'a> {
-    Member { name: name.to_owned(), value, raw: "" }
+    Member { name: Cow::Owned(name.to_owned()), value, raw: "" }
 }
 
 fn non_blank<'n>(node: &'n Node<'_>) -> Option<&'n str> {

@@ -4,7 +4,7 @@ use super::*;
 
 pub async fn settings_are_kept(store: Store) {
     assert_eq!(store.settings().await.unwrap(), Settings::default());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     assert_eq!(store.settings().await.unwrap(), Settings { api_disabled: true, ..Settings::default() });
 }
 
@@ -12,14 +12,16 @@ pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
     let mut last = store.epoch().await.unwrap();
     for step in 0..8 {
         match step {
-            0 => drop(store.register_host(&registration(1, "h1.test", "a")).await.unwrap()),
-            1 => drop(store.register_host(&registration(1, "h1.test", "b")).await.unwrap()),
-            2 => drop(store.change_host(HostId(1), &HostChange::default(), at(1)).await.unwrap()),
-            3 => drop(store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap()),
-            4 => drop(store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap()),
-            5 => drop(store.replace_canonical(None, &new_canonical("1")).await.unwrap()),
-            6 => store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap(),
-            _ => drop(store.remove_host(HostId(1), at(2)).await.unwrap()),
+            0 => drop(store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap()),
+            1 => drop(store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap()),
+            2 => drop(store.change_host(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap()),
+            3 => drop(store.bind_ip(HostId(1), &key("b"), ip("192.0.2.1"), at(1), &noted()).await.unwrap()),
+            4 => drop(store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap()),
+            5 => drop(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap()),
+            6 => {
+                store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap()
+            }
+            _ => drop(store.remove_host(HostId(1), at(2), &noted()).await.unwrap()),
         }
         let now = store.epoch().await.unwrap();
         assert!(now > last, "step {step}");
@@ -28,25 +30,28 @@ pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
 }
 
 pub async fn what_nodes_do_not_cache_leaves_the_epoch_alone(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
-    replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     let epoch = store.epoch().await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 1, None)]).await.unwrap();
-    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.2"), at(2)).await.unwrap();
-    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await.unwrap();
-    store.replace_canonical(None, &new_canonical("2")).await.unwrap();
-    store.remove_host(HostId(9), at(2)).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), at(2), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
+    store.remove_host(HostId(9), at(2), &noted()).await.unwrap();
     assert_eq!(store.epoch().await.unwrap(), epoch);
 }
 
 pub async fn only_what_changed_is_told(store: Store) {
     for number in 1..=3 {
-        store.register_host(&registration(number, &format!("h{number}.test"), &number.to_string())).await.unwrap();
+        store
+            .register_host(&registration(number, &format!("h{number}.test"), &number.to_string()), &noted())
+            .await
+            .unwrap();
     }
-    replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
 
     let all = store.changes_since(Epoch(0)).await.unwrap();
     assert_eq!((all.hosts.len(), all.install_tokens.len()), (3, 3));
@@ -58,19 +63,19 @@ pub async fn only_what_changed_is_told(store: Store) {
     assert!(is_empty(&none), "{none:?}");
     assert_eq!(none.epoch, all.epoch);
 
-    store.change_host(HostId(2), &HostChange::default(), at(1)).await.unwrap();
-    store.change_host(HostId(2), &HostChange::default(), at(2)).await.unwrap();
+    store.change_host(HostId(2), &HostChange::default(), at(1), &noted()).await.unwrap();
+    store.change_host(HostId(2), &HostChange::default(), at(2), &noted()).await.unwrap();
     let one = store.changes_since(all.epoch).await.unwrap();
     assert_eq!(one.hosts, [store.host(HostId(2)).await.unwrap().unwrap()], "each once, as it is now");
     assert!(one.install_tokens.is_empty() && one.canonical.is_none() && one.settings.is_none());
 
-    store.redeem_install_token(&token("3"), at(1), ip("192.0.2.1")).await.unwrap();
+    store.redeem_install_token(&token("3"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     let spent = store.changes_since(one.epoch).await.unwrap();
     assert!(spent.hosts.is_empty());
     assert_eq!(spent.install_tokens.len(), 1);
     assert!(spent.install_tokens[0].redeemed_at.is_some());
 
-    store.remove_host(HostId(1), at(3)).await.unwrap();
+    store.remove_host(HostId(1), at(3), &noted()).await.unwrap();
     let gone = store.changes_since(spent.epoch).await.unwrap();
     assert_eq!(
         gone.hosts.iter().map(|host| (host.id, host.removed_at)).collect::<Vec<_>>(),
@@ -127,15 +132,22 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
             for round in 0..20 {
                 let id = number as u64 + 1;
                 let tag = format!("{number}.{round}");
-                store.register_host(&registration(id, &format!("h{id}.test"), &tag)).await.unwrap();
-                store.redeem_install_token(&token(&tag), at(1), ip("192.0.2.1")).await.unwrap();
-                store.replace_canonical((round > 0).then_some(round), &new_canonical(&tag)).await.unwrap();
+                store.register_host(&registration(id, &format!("h{id}.test"), &tag), &noted()).await.unwrap();
+                store.redeem_install_token(&token(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+                store
+                    .replace_canonical(
+                        &Condition::Version((round > 0).then_some(round)),
+                        &new_canonical(&tag),
+                        &noted(),
+                    )
+                    .await
+                    .unwrap();
             }
         }
     })
     .await;
     // The end is told through what is followed, so that the follower has seen all before it.
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     let (hosts, tokens, canonical, told) = follower.await.unwrap();
     let all = store.changes_since(Epoch(0)).await.unwrap();
     assert_eq!(hosts, all.hosts.into_iter().map(|host| (host.id, host)).collect());

@@ -1,7 +1,7 @@
 use super::*;
 
 pub async fn a_new_host_has_the_rules_it_was_registered_with(store: Store) {
-    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert_eq!(host.id, HostId(1));
     assert!(host.rules.secure);
     assert!(!host.rules.allow_roaming_ips);
@@ -14,7 +14,7 @@ pub async fn a_new_host_has_the_rules_it_was_registered_with(store: Store) {
 
     let insecure =
         Registration { secure: Some(false), insecure_enabled_until: Some(at(600)), ..registration(2, "h2.test", "b") };
-    let host = store.register_host(&insecure).await.unwrap();
+    let host = store.register_host(&insecure, &noted()).await.unwrap();
     assert!(!host.rules.secure);
     assert_eq!(host.rules.insecure_enabled_until, Some(at(600)));
 }
@@ -22,9 +22,10 @@ pub async fn a_new_host_has_the_rules_it_was_registered_with(store: Store) {
 pub async fn a_name_registered_again_keeps_its_id_and_gets_a_new_key(store: Store) {
     let insecure =
         Registration { secure: Some(false), insecure_enabled_until: Some(at(9)), ..registration(1, "h1.test", "a") };
-    store.register_host(&insecure).await.unwrap();
-    store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(1)).await.unwrap();
-    let again = store.register_host(&Registration { at: at(5), ..registration(1, "h1.test", "b") }).await.unwrap();
+    store.register_host(&insecure, &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    let again =
+        store.register_host(&Registration { at: at(5), ..registration(1, "h1.test", "b") }, &noted()).await.unwrap();
     assert_eq!(again.id, HostId(1));
     assert_eq!(again.key_digest, registration(1, "h1.test", "b").key_digest);
     assert_eq!(again.api_key, registration(1, "h1.test", "b").api_key);
@@ -37,53 +38,59 @@ pub async fn a_name_registered_again_keeps_its_id_and_gets_a_new_key(store: Stor
     assert_eq!(store.hosts().await.unwrap(), [again]);
 
     let secure = Registration { secure: Some(true), ..registration(1, "h1.test", "c") };
-    let again = store.register_host(&secure).await.unwrap();
+    let again = store.register_host(&secure, &noted()).await.unwrap();
     assert!(again.rules.secure);
     assert_eq!(again.rules.insecure_enabled_until, None);
 }
 
 pub async fn registering_for_another_id_changes_nothing(store: Store) {
-    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let first = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let epoch = store.epoch().await.unwrap();
-    let answer = store.register_host(&registration(2, "h1.test", "b")).await.unwrap();
+    let answer = store.register_host(&registration(2, "h1.test", "b"), &noted()).await.unwrap();
     assert_eq!(answer, first, "the host as it was, so that the caller can seal for its id");
     assert_eq!(store.epoch().await.unwrap(), epoch);
     assert_eq!(store.host(HostId(2)).await.unwrap(), None);
-    let redemption = store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap();
+    let redemption = store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::Unknown);
-    let redemption = store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
+    let redemption = store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert!(matches!(redemption, Redemption::Redeemed { .. }));
 }
 
 pub async fn a_registration_done_twice_is_done_once(store: Store) {
-    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1")).await.unwrap();
-    let again = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let first = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    let again = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert_eq!(again, first);
-    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await.unwrap();
+    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed, "a repeated call must not bring a spent token back to life");
 
     // A repeated call that arrives late does not undo what came after it.
-    let later = store.register_host(&registration(1, "h1.test", "b")).await.unwrap();
-    assert_eq!(store.register_host(&registration(1, "h1.test", "a")).await.unwrap(), later);
+    let later = store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
+    assert_eq!(store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap(), later);
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), later);
 }
 
 pub async fn a_taken_id_is_never_given_to_another_name(store: Store) {
-    let first = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    assert!(store.register_host(&registration(1, "h2.test", "b")).await.is_err());
+    let first = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    assert!(store.register_host(&registration(1, "h2.test", "b"), &noted()).await.is_err());
     assert_eq!(store.hosts().await.unwrap(), [first]);
-    store.remove_host(HostId(1), at(1)).await.unwrap();
-    assert!(store.register_host(&registration(1, "h1.test", "c")).await.is_err(), "a removed host stays removed");
+    store.remove_host(HostId(1), at(1), &noted()).await.unwrap();
+    assert!(
+        store.register_host(&registration(1, "h1.test", "c"), &noted()).await.is_err(),
+        "a removed host stays removed"
+    );
     assert_eq!(store.hosts().await.unwrap(), []);
 }
 
 pub async fn racing_registrations_of_one_name_make_one_host(store: Store) {
-    let answers = race(20, |number| {
-        let store = Arc::clone(&store);
-        async move { store.register_host(&registration(number as u64 + 1, "h1.test", &number.to_string())).await }
-    })
-    .await;
+    let answers =
+        race(20, |number| {
+            let store = Arc::clone(&store);
+            async move {
+                store.register_host(&registration(number as u64 + 1, "h1.test", &number.to_string()), &noted()).await
+            }
+        })
+        .await;
     let hosts = store.hosts().await.unwrap();
     assert_eq!(hosts.len(), 1);
     for answer in answers {
@@ -93,31 +100,31 @@ pub async fn racing_registrations_of_one_name_make_one_host(store: Store) {
 
 pub async fn hosts_are_listed_by_name_without_the_removed(store: Store) {
     for (id, name) in [(7, "c.test"), (3, "a.test"), (9, "b.test"), (1, "d.test")] {
-        store.register_host(&registration(id, name, name)).await.unwrap();
+        store.register_host(&registration(id, name, name), &noted()).await.unwrap();
     }
-    store.remove_host(HostId(9), at(1)).await.unwrap();
+    store.remove_host(HostId(9), at(1), &noted()).await.unwrap();
     let names: Vec<_> = store.hosts().await.unwrap().into_iter().map(|host| host.fqdn.to_string()).collect();
     assert_eq!(names, ["a.test", "c.test", "d.test"]);
 }
 
 pub async fn a_removed_host_is_gone_and_its_name_free(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    let removed = store.remove_host(HostId(1), at(9)).await.unwrap().unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let removed = store.remove_host(HostId(1), at(9), &noted()).await.unwrap().unwrap();
     assert_eq!(removed.removed_at, Some(at(9)));
-    assert_eq!(store.remove_host(HostId(1), at(10)).await.unwrap(), None);
+    assert_eq!(store.remove_host(HostId(1), at(10), &noted()).await.unwrap(), None);
     assert_eq!(store.host(HostId(1)).await.unwrap(), None);
     assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap(), None);
-    assert_eq!(store.change_host(HostId(1), &HostChange::default(), at(10)).await.unwrap(), None);
-    assert_eq!(store.bind_ip_if_unbound(HostId(1), ip("192.0.2.1"), at(10)).await.unwrap(), None);
-    let successor = store.register_host(&registration(2, "h1.test", "b")).await.unwrap();
+    assert_eq!(store.change_host(HostId(1), &HostChange::default(), at(10), &noted()).await.unwrap(), None);
+    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(10), &noted()).await.unwrap(), None);
+    let successor = store.register_host(&registration(2, "h1.test", "b"), &noted()).await.unwrap();
     assert_eq!(successor.id, HostId(2));
     assert_eq!(store.hosts().await.unwrap(), [successor]);
 }
 
 pub async fn rules_change_only_where_told(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let roam = HostChange { allow_roaming_ips: Some(true), bound_ip: Some(Some(ip("192.0.2.9"))), ..<_>::default() };
-    let host = store.change_host(HostId(1), &roam, at(3)).await.unwrap().unwrap();
+    let host = store.change_host(HostId(1), &roam, at(3), &noted()).await.unwrap().unwrap();
     assert!(host.rules.allow_roaming_ips);
     assert_eq!((host.rules.bound_ip, host.updated_at), (Some(ip("192.0.2.9")), at(3)));
     let window = HostChange {
@@ -125,23 +132,23 @@ pub async fn rules_change_only_where_told(store: Store) {
         insecure_grace_until: Some(Some(at(200))),
         ..<_>::default()
     };
-    let host = store.change_host(HostId(1), &window, at(4)).await.unwrap().unwrap();
+    let host = store.change_host(HostId(1), &window, at(4), &noted()).await.unwrap().unwrap();
     assert!(host.rules.allow_roaming_ips);
     assert_eq!(host.rules.insecure_enabled_until, Some(at(100)));
     assert_eq!(host.rules.insecure_grace_until, Some(at(200)));
     let unbind = HostChange { bound_ip: Some(None), insecure_enabled_until: Some(None), ..<_>::default() };
-    let host = store.change_host(HostId(1), &unbind, at(5)).await.unwrap().unwrap();
+    let host = store.change_host(HostId(1), &unbind, at(5), &noted()).await.unwrap().unwrap();
     assert_eq!((host.rules.bound_ip, host.rules.insecure_enabled_until), (None, None));
     assert_eq!(host.rules.insecure_grace_until, Some(at(200)));
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), host);
-    assert_eq!(store.change_host(HostId(2), &unbind, at(5)).await.unwrap(), None);
+    assert_eq!(store.change_host(HostId(2), &unbind, at(5), &noted()).await.unwrap(), None);
 }
 
 pub async fn racing_first_contacts_bind_one_address(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let answers = race(100, |number| {
         let store = Arc::clone(&store);
-        async move { store.bind_ip_if_unbound(HostId(1), ip(&format!("192.0.2.{number}")), at(1)).await }
+        async move { store.bind_ip(HostId(1), &key("a"), ip(&format!("192.0.2.{number}")), at(1), &noted()).await }
     })
     .await;
     let bound = store.host(HostId(1)).await.unwrap().unwrap().rules.bound_ip;
@@ -152,10 +159,85 @@ pub async fn racing_first_contacts_bind_one_address(store: Store) {
 }
 
 pub async fn a_mapped_address_is_bound_as_its_v4(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    let bound = store.bind_ip_if_unbound(HostId(1), ip("::ffff:192.0.2.1"), at(1)).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let bound = store.bind_ip(HostId(1), &key("a"), ip("::ffff:192.0.2.1"), at(1), &noted()).await.unwrap();
     assert_eq!(bound, Some(ip("192.0.2.1")));
     let change = HostChange { bound_ip: Some(Some(ip("::ffff:192.0.2.2"))), ..<_>::default() };
-    let host = store.change_host(HostId(1), &change, at(2)).await.unwrap().unwrap();
+    let host = store.change_host(HostId(1), &change, at(2), &noted()).await.unwrap().unwrap();
     assert_eq!(host.rules.bound_ip, Some(ip("192.0.2.2")));
+}
+
+pub async fn a_roaming_host_is_bound_anew_and_another_is_not(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let bind = |address: &'static str| {
+        let store = Arc::clone(&store);
+        async move { store.bind_ip(HostId(1), &key("a"), ip(address), at(1), &noted()).await.unwrap() }
+    };
+    assert_eq!(bind("192.0.2.1").await, Some(ip("192.0.2.1")));
+    assert_eq!(bind("192.0.2.2").await, Some(ip("192.0.2.1")));
+    let roam = HostChange { allow_roaming_ips: Some(true), ..<_>::default() };
+    store.change_host(HostId(1), &roam, at(2), &noted()).await.unwrap();
+    assert_eq!(bind("2001:db8::2").await, Some(ip("2001:db8::2")));
+    let stay = HostChange { allow_roaming_ips: Some(false), ..<_>::default() };
+    store.change_host(HostId(1), &stay, at(3), &noted()).await.unwrap();
+    assert_eq!(bind("192.0.2.3").await, Some(ip("2001:db8::2")));
+}
+
+pub async fn a_key_that_was_replaced_binds_nothing(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
+    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap(), None);
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().rules.bound_ip, None);
+    let bound = store.bind_ip(HostId(1), &key("b"), ip("192.0.2.2"), at(1), &noted()).await.unwrap();
+    assert_eq!(bound, Some(ip("192.0.2.2")));
+}
+
+pub async fn a_removed_host_comes_back_as_it_was(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 7, 5, Some("0.169.0"))]).await.unwrap();
+    let before = store.host(HostId(1)).await.unwrap().unwrap();
+    assert_eq!(store.restore_host(HostId(1), at(0), at(9), &noted()).await.unwrap(), Restoration::Unknown);
+    store.remove_host(HostId(1), at(10), &noted()).await.unwrap();
+    assert_eq!(store.removed_hosts().await.unwrap().len(), 1);
+    assert_eq!(
+        store.restore_host(HostId(1), at(10), at(20), &noted()).await.unwrap(),
+        Restoration::Unknown,
+        "too late"
+    );
+    let restored = match store.restore_host(HostId(1), at(9), at(20), &noted()).await.unwrap() {
+        Restoration::Restored(host) => host,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(restored, Host { updated_at: at(20), ..before });
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), restored);
+    assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap().unwrap(), restored);
+    assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 7);
+    assert_eq!(store.removed_hosts().await.unwrap(), []);
+    let redemption = store.redeem_install_token(&token("a"), at(21), ip("192.0.2.1"), &noted()).await.unwrap();
+    assert_eq!(redemption, Redemption::Unknown, "its installers stay revoked");
+}
+
+pub async fn a_removed_host_whose_name_is_taken_stays_removed(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.remove_host(HostId(1), at(10), &noted()).await.unwrap();
+    let successor = store.register_host(&registration(2, "h1.test", "b"), &noted()).await.unwrap();
+    assert_eq!(store.restore_host(HostId(1), at(0), at(20), &noted()).await.unwrap(), Restoration::NameTaken);
+    assert_eq!(store.hosts().await.unwrap(), [successor]);
+}
+
+pub async fn the_keys_of_hosts_removed_long_ago_are_forgotten(store: Store) {
+    for (id, removed) in [(1, 10), (2, 20), (3, 30)] {
+        store.register_host(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
+        store.append_telemetry(Uuid::new_v4(), 1, &[seen(id, 1, 5, None)]).await.unwrap();
+        store.remove_host(HostId(id), at(removed), &noted()).await.unwrap();
+    }
+    let left = |hosts: Vec<Host>| hosts.into_iter().map(|host| host.id.0).collect::<Vec<_>>();
+    assert_eq!(left(store.removed_hosts().await.unwrap()), [3, 2, 1]);
+    assert_eq!(store.purge_removed_hosts(at(25)).await.unwrap(), 2);
+    assert_eq!(store.purge_removed_hosts(at(25)).await.unwrap(), 0);
+    assert_eq!(left(store.removed_hosts().await.unwrap()), [3]);
+    assert_eq!(store.restore_host(HostId(1), at(0), at(40), &noted()).await.unwrap(), Restoration::Unknown);
+    assert_eq!(store.activity(HostId(1)).await.unwrap(), HostActivity::default());
+    assert_eq!(store.activity(HostId(3)).await.unwrap().api_calls, 1);
 }

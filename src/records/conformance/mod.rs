@@ -3,6 +3,7 @@
 //!
 //! A case gets an empty store and nothing else; it may not know what it runs on.
 
+mod audit;
 mod canonical;
 mod changes;
 mod hosts;
@@ -18,6 +19,7 @@ use time::OffsetDateTime;
 use time::ext::NumericalDuration;
 use uuid::Uuid;
 
+use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
 use crate::records::*;
@@ -44,15 +46,33 @@ macro_rules! conformance_tests {
             hosts: rules_change_only_where_told;
             hosts: racing_first_contacts_bind_one_address;
             hosts: a_mapped_address_is_bound_as_its_v4;
+            hosts: a_roaming_host_is_bound_anew_and_another_is_not;
+            hosts: a_key_that_was_replaced_binds_nothing;
+            hosts: a_removed_host_comes_back_as_it_was;
+            hosts: a_removed_host_whose_name_is_taken_stays_removed;
+            hosts: the_keys_of_hosts_removed_long_ago_are_forgotten;
             install_tokens: two_hundred_racing_redemptions_redeem_once;
             install_tokens: a_spent_installer_token_is_gone;
             install_tokens: an_expired_installer_token_is_refused;
             install_tokens: an_unknown_installer_token_is_unknown;
             install_tokens: registering_again_revokes_what_is_pending_and_nothing_else;
             install_tokens: removing_a_host_kills_its_installer_tokens;
+            install_tokens: a_revoked_installer_token_is_gone;
+            install_tokens: tokens_are_listed_the_newest_first;
+            install_tokens: a_removal_and_a_redemption_race_to_one_outcome;
+            audit: every_change_is_noted_once_in_an_unbroken_chain;
+            audit: what_changes_nothing_is_not_noted;
+            audit: racing_writers_leave_a_chain_without_a_gap;
+            audit: entries_are_found_by_what_they_say_and_paged;
+            audit: noted_telemetry_is_appended_once;
+            audit: certificates_are_revoked_once;
+            audit: authorities_move_through_their_slots_and_never_skip_one;
             canonical: the_first_version_needs_that_there_is_none;
             canonical: racing_replacements_make_one_version;
             canonical: version_numbers_have_no_gap_under_racing_writers;
+            canonical: only_a_newer_login_replaces_an_older_one;
+            canonical: racing_newer_logins_make_one_line;
+            canonical: a_replacement_tells_the_epoch_it_stands_at;
             canonical: a_retried_replacement_answers_as_it_did_then;
             canonical: every_version_is_kept_and_the_newest_comes_first;
             canonical: a_large_body_comes_back_whole;
@@ -89,6 +109,7 @@ macro_rules! conformance_tests {
 pub(crate) use conformance_tests;
 
 pub mod cases {
+    pub use super::audit::*;
     pub use super::canonical::*;
     pub use super::changes::*;
     pub use super::hosts::*;
@@ -125,6 +146,7 @@ pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
         key_digest: Digest::of(format!("key {tag}").as_bytes()),
         api_key: sealed(1, &format!("key {tag}")),
         secure: None,
+        expires_at: None,
         insecure_enabled_until: None,
         token: NewInstallToken {
             digest: token(tag),
@@ -133,6 +155,19 @@ pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
         },
         at: at(0),
     }
+}
+
+pub fn key(tag: &str) -> Digest {
+    Digest::of(format!("key {tag}").as_bytes())
+}
+
+/// What goes to the audit log with a change whose entry does not matter to the case.
+pub fn noted() -> AuditNote {
+    note("case.change")
+}
+
+pub fn note(action: &str) -> AuditNote {
+    AuditNote::new(at(0), Actor::Daemon, None, action)
 }
 
 pub fn token(tag: &str) -> Digest {
@@ -166,12 +201,13 @@ pub fn seen(host: u64, calls: u64, when: i64, client_version: Option<&str>) -> T
         last_refresh: None,
         client_version: client_version.map(Into::into),
         wrapper_version: None,
+        wrapper_fetched_at: None,
     }
 }
 
 pub fn replaced(replacement: Replacement) -> CanonicalVersion {
     match replacement {
-        Replacement::Replaced(version) => version,
+        Replacement::Replaced { version, .. } => version,
         Replacement::Conflict(present) => panic!("somebody was first: {present:?}"),
     }
 }

@@ -10,6 +10,8 @@ fn seed(tag: &str) -> Seed {
         role,
         slot: AuthoritySlot::Active,
         certificate_pem: format!("certificate {tag}"),
+        cross_certificate_pem: None,
+        created_at: None,
         private_key: sealed(1, &format!("authority {role:?} {tag}")),
     };
     Seed {
@@ -28,9 +30,9 @@ pub async fn what_the_first_boot_makes_is_written_once(store: Store) {
     assert!(!store.is_initialised().await.unwrap());
     assert_eq!(store.server_key().await.unwrap(), None);
     let first = seed("first");
-    assert!(store.initialise(&first).await.unwrap());
+    assert!(store.initialise(&first, &noted()).await.unwrap());
     assert!(store.is_initialised().await.unwrap());
-    assert!(!store.initialise(&seed("second")).await.unwrap());
+    assert!(!store.initialise(&seed("second"), &noted()).await.unwrap());
     assert_eq!(store.sealing_keys().await.unwrap(), [first.sealing_key]);
     assert_eq!(by_id(store.authorities().await.unwrap()), by_id(first.authorities));
     assert_eq!(store.server_key().await.unwrap(), Some(first.server_key));
@@ -40,7 +42,7 @@ pub async fn racing_first_boots_have_one_winner(store: Store) {
     let seeds: Vec<_> = (0..20).map(|number| seed(&number.to_string())).collect();
     let won = race(seeds.len(), |number| {
         let (store, seed) = (Arc::clone(&store), seeds[number].clone());
-        async move { store.initialise(&seed).await.unwrap() }
+        async move { store.initialise(&seed, &noted()).await.unwrap() }
     })
     .await;
     let winners: Vec<_> = won.iter().enumerate().filter(|(_, won)| **won).map(|(number, _)| number).collect();
@@ -51,19 +53,19 @@ pub async fn racing_first_boots_have_one_winner(store: Store) {
 }
 
 pub async fn data_keys_are_added_once_and_listed(store: Store) {
-    store.initialise(&seed("s")).await.unwrap();
-    assert!(store.add_sealing_key(&key(2)).await.unwrap());
+    store.initialise(&seed("s"), &noted()).await.unwrap();
+    assert!(store.add_sealing_key(&key(2), &noted()).await.unwrap());
     let other = SealingKey { sealed: sealed(0, "another"), ..key(2) };
-    assert!(!store.add_sealing_key(&other).await.unwrap());
+    assert!(!store.add_sealing_key(&other, &noted()).await.unwrap());
     assert_eq!(store.sealing_keys().await.unwrap(), [key(1), key(2)]);
 }
 
 pub async fn a_data_key_in_use_or_the_highest_stays(store: Store) {
     let seed = seed("s");
-    store.initialise(&seed).await.unwrap();
+    store.initialise(&seed, &noted()).await.unwrap();
     assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap(), "the only one");
-    store.add_sealing_key(&key(2)).await.unwrap();
-    store.add_sealing_key(&key(300)).await.unwrap();
+    store.add_sealing_key(&key(2), &noted()).await.unwrap();
+    store.add_sealing_key(&key(300), &noted()).await.unwrap();
     assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap(), "three values are sealed with it");
     assert!(!store.remove_sealing_key(KeyId(300)).await.unwrap(), "the highest");
     assert!(!store.remove_sealing_key(KeyId(7)).await.unwrap(), "there is none");
@@ -78,10 +80,12 @@ pub async fn a_data_key_in_use_or_the_highest_stays(store: Store) {
 
 pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
     let seed = seed("s");
-    store.initialise(&seed).await.unwrap();
-    store.register_host(&registration(5, "h5.test", "a")).await.unwrap();
-    let first = replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
-    let second = replaced(store.replace_canonical(Some(1), &new_canonical("2")).await.unwrap());
+    store.initialise(&seed, &noted()).await.unwrap();
+    store.register_host(&registration(5, "h5.test", "a"), &noted()).await.unwrap();
+    let first =
+        replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    let second =
+        replaced(store.replace_canonical(&Condition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap());
 
     let mut expected = vec![
         (Place::new("hosts", "api_key", 5), sealed(1, "key a")),
@@ -125,8 +129,8 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
 }
 
 pub async fn resealing_a_value_that_changed_does_nothing(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.register_host(&registration(1, "h1.test", "b")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     let place = Place::new("hosts", "api_key", 1);
     assert!(!store.reseal(&place, &sealed(1, "key a"), &sealed(2, "key a")).await.unwrap());
@@ -147,8 +151,11 @@ pub async fn resealing_a_value_that_changed_does_nothing(store: Store) {
 }
 
 pub async fn a_removed_hosts_key_is_no_longer_held(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.remove_host(HostId(1), at(1)).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.remove_host(HostId(1), at(1), &noted()).await.unwrap();
+    assert_eq!(store.values_sealed_before(KeyId(9), 10).await.unwrap().len(), 1, "it may be brought back");
+    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
+    store.purge_removed_hosts(at(2)).await.unwrap();
     assert_eq!(store.values_sealed_before(KeyId(9), 10).await.unwrap(), []);
     let told = store.changes_since(Epoch(0)).await.unwrap().hosts;
     assert!(told[0].api_key.as_bytes().is_empty());
@@ -161,9 +168,11 @@ pub async fn certificates_are_recorded_once_in_order(store: Store) {
         serial: "0a".into(),
         issued_at: at(issued),
         expires_at: at(issued + 1000),
+        revoked_at: None,
+        authority: None,
     };
     for (name, issued) in [("z", 1), ("a", 3), ("m", 2), ("z", 1)] {
-        store.record_certificate(&certificate(name, issued)).await.unwrap();
+        store.record_certificate(&certificate(name, issued), &noted()).await.unwrap();
     }
     let expected = [certificate("z", 1), certificate("m", 2), certificate("a", 3)];
     assert_eq!(store.certificates().await.unwrap(), expected);

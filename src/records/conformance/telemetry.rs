@@ -1,8 +1,8 @@
 use super::*;
 
 pub async fn a_batch_is_applied_once(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.register_host(&registration(2, "h2.test", "b")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
     let node = Uuid::new_v4();
     let batch = [seen(1, 2, 10, Some("0.1")), seen(2, 5, 11, None), seen(1, 1, 12, None)];
     for _ in 0..3 {
@@ -26,7 +26,7 @@ pub async fn a_batch_is_applied_once(store: Store) {
 }
 
 pub async fn nodes_count_apart(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     for node in [Uuid::new_v4(), Uuid::new_v4()] {
         store.append_telemetry(node, 0, &[seen(1, 1, 1, None)]).await.unwrap();
     }
@@ -34,7 +34,7 @@ pub async fn nodes_count_apart(store: Store) {
 }
 
 pub async fn later_sightings_win_whatever_the_order(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 20, Some("new"))]).await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 10, Some("old"))]).await.unwrap();
     let activity = store.activity(HostId(1)).await.unwrap();
@@ -43,10 +43,10 @@ pub async fn later_sightings_win_whatever_the_order(store: Store) {
 }
 
 pub async fn telemetry_of_no_host_is_dropped(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 3, 1, None)]).await.unwrap();
-    store.remove_host(HostId(1), at(1)).await.unwrap();
+    store.remove_host(HostId(1), at(1), &noted()).await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 1, None), seen(2, 1, 1, None)]).await.unwrap();
-    assert_eq!(store.activity(HostId(1)).await.unwrap(), HostActivity::default());
+    assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 3, "what it had when it was removed");
     assert_eq!(store.activity(HostId(2)).await.unwrap(), HostActivity::default());
 }

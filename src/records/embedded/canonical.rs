@@ -3,25 +3,35 @@
 use uuid::Uuid;
 
 use crate::durable::{Durable, Staged};
-use crate::records::{CanonicalSummary, CanonicalVersion, NewCanonical, Replacement, Result};
+use crate::model::audit::AuditNote;
+use crate::model::instant::Instant;
+use crate::records::{CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result};
 use crate::seal::Place;
 
+use super::audit;
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
 use super::sealed;
 
-pub(super) fn replace(staged: &mut Staged<'_>, expected: Option<u64>, new: &NewCanonical) -> Result<Replacement> {
-    if let Some(number) = number_of(staged, new.id)? {
-        return Ok(Replacement::Replaced(version(staged, number)?.ok_or_else(|| rows::missing("version"))?));
-    }
+pub(super) fn replace(
+    staged: &mut Staged<'_>,
+    condition: &Condition,
+    new: &NewCanonical,
+    note: &AuditNote,
+) -> Result<Replacement> {
     let pointer = pointer(staged)?;
-    if pointer.as_ref().map(|pointer| pointer.row) != expected {
+    if let Some(number) = number_of(staged, new.id)? {
+        let version = version(staged, number)?.ok_or_else(|| rows::missing("version"))?;
+        let epoch = pointer.filter(|pointer| pointer.row == number).map(|pointer| pointer.epoch);
+        return Ok(Replacement::Replaced { version, epoch: epoch.unwrap_or(Epoch(0)) });
+    }
+    if !holds(staged, condition, pointer.as_ref().map(|pointer| pointer.row))? {
         return Ok(Replacement::Conflict(present(staged)?));
     }
     let made = CanonicalVersion {
         id: new.id,
         summary: CanonicalSummary {
-            version: highest(staged)? + 1,
+            version: highest(staged, pointer.as_ref())? + 1,
             digest: new.digest,
             last_refresh: new.last_refresh.clone(),
             source: new.source.clone(),
@@ -38,10 +48,24 @@ pub(super) fn replace(staged: &mut Staged<'_>, expected: Option<u64>, new: &NewC
     for entry in &made.entries {
         sealed::index(staged, &token_place(made.id, &entry.target), None, Some(&entry.token));
     }
+    audit::append(staged, &note.clone().on(number))?;
     let epoch = changes::bump(staged)?;
     changes::mark(staged, Kind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
     rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
-    Ok(Replacement::Replaced(made))
+    Ok(Replacement::Replaced { version: made, epoch })
+}
+
+fn holds(source: &impl Source, condition: &Condition, present: Option<u64>) -> Result<bool> {
+    match (condition, present) {
+        (Condition::Version(expected), present) => Ok(present == *expected),
+        (Condition::OlderThan(_), None) => Ok(true),
+        (Condition::OlderThan(instant), Some(number)) => {
+            let summary: Option<CanonicalSummary> = rows::get(source, rows::version_summary(number))?;
+            let present = summary.ok_or_else(|| rows::missing("version-summary"))?.last_refresh;
+            let present = Instant::parse(&present).map_err(|e| rows::corrupt("version-summary", e))?;
+            Ok(present < *instant)
+        }
+    }
 }
 
 pub(super) fn present<S: Source>(source: &S) -> Result<Option<CanonicalVersion>> {
@@ -85,9 +109,12 @@ pub(super) fn token_place(id: Uuid, target: &str) -> Place {
     Place::new("auth_entries", "token", format_args!("{id}/{target}"))
 }
 
-fn highest(staged: &Staged<'_>) -> Result<u64> {
-    match staged.scan(rows::VERSION_SUMMARY).next_back().transpose()? {
-        Some((key, value)) => Ok(rows::decode::<CanonicalSummary>(&key, &value)?.version),
-        None => Ok(0),
-    }
+fn highest(staged: &Staged<'_>, pointer: Option<&Marked<u64>>) -> Result<u64> {
+    // What was staged a moment ago, in the same batch, is canonical, and no scan sees it.
+    let pointer = pointer.map(|pointer| pointer.row).unwrap_or_default();
+    let stored = match staged.scan(rows::VERSION_SUMMARY).next_back().transpose()? {
+        Some((key, value)) => rows::decode::<CanonicalSummary>(&key, &value)?.version,
+        None => 0,
+    };
+    Ok(stored.max(pointer))
 }

@@ -4,11 +4,12 @@
 //! moves it there. So what changed after an epoch is a range of the index, each row once.
 
 use crate::durable::{Durable, Staged};
+use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
 use crate::records::{Changes, Epoch, Host, InstallToken, Result, Settings};
 
-use super::canonical;
 use super::rows::{self, Marked, Source};
+use super::{audit, authorities, canonical};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -16,10 +17,13 @@ pub(super) enum Kind {
     InstallToken,
     Canonical,
     Settings,
+    Certificates,
+    Authorities,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Host, Self::InstallToken, Self::Canonical, Self::Settings];
+    const ALL: [Self; 6] =
+        [Self::Host, Self::InstallToken, Self::Canonical, Self::Settings, Self::Certificates, Self::Authorities];
 
     const fn byte(self) -> u8 {
         match self {
@@ -27,6 +31,8 @@ impl Kind {
             Self::InstallToken => b't',
             Self::Canonical => b'c',
             Self::Settings => b's',
+            Self::Certificates => b'C',
+            Self::Authorities => b'A',
         }
     }
 }
@@ -48,6 +54,14 @@ pub(super) fn mark(staged: &mut Staged<'_>, kind: Kind, id: &[u8], old: Option<E
         staged.remove(rows::changed(old, kind.byte(), id));
     }
     staged.insert(rows::changed(now, kind.byte(), id), "");
+}
+
+/// Marks a set that nodes read as a whole.
+pub(super) fn mark_set(staged: &mut Staged<'_>, kind: Kind, now: Epoch) -> Result<()> {
+    let key = rows::set(kind.byte());
+    let old: Option<Epoch> = rows::get(staged, &key)?;
+    mark(staged, kind, b"", old, now);
+    rows::put(staged, key, &now)
 }
 
 pub(super) fn since(data: &Durable, since: Epoch) -> Result<Changes> {
@@ -72,6 +86,8 @@ pub(super) fn since(data: &Durable, since: Epoch) -> Result<Changes> {
             }
             Some(Kind::Canonical) => changes.canonical = canonical::present(data)?,
             Some(Kind::Settings) => changes.settings = settings(data)?.map(|marked| marked.row),
+            Some(Kind::Certificates) => changes.certificates = Some(authorities::certificates(data)?),
+            Some(Kind::Authorities) => changes.authorities = Some(rows::all(data, rows::AUTHORITY)?),
             None => return Err(rows::corrupt("changed", "a kind written by another version")),
         }
     }
@@ -82,9 +98,10 @@ pub(super) fn settings(source: &impl Source) -> Result<Option<Marked<Settings>>>
     rows::get(source, rows::SETTINGS)
 }
 
-pub(super) fn change_settings(staged: &mut Staged<'_>, settings: &Settings) -> Result<()> {
+pub(super) fn change_settings(staged: &mut Staged<'_>, settings: &Settings, note: &AuditNote) -> Result<()> {
     let old = self::settings(staged)?;
     let epoch = bump(staged)?;
     mark(staged, Kind::Settings, b"", old.map(|old| old.epoch), epoch);
+    audit::append(staged, note)?;
     rows::put(staged, rows::SETTINGS, &Marked { epoch, row: settings })
 }

@@ -5,16 +5,19 @@ use std::net::IpAddr;
 use time::OffsetDateTime;
 
 use crate::durable::{Durable, Staged};
+use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId, HostRules};
-use crate::records::{Epoch, Host, HostChange, InstallToken, RecordsError, Redemption, Registration, Result};
+use crate::records::{
+    Epoch, Host, HostChange, InstallToken, RecordsError, Redemption, Registration, Restoration, Result,
+};
 use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
-use super::sealed;
+use super::{audit, sealed};
 
-pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration) -> Result<Host> {
+pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration, note: &AuditNote) -> Result<Host> {
     if let Some(token) = rows::get::<Marked<InstallToken>>(staged, rows::token(&registration.token.digest))? {
         // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
         return by_id(staged, token.row.host)?.ok_or_else(|| taken("installer token"));
@@ -45,21 +48,88 @@ pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration) -> 
         revoked_at: None,
     };
     put_token(staged, token, epoch)?;
+    audit::append(staged, note)?;
     Ok(host)
 }
 
-pub(super) fn remove(staged: &mut Staged<'_>, id: HostId, at: OffsetDateTime) -> Result<Option<Host>> {
+pub(super) fn remove(
+    staged: &mut Staged<'_>,
+    id: HostId,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Result<Option<Host>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
     host.removed_at = Some(at);
     host.updated_at = at;
-    // Nobody will bake it again.
-    host.api_key = Sealed::from_bytes(Vec::new());
     let epoch = changes::bump(staged)?;
     put(staged, &host, epoch)?;
     staged.remove(rows::host_name(&host.fqdn));
-    staged.remove(rows::activity(id));
+    // Its key and its activity stay for a while: it may be brought back.
+    staged.insert(rows::removed_host(id), "");
     revoke_pending_tokens(staged, id, at, epoch)?;
+    audit::append(staged, note)?;
     Ok(Some(host))
+}
+
+pub(super) fn restore(
+    staged: &mut Staged<'_>,
+    id: HostId,
+    removed_after: OffsetDateTime,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Result<Restoration> {
+    let marked: Option<Marked<Host>> = rows::get(staged, rows::host(id))?;
+    let Some(mut host) = marked.map(|marked| marked.row) else { return Ok(Restoration::Unknown) };
+    if host.removed_at.is_none_or(|removed| removed <= removed_after) || host.api_key.as_bytes().is_empty() {
+        return Ok(Restoration::Unknown);
+    }
+    if staged.get(rows::host_name(&host.fqdn))?.is_some() {
+        return Ok(Restoration::NameTaken);
+    }
+    host.removed_at = None;
+    host.updated_at = at;
+    let epoch = changes::bump(staged)?;
+    put(staged, &host, epoch)?;
+    rows::put(staged, rows::host_name(&host.fqdn), &id)?;
+    staged.remove(rows::removed_host(id));
+    audit::append(staged, note)?;
+    Ok(Restoration::Restored(host))
+}
+
+/// The last one first.
+pub(super) fn removed(data: &Durable) -> Result<Vec<Host>> {
+    let mut hosts = Vec::new();
+    for row in data.scan(rows::REMOVED_HOST) {
+        let id = rows::read_removed_host(&row?.0)?;
+        let marked: Option<Marked<Host>> = rows::get(data, rows::host(id))?;
+        // Brought back since the index was read.
+        hosts.extend(marked.map(|marked| marked.row).filter(|host| host.removed_at.is_some()));
+    }
+    hosts.sort_by_key(|host| std::cmp::Reverse((host.removed_at, host.id)));
+    Ok(hosts)
+}
+
+pub(super) fn purge_removed(staged: &mut Staged<'_>, when: OffsetDateTime) -> Result<usize> {
+    let rows: Vec<_> = staged.scan(rows::REMOVED_HOST).collect::<std::result::Result<_, _>>()?;
+    let mut gone = Vec::new();
+    for (key, _) in rows {
+        let id = rows::read_removed_host(&key)?;
+        let marked: Marked<Host> = rows::get(staged, rows::host(id))?.ok_or_else(|| rows::missing("host"))?;
+        if marked.row.removed_at.is_some_and(|removed| removed < when) {
+            gone.push(marked.row);
+        }
+    }
+    if gone.is_empty() {
+        return Ok(0);
+    }
+    let epoch = changes::bump(staged)?;
+    for host in &mut gone {
+        host.api_key = Sealed::from_bytes(Vec::new());
+        put(staged, host, epoch)?;
+        staged.remove(rows::removed_host(host.id));
+        staged.remove(rows::activity(host.id));
+    }
+    Ok(gone.len())
 }
 
 pub(super) fn all(data: &Durable) -> Result<Vec<Host>> {
@@ -82,6 +152,16 @@ pub(super) fn by_id(source: &impl Source, id: HostId) -> Result<Option<Host>> {
     Ok(marked.map(|marked| marked.row).filter(|host| host.removed_at.is_none()))
 }
 
+/// [`by_id`] for whoever wants to know no more: the row is not taken apart.
+pub(super) fn is_there(source: &impl Source, id: HostId) -> Result<bool> {
+    #[derive(serde::Deserialize)]
+    struct Removal {
+        removed_at: Option<serde::de::IgnoredAny>,
+    }
+    let marked: Option<Marked<Removal>> = rows::get(source, rows::host(id))?;
+    Ok(marked.is_some_and(|marked| marked.row.removed_at.is_none()))
+}
+
 pub(super) fn by_name(source: &impl Source, fqdn: &Fqdn) -> Result<Option<Host>> {
     match rows::get(source, rows::host_name(fqdn))? {
         Some(id) => by_id(source, id)?.map(Some).ok_or_else(|| rows::missing("host")),
@@ -94,8 +174,21 @@ pub(super) fn change(
     id: HostId,
     change: &HostChange,
     at: OffsetDateTime,
+    note: &AuditNote,
 ) -> Result<Option<Host>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
+    if let Some(secure) = change.secure {
+        host.rules.secure = secure;
+    }
+    if let Some(disabled) = change.disabled {
+        host.rules.disabled = disabled;
+    }
+    if let Some(end) = change.expires_at {
+        host.rules.expires_at = end;
+    }
+    if let Some(networks) = &change.allowed_networks {
+        host.rules.allowed_networks.clone_from(networks);
+    }
     if let Some(allow) = change.allow_roaming_ips {
         host.rules.allow_roaming_ips = allow;
     }
@@ -111,21 +204,41 @@ pub(super) fn change(
     host.updated_at = at;
     let epoch = changes::bump(staged)?;
     put(staged, &host, epoch)?;
+    audit::append(staged, note)?;
     Ok(Some(host))
 }
 
-pub(super) fn bind_ip(staged: &mut Staged<'_>, id: HostId, ip: IpAddr, at: OffsetDateTime) -> Result<Option<IpAddr>> {
+pub(super) fn bind_ip(
+    staged: &mut Staged<'_>,
+    id: HostId,
+    key: &Digest,
+    ip: IpAddr,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Result<Option<IpAddr>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
-    if host.rules.bound_ip.is_none() {
-        host.rules.bound_ip = Some(ip.to_canonical());
+    if host.key_digest != *key && host.imported_key_digest != Some(*key) {
+        return Ok(None);
+    }
+    let ip = Some(ip.to_canonical());
+    let rules = &mut host.rules;
+    if rules.bound_ip != ip && (rules.bound_ip.is_none() || rules.allow_roaming_ips) {
+        rules.bound_ip = ip;
         host.updated_at = at;
         let epoch = changes::bump(staged)?;
         put(staged, &host, epoch)?;
+        audit::append(staged, note)?;
     }
     Ok(host.rules.bound_ip)
 }
 
-pub(super) fn redeem(staged: &mut Staged<'_>, digest: &Digest, at: OffsetDateTime, from: IpAddr) -> Result<Redemption> {
+pub(super) fn redeem(
+    staged: &mut Staged<'_>,
+    digest: &Digest,
+    at: OffsetDateTime,
+    from: IpAddr,
+    note: &AuditNote,
+) -> Result<Redemption> {
     let marked: Option<Marked<InstallToken>> = rows::get(staged, rows::token(digest))?;
     let Some(mut token) = marked.map(|marked| marked.row) else { return Ok(Redemption::Unknown) };
     let Some(host) = by_id(staged, token.host)? else { return Ok(Redemption::Unknown) };
@@ -135,14 +248,39 @@ pub(super) fn redeem(staged: &mut Staged<'_>, digest: &Digest, at: OffsetDateTim
     if token.redeemed_at.is_some() {
         return Ok(Redemption::AlreadyUsed);
     }
-    if token.expires_at <= at {
+    if token.is_over(at) {
         return Ok(Redemption::Expired);
     }
     token.redeemed_at = Some(at);
     token.redeemed_from = Some(from.to_canonical());
     let epoch = changes::bump(staged)?;
     put_token(staged, token.clone(), epoch)?;
+    audit::append(staged, note)?;
     Ok(Redemption::Redeemed { host, token })
+}
+
+/// The newest first.
+pub(super) fn tokens(data: &Durable) -> Result<Vec<InstallToken>> {
+    let rows = rows::all::<Marked<InstallToken>>(data, rows::TOKEN)?;
+    let mut tokens: Vec<_> = rows.into_iter().map(|marked| marked.row).collect();
+    tokens.sort_by_key(|token| std::cmp::Reverse(token.created_at));
+    Ok(tokens)
+}
+
+pub(super) fn revoke_token(
+    staged: &mut Staged<'_>,
+    digest: &Digest,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Result<Option<InstallToken>> {
+    let marked: Option<Marked<InstallToken>> = rows::get(staged, rows::token(digest))?;
+    let pending = |token: &InstallToken| token.redeemed_at.is_none() && token.revoked_at.is_none();
+    let Some(mut token) = marked.map(|marked| marked.row).filter(pending) else { return Ok(None) };
+    token.revoked_at = Some(at);
+    let epoch = changes::bump(staged)?;
+    put_token(staged, token.clone(), epoch)?;
+    audit::append(staged, note)?;
+    Ok(Some(token))
 }
 
 /// Writes a host, its mark and the index of its sealed key.
@@ -196,6 +334,9 @@ fn new_host(registration: &Registration) -> Host {
             bound_ip: None,
             insecure_enabled_until: registration.insecure_enabled_until.filter(|_| !secure),
             insecure_grace_until: None,
+            disabled: false,
+            expires_at: registration.expires_at,
+            allowed_networks: Vec::new(),
         },
         created_at: registration.at,
         updated_at: registration.at,
@@ -210,6 +351,7 @@ fn given_new_key(mut host: Host, registration: &Registration) -> Host {
     host.updated_at = registration.at;
     // A key is bound to the first address it is used from, and this one was used from none.
     host.rules.bound_ip = None;
+    host.rules.expires_at = registration.expires_at.or(host.rules.expires_at);
     if let Some(secure) = registration.secure {
         host.rules.secure = secure;
         host.rules.insecure_enabled_until = registration.insecure_enabled_until.filter(|_| !secure);

@@ -6,8 +6,11 @@
 //!
 //! No answer leaves before what it rests on is power-safe: changes and reads alike await [`Durable::settled`]. So a reader
 //! never passes on a canonical version, or a "no, it is used already", that a power cut could still take back; the price
-//! is that a read may wait for a flush that is under way. Once a flush has failed, everything is refused until a restart.
+//! is that a read may wait for a flush that is under way. Once a flush has failed, everything is refused until the records
+//! are opened anew, by another process.
 
+mod audit;
+mod authorities;
 mod canonical;
 mod changes;
 mod hosts;
@@ -15,6 +18,8 @@ mod install;
 mod rows;
 mod sealed;
 mod telemetry;
+mod turns;
+mod upgrade;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -25,28 +30,52 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    AdminCertificate, Authority, CanonicalSummary, CanonicalVersion, Changes, Epoch, Host, HostChange, NewCanonical,
-    Records, RecordsError, Redemption, Registration, Replacement, Result, SealingKey, Seed, Settings, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Host,
+    HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement, Restoration,
+    Result, SealingKey, Seed, Settings, StoreFailure, Telemetry,
 };
 use crate::durable::{Durable, DurableError, Staged};
+use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
+use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId};
+use crate::model::instant::Instant;
 use crate::seal::{KeyId, Place, Sealed};
 
 /// The records of one daemon, in a directory of their own.
 pub struct Embedded {
     data: Arc<Durable>,
+    /// Stores that wait for their turn, the oldest login first.
+    stores: turns::Turns<Option<Instant>, Replacement>,
 }
 
 impl Embedded {
     /// Opens the records in `dir`, making it where it is missing. Reading them again takes time: not for an async task.
     pub fn open(dir: &Path) -> Result<Self> {
-        Ok(Self { data: Arc::new(Durable::open(dir)?) })
+        Ok(Self::on(Durable::open(dir)?))
     }
 
-    /// `false` once a change could not be made safe; every call is refused from then on, until a restart.
+    pub(crate) fn on(data: Durable) -> Self {
+        Self { data: Arc::new(data), stores: turns::Turns::new() }
+    }
+
+    /// Brings the rows of the format `from` to the next one; power-safe when it returns.
+    pub async fn upgrade(&self, from: u32) -> Result<()> {
+        let data = Arc::clone(&self.data);
+        tokio::task::spawn_blocking(move || upgrade::step(from, &data))
+            .await
+            .map_err(|e| RecordsError::Unavailable(format!("the upgrading task ended early: {e}")))??;
+        Ok(self.data.settled().await?)
+    }
+
+    /// `false` once a change could not be made safe; every call is refused from then on.
     pub fn healthy(&self) -> bool {
         self.data.healthy()
+    }
+
+    /// `observe` is told how long each flush takes.
+    pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
+        self.data.on_flush(observe);
     }
 
     async fn change<T>(&self, change: impl FnOnce(&mut Staged<'_>) -> Result<T>) -> Result<T> {
@@ -78,14 +107,17 @@ impl Embedded {
 
 impl From<DurableError> for RecordsError {
     fn from(error: DurableError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            DurableError::Failed { .. } => Self::Failed(error.to_string()),
+            error => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
 #[async_trait]
 impl Records for Embedded {
-    async fn initialise(&self, seed: &Seed) -> Result<bool> {
-        self.change(|staged| install::initialise(staged, seed)).await
+    async fn initialise(&self, seed: &Seed, audit: &AuditNote) -> Result<bool> {
+        self.change(|staged| install::initialise(staged, seed, audit)).await
     }
 
     async fn is_initialised(&self) -> Result<bool> {
@@ -96,12 +128,16 @@ impl Records for Embedded {
         self.read(|data| data.get(rows::INITIALISED).map(|_| ()).map_err(RecordsError::from)).await
     }
 
+    fn failure(&self) -> Option<StoreFailure> {
+        self.data.failure().map(|(place, cause)| StoreFailure { place, cause })
+    }
+
     async fn sealing_keys(&self) -> Result<Vec<SealingKey>> {
         self.read(|data| rows::all(data, rows::SEALING_KEY)).await
     }
 
-    async fn add_sealing_key(&self, key: &SealingKey) -> Result<bool> {
-        self.change(|staged| sealed::add_key(staged, key)).await
+    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
+        self.change(|staged| sealed::add_key(staged, key, audit)).await
     }
 
     async fn remove_sealing_key(&self, id: KeyId) -> Result<bool> {
@@ -124,20 +160,51 @@ impl Records for Embedded {
         self.read(|data| rows::get(data, rows::SERVER_KEY)).await
     }
 
-    async fn record_certificate(&self, certificate: &AdminCertificate) -> Result<()> {
-        self.change(|staged| install::record_certificate(staged, certificate)).await
+    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool> {
+        self.change(|staged| authorities::roll(staged, role, step, audit)).await
+    }
+
+    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
+        self.change(|staged| authorities::record(staged, certificate, audit)).await
     }
 
     async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
-        self.read(install::certificates).await
+        self.read(authorities::certificates).await
     }
 
-    async fn register_host(&self, registration: &Registration) -> Result<Host> {
-        self.change(|staged| hosts::register(staged, registration)).await
+    async fn revoke_certificate(
+        &self,
+        fingerprint: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        self.change(|staged| authorities::revoke(staged, fingerprint, at, audit)).await
     }
 
-    async fn remove_host(&self, id: HostId, at: OffsetDateTime) -> Result<Option<Host>> {
-        self.change(|staged| hosts::remove(staged, id, at)).await
+    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
+        self.change(|staged| hosts::register(staged, registration, audit)).await
+    }
+
+    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
+        self.change(|staged| hosts::remove(staged, id, at, audit)).await
+    }
+
+    async fn restore_host(
+        &self,
+        id: HostId,
+        removed_after: OffsetDateTime,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Restoration> {
+        self.change(|staged| hosts::restore(staged, id, removed_after, at, audit)).await
+    }
+
+    async fn removed_hosts(&self) -> Result<Vec<Host>> {
+        self.read_much(hosts::removed).await
+    }
+
+    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize> {
+        self.change(|staged| hosts::purge_removed(staged, when)).await
     }
 
     async fn hosts(&self) -> Result<Vec<Host>> {
@@ -152,20 +219,62 @@ impl Records for Embedded {
         self.read(|data| hosts::by_name(data, fqdn)).await
     }
 
-    async fn change_host(&self, id: HostId, change: &HostChange, at: OffsetDateTime) -> Result<Option<Host>> {
-        self.change(|staged| hosts::change(staged, id, change, at)).await
+    async fn change_host(
+        &self,
+        id: HostId,
+        change: &HostChange,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>> {
+        self.change(|staged| hosts::change(staged, id, change, at, audit)).await
     }
 
-    async fn bind_ip_if_unbound(&self, id: HostId, ip: IpAddr, at: OffsetDateTime) -> Result<Option<IpAddr>> {
-        self.change(|staged| hosts::bind_ip(staged, id, ip, at)).await
+    async fn bind_ip(
+        &self,
+        id: HostId,
+        key: &Digest,
+        ip: IpAddr,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<IpAddr>> {
+        self.change(|staged| hosts::bind_ip(staged, id, key, ip, at, audit)).await
     }
 
-    async fn redeem_install_token(&self, token: &Digest, at: OffsetDateTime, from: IpAddr) -> Result<Redemption> {
-        self.change(|staged| hosts::redeem(staged, token, at, from)).await
+    async fn redeem_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        from: IpAddr,
+        audit: &AuditNote,
+    ) -> Result<Redemption> {
+        self.change(|staged| hosts::redeem(staged, token, at, from, audit)).await
     }
 
-    async fn replace_canonical(&self, expected: Option<u64>, new: &NewCanonical) -> Result<Replacement> {
-        self.change(|staged| canonical::replace(staged, expected, new)).await
+    async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
+        self.read_much(hosts::tokens).await
+    }
+
+    async fn revoke_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<InstallToken>> {
+        self.change(|staged| hosts::revoke_token(staged, token, at, audit)).await
+    }
+
+    async fn replace_canonical(
+        &self,
+        condition: &Condition,
+        new: &NewCanonical,
+        audit: &AuditNote,
+    ) -> Result<Replacement> {
+        let turn = match condition {
+            Condition::Version(_) => None,
+            Condition::OlderThan(instant) => Some(instant.clone()),
+        };
+        let (condition, new, audit) = (condition.clone(), new.clone(), audit.clone());
+        self.stores.take(&self.data, turn, move |staged| canonical::replace(staged, &condition, &new, &audit)).await
     }
 
     async fn canonical(&self) -> Result<Option<CanonicalVersion>> {
@@ -192,8 +301,25 @@ impl Records for Embedded {
         self.read(|data| Ok(changes::settings(data)?.map(|marked| marked.row).unwrap_or_default())).await
     }
 
-    async fn change_settings(&self, settings: &Settings) -> Result<()> {
-        self.change(|staged| changes::change_settings(staged, settings)).await
+    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()> {
+        self.change(|staged| changes::change_settings(staged, settings, audit)).await
+    }
+
+    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {
+        self.change(|staged| notes.iter().try_for_each(|note| audit::append(staged, note))).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+        let filter = filter.clone();
+        self.read_much(move |data| audit::find(data, &filter, limit)).await
+    }
+
+    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+        self.read_much(move |data| audit::from(data, from, limit)).await
+    }
+
+    async fn audit_head(&self) -> Result<AuditHead> {
+        self.read(audit::head).await
     }
 
     async fn epoch(&self) -> Result<Epoch> {

@@ -19,20 +19,29 @@ pub(super) const CANONICAL: &str = "canonical";
 pub(super) const SETTINGS: &str = "settings";
 pub(super) const SERVER_KEY: &str = "server-key";
 
+/// Number and hash of the newest entry of the audit log.
+pub(super) const AUDIT_HEAD: &str = "audit-head";
+
 pub(super) const SEALING_KEY: &str = "sealing-key/";
 pub(super) const AUTHORITY: &str = "authority/";
 pub(super) const CERTIFICATE: &str = "certificate/";
 /// Marked; removed hosts stay, so that every node hears of it.
 pub(super) const HOST: &str = "host/";
+/// Removed hosts that can be brought back.
+pub(super) const REMOVED_HOST: &str = "removed-host/";
 /// Of hosts that are not removed: name → id.
 const HOST_NAME: &str = "host-name/";
 /// Marked.
-const TOKEN: &str = "token/";
+pub(super) const TOKEN: &str = "token/";
 /// Tokens neither redeemed nor revoked: host id, then digest.
 const PENDING_TOKEN: &str = "pending-token/";
 /// In pieces: bodies can be large.
 const VERSION: &str = "version/";
 pub(super) const VERSION_SUMMARY: &str = "version-summary/";
+/// Entries of the audit log.
+const AUDIT: &str = "audit/";
+/// Kind of a set that nodes cache as a whole → the epoch that last changed it.
+const SET: &str = "set/";
 /// Id of the attempt that made a version → its number.
 const VERSION_ID: &str = "version-id/";
 const NODE: &str = "node/";
@@ -63,6 +72,15 @@ pub(super) fn certificate(fingerprint: &Digest) -> Vec<u8> {
 
 pub(super) fn host(id: HostId) -> Vec<u8> {
     key(HOST, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn removed_host(id: HostId) -> Vec<u8> {
+    key(REMOVED_HOST, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn read_removed_host(key: &[u8]) -> Result<HostId> {
+    let id = key.get(REMOVED_HOST.len()..).and_then(|id| id.try_into().ok());
+    id.map(|id| HostId(u64::from_be_bytes(id))).ok_or_else(|| corrupt("removed-host", "its key is wrong"))
 }
 
 pub(super) fn host_name(fqdn: &Fqdn) -> Vec<u8> {
@@ -103,6 +121,19 @@ pub(super) fn activity(host: HostId) -> Vec<u8> {
 
 pub(super) fn changed(epoch: Epoch, kind: u8, id: &[u8]) -> Vec<u8> {
     key(CHANGED, &[&epoch.0.to_be_bytes(), &[kind], id])
+}
+
+/// Entries with a number from `from` on, up to and without `to`.
+pub(super) fn audit_between(from: u64, to: u64) -> (Vec<u8>, Vec<u8>) {
+    (audit(from), audit(to))
+}
+
+pub(super) fn audit(number: u64) -> Vec<u8> {
+    key(AUDIT, &[&number.to_be_bytes()])
+}
+
+pub(super) fn set(kind: u8) -> Vec<u8> {
+    key(SET, &[&[kind]])
 }
 
 /// From the first change after `epoch` to the end of them all.

@@ -6,20 +6,22 @@
 use uuid::Uuid;
 
 use crate::durable::{Durable, Staged};
+use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
 use crate::records::{Authority, CanonicalVersion, Host, Result, SealingKey};
 use crate::seal::{KeyId, Place, Sealed};
 
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
-use super::{canonical, hosts};
+use super::{audit, canonical, hosts};
 
-pub(super) fn add_key(staged: &mut Staged<'_>, key: &SealingKey) -> Result<bool> {
+pub(super) fn add_key(staged: &mut Staged<'_>, key: &SealingKey, note: &AuditNote) -> Result<bool> {
     let place = rows::sealing_key(key.id);
     if staged.get(&place)?.is_some() {
         return Ok(false);
     }
     rows::put(staged, place, key)?;
+    audit::append(staged, note)?;
     Ok(true)
 }
 
@@ -63,7 +65,7 @@ pub(super) fn reseal(staged: &mut Staged<'_>, place: &Place, old: &Sealed, new: 
 pub(super) fn index(staged: &mut Staged<'_>, place: &Place, old: Option<&Sealed>, new: Option<&Sealed>) {
     let written = write_place(place);
     for (value, there) in [(old, false), (new, true)] {
-        // A removed host's key is empty: nothing is sealed there.
+        // The key of a host that was removed long ago is empty: nothing is sealed there.
         let Some(value) = value.filter(|value| !value.as_bytes().is_empty()) else { continue };
         let row = rows::sealed(key_of(value), &written);
         if there { staged.insert(row, "") } else { staged.remove(row) }
@@ -143,7 +145,10 @@ impl Holder {
         let epoch = changes::bump(staged)?;
         match self {
             Self::Host(host) => hosts::put(staged, &host, epoch),
-            Self::Authority(authority) => rows::put(staged, rows::authority(authority.id), &authority),
+            Self::Authority(authority) => {
+                changes::mark_set(staged, Kind::Authorities, epoch)?;
+                rows::put(staged, rows::authority(authority.id), &authority)
+            }
             Self::ServerKey(key) => rows::put(staged, rows::SERVER_KEY, &key),
             Self::Version(version) => {
                 canonical::put(staged, &version)?;

@@ -6,7 +6,7 @@ use crate::durable::Staged;
 use crate::model::host::HostActivity;
 use crate::records::{Result, Telemetry};
 
-use super::{hosts, rows};
+use super::{audit, hosts, rows};
 
 pub(super) fn append(staged: &mut Staged<'_>, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
     let applied: Option<u64> = rows::get(staged, rows::node(node))?;
@@ -17,7 +17,8 @@ pub(super) fn append(staged: &mut Staged<'_>, node: Uuid, seq: u64, batch: &[Tel
     for telemetry in batch {
         match telemetry {
             // A host that was removed while this was under way leaves nothing behind.
-            Telemetry::Seen { host, .. } if hosts::by_id(staged, *host)?.is_none() => {}
+            Telemetry::Noted { note } => audit::append(staged, note)?,
+            Telemetry::Seen { host, .. } if !hosts::is_there(staged, *host)? => {}
             Telemetry::Seen { host, .. } => {
                 let mut activity: HostActivity = rows::get(staged, rows::activity(*host))?.unwrap_or_default();
                 telemetry.apply_to(&mut activity);

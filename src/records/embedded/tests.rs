@@ -15,7 +15,7 @@ mod conformance {
 
 mod crash;
 
-use crate::records::conformance::{at, fqdn, ip, new_canonical, registration, replaced, sealed, seen, token};
+use crate::records::conformance::{at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token};
 
 #[tokio::test]
 async fn everything_is_there_when_opened_again() {
@@ -23,12 +23,13 @@ async fn everything_is_there_when_opened_again() {
     let store = Embedded::open(dir.path()).unwrap();
     let node = Uuid::new_v4();
     let key = SealingKey { id: KeyId(1), sealed: sealed(0, "data key"), created_at: at(0) };
-    store.add_sealing_key(&key).await.unwrap();
-    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
-    store.register_host(&registration(2, "h2.test", "b")).await.unwrap();
-    store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1")).await.unwrap();
-    let version = replaced(store.replace_canonical(None, &new_canonical("1")).await.unwrap());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }).await.unwrap();
+    store.add_sealing_key(&key, &noted()).await.unwrap();
+    let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    let version =
+        replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     drop(store);
@@ -41,7 +42,7 @@ async fn everything_is_there_when_opened_again() {
     assert!(store.settings().await.unwrap().api_disabled);
     assert_eq!(store.epoch().await.unwrap(), epoch);
     assert_eq!(store.changes_since(Epoch(0)).await.unwrap().install_tokens.len(), 2);
-    let redemption = store.redeem_install_token(&token("b"), at(2), ip("192.0.2.1")).await.unwrap();
+    let redemption = store.redeem_install_token(&token("b"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed);
     store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 2);
@@ -52,7 +53,7 @@ async fn everything_is_there_when_opened_again() {
 async fn registering_again_kills_an_imported_key_too() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();
-    let host = store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let imported = Host { imported_key_digest: Some(Digest::of(b"imported")), ..host };
     let import = |staged: &mut Staged<'_>| {
         let epoch = changes::bump(staged)?;
@@ -60,7 +61,7 @@ async fn registering_again_kills_an_imported_key_too() {
     };
     store.data.write(import).unwrap();
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap(), imported);
-    let again = store.register_host(&registration(1, "h1.test", "b")).await.unwrap();
+    let again = store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
     assert_eq!(again.imported_key_digest, None);
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().imported_key_digest, None);
 }
@@ -69,7 +70,7 @@ async fn registering_again_kills_an_imported_key_too() {
 async fn a_row_that_cannot_be_read_is_said_to_be_corrupt_without_showing_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let damage = |staged: &mut Staged<'_>| -> Result<()> {
         staged.insert(rows::host(HostId(1)), "{\"secret");
         Ok(())
@@ -85,16 +86,16 @@ async fn no_answer_rests_on_what_the_disk_did_not_take() {
     let dir = tempfile::tempdir().unwrap();
     let failing = Arc::new(AtomicBool::new(false));
     let data = Durable::open_on_failing_disk(dir.path(), Arc::clone(&failing)).unwrap();
-    let store = Embedded { data: Arc::new(data) };
-    store.register_host(&registration(1, "h1.test", "a")).await.unwrap();
+    let store = Embedded::on(data);
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert!(store.healthy());
     failing.store(true, Ordering::SeqCst);
-    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1")).await;
-    assert!(matches!(redemption, Err(RecordsError::Unavailable(_))), "{redemption:?}");
+    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await;
+    assert!(matches!(redemption, Err(RecordsError::Failed(_))), "{redemption:?}");
     failing.store(false, Ordering::SeqCst);
     // "It is used already", and the spent token as a change, are just what a power cut might take back.
     assert!(!store.healthy());
-    assert!(store.redeem_install_token(&token("a"), at(3), ip("192.0.2.1")).await.is_err());
+    assert!(store.redeem_install_token(&token("a"), at(3), ip("192.0.2.1"), &noted()).await.is_err());
     assert!(store.changes_since(Epoch(0)).await.is_err());
     assert!(store.host(HostId(1)).await.is_err());
     assert!(store.hosts().await.is_err());
@@ -112,7 +113,7 @@ async fn a_great_many_hosts_are_no_burden() {
             for id in from..from + 1000 {
                 let mut registration = registration(id, &format!("h{id}.test"), &id.to_string());
                 registration.api_key = sealed(2, "key");
-                hosts::register(staged, &registration)?;
+                hosts::register(staged, &registration, &noted())?;
             }
             Ok(())
         };

@@ -50,6 +50,7 @@ impl Daemon {
             ("LISTEN__ADMIN".into(), "127.0.0.1:0".into()),
             ("LISTEN__CONTROL".into(), state.path().join("control.sock").display().to_string()),
             ("LIMITS__GLOBAL_PER_MINUTE".into(), "0".into()),
+            ("LIMITS__HOST_PER_MINUTE".into(), "0".into()),
             ("LIMITS__AUTH_FAIL_COUNT".into(), "0".into()),
             ("UPSTREAM__RELEASES_URL".into(), String::new()),
         ];

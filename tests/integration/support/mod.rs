@@ -1,7 +1,10 @@
 //! What the integration tests share.
 
+pub mod browser;
 pub mod crash_points;
 pub mod daemon;
+pub mod disk;
+pub mod documents;
 pub mod host;
 pub mod http;
 pub mod standin;

@@ -38,12 +38,13 @@ pub fn look_within(state: &Path) -> Within {
         for (place, sealed) in &values {
             ring.open(place, sealed).unwrap_or_else(|error| panic!("{place}: {error}"));
         }
-        let mut hosts = BTreeMap::new();
+        let (mut hosts, mut ids) = (BTreeMap::new(), HashSet::new());
         for host in records.hosts().await.unwrap() {
             let key = ring.open(&api_key_place(host.id), &host.api_key).unwrap();
             assert_eq!(Digest::of(&key), host.key_digest, "the key that is baked is the key that is let in");
             assert_eq!(records.host_by_name(&host.fqdn).await.unwrap().as_ref(), Some(&host));
             let twice = hosts.insert(host.fqdn.as_str().to_owned(), String::from_utf8(key.to_vec()).unwrap());
+            ids.insert(host.id);
             assert_eq!(twice, None, "{} is there twice", host.fqdn.as_str());
         }
         let mut history = records.canonical_history(usize::MAX).await.unwrap();
@@ -60,14 +61,18 @@ pub fn look_within(state: &Path) -> Within {
         let canonical = records.canonical().await.unwrap();
         assert_eq!(canonical.as_ref().map(|version| &version.summary), history.last());
 
-        // Nothing sealed belongs to nobody: each host's key, each version's text and tokens, two authorities, one server key.
-        assert_eq!(values.len(), hosts.len() + history.len() + targets + 3);
+        // Nothing sealed belongs to nobody: each host's key, also of those that may be brought back, each version's text and
+        // tokens, two authorities, one server key.
+        let removed = records.removed_hosts().await.unwrap().len();
+        assert_eq!(values.len(), hosts.len() + removed + history.len() + targets + 3);
         let changes = records.changes_since(Epoch(0)).await.unwrap();
-        let pending: HashSet<_> =
-            changes.install_tokens.iter().filter(|token| token.revoked_at.is_none()).map(|token| token.host).collect();
-        assert_eq!(pending.len(), hosts.len(), "each registration left one installer token");
-        let present = changes.install_tokens.iter().filter(|token| token.revoked_at.is_none()).count();
-        assert_eq!(present, hosts.len(), "an older installer token is dead");
+        let live = || changes.install_tokens.iter().filter(|token| token.revoked_at.is_none());
+        let with_one: HashSet<_> = live().map(|token| token.host).collect();
+        assert!(ids.is_subset(&with_one), "each registration left an installer token");
+        let pending: Vec<_> = live().filter(|token| token.redeemed_at.is_none()).map(|token| token.host).collect();
+        let different: HashSet<_> = pending.iter().copied().collect();
+        assert_eq!(pending.len(), different.len(), "an older installer token is dead");
+        assert!(different.is_subset(&ids), "the installer token of a host that is gone is dead");
 
         let authorities = records.authorities().await.unwrap();
         let ca = |role| {

@@ -127,14 +127,14 @@ async fn store_version(store: &Embedded) {
     new.digest = Digest::of(new.id.as_bytes());
     new.body = Sealed::from_bytes(vec![1; BODY]);
     let present = store.canonical().await.unwrap().map(|present| present.summary.version);
-    let made = replaced(store.replace_canonical(present, &new).await.unwrap());
+    let made = replaced(store.replace_canonical(&Condition::Version(present), &new, &noted()).await.unwrap());
     say(&format!("version {} {}", made.summary.version, made.summary.digest));
 }
 
 async fn register(store: &Embedded, round: u64, writer: u64, number: u64) {
     let id = round * 10_000_000 + writer * 1_000_000 + number + 1;
     let (name, tag) = (format!("h{id}.test"), id.to_string());
-    store.register_host(&registration(id, &name, &tag)).await.unwrap();
+    store.register_host(&registration(id, &name, &tag), &noted()).await.unwrap();
     say(&format!("host {name} {tag}"));
 }
 

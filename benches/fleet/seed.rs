@@ -1,0 +1,103 @@
+//! A state directory of a fleet that has been at work for a while, made through the library's records and not through the
+//! daemon: every host is registered, has redeemed its installer, is bound to loopback and has called some times.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use codex_authd::model::audit::{Actor, AuditNote};
+use codex_authd::model::digest::Digest;
+use codex_authd::model::host::HostId;
+use codex_authd::model::secret::Secret;
+use codex_authd::outside::{Outside as _, System};
+use codex_authd::records::embedded::Embedded;
+use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry};
+use codex_authd::service::boot;
+use codex_authd::service::enrol::api_key_place;
+use time::Duration;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::Result;
+
+/// So many changes wait for a flush together.
+const AT_ONCE: usize = 512;
+/// Telemetry of so many hosts in one batch.
+const BATCH: usize = 500;
+
+/// What the `index`th host presents. Made from its number: nothing has to be kept of a fleet but its size.
+pub fn api_key(index: usize) -> String {
+    Digest::of(format!("key of bench host {index}").as_bytes()).to_string()
+}
+
+pub fn name(index: usize) -> String {
+    format!("host-{index}.bench.example.com")
+}
+
+/// One in fifty is a shared machine, whose window is closed.
+pub fn is_secure(index: usize) -> bool {
+    !index.is_multiple_of(50)
+}
+
+/// Adds `hosts` hosts to the state in `state`, whose daemon has run once and does not run now.
+pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
+    let records = Arc::new(Embedded::open(&state.join("records"))?);
+    let secrets = Arc::new(boot::unlock(&*records, &state.join("master.key"), None, &System).await?);
+    let mut running = JoinSet::new();
+    let mut ids = Vec::with_capacity(hosts);
+    for index in 0..hosts {
+        let id = HostId(index as u64 + 1);
+        ids.push(id);
+        let (records, secrets) = (records.clone(), secrets.clone());
+        running.spawn(async move { one(&records, &secrets, id, index).await });
+        if running.len() == AT_ONCE {
+            running.join_next().await.transpose()?.transpose()?;
+        }
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    let (node, now) = (Uuid::new_v4(), System.now());
+    for (seq, ids) in ids.chunks(BATCH).enumerate() {
+        let batch: Vec<_> = ids
+            .iter()
+            .map(|id| Telemetry::Seen {
+                host: *id,
+                // Spread, so that no sort finds its work done.
+                calls: 1 + id.0.wrapping_mul(2_654_435_761) % 10_000,
+                last_seen: now - Duration::seconds((id.0.wrapping_mul(40_503) % 2_000_000) as i64),
+                last_refresh: Some("2026-11-20T09:27:43.373506211Z".into()),
+                client_version: Some(format!("0.{}.0", 100 + id.0 % 70)),
+                wrapper_version: Some("0.1.0".into()),
+                wrapper_fetched_at: None,
+            })
+            .collect();
+        records.append_telemetry(node, seq as u64 + 1, &batch).await?;
+    }
+    Ok(())
+}
+
+async fn one(records: &Embedded, secrets: &boot::Secrets, id: HostId, index: usize) -> Result<()> {
+    let (key, now) = (Secret::new(api_key(index)), System.now());
+    let token = Secret::new_install_token(&System).digest();
+    let from = [127, 0, 0, 1].into();
+    let registration = Registration {
+        id,
+        fqdn: name(index).parse()?,
+        key_digest: key.digest(),
+        api_key: secrets.ring.seal(&api_key_place(id), key.expose().as_bytes(), &System)?,
+        secure: Some(is_secure(index)),
+        expires_at: None,
+        insecure_enabled_until: None,
+        token: NewInstallToken {
+            digest: token,
+            base_url: "https://auth.example.com:8443".into(),
+            expires_at: now + Duration::minutes(30),
+        },
+        at: now,
+    };
+    let note = AuditNote::new(now, Actor::Daemon, None, "host.register");
+    records.register_host(&registration, &note).await?;
+    records.redeem_install_token(&token, now, from, &note).await?;
+    records.bind_ip(id, &key.digest(), from, now, &note).await?;
+    Ok(())
+}

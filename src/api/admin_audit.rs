@@ -1,0 +1,212 @@
+//! `/admin/audit`: who did what, and whether the log is whole.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::param::Query;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Tag;
+use super::guards::Admin;
+use super::json::{Answer, ok};
+use crate::model::audit::{Actor, AuditEntry, AuditFilter};
+use crate::model::digest::Digest;
+use crate::service::{Service, ServiceError};
+
+pub struct AdminAuditApi;
+
+#[OpenApi(tag = "Tag::AdminAudit", prefix_path = "/admin")]
+impl AdminAuditApi {
+    /// Entries of the audit log as the former service told them, the newest first
+    #[oai(path = "/logs", method = "get", operation_id = "listLogs")]
+    async fn logs(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// At most this many, 1 to 1000.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u64>,
+    ) -> Answer<LogPage> {
+        let limit = usize::try_from(limit.0).unwrap_or(1000);
+        let entries = service.audit_log(&AuditFilter::default(), limit).await?;
+        ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect() })
+    }
+
+    /// Entries of the audit log, the newest first
+    ///
+    /// For the next page, `before` is the number of the last entry of this one.
+    #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
+    #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
+    async fn list(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// Only entries with a smaller number.
+        before: Query<Option<u64>>,
+        /// `host.register`, or the noun alone: `host`.
+        action: Query<Option<String>>,
+        /// Part of the actor's name.
+        actor: Query<Option<String>>,
+        /// Exactly this target: a host's name, a version's number.
+        target: Query<Option<String>>,
+        /// Exactly this address.
+        from: Query<Option<String>>,
+        /// Only what somebody should look at.
+        alarms: Query<Option<bool>>,
+        /// RFC 3339; entries from then on.
+        since: Query<Option<OffsetDateTime>>,
+        /// RFC 3339; entries before that.
+        until: Query<Option<OffsetDateTime>>,
+        /// At most this many, 1 to 1000.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u64>,
+    ) -> Answer<AuditPage> {
+        let from: Option<std::result::Result<IpAddr, _>> = from.0.map(|from| from.parse());
+        let filter = AuditFilter {
+            before: before.0,
+            action: action.0,
+            actor: actor.0,
+            target: target.0,
+            from: from.transpose().map_err(|_| ServiceError::invalid("from", "must be an IP address"))?,
+            alarms_only: alarms.0.unwrap_or_default(),
+            since: since.0,
+            until: until.0,
+        };
+        let entries = service.audit_log(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
+        ok(AuditPage { entries: entries.into_iter().map(AuditBody::from).collect() })
+    }
+
+    /// Follow the audit log's chain from its first entry to the newest
+    #[oai(path = "/audit/verify", method = "get", operation_id = "verifyAudit")]
+    async fn verify(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// A hash that was noted elsewhere; it must be part of the chain.
+        hash: Query<Option<String>>,
+    ) -> Answer<AuditVerification> {
+        let noted: Option<std::result::Result<Digest, _>> = hash.0.map(|hash| hash.trim().parse());
+        let noted = noted.transpose().map_err(|_| ServiceError::invalid("hash", "must be 64 hex digits"))?;
+        let found = service.verify_audit(noted).await?;
+        ok(AuditVerification {
+            intact: found.broken.is_none() && found.noted_found != Some(false),
+            entries: found.good.number,
+            hash: found.good.hash.to_string(),
+            broken: found.broken.map(|broken| broken.to_string()),
+            noted_found: found.noted_found,
+        })
+    }
+}
+
+fn default_limit() -> u64 {
+    100
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct LogPage {
+    logs: Vec<LogBody>,
+}
+
+/// An entry of the audit log in few words.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct LogBody {
+    id: u64,
+    /// The host that did it; null: somebody else did.
+    host_id: Option<u64>,
+    action: String,
+    /// A JSON text: what `/admin/audit` tells in members of its own.
+    details: String,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+impl From<AuditEntry> for LogBody {
+    fn from(entry: AuditEntry) -> Self {
+        let host_id = match &entry.note.actor {
+            Actor::Host { id, .. } => Some(id.0),
+            _ => None,
+        };
+        let AuditBody { number, at, actor, from, action, target, outcome, details, .. } = entry.into();
+        let details = serde_json::json!({
+            "actor": actor, "from": from, "target": target, "outcome": outcome, "details": details,
+        });
+        Self { id: number, host_id, action, details: details.to_string(), created_at: at }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct AuditPage {
+    pub entries: Vec<AuditBody>,
+}
+
+/// An entry of the audit log.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct AuditBody {
+    /// 1, 2, 3, … without a gap.
+    pub number: u64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// `certificate`, `control`, `offline`, `host`, `anybody` or `daemon`.
+    pub actor_kind: String,
+    /// Who it was, in words.
+    pub actor: String,
+    /// SHA-256 of the certificate, where the actor is one.
+    pub fingerprint: Option<String>,
+    /// The address of the call.
+    pub from: Option<String>,
+    pub action: String,
+    /// What it was done to.
+    pub target: Option<String>,
+    /// `done`, `refused`, or the HTTP status of the refusal.
+    pub outcome: String,
+    /// Somebody should look at it.
+    pub alarm: bool,
+    pub details: BTreeMap<String, String>,
+    /// SHA-256 over this entry and the hash before it.
+    pub hash: String,
+}
+
+impl From<AuditEntry> for AuditBody {
+    fn from(AuditEntry { number, note, hash }: AuditEntry) -> Self {
+        let (kind, fingerprint) = match &note.actor {
+            Actor::Certificate { fingerprint, .. } => ("certificate", Some(fingerprint.to_string())),
+            Actor::Control { .. } => ("control", None),
+            Actor::Offline { .. } => ("offline", None),
+            Actor::Host { .. } => ("host", None),
+            Actor::Anybody => ("anybody", None),
+            Actor::Daemon => ("daemon", None),
+        };
+        Self {
+            number,
+            at: note.at,
+            actor_kind: kind.into(),
+            actor: note.actor.to_string(),
+            fingerprint,
+            from: note.from.map(|from| from.to_string()),
+            action: note.action,
+            target: note.target,
+            outcome: note.outcome,
+            alarm: note.alarm,
+            details: note.details,
+            hash: hash.to_string(),
+        }
+    }
+}
+
+/// What following the chain found.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct AuditVerification {
+    pub intact: bool,
+    /// How many entries fit, from the first on.
+    pub entries: u64,
+    /// The hash of the last of them: to be noted elsewhere.
+    pub hash: String,
+    /// What does not fit.
+    pub broken: Option<String>,
+    /// Whether the hash that was asked for is part of the chain.
+    pub noted_found: Option<bool>,
+}

@@ -1,0 +1,128 @@
+//! `/admin/installers`: the installers that were printed.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::param::{Path, Query};
+use poem_openapi::{Enum, Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Tag;
+use super::guards::Admin;
+use super::json::{Answer, ok};
+use crate::model::host::Fqdn;
+use crate::records::InstallToken;
+use crate::service::{Service, ServiceError};
+
+pub struct AdminInstallersApi;
+
+#[OpenApi(tag = "Tag::AdminInstallers", prefix_path = "/admin/installers")]
+impl AdminInstallersApi {
+    /// Installers, the newest first
+    ///
+    /// Who redeemed which, and from where; the token itself is not kept.
+    #[oai(path = "/", method = "get", operation_id = "listInstallers")]
+    async fn list(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// Only those in this state.
+        state: Query<Option<InstallerState>>,
+        /// Only those of the host with this number.
+        host_id: Query<Option<u64>>,
+        /// At most this many, 1 to 1000.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u64>,
+    ) -> Answer<InstallerList> {
+        let now = service.now();
+        let installers = service.installers().await?.into_iter();
+        let installers = installers
+            .filter(|(token, _)| host_id.0.is_none_or(|id| token.host.0 == id))
+            .map(|(token, fqdn)| InstallerEntry::new(token, fqdn, now))
+            .filter(|entry| state.0.is_none_or(|state| entry.state == state))
+            .take(usize::try_from(limit.0).unwrap_or(1000));
+        ok(InstallerList { installers: installers.collect() })
+    }
+
+    /// Revoke an outstanding installer
+    #[oai(path = "/:id/revoke", method = "post", operation_id = "revokeInstaller")]
+    async fn revoke(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        /// As in the list: SHA-256 of the token.
+        id: Path<String>,
+    ) -> Answer<RevokedInstaller> {
+        let digest = id.0.parse().map_err(|_| ServiceError::NotFound("Outstanding installer"))?;
+        let revoked = service.revoke_installer(&digest, &admin.0).await?;
+        ok(RevokedInstaller { revoked: revoked.digest.to_string() })
+    }
+}
+
+fn default_limit() -> u64 {
+    100
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct InstallerList {
+    pub installers: Vec<InstallerEntry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[oai(rename_all = "lowercase")]
+pub enum InstallerState {
+    Outstanding,
+    Redeemed,
+    Revoked,
+    Expired,
+}
+
+/// An installer.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct InstallerEntry {
+    /// SHA-256 of the token, 64 lower-case hex digits.
+    pub id: String,
+    pub state: InstallerState,
+    pub host_id: u64,
+    /// Null: the host is removed.
+    pub fqdn: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub redeemed_at: Option<OffsetDateTime>,
+    /// The address that redeemed it.
+    pub redeemed_from: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+impl InstallerEntry {
+    fn new(token: InstallToken, fqdn: Option<Fqdn>, now: OffsetDateTime) -> Self {
+        let state = match &token {
+            InstallToken { redeemed_at: Some(_), .. } => InstallerState::Redeemed,
+            InstallToken { revoked_at: Some(_), .. } => InstallerState::Revoked,
+            InstallToken { expires_at, .. } if *expires_at <= now => InstallerState::Expired,
+            _ => InstallerState::Outstanding,
+        };
+        Self {
+            id: token.digest.to_string(),
+            state,
+            host_id: token.host.0,
+            fqdn: fqdn.map(String::from),
+            created_at: token.created_at,
+            expires_at: token.expires_at,
+            redeemed_at: token.redeemed_at,
+            redeemed_from: token.redeemed_from.map(|from| from.to_string()),
+            revoked_at: token.revoked_at,
+        }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RevokedInstaller {
+    pub revoked: String,
+}

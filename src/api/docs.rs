@@ -1,0 +1,68 @@
+//! `/docs`: the OpenAPI document for people. The page is poem-openapi's (Swagger UI), one file with everything inline.
+//!
+//! Its scripts and styles are allowed by their digests, which are taken from the page itself: nothing else runs on it.
+//! Swagger UI sets styles on elements from its script, which no policy stops, and draws its icons from `data:` images.
+
+use std::sync::Arc;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use poem::Response;
+
+use crate::model::digest::Digest;
+
+#[derive(Clone)]
+pub struct Page {
+    html: Arc<str>,
+    policy: Arc<str>,
+}
+
+impl Page {
+    pub fn new(html: String) -> Self {
+        let (scripts, styles) = (digests(&html, "script"), digests(&html, "style"));
+        let policy = format!(
+            "default-src 'none'; script-src{scripts}; style-src{styles}; img-src data:; connect-src 'self'; \
+             form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+        );
+        Self { html: html.into(), policy: policy.into() }
+    }
+
+    pub fn answer(&self) -> Response {
+        Response::builder()
+            .content_type("text/html; charset=utf-8")
+            .header("content-security-policy", &*self.policy)
+            .header("referrer-policy", "same-origin")
+            .header("x-frame-options", "DENY")
+            .header("cross-origin-opener-policy", "same-origin")
+            .header("cross-origin-resource-policy", "same-origin")
+            .body(self.html.to_string())
+    }
+}
+
+/// ` 'sha256-…'` for what stands inside each `<tag …>…</tag>`, as a policy wants it.
+fn digests(html: &str, tag: &str) -> String {
+    let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
+    let mut rest = html;
+    let mut sources = String::new();
+    while let Some((_, after)) = rest.split_once(&open) {
+        let Some((inside, after)) = after.split_once('>').and_then(|(_, inside)| inside.split_once(&close)) else {
+            break;
+        };
+        sources.push_str(&format!(" 'sha256-{}'", BASE64_STANDARD.encode(Digest::of(inside.as_bytes()).as_bytes())));
+        rest = after;
+    }
+    sources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_script_and_style_of_the_page_is_allowed_by_its_digest() {
+        let page = Page::new("<style a=\"b\">x</style><script>1</script><p><script c>2</script>".into());
+        let digest = |text: &str| BASE64_STANDARD.encode(Digest::of(text.as_bytes()).as_bytes());
+        let scripts = format!("script-src 'sha256-{}' 'sha256-{}';", digest("1"), digest("2"));
+        assert!(page.policy.contains(&scripts), "{}", page.policy);
+        assert!(page.policy.contains(&format!("style-src 'sha256-{}';", digest("x"))), "{}", page.policy);
+    }
+}

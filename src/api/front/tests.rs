@@ -1,0 +1,416 @@
+//! Two daemons that were told the same: one is asked in the usual form, the other in one that goes to the handlers. They
+//! must answer the same, byte for byte.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use poem::Addr;
+use poem::http::uri::Scheme;
+use poem::http::{HeaderValue, Request as HttpRequest};
+use poem::web::{LocalAddr, RemoteAddr};
+use poem::{Body, RequestParts};
+use serde_json::{Value, json};
+use time::Duration;
+
+use super::*;
+use crate::hot::Hot;
+use crate::hot::throttle::{Limits, Throttle};
+use crate::model::auth_document::DocumentRules;
+use crate::model::digest::Digest;
+use crate::outside::Outside;
+use crate::records::conformance::{at, noted};
+use crate::records::embedded::Embedded;
+use crate::records::{HostChange, Records};
+use crate::service::{By, Parts, Policy, boot};
+
+/// A clock that the test turns, and bytes that are the same for whoever asks in the same order.
+struct Turned {
+    now: Mutex<OffsetDateTime>,
+    asked: AtomicU64,
+}
+
+impl Outside for Turned {
+    fn now(&self) -> OffsetDateTime {
+        *self.now.lock().unwrap()
+    }
+
+    fn fill(&self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(32) {
+            let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+            chunk.copy_from_slice(&Digest::of(&asked.to_be_bytes()).as_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+struct World {
+    outside: Arc<Turned>,
+    records: Arc<dyn Records>,
+    service: Arc<Service>,
+    front: Front,
+    /// What is put before the path, so that it is the same path and yet not the usual one.
+    prefix: &'static str,
+    keys: Vec<String>,
+    _directory: tempfile::TempDir,
+}
+
+const LIMITS: Limits = Limits {
+    global_per_minute: 0,
+    host_per_minute: 0,
+    auth_fail_count: 3,
+    auth_fail_window_seconds: 600,
+    auth_fail_block_seconds: 1800,
+};
+
+fn policy(base_url: &str) -> Policy {
+    Policy {
+        base_url: base_url.into(),
+        trusted_ca_pem: "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".into(),
+        server_pin: None,
+        install_token_ttl: Duration::minutes(30),
+        insecure_window: Duration::minutes(10),
+        codex_release_url: "https://releases.example.test/codex".into(),
+        document_rules: DocumentRules::default(),
+    }
+}
+
+impl World {
+    async fn new(prefix: &'static str, limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let outside = Arc::new(Turned { now: Mutex::new(at(0)), asked: AtomicU64::new(0) });
+        let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+        let hot = Arc::new(Hot::open(&directory.path().join("hot"), &*outside).unwrap());
+        let master = directory.path().join("master.key");
+        let secrets = Arc::new(boot::unlock(&*records, &master, None, &*outside).await.unwrap());
+        let parts = Parts {
+            records: records.clone(),
+            hot,
+            throttle: Throttle::new(limits),
+            outside: outside.clone(),
+            policy: policy("https://auth.example.test:8443"),
+            secrets,
+            metrics: Arc::new(Metrics::new(&crate::api::operations(), at(0)).unwrap()),
+        };
+        let service = Arc::new(Service::new(parts).await.unwrap());
+        let front = crate::api::hosts(service.clone(), Arc::new(Trust::new(Vec::new(), None)));
+        Self { outside, records, service, front, prefix, keys: Vec::new(), _directory: directory }
+    }
+
+    async fn add_host(&mut self, name: &str, secure: Option<bool>) {
+        let registered = self.service.register(name, secure, None, &By::daemon()).await.unwrap();
+        self.keys.push(registered.api_key.expose().to_owned());
+    }
+
+    fn turn_clock(&self, by: Duration) {
+        *self.outside.now.lock().unwrap() += by;
+    }
+
+    async fn answer(&self, ask: &Ask) -> Answered {
+        let mut request = HttpRequest::post(format!("{}/auth", self.prefix));
+        match &ask.key {
+            Key::Header(host) => request = request.header("X-API-Key", &self.keys[*host]),
+            Key::Bearer(host) => request = request.header("Authorization", format!("Bearer {}", self.keys[*host])),
+            Key::Other(name, value) => {
+                request = request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            }
+            Key::None => {}
+        }
+        for content_type in &ask.content_type {
+            request = request.header("Content-Type", *content_type);
+        }
+        request = request.header("Content-Length", ask.body.len());
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let remote = RemoteAddr(Addr::SocketAddr(SocketAddr::new(ask.from, 40000)));
+        let parts = RequestParts::from((parts, LocalAddr::default(), remote, Scheme::HTTP));
+        let request = Request::from_parts(parts, Body::from_vec(ask.body.clone()));
+        if matches!(ask.key, Key::Header(_) | Key::Bearer(_)) {
+            assert_eq!(usual(&request).is_some(), self.prefix.is_empty(), "{ask:?}");
+        }
+        let mut answer = self.front.get_response(request).await;
+        let headers = answer.headers().iter();
+        let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+        Answered { status: answer.status().as_u16(), headers, body: answer.take_body().into_string().await.unwrap() }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Answered {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+#[derive(Clone, Debug)]
+enum Key {
+    Header(usize),
+    Bearer(usize),
+    Other(&'static str, &'static str),
+    None,
+}
+
+#[derive(Clone, Debug)]
+struct Ask {
+    key: Key,
+    content_type: Vec<&'static str>,
+    from: IpAddr,
+    body: Vec<u8>,
+}
+
+fn ask(key: Key, body: impl Into<Vec<u8>>) -> Ask {
+    let from = IpAddr::from([192, 0, 2, 1]);
+    Ask { key, content_type: vec!["application/json"], from, body: body.into() }
+}
+
+/// Both.
+struct Pair {
+    usual: World,
+    handlers: World,
+}
+
+impl Pair {
+    async fn new(limits: Limits) -> Self {
+        let mut pair = Self { usual: World::new("", limits).await, handlers: World::new("/", limits).await };
+        for world in [&mut pair.usual, &mut pair.handlers] {
+            world.add_host("h1.example.test", None).await;
+            world.add_host("h2.example.test", Some(false)).await;
+        }
+        assert_eq!(pair.usual.keys, pair.handlers.keys);
+        pair
+    }
+
+    /// Asks both, and gives back what both answered.
+    async fn ask(&self, ask: &Ask) -> Answered {
+        let (usual, handlers) = (self.usual.answer(ask).await, self.handlers.answer(ask).await);
+        assert_eq!(usual, handlers, "{ask:?}");
+        usual
+    }
+
+    async fn changed(&self, change: impl AsyncFn(&World)) {
+        change(&self.usual).await;
+        change(&self.handlers).await;
+    }
+
+    /// Every kind of retrieve, often enough that an answer that can be kept is kept and given again.
+    async fn retrieves(&self, statuses: [&str; 3]) {
+        let same = self.usual.service.canonical().map(|canonical| canonical.summary.digest.to_string());
+        let same = same.unwrap_or_else(|| "0".repeat(64));
+        for host in [0, 1] {
+            for key in [Key::Header(host), Key::Bearer(host)] {
+                for (digest, last_refresh, status) in [
+                    (same.as_str(), "2026-09-20T09:27:43.373506211Z", statuses[0]),
+                    (&"1".repeat(64), "2026-01-01T00:00:00Z", statuses[1]),
+                    (&"1".repeat(64), "2026-09-21T13:00:00Z", statuses[2]),
+                ] {
+                    for versions in [json!({}), json!({ "client_version": "0.169.0", "wrapper_version": "2\"\\é" })] {
+                        let mut body = json!({ "command": "retrieve", "digest": digest, "last_refresh": last_refresh });
+                        body.as_object_mut().unwrap().extend(versions.as_object().unwrap().clone());
+                        let body = body.to_string();
+                        for _ in 0..3 {
+                            let answered = self.ask(&ask(key.clone(), body.as_str())).await;
+                            assert_eq!(status_of(&answered), status, "{answered:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn status_of(answered: &Answered) -> String {
+    let body: Value = serde_json::from_str(&answered.body).unwrap();
+    body["data"]["status"].as_str().or(body["code"].as_str()).unwrap().to_owned()
+}
+
+fn document(last_refresh: &str) -> Value {
+    let token = "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6";
+    // Names that are also the answer's, so that what is cut out of an answer is cut in the right place.
+    json!({ "api_calls": 0, "OPENAI_API_KEY": token, "last_refresh": last_refresh, "nested": { "api_calls": 7, "é": "\"api_calls\":1}}" } })
+}
+
+const KINDS: [&str; 3] = ["valid", "outdated", "upload_required"];
+const CANONICAL: &str = "2026-09-20T09:27:43.373506211Z";
+
+async fn upload(pair: &Pair, last_refresh: &str) {
+    let body = json!({ "auth": document(last_refresh) }).to_string();
+    pair.changed(async |world: &World| {
+        world.service.upload(&body, &By::daemon()).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_ways_answer_the_same_after_every_change() {
+    let mut pair = Pair::new(LIMITS).await;
+    pair.retrieves(["missing"; 3]).await;
+    upload(&pair, CANONICAL).await;
+    pair.retrieves(KINDS).await;
+
+    // What answers hold beside their host.
+    pair.changed(async |world: &World| world.service.note_client_release("rust-v0.170.0").await.unwrap()).await;
+    pair.retrieves(KINDS).await;
+    pair.changed(async |world: &World| world.service.set_policy(policy("https://other.example.test"))).await;
+    pair.retrieves(KINDS).await;
+    upload(&pair, "2026-09-20T10:00:00Z").await;
+    pair.retrieves(KINDS).await;
+    pair.changed(async |world: &World| {
+        world.service.rotate_keys(&By::daemon()).await.unwrap();
+    })
+    .await;
+    pair.retrieves(KINDS).await;
+
+    // The host's rules.
+    for change in [
+        HostChange { allow_roaming_ips: Some(true), ..HostChange::default() },
+        HostChange { insecure_grace_until: Some(Some(at(900))), ..HostChange::default() },
+        HostChange { insecure_enabled_until: Some(Some(at(1000))), ..HostChange::default() },
+        HostChange { insecure_grace_until: Some(None), ..HostChange::default() },
+    ] {
+        pair.usual.turn_clock(Duration::seconds(1));
+        pair.handlers.turn_clock(Duration::seconds(1));
+        pair.changed(async |world: &World| {
+            for host in world.records.hosts().await.unwrap() {
+                world.records.change_host(host.id, &change, world.outside.now(), &noted()).await.unwrap();
+            }
+            world.service.catch_up().await.unwrap();
+        })
+        .await;
+        pair.retrieves(KINDS).await;
+    }
+
+    // Its activity, gathered, and known anew.
+    pair.changed(async |world: &World| {
+        world.service.gather_telemetry().await.unwrap();
+        world.service.drain_outbox().await.unwrap();
+    })
+    .await;
+    pair.retrieves(KINDS).await;
+    let versions =
+        json!({ "digest": "1".repeat(64), "last_refresh": CANONICAL, "client_version": "v0.170.0" }).to_string();
+    for _ in 0..3 {
+        pair.ask(&ask(Key::Header(0), versions.as_str())).await;
+    }
+
+    // Roaming, a key of its own anew, and the end of a window.
+    let elsewhere = |host| {
+        let body = json!({ "digest": "1".repeat(64), "last_refresh": CANONICAL }).to_string();
+        Ask { from: IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]), ..ask(Key::Header(host), body) }
+    };
+    for _ in 0..3 {
+        assert_eq!(status_of(&pair.ask(&elsewhere(0)).await), "outdated");
+    }
+    for world in [&mut pair.usual, &mut pair.handlers] {
+        world.add_host("h1.example.test", None).await;
+    }
+    assert_eq!(status_of(&pair.ask(&elsewhere(0)).await), "key_invalid");
+    assert_eq!(status_of(&pair.ask(&elsewhere(2)).await), "outdated");
+    pair.usual.turn_clock(Duration::hours(1));
+    pair.handlers.turn_clock(Duration::hours(1));
+    assert_eq!(status_of(&pair.ask(&elsewhere(1)).await), "insecure_closed");
+
+    // What each counted is what the other counted.
+    let mut counted = Vec::new();
+    for world in [&pair.usual, &pair.handlers] {
+        world.service.gather_telemetry().await.unwrap();
+        world.service.drain_outbox().await.unwrap();
+        for host in world.records.hosts().await.unwrap() {
+            counted.push(world.records.activity(host.id).await.unwrap());
+        }
+    }
+    assert_eq!(counted[..2], counted[2..]);
+    assert!(counted[0].api_calls > 100, "{counted:?}");
+}
+
+#[tokio::test]
+async fn both_ways_store_and_refuse_the_same() {
+    let pair = Pair::new(LIMITS).await;
+    let store = |last_refresh: &str| json!({ "command": " STORE ", "auth": document(last_refresh) }).to_string();
+    for (last_refresh, status) in
+        [(CANONICAL, "updated"), (CANONICAL, "unchanged"), ("2026-01-01T00:00:00Z", "outdated"), ("nope", "invalid")]
+    {
+        assert_eq!(status_of(&pair.ask(&ask(Key::Header(0), store(last_refresh))).await), status);
+    }
+    // The document itself as the body.
+    let bare = json!({ "tokens": { "access_token": "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6" }, "last_refresh": "2026-09-20T11:00:00Z" });
+    assert_eq!(status_of(&pair.ask(&ask(Key::Bearer(0), bare.to_string())).await), "updated");
+
+    let digest = "1".repeat(64);
+    let good = json!({ "digest": digest, "last_refresh": CANONICAL }).to_string();
+    let refused: Vec<(Vec<u8>, u16)> = vec![
+        (b"".to_vec(), 422),
+        (b"[]".to_vec(), 422),
+        (b"{".to_vec(), 400),
+        (b"\xff".to_vec(), 400),
+        (format!(r#"{{"digest":"{digest}","digest":"{digest}","last_refresh":"{CANONICAL}"}}"#).into(), 400),
+        (format!(r#"{{"digest":"{digest}","d\u0069gest":"{digest}","last_refresh":"{CANONICAL}"}}"#).into(), 400),
+        (json!({ "digest": "12", "last_refresh": CANONICAL }).to_string().into(), 422),
+        (json!({ "digest": digest }).to_string().into(), 422),
+        (json!({ "digest": digest, "last_refresh": "2099-01-01T00:00:00Z" }).to_string().into(), 422),
+        (json!({ "digest": digest, "last_refresh": CANONICAL, "command": "sync" }).to_string().into(), 422),
+        (json!({ "digest": digest, "last_refresh": CANONICAL, "command": 1 }).to_string().into(), 422),
+        (json!({ "command": "store" }).to_string().into(), 422),
+        (vec![b' '; 1024 * 1024 + 1], 413),
+        (vec![b' '; 1024 * 1024], 422),
+    ];
+    for (body, status) in refused {
+        assert_eq!(pair.ask(&ask(Key::Header(0), body)).await.status, status);
+    }
+    for (content_type, status) in [
+        (vec![], 200),
+        (vec!["application/json; charset=utf-8"], 200),
+        (vec!["Application/Problem+JSON"], 200),
+        (vec!["text/plain"], 415),
+        (vec!["application/json", "text/plain"], 200),
+    ] {
+        let asked = Ask { content_type, ..ask(Key::Header(0), good.as_str()) };
+        assert_eq!(pair.ask(&asked).await.status, status, "{asked:?}");
+    }
+    let elsewhere = Ask { from: IpAddr::from([192, 0, 2, 9]), ..ask(Key::Header(0), good.as_str()) };
+    assert_eq!(status_of(&pair.ask(&elsewhere).await), "address_refused");
+    pair.changed(async |world: &World| world.service.disable_api(true, None, &By::daemon()).await.unwrap()).await;
+    assert_eq!(pair.ask(&ask(Key::Header(0), good.as_str())).await.status, 503);
+    pair.changed(async |world: &World| world.service.disable_api(false, None, &By::daemon()).await.unwrap()).await;
+    assert_eq!(pair.ask(&ask(Key::Header(0), good.as_str())).await.status, 200);
+}
+
+#[tokio::test]
+async fn both_ways_count_a_failure_once_and_a_request_once() {
+    let pair = Pair::new(Limits { global_per_minute: 14, ..LIMITS }).await;
+    let body = json!({ "digest": "1".repeat(64), "last_refresh": CANONICAL }).to_string();
+    for (key, code) in [
+        (Key::None, "key_missing"),
+        (Key::Other("x-api-key", "  "), "key_missing"),
+        (Key::Other("x-api-key", "wrong"), "key_invalid"),
+        (Key::Other("authorization", "bearer wrong"), "key_invalid"),
+        (Key::Other("x-api-key", "é"), "key_missing"),
+        (Key::Other("authorization", "Basic d3Jvbmc6"), "key_missing"),
+        (Key::Header(0), "missing"),
+        (Key::Other("x-api-key", "wrong"), "key_invalid"),
+        (Key::Other("x-api-key", "wrong"), "auth_blocked"),
+        (Key::Header(0), "missing"),
+    ] {
+        assert_eq!(status_of(&pair.ask(&ask(key, body.as_str())).await), code);
+    }
+    for _ in 0..4 {
+        assert_eq!(pair.ask(&ask(Key::Header(0), body.as_str())).await.status, 200);
+    }
+    let limited = pair.ask(&ask(Key::Header(0), body.as_str())).await;
+    assert_eq!((limited.status, status_of(&limited).as_str()), (429, "rate_limited"));
+}
+
+/// Answers are given from what was kept, and no more of them are kept than there are slots.
+#[tokio::test]
+async fn an_answer_that_nothing_changed_is_not_rendered_again() {
+    let pair = Pair::new(LIMITS).await;
+    upload(&pair, CANONICAL).await;
+    let body = json!({ "digest": "1".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" }).to_string();
+    let asked = ask(Key::Header(0), body);
+    // The first call changes what is known of the host, and is told of what was known before.
+    for kept in [0, 0, 1, 1] {
+        assert_eq!(pair.usual.front.answers.kept().len(), kept);
+        pair.ask(&asked).await;
+    }
+    let before = pair.usual.front.answers.kept();
+    pair.ask(&asked).await;
+    assert_eq!(pair.usual.front.answers.kept(), before);
+    assert_eq!(pair.handlers.front.answers.kept(), []);
+}

@@ -1,0 +1,81 @@
+//! `GET /metrics`, and what counts every request.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use poem::web::Data;
+use poem::{IntoResponse, Response};
+use poem_openapi::payload::Payload;
+use poem_openapi::registry::MetaSchemaRef;
+use poem_openapi::types::Type;
+use poem_openapi::{ApiResponse, OpenApi, OperationId};
+
+use super::Tag;
+use super::errors::Failure;
+use super::guards::Admin;
+use crate::metrics::{InFlight, Listener, Metrics, Operation};
+use crate::service::Service;
+
+pub struct MetricsApi;
+
+#[OpenApi(tag = "Tag::Health")]
+impl MetricsApi {
+    /// What is counted and measured
+    ///
+    /// In the Prometheus text format, version 0.0.4. Counters begin at zero with the process.
+    #[oai(path = "/metrics", method = "get", operation_id = "getMetrics")]
+    async fn metrics(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Result<MetricsAnswer, Failure> {
+        Ok(MetricsAnswer::Done(MetricsText(service.metrics_text().await?)))
+    }
+}
+
+#[derive(ApiResponse)]
+enum MetricsAnswer {
+    /// Samples, each family with its HELP and TYPE.
+    #[oai(status = 200)]
+    Done(MetricsText),
+}
+
+struct MetricsText(String);
+
+impl Payload for MetricsText {
+    const CONTENT_TYPE: &'static str = "text/plain";
+
+    fn schema_ref() -> MetaSchemaRef {
+        String::schema_ref()
+    }
+}
+
+impl IntoResponse for MetricsText {
+    fn into_response(self) -> Response {
+        Response::builder().content_type("text/plain; version=0.0.4; charset=utf-8").body(self.0)
+    }
+}
+
+/// A request that is being answered, and is counted when it is.
+pub struct Measured<'a> {
+    metrics: &'a Metrics,
+    listener: Listener,
+    begun: Instant,
+    _in_flight: InFlight<'a>,
+}
+
+impl<'a> Measured<'a> {
+    pub fn begin(metrics: &'a Metrics, listener: Listener) -> Self {
+        Self { metrics, listener, begun: Instant::now(), _in_flight: metrics.begin() }
+    }
+
+    /// `operation`: what the router says that it was; `None`: no operation.
+    pub fn end(self, operation: Option<OperationId>, answer: &Response) {
+        let operation = match operation {
+            Some(OperationId(name)) => self.metrics.operation(name),
+            None => self.metrics.unknown_operation(),
+        };
+        self.end_as(operation, answer);
+    }
+
+    /// With the operation looked up before.
+    pub fn end_as(self, operation: Operation, answer: &Response) {
+        self.metrics.observe(self.listener, operation, answer.status().as_u16(), self.begun.elapsed());
+    }
+}

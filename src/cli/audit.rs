@@ -1,0 +1,118 @@
+//! `codex-authd audit list | verify`
+
+use clap::{Args, Subcommand};
+
+use super::CliError;
+use super::client::Client;
+use super::print::{self, or_dash};
+use crate::api::{AuditPage, AuditVerification};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Entries, the newest first
+    List(List),
+    /// Follow the chain from the first entry to the newest
+    Verify {
+        /// A hash that was noted elsewhere: it must be part of the chain
+        #[arg(long)]
+        hash: Option<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct List {
+    /// At most this many, 1 to 1000
+    #[arg(long, default_value_t = 50)]
+    limit: u32,
+    /// Only entries with a smaller number: the next page
+    #[arg(long)]
+    before: Option<u64>,
+    /// `host.register`, or the noun alone: `host`
+    #[arg(long)]
+    action: Option<String>,
+    /// Part of the actor's name
+    #[arg(long)]
+    actor: Option<String>,
+    /// A host's name, a version's number
+    #[arg(long)]
+    target: Option<String>,
+    /// The address of the call
+    #[arg(long)]
+    from: Option<String>,
+    /// Only what somebody should look at
+    #[arg(long)]
+    alarms: bool,
+}
+
+pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
+    match command {
+        Command::List(list) => {
+            let page: AuditPage = client.get(&format!("/admin/audit?{}", query(list))).await?;
+            let head = ["NUMBER", "AT", "ACTION", "TARGET", "OUTCOME", "WHO", "FROM"].map(String::from).into();
+            let rows: Vec<Vec<String>> = std::iter::once(head)
+                .chain(page.entries.iter().map(|entry| {
+                    vec![
+                        entry.number.to_string(),
+                        print::instant(entry.at),
+                        if entry.alarm { format!("{} !", entry.action) } else { entry.action.clone() },
+                        or_dash(entry.target.as_ref()),
+                        entry.outcome.clone(),
+                        entry.actor.clone(),
+                        or_dash(entry.from.as_ref()),
+                    ]
+                }))
+                .collect();
+            print::done(json, &page, &print::table(&rows));
+        }
+        Command::Verify { hash } => {
+            let query = hash.as_ref().map(|hash| format!("?hash={}", encoded(hash))).unwrap_or_default();
+            let found: AuditVerification = client.get(&format!("/admin/audit/verify{query}")).await?;
+            let sentence = match (&found.broken, found.noted_found) {
+                (Some(broken), _) => format!("BROKEN: {broken}. The {} entries before it fit.", found.entries),
+                (None, Some(false)) => {
+                    format!("BROKEN: the {} entries fit, but the noted hash is none of theirs.", found.entries)
+                }
+                (None, _) => format!(
+                    "Intact: {} entries. Note this hash elsewhere, and give it with --hash later:\n{}",
+                    found.entries, found.hash
+                ),
+            };
+            print::done(json, &found, &sentence);
+            if !found.intact {
+                return Err(CliError::Refused("the audit log is not what was written".into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn query(list: &List) -> String {
+    let mut query = format!("limit={}", list.limit);
+    let before = list.before.map(|before| before.to_string());
+    let members = [
+        ("before", before.as_ref()),
+        ("action", list.action.as_ref()),
+        ("actor", list.actor.as_ref()),
+        ("target", list.target.as_ref()),
+        ("from", list.from.as_ref()),
+    ];
+    for (name, value) in members {
+        if let Some(value) = value {
+            query.push_str(&format!("&{name}={}", encoded(value)));
+        }
+    }
+    if list.alarms {
+        query.push_str("&alarms=true");
+    }
+    query
+}
+
+/// Percent-encoded: whatever was typed is one value.
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}

@@ -1,0 +1,74 @@
+//! `codex-authd authorities list | prepare | activate | retire`
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::CliError;
+use super::client::Client;
+use super::print;
+use crate::api::AuthorityList;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The authorities in their slots
+    List,
+    /// Make the next authority: trusted from here on, signs nothing yet
+    Prepare { role: Role },
+    /// Let the next authority sign; the one before stays trusted
+    Activate {
+        role: Role,
+        /// Also where hosts are cut off
+        #[arg(long)]
+        force: bool,
+    },
+    /// Trust the old authority no more
+    Retire {
+        role: Role,
+        /// Also where hosts or admins are cut off
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Role {
+    /// Signs the daemon's own certificate
+    Server,
+    /// Signs admins' certificates
+    Client,
+}
+
+pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
+    let (list, sentence): (AuthorityList, _) = match command {
+        Command::List => (client.get("/admin/authorities").await?, ""),
+        Command::Prepare { role } => (
+            step(client, *role, "prepare", false).await?,
+            "Prepared. Hosts that run `cdx --update` trust it from now on; next: activate.\n\n",
+        ),
+        Command::Activate { role, force } => (
+            step(client, *role, "activate", *force).await?,
+            "Activated: it signs from now on. The one before stays trusted until it is retired.\n\n",
+        ),
+        Command::Retire { role, force } => {
+            (step(client, *role, "retire", *force).await?, "Retired: the old one is trusted no more.\n\n")
+        }
+    };
+    let head = ["ROLE", "SLOT", "EXPIRES", "ID"].map(String::from).into();
+    let rows: Vec<Vec<String>> = std::iter::once(head)
+        .chain(list.authorities.iter().map(|authority| {
+            let role = format!("{:?}", authority.role).to_lowercase();
+            vec![role, authority.slot.clone(), print::instant(authority.expires_at), authority.id.clone()]
+        }))
+        .collect();
+    print::done(json, &list, &format!("{sentence}{}", print::table(&rows)));
+    Ok(())
+}
+
+async fn step(client: &Client, role: Role, step: &str, force: bool) -> Result<AuthorityList, CliError> {
+    let role = match role {
+        Role::Server => "server",
+        Role::Client => "client",
+    };
+    let force = if force { "?force=true" } else { "" };
+    Ok(client.post(&format!("/admin/authorities/{role}/{step}{force}"), &json!({})).await?)
+}

@@ -1,0 +1,205 @@
+//! A daemon that listens: its listeners and jobs, from their start to a graceful end.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use poem::Server;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::certificates::Certificates;
+use super::recovery::{self, Recovery};
+use super::sockets::{Sockets, SocketsError};
+use super::state::State;
+use super::tls::Tls;
+use super::{DaemonError, background, listen_file, notify, replace};
+use crate::api;
+use crate::config::{Config, ForwardedHeader, Listen};
+use crate::dashboard::Dashboard;
+use crate::listener::{Behind, ControlAcceptor, Counters, Drain, Gate, Limits, PlainAcceptor, TlsAcceptor};
+use crate::metrics::{Connections, Listener, Metrics};
+use crate::model::forwarded::{Header, Trust};
+use crate::outside::{Outside, System};
+use crate::service::Service;
+
+/// How long calls in flight may take once the daemon was told to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+/// And when it is to be replaced: what waits for the store waits for nothing.
+const SHORT_DRAIN: Duration = Duration::from_secs(5);
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// Admins' calls may take long, and whoever makes them has been let in by name.
+const PATIENT: Limits = Limits::patient();
+
+pub struct Running {
+    // Dropped first: the state is closed when nobody asks for it any more.
+    pub service: Arc<Service>,
+    _state: State,
+    pub tls: Arc<Tls>,
+    pub bound: listen_file::Bound,
+    /// For a successor.
+    sockets: Sockets,
+    stop: watch::Sender<bool>,
+    servers: Vec<JoinHandle<std::io::Result<()>>>,
+    jobs: background::Jobs,
+}
+
+impl Running {
+    pub async fn start(config: &Config, recovery: &Recovery, inherited: Option<Sockets>) -> Result<Self, DaemonError> {
+        if recovery.is_successor() {
+            recovery::reread_stores(&config.state_dir);
+        }
+        let outside: Arc<dyn Outside> = Arc::new(System);
+        let state = State::open(config, outside.clone()).await?;
+
+        let sockets = inherited.map_or_else(|| Sockets::take(&config.listen), Ok)?;
+        let bound = listen_file::Bound {
+            hosts: sockets.hosts.local_addr().map_err(SocketsError::Io)?,
+            admin: sockets.admin.local_addr().map_err(SocketsError::Io)?,
+            control: config.listen.control.clone(),
+        };
+        let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
+        make_parent(&config.listen.control)?;
+        let control = ControlAcceptor::bind(&config.listen.control, PATIENT).await?;
+        watch(&state.metrics, Listener::Control, control.counters());
+        let watched = tls.clone();
+        state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
+        let service = Arc::new(state.service(tls.policy(config, &bound)).await?);
+        tls.write_files(&config.state_dir)?;
+        listen_file::write(&config.state_dir, &bound)?;
+
+        let (stop, stopping) = watch::channel(false);
+        let Sockets { hosts, admin } = sockets.duplicate()?;
+        let trust = Arc::new(trust(&config.listen));
+        let hosts_endpoint = api::hosts_listener(service.clone(), trust.clone());
+        let hosts_server = if config.listen.hosts_tls {
+            let gate = Gate { proxies: config.listen.proxy_protocol.then_some(trust), ..Gate::default() };
+            let acceptor = TlsAcceptor::guarded(hosts, tls.hosts(), Limits::default(), gate);
+            let acceptor = acceptor.map_err(DaemonError::Listener)?;
+            watch(&state.metrics, Listener::Hosts, acceptor.counters());
+            let drain = acceptor.drain();
+            tokio::spawn(run(server(acceptor), hosts_endpoint, drain, stopping.clone()))
+        } else {
+            let behind = Behind { proxies: trust, proxy_protocol: config.listen.proxy_protocol };
+            let acceptor = PlainAcceptor::behind(hosts, Limits::default(), behind).map_err(DaemonError::Listener)?;
+            watch(&state.metrics, Listener::Hosts, acceptor.counters());
+            let drain = acceptor.drain();
+            tokio::spawn(run(server(acceptor), hosts_endpoint, drain, stopping.clone()))
+        };
+        // Whoever shows a certificate is asked about twice: in the handshake, and again for every call.
+        let admitting = service.clone();
+        let gate = Gate {
+            admits: Some(Arc::new(move |fingerprint| admitting.admitted_certificate(fingerprint).is_some())),
+            ..Gate::default()
+        };
+        let admins = gate.connections.clone();
+        let acceptor = TlsAcceptor::guarded(admin, tls.admin(), PATIENT, gate).map_err(DaemonError::Listener)?;
+        watch(&state.metrics, Listener::Admin, acceptor.counters());
+        let drain = acceptor.drain();
+        let dashboard = Dashboard::new(service.clone(), outside.clone());
+        let admin_endpoint = api::admin_listener_with(service.clone(), Listener::Admin, |route| dashboard.mount(route));
+        let admin_server = tokio::spawn(run(server(acceptor), admin_endpoint, drain, stopping.clone()));
+        let drain = control.drain();
+        let control_endpoint = api::admin_listener(service.clone(), Listener::Control);
+        let control_server = tokio::spawn(run(server(control), control_endpoint, drain, stopping.clone()));
+        let mut jobs = background::start(config, service.clone(), tls.clone(), outside, stopping.clone());
+        let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone(), admins };
+        jobs.add(certificates.follow(service.clone(), stopping));
+        let servers = vec![hosts_server, admin_server, control_server];
+        Ok(Self { service, _state: state, tls, bound, sockets, stop, servers, jobs })
+    }
+
+    pub async fn stop(self) -> Result<(), DaemonError> {
+        log::info!(event = "stopping"; "stopping: calls in flight are finished");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        // Who comes now is refused, not kept waiting.
+        drop(self.sockets);
+        self.stop.send_replace(true);
+        for server in self.servers {
+            match server.await {
+                Ok(outcome) => outcome.map_err(DaemonError::Listener)?,
+                Err(panic) => log::error!(event = "listener_panicked", cause:% = panic; "a listener ended badly"),
+            }
+        }
+        self.jobs.finish().await;
+        background::flush(&self.service).await;
+        log::info!(event = "stopped"; "stopped");
+        Ok(())
+    }
+
+    /// Comes back only where that fails.
+    pub async fn be_replaced(self, recovery: &Recovery) -> DaemonError {
+        log::warn!(event = "replaced"; "the disk takes writes again: this process is replaced by a fresh one");
+        self.stop.send_replace(true);
+        let (servers, jobs, service) = (self.servers, self.jobs, &self.service);
+        let ended = async {
+            for server in servers {
+                let _ = server.await;
+            }
+            jobs.finish().await;
+            background::flush(service).await;
+        };
+        // What cannot end has its end here: the stores are not closed, which might take for ever.
+        if tokio::time::timeout(SHORT_DRAIN, ended).await.is_err() {
+            log::warn!(event = "drain_cut_short"; "some calls in flight are cut");
+        }
+        replace(recovery, self.sockets)
+    }
+}
+
+/// Lets the metrics look at a listener's counters.
+fn watch(metrics: &Metrics, listener: Listener, counters: Arc<Counters>) {
+    metrics.watch_listener(listener, move || Connections {
+        admitted: counters.admitted.load(Ordering::Relaxed),
+        refused: counters.refused.load(Ordering::Relaxed),
+        accept_errors: counters.accept_errors.load(Ordering::Relaxed),
+        open: counters.open.load(Ordering::Relaxed),
+    });
+}
+
+/// Who says nothing, or says it too slowly, is cut by the connection itself (`listener`).
+fn server<A: poem::listener::Acceptor + 'static>(acceptor: A) -> Server<std::convert::Infallible, A> {
+    Server::new_with_acceptor(acceptor).http2_max_concurrent_streams(STREAMS)
+}
+
+async fn run<A, E>(
+    server: Server<std::convert::Infallible, A>,
+    endpoint: E,
+    drain: Drain,
+    mut stopping: watch::Receiver<bool>,
+) -> std::io::Result<()>
+where
+    A: poem::listener::Acceptor + 'static,
+    E: poem::Endpoint + 'static,
+{
+    let stopped = async move {
+        background::stopped(&mut stopping).await;
+        drain.finish().await;
+    };
+    server.run_with_graceful_shutdown(endpoint, stopped, Some(DRAIN)).await
+}
+
+/// Whose word counts about where a call comes from.
+fn trust(listen: &Listen) -> Trust {
+    let header = match listen.forwarded_header {
+        ForwardedHeader::XForwardedFor => Some(Header::XForwardedFor),
+        ForwardedHeader::Forwarded => Some(Header::Forwarded),
+        ForwardedHeader::None => None,
+    };
+    Trust::new(listen.trusted_networks(), header)
+}
+
+/// The directory of the control socket, where systemd has not made it.
+fn make_parent(path: &Path) -> Result<(), DaemonError> {
+    match path.parent() {
+        Some(parent) if !parent.exists() => std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(parent)
+            .map_err(|cause| DaemonError::Write { path: parent.to_path_buf(), cause }),
+        _ => Ok(()),
+    }
+}

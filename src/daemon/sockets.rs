@@ -1,0 +1,271 @@
+//! The two listening TCP sockets: inherited by the socket activation protocol (`LISTEN_FDS`), else bound; and handed on
+//! by the same protocol to a process that takes this one's place.
+//!
+//! It must not know what is served on them. It stores nothing. A socket that is handed on is never closed in between, so
+//! whoever connects meanwhile waits in the kernel's queue and is refused by nobody.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd};
+use std::process::Command;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockType, SockaddrLike as _, SockaddrStorage, getsockname, getsockopt, sockopt};
+
+use crate::config::Listen;
+
+/// By these names `FileDescriptorName=` of a systemd socket unit says which is which.
+const HOSTS: &str = "hosts";
+const ADMIN: &str = "admin";
+/// The protocol's first descriptor.
+const FIRST: i32 = 3;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SocketsError {
+    #[error("cannot listen on {address} for {whom}: {cause}; choose another address in [listen], or stop what has it")]
+    Bind { address: SocketAddr, whom: &'static str, cause: io::Error },
+    #[error(
+        "LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES do not say together which sockets were inherited; \
+         start the daemon from its socket unit, or unset them"
+    )]
+    Environment,
+    #[error(
+        "the inherited descriptor {number} ('{name}') is not a listening TCP socket ({reason}); the socket unit needs \
+         ListenStream= with an address and Accept=no"
+    )]
+    NotListening { number: i32, name: String, reason: String },
+    #[error(
+        "{count} sockets were inherited for '{name}', there is room for one; give each its own FileDescriptorName=, \
+         'hosts' or 'admin'"
+    )]
+    TooMany { name: String, count: usize },
+    #[error("cannot use a listening socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Both sockets, listening.
+pub struct Sockets {
+    pub hosts: TcpListener,
+    pub admin: TcpListener,
+}
+
+impl Sockets {
+    /// Those that were inherited; what was not is bound as configured. Once in the life of a process: the descriptors
+    /// are owned by what this returns.
+    pub fn take(listen: &Listen) -> Result<Self, SocketsError> {
+        let Inherited { hosts, admin } = Inherited::assign(inherited()?)?;
+        Ok(Self {
+            hosts: hosts.map_or_else(|| bind(listen.hosts, "hosts"), Ok)?,
+            admin: admin.map_or_else(|| bind(listen.admin, "admins"), Ok)?,
+        })
+    }
+
+    /// The same two sockets again: they listen until both copies are dropped. To be kept by whoever may hand them on
+    /// while the listeners use the others, and dropped in a stop for good.
+    pub fn duplicate(&self) -> Result<Self, SocketsError> {
+        Ok(Self { hosts: self.hosts.try_clone()?, admin: self.admin.try_clone()? })
+    }
+
+    /// Makes `command` inherit them, for a successor that takes this process's place by `exec` (the process id, which
+    /// the protocol names, stays). The descriptors are moved to their places in the moment of the `exec`: where that
+    /// fails, this process must end, for whatever had those numbers has lost them.
+    pub fn hand_on(self, command: &mut Command) -> Result<(), SocketsError> {
+        let mappings = [self.hosts, self.admin]
+            .into_iter()
+            .zip(FIRST..)
+            .map(|(socket, child_fd)| FdMapping { parent_fd: socket.into(), child_fd })
+            .collect();
+        command.fd_mappings(mappings).map_err(io::Error::other)?;
+        command
+            .env("LISTEN_FDS", "2")
+            .env("LISTEN_FDNAMES", format!("{HOSTS}:{ADMIN}"))
+            .env("LISTEN_PID", std::process::id().to_string());
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Inherited {
+    hosts: Option<TcpListener>,
+    admin: Option<TcpListener>,
+}
+
+impl Inherited {
+    /// By name; those with another name or none take what is left, in order.
+    fn assign(sockets: Vec<(String, TcpListener)>) -> Result<Self, SocketsError> {
+        let mut assigned = Self::default();
+        let count = |name: &str| sockets.iter().filter(|(known, _)| known == name).count();
+        for name in [HOSTS, ADMIN] {
+            if count(name) > 1 {
+                return Err(SocketsError::TooMany { name: name.into(), count: count(name) });
+            }
+        }
+        let total = sockets.len();
+        let (named, others): (Vec<_>, Vec<_>) =
+            sockets.into_iter().partition(|(name, _)| name == HOSTS || name == ADMIN);
+        for (name, socket) in named {
+            *(if name == HOSTS { &mut assigned.hosts } else { &mut assigned.admin }) = Some(socket);
+        }
+        for (_, socket) in others {
+            let free = if assigned.hosts.is_none() { &mut assigned.hosts } else { &mut assigned.admin };
+            if free.replace(socket).is_some() {
+                return Err(SocketsError::TooMany { name: format!("{HOSTS} and {ADMIN}"), count: total });
+            }
+        }
+        Ok(assigned)
+    }
+}
+
+/// Every inherited socket with its name; none where nobody handed any to this very process.
+fn inherited() -> Result<Vec<(String, TcpListener)>, SocketsError> {
+    // What cannot be a number of descriptors is not believed: as many would be taken, open or not.
+    let count = std::env::var("LISTEN_FDS").ok().map(|count| count.parse::<u32>());
+    if !matches!(count, None | Some(Ok(0..=64))) {
+        return Err(SocketsError::Environment);
+    }
+    let descriptors = sd_listen_fds::get().map_err(|_| SocketsError::Environment)?;
+    let named: Vec<_> = descriptors.into_iter().map(|(name, fd)| (name.unwrap_or_default(), fd.into_std())).collect();
+    adopt(named)
+}
+
+fn adopt(descriptors: Vec<(String, OwnedFd)>) -> Result<Vec<(String, TcpListener)>, SocketsError> {
+    let bad = descriptors.iter().find_map(|(name, fd)| {
+        let reason = refusal(fd)?;
+        Some(SocketsError::NotListening { number: fd.as_raw_fd(), name: name.clone(), reason })
+    });
+    if let Some(error) = bad {
+        // They may be somebody else's, or not open at all: they are left as they are.
+        for (_, fd) in descriptors {
+            let _ = fd.into_raw_fd();
+        }
+        return Err(error);
+    }
+    let mut sockets = Vec::new();
+    for (name, fd) in descriptors {
+        // Children of ours have no business with them.
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(io::Error::from)?;
+        sockets.push((name, TcpListener::from(fd)));
+    }
+    Ok(sockets)
+}
+
+/// Why a descriptor is not a listening TCP socket.
+fn refusal(fd: &OwnedFd) -> Option<String> {
+    let family = match getsockname::<SockaddrStorage>(fd.as_raw_fd()) {
+        Ok(address) => address.family(),
+        Err(error) => return Some(format!("it cannot be asked for its address: {}", error.desc())),
+    };
+    if !matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6)) {
+        return Some("its address is not an Internet address".into());
+    }
+    if getsockopt(fd, sockopt::SockType) != Ok(SockType::Stream) {
+        return Some("it is not a stream socket".into());
+    }
+    match getsockopt(fd, sockopt::AcceptConn) {
+        Ok(true) => None,
+        _ => Some("it does not listen".into()),
+    }
+}
+
+fn bind(address: SocketAddr, whom: &'static str) -> Result<TcpListener, SocketsError> {
+    TcpListener::bind(address).map_err(|cause| SocketsError::Bind { address, whom, cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpStream, UdpSocket};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn listening() -> (TcpListener, SocketAddr) {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    fn assign(names: &[&str]) -> (Result<Inherited, SocketsError>, Vec<SocketAddr>) {
+        let (sockets, addresses): (Vec<_>, Vec<_>) = names
+            .iter()
+            .map(|name| {
+                let (socket, address) = listening();
+                ((name.to_string(), OwnedFd::from(socket)), address)
+            })
+            .unzip();
+        (adopt(sockets).and_then(Inherited::assign), addresses)
+    }
+
+    #[test]
+    fn inherited_sockets_are_told_apart_by_name_and_else_by_order() {
+        for (names, hosts, admin) in [
+            (vec![], None, None),
+            (vec!["hosts", "admin"], Some(0), Some(1)),
+            (vec!["admin", "hosts"], Some(1), Some(0)),
+            (vec!["admin"], None, Some(0)),
+            (vec!["", ""], Some(0), Some(1)),
+            (vec!["codex-authd.socket", "codex-authd.socket"], Some(0), Some(1)),
+            (vec!["other", "hosts"], Some(1), Some(0)),
+            (vec![""], Some(0), None),
+        ] {
+            let (assigned, addresses) = assign(&names);
+            let assigned = assigned.unwrap();
+            let of = |socket: &Option<TcpListener>| socket.as_ref().map(|socket| socket.local_addr().unwrap());
+            assert_eq!(of(&assigned.hosts), hosts.map(|at: usize| addresses[at]), "{names:?}");
+            assert_eq!(of(&assigned.admin), admin.map(|at: usize| addresses[at]), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn more_sockets_than_there_is_use_for_are_refused() {
+        for names in [vec!["hosts", "hosts"], vec!["", "", ""], vec!["hosts", "admin", ""], vec!["admin", "x", "y"]] {
+            let (assigned, _) = assign(&names);
+            let error = assigned.err().expect("refused").to_string();
+            assert!(error.contains("sockets were inherited"), "{names:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_listening_tcp_socket_is_refused_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let (listener, address) = listening();
+        let connected = TcpStream::connect(address).unwrap();
+        let unix = UnixListener::bind(directory.path().join("socket")).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for (fd, reason) in [
+            (OwnedFd::from(connected), "does not listen"),
+            (OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap()), "not a stream socket"),
+            (OwnedFd::from(unix), "not an Internet address"),
+            (OwnedFd::from(file), "cannot be asked"),
+        ] {
+            let error = adopt(vec![("hosts".into(), fd)]).expect_err("refused").to_string();
+            assert!(error.contains(reason) && error.contains("'hosts'"), "{error}");
+        }
+        drop(listener);
+    }
+
+    #[test]
+    fn a_duplicate_keeps_the_socket_listening() {
+        let sockets = Sockets { hosts: listening().0, admin: listening().0 };
+        let address = sockets.hosts.local_addr().unwrap();
+        let kept = sockets.duplicate().unwrap();
+        drop(sockets);
+        TcpStream::connect(address).unwrap();
+        drop(kept);
+        assert!(TcpStream::connect(address).is_err());
+    }
+
+    #[test]
+    fn a_successor_finds_both_where_the_protocol_says() {
+        let sockets = Sockets { hosts: listening().0, admin: listening().0 };
+        let inodes: Vec<String> = [&sockets.hosts, &sockets.admin]
+            .map(|socket| std::fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap())
+            .map(|link| link.display().to_string())
+            .into();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo $LISTEN_FDS $LISTEN_FDNAMES $LISTEN_PID; readlink /proc/$$/fd/3 /proc/$$/fd/4"]);
+        sockets.duplicate().unwrap().hand_on(&mut command).unwrap();
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(output, format!("2 hosts:admin {}\n{}\n{}\n", std::process::id(), inodes[0], inodes[1]));
+    }
+}

@@ -1,0 +1,45 @@
+//! The style sheet, the script and the icon: compiled in, and named by their digest, so that a browser may keep them.
+
+use std::sync::LazyLock;
+
+use poem::http::StatusCode;
+use poem::web::Path;
+use poem::{Response, handler};
+
+use crate::api::guards::Admin;
+use crate::model::digest::Digest;
+
+pub struct Asset {
+    /// `style-0123456789abcdef.css`
+    pub name: String,
+    content_type: &'static str,
+    text: &'static str,
+}
+
+pub static STYLE: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("style", "css", "text/css; charset=utf-8", include_str!("assets/style.css")));
+/// Adds the button that copies. No page needs it.
+pub static SCRIPT: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("copy", "js", "text/javascript; charset=utf-8", include_str!("assets/copy.js")));
+pub static ICON: LazyLock<Asset> =
+    LazyLock::new(|| Asset::new("icon", "svg", "image/svg+xml", include_str!("assets/icon.svg")));
+
+impl Asset {
+    fn new(name: &str, ending: &str, content_type: &'static str, text: &'static str) -> Self {
+        let digest = Digest::of(text.as_bytes()).to_string();
+        let name = format!("{name}-{}.{ending}", digest.get(..16).unwrap_or(&digest));
+        Self { name, content_type, text }
+    }
+}
+
+#[handler]
+pub fn asset(_admin: Admin, Path(name): Path<String>) -> Response {
+    match [&STYLE, &SCRIPT, &ICON].into_iter().find(|asset| asset.name == name) {
+        Some(asset) => Response::builder()
+            .content_type(asset.content_type)
+            .header("cache-control", "private, max-age=31536000, immutable")
+            .header("cross-origin-resource-policy", "same-origin")
+            .body(asset.text),
+        None => StatusCode::NOT_FOUND.into(),
+    }
+}

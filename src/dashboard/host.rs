@@ -1,0 +1,115 @@
+//! `/hosts/{id}`: one host, and what an admin can do to it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::web::{Data, Path, Query};
+use poem::{Response, handler};
+
+use super::Dashboard;
+use super::form::Form;
+use super::hosts::Row;
+use super::shell::{Shell, Told, show, tell};
+use crate::api::errors::Failure;
+use crate::api::guards::Admin;
+use crate::model::host::HostId;
+use crate::service::ServiceError;
+
+use super::words::When;
+
+#[derive(Template)]
+#[template(path = "host.html")]
+struct HostPage {
+    shell: Shell,
+    host: Row,
+    created: When,
+}
+
+#[derive(Template)]
+#[template(path = "remove.html")]
+struct RemovePage {
+    shell: Shell,
+    host: Row,
+}
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Path(id): Path<u64>,
+    Query(Told { told }): Query<Told>,
+) -> Result<Response, Failure> {
+    let now = dashboard.now();
+    let view = dashboard.service.host(HostId(id)).await?;
+    let created = When::new(view.host.created_at, now);
+    let shell = Shell::new(&dashboard, &admin, "Host", &told);
+    show(StatusCode::OK, &HostPage { shell, created, host: Row::new(view, now) })
+}
+
+#[handler]
+pub async fn confirm(dashboard: Data<&Arc<Dashboard>>, admin: Admin, Path(id): Path<u64>) -> Result<Response, Failure> {
+    let host = Row::new(dashboard.service.host(HostId(id)).await?, dashboard.now());
+    show(StatusCode::OK, &RemovePage { shell: Shell::new(&dashboard, &admin, "Remove a host", ""), host })
+}
+
+#[handler]
+pub async fn remove(dashboard: Data<&Arc<Dashboard>>, admin: Admin, Path(id): Path<u64>) -> Result<Response, Failure> {
+    let removed = dashboard.service.remove(HostId(id), &admin.0).await?;
+    let sentence = format!(
+        "{} is removed. Its key is refused from now on. Within a day `codex-authd hosts restore` undoes it.",
+        removed.fqdn
+    );
+    Ok(tell(&dashboard, &admin, "/", sentence))
+}
+
+#[handler]
+pub async fn roaming(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Path(id): Path<u64>,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    let allow = decision(&form, "allow")?;
+    let host = dashboard.service.allow_roaming(HostId(id), allow, &admin.0).await?;
+    let sentence = if allow {
+        format!("{} may now call from another address; it is then bound to that one.", host.fqdn)
+    } else {
+        format!("{} may only call from the address it is bound to.", host.fqdn)
+    };
+    Ok(tell(&dashboard, &admin, &format!("/hosts/{id}"), sentence))
+}
+
+#[handler]
+pub async fn window(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Path(id): Path<u64>,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    let open = decision(&form, "open")?;
+    let service = &dashboard.service;
+    let host = match open {
+        true => service.open_window(HostId(id), &admin.0).await?,
+        false => service.close_window(HostId(id), &admin.0).await?,
+    };
+    let sentence = match host.rules.insecure_enabled_until {
+        Some(until) => {
+            let When { shown, distance, .. } = When::new(until, dashboard.now());
+            format!("The window of {} is open until {shown} ({distance}).", host.fqdn)
+        }
+        None => format!("The window of {} is closed: it is refused until you open it again.", host.fqdn),
+    };
+    Ok(tell(&dashboard, &admin, &format!("/hosts/{id}"), sentence))
+}
+
+/// A field that says what is wanted, not "the other one": sent twice, it does the same.
+pub fn decision(form: &Form, name: &str) -> Result<bool, Failure> {
+    match form.text(name) {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => {
+            Err(ServiceError::Refused(format!("The form does not say what is wanted: {name} is true or false")).into())
+        }
+    }
+}

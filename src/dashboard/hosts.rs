@@ -1,0 +1,166 @@
+//! `/`: the canonical login, and the hosts that may have it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::web::{Data, Query};
+use poem::{Response, handler};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::Dashboard;
+use super::shell::{Shell, show};
+use super::words::When;
+use crate::api::errors::Failure;
+use crate::api::guards::Admin;
+use crate::model::host::{HostRules, NotServed};
+use crate::records::{CanonicalSummary, Host, Source};
+use crate::service::Service;
+use crate::service::directory::{ListQuery, ListedHost, Sort};
+use crate::service::enrol::HostView;
+
+const PER_PAGE: usize = 50;
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Wanted {
+    told: String,
+    /// Part of a name or of an address.
+    q: String,
+    /// `seen`: the last seen first; else by name.
+    sort: String,
+    page: String,
+}
+
+#[derive(Template)]
+#[template(path = "hosts.html")]
+struct HostsPage {
+    shell: Shell,
+    login: Option<Login>,
+    hosts: Vec<Row>,
+    /// How many hosts the search found.
+    found: usize,
+    q: String,
+    by_seen: bool,
+    page: usize,
+    pages: usize,
+}
+
+pub struct Login {
+    pub version: u64,
+    pub digest: String,
+    pub last_refresh: String,
+    pub age: String,
+    pub source: String,
+    pub stored: When,
+}
+
+/// A host as a person sees it.
+pub struct Row {
+    pub id: u64,
+    pub name: String,
+    pub state: State,
+    pub address: Option<String>,
+    pub roaming: bool,
+    pub secure: bool,
+    pub seen: Option<When>,
+    pub client: Option<String>,
+    pub wrapper: Option<String>,
+    pub calls: u64,
+}
+
+/// Whether a call of the host would be answered; told in words, the class is for the eye.
+pub struct State {
+    pub words: String,
+    pub class: &'static str,
+}
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response, Failure> {
+    let now = dashboard.now();
+    let asked: usize = wanted.page.parse().unwrap_or(1).max(1);
+    let q = wanted.q.trim().to_lowercase();
+    let by_seen = wanted.sort == "seen";
+    let query = ListQuery {
+        limit: PER_PAGE,
+        offset: (asked - 1).saturating_mul(PER_PAGE),
+        sort: if by_seen { Sort::LastSeen } else { Sort::Fqdn },
+        descending: by_seen,
+        search: (!q.is_empty()).then(|| q.clone()),
+        state: None,
+    };
+    let listed = dashboard.service.list_hosts(query).await?;
+    let found = listed.matching;
+    let page = HostsPage {
+        shell: Shell::new(&dashboard, &admin, "Hosts", &wanted.told),
+        login: login(&dashboard.service, now),
+        hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
+        found,
+        q,
+        by_seen,
+        page: asked,
+        pages: found.div_ceil(PER_PAGE).max(1),
+    };
+    show(StatusCode::OK, &page)
+}
+
+/// The canonical login, without anything secret.
+pub fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
+    let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
+        service.canonical()?.summary.clone();
+    let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
+    let source = match source {
+        Source::Admin { by } => format!("uploaded by an admin ({by})"),
+        Source::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
+        Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),
+    };
+    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored: When::new(stored_at, now) })
+}
+
+impl Row {
+    pub fn new(HostView { host, activity, .. }: HostView, now: OffsetDateTime) -> Self {
+        let Host { id, fqdn, rules, created_at, updated_at, .. } = host;
+        Self::of(ListedHost { id, fqdn, rules, created_at, updated_at, activity }, now)
+    }
+
+    fn of(ListedHost { id, fqdn, rules, activity, .. }: ListedHost, now: OffsetDateTime) -> Self {
+        Self {
+            id: id.0,
+            state: State::new(&rules, now),
+            name: fqdn.into(),
+            address: rules.bound_ip.map(|ip| ip.to_string()),
+            roaming: rules.allow_roaming_ips,
+            secure: rules.secure,
+            seen: activity.last_seen.map(|seen| When::new(seen, now)),
+            client: activity.client_version,
+            wrapper: activity.wrapper_version,
+            calls: activity.api_calls,
+        }
+    }
+}
+
+impl State {
+    fn new(rules: &HostRules, now: OffsetDateTime) -> Self {
+        match rules.served(now, time::Duration::MAX) {
+            Err(NotServed::Disabled) => return Self { words: "Disabled, refused".into(), class: "closed" },
+            Err(NotServed::Expired) => return Self { words: "Expired, refused".into(), class: "closed" },
+            Ok(()) | Err(NotServed::WindowClosed) => {}
+        }
+        let open_until = [rules.insecure_enabled_until, rules.insecure_grace_until].into_iter().flatten().max();
+        match open_until.filter(|until| now < *until) {
+            _ if rules.secure && rules.bound_ip.is_none() && rules.allowed_networks.is_empty() => {
+                Self { words: "Waiting for its first call".into(), class: "waiting" }
+            }
+            _ if rules.secure => Self { words: "Served".into(), class: "good" },
+            Some(until) => {
+                Self { words: format!("Shared: window open until {}", When::new(until, now).shown), class: "waiting" }
+            }
+            None => Self { words: "Shared: window closed, refused".into(), class: "closed" },
+        }
+    }
+}

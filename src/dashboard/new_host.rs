@@ -1,0 +1,124 @@
+//! `/hosts/new`: make a host, and show the command that makes a machine that host, once.
+//!
+//! The command holds the installer token, so it never stands in a URL or a cookie: it waits in memory (`shelf.rs`) for
+//! the page that the browser is led to, and is gone once that page was shown.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::web::{Data, Path, Query, Redirect};
+use poem::{IntoResponse, Response, handler};
+use time::OffsetDateTime;
+
+use super::Dashboard;
+use super::form::Form;
+use super::shell::{Explained, Shell, explain, show};
+use super::words::When;
+use crate::api::errors::Failure;
+use crate::api::guards::Admin;
+use crate::model::secret::Secret;
+use crate::service::ServiceError;
+
+/// What the installer's page shows.
+pub struct Shown {
+    name: String,
+    shared: bool,
+    command: Secret,
+    expires_at: OffsetDateTime,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Prefilled {
+    name: String,
+}
+
+#[derive(Template)]
+#[template(path = "new_host.html")]
+struct NewHostPage {
+    shell: Shell,
+    name: String,
+    shared: bool,
+    /// The name is a host's already: making it again takes the old key away.
+    known: bool,
+    refused: Option<Explained>,
+}
+
+#[derive(Template)]
+#[template(path = "installer.html")]
+struct InstallerPage {
+    shell: Shell,
+    shown: Shown,
+    expires: When,
+}
+
+#[derive(Template)]
+#[template(path = "shown.html")]
+struct ShownBeforePage {
+    shell: Shell,
+}
+
+const TITLE: &str = "New host";
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Query(Prefilled { name }): Query<Prefilled>,
+) -> Result<Response, Failure> {
+    let known = !name.is_empty() && dashboard.service.host_named(&name).await?.is_some();
+    let shell = Shell::new(&dashboard, &admin, TITLE, "");
+    show(StatusCode::OK, &NewHostPage { shell, name, shared: false, known, refused: None })
+}
+
+#[handler]
+pub async fn make(dashboard: Data<&Arc<Dashboard>>, admin: Admin, form: Data<&Arc<Form>>) -> Result<Response, Failure> {
+    let (name, shared) = (form.text("name").to_owned(), form.is("shared", "yes"));
+    let again = async |status, known, refused| {
+        let shell = Shell::new(&dashboard, &admin, TITLE, "");
+        show(status, &NewHostPage { shell, name: name.clone(), shared, known, refused })
+    };
+    // It was asked about this name, not about one that was typed over it.
+    let confirmed = form.text("again").eq_ignore_ascii_case(&name);
+    if !confirmed && dashboard.service.host_named(&name).await?.is_some() {
+        return again(StatusCode::CONFLICT, true, None).await;
+    }
+    // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
+    match dashboard.service.register(&name, shared.then_some(false), None, &admin.0).await {
+        Ok(registered) => {
+            let host = registered.host.host;
+            let shown = Shown {
+                name: host.fqdn.into(),
+                shared: !host.rules.secure,
+                command: registered.installer.command,
+                expires_at: registered.installer.expires_at,
+            };
+            let id = dashboard.installers.put(&admin, shown, &*dashboard.outside);
+            Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
+        }
+        Err(error @ ServiceError::Refused(_)) => {
+            let failure = Failure::from(error);
+            let (status, body) = failure.body();
+            again(status, false, Some(explain(body))).await
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[handler]
+pub async fn installer(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let now = dashboard.now();
+    let shell = Shell::new(&dashboard, &admin, "Install the host", "");
+    match dashboard.installers.take(&admin, &id, now) {
+        Some(shown) => {
+            let expires = When::new(shown.expires_at, now);
+            show(StatusCode::OK, &InstallerPage { shell, shown, expires })
+        }
+        None => show(StatusCode::GONE, &ShownBeforePage { shell }),
+    }
+}

@@ -1,0 +1,107 @@
+//! What a page is to say once: kept in memory for some minutes under a random id, for one admin.
+//!
+//! The id stands in a URL, so it is no secret by itself: another admin's certificate finds nothing under it, and what
+//! was taken is gone. Bounded; a crash loses all of it, which costs an admin a sentence, or a new installer.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use time::{Duration, OffsetDateTime};
+
+use crate::api::guards::Admin;
+use crate::model::digest::Digest;
+use crate::outside::{Outside, random};
+
+const KEPT: Duration = Duration::minutes(5);
+const MOST: usize = 256;
+
+pub struct Shelf<T>(Mutex<HashMap<Digest, Entry<T>>>);
+
+struct Entry<T> {
+    owner: String,
+    until: OffsetDateTime,
+    value: T,
+}
+
+impl<T> Shelf<T> {
+    pub fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+
+    /// Keeps `value` for `admin`; the answer is the id to ask with.
+    pub fn put(&self, admin: &Admin, value: T, outside: &dyn Outside) -> String {
+        let id = hex::encode(random::<16>(outside));
+        let now = outside.now();
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|_, entry| now < entry.until);
+        if entries.len() >= MOST
+            && let Some(oldest) = entries.iter().min_by_key(|(_, entry)| entry.until).map(|(id, _)| *id)
+        {
+            entries.remove(&oldest);
+        }
+        entries.insert(Digest::of(id.as_bytes()), Entry { owner: admin.0.actor.to_string(), until: now + KEPT, value });
+        id
+    }
+
+    /// Takes what is kept under `id`, if it is this admin's.
+    pub fn take(&self, admin: &Admin, id: &str, now: OffsetDateTime) -> Option<T> {
+        let id = Digest::of(id.as_bytes());
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.get(&id).is_none_or(|entry| entry.owner != admin.0.actor.to_string()) {
+            return None;
+        }
+        entries.remove(&id).filter(|entry| now < entry.until).map(|entry| entry.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::model::audit::Actor;
+    use crate::outside::System;
+    use crate::service::By;
+
+    struct At(OffsetDateTime);
+
+    impl Outside for At {
+        fn now(&self) -> OffsetDateTime {
+            self.0
+        }
+
+        fn fill(&self, buffer: &mut [u8]) {
+            System.fill(buffer);
+        }
+    }
+
+    const NOW: OffsetDateTime = datetime!(2026-11-21 10:00 UTC);
+    const ALICE: Admin = Admin(By { actor: Actor::Control { uid: 1 }, from: None });
+    const BOB: Admin = Admin(By { actor: Actor::Control { uid: 2 }, from: None });
+
+    #[test]
+    fn what_is_kept_is_given_once_and_to_its_admin_only() {
+        let shelf = Shelf::new();
+        let id = shelf.put(&ALICE, "a command", &At(NOW));
+        assert_eq!(shelf.take(&BOB, &id, NOW), None);
+        assert_eq!(shelf.take(&ALICE, "another", NOW), None);
+        assert_eq!(shelf.take(&ALICE, &id, NOW), Some("a command"));
+        assert_eq!(shelf.take(&ALICE, &id, NOW), None);
+    }
+
+    #[test]
+    fn what_is_kept_too_long_is_gone() {
+        let shelf = Shelf::new();
+        let id = shelf.put(&ALICE, 1, &At(NOW));
+        assert_eq!(shelf.take(&ALICE, &id, NOW + KEPT), None);
+    }
+
+    #[test]
+    fn it_is_bounded_and_the_oldest_makes_room() {
+        let shelf = Shelf::new();
+        let first = shelf.put(&ALICE, 0, &At(NOW - Duration::seconds(1)));
+        let ids: Vec<String> = (0..MOST).map(|n| shelf.put(&ALICE, n, &At(NOW))).collect();
+        assert_eq!(shelf.take(&ALICE, &first, NOW), None);
+        assert!(ids.iter().all(|id| shelf.take(&ALICE, id, NOW).is_some()));
+    }
+}

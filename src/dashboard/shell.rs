@@ -1,0 +1,122 @@
+//! What stands on every page: who is asking, whether hosts are served, what became of the last action; and the page that
+//! tells of a failure.
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::http::header::RETRY_AFTER;
+use poem::web::{Html, Redirect};
+use poem::{IntoResponse, Response};
+
+use super::{Dashboard, assets};
+use crate::api::ErrorBody;
+use crate::api::errors::{self, Failure};
+use crate::api::guards::Admin;
+use crate::model::audit::Actor;
+use crate::service::ServiceError;
+
+pub struct Shell {
+    pub title: &'static str,
+    /// Name of the admin's certificate, or of the admin otherwise.
+    pub admin: String,
+    pub fingerprint: Option<String>,
+    pub api_disabled: bool,
+    /// What became of the last action.
+    pub told: Option<String>,
+    /// For the forms of the page.
+    pub token: String,
+    pub style: &'static str,
+    pub script: &'static str,
+    pub icon: &'static str,
+}
+
+/// `?told=ID`: which sentence to say first.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Told {
+    pub told: String,
+}
+
+impl Shell {
+    pub fn new(dashboard: &Dashboard, admin: &Admin, title: &'static str, told: &str) -> Self {
+        let (name, fingerprint) = match &admin.0.actor {
+            Actor::Certificate { name, fingerprint } => (name.clone(), Some(fingerprint.to_string())),
+            other => (other.to_string(), None),
+        };
+        Self {
+            title,
+            admin: name,
+            fingerprint,
+            api_disabled: dashboard.service.settings().api_disabled,
+            told: dashboard.told.take(admin, told, dashboard.now()),
+            token: dashboard.tokens.token(admin),
+            style: &assets::STYLE.name,
+            script: &assets::SCRIPT.name,
+            icon: &assets::ICON.name,
+        }
+    }
+}
+
+/// A page, or the failure to write it.
+pub fn show(status: StatusCode, page: &impl Template) -> Result<Response, Failure> {
+    let text = page.render().map_err(ServiceError::internal)?;
+    Ok(Html(text).with_status(status).into_response())
+}
+
+/// Leads to `path`, which says `sentence` first.
+pub fn tell(dashboard: &Dashboard, admin: &Admin, path: &str, sentence: String) -> Response {
+    let told = dashboard.told.put(admin, sentence, &*dashboard.outside);
+    Redirect::see_other(format!("{path}?told={told}")).into_response()
+}
+
+/// What happened, and what to do next.
+pub fn explain(body: &ErrorBody) -> Explained {
+    let reasons = body.errors.iter().flatten().map(|(field, reasons)| format!("{field}: {}", reasons.join("; ")));
+    let next = match body.code.as_str() {
+        "unavailable" => "Wait a moment and send it again. If it stays so, look at the daemon's log and at its disk.",
+        "internal" => "Nothing you entered is wrong. The log of the daemon says what failed.",
+        "form_stale" => {
+            "Open the page again and repeat what you did there. This happens after the daemon was restarted."
+        }
+        "not_found" | "route_not_found" => "It may have been removed meanwhile. Go back to the hosts and look again.",
+        "too_large" => "An auth.json is a few kilobytes long: was it the right file?",
+        "invalid_json" => "Take the file as Codex wrote it, ~/.codex/auth.json, and send all of it.",
+        _ => "",
+    };
+    Explained { happened: full_stop(&body.message), reasons: reasons.collect(), next }
+}
+
+pub struct Explained {
+    pub happened: String,
+    pub reasons: Vec<String>,
+    pub next: &'static str,
+}
+
+pub fn full_stop(sentence: &str) -> String {
+    let mut letters = sentence.trim_end_matches('.').chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
+}
+
+#[derive(Template)]
+#[template(path = "failure.html")]
+struct FailurePage {
+    shell: Shell,
+    explained: Explained,
+}
+
+/// Whatever went wrong below a page, as a page.
+pub async fn failure(dashboard: &Dashboard, admin: &Admin, error: poem::Error) -> Response {
+    let answer = errors::from_poem(error);
+    let status = answer.status();
+    let retry_after = answer.headers().get(RETRY_AFTER).cloned();
+    let body = answer.into_body().into_vec().await.unwrap_or_default();
+    let Ok(body) = serde_json::from_slice::<ErrorBody>(&body) else { return status.into() };
+    let shell = Shell::new(dashboard, admin, "That did not work", "");
+    match show(status, &FailurePage { shell, explained: explain(&body) }) {
+        Ok(mut page) => {
+            page.headers_mut().extend(retry_after.map(|seconds| (RETRY_AFTER, seconds)));
+            page
+        }
+        Err(failure) => failure.into_response(),
+    }
+}

@@ -1,0 +1,157 @@
+//! Target `baking`: what is baked into a host's scripts comes back out of a real shell as it was, and nothing of it runs.
+
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::model::secret::Secret;
+use crate::service::bake::{self, BakeError, Values, WRAPPER_VERSION};
+
+const BEGIN: &str = "# --- baked: begin";
+const END: &str = "\n# --- baked: end\n";
+
+/// The values stand one behind the other with a byte 0xff, which no text has, between them; missing ones are empty. One
+/// shell reads all of them, and what is left over besides.
+pub fn baking(data: &[u8]) {
+    let Some((&choice, rest)) = data.split_first() else { return };
+    let parts: Option<Vec<&str>> =
+        rest.split(|byte| *byte == 0xff).map(|part| std::str::from_utf8(part).ok()).collect();
+    let Some(parts) = parts else { return };
+    let part = |at: usize| parts.get(at).copied().unwrap_or_default();
+    let api_key = Secret::new(part(1));
+    let values = Values {
+        base_url: part(0),
+        api_key: &api_key,
+        fqdn: part(2),
+        ca_pem: part(3),
+        codex_release_url: part(4),
+        codex_npm: part(5),
+    };
+    let nul = (0..6).any(|at| part(at).contains('\0'));
+    let line_break = [0, 1, 2, 4, 5].iter().any(|at| part(*at).contains('\n'));
+    let (wrapper, installer) = match (bake::wrapper(&values), bake::installer(&values)) {
+        (Ok(wrapper), Ok(installer)) => (wrapper, installer),
+        (Err(BakeError::Nul(_)), Err(BakeError::Nul(_))) if nul => return,
+        (Err(BakeError::LineBreak(_)), Err(BakeError::LineBreak(_))) if line_break => return,
+        (wrapper, installer) => panic!("{:?} {:?}", wrapper.err(), installer.err()),
+    };
+    assert!(!nul && !line_break);
+
+    // Nothing but the block is touched, and it may be split into lines by nobody but the shell.
+    let plain = bake::wrapper(&Values {
+        base_url: "",
+        api_key: &Secret::new(""),
+        fqdn: "",
+        ca_pem: "",
+        codex_release_url: "",
+        codex_npm: "",
+    });
+    let plain = plain.expect("nothing can be baked");
+    assert_eq!(tail(wrapper.expose()), tail(plain.expose()));
+
+    let base_url = part(0).trim_end_matches('/');
+    let mut script = String::new();
+    let mut expected = Vec::new();
+    let mut print = |script: &mut String, name: &str, value: &str| {
+        script.push_str(&format!("printf '%s\\0' \"${name}\"\n"));
+        expected.extend(value.bytes().chain([0]));
+    };
+    script.push_str(block(installer.expose()));
+    print(&mut script, "CDX_BASE_URL", base_url);
+    print(&mut script, "CDX_FQDN", part(2));
+    print(&mut script, "CDX_SCRIPT", wrapper.expose());
+    script.push_str(block(wrapper.expose()));
+    for (name, value) in [
+        ("CDX_BASE_URL", base_url),
+        ("CDX_API_KEY", part(1)),
+        ("CDX_FQDN", part(2)),
+        ("CDX_CA_PEM", part(3)),
+        ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
+        ("CDX_CODEX_RELEASE_URL", part(4)),
+        ("CDX_CODEX_NPM", if part(5).is_empty() { "@openai/codex" } else { part(5) }),
+    ] {
+        print(&mut script, name, value);
+    }
+    // Before a shell sees any of it.
+    for value in &parts {
+        if let Ok(quoted) = bake::sh_quote(value) {
+            assert_eq!(as_one_word(&quoted).as_deref(), Some(*value));
+        }
+    }
+    for word in parts.iter().skip(6) {
+        if let Ok(quoted) = bake::sh_quote(word) {
+            script.push_str(&format!("word={quoted}\n"));
+            print(&mut script, "word", word);
+        }
+    }
+    script.push_str(&bake::refusal(&parts.concat()).replace("exit 1", "exit 3"));
+
+    let shell: &[&str] = match choice % 4 {
+        0 => &["sh"],
+        1 => &["bash", "--norc", "--posix", "-r"],
+        _ => &["bash", "--norc", "-r"],
+    };
+    let output = run(shell, &script);
+    assert!(output.stdout == expected, "{shell:?} reads {:?}", String::from_utf8_lossy(&output.stdout));
+    // One line with the reason: whatever ran would have had something to say, for no command can be found.
+    let reason: String = parts.concat().chars().filter(|c| !c.is_control() && !"\"$`\\!".contains(*c)).collect();
+    if shell != ["sh"] {
+        // `echo` of another shell reads escapes; there are none left, but -n and -e are still options.
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_option = reason.starts_with('-') && reason[1..].chars().all(|c| "neE".contains(c));
+        assert!(said == format!("{reason}\n") || is_option, "{said:?}");
+    }
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Now and then the whole of both scripts, and only looked at.
+    if choice >= 0xf0 {
+        for script in [&wrapper, &installer] {
+            let output = run(&["bash", "--norc", "-n"], script.expose());
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        }
+    }
+}
+
+/// What a shell must make of a word of single quotes and escaped single quotes; `None` for anything else.
+fn as_one_word(mut word: &str) -> Option<String> {
+    let mut text = String::new();
+    while !word.is_empty() {
+        if let Some(rest) = word.strip_prefix("\\'") {
+            text.push('\'');
+            word = rest;
+        } else {
+            let (inner, rest) = word.strip_prefix('\'')?.split_once('\'')?;
+            text.push_str(inner);
+            word = rest;
+        }
+    }
+    Some(text)
+}
+
+/// The marked block, with its values. It ends at the last mark: a value may hold one too.
+fn block(script: &str) -> &str {
+    let begin = script.find(BEGIN).expect("there is a block");
+    let end = script.rfind(END).expect("the block ends");
+    &script[begin..end + END.len()]
+}
+
+fn tail(script: &str) -> &str {
+    &script[script.rfind(END).expect("the block ends")..]
+}
+
+/// The script on standard input, in a shell that finds no command and, where it is bash, can write no file.
+fn run(shell: &[&str], script: &str) -> Output {
+    let mut file = File::from(memfd_create(c"script", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
+    file.write_all(script.as_bytes()).and_then(|()| file.rewind()).expect("a file in memory");
+    let path = if shell[0] == "sh" { "/bin/sh" } else { "/bin/bash" };
+    Command::new(path)
+        .args(&shell[1..])
+        .env_clear()
+        .env("PATH", "/nonexistent")
+        .current_dir("/")
+        .stdin(Stdio::from(file))
+        .output()
+        .expect("there is a shell")
+}

@@ -1,0 +1,76 @@
+//! What the fuzz targets of `fuzz/` do with their bytes. Each function takes any bytes at all and panics where a promise
+//! is broken, so `make fuzz` and the ordinary test below, which replays the kept corpus, run the same code.
+//!
+//! Compiled for tests and for fuzzing only. It may call every room; no room may call it. A check here says what must
+//! hold by other means than the code it checks: another parser, the shell itself, or what two ways must agree on.
+
+mod addresses;
+mod baking;
+mod configuration;
+mod document;
+mod oracle;
+mod values;
+
+pub use addresses::addresses;
+pub use baking::baking;
+pub use configuration::configuration;
+pub use document::{auth_document, digest};
+pub use values::values;
+
+use time::OffsetDateTime;
+use time::macros::datetime;
+
+use crate::model::auth_document::DocumentRules;
+
+const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
+/// The laxest rules an operator can set: more documents get through to what comes after.
+const RULES: DocumentRules = DocumentRules { min_token_length: DocumentRules::FLOOR };
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Every input that is kept, through its target; a target without a corpus is a mistake.
+    fn replay(name: &str, target: fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+        let mut count = 0;
+        for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            let outcome = std::panic::catch_unwind(|| target(&bytes));
+            assert!(outcome.is_ok(), "{} breaks a promise of the target {name}", path.display());
+            count += 1;
+        }
+        assert!(count >= 5, "only {count} inputs in {}", folder.display());
+    }
+
+    #[test]
+    fn the_corpus_of_auth_documents_holds() {
+        replay("auth_document", super::auth_document);
+    }
+
+    #[test]
+    fn the_corpus_of_digests_holds() {
+        replay("digest", super::digest);
+    }
+
+    #[test]
+    fn the_corpus_of_addresses_holds() {
+        replay("addresses", super::addresses);
+    }
+
+    #[test]
+    fn the_corpus_of_baked_values_holds() {
+        replay("baking", super::baking);
+    }
+
+    #[test]
+    fn the_corpus_of_configurations_holds() {
+        replay("configuration", super::configuration);
+    }
+
+    #[test]
+    fn the_corpus_of_dates_versions_and_filters_holds() {
+        replay("values", super::values);
+    }
+}

@@ -1,0 +1,76 @@
+//! How many hosts are in which state, kept beside them: counting a large fleet anew for every look would be dear.
+//!
+//! The row changes in the same batch as the hosts, so a crash leaves both as they were or both as they are. Where it is
+//! missing (hot state of an older version, a reset that a crash cut short) the next open counts once.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Hot, Result, decode, get, get_staged, hosts, put};
+use crate::durable::{Durable, Staged};
+use crate::model::host::HostRules;
+use crate::records::Host;
+
+pub(super) const STATES: &[u8] = b"host-states";
+
+/// Every host is in exactly one of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostStates {
+    pub active: u64,
+    /// Never called yet.
+    pub unbound: u64,
+    /// Shared machines, called or not.
+    pub insecure: u64,
+    /// Switched off by an admin, whatever else.
+    pub disabled: u64,
+}
+
+impl HostStates {
+    fn state(&mut self, rules: &HostRules) -> &mut u64 {
+        match rules {
+            HostRules { disabled: true, .. } => &mut self.disabled,
+            HostRules { secure: false, .. } => &mut self.insecure,
+            HostRules { bound_ip: None, .. } => &mut self.unbound,
+            _ => &mut self.active,
+        }
+    }
+
+    fn enter(&mut self, rules: &HostRules) {
+        *self.state(rules) += 1;
+    }
+
+    fn leave(&mut self, rules: &HostRules) {
+        let count = self.state(rules);
+        *count = count.saturating_sub(1);
+    }
+}
+
+impl Hot {
+    pub fn host_states(&self) -> Result<HostStates> {
+        Ok(get(&self.data, STATES)?.unwrap_or_default())
+    }
+}
+
+/// Counts that `old` became `new`.
+pub(super) fn change(staged: &mut Staged<'_>, old: Option<&Host>, new: Option<&Host>) -> Result<()> {
+    let mut states: HostStates = get_staged(staged, STATES)?.unwrap_or_default();
+    let before = states;
+    if let Some(old) = old {
+        states.leave(&old.rules);
+    }
+    if let Some(new) = new {
+        states.enter(&new.rules);
+    }
+    if states == before { Ok(()) } else { put(staged, STATES, &states) }
+}
+
+pub(super) fn count_if_missing(data: &Durable) -> Result<()> {
+    if data.get(STATES)?.is_some() {
+        return Ok(());
+    }
+    let mut states = HostStates::default();
+    for row in data.scan(hosts::HOST) {
+        states.enter(&decode::<Host>("host", &row?.1)?.rules);
+    }
+    data.write(|staged| put(staged, STATES, &states))
+}

@@ -1,0 +1,154 @@
+//! Who calls too often, and who guesses keys: counted per address and per host, each node for itself.
+//!
+//! The caller decides what a limit means; in particular a good key is never refused for others' failures from its
+//! address, so [`Throttle::auth_blocked`] is asked only when a key was wrong.
+//!
+//! Counting happens in memory, bounded ([`counts`]), in time that does not run backwards ([`clock`]). What changed is
+//! gathered once a second and kept in hot state ([`rows`]), so that a restart does not forgive: a kill loses at most the
+//! last second's counts. Losing the directory forgives everybody, and nothing else.
+
+mod clock;
+mod counts;
+mod rows;
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use time::OffsetDateTime;
+
+use crate::model::host::HostId;
+
+use clock::Clock;
+use counts::{Counts, Window};
+
+pub use rows::Rows;
+
+/// 0 anywhere turns that limit off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub global_per_minute: u32,
+    pub host_per_minute: u32,
+    pub auth_fail_count: u32,
+    pub auth_fail_window_seconds: u32,
+    pub auth_fail_block_seconds: u32,
+}
+
+/// Refused until `reset_at`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limited {
+    pub limit: u32,
+    pub reset_at: OffsetDateTime,
+}
+
+pub struct Throttle {
+    limits: Limits,
+    clock: Clock,
+    calls: Counts,
+    hosts: Counts,
+    failures: Counts,
+}
+
+/// How many addresses, and how many hosts, are remembered at once; who calls least is forgotten first.
+const REMEMBERED: u64 = 100_000;
+const SECOND: i64 = 1_000_000_000;
+const MINUTE: i64 = 60 * SECOND;
+
+impl Throttle {
+    pub fn new(limits: Limits) -> Self {
+        let window = seconds(limits.auth_fail_window_seconds);
+        let block = seconds(limits.auth_fail_block_seconds);
+        Self {
+            limits,
+            clock: Clock::default(),
+            calls: Counts::new(REMEMBERED, MINUTE, MINUTE),
+            hosts: Counts::new(REMEMBERED, MINUTE, MINUTE),
+            failures: Counts::new(REMEMBERED, window, block),
+        }
+    }
+
+    /// Counts a call from this address, in windows of a minute that begin with the first call of each.
+    pub fn global(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
+        self.per_minute(&self.calls, network(ip), self.limits.global_per_minute, now)
+    }
+
+    /// Counts a call with the key of this host, in windows of a minute as well.
+    pub fn host(&self, host: HostId, now: OffsetDateTime) -> Result<(), Limited> {
+        self.per_minute(&self.hosts, host.0.into(), self.limits.host_per_minute, now)
+    }
+
+    fn per_minute(&self, counts: &Counts, who: u128, limit: u32, now: OffsetDateTime) -> Result<(), Limited> {
+        if limit == 0 {
+            return Ok(());
+        }
+        let now = self.clock.at(now);
+        let refused_until = counts.with(who, |window| {
+            window.turn(now, MINUTE);
+            if window.count >= limit {
+                return Some(window.begun + MINUTE);
+            }
+            window.count += 1;
+            window.refusing = window.count >= limit;
+            None
+        });
+        refused_until.map_or(Ok(()), |until| Err(Limited { limit, reset_at: self.clock.wall(until) }))
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Counts a wrong key from this address. `true`: it is blocked from now on, which is worth keeping at once.
+    pub fn auth_failed(&self, ip: IpAddr, now: OffsetDateTime) -> bool {
+        if self.failures_off() {
+            return false;
+        }
+        let now = self.clock.at(now);
+        self.failures.with(network(ip), |window| {
+            if window.blocked_until(now).is_some() {
+                return false;
+            }
+            if window.block.is_some() {
+                // What comes after the block is counted anew.
+                *window = Window { begun: now, ..Window::default() };
+            }
+            window.turn(now, seconds(self.limits.auth_fail_window_seconds));
+            window.count += 1;
+            if window.count < self.limits.auth_fail_count {
+                return false;
+            }
+            let block = seconds(self.limits.auth_fail_block_seconds);
+            *window = Window { begun: now, count: 0, block: Some((now, now.saturating_add(block))), refusing: true };
+            true
+        })
+    }
+
+    /// Until when wrong keys from this address are turned away unseen.
+    pub fn auth_blocked(&self, ip: IpAddr, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        if self.failures_off() {
+            return None;
+        }
+        let now = self.clock.at(now);
+        let until = self.failures.peek(network(ip), |window| window.blocked_until(now)).flatten();
+        until.map(|until| self.clock.wall(until))
+    }
+
+    fn failures_off(&self) -> bool {
+        let Limits { auth_fail_count, auth_fail_window_seconds, auth_fail_block_seconds, .. } = self.limits;
+        auth_fail_count == 0 || auth_fail_window_seconds == 0 || auth_fail_block_seconds == 0
+    }
+}
+
+/// Who is counted as one: an IPv4 address, or an IPv6 /64, which anybody who has one address of it has whole. As the bits
+/// of an IPv6 address; the v4-mapped ones are the v4 ones, and no /64 looks like them.
+fn network(ip: IpAddr) -> u128 {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => ip.to_bits() & (u128::MAX << 64),
+        IpAddr::V4(ip) => Ipv6Addr::to_bits(ip.to_ipv6_mapped()),
+    }
+}
+
+fn seconds(seconds: u32) -> i64 {
+    i64::from(seconds) * SECOND
+}
+
+#[cfg(test)]
+mod tests;

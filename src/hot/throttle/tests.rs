@@ -1,0 +1,346 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::durable::Durable;
+use crate::hot::Hot;
+use crate::outside::System;
+
+const LIMITS: Limits = Limits {
+    global_per_minute: 3,
+    host_per_minute: 2,
+    auth_fail_count: 20,
+    auth_fail_window_seconds: 600,
+    auth_fail_block_seconds: 1800,
+};
+
+fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(1_790_000_000 + seconds).unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn an_address_has_so_many_calls_a_minute() {
+    let throttle = Throttle::new(LIMITS);
+    for second in [0, 20, 40] {
+        assert_eq!(throttle.global(ip("192.0.2.1"), at(second)), Ok(()));
+    }
+    let limited = Err(Limited { limit: 3, reset_at: at(60) });
+    assert_eq!(throttle.global(ip("192.0.2.1"), at(41)), limited);
+    assert_eq!(throttle.global(ip("192.0.2.1"), at(59)), limited, "being refused does not put it off");
+    assert_eq!(throttle.global(ip("192.0.2.2"), at(41)), Ok(()));
+    assert_eq!(throttle.global(ip("192.0.2.1"), at(60)), Ok(()));
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(41)), None);
+}
+
+#[test]
+fn the_twenty_first_wrong_key_in_the_window_is_turned_away() {
+    let throttle = Throttle::new(LIMITS);
+    for failure in 0..20 {
+        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(failure)), None);
+        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+    }
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(20)), Some(at(19 + 1800)));
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.2"), at(20)), None);
+    for failure in 100..120 {
+        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+    }
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1818)), Some(at(1819)), "trying on does not prolong it");
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1819)), None);
+    for failure in 1820..1839 {
+        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+    }
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1839)), None, "and then it counts anew");
+}
+
+#[test]
+fn failures_in_different_windows_do_not_add_up() {
+    let throttle = Throttle::new(LIMITS);
+    for window in [0, 600, 1200] {
+        for failure in 0..19 {
+            throttle.auth_failed(ip("192.0.2.1"), at(window + failure));
+        }
+        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(window + 19)), None);
+    }
+}
+
+#[test]
+fn a_whole_v6_network_counts_as_one_and_a_mapped_address_as_its_v4() {
+    let throttle = Throttle::new(LIMITS);
+    for host in ["2001:db8:1:2::1", "2001:db8:1:2:ffff::2", "2001:db8:1:2:3:4:5:6"] {
+        assert_eq!(throttle.global(ip(host), at(0)), Ok(()));
+    }
+    assert!(throttle.global(ip("2001:db8:1:2::7"), at(0)).is_err());
+    assert_eq!(throttle.global(ip("2001:db8:1:3::7"), at(0)), Ok(()));
+    for _ in 0..3 {
+        throttle.global(ip("192.0.2.1"), at(0)).unwrap();
+    }
+    assert!(throttle.global(ip("::ffff:192.0.2.1"), at(0)).is_err());
+    assert!(throttle.global(ip("::ffff:192.0.2.2"), at(0)).is_ok());
+}
+
+#[test]
+fn zero_is_off() {
+    let limits = [
+        Limits { auth_fail_count: 0, ..LIMITS },
+        Limits { auth_fail_window_seconds: 0, ..LIMITS },
+        Limits { auth_fail_block_seconds: 0, ..LIMITS },
+    ];
+    for limits in limits {
+        let throttle = Throttle::new(Limits { global_per_minute: 0, host_per_minute: 0, ..limits });
+        for _ in 0..1000 {
+            assert_eq!(throttle.global(ip("192.0.2.1"), at(0)), Ok(()));
+            assert_eq!(throttle.host(HostId(1), at(0)), Ok(()));
+            throttle.auth_failed(ip("192.0.2.1"), at(0));
+            assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(0)), None, "{limits:?}");
+        }
+    }
+}
+
+#[test]
+fn a_host_has_so_many_calls_a_minute_wherever_they_come_from() {
+    let throttle = Throttle::new(LIMITS);
+    for second in [0, 1] {
+        assert_eq!(throttle.host(HostId(1), at(second)), Ok(()));
+    }
+    assert_eq!(throttle.host(HostId(1), at(2)), Err(Limited { limit: 2, reset_at: at(60) }));
+    assert_eq!(throttle.host(HostId(2), at(2)), Ok(()));
+    assert_eq!(throttle.host(HostId(1), at(60)), Ok(()));
+}
+
+#[test]
+fn a_block_that_is_shorter_than_the_window_is_counted_anew_as_well() {
+    let throttle = Throttle::new(Limits { auth_fail_count: 2, auth_fail_block_seconds: 60, ..LIMITS });
+    for begin in [0, 60] {
+        assert!(!throttle.auth_failed(ip("192.0.2.1"), at(begin)));
+        assert!(throttle.auth_failed(ip("192.0.2.1"), at(begin)), "the second one at {begin} blocks");
+        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(begin + 59)), Some(at(begin + 60)));
+    }
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(120)), None);
+}
+
+/// Blocked for 1800 s at 100,000; then the clock is set.
+#[test]
+fn a_clock_that_is_set_locks_nobody_out_for_longer_than_meant() {
+    for set_to in [0, 99_000, 99_999, 100_000, 101_000] {
+        let throttle = Throttle::new(LIMITS);
+        for _ in 0..20 {
+            throttle.auth_failed(ip("192.0.2.1"), at(100_000));
+        }
+        for _ in 0..3 {
+            throttle.global(ip("192.0.2.1"), at(100_000)).unwrap();
+        }
+        let end = if set_to > 100_000 { 101_800 } else { set_to + 1800 };
+        let blocked = throttle.auth_blocked(ip("192.0.2.1"), at(set_to));
+        // A second is not told from calls that overtake each other.
+        assert!(blocked.is_some_and(|until| (at(end)..=at(end + 1)).contains(&until)), "{set_to}: {blocked:?}");
+        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(end + 1)), None, "{set_to}");
+        assert_eq!(throttle.global(ip("192.0.2.1"), at(end + 1)), Ok(()), "{set_to}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_again_and_again_blocks_no_longer_either() {
+    let throttle = Throttle::new(LIMITS);
+    for _ in 0..20 {
+        throttle.auth_failed(ip("192.0.2.1"), at(0));
+    }
+    // Each hundred seconds it loses an hour.
+    for round in 0..18 {
+        let now = round * 100 - round * 3600;
+        assert!(throttle.auth_blocked(ip("192.0.2.1"), at(now)).is_some(), "{round}");
+        let _ = throttle.auth_blocked(ip("192.0.2.1"), at(now + 100));
+    }
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1801 - 17 * 3600)), None);
+}
+
+const MILLION: u32 = 1_000_000;
+
+/// A million callers: v4 addresses, and v6 networks.
+fn caller(number: u32) -> IpAddr {
+    match number % 2 {
+        0 => IpAddr::V4(number.into()),
+        _ => IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) | (u128::from(number) << 64) | 1)),
+    }
+}
+
+#[test]
+fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_blocked() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    let throttle = Throttle::new(Limits { auth_fail_count: 2, ..LIMITS });
+    let blocked = victims();
+    for ip in &blocked {
+        assert!(!throttle.auth_failed(*ip, at(0)));
+        assert!(throttle.auth_failed(*ip, at(0)));
+    }
+    for number in 0..MILLION {
+        throttle.auth_failed(caller(number), at(1));
+        if number == MILLION / 2 {
+            hot.keep_throttle(throttle.gather(at(1))).unwrap();
+        }
+    }
+    assert!(throttle.failures.changed_len() as u64 <= REMEMBERED);
+    hot.keep_throttle(throttle.gather(at(1))).unwrap();
+    let (known, refused, kept) = throttle.failures.sizes();
+    assert!(known <= REMEMBERED && refused <= REMEMBERED, "{known} {refused}");
+    let rows = hot.data.scan(rows::THROTTLE).count();
+    assert_eq!((rows, kept), (REMEMBERED as usize, REMEMBERED as usize), "as many as are allowed, and no more");
+    for ip in &blocked {
+        assert_eq!(throttle.auth_blocked(*ip, at(2)), Some(at(1800)), "{ip}");
+    }
+    // When their time is over, the rows go.
+    hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
+    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 0);
+}
+
+/// The flood is what makes us forget: it must not help whoever calls too often.
+#[test]
+fn a_flood_of_addresses_does_not_reopen_the_minute_of_whoever_used_it_up() {
+    let throttle = Throttle::new(LIMITS);
+    let refused = victims();
+    for ip in &refused {
+        while throttle.global(*ip, at(0)).is_ok() {}
+    }
+    for number in 0..3 * REMEMBERED as u32 {
+        throttle.global(caller(number), at(1)).unwrap();
+    }
+    assert!(throttle.calls.sizes().0 <= REMEMBERED);
+    for ip in &refused {
+        assert!(throttle.global(*ip, at(2)).is_err(), "{ip}");
+    }
+}
+
+/// TEST-NET-1; no caller has such an address.
+fn victims() -> Vec<IpAddr> {
+    (0..100).map(|number| IpAddr::V4((0xc000_0200 + number).into())).collect()
+}
+
+#[test]
+fn a_restart_forgives_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (ip("192.0.2.1"), ip("2001:db8:1:2::1"));
+    {
+        let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
+        throttle.global(one, at(0)).unwrap();
+        throttle.global(one, at(1)).unwrap();
+        throttle.host(HostId(7), at(1)).unwrap();
+        for _ in 0..19 {
+            throttle.auth_failed(one, at(2));
+        }
+        for _ in 0..20 {
+            throttle.auth_failed(two, at(2));
+        }
+        hot.keep_throttle(throttle.gather(at(2))).unwrap();
+        assert!(throttle.gather(at(2)).is_empty(), "what did not change is not written again");
+        throttle.global(one, at(3)).unwrap();
+        hot.keep_throttle(throttle.gather(at(3))).unwrap();
+    }
+    let (hot, throttle) = restored(&dir, LIMITS, at(4));
+    assert_eq!(throttle.global(one, at(4)), Err(Limited { limit: 3, reset_at: at(60) }));
+    throttle.host(HostId(7), at(4)).unwrap();
+    assert_eq!(throttle.host(HostId(7), at(4)), Err(Limited { limit: 2, reset_at: at(61) }));
+    assert_eq!(throttle.auth_blocked(two, at(4)), Some(at(1802)));
+    assert_eq!(throttle.auth_blocked(one, at(4)), None);
+    assert!(throttle.auth_failed(one, at(4)), "the twentieth");
+    hot.keep_throttle(throttle.gather_failures(one, at(4))).unwrap();
+    drop((hot, throttle));
+
+    // Much later what is over is dropped, and a block is no longer than is configured by then.
+    let (hot, throttle) = restored(&dir, Limits { auth_fail_block_seconds: 1000, ..LIMITS }, at(500));
+    assert_eq!(throttle.auth_blocked(one, at(500)), Some(at(1004)));
+    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 2);
+    assert_eq!(throttle.global(one, at(500)), Ok(()));
+    drop((hot, throttle));
+    let (hot, throttle) = restored(&dir, Limits { auth_fail_count: 0, ..LIMITS }, at(600));
+    assert_eq!((throttle.auth_blocked(one, at(600)), hot.data.scan(rows::THROTTLE).count()), (None, 0), "off is off");
+}
+
+#[test]
+fn a_clock_that_is_set_back_while_nothing_runs_forgives() {
+    // The last row is of 10,900.
+    for (set_to, blocked) in
+        [(0, false), (9_000, false), (10_500, false), (10_900, true), (11_799, true), (11_800, false)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
+            for _ in 0..20 {
+                throttle.auth_failed(ip("192.0.2.1"), at(10_000));
+            }
+            hot.keep_throttle(throttle.gather(at(10_001))).unwrap();
+            throttle.global(ip("192.0.2.2"), at(10_900)).unwrap();
+            hot.keep_throttle(throttle.gather(at(10_900))).unwrap();
+        }
+        let (_hot, throttle) = restored(&dir, LIMITS, at(set_to));
+        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(set_to)).is_some(), blocked, "{set_to}");
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_before_the_restart_blocks_as_long_as_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
+        for _ in 0..20 {
+            throttle.auth_failed(ip("192.0.2.1"), at(10_000));
+        }
+        hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
+        let _ = throttle.global(ip("192.0.2.1"), at(11_000));
+        let _ = throttle.global(ip("192.0.2.1"), at(10_100));
+        hot.keep_throttle(throttle.gather(at(10_100))).unwrap();
+    }
+    let (_hot, throttle) = restored(&dir, LIMITS, at(10_101));
+    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(10_101)), Some(at(10_900)), "800 s were left");
+}
+
+#[test]
+fn rows_that_make_no_sense_are_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    let bad: [(&[u8], &[u8]); 5] = [
+        (b"throttle/", b""),
+        (b"throttle/g", b"x"),
+        (b"throttle/g0123456789abcdef", b"short"),
+        (b"throttle/x0123456789abcdef", &[0; 28]),
+        (b"throttle/f0123456789abcdef", &[0xff; 28]),
+    ];
+    hot.data
+        .write::<_, crate::hot::HotError>(|staged| {
+            bad.iter().for_each(|(key, value)| staged.insert(*key, *value));
+            staged.insert(*b"throttle-clock", *b"nonsense");
+            Ok(())
+        })
+        .unwrap();
+    hot.restore_throttle(&Throttle::new(LIMITS), at(0)).unwrap();
+    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 0);
+}
+
+#[test]
+fn calls_from_everywhere_at_once_are_counted_exactly() {
+    let throttle = Arc::new(Throttle::new(Limits { global_per_minute: 1000, ..LIMITS }));
+    let let_in: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let throttle = throttle.clone();
+                scope.spawn(move || {
+                    (0..1000).filter(|call| throttle.global(ip("192.0.2.1"), at((thread + call) % 2)).is_ok()).count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(let_in, 1000);
+}
+
+fn open(dir: &tempfile::TempDir) -> Hot {
+    Hot::on(Durable::open(&dir.path().join("hot")).unwrap(), &System).unwrap()
+}
+
+fn restored(dir: &tempfile::TempDir, limits: Limits, now: OffsetDateTime) -> (Hot, Throttle) {
+    let (hot, throttle) = (open(dir), Throttle::new(limits));
+    hot.restore_throttle(&throttle, now).unwrap();
+    (hot, throttle)
+}

@@ -1,0 +1,248 @@
+//! What is counted and measured of the daemon, and how it is told: the Prometheus text format.
+//!
+//! This room knows names and numbers only; what they mean is others' affair. What happens often is counted here as it
+//! happens ([`Metrics::observe`]): each series is found once and kept, so that counting is a few atomic additions. What
+//! is known elsewhere anyway is asked for when somebody looks: by watchers, handed in at the start, and as [`Readings`].
+//!
+//! Labels are bounded: listeners, operations of the OpenAPI document, statuses that HTTP knows. A host, an address or a
+//! path is never a label. Nothing is stored: a restart begins at zero, as Prometheus expects.
+
+mod process;
+mod readings;
+pub mod samples;
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use time::OffsetDateTime;
+
+pub use readings::{CanonicalReading, CertificateReading, Connections, Readings};
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot measure: {0}")]
+pub struct MetricsError(#[from] prometheus::Error);
+
+type Result<T> = std::result::Result<T, MetricsError>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    Hosts,
+    Admin,
+    Control,
+}
+
+const LISTENERS: [Listener; 3] = [Listener::Hosts, Listener::Admin, Listener::Control];
+
+impl Listener {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Admin => "admin",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// An operation of the OpenAPI document, as [`Metrics::operation`] found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation(usize);
+
+#[derive(Clone, Copy, Debug)]
+pub enum Refusal {
+    Global,
+    Host,
+    AuthFailures,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Store {
+    Records,
+    Hot,
+}
+
+pub struct Metrics {
+    registry: Registry,
+    /// Sorted; the place of a name is its [`Operation`], and the place after the last is that of what is none of them.
+    operations: Vec<&'static str>,
+    requests: IntCounterVec,
+    /// By listener, operation and status, in this order.
+    requests_kept: Vec<OnceLock<IntCounter>>,
+    latency: HistogramVec,
+    latency_kept: Vec<OnceLock<Histogram>>,
+    in_flight: IntGauge,
+    refusals: [IntCounter; 3],
+    failed_keys: IntCounter,
+    flush: HistogramVec,
+    listeners: Mutex<Vec<(Listener, Watcher<Connections>)>>,
+    server_certificate: OnceLock<Watcher<i64>>,
+    started: OffsetDateTime,
+}
+
+type Watcher<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// Whatever is no operation: no such route, or refused before that was looked up.
+const UNKNOWN: &str = "unknown";
+const STATUSES: [u16; 28] = [
+    200, 201, 202, 204, 206, 301, 302, 303, 304, 400, 401, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 415, 422,
+    429, 431, 500, 501, 503,
+];
+const OTHER_STATUS: &str = "other";
+
+const LATENCY_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const FLUSH_BUCKETS: &[f64] = &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+
+impl Metrics {
+    /// `operations`: the ids of all there are. `now` is when the process began, near enough.
+    pub fn new(operations: &[&'static str], now: OffsetDateTime) -> Result<Self> {
+        let registry = Registry::new();
+        let mut operations = operations.to_vec();
+        operations.sort_unstable();
+        operations.dedup();
+        let requests = IntCounterVec::new(
+            Opts::new(
+                "codex_authd_requests_total",
+                "Requests answered, by listener, operation of the OpenAPI document, and HTTP status.",
+            ),
+            &["listener", "operation", "status"],
+        )?;
+        let latency = HistogramVec::new(
+            HistogramOpts::new(
+                "codex_authd_request_duration_seconds",
+                "Time from a request's headers to its answer, by operation, in seconds.",
+            )
+            .buckets(LATENCY_BUCKETS.to_vec()),
+            &["operation"],
+        )?;
+        let in_flight =
+            IntGauge::new("codex_authd_requests_in_flight", "Requests that are being answered at this moment.")?;
+        let refusals = IntCounterVec::new(
+            Opts::new("codex_authd_throttled_total", "Requests refused with 429, by the limit that was reached."),
+            &["bucket"],
+        )?;
+        let failed_keys = IntCounter::new("codex_authd_failed_keys_total", "Calls with a key that no host has.")?;
+        let flush = HistogramVec::new(
+            HistogramOpts::new(
+                "codex_authd_flush_duration_seconds",
+                "Time to make changes power-safe, by store, in seconds; its count is that of the flushes.",
+            )
+            .buckets(FLUSH_BUCKETS.to_vec()),
+            &["store"],
+        )?;
+        registry.register(Box::new(requests.clone()))?;
+        registry.register(Box::new(latency.clone()))?;
+        registry.register(Box::new(in_flight.clone()))?;
+        registry.register(Box::new(refusals.clone()))?;
+        registry.register(Box::new(failed_keys.clone()))?;
+        registry.register(Box::new(flush.clone()))?;
+        let operations_and_unknown = operations.len() + 1;
+        let kept = LISTENERS.len() * operations_and_unknown * (STATUSES.len() + 1);
+        let metrics = Self {
+            registry,
+            requests,
+            requests_kept: (0..kept).map(|_| OnceLock::new()).collect(),
+            latency,
+            latency_kept: (0..operations_and_unknown).map(|_| OnceLock::new()).collect(),
+            in_flight,
+            refusals: ["global", "host", "auth_failures"].map(|bucket| refusals.with_label_values(&[bucket])),
+            failed_keys,
+            flush,
+            listeners: Mutex::default(),
+            server_certificate: OnceLock::new(),
+            started: now,
+            operations,
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// A rate is seen from its first event on only where the series was there before it.
+    fn begin_at_zero(&self) {
+        for listener in LISTENERS {
+            self.requests.with_label_values(&[listener.name(), UNKNOWN, "404"]);
+        }
+        self.latency.with_label_values(&[UNKNOWN]);
+        for store in [Store::Records, Store::Hot] {
+            self.flush.with_label_values(&[store_name(store)]);
+        }
+    }
+
+    /// To be looked up once, not at every call, where it is known before.
+    pub fn operation(&self, name: &str) -> Operation {
+        Operation(self.operations.binary_search(&name).unwrap_or(self.operations.len()))
+    }
+
+    /// What is no operation.
+    pub fn unknown_operation(&self) -> Operation {
+        Operation(self.operations.len())
+    }
+
+    /// Counts an answer.
+    pub fn observe(&self, listener: Listener, operation: Operation, status: u16, elapsed: Duration) {
+        let name = || self.operations.get(operation.0).copied().unwrap_or(UNKNOWN);
+        let place = STATUSES.binary_search(&status).unwrap_or(STATUSES.len());
+        let row = listener as usize * (self.operations.len() + 1) + operation.0;
+        if let Some(kept) = self.requests_kept.get(row * (STATUSES.len() + 1) + place) {
+            let status = || STATUSES.get(place).map_or_else(|| OTHER_STATUS.to_owned(), u16::to_string);
+            kept.get_or_init(|| self.requests.with_label_values(&[listener.name(), name(), &status()])).inc();
+        }
+        if let Some(kept) = self.latency_kept.get(operation.0) {
+            kept.get_or_init(|| self.latency.with_label_values(&[name()])).observe(elapsed.as_secs_f64());
+        }
+    }
+
+    /// A request is being answered until this is dropped.
+    pub fn begin(&self) -> InFlight<'_> {
+        self.in_flight.inc();
+        InFlight(&self.in_flight)
+    }
+
+    pub fn refused(&self, refusal: Refusal) {
+        let [global, host, auth_failures] = &self.refusals;
+        match refusal {
+            Refusal::Global => global.inc(),
+            Refusal::Host => host.inc(),
+            Refusal::AuthFailures => auth_failures.inc(),
+        }
+    }
+
+    pub fn key_failed(&self) {
+        self.failed_keys.inc();
+    }
+
+    /// What a store tells the time of each of its flushes.
+    pub fn flush_observer(&self, store: Store) -> impl Fn(Duration) + Send + Sync + 'static {
+        let histogram = self.flush.with_label_values(&[store_name(store)]);
+        move |elapsed| histogram.observe(elapsed.as_secs_f64())
+    }
+
+    /// Asks `connections` whenever somebody looks.
+    pub fn watch_listener(&self, listener: Listener, connections: impl Fn() -> Connections + Send + Sync + 'static) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.push((listener, Box::new(connections)));
+    }
+
+    /// Asks for the end of the server certificate, in unix seconds, whenever somebody looks.
+    pub fn watch_server_certificate(&self, expires: impl Fn() -> i64 + Send + Sync + 'static) {
+        let _ = self.server_certificate.set(Box::new(expires));
+    }
+}
+
+fn store_name(store: Store) -> &'static str {
+    match store {
+        Store::Records => "records",
+        Store::Hot => "hot",
+    }
+}
+
+pub struct InFlight<'a>(&'a IntGauge);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use super::*;
+use crate::model::audit::{AuditFilter, AuditHead};
+use crate::model::authority::AuthorityRole;
+
+async fn follow(store: &Store) -> Vec<String> {
+    let entries = store.audit_from(1, 10_000).await.unwrap();
+    let mut head = AuditHead::default();
+    for entry in &entries {
+        head.follow(entry).unwrap();
+    }
+    assert_eq!(head, store.audit_head().await.unwrap());
+    entries.into_iter().map(|entry| entry.note.action).collect()
+}
+
+pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
+    assert_eq!(store.audit_head().await.unwrap(), AuditHead::default());
+    store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
+    store.change_host(HostId(1), &HostChange::default(), at(1), &note("change")).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &note("bind")).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    store.change_settings(&Settings::default(), &note("settings")).await.unwrap();
+    store.register_host(&registration(2, "h2.test", "b"), &note("register")).await.unwrap();
+    store.revoke_install_token(&token("b"), at(2), &note("revoke")).await.unwrap();
+    store.remove_host(HostId(1), at(3), &note("remove")).await.unwrap();
+    store.restore_host(HostId(1), at(2), at(4), &note("restore")).await.unwrap();
+    store.append_audit(&[note("alone"), note("alone")]).await.unwrap();
+    let expected = [
+        "register", "change", "bind", "redeem", "store", "settings", "register", "revoke", "remove", "restore",
+        "alone", "alone",
+    ];
+    assert_eq!(follow(&store).await, expected);
+    let stored = &store.audit(&AuditFilter { action: Some("store".into()), ..<_>::default() }, 9).await.unwrap()[0];
+    assert_eq!(stored.note.target.as_deref(), Some("1"), "the number of the version that was made");
+}
+
+pub async fn what_changes_nothing_is_not_noted(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &note("bind")).await.unwrap();
+    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    let before = follow(&store).await;
+    let never = note("never");
+    store.register_host(&registration(1, "h1.test", "a"), &never).await.unwrap();
+    store.register_host(&registration(2, "h1.test", "b"), &never).await.unwrap();
+    assert!(store.register_host(&registration(1, "h2.test", "c"), &never).await.is_err());
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), at(2), &never).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(2), &never).await.unwrap();
+    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.redeem_install_token(&token("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.revoke_install_token(&token("a"), at(2), &never).await.unwrap();
+    store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &never).await.unwrap();
+    store.change_host(HostId(9), &HostChange::default(), at(2), &never).await.unwrap();
+    store.remove_host(HostId(9), at(2), &never).await.unwrap();
+    store.restore_host(HostId(1), at(0), at(2), &never).await.unwrap();
+    store.revoke_certificate(&token("x"), at(2), &never).await.unwrap();
+    store.roll_authority(AuthorityRole::Server, &AuthorityStep::Activate, &never).await.unwrap();
+    store.append_audit(&[]).await.unwrap();
+    assert_eq!(follow(&store).await, before);
+}
+
+pub async fn racing_writers_leave_a_chain_without_a_gap(store: Store) {
+    race(32, |number| {
+        let store = Arc::clone(&store);
+        async move {
+            for round in 0..8 {
+                let registration =
+                    registration(number as u64 + 1, &format!("h{number}.test"), &format!("{number} {round}"));
+                store.register_host(&registration, &note("register")).await.unwrap();
+                store.append_audit(&[note("alone")]).await.unwrap();
+            }
+        }
+    })
+    .await;
+    assert_eq!(follow(&store).await.len(), 32 * 8 * 2);
+}
+
+pub async fn entries_are_found_by_what_they_say_and_paged(store: Store) {
+    for number in 0..250 {
+        let action = if number % 5 == 0 { "auth.store" } else { "host.bind" };
+        store.append_audit(&[note(action).on(number)]).await.unwrap();
+    }
+    let mut filter = AuditFilter { action: Some("auth".into()), ..<_>::default() };
+    let mut found = Vec::new();
+    loop {
+        let page = store.audit(&filter, 20).await.unwrap();
+        let Some(last) = page.last() else { break };
+        filter.before = Some(last.number);
+        found.extend(page.into_iter().map(|entry| entry.note.target.unwrap().parse::<u32>().unwrap()));
+    }
+    assert_eq!(found, (0..50).rev().map(|number| number * 5).collect::<Vec<_>>());
+    let page = store.audit_from(249, 10).await.unwrap();
+    assert_eq!(page.iter().map(|entry| entry.number).collect::<Vec<_>>(), [249, 250]);
+}
+
+pub async fn noted_telemetry_is_appended_once(store: Store) {
+    let (node, batch) = (Uuid::new_v4(), [Telemetry::Noted { note: note("key.refused") }]);
+    for _ in 0..3 {
+        store.append_telemetry(node, 1, &batch).await.unwrap();
+    }
+    assert_eq!(follow(&store).await, ["key.refused"]);
+}
+
+pub async fn certificates_are_revoked_once(store: Store) {
+    let certificate = AdminCertificate {
+        fingerprint: token("certificate"),
+        name: "alice".into(),
+        serial: "01".into(),
+        issued_at: at(0),
+        expires_at: at(9),
+        revoked_at: None,
+        authority: None,
+    };
+    store.record_certificate(&certificate, &note("issue")).await.unwrap();
+    let epoch = store.epoch().await.unwrap();
+    let answers = race(8, |_| {
+        let store = Arc::clone(&store);
+        async move { store.revoke_certificate(&token("certificate"), at(5), &note("revoke")).await.unwrap() }
+    })
+    .await;
+    let revoked = AdminCertificate { revoked_at: Some(at(5)), ..certificate };
+    assert_eq!(answers.into_iter().flatten().collect::<Vec<_>>(), std::slice::from_ref(&revoked));
+    assert_eq!(store.changes_since(epoch).await.unwrap().certificates, Some(vec![revoked]));
+    assert_eq!(follow(&store).await, ["issue", "revoke"]);
+}
+
+pub async fn authorities_move_through_their_slots_and_never_skip_one(store: Store) {
+    let authority = |number: u8, slot| Authority {
+        id: Uuid::from_bytes([number; 16]),
+        role: AuthorityRole::Server,
+        slot,
+        certificate_pem: String::new(),
+        private_key: sealed(1, &number.to_string()),
+        cross_certificate_pem: None,
+        created_at: Some(at(number.into())),
+    };
+    let seed = Seed {
+        sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: at(0) },
+        authorities: vec![authority(1, AuthoritySlot::Active)],
+        server_key: sealed(1, "server"),
+    };
+    assert!(store.initialise(&seed, &note("initialise")).await.unwrap());
+    let epoch = store.epoch().await.unwrap();
+    let prepare = |number| AuthorityStep::Prepare(Box::new(authority(number, AuthoritySlot::Next)));
+    let roll = |step: AuthorityStep| {
+        let store = Arc::clone(&store);
+        async move { store.roll_authority(AuthorityRole::Server, &step, &note("roll")).await.unwrap() }
+    };
+    assert!(!roll(AuthorityStep::Activate).await && !roll(AuthorityStep::Retire).await);
+    assert!(roll(prepare(2)).await);
+    assert!(!roll(prepare(3)).await, "the slot is taken");
+    assert!(!roll(AuthorityStep::Retire).await);
+    assert!(roll(AuthorityStep::Activate).await);
+    assert!(!roll(AuthorityStep::Activate).await);
+    assert!(roll(prepare(3)).await);
+    assert!(!roll(AuthorityStep::Activate).await, "the old one is still trusted");
+    assert!(roll(AuthorityStep::Retire).await);
+    assert!(roll(AuthorityStep::Activate).await);
+    let mut slots: Vec<_> =
+        store.authorities().await.unwrap().into_iter().map(|it| (it.id.as_bytes()[0], it.slot)).collect();
+    slots.sort_by_key(|(number, _)| *number);
+    assert_eq!(slots, [(2, AuthoritySlot::Old), (3, AuthoritySlot::Active)]);
+    assert_eq!(store.changes_since(epoch).await.unwrap().authorities.unwrap().len(), 2);
+    assert_eq!(follow(&store).await.len(), 6, "what was refused is not noted");
+    // The sealed key of the retired one is no longer held.
+    let values = store.values_sealed_before(KeyId(2), 100).await.unwrap();
+    assert!(values.iter().all(|(place, _)| place.id != Uuid::from_bytes([1; 16]).to_string()), "{values:?}");
+}

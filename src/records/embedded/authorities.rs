@@ -1,0 +1,95 @@
+//! The authorities in their slots, and the certificates that admins were issued.
+
+use time::OffsetDateTime;
+
+use crate::durable::{Durable, Staged};
+use crate::model::audit::AuditNote;
+use crate::model::authority::AuthorityRole;
+use crate::model::digest::Digest;
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep, Result};
+use crate::seal::Place;
+
+use super::changes::{self, Kind};
+use super::{audit, rows, sealed};
+
+pub(super) fn roll(
+    staged: &mut Staged<'_>,
+    role: AuthorityRole,
+    step: &AuthorityStep,
+    note: &AuditNote,
+) -> Result<bool> {
+    let mut present: Vec<Authority> = Vec::new();
+    for row in staged.scan(rows::AUTHORITY) {
+        let (key, value) = row?;
+        present.push(rows::decode(&key, &value)?);
+    }
+    let in_slot = |slot| present.iter().find(|authority| authority.role == role && authority.slot == slot).cloned();
+    let (next, active, old) =
+        (in_slot(AuthoritySlot::Next), in_slot(AuthoritySlot::Active), in_slot(AuthoritySlot::Old));
+    match (step, next, active, old) {
+        (AuthorityStep::Prepare(made), None, Some(_), _) if made.role == role => {
+            put(staged, &Authority { slot: AuthoritySlot::Next, ..(**made).clone() })?;
+        }
+        (AuthorityStep::Activate, Some(next), Some(active), None) => {
+            put(staged, &Authority { slot: AuthoritySlot::Active, ..next })?;
+            put(staged, &Authority { slot: AuthoritySlot::Old, ..active })?;
+        }
+        (AuthorityStep::Retire, _, _, Some(old)) => {
+            staged.remove(rows::authority(old.id));
+            sealed::index(staged, &place(&old), Some(&old.private_key), None);
+        }
+        _ => return Ok(false),
+    }
+    let epoch = changes::bump(staged)?;
+    changes::mark_set(staged, Kind::Authorities, epoch)?;
+    audit::append(staged, note)?;
+    Ok(true)
+}
+
+/// Writes an authority and the index of its sealed key.
+pub(super) fn put(staged: &mut Staged<'_>, authority: &Authority) -> Result<()> {
+    let key = rows::authority(authority.id);
+    let old: Option<Authority> = rows::get(staged, &key)?;
+    sealed::index(staged, &place(authority), old.as_ref().map(|old| &old.private_key), Some(&authority.private_key));
+    rows::put(staged, key, authority)
+}
+
+pub(super) fn record(staged: &mut Staged<'_>, certificate: &AdminCertificate, note: &AuditNote) -> Result<()> {
+    let known: Option<AdminCertificate> = rows::get(staged, rows::certificate(&certificate.fingerprint))?;
+    if known.is_some() {
+        return Ok(());
+    }
+    put_certificate(staged, certificate)?;
+    audit::append(staged, note)
+}
+
+pub(super) fn revoke(
+    staged: &mut Staged<'_>,
+    fingerprint: &Digest,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Result<Option<AdminCertificate>> {
+    let found: Option<AdminCertificate> = rows::get(staged, rows::certificate(fingerprint))?;
+    let Some(certificate) = found.filter(|certificate| certificate.revoked_at.is_none()) else { return Ok(None) };
+    let revoked = AdminCertificate { revoked_at: Some(at), ..certificate };
+    put_certificate(staged, &revoked)?;
+    audit::append(staged, note)?;
+    Ok(Some(revoked))
+}
+
+/// In the order in which they were issued.
+pub(super) fn certificates(data: &Durable) -> Result<Vec<AdminCertificate>> {
+    let mut certificates: Vec<AdminCertificate> = rows::all(data, rows::CERTIFICATE)?;
+    certificates.sort_by(|a, b| (a.issued_at, &a.name, &a.serial).cmp(&(b.issued_at, &b.name, &b.serial)));
+    Ok(certificates)
+}
+
+fn put_certificate(staged: &mut Staged<'_>, certificate: &AdminCertificate) -> Result<()> {
+    let epoch = changes::bump(staged)?;
+    changes::mark_set(staged, Kind::Certificates, epoch)?;
+    rows::put(staged, rows::certificate(&certificate.fingerprint), certificate)
+}
+
+fn place(authority: &Authority) -> Place {
+    Place::new("authorities", "private_key", authority.id)
+}

@@ -1,0 +1,110 @@
+//! Who asks, what is noted of it, and the audit log read back.
+//!
+//! A change and its entry are one transaction of the records: there is none without the other. What changes nothing (a
+//! refusal, a secret that was shown) is appended by itself, before the answer leaves. Each entry goes to the journal too,
+//! once it is durable.
+
+use std::net::IpAddr;
+
+use time::OffsetDateTime;
+
+use super::{Result, Service, ServiceError};
+use crate::model::audit::{Actor, AuditEntry, AuditFilter, AuditHead, AuditNote, BrokenChain};
+use crate::model::digest::Digest;
+
+/// Who asks for something, and from where.
+#[derive(Clone, Debug)]
+pub struct By {
+    pub actor: Actor,
+    pub from: Option<IpAddr>,
+}
+
+impl By {
+    pub fn daemon() -> Self {
+        Self { actor: Actor::Daemon, from: None }
+    }
+
+    pub fn anybody(from: IpAddr) -> Self {
+        Self { actor: Actor::Anybody, from: Some(from) }
+    }
+
+    pub(super) fn note(&self, at: OffsetDateTime, action: &str) -> AuditNote {
+        AuditNote::new(at, self.actor.clone(), self.from, action)
+    }
+}
+
+/// What following the whole chain found.
+#[derive(Clone, Copy, Debug)]
+pub struct Verification {
+    /// The last entry that still fits.
+    pub good: AuditHead,
+    pub broken: Option<BrokenChain>,
+    /// Whether the entry with the hash that was asked for is part of the chain; `None`: none was asked for.
+    pub noted_found: Option<bool>,
+}
+
+const PAGE: usize = 1000;
+
+impl Service {
+    /// Entries that `filter` admits, the newest first.
+    pub async fn audit_log(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+        Ok(self.records.audit(filter, limit).await?)
+    }
+
+    /// Follows the chain from its first entry to the newest. `noted`: a hash that was noted elsewhere, which must be there.
+    pub async fn verify_audit(&self, noted: Option<Digest>) -> Result<Verification> {
+        let newest = self.records.audit_head().await?;
+        let mut good = AuditHead::default();
+        let mut noted_found = noted.map(|_| false);
+        while good.number < newest.number {
+            let page = self.records.audit_from(good.number + 1, PAGE).await?;
+            let Some(first) = page.first().map(|entry| entry.number) else {
+                let broken = BrokenChain::Gap { expected: good.number + 1, found: newest.number };
+                return Ok(Verification { good, broken: Some(broken), noted_found });
+            };
+            debug_assert!(first > good.number);
+            for entry in &page {
+                if let Err(broken) = good.follow(entry) {
+                    return Ok(Verification { good, broken: Some(broken), noted_found });
+                }
+                if noted == Some(entry.hash) {
+                    noted_found = Some(true);
+                }
+                if good.number == newest.number && good.hash != newest.hash {
+                    let broken = BrokenChain::Changed { number: good.number };
+                    return Ok(Verification { good, broken: Some(broken), noted_found });
+                }
+            }
+        }
+        Ok(Verification { good, broken: None, noted_found })
+    }
+
+    /// Notes that an admin was refused something. It is told to the log where the store is away: there is nothing to undo.
+    pub async fn note_refusal(&self, by: &By, operation: &str, status: u16) {
+        let note = by.note(self.outside.now(), operation).refused(status);
+        match self.records.append_audit(std::slice::from_ref(&note)).await {
+            Ok(()) => tell(&note),
+            Err(error) => {
+                tell(&note);
+                log::warn!(event = "audit_unwritten", cause:% = ServiceError::from(error); "a refusal could not be noted in the audit log");
+            }
+        }
+    }
+
+    /// Notes what changes nothing else, durably.
+    pub(super) async fn note_alone(&self, note: AuditNote) -> Result<()> {
+        self.records.append_audit(std::slice::from_ref(&note)).await?;
+        tell(&note);
+        Ok(())
+    }
+}
+
+/// To the journal.
+pub(super) fn tell(note: &AuditNote) {
+    let AuditNote { actor, from, action, target, outcome, alarm, details, .. } = note;
+    let from = from.map(|from| from.to_string()).unwrap_or_default();
+    let target = target.as_deref().unwrap_or_default();
+    let details = details.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
+    let level = if *alarm { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, event = "audit", action = action.as_str(), actor:%, target, from = from.as_str(), outcome = outcome.as_str(), alarm = *alarm, details = details.as_str(); "{action} by {actor}: {outcome}");
+}

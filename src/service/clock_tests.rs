@@ -1,0 +1,189 @@
+//! The wall clock is set by hours while the daemon runs.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+
+use time::{Duration, OffsetDateTime};
+
+use super::admission::Purpose;
+use super::boot;
+use super::error::InstallerRefusal;
+use super::sync::{Outcome, QueryVersions};
+use super::{By, Parts, Policy, Service, ServiceError};
+use crate::hot::Hot;
+use crate::hot::throttle::{Limits, Throttle};
+use crate::metrics::Metrics;
+use crate::model::auth_document::DocumentRules;
+use crate::outside::{Outside, System};
+use crate::records::Records;
+use crate::records::embedded::Embedded;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+struct Clock(Mutex<OffsetDateTime>);
+
+impl Clock {
+    fn step(&self, hours: i64) {
+        *self.0.lock().unwrap() += Duration::hours(hours);
+    }
+}
+
+impl Outside for Clock {
+    fn now(&self) -> OffsetDateTime {
+        *self.0.lock().unwrap()
+    }
+
+    fn fill(&self, buffer: &mut [u8]) {
+        System.fill(buffer);
+    }
+}
+
+async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Clock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
+    let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+    let hot = Arc::new(Hot::open(&directory.path().join("hot"), &*clock).unwrap());
+    let secrets = boot::unlock(&*records, &directory.path().join("master.key"), None, &*clock).await.unwrap();
+    let limits = Limits {
+        global_per_minute: 0,
+        host_per_minute: 0,
+        auth_fail_count: 3,
+        auth_fail_window_seconds: 600,
+        auth_fail_block_seconds: 1800,
+    };
+    let policy = Policy {
+        base_url: "https://auth.test".into(),
+        trusted_ca_pem: String::new(),
+        server_pin: None,
+        install_token_ttl: Duration::minutes(30),
+        insecure_window: Duration::minutes(30),
+        codex_release_url: String::new(),
+        document_rules: DocumentRules { min_token_length: 8 },
+    };
+    let parts = Parts {
+        records,
+        hot,
+        throttle: Throttle::new(limits),
+        outside: clock.clone(),
+        policy,
+        secrets: Arc::new(secrets),
+        metrics: Arc::new(Metrics::new(&crate::api::operations(), clock.now()).unwrap()),
+    };
+    (Service::new(parts).await.unwrap(), clock, directory)
+}
+
+fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
+    let at = at.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let token = |kind: &str| format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{kind}-{tag}");
+    let auth = serde_json::json!({
+        "tokens": { "id_token": token("id"), "access_token": token("at"), "refresh_token": token("rt") },
+        "last_refresh": at,
+    });
+    (auth.to_string(), at)
+}
+
+#[tokio::test]
+async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
+    let (service, clock, _directory) = service().await;
+    let over = ServiceError::Installer(InstallerRefusal::Expired).to_string();
+    for hours in [-5, 5] {
+        let token = service.register("h1.test", None, None, &By::daemon()).await.unwrap().installer.token;
+        clock.step(hours);
+        let refused = service.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
+        assert_eq!(refused, over, "{hours} h");
+        clock.step(-hours);
+        service.redeem(token.expose(), HERE).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_was_set_back() {
+    let (service, clock, _directory) = service().await;
+    let made = service.register("h1.test", Some(false), None, &By::daemon()).await.unwrap();
+    let (id, key) = (made.host.host.id, made.api_key.expose());
+    service.admit(Some(key), HERE, Purpose::Service).await.unwrap();
+    for hours in [-5, 5] {
+        clock.step(hours);
+        let refused = service.admit(Some(key), HERE, Purpose::Service).await;
+        assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
+        // And an admin who opens it by the clock as it is now opens it.
+        service.open_window(id, &By::daemon()).await.unwrap();
+        service.admit(Some(key), HERE, Purpose::Service).await.unwrap();
+        clock.step(-hours);
+        service.open_window(id, &By::daemon()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
+    let (service, clock, _directory) = service().await;
+    let key = service.register("h1.test", None, None, &By::daemon()).await.unwrap().api_key;
+    let (auth, at) = login(clock.now(), "one");
+    service.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
+    let digest = service.canonical().unwrap().summary.digest;
+    clock.step(-5);
+    let host = service.admit(Some(key.expose()), HERE, Purpose::Service).await.unwrap();
+    for (digest, outcome) in [(digest.to_string(), Outcome::Valid), ("0".repeat(64), Outcome::Outdated)] {
+        let body = serde_json::json!({ "command": "retrieve", "digest": digest, "last_refresh": at }).to_string();
+        let answer = service.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
+        assert_eq!(answer.outcome, outcome);
+    }
+    let again = format!("{{\"command\":\"store\",\"auth\":{auth}}}");
+    assert_eq!(
+        service.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
+        Outcome::Unchanged
+    );
+    // What nobody vouches for is in the future all the same.
+    let (ahead, _) = login(clock.now() + Duration::hours(6), "two");
+    let ahead = format!("{{\"command\":\"store\",\"auth\":{ahead}}}");
+    let refused = service.sync(host, HERE, &ahead, QueryVersions::default()).await;
+    assert!(matches!(refused, Err(ServiceError::Invalid { .. })));
+}
+
+#[tokio::test]
+async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
+    let (service, clock, _directory) = service().await;
+    let key = service.register("h1.test", None, None, &By::daemon()).await.unwrap().api_key;
+    for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
+        clock.step(hours);
+        let host = service.admit(Some(key.expose()), HERE, Purpose::Service).await.unwrap();
+        let body = serde_json::json!({
+            "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z",
+            "client_version": version,
+        });
+        service.sync(host.clone(), HERE, &body.to_string(), QueryVersions::default()).await.unwrap();
+        assert_eq!(host.activity().client_version.as_deref(), Some(version));
+        service.gather_telemetry().await.unwrap();
+        service.drain_outbox().await.unwrap();
+        let kept = service.records.activity(host.id).await.unwrap();
+        assert_eq!(kept.client_version.as_deref(), Some(version), "in the records as well");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_blocked_for_longer_because_the_clock_was_set() {
+    for hours in [-5, 5] {
+        let (service, clock, _directory) = service().await;
+        for _ in 0..3 {
+            assert!(matches!(
+                service.admit(Some("wrong"), HERE, Purpose::Service).await,
+                Err(ServiceError::KeyInvalid)
+            ));
+        }
+        assert!(matches!(
+            service.admit(Some("wrong"), HERE, Purpose::Service).await,
+            Err(ServiceError::AuthBlocked(_))
+        ));
+        clock.step(hours);
+        if hours < 0 {
+            // The block runs for as long as it was meant, from wherever the clock stands now.
+            let blocked = service.admit(Some("wrong"), HERE, Purpose::Service).await;
+            assert!(matches!(blocked, Err(ServiceError::AuthBlocked(_))));
+            clock.step(1);
+        }
+        assert!(
+            matches!(service.admit(Some("wrong"), HERE, Purpose::Service).await, Err(ServiceError::KeyInvalid)),
+            "{hours} h"
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! Stores of many hosts at once, on real records.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use super::sync::{Outcome, QueryVersions};
+use super::*;
+use crate::hot::HotHost;
+use crate::hot::throttle::Limits;
+use crate::metrics::Metrics;
+use crate::model::instant::Instant;
+use crate::outside::System;
+use crate::records::Epoch;
+use crate::records::embedded::Embedded;
+use crate::service::By;
+use crate::service::admission::Purpose;
+
+async fn open(dir: &Path) -> Service {
+    open_on(dir, Embedded::open(&dir.join("records")).unwrap()).await
+}
+
+async fn open_on(dir: &Path, records: Embedded) -> Service {
+    let limits = Limits {
+        global_per_minute: 0,
+        host_per_minute: 0,
+        auth_fail_count: 0,
+        auth_fail_window_seconds: 1,
+        auth_fail_block_seconds: 1,
+    };
+    let secrets = boot::unlock(&records, &dir.join("master.key"), None, &System).await.unwrap();
+    let policy = Policy {
+        base_url: "https://auth.example.test".into(),
+        trusted_ca_pem: String::new(),
+        server_pin: None,
+        install_token_ttl: time::Duration::minutes(30),
+        insecure_window: time::Duration::minutes(10),
+        codex_release_url: String::new(),
+        document_rules: DocumentRules::default(),
+    };
+    let parts = Parts {
+        records: Arc::new(records),
+        hot: Arc::new(Hot::open(&dir.join("hot"), &System).unwrap()),
+        throttle: Throttle::new(limits),
+        outside: Arc::new(System),
+        policy,
+        secrets: Arc::new(secrets),
+        metrics: Arc::new(Metrics::new(&crate::api::operations(), System.now()).unwrap()),
+    };
+    Service::new(parts).await.unwrap()
+}
+
+async fn a_host(service: &Service) -> Arc<HotHost> {
+    let registered = service.register("h1.test", None, None, &By::daemon()).await.unwrap();
+    service.admit(Some(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service).await.unwrap()
+}
+
+/// The `number`th nanosecond of a second.
+fn instant(number: u32) -> String {
+    format!("2026-11-20T12:00:00.{number:09}Z")
+}
+
+async fn store(service: &Service, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
+    let token = "not-a-token-of-anybody-at-all-0123456789";
+    let auth = json!({ "tokens": { "access_token": token }, "last_refresh": instant(number) });
+    let body = json!({ "command": "store", "auth": auth }).to_string();
+    service.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
+    const STORES: u32 = 600;
+    let dir = tempfile::tempdir().unwrap();
+    let service = Arc::new(open(dir.path()).await);
+    let host = a_host(&service).await;
+    let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let clients: Vec<_> = (0..64)
+        .map(|_| {
+            let (service, host, next) = (service.clone(), host.clone(), next.clone());
+            tokio::spawn(async move {
+                let mut told = Vec::new();
+                loop {
+                    // Nearly in order, as of hosts that refresh at about the same time.
+                    let number = next.fetch_add(1, Ordering::SeqCst) ^ 5;
+                    if number >= STORES {
+                        return told;
+                    }
+                    let answer = store(&service, &host, number).await.unwrap();
+                    let served = service.canonical().unwrap().last_refresh.clone();
+                    let own = Instant::parse(&instant(number)).unwrap();
+                    assert!(served >= own, "whatever became of it, nothing older is served from here on");
+                    let canonical = answer.canonical.unwrap();
+                    match answer.outcome {
+                        Outcome::Updated => {
+                            assert!(canonical.last_refresh >= own);
+                            told.push(instant(number));
+                        }
+                        Outcome::Outdated => assert!(canonical.last_refresh > own),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut told = HashSet::new();
+    for client in clients {
+        for one in client.await.unwrap() {
+            assert!(told.insert(one), "told twice");
+        }
+    }
+    let mut line = service.canonical_history(usize::MAX).await.unwrap();
+    line.reverse();
+    let numbers: Vec<_> = line.iter().map(|summary| summary.version).collect();
+    assert_eq!(numbers, (1..=line.len() as u64).collect::<Vec<_>>(), "no gap");
+    assert!(line.is_sorted_by(|a, b| a.last_refresh < b.last_refresh), "each is newer than the one before it");
+    let stands: HashSet<_> = line.iter().map(|summary| summary.last_refresh.clone()).collect();
+    assert_eq!(told, stands, "whoever was told so stands in the history, and nobody else does");
+    let newest = instant(STORES - 1);
+    assert_eq!(line.last().map(|summary| summary.last_refresh.clone()), Some(newest.clone()));
+    assert_eq!(service.canonical().unwrap().summary.last_refresh, newest);
+}
+
+#[tokio::test]
+async fn a_store_is_served_at_once_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = {
+        let service = open(dir.path()).await;
+        let host = a_host(&service).await;
+        let known = service.hot.epoch();
+        assert_eq!(store(&service, &host, 1).await.unwrap().outcome, Outcome::Updated);
+        let canonical = service.canonical().unwrap();
+        assert_eq!(canonical.summary.version, 1);
+        // Hot state has not heard of it yet. A catching up changes nothing that is served.
+        assert_eq!(service.hot.epoch(), known);
+        service.catch_up().await.unwrap();
+        assert!(service.hot.epoch() > known);
+        assert_eq!(service.canonical().unwrap().summary, canonical.summary);
+        store(&service, &host, 2).await.unwrap();
+        service.canonical().unwrap().summary.digest
+    };
+    let service = open(dir.path()).await;
+    assert_eq!(service.canonical().unwrap().summary.digest, digest);
+}
+
+#[tokio::test]
+async fn what_came_later_is_not_replaced_by_what_was_read_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = open(dir.path()).await;
+    let host = a_host(&service).await;
+    store(&service, &host, 1).await.unwrap();
+    let read = service.records.changes_since(Epoch(0)).await.unwrap();
+    store(&service, &host, 2).await.unwrap();
+    let late = service.open_canonical(&read.canonical.unwrap(), read.epoch).unwrap();
+    service.adopt_canonical(late);
+    assert_eq!(service.canonical().unwrap().summary.version, 2);
+}
+
+#[tokio::test]
+async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let failing = Arc::new(AtomicBool::new(false));
+    let data = crate::durable::Durable::open_on_failing_disk(&dir.path().join("records"), failing.clone()).unwrap();
+    let service = open_on(dir.path(), Embedded::on(data)).await;
+    let host = a_host(&service).await;
+    store(&service, &host, 1).await.unwrap();
+    failing.store(true, Ordering::SeqCst);
+    for number in [2, 3] {
+        let refused = store(&service, &host, number).await.err();
+        assert!(
+            matches!(refused, Some(ServiceError::StoreFailed { .. } | ServiceError::Degraded { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(service.canonical().unwrap().summary.version, 1);
+    }
+}
+
+/// The list follows what hosts do and what admins change, and knows what a restart finds.
+#[tokio::test]
+async fn the_list_of_hosts_follows() {
+    use super::directory::{ListQuery, ListedHost};
+    let dir = tempfile::tempdir().unwrap();
+    let listed =
+        async |service: &Service| -> Vec<ListedHost> { service.list_hosts(ListQuery::default()).await.unwrap().hosts };
+    {
+        let service = open(dir.path()).await;
+        let host = a_host(&service).await;
+        assert_eq!(listed(&service).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
+        service.register("a0.test", Some(false), None, &By::daemon()).await.unwrap();
+        store(&service, &host, 1).await.unwrap();
+        assert!(service.gather_telemetry().await.unwrap());
+        assert!(!service.gather_telemetry().await.unwrap());
+        let hosts = listed(&service).await;
+        assert_eq!(hosts.iter().map(|host| host.fqdn.as_str()).collect::<Vec<_>>(), ["a0.test", "h1.test"]);
+        assert_eq!(hosts.iter().map(|host| host.activity.api_calls).collect::<Vec<_>>(), [0, 1]);
+        let other = hosts[0].id;
+        service.remove(other, &By::daemon()).await.unwrap();
+        service.drain_outbox().await.unwrap();
+    }
+    let service = open(dir.path()).await;
+    let hosts = listed(&service).await;
+    assert_eq!((hosts.len(), hosts[0].fqdn.as_str(), hosts[0].activity.api_calls), (1, "h1.test", 1));
+    for host in service.hosts().await.unwrap() {
+        assert_eq!(hosts[0], ListedHost::new(&host.host, host.activity));
+    }
+}

@@ -1,0 +1,120 @@
+//! Who calls too often: what they are answered, and that no restart forgives them.
+
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::{Value, json};
+use std::time::Instant;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::support::daemon::{BOUND, Daemon, Registered, pause};
+use crate::support::now;
+
+fn retrieve(daemon: &Daemon, client: &Client) -> RequestBuilder {
+    let body = json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) });
+    client.post(daemon.hosts_url("/auth")).json(&body)
+}
+
+async fn call(daemon: &Daemon, client: &Client, key: &str) -> u16 {
+    retrieve(daemon, client).bearer_auth(key).send().await.unwrap().status().as_u16()
+}
+
+/// Says until when.
+async fn refused(answer: Response, bucket: &str, limit: u32) -> OffsetDateTime {
+    assert_eq!(answer.status(), 429);
+    let retry_after: i64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["status"], &body["code"]), (&json!("error"), &json!("rate_limited")));
+    assert_eq!(body["message"], "Rate limit exceeded");
+    assert_eq!((&body["data"]["bucket"], &body["data"]["limit"]), (&json!(bucket), &json!(limit)));
+    let reset_at = OffsetDateTime::parse(body["data"]["reset_at"].as_str().unwrap(), &Rfc3339).unwrap();
+    let left = (reset_at - now()).whole_seconds();
+    assert!((1..=60).contains(&retry_after) && (left - 5..=left + 5).contains(&retry_after), "{retry_after}, {left}");
+    reset_at
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_good_for_so_many_calls_a_minute_in_either_header_and_for_leaving() {
+    let daemon = Daemon::start_with(&[("LIMITS__HOST_PER_MINUTE", "4")]);
+    let (admin, client) = (daemon.admin(), daemon.client());
+    let (host, other) = (daemon.register(&admin, "h.test").await, daemon.register(&admin, "o.test").await);
+    for round in 0..2 {
+        assert_eq!(call(&daemon, &client, &host.api_key).await, 200, "{round}");
+        let wrapper = client.get(daemon.hosts_url("/wrapper")).header("X-API-Key", &host.api_key).send().await.unwrap();
+        assert_eq!(wrapper.status(), 200, "{round}");
+    }
+    let by_bearer = retrieve(&daemon, &client).bearer_auth(&host.api_key).send().await.unwrap();
+    let reset_at = refused(by_bearer, "host", 4).await;
+    let by_header = retrieve(&daemon, &client).header("X-API-Key", &host.api_key).send().await.unwrap();
+    assert_eq!(refused(by_header, "host", 4).await, reset_at, "being refused does not put it off");
+    let download = client.get(daemon.hosts_url("/wrapper/download")).bearer_auth(&host.api_key).send().await.unwrap();
+    refused(download, "host", 4).await;
+    let lines = client.post(daemon.hosts_url("/auth?format=lines")).bearer_auth(&host.api_key);
+    let lines = lines.json(&json!({})).send().await.unwrap();
+    assert_eq!(lines.status(), 429);
+    assert!(lines.text().await.unwrap().contains("\nmessage Rate limit exceeded\nretry_after "));
+
+    assert_eq!(call(&daemon, &client, &other.api_key).await, 200, "another host of the same address");
+    assert_eq!(call(&daemon, &client, "wrong").await, 401, "a wrong key is not told of limits");
+    let left = client.delete(daemon.hosts_url("/auth")).bearer_auth(&host.api_key).send().await.unwrap();
+    assert_eq!(left.status(), 200, "a host that leaves is never refused");
+    assert_eq!(call(&daemon, &client, &host.api_key).await, 401);
+}
+
+/// Waits until whatever was counted before is on disk.
+async fn kept(daemon: &Daemon, client: &Client) {
+    let so_often = || daemon.log().matches("throttle_kept").count();
+    let (begun, before) = (Instant::now(), so_often());
+    // One that began before may have missed it; the one after it has not.
+    while so_often() < before + 2 {
+        assert!(begun.elapsed() < BOUND, "the throttles are not kept");
+        client.get(daemon.hosts_url("/versions")).send().await.unwrap();
+        pause();
+    }
+}
+
+async fn used_up(daemon: &Daemon, host: &Registered) -> bool {
+    call(daemon, &daemon.client(), &host.api_key).await == 429
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_a_stop_nor_a_kill_forgives() {
+    for killed in [false, true] {
+        let limits = [("LIMITS__HOST_PER_MINUTE", "3"), ("LIMITS__GLOBAL_PER_MINUTE", "100000")];
+        let mut daemon = Daemon::start_with(&limits);
+        let host = daemon.register(&daemon.admin(), "h.test").await;
+        let begun = Instant::now();
+        for _ in 0..2 {
+            assert_eq!(call(&daemon, &daemon.client(), &host.api_key).await, 200);
+        }
+        if killed {
+            kept(&daemon, &daemon.client()).await;
+            daemon.kill();
+        } else {
+            assert!(daemon.stop().success());
+        }
+        daemon.launch();
+        let third = call(&daemon, &daemon.client(), &host.api_key).await;
+        let fourth = used_up(&daemon, &host).await;
+        // On a machine so slow that the minute is over, there is nothing left to remember.
+        if begun.elapsed().as_secs() < 55 {
+            assert_eq!((third, fourth), (200, true), "killed: {killed}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_is_there_after_a_kill_at_once() {
+    let mut daemon = Daemon::start_with(&[("LIMITS__AUTH_FAIL_COUNT", "3")]);
+    let host = daemon.register(&daemon.admin(), "h.test").await;
+    let client = daemon.client();
+    for _ in 0..3 {
+        assert_eq!(call(&daemon, &client, "wrong").await, 401);
+    }
+    daemon.kill();
+    daemon.launch();
+    let answer = retrieve(&daemon, &daemon.client()).bearer_auth("wrong").send().await.unwrap();
+    assert_eq!(answer.status(), 429);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!((&body["code"], &body["data"]["bucket"]), (&json!("auth_blocked"), &json!("auth_failures")));
+    assert_eq!(call(&daemon, &daemon.client(), &host.api_key).await, 200, "a good key is never blocked");
+}

@@ -1,0 +1,226 @@
+//! A state directory that an older version wrote, or a newer one.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::support::crash_points::{CrashPoints, steps};
+use crate::support::daemon::{Daemon, identity};
+use crate::support::disk::{Disk, Kind};
+
+const DIGEST: &str = "63d08a33ca44eb4b8faa2f9968013c5f940cdf34d6b610f4b6e2a27f37ff04b0";
+/// Crashes that are tried; `AUTHD_LONG_TESTS=1`: every one.
+const MOST: usize = 60;
+
+#[tokio::test]
+async fn a_state_of_format_1_is_served_by_this_version_and_kept_aside_as_it_was() {
+    let mut daemon = prepare();
+    let before = files(&daemon.state_dir());
+    daemon.launch();
+    assert_is_upgraded(&daemon.state_dir(), &before);
+
+    let retrieve = async |key: &str, from: [u8; 4]| {
+        let body = json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" });
+        let client = daemon.client_from(from.into());
+        let answer = client.post(daemon.hosts_url("/auth")).header("x-api-key", key).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, answer) = retrieve(&key_of("h1.example.test"), [127, 0, 0, 1]).await;
+    assert_eq!((status, answer["data"]["status"].as_str()), (200, Some("outdated")), "{answer}");
+    assert_eq!(answer["data"]["canonical_digest"], DIGEST);
+    assert_eq!(answer["data"]["auth"]["tokens"]["account_id"], "acc-1234");
+    assert_eq!(retrieve(&key_of("h1.example.test"), [127, 0, 0, 2]).await.0, 403, "it is bound to its address");
+    assert_eq!(retrieve(&key_of("gone.example.test"), [127, 0, 0, 1]).await.0, 401);
+
+    let alice = data("alice/alice.crt");
+    let valid =
+        Command::new("openssl").args(["x509", "-checkend", "60", "-noout", "-in"]).arg(&alice).output().unwrap();
+    if valid.status.success() {
+        let alice = identity(alice.parent().unwrap(), "alice");
+        let alice = daemon.client_builder().identity(alice).build().unwrap();
+        let history: Value =
+            alice.get(daemon.admin_url("/admin/auth/history")).send().await.unwrap().json().await.unwrap();
+        assert_eq!(history["data"]["versions"][0]["digest"], DIGEST);
+        assert_eq!(history["data"]["versions"].as_array().unwrap().len(), 1);
+    } else {
+        eprintln!("skipped: alice's certificate has expired since it was issued");
+    }
+    assert_hosts(&daemon);
+
+    assert!(daemon.stop().success());
+    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-2")).unwrap().ino();
+    let first = inode(&daemon);
+    daemon.launch();
+    assert_eq!(inode(&daemon), first, "a second start copies nothing");
+    assert_is_upgraded(&daemon.state_dir(), &before);
+    assert_eq!(daemon.log().lines().filter(|line| line.contains("event=upgraded")).count(), 1);
+}
+
+#[test]
+fn a_command_without_a_daemon_upgrades_as_a_start_does() {
+    let daemon = prepare();
+    let before = files(&daemon.state_dir());
+    assert_hosts(&daemon);
+    assert_is_upgraded(&daemon.state_dir(), &before);
+    daemon.cli_json(&["hosts", "add", "new.example.test"]);
+    assert_is_upgraded(&daemon.state_dir(), &before);
+}
+
+#[test]
+fn a_newer_format_is_refused_with_the_way_out_and_nothing_is_touched() {
+    let daemon = prepare();
+    std::fs::write(daemon.state_dir().join("format"), "3\n").unwrap();
+    let before = files(&daemon.state_dir());
+    for arguments in [&["serve"][..], &["hosts", "list"], &["keys", "rotate"]] {
+        let output = daemon.cli(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("has format 3") && said.contains("install the version that wrote it"), "{said}");
+        assert!(before == files(&daemon.state_dir()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_good() {
+    let original = prepare();
+    let before = files(&original.state_dir());
+    let points = CrashPoints::build();
+    let crash_at = |at: usize| {
+        let daemon = prepare();
+        let log = daemon.state.path().join("steps");
+        let mut command = daemon.command(&["hosts", "list"]);
+        points.arm(&mut command, at, &log);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let killed = output.status.signal() == Some(9);
+        assert!(killed || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
+        let state = daemon.state_dir();
+        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-2").exists() {
+            assert_copied(&state, &before);
+        } else {
+            assert!(below(&state, &["records", "hot"]) == below_map(&before), "{at}: changed before it was copied");
+        }
+        assert_hosts(&daemon);
+        assert_is_upgraded(&state, &before);
+        (killed, steps(&log))
+    };
+    let (killed, all) = crash_at(0);
+    assert!(!killed);
+    let every =
+        if std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1") { 1 } else { all.len().div_ceil(MOST) };
+    let chosen: Vec<usize> = (1..=all.len()).step_by(every).collect();
+    let (next, crashes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(at) = chosen.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    crashes.fetch_add(usize::from(crash_at(*at).0), Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let crashes = crashes.into_inner();
+    println!("upgrade: {crashes} crashes, {} steps", all.len());
+    assert!(crashes * 10 > chosen.len() * 9, "only {crashes} of {} runs were killed", chosen.len());
+}
+
+#[test]
+fn without_room_for_the_copy_nothing_is_changed() {
+    let daemon = Daemon::prepare(&[]);
+    let Some(disk) = Disk::mount(Kind::Tmpfs, &daemon.state_dir(), 16) else { return };
+    unpack(&daemon);
+    // As large as the records of a fleet.
+    std::fs::write(daemon.state_dir().join("hot/more"), vec![7; 6 << 20]).unwrap();
+    let before = files(&daemon.state_dir());
+    let balloon = daemon.state_dir().join("balloon");
+    std::fs::write(&balloon, vec![7; 7 << 20]).unwrap();
+    let output = daemon.cli(&["hosts", "list"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left") && said.contains("nothing was changed"), "{said}");
+    std::fs::remove_file(balloon).unwrap();
+    assert!(before == files(&daemon.state_dir()));
+    assert_hosts(&daemon);
+    assert_is_upgraded(&daemon.state_dir(), &before);
+    drop(disk);
+}
+
+fn prepare() -> Daemon {
+    let mut daemon = Daemon::prepare(&[]);
+    daemon.log_level = Some("info");
+    unpack(&daemon);
+    daemon
+}
+
+fn unpack(daemon: &Daemon) {
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(data("state.tar.gz"));
+    assert!(tar.status().unwrap().success());
+    // Where it listened is another test's port by now.
+    std::fs::remove_file(daemon.state_dir().join("listen.json")).unwrap();
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-format-1").join(name)
+}
+
+fn key_of(host: &str) -> String {
+    let made: Value = serde_json::from_slice(&std::fs::read(data(&format!("{host}.json"))).unwrap()).unwrap();
+    made["host"]["api_key"].as_str().unwrap().to_owned()
+}
+
+/// By the command line, which asks the daemon if there is one.
+fn assert_hosts(daemon: &Daemon) {
+    let listed = daemon.cli_json(&["hosts", "list"]);
+    let names: Vec<&str> =
+        listed["hosts"].as_array().unwrap().iter().map(|host| host["fqdn"].as_str().unwrap()).collect();
+    assert_eq!(names, ["h1.example.test", "h2.example.test"]);
+}
+
+fn assert_is_upgraded(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
+    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "2\n");
+    assert!(!state.join("upgrading").exists() && !state.join("before-format-2.part").exists());
+    assert_copied(state, before);
+}
+
+/// The copy is what was there, and can be put back as it is.
+fn assert_copied(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
+    let mut copied = files(&state.join("before-format-2"));
+    assert_eq!(copied.remove(Path::new("format")).unwrap(), b"1\n");
+    let kept = |path: &Path| ["records", "hot", "master.key"].iter().any(|name| path.starts_with(name));
+    let wanted: BTreeMap<_, _> =
+        before.iter().filter(|(path, _)| kept(path)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    assert!(copied == wanted, "{:?} instead of {:?}", copied.keys(), wanted.keys());
+}
+
+fn below(state: &Path, names: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
+    files(state).into_iter().filter(|(path, _)| names.iter().any(|name| path.starts_with(name))).collect()
+}
+
+fn below_map(all: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
+    all.iter()
+        .filter(|(path, _)| path.starts_with("records") || path.starts_with("hot"))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect()
+}
+
+/// Every file below `directory`, but for who holds it.
+fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut left = vec![directory.to_path_buf()];
+    while let Some(next) = left.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else if !path.ends_with("daemon.lock") {
+                files.insert(path.strip_prefix(directory).unwrap().to_path_buf(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}

@@ -1,0 +1,64 @@
+//! What one client was told of its hosts. Each host belongs to one client, which has one call under way at most, so after
+//! a kill the outcome of one call of each client is unknown, and nothing else is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+#[derive(Default)]
+pub struct Ledger {
+    pub hosts: BTreeMap<String, Host>,
+    /// The call that was not answered.
+    pub unanswered: Option<Call>,
+}
+
+#[derive(Default)]
+pub struct Host {
+    pub name: String,
+    pub id: u64,
+    /// `None`: it is removed.
+    pub key: Option<String>,
+    /// Keys it had.
+    pub dead: BTreeSet<String>,
+    pub token: Option<Token>,
+    pub spent: BTreeSet<String>,
+    pub bound: Option<IpAddr>,
+    pub roaming: bool,
+    pub changed: bool,
+}
+
+pub struct Token {
+    pub text: String,
+    /// How often a script was handed out for it: the first time at most.
+    pub redeemed: u32,
+}
+
+#[derive(Clone, Debug)]
+pub enum Call {
+    /// Of a new name or of a known one.
+    Register(String),
+    Redeem(String),
+    Remove(String),
+    Roam(String, bool),
+    Bind(String, IpAddr),
+}
+
+impl Host {
+    /// Gives it a new key, as registering does.
+    pub fn registered(&mut self, id: u64, key: String, token: String) {
+        if let Some(old) = self.key.replace(key) {
+            self.dead.insert(old);
+        }
+        if let Some(old) = self.token.replace(Token { text: token, redeemed: 0 }) {
+            self.spent.insert(old.text);
+        }
+        self.id = id;
+        self.bound = None;
+        self.changed = true;
+    }
+
+    pub fn removed(&mut self) {
+        self.dead.extend(self.key.take());
+        self.spent.extend(self.token.take().map(|token| token.text));
+        self.changed = true;
+    }
+}
