@@ -160,7 +160,7 @@ pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
         }
     };
     if let (Some(service), Some(Admin(by))) = (service, by)
-        && !answer.status().is_success()
+        && (answer.status().is_client_error() || answer.status().is_server_error())
     {
         let operation = operation.map_or("unknown", |OperationId(operation)| operation);
         service.note_refusal(&by, operation, answer.status().as_u16()).await;

@@ -110,7 +110,7 @@ impl Service {
         self.metrics.key_failed();
         self.watch.event("key.refused", "", from, false, now);
         if self.throttle.auth_failed(from, now) {
-            self.watch.event("address.blocked", "", from, true, now);
+            self.watch.event("address.blocked", "", from, false, now);
             // In memory it holds already; a store that fails is reported elsewhere.
             let kept = match self.hot.keep_throttle(self.throttle.gather_failures(from, now)) {
                 Ok(()) => self.hot.throttle_kept().await,

@@ -15,7 +15,8 @@ use crate::model::audit::AuditNote;
 use crate::records::Telemetry;
 
 const MINUTE: Duration = Duration::minutes(1);
-const MOST_KINDS: usize = 10_000;
+/// Each leaves an entry at once, and strangers choose how many there are.
+const MOST_KINDS: usize = 256;
 
 /// What counts as the same event.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -38,8 +39,8 @@ pub(super) struct Watch(Mutex<State>);
 #[derive(Default)]
 struct State {
     windows: HashMap<Kind, Window>,
-    /// Of kinds for which there was no room.
-    unnamed: u64,
+    /// Of kinds for which there was no room, since when.
+    unnamed: Option<(u64, OffsetDateTime)>,
     notes: Vec<AuditNote>,
 }
 
@@ -55,8 +56,10 @@ impl Watch {
         if let Some(over) = state.windows.remove(&kind) {
             state.close(&kind, &over, now);
         }
-        if state.windows.len() >= MOST_KINDS {
-            state.unnamed += 1;
+        // Whoever floods the log with wrong keys hides no alarm in it.
+        let room = if alarm { 2 * MOST_KINDS } else { MOST_KINDS };
+        if state.windows.len() >= room {
+            state.unnamed.get_or_insert((0, now)).0 += 1;
             return;
         }
         let note = note(&kind, alarm, now);
@@ -75,10 +78,8 @@ impl Watch {
                 state.close(&kind, &window, now);
             }
         }
-        if state.unnamed > 0 && state.windows.is_empty() {
-            let note = By::daemon().note(now, "events.unnamed").with("count", state.unnamed).alarm();
-            state.unnamed = 0;
-            state.notes.push(note);
+        if let Some((count, _)) = state.unnamed.take_if(|(_, since)| is_over(*since, now)) {
+            state.notes.push(By::daemon().note(now, "events.unnamed").with("count", count).alarm());
         }
         std::mem::take(&mut state.notes).into_iter().map(|note| Telemetry::Noted { note }).collect()
     }
@@ -97,10 +98,14 @@ impl State {
 }
 
 impl Window {
-    /// A clock that was set back ends it too.
     fn is_over(&self, now: OffsetDateTime) -> bool {
-        now < self.begun || now - self.begun >= MINUTE
+        is_over(self.begun, now)
     }
+}
+
+/// Whether a minute has gone by. A clock that was set back ends it too.
+fn is_over(begun: OffsetDateTime, now: OffsetDateTime) -> bool {
+    now < begun || now - begun >= MINUTE
 }
 
 fn note(kind: &Kind, alarm: bool, now: OffsetDateTime) -> AuditNote {
@@ -158,6 +163,8 @@ mod tests {
         }
         assert_eq!(watch.lock().windows.len(), MOST_KINDS);
         assert_eq!(notes(&watch, NOW).len(), MOST_KINDS);
+        watch.event("installer.used_again", "h1.test", IpAddr::from([192, 0, 2, 1]), true, NOW);
+        assert_eq!(notes(&watch, NOW), [("installer.used_again".into(), None)], "a flood hides no alarm");
         let last = notes(&watch, NOW + MINUTE);
         assert_eq!(last, [("events.unnamed".into(), Some((1_000_000 - MOST_KINDS).to_string()))]);
     }

@@ -335,6 +335,29 @@ async fn hosts_are_found_sorted_and_paged() {
     assert!(page("q=nobody").await.contains("No host has"));
 }
 
+/// What a form did is noted as done, not as the redirect that answers it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_on_a_page_is_noted_once() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let token = token(&daemon, &admin).await;
+    for disabled in ["true", "false"] {
+        let sent = form(&admin, &daemon, "/switch", &[("token", &token), ("disabled", disabled)]).send().await.unwrap();
+        assert!(sent.status().is_success(), "{}", sent.status());
+    }
+    let refused = form(&admin, &daemon, "/switch", &[("token", "wrong"), ("disabled", "true")]).send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    let log: Value = admin.get(daemon.admin_url("/admin/audit")).send().await.unwrap().json().await.unwrap();
+    let noted: Vec<_> = log["data"]["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["action"].as_str().unwrap(), entry["outcome"].as_str().unwrap()))
+        .take(3)
+        .collect();
+    assert_eq!(noted, [("unknown", "403"), ("api.enable", "done"), ("api.disable", "done")]);
+}
+
 /// Looks at the page until `text` stands on it.
 async fn page_with(daemon: &Daemon, admin: &Client, path: &str, text: &str) {
     let begun = std::time::Instant::now();
