@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use super::client::Client;
+use super::client::{Client, percent_encoded};
 use super::print::{self, or_dash};
 use crate::api::{AuditPage, AuditVerification};
 
@@ -65,7 +65,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &page, &print::table(&rows));
         }
         Command::Verify { hash } => {
-            let query = hash.as_ref().map(|hash| format!("?hash={}", encoded(hash))).unwrap_or_default();
+            let query = hash.as_ref().map(|hash| format!("?hash={}", percent_encoded(hash))).unwrap_or_default();
             let found: AuditVerification = client.get(&format!("/admin/audit/verify{query}")).await?;
             let sentence = match (&found.broken, found.noted_found) {
                 (Some(broken), _) => format!("BROKEN: {broken}. The {} entries before it fit.", found.entries),
@@ -98,21 +98,11 @@ fn query(list: &List) -> String {
     ];
     for (name, value) in members {
         if let Some(value) = value {
-            query.push_str(&format!("&{name}={}", encoded(value)));
+            query.push_str(&format!("&{name}={}", percent_encoded(value)));
         }
     }
     if list.alarms {
         query.push_str("&alarms=true");
     }
     query
-}
-
-/// Percent-encoded: whatever was typed is one value.
-fn encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            other => format!("%{other:02X}"),
-        })
-        .collect()
 }

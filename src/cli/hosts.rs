@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::CliError;
-use super::client::Client;
+use super::client::{Client, percent_encoded};
 use super::print::{self, or_dash};
 use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList};
 
@@ -90,15 +90,6 @@ impl ListArguments {
         let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
         if query.is_empty() { "/admin/hosts".into() } else { format!("/admin/hosts?{}", query.join("&")) }
     }
-}
-
-/// Every byte that has a meaning in a query, or may have one, is written as `%XX`.
-fn percent_encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
