@@ -204,19 +204,24 @@ async fn accept_all<S, P, F, Io>(
         trouble.over();
         begin(&mut handshakes, raw, permit.ok());
     }
-    // Who is in the kernel's queue has been let in already, as far as the client can see.
-    while let Ok(permit) = permits.clone().try_acquire_owned() {
-        match tokio::time::timeout(LAST_CALL, source.accept()).await {
-            Ok(Ok(raw)) => begin(&mut handshakes, raw, Some(permit)),
-            _ => break,
-        }
+    // Who is in the kernel's queue has been let in already, as far as the client can see. It never empties where
+    // clients go on coming, and they must not keep the daemon from stopping.
+    let closing = Instant::now() + LAST_CALL;
+    while Instant::now() < closing
+        && let Ok(permit) = permits.clone().try_acquire_owned()
+        && let Ok(Ok(raw)) = tokio::time::timeout(QUIET, source.accept()).await
+    {
+        begin(&mut handshakes, raw, Some(permit));
     }
     drop(source);
     while handshakes.join_next().await.is_some() {}
 }
 
-/// How long to look for connections that are there already.
-const LAST_CALL: Duration = Duration::from_millis(10);
+/// So long without another connection, and the queue was empty.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// How long a stop takes connections from the queue at most.
+const LAST_CALL: Duration = Duration::from_millis(100);
 
 /// The permit is kept until the server has taken the connection.
 async fn shake_hands<Io>(
@@ -445,6 +450,26 @@ mod tests {
         drop(incoming);
         let ended = tokio::time::timeout(Duration::from_secs(5), gone.recv()).await;
         assert_eq!(ended, Ok(None), "a handshake outlived its listener");
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_though_clients_go_on_coming() {
+        struct Endless;
+        impl Source for Endless {
+            type Raw = u32;
+
+            async fn accept(&self) -> io::Result<u32> {
+                tokio::task::yield_now().await;
+                Ok(7)
+            }
+        }
+        let mut incoming = Incoming::<u32>::start(Endless, Limits::default(), |_| std::future::ready(None));
+        let drain = incoming.drain();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(BOUND, drain.finish()) => ended,
+            _ = incoming.next() => panic!("nobody is admitted"),
+        };
+        ended.expect("the stop ends");
     }
 
     #[tokio::test]
