@@ -438,30 +438,10 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::records::conformance::{at, registration, sealed};
+    use crate::records::conformance::{self, at, sealed};
 
     fn host(tag: &str) -> Host {
-        let registration = registration(1, "h1.test", tag);
-        Host {
-            id: registration.id,
-            fqdn: registration.fqdn,
-            key_digest: registration.key_digest,
-            imported_key_digest: None,
-            api_key: sealed(1, tag),
-            rules: HostRules {
-                secure: true,
-                allow_roaming_ips: false,
-                bound_ip: None,
-                insecure_enabled_until: None,
-                insecure_grace_until: None,
-                disabled: false,
-                expires_at: None,
-                allowed_networks: Vec::new(),
-            },
-            created_at: at(0),
-            updated_at: at(0),
-            removed_at: None,
-        }
+        Host { api_key: sealed(1, tag), ..conformance::host(1, "h1.test", tag) }
     }
 
     /// Every sequence of a few calls, with a clock that steps back too: however a call is counted, what is known is what

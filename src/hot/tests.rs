@@ -2,7 +2,9 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::outside::System;
-use crate::records::conformance::{at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token};
+use crate::records::conformance::{
+    self, at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token,
+};
 use crate::records::embedded::Embedded;
 use crate::records::{Condition, Host, HostChange, Records};
 
@@ -24,27 +26,7 @@ fn key(tag: &str) -> Digest {
 }
 
 fn host(id: u64, tag: &str) -> Host {
-    let registration = registration(id, &format!("h{id}.test"), tag);
-    Host {
-        id: registration.id,
-        fqdn: registration.fqdn,
-        key_digest: registration.key_digest,
-        imported_key_digest: None,
-        api_key: registration.api_key,
-        rules: crate::model::host::HostRules {
-            secure: true,
-            allow_roaming_ips: false,
-            bound_ip: None,
-            insecure_enabled_until: None,
-            insecure_grace_until: None,
-            disabled: false,
-            expires_at: None,
-            allowed_networks: Vec::new(),
-        },
-        created_at: at(0),
-        updated_at: at(0),
-        removed_at: None,
-    }
+    conformance::host(id, &format!("h{id}.test"), tag)
 }
 
 fn changes(epoch: u64, hosts: Vec<Host>) -> Changes {

@@ -195,17 +195,19 @@ impl Service {
         self.catch_up().await
     }
 
-    /// Takes over who is trusted, and tells whoever waits for it.
+    /// Takes over who is trusted, as far as it is told, and tells whoever waits for it.
     pub(super) fn adopt_trust(
         &self,
-        certificates: Vec<AdminCertificate>,
+        certificates: Option<Vec<AdminCertificate>>,
         authorities: Option<&[Authority]>,
     ) -> Result<()> {
+        if let Some(certificates) = certificates {
+            let by_fingerprint = certificates.into_iter().map(|certificate| (certificate.fingerprint, certificate));
+            self.certificates.store(Arc::new(by_fingerprint.collect()));
+        }
         if let Some(rows) = authorities {
             self.secrets.authorities.store(Arc::new(Authorities::open(rows, &self.ring.load())?));
         }
-        let certificates = certificates.into_iter().map(|certificate| (certificate.fingerprint, certificate)).collect();
-        self.certificates.store(Arc::new(certificates));
         self.trust_changed.send_modify(|changes| *changes += 1);
         Ok(())
     }

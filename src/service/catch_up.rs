@@ -37,11 +37,7 @@ impl Service {
             self.adopt_canonical(self.open_canonical(version, changes.epoch)?);
         }
         if changes.certificates.is_some() || changes.authorities.is_some() {
-            let certificates = match changes.certificates {
-                Some(certificates) => certificates,
-                None => self.records.certificates().await?,
-            };
-            self.adopt_trust(certificates, changes.authorities.as_deref())?;
+            self.adopt_trust(changes.certificates, changes.authorities.as_deref())?;
         }
         if let Some(settings) = changes.settings {
             self.settings.store(Arc::new(settings));

@@ -139,7 +139,7 @@ impl Service {
             changing_settings: Mutex::new(()),
             degraded: ArcSwapOption::empty(),
         };
-        service.adopt_trust(service.records.certificates().await?, None)?;
+        service.adopt_trust(Some(service.records.certificates().await?), None)?;
         service.hot.restore_throttle(&service.throttle, service.outside.now())?;
         service.adopt_hot().await?;
         service.catch_up().await?;

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostId};
+use crate::model::host::{Fqdn, HostId, HostRules};
 use crate::records::*;
 
 /// An empty store, and what must live as long as it.
@@ -154,6 +154,31 @@ pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
             expires_at: at(1800),
         },
         at: at(0),
+    }
+}
+
+/// The host that [`registration`] makes where there is none.
+pub fn host(id: u64, name: &str, tag: &str) -> Host {
+    let Registration { id, fqdn, key_digest, api_key, .. } = registration(id, name, tag);
+    Host {
+        id,
+        fqdn,
+        key_digest,
+        imported_key_digest: None,
+        api_key,
+        rules: HostRules {
+            secure: true,
+            allow_roaming_ips: false,
+            bound_ip: None,
+            insecure_enabled_until: None,
+            insecure_grace_until: None,
+            disabled: false,
+            expires_at: None,
+            allowed_networks: Vec::new(),
+        },
+        created_at: at(0),
+        updated_at: at(0),
+        removed_at: None,
     }
 }
 

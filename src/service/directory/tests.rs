@@ -1,30 +1,10 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::records::conformance::{at, ip, registration, sealed};
+use crate::records::conformance::{self, at, ip};
 
 fn host(id: u64, name: &str) -> Host {
-    let registration = registration(id, name, &id.to_string());
-    Host {
-        id: registration.id,
-        fqdn: registration.fqdn,
-        key_digest: registration.key_digest,
-        imported_key_digest: None,
-        api_key: sealed(1, "key"),
-        rules: crate::model::host::HostRules {
-            secure: true,
-            allow_roaming_ips: false,
-            bound_ip: None,
-            insecure_enabled_until: None,
-            insecure_grace_until: None,
-            disabled: false,
-            expires_at: None,
-            allowed_networks: Vec::new(),
-        },
-        created_at: at(0),
-        updated_at: at(0),
-        removed_at: None,
-    }
+    conformance::host(id, name, &id.to_string())
 }
 
 fn activity(calls: u64, last_seen: Option<i64>, client_version: Option<&str>) -> HostActivity {
