@@ -66,6 +66,7 @@ pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
                 calls: 1 + id.0.wrapping_mul(2_654_435_761) % 10_000,
                 last_seen: now - Duration::seconds((id.0.wrapping_mul(40_503) % 2_000_000) as i64),
                 last_refresh: Some("2026-11-20T09:27:43.373506211Z".into()),
+                digests: [Digest::of(b"the login")].into_iter().collect(),
                 client_version: Some(format!("0.{}.0", 100 + id.0 % 70)),
                 wrapper_version: Some("0.1.0".into()),
                 wrapper_fetched_at: None,

@@ -112,13 +112,12 @@ impl AdminHostsApi {
             .map(|canonical| Verbatim::new(&canonical.text))
             .transpose()
             .map_err(ServiceError::internal)?;
-        let recent = service.digest_of(view.activity.last_refresh.as_deref()).await?;
         let host = AdminHost::from(view);
         ok(HostAuth {
             api_calls: host.host.api_calls,
             canonical_last_refresh: canonical.as_ref().map(|canonical| canonical.summary.last_refresh.clone()),
             canonical_digest: canonical.map(|canonical| canonical.summary.digest.to_string()),
-            recent_digests: recent.iter().map(ToString::to_string).collect(),
+            recent_digests: host.recent_digests.clone(),
             auth,
             host,
         })
@@ -375,7 +374,14 @@ pub struct AdminHostList {
 impl AdminHostList {
     fn of(page: Page, now: OffsetDateTime) -> Self {
         Self {
-            hosts: page.hosts.into_iter().map(|listed| AdminHost::of_listed(listed, now)).collect(),
+            hosts: page
+                .hosts
+                .into_iter()
+                .map(|listed| {
+                    let status = HostStatus::of_rules(&listed.rules, now);
+                    AdminHost::new(listed, status)
+                })
+                .collect(),
             total: Some(page.total as u64),
             matching: Some(page.matching as u64),
         }
@@ -405,28 +411,29 @@ pub struct AdminHost {
     pub expires_at: Option<OffsetDateTime>,
     /// Where there are any: the networks that the host is served from, in place of `ip`.
     pub allowed_networks: Vec<String>,
+    /// SHA-256 of the canonical document that the host last had in hand; null: none that is known.
+    pub canonical_digest: Option<String>,
+    /// The last three, the latest first.
+    pub recent_digests: Vec<String>,
+    /// Whether the host has had the canonical login.
+    pub authed: bool,
 }
 
 impl From<HostView> for AdminHost {
     fn from(HostView { host, activity, status }: HostView) -> Self {
-        let body = HostBody::new(&host.fqdn, &host.rules, activity.clone(), host.updated_at);
-        Self {
-            id: host.id.0,
-            expires_at: host.rules.expires_at,
-            allowed_networks: host.rules.allowed_networks.iter().map(|network| network.to_string()).collect(),
-            ip: host.rules.bound_ip.map(|ip| ip.to_string()),
-            last_seen: activity.last_seen,
-            host: HostBody { status: status.as_str().into(), ..body },
-            created_at: host.created_at,
-        }
+        Self::new(ListedHost::new(&host, activity), status)
     }
 }
 
 impl AdminHost {
-    fn of_listed(listed: ListedHost, now: OffsetDateTime) -> Self {
+    fn new(listed: ListedHost, status: HostStatus) -> Self {
         let ListedHost { id, fqdn, rules, created_at, updated_at, activity } = listed;
-        let status = HostStatus::of_rules(&rules, now).as_str().into();
+        let recent_digests: Vec<_> = activity.digests.as_slice().iter().map(ToString::to_string).collect();
+        let status = status.as_str().into();
         Self {
+            authed: activity.last_refresh.is_some(),
+            canonical_digest: recent_digests.first().cloned(),
+            recent_digests,
             expires_at: rules.expires_at,
             allowed_networks: rules.allowed_networks.iter().map(|network| network.to_string()).collect(),
             id: id.0,
@@ -445,7 +452,7 @@ pub struct HostAuth {
     canonical_last_refresh: Option<String>,
     /// SHA-256 of the canonical text.
     canonical_digest: Option<String>,
-    /// SHA-256 of the version that the host last had in hand; empty: none that is known.
+    /// As in `host`.
     recent_digests: Vec<String>,
     /// The canonical document, where it was asked for.
     auth: Option<Verbatim>,

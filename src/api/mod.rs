@@ -10,6 +10,7 @@ mod admin_authorities;
 mod admin_certificates;
 mod admin_hosts;
 mod admin_installers;
+mod admin_overview;
 mod admin_settings;
 mod auth;
 mod docs;
@@ -62,6 +63,8 @@ enum Tag {
     Versions,
     /// Whether the daemon is there.
     Health,
+    /// Admin listener only: the fleet at a glance.
+    AdminOverview,
     /// Admin listener only: hosts.
     AdminHosts,
     /// Admin listener only: the canonical login.
@@ -85,6 +88,7 @@ const DESCRIPTION: &str = "Keeps one canonical Codex `auth.json` and gives it to
 
 type HostApis = (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 type AdminApis = (
+    admin_overview::AdminOverviewApi,
     admin_hosts::AdminHostsApi,
     admin_installers::AdminInstallersApi,
     admin_audit::AdminAuditApi,
@@ -98,6 +102,7 @@ type AdminApis = (
 const HOST_APIS: HostApis =
     (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 const ADMIN_APIS: AdminApis = (
+    admin_overview::AdminOverviewApi,
     admin_hosts::AdminHostsApi,
     admin_installers::AdminInstallersApi,
     admin_audit::AdminAuditApi,

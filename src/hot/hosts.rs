@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use crate::durable::{Durable, Staged};
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
@@ -60,6 +60,13 @@ struct LiveState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostRevision([u64; 2]);
 
+/// The version of the login that a host has once its call is answered.
+#[derive(Clone, Copy)]
+pub struct InHand<'a> {
+    pub last_refresh: &'a str,
+    pub digest: &'a Digest,
+}
+
 /// What counting a call found.
 #[derive(Debug)]
 pub struct Seen {
@@ -76,21 +83,22 @@ impl HotHost {
     pub fn seen(
         &self,
         now: OffsetDateTime,
-        last_refresh: Option<&str>,
+        login: Option<InHand<'_>>,
         client_version: Option<&str>,
         wrapper_version: Option<&str>,
     ) -> Seen {
         let mut state = self.live.lock();
         // What is told now is newer than what is known, also when the clock was set back in between.
         let now = state.activity.last_seen.map_or(now, |known| known.max(now));
-        if state.count_again(now, [last_refresh, client_version, wrapper_version]) {
+        if state.count_again(now, login, [client_version, wrapper_version]) {
             return Seen { calls: state.activity.api_calls, state: self.state(&state), replaced_last_refresh: None };
         }
         let sighting = Telemetry::Seen {
             host: self.id,
             calls: 1,
             last_seen: now,
-            last_refresh: last_refresh.map(Into::into),
+            last_refresh: login.map(|login| login.last_refresh.into()),
+            digests: login.map(|login| *login.digest).into_iter().collect(),
             client_version: client_version.map(Into::into),
             wrapper_version: wrapper_version.map(Into::into),
             wrapper_fetched_at: None,
@@ -105,6 +113,7 @@ impl HotHost {
             calls: 0,
             last_seen: now,
             last_refresh: None,
+            digests: RecentDigests::default(),
             client_version: None,
             wrapper_version: None,
             wrapper_fetched_at: Some(now),
@@ -285,25 +294,21 @@ impl Live {
 impl LiveState {
     /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it does, and
     /// nothing was counted.
-    fn count_again(&mut self, now: OffsetDateTime, told: [Option<&str>; 3]) -> bool {
-        let Some(Telemetry::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, .. }) =
+    fn count_again(&mut self, now: OffsetDateTime, login: Option<InHand<'_>>, told: [Option<&str>; 2]) -> bool {
+        let Some(Telemetry::Seen { calls, last_seen, digests, client_version, wrapper_version, .. }) =
             &mut self.pending
         else {
             return false;
         };
         let HostActivity {
-            last_refresh: known_refresh,
-            client_version: known_client,
-            wrapper_version: known_wrapper,
-            ..
+            digests: known_digests, client_version: known_client, wrapper_version: known_wrapper, ..
         } = &self.activity;
-        let nothing_new = [
-            (told[0], last_refresh, known_refresh),
-            (told[1], client_version, known_client),
-            (told[2], wrapper_version, known_wrapper),
-        ]
-        .into_iter()
-        .all(|(told, waiting, known)| told.is_none() || (told == waiting.as_deref() && told == known.as_deref()));
+        // Of one digest there is one last_refresh.
+        let nothing_new = login
+            .is_none_or(|login| [digests, known_digests].iter().all(|known| known.latest() == Some(login.digest)))
+            && [(told[0], client_version, known_client), (told[1], wrapper_version, known_wrapper)].into_iter().all(
+                |(told, waiting, known)| told.is_none() || (told == waiting.as_deref() && told == known.as_deref()),
+            );
         if !nothing_new || self.activity.last_seen.is_none_or(|known| known > now) || *last_seen > now {
             return false;
         }
@@ -423,6 +428,7 @@ fn joined(earlier: Telemetry, later: Telemetry) -> Telemetry {
         calls: both.api_calls,
         last_seen: both.last_seen.unwrap_or(last_seen),
         last_refresh: both.last_refresh,
+        digests: both.digests,
         client_version: both.client_version,
         wrapper_version: both.wrapper_version,
         wrapper_fetched_at: both.wrapper_fetched_at,
@@ -458,6 +464,8 @@ mod tests {
             let (mut expected, mut sent) = (HostActivity::default(), HostActivity::default());
             for call in 0..4 {
                 let (seconds, version) = TOLD[sequence / 6_usize.pow(call) % 6];
+                let digest = version.map(|version| Digest::of(version.as_bytes()));
+                let login = version.zip(digest.as_ref()).map(|(last_refresh, digest)| InHand { last_refresh, digest });
                 let before = (expected.clone(), host.activity_now().1);
                 Telemetry::Seen {
                     host: host.id,
@@ -465,12 +473,13 @@ mod tests {
                     // A clock that was set back makes no call older than the one before.
                     last_seen: expected.last_seen.map_or(at(seconds), |known| known.max(at(seconds))),
                     last_refresh: version.map(Into::into),
+                    digests: digest.into_iter().collect(),
                     client_version: version.map(Into::into),
                     wrapper_version: None,
                     wrapper_fetched_at: None,
                 }
                 .apply_to(&mut expected);
-                let seen = host.seen(at(seconds), version, version, None);
+                let seen = host.seen(at(seconds), login, version, None);
                 assert_eq!((seen.calls, host.activity_now()), (u64::from(call) + 1, (expected.clone(), seen.state)));
                 assert_eq!(seen.state == before.1, told(&expected) == told(&before.0), "{sequence}");
                 let replaced = (expected.last_refresh != before.0.last_refresh).then_some(before.0.last_refresh);

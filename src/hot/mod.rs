@@ -32,7 +32,7 @@ use crate::model::host::{HostActivity, HostId};
 use crate::outside::Outside;
 use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
-pub use hosts::{HostRevision, HotHost, Seen};
+pub use hosts::{HostRevision, HotHost, InHand, Seen};
 pub use states::HostStates;
 
 #[derive(Debug, thiserror::Error)]

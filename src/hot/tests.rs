@@ -206,7 +206,8 @@ async fn calls_are_counted_through_changes_and_restarts() {
         let hot = open(&dir);
         follow(&hot, &records).await;
         let host = hot.host_by_key(&key("a")).unwrap().unwrap();
-        assert_eq!(host.seen(at(1), Some("2026-11-21T12:00:00Z"), Some("0.63.0"), None).calls, 1);
+        let in_hand = InHand { last_refresh: "2026-11-21T12:00:00Z", digest: &key("login") };
+        assert_eq!(host.seen(at(1), Some(in_hand), Some("0.63.0"), None).calls, 1);
         assert_eq!(host.seen(at(2), None, None, Some("2026.1")).calls, 2);
         records.change_host(HostId(1), &HostChange::default(), at(3), &noted()).await.unwrap();
         follow(&hot, &records).await;
@@ -220,6 +221,7 @@ async fn calls_are_counted_through_changes_and_restarts() {
             calls: 4,
             last_seen: at(5),
             last_refresh: Some("2026-11-21T12:00:00Z".into()),
+            digests: [key("login")].into_iter().collect(),
             client_version: Some("0.63.0".into()),
             wrapper_version: Some("2026.1".into()),
             wrapper_fetched_at: None,

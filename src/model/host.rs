@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use crate::model::digest::Digest;
 use crate::outside::{Outside, random};
 
 /// A host's number: random, 53 bits, never 0, so that it is exact in every JSON reader. Made by the application, so that
@@ -171,6 +172,9 @@ pub struct HostActivity {
     pub last_seen: Option<OffsetDateTime>,
     /// `last_refresh` of the canonical document this host last had in hand.
     pub last_refresh: Option<String>,
+    /// Of the canonical documents that it had in hand.
+    #[serde(default)]
+    pub digests: RecentDigests,
     pub client_version: Option<String>,
     pub wrapper_version: Option<String>,
     /// When it was last given its wrapper, and with it the authorities that it trusts.
@@ -178,9 +182,66 @@ pub struct HostActivity {
     pub wrapper_fetched_at: Option<OffsetDateTime>,
 }
 
+/// The digests of the versions that a host last had in hand: the latest first, each once, at most [`Self::MOST`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RecentDigests(Vec<Digest>);
+
+impl RecentDigests {
+    pub const MOST: usize = 3;
+
+    pub fn latest(&self) -> Option<&Digest> {
+        self.0.first()
+    }
+
+    pub fn as_slice(&self) -> &[Digest] {
+        &self.0
+    }
+
+    pub fn put(&mut self, digest: Digest) {
+        self.0.retain(|known| *known != digest);
+        self.0.insert(0, digest);
+        self.0.truncate(Self::MOST);
+    }
+
+    /// As if each of `later` had been put, in the order in which the host had them.
+    pub fn follow(&mut self, later: &Self) {
+        for digest in later.0.iter().rev() {
+            self.put(*digest);
+        }
+    }
+}
+
+impl FromIterator<Digest> for RecentDigests {
+    /// The latest first.
+    fn from_iter<I: IntoIterator<Item = Digest>>(digests: I) -> Self {
+        let mut recent = Self::default();
+        recent.follow(&Self(digests.into_iter().collect()));
+        recent
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_latest_three_digests_are_kept_each_once() {
+        let of = |names: &str| names.bytes().map(|name| Digest::of(&[name])).collect::<RecentDigests>();
+        let after = |puts: &str| {
+            let mut recent = RecentDigests::default();
+            puts.bytes().for_each(|name| recent.put(Digest::of(&[name])));
+            recent
+        };
+        assert_eq!(after("abb"), of("ba"));
+        assert_eq!(after("abca"), of("acb"));
+        assert_eq!(after("abcd"), of("dcb"));
+        for (earlier, later) in [("", "ab"), ("abc", "d"), ("abc", "a"), ("abc", "defg"), ("ab", "")] {
+            let mut joined = after(earlier);
+            joined.follow(&after(later));
+            assert_eq!(joined, after(&format!("{earlier}{later}")), "{earlier} {later}");
+        }
+    }
 
     #[test]
     fn a_name_is_kept_in_lower_case() {

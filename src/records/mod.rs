@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::model::instant::Instant;
 use crate::seal::{KeyId, Place, Sealed};
 
@@ -471,6 +471,9 @@ pub enum Telemetry {
         #[serde(with = "time::serde::rfc3339")]
         last_seen: OffsetDateTime,
         last_refresh: Option<String>,
+        /// What the host had in hand since it was last told of.
+        #[serde(default)]
+        digests: RecentDigests,
         client_version: Option<String>,
         wrapper_version: Option<String>,
         /// When the host was last given its wrapper, and with it the authorities that it trusts.
@@ -484,8 +487,16 @@ pub enum Telemetry {
 impl Telemetry {
     /// What is known of a host once this is added to it.
     pub fn apply_to(&self, activity: &mut HostActivity) {
-        let Self::Seen { calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at, .. } =
-            self
+        let Self::Seen {
+            host: _,
+            calls,
+            last_seen,
+            last_refresh,
+            digests,
+            client_version,
+            wrapper_version,
+            wrapper_fetched_at,
+        } = self
         else {
             return;
         };
@@ -495,6 +506,7 @@ impl Telemetry {
             return;
         }
         activity.last_seen = Some(*last_seen);
+        activity.digests.follow(digests);
         for (known, told) in [
             (&mut activity.last_refresh, last_refresh),
             (&mut activity.client_version, client_version),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::{By, Result, Service, ServiceError};
+use crate::hot::InHand;
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
 use crate::records::{CanonicalSummary, CanonicalVersion, Epoch};
@@ -18,6 +19,13 @@ pub struct Canonical {
     pub text: Zeroizing<String>,
     /// The records' epoch at which this was the canonical version.
     pub(super) as_of: Epoch,
+}
+
+impl Canonical {
+    /// For a host that has it.
+    pub(super) fn in_hand(&self) -> InHand<'_> {
+        InHand { last_refresh: &self.summary.last_refresh, digest: &self.summary.digest }
+    }
 }
 
 /// Where the text of a version stands sealed.
@@ -41,13 +49,6 @@ impl Service {
         let Some(canonical) = self.canonical() else { return Ok(None) };
         self.note_alone(by.note(self.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
         Ok(Some(canonical))
-    }
-
-    /// The digest of the version with this `last_refresh`, among the latest thousand.
-    pub async fn digest_of(&self, last_refresh: Option<&str>) -> Result<Option<Digest>> {
-        let Some(last_refresh) = last_refresh else { return Ok(None) };
-        let versions = self.records.canonical_history(1000).await?;
-        Ok(versions.into_iter().find(|version| version.last_refresh == last_refresh).map(|version| version.digest))
     }
 
     /// Every version, newest first, without the secrets.

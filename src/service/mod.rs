@@ -27,6 +27,7 @@ pub mod history;
 pub mod install;
 pub mod keys;
 pub mod measure;
+pub mod overview;
 pub mod sync;
 pub mod telemetry;
 pub mod versions;

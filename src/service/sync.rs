@@ -124,11 +124,11 @@ impl Service {
     pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
         let canonical = self.canonical();
         let outcome = compare(canonical.as_deref(), &host, &request.members, now)?;
-        let known = canonical
+        let in_hand = canonical
             .as_ref()
             .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
-            .map(|canonical| canonical.summary.last_refresh.as_str());
-        let seen = host.seen(now, known, request.client_version(), request.wrapper_version());
+            .map(|canonical| canonical.in_hand());
+        let seen = host.seen(now, in_hand, request.client_version(), request.wrapper_version());
         Ok(Retrieved { outcome, canonical, host, seen })
     }
 
@@ -143,8 +143,8 @@ impl Service {
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
-        let known = Some(canonical.summary.last_refresh.as_str());
-        host.seen(self.outside.now(), known, request.client_version(), request.wrapper_version());
+        let in_hand = Some(canonical.in_hand());
+        host.seen(self.outside.now(), in_hand, request.client_version(), request.wrapper_version());
         let activity = host.activity();
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }

@@ -36,6 +36,7 @@ const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/auth/diff", Needs::Certificate, None),
     ("POST", "/admin/auth/rollback", Needs::Certificate, Some(|| json!({ "version": 1 }))),
     ("POST", "/admin/hosts/register", Needs::Certificate, Some(|| json!({ "fqdn": "another.test" }))),
+    ("GET", "/admin/overview", Needs::Certificate, None),
     ("GET", "/admin/hosts", Needs::Certificate, None),
     ("GET", "/admin/hosts/{id}", Needs::Certificate, None),
     ("GET", "/admin/hosts/{id}/auth", Needs::Certificate, None),

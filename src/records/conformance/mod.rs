@@ -224,6 +224,7 @@ pub fn seen(host: u64, calls: u64, when: i64, client_version: Option<&str>) -> T
         calls,
         last_seen: at(when),
         last_refresh: None,
+        digests: client_version.map(key).into_iter().collect(),
         client_version: client_version.map(Into::into),
         wrapper_version: None,
         wrapper_fetched_at: None,

@@ -12,6 +12,7 @@ pub async fn a_batch_is_applied_once(store: Store) {
     let activity = store.activity(HostId(1)).await.unwrap();
     assert_eq!((activity.api_calls, activity.last_seen), (3, Some(at(12))));
     assert_eq!(activity.client_version.as_deref(), Some("0.1"), "what is not told stays");
+    assert_eq!(activity.digests.as_slice(), [key("0.1")]);
     assert_eq!(store.activity(HostId(2)).await.unwrap().api_calls, 5);
     store.append_telemetry(node, 5, &batch).await.unwrap();
     assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 6);

@@ -100,16 +100,23 @@ const AT_ONCE: usize = 1000;
 impl Service {
     /// One page of the hosts that are asked for.
     pub async fn list_hosts(&self, query: ListQuery) -> Result<Page> {
+        self.look_at_hosts(move |table| table.page(&query)).await
+    }
+
+    pub(super) async fn look_at_hosts<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Table) -> T + Send + 'static,
+    ) -> Result<T> {
         self.prepare_directory().await?;
         let directory = self.directory.clone();
         // Some milliseconds with a great many hosts: not for a thread that answers hosts.
-        let page = tokio::task::spawn_blocking(move || {
+        let seen = tokio::task::spawn_blocking(move || {
             match &*directory.state.read().unwrap_or_else(PoisonError::into_inner) {
-                State::Ready(table) => Some(table.page(&query)),
+                State::Ready(table) => Some(look(table)),
                 State::Absent | State::Building(_) => None,
             }
         });
-        page.await.map_err(ServiceError::internal)?.ok_or_else(|| ServiceError::internal("the directory is not there"))
+        seen.await.map_err(ServiceError::internal)?.ok_or_else(|| ServiceError::internal("the directory is not there"))
     }
 
     /// Builds the directory, where that was not done yet.

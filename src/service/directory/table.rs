@@ -6,10 +6,12 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
 use crate::model::version::Version;
 use crate::records::Host;
@@ -85,7 +87,7 @@ pub struct Table {
     by_id: HashMap<HostId, u32>,
     /// Slots in the order of their hosts' names.
     order: Vec<u32>,
-    texts: Texts,
+    shared: Shared,
 }
 
 /// As small as it can be had: there is one for every host of the fleet.
@@ -100,14 +102,21 @@ struct Row {
     api_calls: u64,
     last_seen: Option<OffsetDateTime>,
     last_refresh: Option<Arc<str>>,
+    digests: Option<Arc<[Digest]>>,
     client_version: Option<Arc<str>>,
     wrapper_version: Option<Arc<str>>,
 }
 
-/// Texts that most hosts have in common, each kept once.
+/// What most hosts have in common.
 #[derive(Default)]
-struct Texts {
-    known: HashSet<Arc<str>>,
+struct Shared {
+    texts: Pool<str>,
+    digests: Pool<[Digest]>,
+}
+
+/// Values that are each kept once.
+struct Pool<T: ?Sized> {
+    known: HashSet<Arc<T>>,
     /// New ones since those were dropped that nobody has any more.
     new: usize,
 }
@@ -123,12 +132,12 @@ impl Table {
             order: Vec::with_capacity(hosts.len()),
             by_id: HashMap::with_capacity(hosts.len()),
             free: Vec::new(),
-            texts: Texts::default(),
+            shared: Shared::default(),
         };
         for (slot, host) in (0..).zip(hosts) {
             table.by_id.insert(host.id, slot);
             table.order.push(slot);
-            let row = Row::new(host, &mut table.texts);
+            let row = Row::new(host, &mut table.shared);
             table.slots.push(Some(row));
         }
         table
@@ -155,7 +164,7 @@ impl Table {
         {
             self.remove(other);
         }
-        let row = Row::new(ListedHost::new(host, activity), &mut self.texts);
+        let row = Row::new(ListedHost::new(host, activity), &mut self.shared);
         self.insert(row);
     }
 
@@ -164,10 +173,25 @@ impl Table {
             return;
         };
         let is_searched = row.client_version.as_deref() != activity.client_version.as_deref();
-        row.set_activity(activity, &mut self.texts);
+        row.set_activity(activity, &mut self.shared);
         if is_searched {
             row.write_text();
         }
+    }
+
+    /// Which `last_refresh` hosts have in hand, and how many have it.
+    pub fn last_refreshes(&self) -> HashMap<&str, usize> {
+        let mut counts = HashMap::new();
+        for row in self.slots.iter().flatten() {
+            if let Some(last_refresh) = row.last_refresh.as_deref() {
+                *counts.entry(last_refresh).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    pub fn host_count(&self) -> usize {
+        self.order.len()
     }
 
     pub fn page(&self, query: &ListQuery) -> Page {
@@ -309,7 +333,7 @@ impl ListedHost {
 }
 
 impl Row {
-    fn new(host: ListedHost, texts: &mut Texts) -> Self {
+    fn new(host: ListedHost, shared: &mut Shared) -> Self {
         let ListedHost { id, fqdn, rules, created_at, updated_at, activity } = host;
         let mut row = Self {
             id,
@@ -321,10 +345,11 @@ impl Row {
             api_calls: 0,
             last_seen: None,
             last_refresh: None,
+            digests: None,
             client_version: None,
             wrapper_version: None,
         };
-        row.set_activity(activity, texts);
+        row.set_activity(activity, shared);
         row.write_text();
         row
     }
@@ -333,8 +358,9 @@ impl Row {
         self.text.get(..self.name_length).unwrap_or_default()
     }
 
-    fn set_activity(&mut self, activity: HostActivity, texts: &mut Texts) {
-        let HostActivity { api_calls, last_seen, last_refresh, client_version, wrapper_version, .. } = activity;
+    fn set_activity(&mut self, activity: HostActivity, shared: &mut Shared) {
+        let HostActivity { api_calls, last_seen, last_refresh, digests, client_version, wrapper_version, .. } =
+            activity;
         self.api_calls = api_calls;
         self.last_seen = last_seen;
         for (known, told) in [
@@ -343,9 +369,16 @@ impl Row {
             (&mut self.wrapper_version, wrapper_version),
         ] {
             if known.as_deref() != told.as_deref() {
-                *known = told.map(|text| texts.one(&text));
+                *known = told.map(|text| shared.texts.one(&text));
             }
         }
+        if self.digests() != digests.as_slice() {
+            self.digests = Some(shared.digests.one(digests.as_slice()));
+        }
+    }
+
+    fn digests(&self) -> &[Digest] {
+        self.digests.as_deref().unwrap_or_default()
     }
 
     fn activity(&self) -> HostActivity {
@@ -354,6 +387,7 @@ impl Row {
             api_calls: self.api_calls,
             last_seen: self.last_seen,
             last_refresh: text(&self.last_refresh),
+            digests: self.digests().iter().copied().collect(),
             client_version: text(&self.client_version),
             wrapper_version: text(&self.wrapper_version),
             // Not listed.
@@ -383,12 +417,21 @@ impl Row {
     }
 }
 
-impl Texts {
+impl<T: ?Sized> Default for Pool<T> {
+    fn default() -> Self {
+        Self { known: HashSet::new(), new: 0 }
+    }
+}
+
+impl<T: ?Sized + Hash + Eq> Pool<T> {
     /// More than these at a time are not what most hosts have in common.
     const MANY: usize = 4096;
 
-    fn one(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.known.get(text) {
+    fn one<'a>(&mut self, value: &'a T) -> Arc<T>
+    where
+        Arc<T>: From<&'a T>,
+    {
+        if let Some(known) = self.known.get(value) {
             return Arc::clone(known);
         }
         self.new += 1;
@@ -396,7 +439,7 @@ impl Texts {
             self.known.retain(|known| Arc::strong_count(known) > 1);
             self.new = 0;
         }
-        let new: Arc<str> = text.into();
+        let new: Arc<T> = value.into();
         if self.known.len() < Self::MANY {
             self.known.insert(Arc::clone(&new));
         }

@@ -1,0 +1,88 @@
+//! `/admin/overview`: the fleet at a glance, and who asks.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Tag;
+use super::guards::Admin;
+use super::json::{Answer, ok};
+use super::versions::VersionsBody;
+use crate::model::audit::Actor;
+use crate::service::Service;
+
+pub struct AdminOverviewApi;
+
+#[OpenApi(tag = "Tag::AdminOverview", prefix_path = "/admin")]
+impl AdminOverviewApi {
+    /// The fleet at a glance
+    #[oai(path = "/overview", method = "get", operation_id = "getOverview")]
+    async fn overview(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<OverviewBody> {
+        let overview = service.overview().await?;
+        let canonical = service.canonical();
+        let seed_reasons = if canonical.is_some() { vec![] } else { vec!["no_canonical_auth".into()] };
+        ok(OverviewBody {
+            mtls: MtlsBody::of(&service, &admin),
+            totals: Totals { hosts: overview.hosts as u64 },
+            latest_log_at: overview.noted_at,
+            has_canonical_auth: canonical.is_some(),
+            last_refresh: canonical.map(|canonical| canonical.summary.last_refresh.clone()),
+            avg_refresh_age_days: overview.average_age_days,
+            versions: service.versions(None)?.into(),
+            seed_required: !seed_reasons.is_empty(),
+            seed_reasons,
+            quota_hard_fail: true,
+        })
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct OverviewBody {
+    pub mtls: MtlsBody,
+    pub totals: Totals,
+    /// When the newest entry of the audit log was written.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub latest_log_at: Option<OffsetDateTime>,
+    /// `last_refresh` of the canonical login.
+    pub last_refresh: Option<String>,
+    /// How old the logins are that hosts have in hand, on average; null: no host has one, as far as it told.
+    pub avg_refresh_age_days: Option<f64>,
+    pub versions: VersionsBody,
+    pub has_canonical_auth: bool,
+    /// Hosts cannot be served before something is done: `seed_reasons` says what is missing.
+    pub seed_required: bool,
+    /// `no_canonical_auth`: upload an `auth.json`.
+    pub seed_reasons: Vec<String>,
+    pub quota_hard_fail: bool,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Totals {
+    pub hosts: u64,
+}
+
+/// The certificate of who asks; all null on the control socket.
+#[derive(Debug, Default, Object, Serialize, Deserialize)]
+pub struct MtlsBody {
+    /// SHA-256 of the certificate.
+    pub fingerprint: Option<String>,
+    /// The name it was issued to.
+    pub subject: Option<String>,
+    /// The id of the authority that signed it, as `/admin/authorities` lists it; null where it is not known.
+    pub issuer: Option<String>,
+}
+
+impl MtlsBody {
+    fn of(service: &Service, Admin(by): &Admin) -> Self {
+        let Actor::Certificate { name, fingerprint } = &by.actor else { return Self::default() };
+        let authority = service.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
+        Self {
+            fingerprint: Some(fingerprint.to_string()),
+            subject: Some(name.clone()),
+            issuer: authority.map(|id| id.to_string()),
+        }
+    }
+}
