@@ -26,6 +26,10 @@ pub struct HostStates {
 }
 
 impl HostStates {
+    pub fn total(&self) -> u64 {
+        [self.active, self.unbound, self.insecure, self.disabled].into_iter().fold(0, u64::saturating_add)
+    }
+
     fn state(&mut self, rules: &HostRules) -> &mut u64 {
         match rules {
             HostRules { disabled: true, .. } => &mut self.disabled,

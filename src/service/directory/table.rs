@@ -121,28 +121,39 @@ struct Pool<T: ?Sized> {
     new: usize,
 }
 
-impl Table {
-    /// Rows that are walked together stand together.
-    pub fn new(mut hosts: Vec<ListedHost>) -> Self {
-        // Of two of one name, the one was removed while they were read.
-        hosts.sort_by(|a, b| (&a.fqdn, b.created_at).cmp(&(&b.fqdn, a.created_at)));
-        hosts.dedup_by(|later, earlier| later.fqdn == earlier.fqdn);
-        let mut table = Self {
-            slots: Vec::with_capacity(hosts.len()),
-            order: Vec::with_capacity(hosts.len()),
-            by_id: HashMap::with_capacity(hosts.len()),
-            free: Vec::new(),
-            shared: Shared::default(),
-        };
-        for (slot, host) in (0..).zip(hosts) {
-            table.by_id.insert(host.id, slot);
-            table.order.push(slot);
-            let row = Row::new(host, &mut table.shared);
-            table.slots.push(Some(row));
-        }
-        table
+/// A table that is being built, of hosts in any order. Each is made as small as it will be when it comes: what a large
+/// fleet takes for a moment stays with the process.
+pub struct Builder {
+    rows: Vec<Row>,
+    shared: Shared,
+}
+
+impl Builder {
+    pub fn with_capacity(hosts: usize) -> Self {
+        Self { rows: Vec::with_capacity(hosts), shared: Shared::default() }
     }
 
+    pub fn push(&mut self, host: ListedHost) {
+        self.rows.push(Row::new(host, &mut self.shared));
+    }
+
+    /// Rows that are walked together stand together.
+    pub fn finish(self) -> Table {
+        let Self { mut rows, shared } = self;
+        // Of two of one name, the one was removed while they were read.
+        rows.sort_unstable_by(|a, b| (a.name(), b.created_at).cmp(&(b.name(), a.created_at)));
+        rows.dedup_by(|later, earlier| later.name() == earlier.name());
+        Table {
+            by_id: rows.iter().zip(0..).map(|(row, slot)| (row.id, slot)).collect(),
+            order: (0..).take(rows.len()).collect(),
+            slots: rows.into_iter().map(Some).collect(),
+            free: Vec::new(),
+            shared,
+        }
+    }
+}
+
+impl Table {
     /// Takes over a host as the records have it now; one that is removed there goes.
     pub fn put(&mut self, host: &Host) {
         if host.removed_at.is_some() {

@@ -17,7 +17,9 @@ fn activity(calls: u64, last_seen: Option<i64>, client_version: Option<&str>) ->
 }
 
 fn table(hosts: &[(Host, HostActivity)]) -> Table {
-    Table::new(hosts.iter().map(|(host, activity)| ListedHost::new(host, activity.clone())).collect())
+    let mut table = Builder::with_capacity(hosts.len());
+    hosts.iter().for_each(|(host, activity)| table.push(ListedHost::new(host, activity.clone())));
+    table.finish()
 }
 
 fn names(page: &Page) -> Vec<&str> {
@@ -234,7 +236,7 @@ fn what_is_told_while_the_list_is_built_is_on_top_of_it() {
     directory.put(&hosts);
     directory.set_activity([(HostId(7), activity(3, None, None))]);
     directory.put(&[Host { removed_at: Some(at(1)), ..hosts[4].clone() }]);
-    directory.finish(Table::new(vec![ListedHost::new(&hosts[4], HostActivity::default())]));
+    directory.finish(table(&[(hosts[4].clone(), HostActivity::default())]));
     directory.put(&[Host { removed_at: Some(at(1)), ..hosts[5].clone() }]);
     let state = directory.state.read().unwrap();
     let State::Ready(table) = &*state else { panic!("it is built") };
