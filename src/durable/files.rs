@@ -29,7 +29,7 @@ const SEGMENT: u64 = 512 * 1024;
 const SLED_FLUSH_MS: u64 = 1000;
 /// The most that sled's page cache may take, by the size of pages on disk; a small fleet never comes near it, and of a large
 /// one the kernel keeps the rest.
-const CACHE: u64 = 16 * 1024 * 1024;
+const CACHE: u64 = 4 * 1024 * 1024;
 
 /// What is to be done after sled's `flush` for its writes to survive a power cut.
 pub(super) trait Files: Send + 'static {
