@@ -10,7 +10,8 @@ mkdir -p "$cache"
 # command:package
 wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm python3:python3
   script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
-  chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools)
+  chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
+  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core)
 missing=()
 for pair in "${wanted[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")

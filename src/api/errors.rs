@@ -202,7 +202,7 @@ impl From<ServiceError> for Failure {
                 log::warn!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
                 Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
             }
-            ServiceError::StoreFailed { cause } => {
+            ServiceError::StoreFailed { cause } | ServiceError::RecordsAway { cause } => {
                 log::debug!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
                 Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
             }

@@ -232,8 +232,14 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let bad = |key: &str, message: &str| {
         Err(ConfigError::BadValue { origin: "the configuration".into(), key: key.into(), message: message.into() })
     };
-    if !config.database.url.is_empty() {
-        return bad("database.url", "this version keeps its records in the embedded store only; leave it empty");
+    if !config.database.url.is_empty() && !config.database.url.starts_with("mysql://") {
+        return bad("database.url", "must be mysql://user:password@host:port/name, or empty for the embedded store");
+    }
+    if !(1..=1000).contains(&config.database.connections) {
+        return bad("database.connections", "must be from 1 to 1000");
+    }
+    if !(1..=300).contains(&config.database.timeout_seconds) {
+        return bad("database.timeout_seconds", "must be from 1 to 300");
     }
     if config.admin.access != AdminAccess::Mtls {
         return bad("admin.access", "this version knows 'mtls' only; signing in comes with a later one");
@@ -391,7 +397,9 @@ mod tests {
             ("[listen]\nhosts = \"canary\"", None, "invalid socket address"),
             ("[admin]\naccess = \"canary\"", None, "expected one of `mtls`"),
             ("", Some(("CODEX_AUTHD_LIMITS__GLOBAL_PER_MINUTE", "x")), "expected a whole number"),
-            ("[database]\nurl = \"mysql://u:canary@h/d\"", None, "embedded store only"),
+            ("[database]\nurl = \"postgres://u:canary@h/d\"", None, "mysql://user:password@host:port/name"),
+            ("[database]\nconnections = 0", None, "from 1 to 1000"),
+            ("[database]\ntimeout_seconds = 0", None, "from 1 to 300"),
             ("[admin]\naccess = \"login\"", None, "'mtls' only"),
             ("[tls]\ncertificate = \"/x\"", None, "go together"),
             ("[listen]\nhosts_tls = false", None, "loopback"),

@@ -74,10 +74,20 @@ impl Tls {
     }
 }
 
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     pub url: String,
+    pub tls: bool,
+    pub ca: PathBuf,
+    pub connections: u32,
+    pub timeout_seconds: u32,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: String::new(), tls: true, ca: PathBuf::new(), connections: 16, timeout_seconds: 5 }
+    }
 }
 
 /// The URL holds a password.

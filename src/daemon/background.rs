@@ -142,10 +142,11 @@ pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// A store that has failed is told of by `recovery`, once a minute and not by every job.
+/// A store that has failed is told of by `recovery`, once a minute, and records that are away by who polls them: not by
+/// every job.
 fn report_use(job: &str, outcome: Result<(), ServiceError>) {
     match outcome {
-        Err(ServiceError::StoreFailed { cause }) => {
+        Err(ServiceError::StoreFailed { cause } | ServiceError::RecordsAway { cause }) => {
             log::debug!(event = "job_failed", job, cause = cause.as_str(); "a background job waits for the store")
         }
         outcome => report(job, outcome),

@@ -60,6 +60,7 @@ pub enum DaemonError {
 fn cause_of(error: &ServiceError) -> String {
     match error {
         ServiceError::Unavailable { cause }
+        | ServiceError::RecordsAway { cause }
         | ServiceError::StoreFailed { cause }
         | ServiceError::Internal { cause } => cause.clone(),
         error => error.to_string(),

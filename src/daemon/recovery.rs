@@ -74,7 +74,7 @@ impl Recovery {
     /// Waits for a store to fail and then for the disk to take writes again.
     pub async fn wait(&self, service: &Service, state_dir: &Path) {
         let degraded = loop {
-            if let Some(degraded) = service.degraded() {
+            if let Some(degraded) = service.store_failed() {
                 break degraded;
             }
             sleep(LOOK).await;

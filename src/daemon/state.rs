@@ -17,17 +17,19 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::format::{self, FormatError};
 use super::recovery;
-use crate::config::Config;
+use crate::config::{Config, Database};
 use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{Hot, HotError};
 use crate::metrics::{Metrics, MetricsError, Store};
 use crate::outside::Outside;
 use crate::records::embedded::Embedded;
+use crate::records::mysql::{MySql, Options, Tls};
 use crate::records::{Records, RecordsError};
 use crate::service::boot::{self, Secrets};
 use crate::service::{Parts, Policy, Service, ServiceError};
@@ -76,23 +78,42 @@ impl State {
         let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
         // Both at once: with many hosts most of a start is spent here.
         let (records_path, hot_path, of_hot) = (directory.join("records"), directory.join("hot"), outside.clone());
-        let records = tokio::task::spawn_blocking(move || Embedded::open(&records_path));
+        let database = database(config).map(|options| MySql::new(&options)).transpose()?;
+        // An older state is upgraded whatever it is that is used now.
+        let embedded = database.is_none() || upgrade.is_some();
+        let records = tokio::task::spawn_blocking(move || embedded.then(|| Embedded::open(&records_path)).transpose());
         let hot = tokio::task::spawn_blocking(move || {
             Hot::open(&hot_path, &*of_hot).map_err(|error| StateError::Hot(error, hot_path))
         });
         let (records, hot) = (records.await, hot.await);
-        let records = records.map_err(StateError::Ended)??;
-        records.on_flush(metrics.flush_observer(Store::Records));
-        if let Some(upgrade) = upgrade {
-            upgrade.run(&records).await?;
+        let embedded = records.map_err(StateError::Ended)??;
+        if let (Some(upgrade), Some(embedded)) = (upgrade, &embedded) {
+            upgrade.run(embedded).await?;
         }
-        let records: Arc<dyn Records> = Arc::new(records);
+        let records: Arc<dyn Records> = match (database, embedded) {
+            (Some(database), _) => {
+                match database.prepare().await {
+                    Err(RecordsError::Unavailable(cause)) => {
+                        log::warn!(event = "database_away", cause = cause.as_str(); "the database is not available");
+                    }
+                    prepared => prepared?,
+                }
+                Arc::new(database)
+            }
+            (None, Some(embedded)) => {
+                embedded.on_flush(metrics.flush_observer(Store::Records));
+                Arc::new(embedded)
+            }
+            // It was opened because there is no other.
+            (None, None) => return Err(RecordsError::Unavailable("no store was opened".into()).into()),
+        };
         let hot = Arc::new(hot.map_err(StateError::Ended)??);
         hot.on_flush(metrics.flush_observer(Store::Hot));
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let secrets = boot::unlock(&*records, &directory.join("master.key"), credentials.as_deref(), &*outside)
-            .await
-            .map_err(StateError::Unlock)?;
+        let secrets =
+            boot::unlock_with_hot(&*records, &hot, &directory.join("master.key"), credentials.as_deref(), &*outside)
+                .await
+                .map_err(StateError::Unlock)?;
         let limits = &config.limits;
         let throttle = Limits {
             global_per_minute: limits.global_per_minute,
@@ -116,6 +137,18 @@ impl State {
         })
         .await
     }
+}
+
+/// How to reach the database, where there is one.
+fn database(config: &Config) -> Option<Options> {
+    let Database { url, tls, ca, connections, timeout_seconds } = &config.database;
+    (!url.is_empty()).then(|| Options {
+        url: url.clone(),
+        tls: if *tls { Tls::Required } else { Tls::Off },
+        ca: (!ca.as_os_str().is_empty()).then(|| ca.clone()),
+        connections: *connections as usize,
+        timeout: Duration::from_secs((*timeout_seconds).into()),
+    })
 }
 
 /// A directory of our own that nobody else may look into.

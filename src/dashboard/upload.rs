@@ -37,7 +37,11 @@ pub async fn upload(
 ) -> Result<Response, Failure> {
     match take(&dashboard, &admin, &form).await {
         Ok(sync) => Ok(tell(&dashboard, &admin, "/", became_of_it(&sync))),
-        Err(error @ (ServiceError::Unavailable { .. } | ServiceError::Internal { .. })) => Err(error.into()),
+        Err(
+            error @ (ServiceError::Unavailable { .. }
+            | ServiceError::RecordsAway { .. }
+            | ServiceError::Internal { .. }),
+        ) => Err(error.into()),
         Err(error) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();

@@ -11,6 +11,7 @@
 //!
 //! It knows no plaintext secret, and not what the rules of a host mean.
 
+mod foundation;
 mod hosts;
 mod outbox;
 mod states;
@@ -133,6 +134,7 @@ impl Hot {
             if let Some(settings) = &changes.settings {
                 put(staged, SETTINGS, settings)?;
             }
+            foundation::take_over(staged, changes)?;
             put(staged, EPOCH, &changes.epoch)
         })?;
         if let Some(canonical) = &changes.canonical {
@@ -237,6 +239,11 @@ impl Hot {
             }
         }
         Ok(())
+    }
+
+    /// Returns once everything written so far survives a crash.
+    pub async fn settled(&self) -> Result<()> {
+        Ok(self.data.settled().await?)
     }
 
     /// `false` once something could not be made safe; only another process can open it anew.

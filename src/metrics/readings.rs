@@ -15,6 +15,8 @@ pub struct Readings {
     /// By state; every host in exactly one.
     pub hosts: Vec<(&'static str, u64)>,
     pub outbox_depth: u64,
+    /// Changes of the records that were tried again, so far.
+    pub conflicts: u64,
     pub certificates: Vec<CertificateReading>,
     pub api_disabled: bool,
     pub degraded: bool,
@@ -82,6 +84,9 @@ impl Now {
         }
         let outbox = "Batches of telemetry that are not in the records yet.";
         self.gauge("codex_authd_outbox_depth", outbox, readings.outbox_depth as f64)?;
+        let conflicts = "Changes of the records that lost against another daemon's and were tried again.";
+        let conflicts = self.counters("codex_authd_records_conflicts_total", conflicts, &[])?;
+        conflicts.with_label_values::<&str>(&[]).inc_by(readings.conflicts);
         let switch = "1 while an admin has switched the hosts' API off.";
         self.gauge("codex_authd_kill_switch", switch, f64::from(u8::from(readings.api_disabled)))?;
         let degraded = "1 while the store cannot be read or written.";

@@ -11,6 +11,7 @@ fn readings() -> Readings {
         canonical: Some(CanonicalReading { version: 3, last_refresh: 1_789_999_990.5 }),
         hosts: vec![("active", 2), ("unbound", 1), ("insecure", 0)],
         outbox_depth: 4,
+        conflicts: 6,
         certificates: vec![certificate],
         api_disabled: true,
         degraded: false,
@@ -80,11 +81,12 @@ fn what_is_asked_for_is_told_as_it_is() {
     let samples = read(&metrics);
     drop(in_flight);
     let admin = [("kind", "admin"), ("name", "a\"b\\c\nd"), ("fingerprint", "0123")];
-    let expected: [Expected; 14] = [
+    let expected: [Expected; 15] = [
         ("codex_authd_canonical_version", &[], 3.0),
         ("codex_authd_canonical_last_refresh_age_seconds", &[], 9.5),
         ("codex_authd_hosts", &[("state", "active")], 2.0),
         ("codex_authd_outbox_depth", &[], 4.0),
+        ("codex_authd_records_conflicts_total", &[], 6.0),
         ("codex_authd_kill_switch", &[], 1.0),
         ("codex_authd_degraded", &[], 0.0),
         ("codex_authd_handshakes_total", &[("listener", "hosts"), ("outcome", "refused")], 2.0),

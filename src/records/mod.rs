@@ -16,6 +16,8 @@
 #[cfg(test)]
 pub mod conformance;
 pub mod embedded;
+pub mod mysql;
+mod rules;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -64,6 +66,10 @@ pub trait Records: Send + Sync {
     async fn check(&self) -> Result<()>;
     /// Why the store takes no more changes until it is opened anew; `None` as long as it does. Waits for nothing.
     fn failure(&self) -> Option<StoreFailure>;
+    /// Whether it can be out of reach while this machine is well. Then what nodes cache has to outlast them.
+    fn may_be_away(&self) -> bool;
+    /// How often a change of this process lost against another one and was tried again.
+    fn conflicts(&self) -> u64;
 
     async fn sealing_keys(&self) -> Result<Vec<SealingKey>>;
     /// Adds a data key (an id that is there already: `false`, nothing written). The highest id is the active one.
@@ -207,6 +213,15 @@ pub struct Seed {
     pub sealing_key: SealingKey,
     pub authorities: Vec<Authority>,
     /// PKCS#8 DER of the server's key, at place `settings/server_key/0`.
+    pub server_key: Sealed,
+}
+
+/// What a daemon stands on. Nothing in it is secret in the clear.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Foundation {
+    pub sealing_keys: Vec<SealingKey>,
+    pub authorities: Vec<Authority>,
+    pub certificates: Vec<AdminCertificate>,
     pub server_key: Sealed,
 }
 

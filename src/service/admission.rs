@@ -113,7 +113,7 @@ impl Service {
             self.watch.event("address.blocked", "", from, false, now);
             // In memory it holds already; a store that fails is reported elsewhere.
             let kept = match self.hot.keep_throttle(self.throttle.gather_failures(from, now)) {
-                Ok(()) => self.hot.throttle_kept().await,
+                Ok(()) => self.hot.settled().await,
                 Err(error) => Err(error),
             };
             if let Err(error) = kept {

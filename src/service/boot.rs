@@ -12,11 +12,12 @@ use zeroize::Zeroizing;
 
 use super::authorities::{Authorities, authority_place};
 use super::{By, Result, ServiceError};
+use crate::hot::Hot;
 use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::authority;
 use crate::pki::server_key;
-use crate::records::{Authority, AuthoritySlot, Records, SealingKey, Seed};
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, Foundation, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 
 /// What is unlocked at boot and kept in memory.
@@ -25,6 +26,10 @@ pub struct Secrets {
     pub ring: KeyRing,
     /// Changes while the daemon runs.
     pub authorities: ArcSwap<Authorities>,
+    /// Admins' certificates as of the boot.
+    pub certificates: Vec<AdminCertificate>,
+    /// The records could not be reached: this is what hot state knew of them.
+    pub are_from_hot: bool,
     /// PKCS#8 DER. It stays the same when the certificate is renewed: installer commands pin it.
     pub server_key: Zeroizing<Vec<u8>>,
 }
@@ -37,24 +42,76 @@ pub async fn unlock(
     credentials: Option<&Path>,
     outside: &dyn Outside,
 ) -> Result<Secrets> {
+    let (foundation, master) = read(records, master_key, credentials, outside).await?;
+    open(foundation, master, false)
+}
+
+/// The same; where the records cannot be reached, what `hot` knows of them is unlocked.
+pub async fn unlock_with_hot(
+    records: &dyn Records,
+    hot: &Hot,
+    master_key: &Path,
+    credentials: Option<&Path>,
+    outside: &dyn Outside,
+) -> Result<Secrets> {
+    let (foundation, master) = match read(records, master_key, credentials, outside).await {
+        Err(ServiceError::RecordsAway { cause }) => {
+            let known = hot.foundation()?.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
+            let master = MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?;
+            let reached = hot.reached_at()?.map(|at| at.to_string()).unwrap_or_default();
+            log::warn!(event = "started_without_records", cause = cause.as_str(), reached = reached.as_str(); "the records are not available: starting with what was known of them");
+            return open(known, master, true);
+        }
+        read => read?,
+    };
+    if let Some(identity) = foundation.authorities.iter().map(|authority| authority.id).min() {
+        // Made once, on the first boot: it names these records among all others.
+        hot.belongs_to(&identity.to_string())?;
+    }
+    hot.keep_foundation(&foundation)?;
+    open(foundation, master, false)
+}
+
+async fn read(
+    records: &dyn Records,
+    master_key: &Path,
+    credentials: Option<&Path>,
+    outside: &dyn Outside,
+) -> Result<(Foundation, MasterKey)> {
     // A master key is made only where nothing was sealed yet: a lost one must be put back, not replaced.
     let master = if records.is_initialised().await? {
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
     } else {
-        let (master, _made) = MasterKey::load_or_create(master_key, credentials, outside)?;
+        let (master, made) = MasterKey::load_or_create(master_key, credentials, outside)?;
         let note = By::daemon().note(outside.now(), "state.initialise");
         if records.initialise(&seed(&master, outside)?, &note).await? {
             log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
+        } else if made {
+            // What it would open is nothing: another daemon on the same database was first, with a key of its own.
+            std::fs::rename(master_key, master_key.with_extension("key.unused")).map_err(ServiceError::internal)?;
+            return Err(lost(master_key));
         }
         master
     };
-    let keys: Vec<_> = records.sealing_keys().await?.into_iter().map(|key| (key.id, key.sealed)).collect();
+    let server_key = records.server_key().await?;
+    let foundation = Foundation {
+        sealing_keys: records.sealing_keys().await?,
+        authorities: records.authorities().await?,
+        certificates: records.certificates().await?,
+        server_key: server_key.ok_or_else(|| ServiceError::internal("the records hold no server key"))?,
+    };
+    Ok((foundation, master))
+}
+
+fn open(foundation: Foundation, master: MasterKey, are_from_hot: bool) -> Result<Secrets> {
+    let Foundation { sealing_keys, authorities, certificates, server_key } = foundation;
+    let keys: Vec<_> = sealing_keys.into_iter().map(|key| (key.id, key.sealed)).collect();
     let ring = KeyRing::unlock(&master, &keys)?;
-    let authorities = records.authorities().await?;
-    let sealed = records.server_key().await?.ok_or_else(|| ServiceError::internal("the records hold no server key"))?;
     Ok(Secrets {
         authorities: ArcSwap::from_pointee(Authorities::open(&authorities, &ring)?),
-        server_key: ring.open(&server_key_place(), &sealed)?,
+        certificates,
+        are_from_hot,
+        server_key: ring.open(&server_key_place(), &server_key)?,
         master,
         ring,
     })
@@ -62,8 +119,9 @@ pub async fn unlock(
 
 fn lost(path: &Path) -> ServiceError {
     ServiceError::internal(format!(
-        "the records are sealed, and the master key {} that opens them is not there; put it back (from a backup, or as \
-         the systemd credential master.key), or move the records directory away to begin anew",
+        "the records are sealed, and the master key {} that opens them is not there; put it back (from a backup, \
+         from another daemon on the same database, or as the systemd credential master.key), or begin anew with other \
+         records",
         path.display()
     ))
 }

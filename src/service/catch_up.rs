@@ -27,21 +27,30 @@ impl Service {
     }
 
     async fn apply_changes(&self) -> Result<()> {
-        if self.records.epoch().await? == self.hot.epoch() {
+        if self.note_reached(self.records.epoch().await)? == self.hot.epoch() {
             return Ok(());
         }
-        let changes = self.records.changes_since(self.hot.epoch()).await?;
-        self.hot.apply(&changes)?;
-        self.directory.put(&changes.hosts);
+        let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
+        // What is opened comes first: where that fails, hot state stays where it is, and this is done again.
+        if changes.authorities.is_some() && self.records.may_be_away() {
+            // A rotation of another node seals the authorities anew.
+            self.reload_ring().await?;
+        }
         if let Some(version) = &changes.canonical {
             self.adopt_canonical(self.open_canonical(version, changes.epoch)?);
         }
         if changes.certificates.is_some() || changes.authorities.is_some() {
-            self.adopt_trust(changes.certificates, changes.authorities.as_deref())?;
+            self.adopt_trust(changes.certificates.clone(), changes.authorities.as_deref())?;
         }
+        self.hot.apply(&changes)?;
+        self.directory.put(&changes.hosts);
         if let Some(settings) = changes.settings {
             self.settings.store(Arc::new(settings));
             self.turn_shared_revision();
+        }
+        if self.records.may_be_away() {
+            // Who is refused from now on is refused after a crash, too, with the records away.
+            self.hot.settled().await?;
         }
         Ok(())
     }
@@ -49,12 +58,9 @@ impl Service {
     /// Starts from what hot state still knows of the last run. What it knows may be sealed with a key that a rotation has
     /// removed since, or belong to other records (a restored backup): then hot state is emptied, and built anew.
     pub(super) async fn adopt_hot(&self) -> Result<()> {
-        if let Some(identity) = self.records.authorities().await?.iter().map(|authority| authority.id).min() {
-            // Made once, on the first boot: it names these records among all others.
-            self.hot.belongs_to(&identity.to_string())?;
-        }
         let opened = self.hot.canonical().map(|version| self.open_canonical(&version, self.hot.epoch())).transpose();
-        if self.hot.epoch() > self.records.epoch().await? || opened.is_err() {
+        let is_ahead = !self.secrets.are_from_hot && self.hot.epoch() > self.records.epoch().await?;
+        if is_ahead || opened.is_err() {
             log::warn!(event = "hot_state_rebuilt"; "hot state does not belong to the records: it is built anew");
             self.hot.reset()?;
             return Ok(());

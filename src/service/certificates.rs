@@ -106,8 +106,12 @@ impl Service {
     /// The certificate is let in no more, on open connections either.
     pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &By) -> Result<AdminCertificate> {
         let now = self.outside.now();
-        let name = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
-        let name = name.ok_or(ServiceError::NotFound("Certificate"))?;
+        let name = || self.certificates.load().get(fingerprint).map(|known| known.name.clone());
+        if name().is_none() {
+            // Another node may have issued it a moment ago.
+            self.catch_up().await?;
+        }
+        let name = name().ok_or(ServiceError::NotFound("Certificate"))?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
         let revoked = self.records.revoke_certificate(fingerprint, now, &note).await?;
         let revoked = revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))?;

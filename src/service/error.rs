@@ -55,11 +55,14 @@ pub enum ServiceError {
     /// The store cannot do it just now; the cause is for the log.
     #[error("The store is not available; try again shortly")]
     Unavailable { cause: String },
+    /// The records cannot be reached or written, which is told once and not for every call ([`super::degraded`]).
+    #[error("The store is not available; try again shortly")]
+    RecordsAway { cause: String },
     /// The store takes no changes until this process has been replaced, which is told once and not for every call.
     #[error("The store is not available; try again shortly")]
     StoreFailed { cause: String },
     /// What state the daemon is in, told to who asks how it is.
-    #[error("the store could not be written ({why}); what is in memory is served, the rest once the disk takes writes")]
+    #[error("{why}; what is in memory is served, the rest once the store is back")]
     Degraded { since: OffsetDateTime, why: String },
     /// A fault of ours; the cause is for the log.
     #[error("Internal error; the daemon's log says more")]
@@ -115,7 +118,7 @@ impl From<NotServed> for ServiceError {
 impl From<RecordsError> for ServiceError {
     fn from(error: RecordsError) -> Self {
         match error {
-            RecordsError::Unavailable(cause) => Self::Unavailable { cause },
+            RecordsError::Unavailable(cause) => Self::RecordsAway { cause },
             RecordsError::Failed(cause) => Self::StoreFailed { cause },
             error @ RecordsError::Corrupt(_) => Self::internal(error),
         }

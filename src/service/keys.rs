@@ -55,8 +55,9 @@ impl Service {
         Ok(())
     }
 
-    async fn reload_ring(&self) -> Result<KeyId> {
+    pub(super) async fn reload_ring(&self) -> Result<KeyId> {
         let keys = self.records.sealing_keys().await?;
+        self.hot.keep_sealing_keys(&keys)?;
         let keys: Vec<_> = keys.into_iter().map(|key| (key.id, key.sealed)).collect();
         let ring = KeyRing::unlock(&self.secrets.master, &keys)?;
         let active = ring.active();

@@ -46,6 +46,7 @@ impl Service {
             canonical,
             hosts: hosts.unwrap_or_default(),
             outbox_depth: self.hot.outbox_depth(),
+            conflicts: self.records.conflicts(),
             certificates,
             api_disabled: self.settings.load().api_disabled,
             degraded: !matches!(tokio::time::timeout(PATIENCE, self.ready()).await, Ok(Ok(()))),

@@ -100,7 +100,8 @@ pub struct Service {
     rotating: Mutex<()>,
     /// Settings are read, changed and written as a whole.
     changing_settings: Mutex<()>,
-    degraded: ArcSwapOption<degraded::Degraded>,
+    store_failed: ArcSwapOption<degraded::Failed>,
+    away: ArcSwapOption<degraded::Away>,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -138,13 +139,20 @@ impl Service {
             catch_ups_asked: AtomicU64::new(0),
             rotating: Mutex::new(()),
             changing_settings: Mutex::new(()),
-            degraded: ArcSwapOption::empty(),
+            store_failed: ArcSwapOption::empty(),
+            away: ArcSwapOption::empty(),
         };
-        service.adopt_trust(Some(service.records.certificates().await?), None)?;
+        service.adopt_trust(Some(service.secrets.certificates.clone()), None)?;
         service.hot.restore_throttle(&service.throttle, service.outside.now())?;
         service.adopt_hot().await?;
-        service.catch_up().await?;
-        service.adopt_activity().await?;
+        match service.catch_up().await {
+            // Hot state has what a daemon of the last run knew.
+            Err(ServiceError::RecordsAway { .. }) if service.secrets.are_from_hot => {}
+            caught_up => {
+                caught_up?;
+                service.adopt_activity().await?;
+            }
+        }
         Ok(service)
     }
 

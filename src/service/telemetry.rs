@@ -49,7 +49,7 @@ impl Service {
         let hot = self.hot.clone();
         let written = tokio::task::spawn_blocking(move || hot.keep_throttle(rows)).await;
         written.map_err(ServiceError::internal)??;
-        self.hot.throttle_kept().await?;
+        self.hot.settled().await?;
         log::debug!(event = "throttle_kept"; "what the throttles counted is kept");
         Ok(())
     }

@@ -8,6 +8,7 @@ mod cli;
 mod controls;
 mod crash;
 mod dashboard;
+mod database;
 mod disk;
 mod durability;
 mod e2e;

@@ -91,7 +91,7 @@ impl Throttle {
 }
 
 impl Hot {
-    /// Writes what was gathered; it is kept once [`Hot::throttle_kept`] is through. With a great many rows it takes a
+    /// Writes what was gathered; it is kept once [`Hot::settled`] is through. With a great many rows it takes a
     /// while: not for an async task then.
     pub fn keep_throttle(&self, rows: Rows) -> Result<()> {
         let mut rest = rows.rows.into_iter().peekable();
@@ -108,11 +108,6 @@ impl Hot {
             })?;
         }
         Ok(())
-    }
-
-    /// Returns once everything that was written before would survive a power cut.
-    pub async fn throttle_kept(&self) -> Result<()> {
-        Ok(self.data.settled().await?)
     }
 
     /// Gives `throttle` what the last run kept, and removes what counts no more.

@@ -1,5 +1,5 @@
 //! The conformance suite of [`Records`]: every promise of the trait's documentation as a test of its own, against
-//! whatever a constructor makes. [`conformance_tests!`] gives one implementation all of them.
+//! whatever a constructor makes. [`conformance_tests!`] gives one implementation all of them, [`list`] names them.
 //!
 //! A case gets an empty store and nothing else; it may not know what it runs on.
 
@@ -13,6 +13,7 @@ mod telemetry;
 
 use std::any::Any;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -30,11 +31,11 @@ pub struct Fixture {
     pub keep: Box<dyn Any + Send>,
 }
 
-/// `conformance_tests!(make)`, with `async fn make() -> Fixture`: the whole suite as tests of the module it stands in.
-macro_rules! conformance_tests {
-    ($make:path) => {
-        $crate::records::conformance::conformance_tests! {
-            @cases $make;
+/// Hands every case to the macro `$then`, after `$make`.
+macro_rules! every_case {
+    ($then:ident, $($make:path)?) => {
+        $crate::records::conformance::$then! {
+            $($make)?;
             hosts: a_new_host_has_the_rules_it_was_registered_with;
             hosts: a_name_registered_again_keeps_its_id_and_gets_a_new_key;
             hosts: registering_for_another_id_changes_nothing;
@@ -95,7 +96,17 @@ macro_rules! conformance_tests {
             changes: a_follower_misses_nothing_among_racing_writers;
         }
     };
-    (@cases $make:path; $($group:ident: $case:ident;)*) => {
+}
+
+/// `conformance_tests!(make)`, with `async fn make() -> Fixture`: the whole suite as tests of the module it stands in.
+macro_rules! conformance_tests {
+    ($make:path) => {
+        $crate::records::conformance::every_case!(as_tests, $make);
+    };
+}
+
+macro_rules! as_tests {
+    ($make:path; $($group:ident: $case:ident;)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
@@ -106,7 +117,21 @@ macro_rules! conformance_tests {
         )*
     };
 }
-pub(crate) use conformance_tests;
+
+macro_rules! as_list {
+    (; $($group:ident: $case:ident;)*) => {
+        vec![$((stringify!($case), (|store| Box::pin(cases::$case(store))) as Case)),*]
+    };
+}
+pub(crate) use {as_list, as_tests, conformance_tests, every_case};
+
+/// A test that is not run yet.
+pub type Case = fn(Store) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The whole suite by name, for whoever wants one store's server for all of it.
+pub fn list() -> Vec<(&'static str, Case)> {
+    every_case!(as_list,)
+}
 
 pub mod cases {
     pub use super::audit::*;
@@ -118,7 +143,7 @@ pub mod cases {
     pub use super::telemetry::*;
 }
 
-type Store = Arc<dyn Records>;
+pub type Store = Arc<dyn Records>;
 
 pub fn at(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap() + seconds.seconds()
@@ -239,7 +264,7 @@ pub fn replaced(replacement: Replacement) -> CanonicalVersion {
 }
 
 /// Runs `count` calls at once and gives back what each of them got.
-async fn race<T, F>(count: usize, call: impl Fn(usize) -> F) -> Vec<T>
+pub async fn race<T, F>(count: usize, call: impl Fn(usize) -> F) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,

@@ -106,6 +106,7 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
     assert_eq!(found, expected);
     assert_eq!(store.values_sealed_before(KeyId(2), 3).await.unwrap().len(), 3);
 
+    assert!(store.add_sealing_key(&key(2), &noted()).await.unwrap());
     for (number, (place, value)) in found.iter().enumerate() {
         let epoch = store.epoch().await.unwrap();
         let tag = format!("new {place:?}");

@@ -6,7 +6,7 @@ use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
-use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep, Result};
+use crate::records::{AdminCertificate, Authority, AuthorityStep, Result, rules};
 use crate::seal::Place;
 
 use super::changes::{self, Kind};
@@ -23,22 +23,13 @@ pub(super) fn roll(
         let (key, value) = row?;
         present.push(rows::decode(&key, &value)?);
     }
-    let in_slot = |slot| present.iter().find(|authority| authority.role == role && authority.slot == slot).cloned();
-    let (next, active, old) =
-        (in_slot(AuthoritySlot::Next), in_slot(AuthoritySlot::Active), in_slot(AuthoritySlot::Old));
-    match (step, next, active, old) {
-        (AuthorityStep::Prepare(made), None, Some(_), _) if made.role == role => {
-            put(staged, &Authority { slot: AuthoritySlot::Next, ..(**made).clone() })?;
-        }
-        (AuthorityStep::Activate, Some(next), Some(active), None) => {
-            put(staged, &Authority { slot: AuthoritySlot::Active, ..next })?;
-            put(staged, &Authority { slot: AuthoritySlot::Old, ..active })?;
-        }
-        (AuthorityStep::Retire, _, _, Some(old)) => {
-            staged.remove(rows::authority(old.id));
-            sealed::index(staged, &place(&old), Some(&old.private_key), None);
-        }
-        _ => return Ok(false),
+    let Some((written, gone)) = rules::roll(&present, role, step) else { return Ok(false) };
+    for authority in &written {
+        put(staged, authority)?;
+    }
+    if let Some(gone) = gone {
+        staged.remove(rows::authority(gone.id));
+        sealed::index(staged, &place(&gone), Some(&gone.private_key), None);
     }
     let epoch = changes::bump(staged)?;
     changes::mark_set(staged, Kind::Authorities, epoch)?;

@@ -7,10 +7,9 @@ use time::OffsetDateTime;
 use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostId, HostRules};
-use crate::records::{
-    Epoch, Host, HostChange, InstallToken, RecordsError, Redemption, Registration, Restoration, Result,
-};
+use crate::model::host::{Fqdn, HostId};
+use crate::records::rules::taken;
+use crate::records::{Epoch, Host, HostChange, InstallToken, Redemption, Registration, Restoration, Result};
 use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
@@ -27,27 +26,17 @@ pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration, not
         present => present,
     };
     let host = match present {
-        Some(present) => given_new_key(present, registration),
+        Some(present) => present.given_new_key(registration),
         None if staged.get(rows::host(registration.id))?.is_some() => return Err(taken("host id")),
         None => {
             rows::put(staged, rows::host_name(&registration.fqdn), &registration.id)?;
-            new_host(registration)
+            Host::registered(registration)
         }
     };
     let epoch = changes::bump(staged)?;
     put(staged, &host, epoch)?;
     revoke_pending_tokens(staged, host.id, registration.at, epoch)?;
-    let token = InstallToken {
-        digest: registration.token.digest,
-        host: host.id,
-        base_url: registration.token.base_url.clone(),
-        created_at: registration.at,
-        expires_at: registration.token.expires_at,
-        redeemed_at: None,
-        redeemed_from: None,
-        revoked_at: None,
-    };
-    put_token(staged, token, epoch)?;
+    put_token(staged, InstallToken::issued(registration, &host), epoch)?;
     audit::append(staged, note)?;
     Ok(host)
 }
@@ -80,7 +69,7 @@ pub(super) fn restore(
 ) -> Result<Restoration> {
     let marked: Option<Marked<Host>> = rows::get(staged, rows::host(id))?;
     let Some(mut host) = marked.map(|marked| marked.row) else { return Ok(Restoration::Unknown) };
-    if host.removed_at.is_none_or(|removed| removed <= removed_after) || host.api_key.as_bytes().is_empty() {
+    if !host.can_be_restored(removed_after) {
         return Ok(Restoration::Unknown);
     }
     if staged.get(rows::host_name(&host.fqdn))?.is_some() {
@@ -177,31 +166,7 @@ pub(super) fn change(
     note: &AuditNote,
 ) -> Result<Option<Host>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
-    if let Some(secure) = change.secure {
-        host.rules.secure = secure;
-    }
-    if let Some(disabled) = change.disabled {
-        host.rules.disabled = disabled;
-    }
-    if let Some(end) = change.expires_at {
-        host.rules.expires_at = end;
-    }
-    if let Some(networks) = &change.allowed_networks {
-        host.rules.allowed_networks.clone_from(networks);
-    }
-    if let Some(allow) = change.allow_roaming_ips {
-        host.rules.allow_roaming_ips = allow;
-    }
-    if let Some(ip) = change.bound_ip {
-        host.rules.bound_ip = ip.map(|ip| ip.to_canonical());
-    }
-    if let Some(until) = change.insecure_enabled_until {
-        host.rules.insecure_enabled_until = until;
-    }
-    if let Some(until) = change.insecure_grace_until {
-        host.rules.insecure_grace_until = until;
-    }
-    host.updated_at = at;
+    change.apply(&mut host, at);
     let epoch = changes::bump(staged)?;
     put(staged, &host, epoch)?;
     audit::append(staged, note)?;
@@ -217,14 +182,10 @@ pub(super) fn bind_ip(
     note: &AuditNote,
 ) -> Result<Option<IpAddr>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
-    if host.key_digest != *key && host.imported_key_digest != Some(*key) {
+    if !host.has_key(key) {
         return Ok(None);
     }
-    let ip = Some(ip.to_canonical());
-    let rules = &mut host.rules;
-    if rules.bound_ip != ip && (rules.bound_ip.is_none() || rules.allow_roaming_ips) {
-        rules.bound_ip = ip;
-        host.updated_at = at;
+    if host.bind(ip, at) {
         let epoch = changes::bump(staged)?;
         put(staged, &host, epoch)?;
         audit::append(staged, note)?;
@@ -274,8 +235,7 @@ pub(super) fn revoke_token(
     note: &AuditNote,
 ) -> Result<Option<InstallToken>> {
     let marked: Option<Marked<InstallToken>> = rows::get(staged, rows::token(digest))?;
-    let pending = |token: &InstallToken| token.redeemed_at.is_none() && token.revoked_at.is_none();
-    let Some(mut token) = marked.map(|marked| marked.row).filter(pending) else { return Ok(None) };
+    let Some(mut token) = marked.map(|marked| marked.row).filter(InstallToken::is_pending) else { return Ok(None) };
     token.revoked_at = Some(at);
     let epoch = changes::bump(staged)?;
     put_token(staged, token.clone(), epoch)?;
@@ -297,7 +257,7 @@ fn put_token(staged: &mut Staged<'_>, token: InstallToken, epoch: Epoch) -> Resu
     let old: Option<Marked<InstallToken>> = rows::get(staged, &key)?;
     changes::mark(staged, Kind::InstallToken, token.digest.as_bytes(), old.map(|old| old.epoch), epoch);
     let pending = rows::pending_token(token.host, &token.digest);
-    if token.redeemed_at.is_none() && token.revoked_at.is_none() {
+    if token.is_pending() {
         staged.insert(pending, "");
     } else {
         staged.remove(pending);
@@ -318,48 +278,4 @@ fn revoke_pending_tokens(staged: &mut Staged<'_>, host: HostId, at: OffsetDateTi
         put_token(staged, token, epoch)?;
     }
     Ok(())
-}
-
-fn new_host(registration: &Registration) -> Host {
-    let secure = registration.secure.unwrap_or(true);
-    Host {
-        id: registration.id,
-        fqdn: registration.fqdn.clone(),
-        key_digest: registration.key_digest,
-        imported_key_digest: None,
-        api_key: registration.api_key.clone(),
-        rules: HostRules {
-            secure,
-            allow_roaming_ips: false,
-            bound_ip: None,
-            insecure_enabled_until: registration.insecure_enabled_until.filter(|_| !secure),
-            insecure_grace_until: None,
-            disabled: false,
-            expires_at: registration.expires_at,
-            allowed_networks: Vec::new(),
-        },
-        created_at: registration.at,
-        updated_at: registration.at,
-        removed_at: None,
-    }
-}
-
-fn given_new_key(mut host: Host, registration: &Registration) -> Host {
-    host.key_digest = registration.key_digest;
-    host.imported_key_digest = None;
-    host.api_key = registration.api_key.clone();
-    host.updated_at = registration.at;
-    // A key is bound to the first address it is used from, and this one was used from none.
-    host.rules.bound_ip = None;
-    host.rules.expires_at = registration.expires_at.or(host.rules.expires_at);
-    if let Some(secure) = registration.secure {
-        host.rules.secure = secure;
-        host.rules.insecure_enabled_until = registration.insecure_enabled_until.filter(|_| !secure);
-        host.rules.insecure_grace_until = None;
-    }
-    host
-}
-
-fn taken(what: &str) -> RecordsError {
-    RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
 }

@@ -132,6 +132,14 @@ impl Records for Embedded {
         self.data.failure().map(|(place, cause)| StoreFailure { place, cause })
     }
 
+    fn may_be_away(&self) -> bool {
+        false
+    }
+
+    fn conflicts(&self) -> u64 {
+        0
+    }
+
     async fn sealing_keys(&self) -> Result<Vec<SealingKey>> {
         self.read(|data| rows::all(data, rows::SEALING_KEY)).await
     }

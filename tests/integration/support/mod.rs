@@ -7,6 +7,8 @@ pub mod disk;
 pub mod documents;
 pub mod host;
 pub mod http;
+pub mod load;
+pub mod mariadb;
 pub mod standin;
 pub mod upstream;
 pub mod within;

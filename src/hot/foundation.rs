@@ -1,0 +1,58 @@
+//! What a daemon needs of the records to start without them: the keys, sealed as they are there, and who is trusted.
+//!
+//! It changes in the same batch as the epoch: a daemon that starts from it trusts nobody who was refused at that epoch.
+
+use time::OffsetDateTime;
+
+use super::{Hot, Result, get, get_staged, put};
+use crate::durable::Staged;
+use crate::records::{Changes, Foundation, SealingKey};
+
+pub(super) const FOUNDATION: &[u8] = b"foundation";
+/// When the records were last reached, as far as it was noted.
+pub(super) const REACHED: &[u8] = b"reached";
+
+impl Hot {
+    pub fn foundation(&self) -> Result<Option<Foundation>> {
+        get(&self.data, FOUNDATION)
+    }
+
+    pub fn keep_foundation(&self, foundation: &Foundation) -> Result<()> {
+        self.data.write(|staged| put(staged, FOUNDATION, foundation))
+    }
+
+    /// The data keys, which change without an epoch.
+    pub fn keep_sealing_keys(&self, keys: &[SealingKey]) -> Result<()> {
+        self.data.write(|staged| change(staged, |foundation| foundation.sealing_keys = keys.to_vec()))
+    }
+
+    pub fn reached_at(&self) -> Result<Option<OffsetDateTime>> {
+        let seconds: Option<i64> = get(&self.data, REACHED)?;
+        Ok(seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok()))
+    }
+
+    pub fn note_reached(&self, now: OffsetDateTime) -> Result<()> {
+        self.data.write(|staged| put(staged, REACHED, &now.unix_timestamp()))
+    }
+}
+
+pub(super) fn take_over(staged: &mut Staged<'_>, changes: &Changes) -> Result<()> {
+    if changes.certificates.is_none() && changes.authorities.is_none() {
+        return Ok(());
+    }
+    change(staged, |foundation| {
+        if let Some(certificates) = &changes.certificates {
+            foundation.certificates.clone_from(certificates);
+        }
+        if let Some(authorities) = &changes.authorities {
+            foundation.authorities.clone_from(authorities);
+        }
+    })
+}
+
+fn change(staged: &mut Staged<'_>, change: impl FnOnce(&mut Foundation)) -> Result<()> {
+    // Without one there is nothing to start from, and nothing to keep up to date.
+    let Some(mut foundation) = get_staged::<Foundation>(staged, FOUNDATION)? else { return Ok(()) };
+    change(&mut foundation);
+    put(staged, FOUNDATION, &foundation)
+}

@@ -1,0 +1,186 @@
+//! The canonical version and all that were.
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Params, Row, Value};
+use uuid::Uuid;
+
+use super::changes::{self, Change, Set};
+use super::connections::Outcome;
+use super::rows::{self, Columns};
+use super::sealed;
+use crate::model::audit::AuditNote;
+use crate::model::host::HostId;
+use crate::model::instant::Instant;
+use crate::records::{
+    AuthEntry, CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result, Source,
+};
+
+const TABLE: &str = "auth_payloads";
+const SUMMARY: &str = "version, digest, last_refresh, source_kind, source_by, source_version, source_host_id, \
+                       source_fqdn, stored_at";
+
+pub(super) async fn replace(
+    change: &mut Change<'_>,
+    condition: &Condition,
+    new: &NewCanonical,
+    note: &AuditNote,
+) -> Outcome<Replacement> {
+    let present = change.heads.canonical_version;
+    if let Some(number) = number_of(change.connection, new.id).await? {
+        let version =
+            version(change.connection, number).await?.ok_or_else(|| rows::corrupt(TABLE, "a version left"))?;
+        let epoch = if present == Some(number) { change.heads.canonical_epoch } else { Epoch(0) };
+        return Ok(Replacement::Replaced { version, epoch });
+    }
+    if !holds(change.connection, condition, present).await? {
+        let present = match present {
+            Some(number) => version(change.connection, number).await?,
+            None => None,
+        };
+        return Ok(Replacement::Conflict(present));
+    }
+    sealed::check(change, new.entries.iter().map(|entry| &entry.token).chain([&new.body])).await?;
+    let highest: Option<u64> =
+        change.connection.exec_first("SELECT MAX(version) FROM auth_payloads", ()).await?.flatten();
+    let number = highest.unwrap_or_default() + 1;
+    insert(change, number, new).await?;
+    change.heads.canonical_version = Some(number);
+    let epoch = change.mark(Set::Canonical);
+    change.note(&note.clone().on(number));
+    let made = CanonicalVersion {
+        id: new.id,
+        summary: CanonicalSummary {
+            version: number,
+            digest: new.digest,
+            last_refresh: new.last_refresh.clone(),
+            source: new.source.clone(),
+            stored_at: rows::cut(new.at),
+        },
+        body: new.body.clone(),
+        entries: new.entries.clone(),
+    };
+    Ok(Replacement::Replaced { version: made, epoch })
+}
+
+async fn holds(connection: &mut Conn, condition: &Condition, present: Option<u64>) -> Outcome<bool> {
+    match (condition, present) {
+        (Condition::Version(expected), present) => Ok(present == *expected),
+        (Condition::OlderThan(_), None) => Ok(true),
+        (Condition::OlderThan(instant), Some(number)) => {
+            let statement = "SELECT last_refresh FROM auth_payloads WHERE version = ?";
+            let row: Option<Row> = connection.exec_first(statement, (number,)).await?;
+            let row = row.ok_or_else(|| rows::corrupt(TABLE, "the canonical version is missing"))?;
+            let present = Columns::of(TABLE, row).text()?;
+            let present = Instant::parse(&present).map_err(|error| rows::corrupt(TABLE, error))?;
+            Ok(present < *instant)
+        }
+    }
+}
+
+async fn number_of(connection: &mut Conn, id: Uuid) -> Outcome<Option<u64>> {
+    Ok(connection.exec_first("SELECT version FROM auth_payloads WHERE id = ?", (rows::id(id),)).await?)
+}
+
+async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Outcome<()> {
+    let (kind, by, of, host): (_, _, Option<u64>, _) = match &new.source {
+        Source::Admin { by } => ("admin", Some(by), None, None),
+        Source::Rollback { by, of } => ("rollback", Some(by), Some(*of), None),
+        Source::Host { id, fqdn } => ("host", None, None, Some((id, fqdn))),
+    };
+    let values = vec![
+        number.into(),
+        rows::id(new.id),
+        rows::digest(&new.digest),
+        new.last_refresh.as_str().into(),
+        rows::sealed(&new.body),
+        rows::key_of(&new.body),
+        kind.into(),
+        by.into(),
+        of.into(),
+        host.map(|(id, _)| id.0).into(),
+        host.map(|(_, fqdn)| fqdn.as_str()).into(),
+        rows::time(new.at),
+    ];
+    change
+        .run(
+            "INSERT INTO auth_payloads (version, id, digest, last_refresh, body, body_key, source_kind, source_by, \
+             source_version, source_host_id, source_fqdn, stored_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        .await?;
+    for (place, entry) in (0_u64..).zip(&new.entries) {
+        let values = vec![
+            rows::id(new.id),
+            place.into(),
+            entry.target.as_str().into(),
+            rows::sealed(&entry.token),
+            rows::key_of(&entry.token),
+            entry.token_type.as_str().into(),
+            entry.organization.as_deref().into(),
+            entry.project.as_deref().into(),
+            entry.api_base.as_deref().into(),
+        ];
+        change
+            .run(
+                "INSERT INTO auth_entries (payload_id, place, target, token, token_key, token_type, organization, \
+                 project, api_base) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn present(connection: &mut Conn) -> Outcome<Option<CanonicalVersion>> {
+    match changes::heads(connection).await?.canonical_version {
+        Some(number) => version(connection, number).await,
+        None => Ok(None),
+    }
+}
+
+/// A version is never changed but for the key that it is sealed with, so its parts need not be read at one moment.
+pub(super) async fn version(connection: &mut Conn, number: u64) -> Outcome<Option<CanonicalVersion>> {
+    let statement = format!("SELECT {SUMMARY}, id, body FROM auth_payloads WHERE version = ?");
+    let row: Option<Row> = connection.exec_first(statement, (number,)).await?;
+    let Some(row) = row else { return Ok(None) };
+    let mut columns = Columns::of(TABLE, row);
+    let (summary, id, body) = (read_summary(&mut columns)?, columns.id()?, columns.sealed()?);
+    let statement = "SELECT target, token, token_type, organization, project, api_base FROM auth_entries \
+                     WHERE payload_id = ? ORDER BY place";
+    let rows: Vec<Row> = connection.exec(statement, (rows::id(id),)).await?;
+    let entries = rows.into_iter().map(read_entry).collect::<Result<_>>()?;
+    Ok(Some(CanonicalVersion { id, summary, body, entries }))
+}
+
+pub(super) async fn history(connection: &mut Conn, limit: usize) -> Outcome<Vec<CanonicalSummary>> {
+    let statement = format!("SELECT {SUMMARY} FROM auth_payloads ORDER BY version DESC LIMIT ?");
+    let values: Vec<Value> = vec![(limit as u64).into()];
+    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
+    let rows = rows.into_iter().map(|row| read_summary(&mut Columns::of(TABLE, row)));
+    Ok(rows.collect::<Result<_>>()?)
+}
+
+fn read_summary(columns: &mut Columns) -> Result<CanonicalSummary> {
+    let (version, digest, last_refresh) = (columns.number()?, columns.digest()?, columns.text()?);
+    let (kind, by, of) = (columns.text()?, columns.optional_text()?, columns.optional_number()?);
+    let (host, fqdn) = (columns.optional_number()?, columns.optional_parsed()?);
+    let source = match (kind.as_str(), by, of, host, fqdn) {
+        ("admin", Some(by), ..) => Source::Admin { by },
+        ("rollback", Some(by), Some(of), ..) => Source::Rollback { by, of },
+        ("host", _, _, Some(id), Some(fqdn)) => Source::Host { id: HostId(id), fqdn },
+        _ => return Err(rows::corrupt(TABLE, format!("version {version} does not say where it came from"))),
+    };
+    Ok(CanonicalSummary { version, digest, last_refresh, source, stored_at: columns.time()? })
+}
+
+fn read_entry(row: Row) -> Result<AuthEntry> {
+    let mut columns = Columns::of("auth_entries", row);
+    Ok(AuthEntry {
+        target: columns.text()?,
+        token: columns.sealed()?,
+        token_type: columns.text()?,
+        organization: columns.optional_text()?,
+        project: columns.optional_text()?,
+        api_base: columns.optional_text()?,
+    })
+}

@@ -1,0 +1,191 @@
+//! One change, from the lock to the commit; the epoch, and what changed after which.
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Params, Row};
+
+use super::connections::{Outcome, Problem};
+use super::rows::{self, Columns};
+use super::{audit, authorities, canonical, hosts, install_tokens, settings};
+use crate::model::audit::{AuditEntry, AuditHead, AuditNote};
+use crate::records::{Changes, Epoch};
+
+/// What nodes read as a whole.
+#[derive(Clone, Copy)]
+pub(super) enum Set {
+    Canonical,
+    Settings,
+    Certificates,
+    Authorities,
+}
+
+/// The row of `heads`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Heads {
+    pub epoch: Epoch,
+    pub canonical_version: Option<u64>,
+    pub canonical_epoch: Epoch,
+    pub settings_epoch: Epoch,
+    pub certificates_epoch: Epoch,
+    pub authorities_epoch: Epoch,
+    pub audit: AuditHead,
+}
+
+const HEADS: &str = "SELECT epoch, canonical_version, canonical_epoch, settings_epoch, certificates_epoch, \
+                     authorities_epoch, audit_number, audit_hash FROM heads WHERE id = 0";
+
+impl Heads {
+    async fn read(connection: &mut Conn, query: String) -> Outcome<Self> {
+        let row: Option<Row> = connection.exec_first(query, ()).await?;
+        let mut columns = Columns::of("heads", row.ok_or_else(|| rows::corrupt("heads", "its row is missing"))?);
+        Ok(Self {
+            epoch: Epoch(columns.number()?),
+            canonical_version: columns.optional_number()?,
+            canonical_epoch: Epoch(columns.number()?),
+            settings_epoch: Epoch(columns.number()?),
+            certificates_epoch: Epoch(columns.number()?),
+            authorities_epoch: Epoch(columns.number()?),
+            audit: AuditHead { number: columns.number()?, hash: columns.digest()? },
+        })
+    }
+}
+
+/// A transaction that has the lock.
+pub(super) struct Change<'a> {
+    pub connection: &'a mut Conn,
+    pub heads: Heads,
+    before: Heads,
+    notes: Vec<AuditEntry>,
+}
+
+impl<'a> Change<'a> {
+    pub async fn begin(connection: &'a mut Conn) -> Outcome<Self> {
+        connection.query_drop("START TRANSACTION").await?;
+        let heads = match Heads::read(connection, format!("{HEADS} FOR UPDATE")).await {
+            Ok(heads) => heads,
+            Err(problem) => {
+                connection.query_drop("ROLLBACK").await?;
+                return Err(problem);
+            }
+        };
+        Ok(Self { connection, heads, before: heads, notes: Vec::new() })
+    }
+
+    /// The epoch of this change: the same one however often it is asked for.
+    pub fn epoch(&mut self) -> Epoch {
+        self.heads.epoch = Epoch(self.before.epoch.0 + 1);
+        self.heads.epoch
+    }
+
+    /// Marks a set as changed; gives the epoch.
+    pub fn mark(&mut self, set: Set) -> Epoch {
+        let epoch = self.epoch();
+        match set {
+            Set::Canonical => self.heads.canonical_epoch = epoch,
+            Set::Settings => self.heads.settings_epoch = epoch,
+            Set::Certificates => self.heads.certificates_epoch = epoch,
+            Set::Authorities => self.heads.authorities_epoch = epoch,
+        }
+        epoch
+    }
+
+    /// Chains an entry to those before.
+    pub fn note(&mut self, note: &AuditNote) {
+        let entry = self.heads.audit.chain(note.clone());
+        self.heads.audit = AuditHead { number: entry.number, hash: entry.hash };
+        self.notes.push(entry);
+    }
+
+    pub async fn run(&mut self, statement: &str, values: Vec<mysql_async::Value>) -> Outcome<()> {
+        Ok(self.connection.exec_drop(statement, Params::Positional(values)).await?)
+    }
+
+    /// Commits what `outcome` says is done, and rolls everything back if it is a problem.
+    pub async fn end<T>(mut self, outcome: Outcome<T>) -> Outcome<T> {
+        let outcome = match outcome {
+            Ok(value) => self.commit().await.map(|()| value),
+            Err(problem) => Err(problem),
+        };
+        if let Err(Problem::Conflict(_) | Problem::Records(_)) = outcome {
+            self.connection.query_drop("ROLLBACK").await?;
+        }
+        outcome
+    }
+
+    async fn commit(&mut self) -> Outcome<()> {
+        let notes = std::mem::take(&mut self.notes);
+        audit::write(self.connection, &notes).await?;
+        if self.heads != self.before {
+            let Heads { epoch, canonical_version, canonical_epoch, settings_epoch, .. } = self.heads;
+            let Heads { certificates_epoch, authorities_epoch, audit, .. } = self.heads;
+            let values = vec![
+                epoch.0.into(),
+                canonical_version.into(),
+                canonical_epoch.0.into(),
+                settings_epoch.0.into(),
+                certificates_epoch.0.into(),
+                authorities_epoch.0.into(),
+                audit.number.into(),
+                rows::digest(&audit.hash),
+            ];
+            self.run(
+                "UPDATE heads SET epoch = ?, canonical_version = ?, canonical_epoch = ?, settings_epoch = ?, \
+                 certificates_epoch = ?, authorities_epoch = ?, audit_number = ?, audit_hash = ? WHERE id = 0",
+                values,
+            )
+            .await?;
+        }
+        Ok(self.connection.query_drop("COMMIT").await?)
+    }
+}
+
+pub(super) async fn heads(connection: &mut Conn) -> Outcome<Heads> {
+    Heads::read(connection, HEADS.into()).await
+}
+
+pub(super) async fn epoch(connection: &mut Conn) -> Outcome<Epoch> {
+    Ok(heads(connection).await?.epoch)
+}
+
+/// Whether the database takes writes; nothing is changed.
+pub(super) async fn check(connection: &mut Conn) -> Outcome<()> {
+    let change = Change::begin(connection).await?;
+    let tried = change.connection.query_drop("UPDATE heads SET epoch = epoch + 1 WHERE id = 0").await;
+    change.connection.query_drop("ROLLBACK").await?;
+    Ok(tried?)
+}
+
+pub(super) async fn since(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {
+    // Nearly every poll finds nothing.
+    let now = epoch(connection).await?;
+    if now <= since {
+        return Ok(Changes { epoch: now, ..Changes::default() });
+    }
+    connection.query_drop("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+    connection.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
+    let read = read_since(connection, since).await;
+    connection.query_drop("ROLLBACK").await?;
+    read
+}
+
+async fn read_since(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {
+    let heads = heads(connection).await?;
+    let mut changes = Changes {
+        epoch: heads.epoch,
+        hosts: hosts::changed(connection, since).await?,
+        install_tokens: install_tokens::changed(connection, since).await?,
+        ..Changes::default()
+    };
+    if let Some(version) = heads.canonical_version.filter(|_| heads.canonical_epoch > since) {
+        changes.canonical = canonical::version(connection, version).await?;
+    }
+    if heads.settings_epoch > since {
+        changes.settings = Some(settings::present(connection).await?);
+    }
+    if heads.certificates_epoch > since {
+        changes.certificates = Some(authorities::certificates(connection).await?);
+    }
+    if heads.authorities_epoch > since {
+        changes.authorities = Some(authorities::all(connection).await?);
+    }
+    Ok(changes)
+}

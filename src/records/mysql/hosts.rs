@@ -1,0 +1,278 @@
+//! Hosts.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Params, Row, Value};
+use time::OffsetDateTime;
+
+use super::changes::Change;
+use super::connections::Outcome;
+use super::install_tokens;
+use super::rows::{self, Columns};
+use super::sealed;
+use crate::model::audit::AuditNote;
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostId, HostRules};
+use crate::records::rules::taken;
+use crate::records::{Epoch, Host, HostChange, InstallToken, Registration, Restoration, Result};
+use crate::seal::Sealed;
+
+const TABLE: &str = "hosts";
+
+/// With the networks in one column, so that a host is read as it was at one moment.
+const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
+                      insecure_enabled_until, insecure_grace_until, disabled, expires_at, created_at, updated_at, \
+                      removed_at, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
+                      WHERE host_networks.host_id = hosts.id) FROM hosts";
+
+pub(super) async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
+    Ok(select(connection, "WHERE id = ? AND removed_at IS NULL", vec![id.0.into()]).await?.pop())
+}
+
+/// Removed or not.
+async fn known(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
+    Ok(select(connection, "WHERE id = ?", vec![id.0.into()]).await?.pop())
+}
+
+pub(super) async fn by_name(connection: &mut Conn, fqdn: &Fqdn) -> Outcome<Option<Host>> {
+    Ok(select(connection, "WHERE live_fqdn = ?", vec![fqdn.as_str().into()]).await?.pop())
+}
+
+pub(super) async fn all(connection: &mut Conn) -> Outcome<Vec<Host>> {
+    select(connection, "WHERE live_fqdn IS NOT NULL ORDER BY live_fqdn", vec![]).await
+}
+
+/// The last one first.
+pub(super) async fn removed(connection: &mut Conn) -> Outcome<Vec<Host>> {
+    let which = "WHERE removed_at IS NOT NULL AND api_key <> '' ORDER BY removed_at DESC, id DESC";
+    select(connection, which, vec![]).await
+}
+
+pub(super) async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<Host>> {
+    select(connection, "WHERE epoch > ? ORDER BY epoch", vec![since.0.into()]).await
+}
+
+async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<Host>> {
+    let rows: Vec<Row> = connection.exec(format!("{SELECT} {which}"), Params::Positional(values)).await?;
+    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
+}
+
+fn read(row: Row) -> Result<Host> {
+    let mut columns = Columns::of(TABLE, row);
+    let (id, fqdn) = (HostId(columns.number()?), columns.parsed()?);
+    let (key_digest, imported_key_digest, api_key) = (columns.digest()?, columns.optional_digest()?, columns.sealed()?);
+    let rules = HostRules {
+        secure: columns.truth()?,
+        allow_roaming_ips: columns.truth()?,
+        bound_ip: columns.optional_parsed()?,
+        insecure_enabled_until: columns.optional_time()?,
+        insecure_grace_until: columns.optional_time()?,
+        disabled: columns.truth()?,
+        expires_at: columns.optional_time()?,
+        allowed_networks: Vec::new(),
+    };
+    let (created_at, updated_at, removed_at) = (columns.time()?, columns.time()?, columns.optional_time()?);
+    let networks = columns.optional_text()?.unwrap_or_default();
+    let networks = networks.split(',').filter(|network| !network.is_empty()).map(str::parse);
+    let allowed_networks: Vec<IpNet> =
+        networks.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("host_networks", error))?;
+    let rules = HostRules { allowed_networks, ..rules };
+    Ok(Host { id, fqdn, key_digest, imported_key_digest, api_key, rules, created_at, updated_at, removed_at })
+}
+
+/// All columns but the id, in this order.
+const WRITTEN: [&str; 18] = [
+    "fqdn",
+    "live_fqdn",
+    "key_digest",
+    "imported_key_digest",
+    "api_key",
+    "api_key_key",
+    "secure",
+    "allow_roaming_ips",
+    "bound_ip",
+    "insecure_enabled_until",
+    "insecure_grace_until",
+    "disabled",
+    "expires_at",
+    "created_at",
+    "updated_at",
+    "removed_at",
+    "epoch",
+    "id",
+];
+
+fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
+    let rules = &host.rules;
+    let live = host.removed_at.is_none().then(|| host.fqdn.as_str());
+    let values: [Value; WRITTEN.len()] = [
+        host.fqdn.as_str().into(),
+        live.into(),
+        rows::digest(&host.key_digest),
+        rows::optional_digest(host.imported_key_digest.as_ref()),
+        rows::sealed(&host.api_key),
+        rows::key_of(&host.api_key),
+        rules.secure.into(),
+        rules.allow_roaming_ips.into(),
+        rows::address(rules.bound_ip),
+        rows::optional_time(rules.insecure_enabled_until),
+        rows::optional_time(rules.insecure_grace_until),
+        rules.disabled.into(),
+        rows::optional_time(rules.expires_at),
+        rows::time(host.created_at),
+        rows::time(host.updated_at),
+        rows::optional_time(host.removed_at),
+        epoch.0.into(),
+        host.id.0.into(),
+    ];
+    values.into()
+}
+
+async fn insert(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
+    let epoch = change.epoch();
+    let statement = format!("INSERT INTO hosts ({}) VALUES {}", WRITTEN.join(", "), rows::places(1, WRITTEN.len()));
+    change.run(&statement, written(host, epoch)).await?;
+    change.run("INSERT INTO host_auth_states (host_id, api_calls) VALUES (?, 0)", vec![host.id.0.into()]).await
+}
+
+/// Everything but the networks.
+pub(super) async fn update(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
+    let epoch = change.epoch();
+    let set: Vec<_> = WRITTEN[..WRITTEN.len() - 1].iter().map(|column| format!("{column} = ?")).collect();
+    change.run(&format!("UPDATE hosts SET {} WHERE id = ?", set.join(", ")), written(host, epoch)).await
+}
+
+async fn put_networks(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
+    let networks = &host.rules.allowed_networks;
+    change.run("DELETE FROM host_networks WHERE host_id = ?", vec![host.id.0.into()]).await?;
+    if networks.is_empty() {
+        return Ok(());
+    }
+    let places = rows::places(networks.len(), 3);
+    let values = (0_u64..)
+        .zip(networks)
+        .flat_map(|(place, network)| -> [Value; 3] { [host.id.0.into(), place.into(), network.to_string().into()] });
+    let statement = format!("INSERT INTO host_networks (host_id, place, network) VALUES {places}");
+    change.run(&statement, values.collect()).await
+}
+
+pub(super) async fn register(change: &mut Change<'_>, registration: &Registration, note: &AuditNote) -> Outcome<Host> {
+    if let Some(token) = install_tokens::by_digest(change.connection, &registration.token.digest).await? {
+        // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
+        return Ok(by_id(change.connection, token.host).await?.ok_or_else(|| taken("installer token"))?);
+    }
+    sealed::check(change, [&registration.api_key]).await?;
+    let host = match by_name(change.connection, &registration.fqdn).await? {
+        Some(present) if present.id != registration.id => return Ok(present),
+        Some(present) => {
+            let host = present.given_new_key(registration);
+            update(change, &host).await?;
+            host
+        }
+        None if known(change.connection, registration.id).await?.is_some() => return Err(taken("host id").into()),
+        None => {
+            let host = Host::registered(registration);
+            insert(change, &host).await?;
+            host
+        }
+    };
+    install_tokens::revoke_pending(change, host.id, registration.at).await?;
+    install_tokens::insert(change, &InstallToken::issued(registration, &host)).await?;
+    change.note(note);
+    // As it is kept.
+    Ok(by_id(change.connection, host.id).await?.unwrap_or(host))
+}
+
+pub(super) async fn remove(
+    change: &mut Change<'_>,
+    id: HostId,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Outcome<Option<Host>> {
+    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
+    let at = rows::cut(at);
+    host.removed_at = Some(at);
+    host.updated_at = at;
+    // Its key and its activity stay for a while: it may be brought back.
+    update(change, &host).await?;
+    install_tokens::revoke_pending(change, id, at).await?;
+    change.note(note);
+    Ok(Some(host))
+}
+
+pub(super) async fn restore(
+    change: &mut Change<'_>,
+    id: HostId,
+    removed_after: OffsetDateTime,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Outcome<Restoration> {
+    let found = known(change.connection, id).await?;
+    let Some(mut host) = found.filter(|host| host.can_be_restored(removed_after)) else {
+        return Ok(Restoration::Unknown);
+    };
+    if by_name(change.connection, &host.fqdn).await?.is_some() {
+        return Ok(Restoration::NameTaken);
+    }
+    host.removed_at = None;
+    host.updated_at = rows::cut(at);
+    update(change, &host).await?;
+    change.note(note);
+    Ok(Restoration::Restored(host))
+}
+
+pub(super) async fn purge_removed(change: &mut Change<'_>, when: OffsetDateTime) -> Outcome<usize> {
+    let which = "WHERE removed_at < ? AND api_key <> ''";
+    let gone = select(change.connection, which, vec![rows::time(when)]).await?;
+    for host in &gone {
+        update(change, &Host { api_key: Sealed::from_bytes(Vec::new()), ..host.clone() }).await?;
+        let id = || vec![host.id.0.into()];
+        change.run("DELETE FROM host_auth_digests WHERE host_id = ?", id()).await?;
+        change
+            .run(
+                "UPDATE host_auth_states SET api_calls = 0, last_seen = NULL, last_refresh = NULL, client_version = NULL, \
+                 wrapper_version = NULL, wrapper_fetched_at = NULL WHERE host_id = ?",
+                id(),
+            )
+            .await?;
+    }
+    Ok(gone.len())
+}
+
+pub(super) async fn change(
+    change: &mut Change<'_>,
+    id: HostId,
+    wanted: &HostChange,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Outcome<Option<Host>> {
+    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
+    wanted.apply(&mut host, at);
+    update(change, &host).await?;
+    if wanted.allowed_networks.is_some() {
+        put_networks(change, &host).await?;
+    }
+    change.note(note);
+    by_id(change.connection, id).await
+}
+
+pub(super) async fn bind_ip(
+    change: &mut Change<'_>,
+    id: HostId,
+    key: &Digest,
+    ip: IpAddr,
+    at: OffsetDateTime,
+    note: &AuditNote,
+) -> Outcome<Option<IpAddr>> {
+    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
+    if !host.has_key(key) {
+        return Ok(None);
+    }
+    if host.bind(ip, at) {
+        update(change, &host).await?;
+        change.note(note);
+    }
+    Ok(host.rules.bound_ip)
+}

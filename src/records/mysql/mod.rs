@@ -1,0 +1,384 @@
+//! The records in MySQL, MariaDB or what speaks their protocol: for as many daemons as there are.
+//!
+//! **One order.** Every change is one transaction that begins by locking the one row of `heads`; so changes of all nodes
+//! run one after another, as they do in the embedded store, and "exactly one" and "without a gap" need nothing else. That
+//! row has the epoch and the head of the audit log, which every change moves anyway. Where a cluster lets two nodes write
+//! at once (Galera), the second one's commit is refused; it is tried again from the beginning, as after a deadlock, with
+//! a bound ([`change`]).
+//!
+//! **Reads.** Transactions that change something run at READ COMMITTED: once they have the lock, each statement sees all
+//! that was committed before it, on TiDB as well, where a REPEATABLE READ would look at the time before the lock. What reads
+//! several tables without changing them does it in one snapshot.
+//!
+//! **Time.** Nothing takes longer than the configured time: connecting, waiting for a connection, and each transaction.
+//! What took too long is `Unavailable`, and its connection is thrown away, for nobody knows what state it is in: the
+//! change may have been made. Every change is safe to repeat (see `records`).
+//!
+//! **A crash** anywhere leaves the transaction to the database, which rolls it back. One in the middle of a migration: see
+//! [`schema`].
+//!
+//! Times are kept to the microsecond: what is finer is cut off when it is written.
+
+mod audit;
+mod authorities;
+mod canonical;
+mod changes;
+mod connections;
+mod hosts;
+mod install_tokens;
+mod rows;
+mod schema;
+mod sealed;
+mod settings;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Host,
+    HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement, Restoration,
+    Result, SealingKey, Seed, Settings, StoreFailure, Telemetry,
+};
+use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
+use crate::model::authority::AuthorityRole;
+use crate::model::digest::Digest;
+use crate::model::host::{Fqdn, HostActivity, HostId};
+use crate::seal::{KeyId, Place, Sealed};
+
+use connections::{Connections, Lease, Problem};
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct Options {
+    /// `mysql://user:password@host:port/name`; holds a secret.
+    pub url: String,
+    pub tls: Tls,
+    /// PEM of the authorities that may have signed the server's certificate; `None`: those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// Connections at most.
+    pub connections: usize,
+    /// How long anything may take: connecting, waiting for a connection, a transaction.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    Required,
+    Off,
+}
+
+/// The records of all daemons that share a database.
+pub struct MySql {
+    connections: Connections,
+    /// Once the tables are what this version needs.
+    prepared: tokio::sync::OnceCell<()>,
+    /// Changes of this node wait for each other here and not at the database, where each would hold a connection.
+    turn: tokio::sync::Mutex<()>,
+    conflicts: AtomicU64,
+}
+
+/// How often a change that lost against another one is tried.
+const ATTEMPTS: u32 = 20;
+
+/// Runs `$body`, in which `$tx` is a [`changes::Change`], as one transaction, again where the database says that another
+/// one was first.
+macro_rules! change {
+    ($self:ident, |$tx:ident| $body:expr) => {{
+        let _turn = $self.turn().await?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut lease = $self.lease().await?;
+            let transaction = async {
+                let mut $tx = changes::Change::begin(lease.connection()).await?;
+                let outcome = $body.await;
+                $tx.end(outcome).await
+            };
+            let outcome = $self.connections.in_time(transaction).await;
+            match lease.end(outcome) {
+                Err(Problem::Conflict(_)) if attempt < ATTEMPTS => $self.lost_a_race(attempt).await,
+                outcome => break outcome.map_err(RecordsError::from),
+            }
+        }
+    }};
+}
+
+/// Runs `$body` with a connection.
+macro_rules! read {
+    ($self:ident, |$connection:ident| $body:expr) => {{
+        let mut lease = $self.lease().await?;
+        let reading = async {
+            let $connection = lease.connection();
+            $body.await
+        };
+        let outcome = $self.connections.in_time(reading).await;
+        lease.end(outcome).map_err(RecordsError::from)
+    }};
+}
+
+impl MySql {
+    /// Asks nothing of the database yet.
+    pub fn new(options: &Options) -> Result<Self> {
+        Ok(Self {
+            connections: Connections::new(options)?,
+            prepared: tokio::sync::OnceCell::new(),
+            turn: tokio::sync::Mutex::default(),
+            conflicts: AtomicU64::new(0),
+        })
+    }
+
+    /// Brings the tables to what this version needs, however long that takes. A database that cannot be reached now is
+    /// prepared by the first call that reaches it.
+    pub async fn prepare(&self) -> Result<()> {
+        self.prepared.get_or_try_init(|| schema::migrate(&self.connections)).await.copied()
+    }
+
+    async fn lease(&self) -> Result<Lease<'_>> {
+        if !self.prepared.initialized() {
+            self.connections.in_time(async { Ok(self.prepare().await?) }).await?;
+        }
+        self.connections.lease().await
+    }
+
+    async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = tokio::time::timeout(self.connections.timeout(), self.turn.lock()).await;
+        turn.map_err(|_| RecordsError::Unavailable("the changes before this one take too long".into()))
+    }
+
+    async fn lost_a_race(&self, attempt: u32) {
+        self.conflicts.fetch_add(1, Ordering::Relaxed);
+        // Two nodes that met once should not meet again at once.
+        let longest = u64::from(attempt.min(8)) * 4;
+        let spread = Uuid::new_v4().as_u64_pair().0 % longest;
+        tokio::time::sleep(Duration::from_millis(1 + spread)).await;
+    }
+}
+
+#[async_trait]
+impl Records for MySql {
+    async fn initialise(&self, seed: &Seed, audit: &AuditNote) -> Result<bool> {
+        change!(self, |tx| settings::initialise(&mut tx, seed, audit))
+    }
+
+    async fn is_initialised(&self) -> Result<bool> {
+        read!(self, |connection| settings::is_initialised(connection))
+    }
+
+    async fn check(&self) -> Result<()> {
+        read!(self, |connection| changes::check(connection))
+    }
+
+    fn failure(&self) -> Option<StoreFailure> {
+        // A database that is away comes back; nothing here has to be opened anew.
+        None
+    }
+
+    fn may_be_away(&self) -> bool {
+        true
+    }
+
+    fn conflicts(&self) -> u64 {
+        self.conflicts.load(Ordering::Relaxed)
+    }
+
+    async fn sealing_keys(&self) -> Result<Vec<SealingKey>> {
+        read!(self, |connection| sealed::keys(connection))
+    }
+
+    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
+        change!(self, |tx| sealed::add_key(&mut tx, key, audit))
+    }
+
+    async fn remove_sealing_key(&self, id: KeyId) -> Result<bool> {
+        change!(self, |tx| sealed::remove_key(&mut tx, id))
+    }
+
+    async fn values_sealed_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
+        read!(self, |connection| sealed::values_before(connection, active, limit))
+    }
+
+    async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool> {
+        change!(self, |tx| sealed::reseal(&mut tx, place, old, new))
+    }
+
+    async fn authorities(&self) -> Result<Vec<Authority>> {
+        read!(self, |connection| authorities::all(connection))
+    }
+
+    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool> {
+        change!(self, |tx| authorities::roll(&mut tx, role, step, audit))
+    }
+
+    async fn server_key(&self) -> Result<Option<Sealed>> {
+        read!(self, |connection| settings::server_key(connection))
+    }
+
+    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
+        change!(self, |tx| authorities::record(&mut tx, certificate, audit))
+    }
+
+    async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
+        read!(self, |connection| authorities::certificates(connection))
+    }
+
+    async fn revoke_certificate(
+        &self,
+        fingerprint: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        change!(self, |tx| authorities::revoke(&mut tx, fingerprint, at, audit))
+    }
+
+    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
+        change!(self, |tx| hosts::register(&mut tx, registration, audit))
+    }
+
+    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
+        change!(self, |tx| hosts::remove(&mut tx, id, at, audit))
+    }
+
+    async fn restore_host(
+        &self,
+        id: HostId,
+        removed_after: OffsetDateTime,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Restoration> {
+        change!(self, |tx| hosts::restore(&mut tx, id, removed_after, at, audit))
+    }
+
+    async fn removed_hosts(&self) -> Result<Vec<Host>> {
+        read!(self, |connection| hosts::removed(connection))
+    }
+
+    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize> {
+        change!(self, |tx| hosts::purge_removed(&mut tx, when))
+    }
+
+    async fn hosts(&self) -> Result<Vec<Host>> {
+        read!(self, |connection| hosts::all(connection))
+    }
+
+    async fn host(&self, id: HostId) -> Result<Option<Host>> {
+        read!(self, |connection| hosts::by_id(connection, id))
+    }
+
+    async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
+        read!(self, |connection| hosts::by_name(connection, fqdn))
+    }
+
+    async fn change_host(
+        &self,
+        id: HostId,
+        change: &HostChange,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>> {
+        change!(self, |tx| hosts::change(&mut tx, id, change, at, audit))
+    }
+
+    async fn bind_ip(
+        &self,
+        id: HostId,
+        key: &Digest,
+        ip: IpAddr,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<IpAddr>> {
+        change!(self, |tx| hosts::bind_ip(&mut tx, id, key, ip, at, audit))
+    }
+
+    async fn redeem_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        from: IpAddr,
+        audit: &AuditNote,
+    ) -> Result<Redemption> {
+        change!(self, |tx| install_tokens::redeem(&mut tx, token, at, from, audit))
+    }
+
+    async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
+        read!(self, |connection| install_tokens::all(connection))
+    }
+
+    async fn revoke_install_token(
+        &self,
+        token: &Digest,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<InstallToken>> {
+        change!(self, |tx| install_tokens::revoke(&mut tx, token, at, audit))
+    }
+
+    async fn replace_canonical(
+        &self,
+        condition: &Condition,
+        new: &NewCanonical,
+        audit: &AuditNote,
+    ) -> Result<Replacement> {
+        change!(self, |tx| canonical::replace(&mut tx, condition, new, audit))
+    }
+
+    async fn canonical(&self) -> Result<Option<CanonicalVersion>> {
+        read!(self, |connection| canonical::present(connection))
+    }
+
+    async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>> {
+        read!(self, |connection| canonical::version(connection, version))
+    }
+
+    async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>> {
+        read!(self, |connection| canonical::history(connection, limit))
+    }
+
+    async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
+        change!(self, |tx| telemetry::append(&mut tx, node, seq, batch))
+    }
+
+    async fn activity(&self, id: HostId) -> Result<HostActivity> {
+        read!(self, |connection| telemetry::activity(connection, id))
+    }
+
+    async fn settings(&self) -> Result<Settings> {
+        read!(self, |connection| settings::present(connection))
+    }
+
+    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()> {
+        change!(self, |tx| settings::change(&mut tx, settings, audit))
+    }
+
+    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {
+        change!(self, |tx| audit::append(&mut tx, notes))
+    }
+
+    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+        read!(self, |connection| audit::find(connection, filter, limit))
+    }
+
+    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+        read!(self, |connection| audit::from(connection, from, limit))
+    }
+
+    async fn audit_head(&self) -> Result<AuditHead> {
+        read!(self, |connection| audit::head(connection))
+    }
+
+    async fn epoch(&self) -> Result<Epoch> {
+        read!(self, |connection| changes::epoch(connection))
+    }
+
+    async fn changes_since(&self, epoch: Epoch) -> Result<Changes> {
+        read!(self, |connection| changes::since(connection, epoch))
+    }
+}

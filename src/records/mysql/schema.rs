@@ -1,0 +1,211 @@
+//! The tables: made and changed by numbered files, `migrations/NNNN_name.sql`, each once.
+//!
+//! Whoever boots applies what is missing. Ten daemons that boot at once do it one after another: who applies holds a lease,
+//! a row with an end that is put off before every statement. (Not `GET_LOCK`, which on a Galera cluster is good on one
+//! node only; and not a row lock, which the first `CREATE TABLE` would let go.)
+//!
+//! DDL cannot be rolled back, so a crash in the middle leaves a migration half applied and not recorded: the next daemon
+//! waits for the lease to end and applies it from the beginning. Therefore **every statement of a migration may be run
+//! again** (`IF NOT EXISTS`, `INSERT IGNORE`), also beside itself, where a lease ended too early.
+//!
+//! What is applied is recorded with the SHA-256 of its file. A database with a migration that this version does not know
+//! was used by a newer one, and one whose checksum differs was made by an edited file: both are refused, untouched.
+
+use std::time::Duration;
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Row};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::connections::{Connections, Outcome, Problem};
+use super::rows::{self, Columns};
+use crate::model::digest::Digest;
+use crate::records::{RecordsError, Result};
+
+struct Migration {
+    version: u32,
+    name: &'static str,
+    text: &'static str,
+}
+
+const MIGRATIONS: [Migration; 1] =
+    [Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") }];
+
+impl Migration {
+    fn checksum(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+
+    /// A statement ends with a semicolon at the end of a line; a line that begins with `--` is a comment.
+    fn statements(&self) -> impl Iterator<Item = String> {
+        let lines: Vec<_> = self.text.lines().filter(|line| !line.starts_with("--")).collect();
+        let statements: Vec<_> = lines.join("\n").split(";\n").map(|statement| statement.trim().to_owned()).collect();
+        statements.into_iter().map(|text| text.trim_end_matches(';').to_owned()).filter(|text| !text.is_empty())
+    }
+}
+
+/// How long a lease is good for after the last statement was begun.
+const LEASE_SECONDS: u32 = 60;
+/// How long to wait for another daemon that is at it.
+const PATIENCE: Duration = Duration::from_secs(180);
+const LOOK: Duration = Duration::from_millis(100);
+/// What one statement may take: a large table is changed for a while.
+const STATEMENT: Duration = Duration::from_secs(3600);
+
+const TABLES: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS schema_migrations (version INT UNSIGNED NOT NULL PRIMARY KEY, name VARCHAR(255) NOT \
+     NULL, checksum BINARY(32) NOT NULL, applied_at DATETIME(6) NOT NULL) \
+     ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin",
+    "CREATE TABLE IF NOT EXISTS schema_lease (id TINYINT UNSIGNED NOT NULL PRIMARY KEY, holder BINARY(16) NOT NULL, \
+     ends_at DATETIME(6) NOT NULL) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin",
+];
+const NO_SUCH_TABLE: u16 = 1146;
+
+pub(super) async fn migrate(connections: &Connections) -> Result<()> {
+    let mut lease = connections.lease().await?;
+    let migrated = migrate_with(connections, lease.connection()).await;
+    Ok(lease.end(migrated)?)
+}
+
+async fn migrate_with(connections: &Connections, connection: &mut Conn) -> Outcome<()> {
+    if connections.in_time(missing(connection)).await?.is_empty() {
+        return Ok(());
+    }
+    for table in TABLES {
+        connections.in_time(async { Ok(connection.query_drop(table).await?) }).await?;
+    }
+    let holder = connections.id();
+    wait_for_lease(connections, connection, holder).await?;
+    let applied = apply(connection, holder).await;
+    let given_back = connections.in_time(give_back(connection, holder)).await;
+    applied.and(given_back)
+}
+
+/// What is to be applied yet. Refuses what is not of this version's making.
+async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
+    let statement = "SELECT version, name, checksum FROM schema_migrations ORDER BY version";
+    let rows: Vec<Row> = match connection.exec(statement, ()).await {
+        Err(mysql_async::Error::Server(error)) if error.code == NO_SUCH_TABLE => Vec::new(),
+        read => read?,
+    };
+    let mut missing: Vec<_> = MIGRATIONS.iter().collect();
+    for row in rows {
+        let mut columns = Columns::of("schema_migrations", row);
+        let (version, name, checksum) = (columns.number()?, columns.text()?, columns.digest()?);
+        let Some(place) = missing.iter().position(|migration| u64::from(migration.version) == version) else {
+            return Err(refused(format!(
+                "the database was brought to migration {version} ({name}) by a newer codex-authd; this one knows \
+                 {} of them: install that version, or use another database",
+                MIGRATIONS.len()
+            )));
+        };
+        if missing.remove(place).checksum() != checksum {
+            return Err(refused(format!(
+                "migration {version} ({name}) of the database is not the one of this codex-authd: its file was edited \
+                 after it had been applied; install the version that applied it"
+            )));
+        }
+    }
+    Ok(missing)
+}
+
+fn refused(cause: String) -> Problem {
+    RecordsError::Corrupt(cause).into()
+}
+
+async fn wait_for_lease(connections: &Connections, connection: &mut Conn, holder: Uuid) -> Outcome<()> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match connections.in_time(take_lease(connection, holder)).await {
+            Ok(true) => return Ok(()),
+            // Two nodes of a cluster tried at once.
+            Ok(false) | Err(Problem::Conflict(_)) => {}
+            Err(problem) => return Err(problem),
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(Problem::Lost(format!(
+                "another daemon has been bringing the tables to a new version for {PATIENCE:?} (schema_lease)"
+            )));
+        }
+        if !told {
+            told = true;
+            log::info!(event = "migration_awaited"; "another daemon is bringing the tables to this version: waiting");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// By the database's clock, which is one for all.
+async fn take_lease(connection: &mut Conn, holder: Uuid) -> Outcome<bool> {
+    connection
+        .query_drop(
+            "INSERT IGNORE INTO schema_lease (id, holder, ends_at) VALUES (0, REPEAT(CHAR(0), 16), '2000-01-01')",
+        )
+        .await?;
+    let statement = format!(
+        "UPDATE schema_lease SET holder = ?, ends_at = UTC_TIMESTAMP(6) + INTERVAL {LEASE_SECONDS} SECOND \
+         WHERE id = 0 AND (holder = ? OR ends_at < UTC_TIMESTAMP(6))"
+    );
+    connection.exec_drop(statement, (rows::id(holder), rows::id(holder))).await?;
+    Ok(connection.affected_rows() == 1)
+}
+
+async fn give_back(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
+    let statement = "UPDATE schema_lease SET ends_at = '2000-01-01' WHERE id = 0 AND holder = ?";
+    Ok(connection.exec_drop(statement, (rows::id(holder),)).await?)
+}
+
+async fn apply(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
+    // Who was waited for has done some of it.
+    for migration in missing(connection).await? {
+        log::info!(event = "migrating", version = migration.version, name = migration.name; "bringing the tables to a new version");
+        for statement in migration.statements() {
+            if !take_lease(connection, holder).await? {
+                return Err(Problem::Lost("another daemon took over the migration".into()));
+            }
+            let run = tokio::time::timeout(STATEMENT, connection.query_drop(statement)).await;
+            run.map_err(|_| Problem::Lost(format!("a statement of a migration took longer than {STATEMENT:?}")))??;
+        }
+        let statement = "INSERT INTO schema_migrations (version, name, checksum, applied_at) \
+                         VALUES (?, ?, ?, UTC_TIMESTAMP(6))";
+        let values = (migration.version, migration.name, rows::digest(&migration.checksum()));
+        connection.exec_drop(statement, values).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_are_the_migrations() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+        let names =
+            std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        let known = MIGRATIONS.iter().map(|known| format!("{:04}_{}.sql", known.version, known.name));
+        assert_eq!(names, known.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_is_cut_into_statements() {
+        let text = "-- Why;\nCREATE TABLE a (\n  b INT\n);\n\n-- More.\nINSERT IGNORE INTO a VALUES (';', 1);\n";
+        let statements: Vec<_> = Migration { version: 1, name: "test", text }.statements().collect();
+        assert_eq!(statements, ["CREATE TABLE a (\n  b INT\n)", "INSERT IGNORE INTO a VALUES (';', 1)"]);
+    }
+
+    /// The rule that makes a crash in the middle harmless.
+    #[test]
+    fn every_statement_may_be_run_again() {
+        for migration in &MIGRATIONS {
+            for statement in migration.statements() {
+                let may = ["CREATE TABLE IF NOT EXISTS ", "INSERT IGNORE INTO "];
+                assert!(may.iter().any(|beginning| statement.starts_with(beginning)), "{statement}");
+            }
+        }
+    }
+}

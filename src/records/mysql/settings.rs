@@ -1,0 +1,70 @@
+//! The one row of settings, and what the first boot makes.
+
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Row};
+
+use super::changes::{Change, Set};
+use super::connections::Outcome;
+use super::rows::{self, Columns};
+use super::{authorities, sealed};
+use crate::model::audit::AuditNote;
+use crate::records::{ClientRelease, Seed, Settings};
+use crate::seal::Sealed;
+
+const TABLE: &str = "settings";
+
+pub(super) async fn initialise(change: &mut Change<'_>, seed: &Seed, note: &AuditNote) -> Outcome<bool> {
+    if is_initialised(change.connection).await? {
+        return Ok(false);
+    }
+    sealed::put_key(change, &seed.sealing_key).await?;
+    for authority in &seed.authorities {
+        authorities::insert(change, authority).await?;
+    }
+    let values = vec![rows::sealed(&seed.server_key), rows::key_of(&seed.server_key)];
+    change.run("UPDATE settings SET initialised = 1, server_key = ?, server_key_key = ? WHERE id = 0", values).await?;
+    change.note(note);
+    Ok(true)
+}
+
+pub(super) async fn is_initialised(connection: &mut Conn) -> Outcome<bool> {
+    Ok(row(connection, "initialised").await?.truth()?)
+}
+
+pub(super) async fn server_key(connection: &mut Conn) -> Outcome<Option<Sealed>> {
+    Ok(row(connection, "server_key").await?.optional_sealed()?)
+}
+
+pub(super) async fn present(connection: &mut Conn) -> Outcome<Settings> {
+    let columns = "api_disabled, api_disabled_reason, client_version, client_version_checked_at";
+    let mut columns = row(connection, columns).await?;
+    let (api_disabled, api_disabled_reason) = (columns.truth()?, columns.optional_text()?);
+    let (version, checked_at) = (columns.optional_text()?, columns.optional_time()?);
+    let client_release = version.zip(checked_at).map(|(version, checked_at)| ClientRelease { version, checked_at });
+    Ok(Settings { api_disabled, api_disabled_reason, client_release })
+}
+
+async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
+    let row: Option<Row> = connection.exec_first(format!("SELECT {columns} FROM settings WHERE id = 0"), ()).await?;
+    Ok(Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "its row is missing"))?))
+}
+
+pub(super) async fn change(change: &mut Change<'_>, settings: &Settings, note: &AuditNote) -> Outcome<()> {
+    let release = settings.client_release.as_ref();
+    let values = vec![
+        settings.api_disabled.into(),
+        settings.api_disabled_reason.as_deref().into(),
+        release.map(|release| release.version.as_str()).into(),
+        rows::optional_time(release.map(|release| release.checked_at)),
+    ];
+    change
+        .run(
+            "UPDATE settings SET api_disabled = ?, api_disabled_reason = ?, client_version = ?, \
+             client_version_checked_at = ? WHERE id = 0",
+            values,
+        )
+        .await?;
+    change.mark(Set::Settings);
+    change.note(note);
+    Ok(())
+}

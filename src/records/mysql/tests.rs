@@ -1,0 +1,198 @@
+//! Against a real MariaDB, which the test starts.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::records::conformance;
+
+#[path = "../../../tests/integration/support/mariadb.rs"]
+mod mariadb;
+
+use mariadb::MariaDb;
+
+fn options(url: String) -> Options {
+    Options { url, tls: Tls::Off, ca: None, connections: 8, timeout: Duration::from_secs(10) }
+}
+
+async fn open(options: &Options) -> Result<MySql> {
+    let records = MySql::new(options)?;
+    records.prepare().await?;
+    Ok(records)
+}
+
+/// All in one test: a server costs seconds, and each test is a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_conformance_suite_holds_on_mariadb() {
+    let server = MariaDb::start();
+    let mut failed = Vec::new();
+    for (name, case) in conformance::list() {
+        let url = server.create(name).await;
+        let store = Arc::new(open(&options(url)).await.unwrap());
+        let begun = std::time::Instant::now();
+        let outcome = tokio::spawn(case(store)).await;
+        println!("{:>7.0?} {name}{}", begun.elapsed(), if outcome.is_ok() { "" } else { ": FAILED" });
+        if outcome.is_err() {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "these fail on MariaDB: {failed:?}");
+}
+
+/// A node that has not heard of a rotation yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sealed_with_a_key_that_is_gone_is_refused() {
+    let server = MariaDb::start();
+    let records = open(&options(server.create("authd").await)).await.unwrap();
+    let key = |id| SealingKey { id: KeyId(id), sealed: conformance::sealed(0, "key"), created_at: conformance::at(0) };
+    for id in [1, 2] {
+        assert!(records.add_sealing_key(&key(id), &conformance::noted()).await.unwrap());
+    }
+    assert!(records.remove_sealing_key(KeyId(1)).await.unwrap());
+    let registration = conformance::registration(1, "h1.test", "a");
+    let refused = records.register_host(&registration, &conformance::noted()).await;
+    assert!(matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("data key 1")), "{refused:?}");
+    assert_eq!(records.hosts().await.unwrap(), []);
+    let with_the_new_one = Registration { api_key: conformance::sealed(2, "a"), ..registration };
+    records.register_host(&with_the_new_one, &conformance::noted()).await.unwrap();
+}
+
+/// Each with connections of its own, as daemons have: what they have in common is the database alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_redeem_once_and_leave_one_chain() {
+    let server = MariaDb::start();
+    let options = options(server.create("authd").await);
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Arc::new(open(&options).await.unwrap()));
+    }
+    let registration = conformance::registration(1, "h1.test", "a");
+    nodes[0].register_host(&registration, &conformance::noted()).await.unwrap();
+    let token = registration.token.digest;
+    let redemptions = conformance::race(60, |number| {
+        let node = Arc::clone(&nodes[number % 3]);
+        async move {
+            let from = conformance::ip("192.0.2.1");
+            node.redeem_install_token(&token, conformance::at(1), from, &conformance::noted()).await.unwrap()
+        }
+    })
+    .await;
+    let redeemed = redemptions.iter().filter(|redemption| matches!(redemption, Redemption::Redeemed { .. })).count();
+    assert_eq!(redeemed, 1);
+    conformance::race(60, |number| {
+        let node = Arc::clone(&nodes[number % 3]);
+        async move { node.append_audit(&[conformance::noted(), conformance::noted()]).await.unwrap() }
+    })
+    .await;
+    let mut head = AuditHead::default();
+    for entry in nodes[1].audit_from(1, 1000).await.unwrap() {
+        head.follow(&entry).unwrap();
+    }
+    assert_eq!(head, nodes[2].audit_head().await.unwrap());
+    assert_eq!(head.number, 2 + 2 * 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_daemons_that_boot_at_once_migrate_once() {
+    let server = MariaDb::with(&["--general-log=1", "--log-output=TABLE"]);
+    let url = server.create("authd").await;
+    let boots = conformance::race(10, |_| {
+        let options = options(url.clone());
+        async move { open(&options).await.map(|_| ()) }
+    })
+    .await;
+    for boot in boots {
+        boot.unwrap();
+    }
+    // Each of the file's statements reached the server once.
+    let made = server
+        .query("SELECT argument FROM mysql.general_log WHERE argument LIKE 'CREATE TABLE IF NOT EXISTS hosts %'")
+        .await;
+    assert_eq!(made.len(), 1);
+    let recorded = server.query("SELECT version FROM authd.schema_migrations").await;
+    assert_eq!(recorded.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_another_making_are_refused_and_left_alone() {
+    let server = MariaDb::start();
+    let options = options(server.create("authd").await);
+    let refusal = async || open(&options).await.err().unwrap().to_string();
+    open(&options).await.unwrap();
+    server.query("INSERT INTO authd.schema_migrations VALUES (9, 'later', REPEAT('x', 32), '2030-01-01')").await;
+    assert!(refusal().await.contains("by a newer codex-authd"), "{}", refusal().await);
+    server.query("DELETE FROM authd.schema_migrations WHERE version = 9").await;
+    server.query("UPDATE authd.schema_migrations SET checksum = REPEAT('x', 32)").await;
+    assert!(refusal().await.contains("was edited"), "{}", refusal().await);
+}
+
+/// A daemon that died in the middle: its lease ends, and what it had begun is done again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_was_cut_short_is_done_again() {
+    let server = MariaDb::start();
+    let options = options(server.create("authd").await);
+    open(&options).await.unwrap();
+    server.query("DROP TABLE authd.audit_log").await;
+    server.query("DELETE FROM authd.schema_migrations").await;
+    server
+        .query("UPDATE authd.schema_lease SET ends_at = UTC_TIMESTAMP(6) + INTERVAL 2 SECOND, holder = REPEAT('y', 16)")
+        .await;
+    let begun = std::time::Instant::now();
+    let records = open(&options).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it did not wait for the lease to end");
+    assert_eq!(records.audit_head().await.unwrap().number, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_database_is_unavailable_in_time_and_comes_back() {
+    use nix::sys::signal::{Signal, kill};
+
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let records = open(&Options { timeout: Duration::from_millis(500), ..options(url) }).await.unwrap();
+    let process = nix::unistd::Pid::from_raw(server.pid().try_into().unwrap());
+    kill(process, Signal::SIGSTOP).unwrap();
+    for _ in 0..12 {
+        let begun = std::time::Instant::now();
+        let error = records.settings().await.unwrap_err();
+        assert!(matches!(error, RecordsError::Unavailable(_)), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+    kill(process, Signal::SIGCONT).unwrap();
+    records.settings().await.unwrap();
+    records.check().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_restarted_is_used_again_at_once() {
+    let mut server = MariaDb::start();
+    let records = open(&options(server.create("authd").await)).await.unwrap();
+    records.settings().await.unwrap();
+    server.end();
+    assert!(matches!(records.settings().await, Err(RecordsError::Unavailable(_))));
+    server.run();
+    records.settings().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_takes_no_writes_says_so() {
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let records = open(&options(url)).await.unwrap();
+    records.check().await.unwrap();
+    server.query("CREATE USER reader@localhost").await;
+    server.query("GRANT SELECT, UPDATE, INSERT, DELETE ON authd.* TO reader@localhost").await;
+    server.query("SET GLOBAL read_only = 1").await;
+    let url = server.url("authd").replace("root@", "reader@");
+    let reader = open(&options(url)).await.unwrap();
+    let error = reader.check().await.unwrap_err();
+    assert!(matches!(&error, RecordsError::Unavailable(cause) if cause.contains("read-only")), "{error}");
+    reader.settings().await.unwrap();
+}
+
+#[test]
+fn a_wrong_address_is_refused_without_its_password() {
+    for url in ["mysql://u:canary@h:port/d", "http://u:canary@h/d", "canary"] {
+        let Err(error) = Connections::new(&options(url.into())) else { panic!("{url}") };
+        assert!(!error.to_string().contains("canary"), "{error}");
+    }
+}

@@ -1,0 +1,150 @@
+//! What a change makes of what is there: the same for every store, which adds only how it is kept.
+
+use std::net::IpAddr;
+
+use time::OffsetDateTime;
+
+use super::{Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, RecordsError, Registration};
+use crate::model::authority::AuthorityRole;
+use crate::model::digest::Digest;
+use crate::model::host::HostRules;
+
+impl Host {
+    /// Whom nobody knew yet.
+    pub(super) fn registered(registration: &Registration) -> Self {
+        let secure = registration.secure.unwrap_or(true);
+        Self {
+            id: registration.id,
+            fqdn: registration.fqdn.clone(),
+            key_digest: registration.key_digest,
+            imported_key_digest: None,
+            api_key: registration.api_key.clone(),
+            rules: HostRules {
+                secure,
+                allow_roaming_ips: false,
+                bound_ip: None,
+                insecure_enabled_until: registration.insecure_enabled_until.filter(|_| !secure),
+                insecure_grace_until: None,
+                disabled: false,
+                expires_at: registration.expires_at,
+                allowed_networks: Vec::new(),
+            },
+            created_at: registration.at,
+            updated_at: registration.at,
+            removed_at: None,
+        }
+    }
+
+    pub(super) fn given_new_key(mut self, registration: &Registration) -> Self {
+        self.key_digest = registration.key_digest;
+        self.imported_key_digest = None;
+        self.api_key = registration.api_key.clone();
+        self.updated_at = registration.at;
+        // A key is bound to the first address it is used from, and this one was used from none.
+        self.rules.bound_ip = None;
+        self.rules.expires_at = registration.expires_at.or(self.rules.expires_at);
+        if let Some(secure) = registration.secure {
+            self.rules.secure = secure;
+            self.rules.insecure_enabled_until = registration.insecure_enabled_until.filter(|_| !secure);
+            self.rules.insecure_grace_until = None;
+        }
+        self
+    }
+
+    pub(super) fn has_key(&self, key: &Digest) -> bool {
+        self.key_digest == *key || self.imported_key_digest == Some(*key)
+    }
+
+    /// Binds it to an address, if it may be; says whether that changed anything.
+    pub(super) fn bind(&mut self, ip: IpAddr, at: OffsetDateTime) -> bool {
+        let ip = Some(ip.to_canonical());
+        let binds = self.rules.bound_ip != ip && (self.rules.bound_ip.is_none() || self.rules.allow_roaming_ips);
+        if binds {
+            self.rules.bound_ip = ip;
+            self.updated_at = at;
+        }
+        binds
+    }
+
+    /// Whether it was removed after `removed_after` and its key is still known.
+    pub(super) fn can_be_restored(&self, removed_after: OffsetDateTime) -> bool {
+        self.removed_at.is_some_and(|removed| removed > removed_after) && !self.api_key.as_bytes().is_empty()
+    }
+}
+
+impl HostChange {
+    pub(super) fn apply(&self, host: &mut Host, at: OffsetDateTime) {
+        let rules = &mut host.rules;
+        if let Some(secure) = self.secure {
+            rules.secure = secure;
+        }
+        if let Some(disabled) = self.disabled {
+            rules.disabled = disabled;
+        }
+        if let Some(end) = self.expires_at {
+            rules.expires_at = end;
+        }
+        if let Some(networks) = &self.allowed_networks {
+            rules.allowed_networks.clone_from(networks);
+        }
+        if let Some(allow) = self.allow_roaming_ips {
+            rules.allow_roaming_ips = allow;
+        }
+        if let Some(ip) = self.bound_ip {
+            rules.bound_ip = ip.map(|ip| ip.to_canonical());
+        }
+        if let Some(until) = self.insecure_enabled_until {
+            rules.insecure_enabled_until = until;
+        }
+        if let Some(until) = self.insecure_grace_until {
+            rules.insecure_grace_until = until;
+        }
+        host.updated_at = at;
+    }
+}
+
+impl InstallToken {
+    pub(super) fn issued(registration: &Registration, host: &Host) -> Self {
+        Self {
+            digest: registration.token.digest,
+            host: host.id,
+            base_url: registration.token.base_url.clone(),
+            created_at: registration.at,
+            expires_at: registration.token.expires_at,
+            redeemed_at: None,
+            redeemed_from: None,
+            revoked_at: None,
+        }
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.redeemed_at.is_none() && self.revoked_at.is_none()
+    }
+}
+
+/// What a step makes of the authorities that are there: those to be written and the one to go; `None`: it does not fit.
+/// Where two are written, the first makes room for the second.
+pub(super) fn roll(
+    present: &[Authority],
+    role: AuthorityRole,
+    step: &AuthorityStep,
+) -> Option<(Vec<Authority>, Option<Authority>)> {
+    let in_slot = |slot| present.iter().find(|authority| authority.role == role && authority.slot == slot).cloned();
+    let (next, active, old) =
+        (in_slot(AuthoritySlot::Next), in_slot(AuthoritySlot::Active), in_slot(AuthoritySlot::Old));
+    match (step, next, active, old) {
+        (AuthorityStep::Prepare(made), None, Some(_), _) if made.role == role => {
+            Some((vec![Authority { slot: AuthoritySlot::Next, ..(**made).clone() }], None))
+        }
+        (AuthorityStep::Activate, Some(next), Some(active), None) => {
+            let active = Authority { slot: AuthoritySlot::Old, ..active };
+            Some((vec![active, Authority { slot: AuthoritySlot::Active, ..next }], None))
+        }
+        (AuthorityStep::Retire, _, _, Some(old)) => Some((Vec::new(), Some(old))),
+        _ => None,
+    }
+}
+
+pub(super) fn taken(what: &str) -> RecordsError {
+    RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
+}
