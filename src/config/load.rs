@@ -232,8 +232,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     let bad = |key: &str, message: &str| {
         Err(ConfigError::BadValue { origin: "the configuration".into(), key: key.into(), message: message.into() })
     };
-    if !config.database.url.is_empty() && !config.database.url.starts_with("mysql://") {
-        return bad("database.url", "must be mysql://user:password@host:port/name, or empty for the embedded store");
+    if !config.database.url.is_empty() && !is_database(&config.database.url) {
+        return bad(
+            "database.url",
+            "must be mysql://user:password@host:port/name (a password percent-encoded), or empty for the embedded store",
+        );
     }
     if !(1..=1000).contains(&config.database.connections) {
         return bad("database.connections", "must be from 1 to 1000");
@@ -287,6 +290,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return bad("public_base_url", "must not hold what is special to a shell: \" $ ` \\ !");
     }
     Ok(())
+}
+
+fn is_database(text: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(text) else { return false };
+    url.scheme() == "mysql" && url.has_host() && url.path().len() > 1
 }
 
 fn is_url(text: &str) -> bool {
@@ -398,6 +406,8 @@ mod tests {
             ("[admin]\naccess = \"canary\"", None, "expected one of `mtls`"),
             ("", Some(("CODEX_AUTHD_LIMITS__GLOBAL_PER_MINUTE", "x")), "expected a whole number"),
             ("[database]\nurl = \"postgres://u:canary@h/d\"", None, "mysql://user:password@host:port/name"),
+            ("[database]\nurl = \"mysql://u:canary@h\"", None, "mysql://user:password@host:port/name"),
+            ("[database]\nurl = \"mysql://u:can/ary@h/d\"", None, "percent-encoded"),
             ("[database]\nconnections = 0", None, "from 1 to 1000"),
             ("[database]\ntimeout_seconds = 0", None, "from 1 to 300"),
             ("[admin]\naccess = \"login\"", None, "'mtls' only"),

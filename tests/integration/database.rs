@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::support::daemon::{Daemon, auth_json};
-use crate::support::load::{Load, until};
+use crate::support::load::{Ledger, Load, until};
 use crate::support::mariadb::MariaDb;
 
 /// In force everywhere, says the README.
@@ -231,16 +231,9 @@ async fn outage(outage: Outage) {
     let retrieved = load.retrieved.load(Ordering::SeqCst) + load.stored.load(Ordering::SeqCst);
     let ledger = load.end().await;
 
-    // What was acknowledged is there, once; every call is counted.
     let records = records(&url).await;
+    holds(&records, [ledger]).await;
     let hosts = records.hosts().await.unwrap();
-    let names: BTreeSet<_> = hosts.iter().map(|host| host.fqdn.as_str().to_owned()).collect();
-    assert!(ledger.hosts.iter().all(|(name, _)| names.contains(name)), "a registration is lost");
-    let history = records.canonical_history(1_000_000).await.unwrap();
-    let stored: Vec<_> = history.iter().map(|version| version.digest.to_string()).collect();
-    let once: BTreeSet<_> = stored.iter().collect();
-    assert_eq!(once.len(), stored.len(), "a version is there twice");
-    assert!(ledger.versions.iter().all(|digest| once.contains(digest)), "a store is lost");
     until("every call has reached the records", async || {
         let mut calls = 0;
         for host in &hosts {
@@ -250,6 +243,24 @@ async fn outage(outage: Outage) {
     })
     .await;
     assert!(!daemon.log().contains("canary-of-the-database"), "the password is in the log");
+}
+
+/// What was acknowledged is there, once.
+async fn holds(records: &MySql, ledgers: impl IntoIterator<Item = Ledger>) {
+    let hosts = records.hosts().await.unwrap();
+    let names: BTreeSet<_> = hosts.iter().map(|host| host.fqdn.as_str()).collect();
+    let history = records.canonical_history(1_000_000).await.unwrap();
+    let stored: Vec<_> = history.iter().map(|version| version.digest.to_string()).collect();
+    let once: BTreeSet<_> = stored.iter().collect();
+    assert_eq!(once.len(), stored.len(), "a version is there twice");
+    for ledger in ledgers {
+        for (name, key) in &ledger.hosts {
+            assert!(names.contains(name.as_str()), "the registration of {name} is lost");
+            let digest = codex_authd::model::digest::Digest::of(key.as_bytes());
+            assert!(hosts.iter().any(|host| host.key_digest == digest), "{name} has another key");
+        }
+        assert!(ledger.versions.iter().all(|digest| once.contains(digest)), "a store is lost");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,7 +37,7 @@ mod tests;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
@@ -94,7 +94,7 @@ const ATTEMPTS: u32 = 20;
 macro_rules! change {
     ($self:ident, |$tx:ident| $body:expr) => {{
         let _turn = $self.turn().await?;
-        let mut attempt = 0;
+        let (begun, mut attempt) = (Instant::now(), 0);
         loop {
             attempt += 1;
             let mut lease = $self.lease().await?;
@@ -105,7 +105,9 @@ macro_rules! change {
             };
             let outcome = $self.connections.in_time(transaction).await;
             match lease.end(outcome) {
-                Err(Problem::Conflict(_)) if attempt < ATTEMPTS => $self.lost_a_race(attempt).await,
+                Err(Problem::Conflict(_)) if attempt < ATTEMPTS && begun.elapsed() < $self.connections.timeout() => {
+                    $self.lost_a_race(attempt).await
+                }
                 outcome => break outcome.map_err(RecordsError::from),
             }
         }

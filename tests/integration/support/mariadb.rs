@@ -28,6 +28,8 @@ impl MariaDb {
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--user={}", user()))
             .arg(format!("--datadir={}", server.data().display()))
+            // Two at once would meet in the system's.
+            .env("TMPDIR", server.directory.path())
             .output()
             .expect("mariadb-install-db is installed (tests/needs.sh)");
         assert!(made.status.success(), "mariadb-install-db: {made:?}");
@@ -55,6 +57,7 @@ impl MariaDb {
             .arg(format!("--socket={}", self.socket().display()))
             .args(["--skip-networking", "--skip-log-bin", "--innodb-buffer-pool-size=64M", "--max-connections=300"])
             .args(&self.settings)
+            .env("TMPDIR", self.directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
