@@ -68,7 +68,9 @@ pub async fn unlock_with_hot(
         // Made once, on the first boot: it names these records among all others.
         hot.belongs_to(&identity.to_string())?;
     }
-    hot.keep_foundation(&foundation)?;
+    if records.may_be_away() {
+        hot.keep_foundation(&foundation)?;
+    }
     open(foundation, master, false)
 }
 

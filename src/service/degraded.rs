@@ -47,10 +47,6 @@ impl Service {
         self.away.load_full()
     }
 
-    pub fn is_degraded(&self) -> bool {
-        self.store_failed().is_some() || self.away.load().is_some()
-    }
-
     pub(super) fn check_degraded(&self) -> Result<()> {
         if let Some(failed) = self.store_failed() {
             let why = format!("the store could not be written ({})", failed.failure.cause);
@@ -93,6 +89,9 @@ impl Service {
         let now = self.outside.now();
         if let Some(away) = self.away.swap(None) {
             log::info!(event = "recovered", since:% = away.since; "the records are available again");
+        }
+        if !self.records.may_be_away() {
+            return;
         }
         let known = self.hot.reached_at().ok().flatten();
         if known.is_none_or(|known| (now - known).abs() >= NOTED)

@@ -16,7 +16,7 @@ use crate::support::daemon::{Daemon, auth_json};
 use crate::support::load::{Ledger, Load, until};
 use crate::support::mariadb::MariaDb;
 
-/// In force everywhere, says the README.
+/// In force everywhere, says docs/OPERATIONS.md.
 const IN_FORCE: Duration = Duration::from_secs(1);
 
 /// A daemon on this database, with the master key of the first one that ran on it.
@@ -303,7 +303,7 @@ async fn a_daemon_that_starts_without_its_database_serves_what_it_last_knew() {
 async fn within(bound: Duration, what: &str, condition: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !condition().await {
-        // Twice as long, so that a busy machine decides nothing.
+        // Ten times as long, so that a busy machine decides nothing; how long it took is told.
         assert!(begun.elapsed() < 10 * bound, "not in force: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
