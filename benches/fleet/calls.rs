@@ -219,7 +219,7 @@ fn document(last_refresh: &str) -> Value {
     })
 }
 
-async fn call(connection: &mut Connection, path: &str, body: &str) -> Result<Value> {
+pub async fn call(connection: &mut Connection, path: &str, body: &str) -> Result<Value> {
     let answer = connection.exchange(&request("POST", path, None, false, body)).await?;
     if answer.status != 200 {
         return Err(format!("{path} answered {}: {}", answer.status, String::from_utf8_lossy(answer.body)).into());
@@ -227,7 +227,7 @@ async fn call(connection: &mut Connection, path: &str, body: &str) -> Result<Val
     Ok(serde_json::from_slice(answer.body)?)
 }
 
-fn text(answer: &Value, pointer: &str) -> Result<String> {
+pub fn text(answer: &Value, pointer: &str) -> Result<String> {
     let text = answer.pointer(pointer).and_then(Value::as_str);
     Ok(text.ok_or_else(|| format!("the answer has no {pointer}"))?.to_owned())
 }

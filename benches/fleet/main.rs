@@ -3,18 +3,21 @@
 //! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
 //! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `fleet`, `list`; none: all). `BENCH_SECONDS` (5)
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `database`, `fleet`, `list`; none: all). `BENCH_SECONDS` (5)
 //! and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large the large fleet is, `BENCH_DIR` where the state
 //! directories go, `BENCH_FLEETS` where fleets are kept for the next run, `BENCH_NGINX` where nginx is. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
 
 mod bare;
 mod calls;
+mod database;
 mod disk;
 mod http;
 mod load;
+mod mariadb;
 mod process;
 mod report;
 mod seed;
+mod telemetry;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -76,6 +79,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     if wanted("idle") {
         rows.extend(bench.idle().await?);
+    }
+    if wanted("database") {
+        rows.extend(database::rows(&bench).await?);
     }
     if wanted("fleet") || wanted("list") {
         rows.extend(bench.fleets(wanted("fleet"), wanted("list")).await?);

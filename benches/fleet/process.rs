@@ -18,7 +18,7 @@ use crate::http::{Connection, Target, request, tls_config};
 const BOUND: Duration = Duration::from_secs(60);
 
 /// A process that is told to stop when it goes out of scope, and waited for.
-pub struct Process(Child);
+pub struct Process(pub Child);
 
 /// The certificate that every TLS server of a run shows.
 #[derive(Clone)]
@@ -64,6 +64,12 @@ impl Daemon {
         let tls = identity.map(|_| tls_config(None)).transpose()?;
         let hosts = Target { tls, ..nowhere.clone() };
         Ok(Self { directory, settings, process: None, hosts, admin: nowhere })
+    }
+
+    /// The same with a setting (`SECTION__KEY`) of its own.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((format!("CODEX_AUTHD_{name}"), value.to_owned()));
+        self
     }
 
     pub fn state(&self) -> PathBuf {
@@ -217,7 +223,7 @@ fn configuration(directory: &Path, address: SocketAddr, identity: &Identity, len
 }
 
 impl Process {
-    fn check(&mut self, started: Instant) -> Result<()> {
+    pub fn check(&mut self, started: Instant) -> Result<()> {
         if let Some(status) = self.0.try_wait()? {
             return Err(format!("a server ended with {status} instead of listening").into());
         }
@@ -276,6 +282,6 @@ async fn answers(target: &Target) -> Result<()> {
     }
 }
 
-async fn pause() {
+pub async fn pause() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }

@@ -32,6 +32,10 @@ impl Cell {
         }
     }
 
+    pub fn per_second(count: usize, time: Duration) -> Self {
+        Self::plain(count as f64 / time.as_secs_f64(), "/s")
+    }
+
     pub fn milliseconds(time: Duration) -> Self {
         Self::plain(time.as_secs_f64() * 1e3, " ms")
     }

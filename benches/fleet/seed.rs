@@ -48,7 +48,7 @@ pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
         let id = HostId(index as u64 + 1);
         ids.push(id);
         let (records, secrets) = (records.clone(), secrets.clone());
-        running.spawn(async move { one(&records, &secrets, id, index).await });
+        running.spawn(async move { one(&*records, &secrets, id, index).await });
         if running.len() == AT_ONCE {
             running.join_next().await.transpose()?.transpose()?;
         }
@@ -77,7 +77,7 @@ pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
     Ok(())
 }
 
-async fn one(records: &Embedded, secrets: &boot::Secrets, id: HostId, index: usize) -> Result<()> {
+pub async fn one(records: &dyn Records, secrets: &boot::Secrets, id: HostId, index: usize) -> Result<()> {
     let (key, now) = (Secret::new(api_key(index)), System.now());
     let token = Secret::new_install_token(&System).digest();
     let from = [127, 0, 0, 1].into();

@@ -13,12 +13,15 @@ use super::json::{Answer, ok};
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
 use crate::service::Service;
+use crate::service::degraded::{Degraded, GOES_ON, REFUSED};
 
 pub struct AdminOverviewApi;
 
 #[OpenApi(tag = "Tag::AdminOverview", prefix_path = "/admin")]
 impl AdminOverviewApi {
     /// The fleet at a glance
+    ///
+    /// Answered while the daemon is degraded, too.
     #[oai(path = "/overview", method = "get", operation_id = "getOverview")]
     async fn overview(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<OverviewBody> {
         let overview = service.overview().await?;
@@ -35,6 +38,7 @@ impl AdminOverviewApi {
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
+            degraded: overview.degraded.map(DegradedBody::from),
         })
     }
 }
@@ -43,7 +47,7 @@ impl AdminOverviewApi {
 pub struct OverviewBody {
     pub mtls: MtlsBody,
     pub totals: Totals,
-    /// When the newest entry of the audit log was written.
+    /// When the newest entry of the audit log was written; null while the log cannot be read.
     #[serde(with = "time::serde::rfc3339::option")]
     pub latest_log_at: Option<OffsetDateTime>,
     /// `last_refresh` of the canonical login.
@@ -57,6 +61,30 @@ pub struct OverviewBody {
     /// `no_canonical_auth`: upload an `auth.json`.
     pub seed_reasons: Vec<String>,
     pub quota_hard_fail: bool,
+    /// null: everything works.
+    pub degraded: Option<DegradedBody>,
+}
+
+/// The records are away, or a store has failed.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct DegradedBody {
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// What the system or the database said.
+    pub cause: String,
+    /// Of when it is what hosts are served; null: not known.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub known_at: Option<OffsetDateTime>,
+    /// What goes on, in words.
+    pub goes_on: String,
+    /// What is refused until it is over, in words.
+    pub refused: String,
+}
+
+impl From<Degraded> for DegradedBody {
+    fn from(Degraded { since, why, known_at }: Degraded) -> Self {
+        Self { since, cause: why, known_at, goes_on: GOES_ON.into(), refused: REFUSED.into() }
+    }
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
-//! What stands on every page: who is asking, whether hosts are served, what became of the last action; and the page that
-//! tells of a failure.
+//! What stands on every page: who is asking, whether hosts are served and everything works, what became of the last action;
+//! and the page that tells of a failure.
 
 use askama::Template;
 use poem::http::StatusCode;
@@ -7,12 +7,13 @@ use poem::http::header::RETRY_AFTER;
 use poem::web::{Html, Redirect};
 use poem::{IntoResponse, Response};
 
+use super::words::When;
 use super::{Dashboard, assets};
 use crate::api::ErrorBody;
 use crate::api::errors::{self, Failure};
 use crate::api::guards::Admin;
 use crate::model::audit::Actor;
-use crate::service::ServiceError;
+use crate::service::{ServiceError, degraded};
 
 pub struct Shell {
     pub title: &'static str,
@@ -20,6 +21,7 @@ pub struct Shell {
     pub admin: String,
     pub fingerprint: Option<String>,
     pub api_disabled: bool,
+    pub degraded: Option<Degraded>,
     /// What became of the last action.
     pub told: Option<String>,
     /// For the forms of the page.
@@ -27,6 +29,30 @@ pub struct Shell {
     pub style: &'static str,
     pub script: &'static str,
     pub icon: &'static str,
+}
+
+/// What everybody who looks is to know before anything else.
+pub struct Degraded {
+    pub since: When,
+    pub why: String,
+    /// Of when it is what is served, where that is another time.
+    pub known_at: Option<When>,
+    pub goes_on: &'static str,
+    pub refused: &'static str,
+}
+
+impl Degraded {
+    fn of(dashboard: &Dashboard) -> Option<Self> {
+        let degraded::Degraded { since, why, known_at } = dashboard.service.degraded()?;
+        let when = |at| When::new(at, dashboard.now());
+        Some(Self {
+            known_at: known_at.filter(|at| *at != since).map(when),
+            since: when(since),
+            why: full_stop(&why),
+            goes_on: degraded::GOES_ON,
+            refused: degraded::REFUSED,
+        })
+    }
 }
 
 /// `?told=ID`: which sentence to say first.
@@ -47,6 +73,7 @@ impl Shell {
             admin: name,
             fingerprint,
             api_disabled: dashboard.service.settings().api_disabled,
+            degraded: Degraded::of(dashboard),
             told: dashboard.told.take(admin, told, dashboard.now()),
             token: dashboard.tokens.token(admin),
             style: &assets::STYLE.name,
@@ -72,7 +99,9 @@ pub fn tell(dashboard: &Dashboard, admin: &Admin, path: &str, sentence: String) 
 pub fn explain(body: &ErrorBody) -> Explained {
     let reasons = body.errors.iter().flatten().map(|(field, reasons)| format!("{field}: {}", reasons.join("; ")));
     let next = match body.code.as_str() {
-        "unavailable" => "Wait a moment and send it again. If it stays so, look at the daemon's log and at its disk.",
+        "unavailable" => {
+            "Wait a moment and send it again. If it stays so, look at the daemon's log, and at its disk or its database."
+        }
         "internal" => "Nothing you entered is wrong. The log of the daemon says what failed.",
         "form_stale" => {
             "Open the page again and repeat what you did there. This happens after the daemon was restarted."

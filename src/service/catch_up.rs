@@ -27,10 +27,11 @@ impl Service {
     }
 
     async fn apply_changes(&self) -> Result<()> {
-        if self.note_reached(self.records.epoch().await)? == self.hot.epoch() {
+        let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
+        self.look_after_unwritten().await;
+        if changes.epoch == self.hot.epoch() {
             return Ok(());
         }
-        let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
         // What is opened comes first: where that fails, hot state stays where it is, and this is done again.
         if changes.authorities.is_some() && self.records.may_be_away() {
             // A rotation of another node seals the authorities anew.

@@ -2,7 +2,8 @@
 //!
 //! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
 //! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
-//! goes to it. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
+//! goes to it. One that is only read (a standby, `read_only`) is noticed by the first change that waits for nobody, or by
+//! who asks for readiness, and is asked with the poll until it takes one. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
 //! without them.
 
 use std::sync::Arc;
@@ -24,7 +25,22 @@ pub struct Away {
     /// When they were reached last; what is served was true then. `None`: not in the life of this hot state.
     pub known_at: Option<OffsetDateTime>,
     pub why: String,
+    /// They can be read and take no change: only a change that is taken says that it is over.
+    pub unwritten: bool,
 }
+
+/// What an admin is told of either.
+pub struct Degraded {
+    pub since: OffsetDateTime,
+    pub why: String,
+    /// See [`Away::known_at`]; a store that has failed was known up to `since`.
+    pub known_at: Option<OffsetDateTime>,
+}
+
+/// What goes on meanwhile, and what does not: for people.
+pub const GOES_ON: &str = "Hosts that are bound get the login as it was last known, and what they do is kept.";
+pub const REFUSED: &str = "Stores, installations, first calls of new hosts and every change of an admin are refused until it is over; \
+                           nothing can be revoked.";
 
 /// How often it is noted that the records were reached.
 const NOTED: Duration = Duration::seconds(10);
@@ -47,52 +63,88 @@ impl Service {
         self.away.load_full()
     }
 
-    pub(super) fn check_degraded(&self) -> Result<()> {
+    /// Since when and why not everything works, if it does not. Waits for nothing.
+    pub fn degraded(&self) -> Option<Degraded> {
         if let Some(failed) = self.store_failed() {
             let why = format!("the store could not be written ({})", failed.failure.cause);
-            return Err(ServiceError::Degraded { since: failed.since, why });
+            return Some(Degraded { since: failed.since, why, known_at: Some(failed.since) });
         }
-        match self.away() {
-            Some(away) => {
-                let of = away.known_at.map(|at| format!(", what is served is of {at}")).unwrap_or_default();
-                let why = format!("the records are not available ({}){of}", away.why);
-                Err(ServiceError::Degraded { since: away.since, why })
-            }
-            None => Ok(()),
+        let away = self.away()?;
+        let what = if away.unwritten { "take no changes" } else { "are not available" };
+        let why = format!("the records {what} ({})", away.why);
+        Some(Degraded { since: away.since, why, known_at: away.known_at })
+    }
+
+    pub(super) fn check_degraded(&self) -> Result<()> {
+        let Some(Degraded { since, mut why, known_at }) = self.degraded() else { return Ok(()) };
+        if let Some(at) = known_at.filter(|at| *at != since) {
+            why.push_str(&format!(", what is served is of {at}"));
         }
+        Err(ServiceError::Degraded { since, why })
     }
 
     /// Takes note of whether the records could be reached.
     pub(super) fn note_reached<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
         match &outcome {
+            Ok(_) if self.away().is_some_and(|away| away.unwritten) => self.keep_reached(),
             Ok(_) => self.is_back(),
-            Err(RecordsError::Unavailable(why)) => self.is_away(why),
+            Err(RecordsError::Unavailable(why)) => self.is_away(why, false),
             Err(_) => {}
         }
         Ok(outcome?)
     }
 
-    fn is_away(&self, why: &str) {
-        if self.away.load().is_some() {
+    /// Takes note of whether the records took a change.
+    pub(super) fn note_written<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
+        match &outcome {
+            Ok(_) => self.is_back(),
+            Err(RecordsError::Unavailable(why)) => self.is_away(why, true),
+            Err(_) => {}
+        }
+        Ok(outcome?)
+    }
+
+    /// Tries whether records that took no change take one now.
+    pub(super) async fn look_after_unwritten(&self) {
+        if self.away().is_some_and(|away| away.unwritten) {
+            // What it finds is noted.
+            let _ = self.note_written(self.records.check().await);
+        }
+    }
+
+    fn is_away(&self, why: &str, unwritten: bool) {
+        let known = self.away();
+        // That they cannot be read either may be found out later.
+        if known.as_ref().is_some_and(|known| unwritten || !known.unwritten) {
             return;
         }
-        let (since, known_at) = (self.outside.now(), self.hot.reached_at().ok().flatten());
-        self.away.store(Some(Arc::new(Away { since, known_at, why: why.into() })));
+        let since = known.as_ref().map_or_else(|| self.outside.now(), |known| known.since);
+        // What can be read is of now.
+        let known_at = if unwritten { Some(since) } else { self.hot.reached_at().ok().flatten() };
+        self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), unwritten })));
+        if known.is_some() {
+            return;
+        }
         log::error!(
-            event = "degraded", since:% = since, known_at:? = known_at, cause = why;
+            event = "degraded", since:% = since, known_at:? = known_at, unwritten, cause = why;
             "the records are not available: logins are served as they were last known, everything else is answered 503; \
              the daemon goes on by itself once they are back"
         );
     }
 
     fn is_back(&self) {
-        let now = self.outside.now();
         if let Some(away) = self.away.swap(None) {
             log::info!(event = "recovered", since:% = away.since; "the records are available again");
         }
+        self.keep_reached();
+    }
+
+    /// Now and then, for a daemon that starts without them.
+    fn keep_reached(&self) {
         if !self.records.may_be_away() {
             return;
         }
+        let now = self.outside.now();
         let known = self.hot.reached_at().ok().flatten();
         if known.is_none_or(|known| (now - known).abs() >= NOTED)
             && let Err(error) = self.hot.note_reached(now)

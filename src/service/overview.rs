@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use time::OffsetDateTime;
 
-use super::{Result, Service};
+use super::degraded::Degraded;
+use super::{Result, Service, ServiceError};
 use crate::model::audit::AuditFilter;
 use crate::model::instant::Instant;
 
@@ -12,17 +13,30 @@ pub struct Overview {
     pub hosts: usize,
     /// How old the logins are that hosts have in hand, on average, in days; `None`: no host has one, as far as is known.
     pub average_age_days: Option<f64>,
-    /// When the newest entry of the audit log was written.
+    /// When the newest entry of the audit log was written; `None` while the log cannot be read, too.
     pub noted_at: Option<OffsetDateTime>,
+    pub degraded: Option<Degraded>,
 }
 
 impl Service {
     pub async fn overview(&self) -> Result<Overview> {
         let now = self.outside.now();
-        let newest = self.records.audit(&AuditFilter::default(), 1).await?;
+        let noted_at = self.newest_entry().await?;
         let (hosts, average_age_days) =
             self.look_at_hosts(move |table| (table.host_count(), average_age(&table.last_refreshes(), now))).await?;
-        Ok(Overview { hosts, average_age_days, noted_at: newest.first().map(|entry| entry.note.at) })
+        Ok(Overview { hosts, average_age_days, noted_at, degraded: self.degraded() })
+    }
+
+    async fn newest_entry(&self) -> Result<Option<OffsetDateTime>> {
+        if self.away().is_some_and(|away| !away.unwritten) {
+            return Ok(None);
+        }
+        match self.note_reached(self.records.audit(&AuditFilter::default(), 1).await) {
+            Ok(newest) => Ok(newest.first().map(|entry| entry.note.at)),
+            // Whoever looks when something is wrong is to see what.
+            Err(ServiceError::RecordsAway { .. } | ServiceError::StoreFailed { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -19,13 +19,12 @@ const HOSTS: usize = 1000;
 impl Service {
     /// Moves what was counted of the hosts that wait longest into the outbox; says whether there were any.
     pub async fn gather_telemetry(&self) -> Result<bool> {
-        let mut batch = self.hot.gather_seen(HOSTS);
+        let batch = self.hot.gather_seen(HOSTS);
         let any = !batch.is_empty();
         self.note_in_directory(&batch)?;
-        batch.extend(self.watch.gather(self.outside.now()));
-        if !batch.is_empty() {
-            self.hot.outbox_append(batch).await?;
-        }
+        self.hot.outbox_append(batch).await?;
+        // Apart: entries of the audit log wait for everybody's changes, and nothing else should wait with them.
+        self.hot.outbox_append(self.watch.gather(self.outside.now())).await?;
         Ok(any)
     }
 
@@ -62,7 +61,7 @@ impl Service {
                 return Ok(());
             };
             for (seq, batch) in &batches {
-                self.records.append_telemetry(self.hot.node(), *seq, batch).await?;
+                self.note_written(self.records.append_telemetry(self.hot.node(), *seq, batch).await)?;
             }
             self.hot.outbox_forget(last)?;
         }

@@ -9,6 +9,7 @@ mod controls;
 mod crash;
 mod dashboard;
 mod database;
+mod degraded;
 mod disk;
 mod durability;
 mod e2e;
