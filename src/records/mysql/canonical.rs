@@ -16,6 +16,8 @@ use crate::records::{
 };
 
 const TABLE: &str = "auth_payloads";
+/// How many entries are written with one statement.
+const ENTRIES: usize = 100;
 const SUMMARY: &str = "version, digest, last_refresh, source_kind, source_by, source_version, source_host_id, \
                        source_fqdn, stored_at";
 
@@ -26,23 +28,22 @@ pub(super) async fn replace(
     note: &AuditNote,
 ) -> Outcome<Replacement> {
     let present = change.heads.canonical_version;
-    if let Some(number) = number_of(change.connection, new.id).await? {
+    let known = known(change.connection, new.id, present).await?;
+    if let Some(number) = known.number {
         let version =
             version(change.connection, number).await?.ok_or_else(|| rows::corrupt(TABLE, "a version left"))?;
         let epoch = if present == Some(number) { change.heads.canonical_epoch } else { Epoch(0) };
         return Ok(Replacement::Replaced { version, epoch });
     }
-    if !holds(change.connection, condition, present).await? {
+    if !holds(condition, present, known.last_refresh.as_deref())? {
         let present = match present {
             Some(number) => version(change.connection, number).await?,
             None => None,
         };
         return Ok(Replacement::Conflict(present));
     }
-    sealed::check(change, new.entries.iter().map(|entry| &entry.token).chain([&new.body])).await?;
-    let highest: Option<u64> =
-        change.connection.exec_first("SELECT MAX(version) FROM auth_payloads", ()).await?.flatten();
-    let number = highest.unwrap_or_default() + 1;
+    known.keys.check(new.entries.iter().map(|entry| &entry.token).chain([&new.body]))?;
+    let number = known.highest + 1;
     insert(change, number, new).await?;
     change.heads.canonical_version = Some(number);
     let epoch = change.mark(Set::Canonical);
@@ -62,23 +63,42 @@ pub(super) async fn replace(
     Ok(Replacement::Replaced { version: made, epoch })
 }
 
-async fn holds(connection: &mut Conn, condition: &Condition, present: Option<u64>) -> Outcome<bool> {
+/// What decides, asked for at once.
+struct Known {
+    /// Of the version with this id.
+    number: Option<u64>,
+    highest: u64,
+    /// Of the version that is canonical.
+    last_refresh: Option<String>,
+    keys: sealed::Known,
+}
+
+async fn known(connection: &mut Conn, id: Uuid, present: Option<u64>) -> Outcome<Known> {
+    let statement = format!(
+        "SELECT (SELECT version FROM auth_payloads WHERE id = ?), (SELECT MAX(version) FROM auth_payloads), \
+         (SELECT last_refresh FROM auth_payloads WHERE version = ?), {}",
+        sealed::KNOWN
+    );
+    let row: Option<Row> = connection.exec_first(statement, (rows::id(id), present)).await?;
+    let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
+    Ok(Known {
+        number: columns.optional_number()?,
+        highest: columns.optional_number()?.unwrap_or_default(),
+        last_refresh: columns.optional_text()?,
+        keys: sealed::Known::read(&mut columns)?,
+    })
+}
+
+fn holds(condition: &Condition, present: Option<u64>, last_refresh: Option<&str>) -> Result<bool> {
     match (condition, present) {
         (Condition::Version(expected), present) => Ok(present == *expected),
         (Condition::OlderThan(_), None) => Ok(true),
-        (Condition::OlderThan(instant), Some(number)) => {
-            let statement = "SELECT last_refresh FROM auth_payloads WHERE version = ?";
-            let row: Option<Row> = connection.exec_first(statement, (number,)).await?;
-            let row = row.ok_or_else(|| rows::corrupt(TABLE, "the canonical version is missing"))?;
-            let present = Columns::of(TABLE, row).text()?;
-            let present = Instant::parse(&present).map_err(|error| rows::corrupt(TABLE, error))?;
+        (Condition::OlderThan(instant), Some(_)) => {
+            let present = last_refresh.ok_or_else(|| rows::corrupt(TABLE, "the canonical version is missing"))?;
+            let present = Instant::parse(present).map_err(|error| rows::corrupt(TABLE, error))?;
             Ok(present < *instant)
         }
     }
-}
-
-async fn number_of(connection: &mut Conn, id: Uuid) -> Outcome<Option<u64>> {
-    Ok(connection.exec_first("SELECT version FROM auth_payloads WHERE id = ?", (rows::id(id),)).await?)
 }
 
 async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Outcome<()> {
@@ -108,25 +128,29 @@ async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Out
             values,
         )
         .await?;
-    for (place, entry) in (0_u64..).zip(&new.entries) {
-        let values = vec![
-            rows::id(new.id),
-            place.into(),
-            entry.target.as_str().into(),
-            rows::sealed(&entry.token),
-            rows::key_of(&entry.token),
-            entry.token_type.as_str().into(),
-            entry.organization.as_deref().into(),
-            entry.project.as_deref().into(),
-            entry.api_base.as_deref().into(),
-        ];
-        change
-            .run(
-                "INSERT INTO auth_entries (payload_id, place, target, token, token_key, token_type, organization, \
-                 project, api_base) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
-            .await?;
+    // Few, but nobody says how few: a statement has room for so many values.
+    for (chunk, entries) in (0_u64..).zip(new.entries.chunks(ENTRIES)) {
+        let mut values = Vec::with_capacity(entries.len() * 9);
+        let first = chunk * ENTRIES as u64;
+        for (place, entry) in (first..).zip(entries) {
+            values.extend([
+                rows::id(new.id),
+                place.into(),
+                entry.target.as_str().into(),
+                rows::sealed(&entry.token),
+                rows::key_of(&entry.token),
+                entry.token_type.as_str().into(),
+                entry.organization.as_deref().into(),
+                entry.project.as_deref().into(),
+                entry.api_base.as_deref().into(),
+            ]);
+        }
+        let statement = format!(
+            "INSERT INTO auth_entries (payload_id, place, target, token, token_key, token_type, organization, project, \
+             api_base) VALUES {}",
+            rows::places(entries.len(), 9)
+        );
+        change.run(&statement, values).await?;
     }
     Ok(())
 }

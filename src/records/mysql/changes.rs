@@ -102,40 +102,49 @@ impl<'a> Change<'a> {
     /// Commits what `outcome` says is done, and rolls everything back if it is a problem.
     pub async fn end<T>(mut self, outcome: Outcome<T>) -> Outcome<T> {
         let outcome = match outcome {
-            Ok(value) => self.commit().await.map(|()| value),
+            Ok(value) => self.write_heads().await.map(|()| value),
             Err(problem) => Err(problem),
         };
-        if let Err(Problem::Conflict(_) | Problem::Records(_)) = outcome {
-            self.connection.query_drop("ROLLBACK").await?;
-        }
-        outcome
+        end(self.connection, outcome).await
     }
 
-    async fn commit(&mut self) -> Outcome<()> {
+    async fn write_heads(&mut self) -> Outcome<()> {
         let notes = std::mem::take(&mut self.notes);
         audit::write(self.connection, &notes).await?;
-        if self.heads != self.before {
-            let Heads { epoch, canonical_version, canonical_epoch, settings_epoch, .. } = self.heads;
-            let Heads { certificates_epoch, authorities_epoch, audit, .. } = self.heads;
-            let values = vec![
-                epoch.0.into(),
-                canonical_version.into(),
-                canonical_epoch.0.into(),
-                settings_epoch.0.into(),
-                certificates_epoch.0.into(),
-                authorities_epoch.0.into(),
-                audit.number.into(),
-                rows::digest(&audit.hash),
-            ];
-            self.run(
-                "UPDATE heads SET epoch = ?, canonical_version = ?, canonical_epoch = ?, settings_epoch = ?, \
-                 certificates_epoch = ?, authorities_epoch = ?, audit_number = ?, audit_hash = ? WHERE id = 0",
-                values,
-            )
-            .await?;
+        if self.heads == self.before {
+            return Ok(());
         }
-        Ok(self.connection.query_drop("COMMIT").await?)
+        let Heads { epoch, canonical_version, canonical_epoch, settings_epoch, .. } = self.heads;
+        let Heads { certificates_epoch, authorities_epoch, audit, .. } = self.heads;
+        let values = vec![
+            epoch.0.into(),
+            canonical_version.into(),
+            canonical_epoch.0.into(),
+            settings_epoch.0.into(),
+            certificates_epoch.0.into(),
+            authorities_epoch.0.into(),
+            audit.number.into(),
+            rows::digest(&audit.hash),
+        ];
+        self.run(
+            "UPDATE heads SET epoch = ?, canonical_version = ?, canonical_epoch = ?, settings_epoch = ?, \
+             certificates_epoch = ?, authorities_epoch = ?, audit_number = ?, audit_hash = ? WHERE id = 0",
+            values,
+        )
+        .await
     }
+}
+
+/// Ends a transaction: commits what `outcome` says is done, and rolls everything back if it is a problem.
+pub(super) async fn end<T>(connection: &mut Conn, outcome: Outcome<T>) -> Outcome<T> {
+    let outcome = match outcome {
+        Ok(value) => connection.query_drop("COMMIT").await.map(|()| value).map_err(Problem::from),
+        Err(problem) => Err(problem),
+    };
+    if let Err(Problem::Conflict(_) | Problem::Records(_)) = outcome {
+        connection.query_drop("ROLLBACK").await?;
+    }
+    outcome
 }
 
 pub(super) async fn heads(connection: &mut Conn) -> Outcome<Heads> {

@@ -11,7 +11,6 @@ use super::changes::Change;
 use super::connections::Outcome;
 use super::install_tokens;
 use super::rows::{self, Columns};
-use super::sealed;
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId, HostRules};
@@ -159,30 +158,45 @@ async fn put_networks(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
 }
 
 pub(super) async fn register(change: &mut Change<'_>, registration: &Registration, note: &AuditNote) -> Outcome<Host> {
-    if let Some(token) = install_tokens::by_digest(change.connection, &registration.token.digest).await? {
+    let (token, keys) = install_tokens::known(change.connection, &registration.token.digest).await?;
+    if let Some(host) = token {
         // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
-        return Ok(by_id(change.connection, token.host).await?.ok_or_else(|| taken("installer token"))?);
+        return Ok(by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?);
     }
-    sealed::check(change, [&registration.api_key]).await?;
-    let host = match by_name(change.connection, &registration.fqdn).await? {
-        Some(present) if present.id != registration.id => return Ok(present),
+    keys.check([&registration.api_key])?;
+    let values = vec![registration.fqdn.as_str().into(), registration.id.0.into()];
+    let known = select(change.connection, "WHERE live_fqdn = ? OR id = ?", values).await?;
+    let is_named = |host: &Host| host.removed_at.is_none() && host.fqdn == registration.fqdn;
+    let host = match known.iter().find(|host| is_named(host)) {
+        Some(present) if present.id != registration.id => return Ok(present.clone()),
         Some(present) => {
-            let host = present.given_new_key(registration);
+            let host = present.clone().given_new_key(registration);
             update(change, &host).await?;
+            install_tokens::revoke_pending(change, host.id, registration.at).await?;
             host
         }
-        None if known(change.connection, registration.id).await?.is_some() => return Err(taken("host id").into()),
+        None if !known.is_empty() => return Err(taken("host id").into()),
         None => {
             let host = Host::registered(registration);
             insert(change, &host).await?;
             host
         }
     };
-    install_tokens::revoke_pending(change, host.id, registration.at).await?;
     install_tokens::insert(change, &InstallToken::issued(registration, &host)).await?;
     change.note(note);
-    // As it is kept.
-    Ok(by_id(change.connection, host.id).await?.unwrap_or(host))
+    Ok(kept(host))
+}
+
+/// As it is read back.
+fn kept(mut host: Host) -> Host {
+    let rules = &mut host.rules;
+    for at in [&mut rules.insecure_enabled_until, &mut rules.insecure_grace_until, &mut rules.expires_at] {
+        *at = at.map(rows::cut);
+    }
+    host.created_at = rows::cut(host.created_at);
+    host.updated_at = rows::cut(host.updated_at);
+    host.removed_at = host.removed_at.map(rows::cut);
+    host
 }
 
 pub(super) async fn remove(
@@ -255,7 +269,7 @@ pub(super) async fn change(
         put_networks(change, &host).await?;
     }
     change.note(note);
-    by_id(change.connection, id).await
+    Ok(Some(kept(host)))
 }
 
 pub(super) async fn bind_ip(

@@ -10,6 +10,7 @@ use super::changes::Change;
 use super::connections::Outcome;
 use super::hosts;
 use super::rows::{self, Columns};
+use super::sealed;
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::HostId;
@@ -28,6 +29,14 @@ pub(super) async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<
 
 pub(super) async fn by_digest(connection: &mut Conn, digest: &Digest) -> Outcome<Option<InstallToken>> {
     Ok(select(connection, "WHERE digest = ?", vec![rows::digest(digest)]).await?.pop())
+}
+
+/// Whose this token is, if there is one; and which data keys there are, to spare a question.
+pub(super) async fn known(connection: &mut Conn, digest: &Digest) -> Outcome<(Option<HostId>, sealed::Known)> {
+    let statement = format!("SELECT (SELECT host_id FROM install_tokens WHERE digest = ?), {}", sealed::KNOWN);
+    let row: Option<Row> = connection.exec_first(statement, (rows::digest(digest),)).await?;
+    let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
+    Ok((columns.optional_number()?.map(HostId), sealed::Known::read(&mut columns)?))
 }
 
 async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<InstallToken>> {

@@ -6,6 +6,8 @@
 //! at once (Galera), the second one's commit is refused; it is tried again from the beginning, as after a deadlock, with
 //! a bound ([`change`]).
 //!
+//! Telemetry, of which there is the most and whose order does not matter, stands aside ([`telemetry`]).
+//!
 //! **Reads.** Transactions that change something run at READ COMMITTED: once they have the lock, each statement sees all
 //! that was committed before it, on TiDB as well, where a REPEATABLE READ would look at the time before the lock. What reads
 //! several tables without changing them does it in one snapshot.
@@ -94,14 +96,24 @@ const ATTEMPTS: u32 = 20;
 macro_rules! change {
     ($self:ident, |$tx:ident| $body:expr) => {{
         let _turn = $self.turn().await?;
+        transaction!($self, |connection| async {
+            let mut $tx = changes::Change::begin(connection).await?;
+            let outcome = $body.await;
+            $tx.end(outcome).await
+        })
+    }};
+}
+
+/// Runs `$body`, which is one transaction on `$connection`, again where the database says that another one was first.
+macro_rules! transaction {
+    ($self:ident, |$connection:ident| $body:expr) => {{
         let (begun, mut attempt) = (Instant::now(), 0);
         loop {
             attempt += 1;
             let mut lease = $self.lease().await?;
             let transaction = async {
-                let mut $tx = changes::Change::begin(lease.connection()).await?;
-                let outcome = $body.await;
-                $tx.end(outcome).await
+                let $connection = lease.connection();
+                $body.await
             };
             let outcome = $self.connections.in_time(transaction).await;
             match lease.end(outcome) {
@@ -345,7 +357,10 @@ impl Records for MySql {
     }
 
     async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
-        change!(self, |tx| telemetry::append(&mut tx, node, seq, batch))
+        if telemetry::is_noted(batch) {
+            return change!(self, |tx| telemetry::append(&mut tx, node, seq, batch));
+        }
+        transaction!(self, |connection| telemetry::append_apart(connection, node, seq, batch))
     }
 
     async fn activity(&self, id: HostId) -> Result<HostActivity> {

@@ -87,18 +87,38 @@ pub(super) async fn add_key(change: &mut Change<'_>, key: &SealingKey, note: &Au
     Ok(true)
 }
 
-/// Refuses what was sealed with a data key that is gone: a node that has not heard of a rotation yet would write what nobody
-/// can open once it is restarted. Where there are no keys yet, nothing is sealed with them.
-pub(super) async fn check(change: &mut Change<'_>, values: impl IntoIterator<Item = &Sealed>) -> Outcome<()> {
-    let known = keys(change.connection).await?;
-    for value in values {
-        let Ok(id) = crate::seal::key_of(value) else { continue };
-        if !known.is_empty() && id != KeyId::SECRETBOX && known.iter().all(|key| key.id != id) {
-            let cause = format!("it was sealed with the data key {id}, which another node has replaced; try again");
-            return Err(RecordsError::Unavailable(cause).into());
-        }
+/// The ids of the data keys that there are, as a column of a statement that asks for other things as well.
+pub(super) const KNOWN: &str = "(SELECT GROUP_CONCAT(id) FROM sealing_keys)";
+
+/// Which data keys there are.
+pub(super) struct Known(Vec<KeyId>);
+
+impl Known {
+    /// From [`KNOWN`].
+    pub fn read(columns: &mut Columns) -> Result<Self> {
+        let ids = columns.optional_text()?.unwrap_or_default();
+        let ids = ids.split(',').filter(|id| !id.is_empty()).map(|id| id.parse().map(KeyId));
+        Ok(Self(ids.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("sealing_keys", error))?))
     }
-    Ok(())
+
+    /// Refuses what was sealed with a data key that is gone: a node that has not heard of a rotation yet would write what
+    /// nobody can open once it is restarted. Where there are no keys yet, nothing is sealed with them.
+    pub fn check<'a>(&self, values: impl IntoIterator<Item = &'a Sealed>) -> Result<()> {
+        for value in values {
+            let Ok(id) = crate::seal::key_of(value) else { continue };
+            if !self.0.is_empty() && id != KeyId::SECRETBOX && !self.0.contains(&id) {
+                let cause = format!("it was sealed with the data key {id}, which another node has replaced; try again");
+                return Err(RecordsError::Unavailable(cause));
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn check(change: &mut Change<'_>, values: impl IntoIterator<Item = &Sealed>) -> Outcome<()> {
+    let row: Option<Row> = change.connection.exec_first(format!("SELECT {KNOWN}"), ()).await?;
+    let row = row.ok_or_else(|| rows::corrupt("sealing_keys", "no answer"))?;
+    Ok(Known::read(&mut Columns::of("sealing_keys", row))?.check(values)?)
 }
 
 pub(super) async fn remove_key(change: &mut Change<'_>, id: KeyId) -> Outcome<bool> {

@@ -1,64 +1,137 @@
 //! What hosts' calls leave behind, each batch once.
+//!
+//! Entries for the audit log stand in its one chain, so a batch that has any is a change like any other and waits for the
+//! lock of `heads`. A batch of sightings alone, which is nearly all there is, does without, and holds up nobody's change.
+//! What makes it right:
+//!
+//! - *Once*: the node's row of `outbox_positions` is locked first and moved on in the same transaction.
+//! - *Nothing is lost between nodes*: the rows of `host_auth_states` are locked before they are read, in the order of their
+//!   ids. Two that meet in another order, or with a purge, are a deadlock, which the database ends, and one of them is tried
+//!   again; on a cluster both write these rows, and the second one's commit is refused.
+//! - *Nothing is left behind by a host that is gone*: whether it was removed is read once its row is locked, and whoever
+//!   forgets a removed host's activity writes that row. A removal alone that comes in between comes after.
+//!
+//! The digests of a host are only ever changed by who has its row in `host_auth_states`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row, Value};
 use uuid::Uuid;
 
-use super::changes::Change;
-use super::connections::Outcome;
+use super::changes::{self, Change};
+use super::connections::{Outcome, Problem};
 use super::rows::{self, Columns};
+use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::records::{Result, Telemetry};
 
 const TABLE: &str = "host_auth_states";
 /// How many hosts are read and written with one statement.
 const TOGETHER: usize = 500;
+/// Two inserted the same row at once.
+const DUPLICATE: u16 = 1062;
 
+/// Whether a batch is to go to the audit log, too.
+pub(super) fn is_noted(batch: &[Telemetry]) -> bool {
+    batch.iter().any(|telemetry| matches!(telemetry, Telemetry::Noted { .. }))
+}
+
+/// A batch of which something [`is_noted`].
 pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
-    let statement = "SELECT seq FROM outbox_positions WHERE node = ?";
-    let applied: Option<u64> = change.connection.exec_first(statement, (rows::id(node),)).await?;
-    if applied.is_some_and(|applied| seq <= applied) {
+    if !move_on(change.connection, node, seq).await? {
         return Ok(());
     }
-    let statement = match applied {
-        Some(_) => "UPDATE outbox_positions SET seq = ? WHERE node = ?",
-        None => "INSERT INTO outbox_positions (seq, node) VALUES (?, ?)",
+    for telemetry in batch {
+        if let Telemetry::Noted { note } = telemetry {
+            change.note(note);
+        }
+    }
+    apply(change.connection, batch).await
+}
+
+/// A batch of sightings, as a transaction of its own.
+pub(super) async fn append_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
+    connection.query_drop("START TRANSACTION").await?;
+    let applied = match move_on(connection, node, seq).await {
+        Ok(true) => apply(connection, batch).await,
+        moved => moved.map(|_| ()),
     };
-    change.run(statement, vec![seq.into(), rows::id(node)]).await?;
+    changes::end(connection, applied).await
+}
+
+/// `false`: this batch, or a later one, was applied before.
+async fn move_on(connection: &mut Conn, node: Uuid, seq: u64) -> Outcome<bool> {
+    let node = rows::id(node);
+    let statement = "UPDATE outbox_positions SET seq = ? WHERE node = ? AND seq < ?";
+    connection.exec_drop(statement, (seq, node.clone(), seq)).await?;
+    if connection.affected_rows() > 0 {
+        return Ok(true);
+    }
+    let known: Option<u64> =
+        connection.exec_first("SELECT seq FROM outbox_positions WHERE node = ?", (node.clone(),)).await?;
+    if known.is_some() {
+        return Ok(false);
+    }
+    // Its first batch.
+    match connection.exec_drop("INSERT INTO outbox_positions (seq, node) VALUES (?, ?)", (seq, node)).await {
+        Ok(()) => Ok(true),
+        Err(mysql_async::Error::Server(error)) if error.code == DUPLICATE => Err(Problem::Conflict(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn apply(connection: &mut Conn, batch: &[Telemetry]) -> Outcome<()> {
     let mut seen: BTreeMap<HostId, Vec<&Telemetry>> = BTreeMap::new();
     for telemetry in batch {
-        match telemetry {
-            Telemetry::Noted { note } => change.note(note),
-            Telemetry::Seen { host, .. } => seen.entry(*host).or_default().push(telemetry),
+        if let Telemetry::Seen { host, .. } = telemetry {
+            seen.entry(*host).or_default().push(telemetry);
         }
     }
     let seen: Vec<_> = seen.into_iter().collect();
     for seen in seen.chunks(TOGETHER) {
-        apply(change, seen).await?;
+        apply_some(connection, seen).await?;
     }
     Ok(())
 }
 
-async fn apply(change: &mut Change<'_>, seen: &[(HostId, Vec<&Telemetry>)]) -> Outcome<()> {
-    let ids = || seen.iter().map(|(id, _)| Value::from(id.0)).collect();
-    // A host that was removed while this was under way leaves nothing behind.
-    let which = format!(
-        "JOIN hosts ON hosts.id = host_id WHERE host_id IN {} AND removed_at IS NULL",
-        rows::places(1, seen.len())
+async fn apply_some(connection: &mut Conn, seen: &[(HostId, Vec<&Telemetry>)]) -> Outcome<()> {
+    let places = rows::places(1, seen.len());
+    let ids = || Params::Positional(seen.iter().map(|(id, _)| id.0.into()).collect());
+    let statement =
+        format!("SELECT {STATE} FROM host_auth_states WHERE host_id IN {places} ORDER BY host_id FOR UPDATE");
+    let states: Vec<Row> = connection.exec(statement, ids()).await?;
+    let mut known =
+        states.into_iter().map(|row| read_state(&mut Columns::of(TABLE, row))).collect::<Result<BTreeMap<_, _>>>()?;
+    let statement = format!(
+        "SELECT id, digest FROM hosts LEFT JOIN host_auth_digests ON host_id = id \
+         WHERE id IN {places} AND removed_at IS NULL ORDER BY id, place"
     );
-    let mut known = activities(change.connection, &which, ids()).await?;
-    let mut digests_changed = Vec::new();
+    let rows: Vec<Row> = connection.exec(statement, ids()).await?;
+    let mut there: BTreeMap<HostId, Vec<Digest>> = BTreeMap::new();
+    for row in rows {
+        let mut columns = Columns::of("host_auth_digests", row);
+        there.entry(HostId(columns.number()?)).or_default().extend(columns.optional_digest()?);
+    }
+    // A host that was removed while this was under way leaves nothing behind.
+    known.retain(|id, _| there.contains_key(id));
+    let mut with_digests = BTreeSet::new();
     for (id, telemetry) in seen {
         let Some(activity) = known.get_mut(id) else { continue };
+        activity.digests = there.remove(id).unwrap_or_default().into_iter().collect();
         let before = activity.digests.clone();
         telemetry.iter().for_each(|telemetry| telemetry.apply_to(activity));
         if activity.digests != before {
-            digests_changed.push(*id);
+            with_digests.insert(*id);
         }
     }
-    if known.is_empty() {
+    put_states(connection, &known).await?;
+    known.retain(|id, _| with_digests.contains(id));
+    put_digests(connection, &known).await
+}
+
+async fn put_states(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {
+    if activities.is_empty() {
         return Ok(());
     }
     let statement = format!(
@@ -66,9 +139,9 @@ async fn apply(change: &mut Change<'_>, seen: &[(HostId, Vec<&Telemetry>)]) -> O
          wrapper_fetched_at) VALUES {} ON DUPLICATE KEY UPDATE api_calls = VALUES(api_calls), \
          last_seen = VALUES(last_seen), last_refresh = VALUES(last_refresh), client_version = VALUES(client_version), \
          wrapper_version = VALUES(wrapper_version), wrapper_fetched_at = VALUES(wrapper_fetched_at)",
-        rows::places(known.len(), 7)
+        rows::places(activities.len(), 7)
     );
-    let values = known.iter().flat_map(|(id, activity)| -> [Value; 7] {
+    let values = activities.iter().flat_map(|(id, activity)| -> [Value; 7] {
         [
             id.0.into(),
             activity.api_calls.into(),
@@ -79,50 +152,48 @@ async fn apply(change: &mut Change<'_>, seen: &[(HostId, Vec<&Telemetry>)]) -> O
             rows::optional_time(activity.wrapper_fetched_at),
         ]
     });
-    change.run(&statement, values.collect()).await?;
-    put_digests(change, &known, &digests_changed).await
+    Ok(connection.exec_drop(statement, Params::Positional(values.collect())).await?)
 }
 
-async fn put_digests(
-    change: &mut Change<'_>,
-    activities: &BTreeMap<HostId, HostActivity>,
-    changed: &[HostId],
-) -> Outcome<()> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let ids = changed.iter().map(|id| id.0.into()).collect();
-    let places = rows::places(1, changed.len());
-    change.run(&format!("DELETE FROM host_auth_digests WHERE host_id IN {places}"), ids).await?;
+/// Of a host there never become fewer, so each place is written over.
+async fn put_digests(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {
     let mut values: Vec<Value> = Vec::new();
-    for id in changed {
-        let digests = activities.get(id).map(|activity| activity.digests.as_slice()).unwrap_or_default();
-        for (place, digest) in (0_u64..).zip(digests) {
+    for (id, activity) in activities {
+        for (place, digest) in (0_u64..).zip(activity.digests.as_slice()) {
             values.extend([id.0.into(), place.into(), rows::digest(digest)]);
         }
     }
-    let places = rows::places(values.len() / 3, 3);
-    change.run(&format!("INSERT INTO host_auth_digests (host_id, place, digest) VALUES {places}"), values).await
+    if values.is_empty() {
+        return Ok(());
+    }
+    let statement = format!(
+        "INSERT INTO host_auth_digests (host_id, place, digest) VALUES {} \
+         ON DUPLICATE KEY UPDATE digest = VALUES(digest)",
+        rows::places(values.len() / 3, 3)
+    );
+    Ok(connection.exec_drop(statement, Params::Positional(values)).await?)
 }
 
 pub(super) async fn activity(connection: &mut Conn, id: HostId) -> Outcome<HostActivity> {
-    let mut known = activities(connection, "WHERE host_id = ?", vec![id.0.into()]).await?;
-    Ok(known.remove(&id).unwrap_or_default())
-}
-
-async fn activities(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<BTreeMap<HostId, HostActivity>> {
     // The digests in one column, so that a host's activity is read as it was at one moment.
     let statement = format!(
-        "SELECT host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at, \
-         (SELECT GROUP_CONCAT(HEX(digest) ORDER BY place SEPARATOR ',') FROM host_auth_digests \
-         WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states {which}"
+        "SELECT {STATE}, (SELECT GROUP_CONCAT(HEX(digest) ORDER BY place SEPARATOR ',') FROM host_auth_digests \
+         WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states WHERE host_id = ?"
     );
-    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
-    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
+    let row: Option<Row> = connection.exec_first(statement, (id.0,)).await?;
+    let Some(row) = row else { return Ok(HostActivity::default()) };
+    let mut columns = Columns::of(TABLE, row);
+    let (_, activity) = read_state(&mut columns)?;
+    let digests = columns.optional_text()?.unwrap_or_default();
+    let digests = digests.split(',').filter(|digest| !digest.is_empty()).map(str::parse);
+    let digests = digests.collect::<std::result::Result<_, _>>().map_err(|e| rows::corrupt("host_auth_digests", e))?;
+    Ok(HostActivity { digests, ..activity })
 }
 
-fn read(row: Row) -> Result<(HostId, HostActivity)> {
-    let mut columns = Columns::of(TABLE, row);
+const STATE: &str = "host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at";
+
+/// All but the digests.
+fn read_state(columns: &mut Columns) -> Result<(HostId, HostActivity)> {
     let id = HostId(columns.number()?);
     let activity = HostActivity {
         api_calls: columns.number()?,
@@ -133,8 +204,5 @@ fn read(row: Row) -> Result<(HostId, HostActivity)> {
         wrapper_fetched_at: columns.optional_time()?,
         digests: Default::default(),
     };
-    let digests = columns.optional_text()?.unwrap_or_default();
-    let digests = digests.split(',').filter(|digest| !digest.is_empty()).map(str::parse);
-    let digests = digests.collect::<std::result::Result<_, _>>().map_err(|e| rows::corrupt("host_auth_digests", e))?;
-    Ok((id, HostActivity { digests, ..activity }))
+    Ok((id, activity))
 }

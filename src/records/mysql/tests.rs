@@ -10,6 +10,9 @@ mod mariadb;
 
 use mariadb::MariaDb;
 
+mod round_trips;
+mod telemetry;
+
 fn options(url: String) -> Options {
     Options { url, tls: Tls::Off, ca: None, connections: 8, timeout: Duration::from_secs(10) }
 }

@@ -1,0 +1,65 @@
+//! How often a change asks the database something: each is a way over the network and back.
+
+use super::conformance::{at, ip, new_canonical, noted, registration, seen};
+use super::*;
+use crate::model::instant::Instant;
+use crate::records::AuthEntry;
+
+/// What reached the server while `work` was done.
+async fn asked<T>(server: &MariaDb, work: impl Future<Output = Result<T>>) -> Vec<String> {
+    server.query("TRUNCATE mysql.general_log").await;
+    server.query("SET GLOBAL general_log = 1").await;
+    work.await.unwrap();
+    server.query("SET GLOBAL general_log = 0").await;
+    let log = "SELECT CONVERT(command_type USING utf8mb4), CONVERT(argument USING utf8mb4) FROM mysql.general_log \
+               WHERE thread_id IN (SELECT id FROM information_schema.processlist WHERE db = 'authd') \
+               AND command_type <> 'Close stmt' ORDER BY event_time";
+    let rows = server.query(log).await.into_iter().map(mysql_async::from_row::<(String, String)>);
+    rows.map(|(kind, text)| format!("{kind}: {}", text.chars().take(90).collect::<String>())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_asks_the_database_few_things() {
+    let server = MariaDb::with(&["--log-output=TABLE"]);
+    let records = open(&options(server.create("authd").await)).await.unwrap();
+    let sealing_key = SealingKey { id: KeyId(1), sealed: conformance::sealed(0, "key"), created_at: at(0) };
+    records.add_sealing_key(&sealing_key, &noted()).await.unwrap();
+    // Everything twice: the second time no statement has to be prepared any more.
+    for round in 0..2 {
+        let name = format!("h{round}.test");
+        let first = registration(round + 1, &name, &format!("a{round}"));
+        let second = registration(round + 1, &name, &format!("b{round}"));
+        let (id, digest, token) = (first.id, second.key_digest, second.token.digest);
+        let last_refresh = format!("2026-11-21T12:00:0{round}Z");
+        let newer = Condition::OlderThan(Instant::parse(&last_refresh).unwrap());
+        let mut login = NewCanonical { last_refresh, ..new_canonical("1") };
+        let entry = login.entries[0].clone();
+        login.entries = ["a", "b", "c"].map(|target| AuthEntry { target: target.into(), ..entry.clone() }).into();
+        let batch = [seen(round + 1, 1, 1, Some("0.1"))];
+        let node = uuid::Uuid::from_u128(7);
+        let epoch = records.epoch().await.unwrap();
+        let rename = HostChange { allow_roaming_ips: Some(true), ..HostChange::default() };
+        let note = noted();
+        let counted = [
+            ("a new host", 10, asked(&server, records.register_host(&first, &note)).await),
+            ("a new key", 10, asked(&server, records.register_host(&second, &note)).await),
+            ("a first contact", 7, asked(&server, records.bind_ip(id, &digest, ip("192.0.2.1"), at(1), &note)).await),
+            (
+                "an installer redeemed",
+                8,
+                asked(&server, records.redeem_install_token(&token, at(1), ip("192.0.2.1"), &note)).await,
+            ),
+            ("a change of a host", 7, asked(&server, records.change_host(id, &rename, at(2), &note)).await),
+            ("a store with three entries", 8, asked(&server, records.replace_canonical(&newer, &login, &note)).await),
+            ("another login in hand", 7, asked(&server, records.append_telemetry(node, 2 * round + 1, &batch)).await),
+            ("telemetry", 6, asked(&server, records.append_telemetry(node, 2 * round + 2, &batch)).await),
+            ("a removal", 8, asked(&server, records.remove_host(id, at(3), &note)).await),
+            ("what changed", 9, asked(&server, records.changes_since(epoch)).await),
+            ("nothing changed", 1, asked(&server, records.changes_since(records.epoch().await.unwrap())).await),
+        ];
+        for (what, most, asked) in counted {
+            println!("{what}: {}\n  {}", asked.len(), asked.join("\n  "));
+            assert!(round == 0 || asked.len() <= most, "{what} asks {} things, not {most}", asked.len());
+        }
+    }
+}

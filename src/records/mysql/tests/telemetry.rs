@@ -1,0 +1,80 @@
+//! Telemetry stands aside of the one order of changes: nobody waits for it, and still each batch counts once.
+
+use mysql_async::prelude::Queryable as _;
+
+use super::conformance::{at, noted, race, registration, seen};
+use super::*;
+
+async fn connection(url: &str) -> mysql_async::Conn {
+    mysql_async::Conn::new(mysql_async::Opts::from_url(url).unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sightings_wait_for_no_change_and_entries_do() {
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let records = Arc::new(open(&options(url.clone())).await.unwrap());
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let mut changing = connection(&url).await;
+    changing.query_drop("START TRANSACTION").await.unwrap();
+    changing.query_drop("SELECT * FROM heads WHERE id = 0 FOR UPDATE").await.unwrap();
+    let (node, others) = (Uuid::new_v4(), Uuid::new_v4());
+    let entries = tokio::spawn({
+        let records = Arc::clone(&records);
+        async move { records.append_telemetry(others, 1, &[Telemetry::Noted { note: noted() }]).await }
+    });
+    for seq in 1..=20 {
+        records.append_telemetry(node, seq, &[seen(1, 1, 1, Some("0.1"))]).await.unwrap();
+    }
+    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 20);
+    assert!(!entries.is_finished(), "an entry has one place in the chain");
+    changing.query_drop("ROLLBACK").await.unwrap();
+    entries.await.unwrap().unwrap();
+    assert_eq!(records.audit_head().await.unwrap().number, 2);
+}
+
+/// Each node sends each batch twice, at once, and hosts come and go meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
+    const NODES: usize = 4;
+    const BATCHES: u64 = 25;
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let ids = 1..=40_u64;
+    let mut nodes = Vec::new();
+    for _ in 0..NODES {
+        nodes.push((Arc::new(open(&options(url.clone())).await.unwrap()), Uuid::new_v4()));
+    }
+    let first = &nodes[0].0;
+    for id in ids.clone() {
+        first.register_host(&registration(id, &format!("h{id}.test"), &format!("a{id}")), &noted()).await.unwrap();
+    }
+    race(2 * NODES + 1, |number| {
+        let (records, node) = nodes[number % NODES].clone();
+        let ids = ids.clone();
+        async move {
+            if number == 2 * NODES {
+                for time in 0..20 {
+                    records.remove_host(HostId(40), at(time), &noted()).await.unwrap();
+                    records.purge_removed_hosts(at(time - 10)).await.unwrap();
+                    records.restore_host(HostId(40), at(-1), at(time), &noted()).await.unwrap();
+                }
+                return;
+            }
+            for seq in 0..BATCHES {
+                let batch: Vec<_> = ids.clone().map(|id| seen(id, 1, seq as i64, Some(&format!("{seq}")))).collect();
+                records.append_telemetry(node, seq, &batch).await.unwrap();
+            }
+        }
+    })
+    .await;
+    for id in ids.clone().filter(|id| *id != 40) {
+        let activity = first.activity(HostId(id)).await.unwrap();
+        assert_eq!(activity.api_calls, NODES as u64 * BATCHES, "host {id}");
+        assert_eq!(activity.digests.as_slice().len(), 3, "host {id}");
+        assert_eq!(activity.last_seen, Some(at(BATCHES as i64 - 1)), "host {id}");
+    }
+    // Removed now and then: what was dropped is not counted, and nothing is counted twice.
+    assert!(first.activity(HostId(40)).await.unwrap().api_calls <= NODES as u64 * BATCHES);
+    println!("{} batches were tried again", nodes.iter().map(|(records, _)| records.conflicts()).sum::<u64>());
+}
