@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::calls::{Fleet, Registrations, Retrieves, Stores, call, text};
 use crate::http::{Connection, Target, request, tls_config};
+use crate::load::Script;
 use crate::mariadb::MariaDb;
 use crate::process::{Daemon, pause};
 use crate::report::{Cell, Row};
@@ -42,50 +43,57 @@ pub async fn rows(bench: &Bench) -> Result<Vec<Row>> {
 async fn daemons(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let (embedded, embedded_fleet) = bench.fleet("database-embedded", None).await?;
     let (mysql, fleet) = fleet_on(bench, "database-mysql", &server.create("fleet").await?).await?;
-    let mut rows = Vec::new();
-    let scripts = [&fleet, &embedded_fleet].map(|fleet| Arc::new(Retrieves::new(fleet, false)));
-    for clients in [8, CLIENTS] {
-        let mut row = Row::new(format!("/auth retrieve, HTTP, {clients} connections, records in MariaDB"), BESIDE);
-        for _ in 0..bench.rounds {
-            for (cells, daemon, script) in
-                [(&mut row.ours, &mysql, &scripts[0]), (&mut row.baseline, &embedded, &scripts[1])]
-            {
-                let load = bench.load(&daemon.hosts, clients, processes(daemon, server));
-                cells.push(run_one(&row.what, "one store", &load, script).await?);
-            }
-        }
-        rows.push(row);
-    }
-    let scripts = [&fleet, &embedded_fleet].map(|fleet| Arc::new(Stores::new(fleet)));
-    for clients in [1, CLIENTS] {
-        let mut row = Row::new(format!("stores made canonical, {clients} clients, records in MariaDB"), BESIDE);
-        for _ in 0..bench.rounds {
-            for (cells, daemon, script) in
-                [(&mut row.ours, &mysql, &scripts[0]), (&mut row.baseline, &embedded, &scripts[1])]
-            {
-                let load = bench.load(&daemon.hosts, clients, processes(daemon, server));
-                cells.push(run_one(&row.what, "one store", &load, script).await?);
-            }
-        }
-        rows.push(row);
-    }
+    let daemons = [&mysql, &embedded];
+    let hosts = daemons.map(|daemon| &daemon.hosts);
+    let admins = daemons.map(|daemon| &daemon.admin);
+    let retrieves = [&fleet, &embedded_fleet].map(|fleet| Arc::new(Retrieves::new(fleet, false)));
+    let stores = [&fleet, &embedded_fleet].map(|fleet| Arc::new(Stores::new(fleet)));
     let registrations = Arc::new(Registrations::new());
+    let registrations = [registrations.clone(), registrations];
+    let turns = Turns { bench, server, daemons };
+    let mut rows = Vec::new();
+    for clients in [8, CLIENTS] {
+        let what = format!("/auth retrieve, HTTP, {clients} connections, records in MariaDB");
+        rows.push(turns.take(what, clients, hosts, &retrieves).await?);
+    }
     for clients in [1, CLIENTS] {
-        let mut row = Row::new(format!("registrations, {clients} clients, records in MariaDB"), BESIDE);
-        for _ in 0..bench.rounds {
-            for (cells, daemon) in [(&mut row.ours, &mysql), (&mut row.baseline, &embedded)] {
-                let load = bench.load(&daemon.admin, clients, processes(daemon, server));
-                cells.push(run_one(&row.what, "one store", &load, &registrations).await?);
-            }
-        }
-        rows.push(row);
+        let what = format!("stores made canonical, records in MariaDB, {clients} at once");
+        rows.push(turns.take(what, clients, hosts, &stores).await?);
+    }
+    for clients in [1, CLIENTS] {
+        let what = format!("registrations, records in MariaDB, {clients} at once");
+        rows.push(turns.take(what, clients, admins, &registrations).await?);
     }
     Ok(rows)
 }
 
-/// Whose CPU time a call costs. An idle database costs the embedded store's nothing.
-fn processes(daemon: &Daemon, server: &MariaDb) -> Vec<u32> {
-    vec![daemon.pid(), server.pid()]
+/// The same of both daemons, the one with the database first.
+struct Turns<'a> {
+    bench: &'a Bench,
+    server: &'a MariaDb,
+    daemons: [&'a Daemon; 2],
+}
+
+impl Turns<'_> {
+    async fn take(
+        &self,
+        what: String,
+        clients: usize,
+        targets: [&Target; 2],
+        scripts: &[Arc<impl Script>; 2],
+    ) -> Result<Row> {
+        let mut row = Row::new(what, BESIDE);
+        for _ in 0..self.bench.rounds {
+            for (side, name) in ["MariaDB", BESIDE].into_iter().enumerate() {
+                // Whose CPU time a call costs. An idle database costs the embedded store's nothing.
+                let processes = vec![self.daemons[side].pid(), self.server.pid()];
+                let load = self.bench.load(targets[side], clients, processes);
+                let cell = run_one(&row.what, name, &load, &scripts[side]).await?;
+                if side == 0 { &mut row.ours } else { &mut row.baseline }.push(cell);
+            }
+        }
+        Ok(row)
+    }
 }
 
 async fn fleet_on(bench: &Bench, name: &str, url: &str) -> Result<(Daemon, Fleet)> {
@@ -130,6 +138,9 @@ async fn telemetry(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
 
 /// What the database of [`telemetry`] takes on the disk, told beside the table.
 async fn sizes(server: &MariaDb) -> Result<()> {
+    for table in ["hosts", "host_auth_states", "host_auth_digests", "install_tokens", "audit_log"] {
+        server.query::<mysql_async::Row>(&format!("ANALYZE TABLE telemetry.{table}")).await?;
+    }
     let of = async |tables: [&str; 4], unit: &str| -> Result<f64> {
         let tables = tables.map(|table| format!("'{table}'")).join(", ");
         let statement = format!(
@@ -148,9 +159,14 @@ async fn sizes(server: &MariaDb) -> Result<()> {
 async fn revocations(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let url = server.create("revocations").await?;
     let directory = |name: &str| bench.directory.path().join(name);
-    let mut one = Daemon::new(directory("revoking"), None)?.with("DATABASE__URL", &url);
+    // Who asks with a dead key again and again is not to be blocked here.
+    let on = |name: &str| {
+        let daemon = Daemon::new(directory(name), None)?;
+        Ok::<_, crate::Error>(daemon.with("DATABASE__URL", &url).with("LIMITS__AUTH_FAIL_COUNT", "0"))
+    };
+    let mut one = on("revoking")?;
     one.start().await?;
-    let mut two = Daemon::new(directory("following"), None)?.with("DATABASE__URL", &url);
+    let mut two = on("following")?;
     std::fs::create_dir_all(two.state())?;
     std::fs::copy(one.state().join("master.key"), two.state().join("master.key"))?;
     two.start().await?;
