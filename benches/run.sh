@@ -28,4 +28,6 @@ fi
 "$BENCH_NGINX" -v 2>/dev/null || { echo "run.sh: $BENCH_NGINX does not run: install nginx and run this again" >&2; exit 1; }
 export BENCH_NGINX
 
+# Where Debian has mariadbd; without one there is no part `database`.
+export PATH=$PATH:/usr/sbin
 exec cargo bench --locked --quiet --bench fleet -- "$@"

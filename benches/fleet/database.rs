@@ -11,6 +11,7 @@ use codex_authd::records::mysql::{MySql, Options, Tls};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::calls::{Fleet, Registrations, Retrieves, Stores, call, text};
 use crate::http::{Connection, Target, request, tls_config};
@@ -175,20 +176,25 @@ async fn revocations(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let mut certificates = Vec::new();
     let mut switches = Vec::new();
     for index in 0..TRIES {
+        // What went before ended with a poll of the other daemon's: each try begins at another moment between two polls.
+        let moment = POLL * index as u32 / TRIES as u32;
         let name = format!(r#"{{"fqdn":"host-{index}.bench.example.com"}}"#);
         let old = register(&mut admin, &name).await?;
         until_answered(&two.hosts, &old, |status| status == 200).await?;
+        sleep(moment).await;
         register(&mut admin, &name).await?;
         keys.push(until_answered(&two.hosts, &old, |status| status == 401).await?);
 
         let files = directory(&format!("certificate-{index}"));
         let (target, fingerprint) = certificate(&one, &two, &files)?;
         let mut connection = until_open(&target).await?;
+        sleep(moment).await;
         call(&mut admin, &format!("/admin/certificates/{fingerprint}/revoke"), "").await?;
         certificates.push(until_cut(&mut connection).await?);
 
         let key = register(&mut admin, &name).await?;
         until_answered(&two.hosts, &key, |status| status == 200).await?;
+        sleep(moment).await;
         call(&mut admin, "/admin/api/state", r#"{"disabled":true}"#).await?;
         switches.push(until_answered(&two.hosts, &key, |status| status == 503).await?);
         call(&mut admin, "/admin/api/state", r#"{"disabled":false}"#).await?;

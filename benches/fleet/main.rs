@@ -92,6 +92,7 @@ async fn measure(parts: &[String]) -> Result<()> {
          The load generator runs on the same cores and costs both sides the same: it pulls a ratio of rates towards 1.\n\
          CPU is the server's own time for each answer, without the generator's.\n\
          The bare handler has the daemon's acceptors and TLS configuration; nginx has 2 workers and its own defaults.\n\
+         MariaDB has its own defaults, each commit flushed, and is reached by a socket; its CPU is counted with the daemon's.\n\
          Of {CLIENTS} clients that store at once, whoever is overtaken is answered `outdated`, and that is not counted.",
         bench.rounds,
         bench.duration.as_secs_f64(),
