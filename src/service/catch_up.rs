@@ -23,12 +23,13 @@ impl Service {
         let serves = self.catch_ups_asked.load(Ordering::SeqCst);
         self.apply_changes().await?;
         *served = serves;
+        drop(served);
+        self.look_after_unwritten().await;
         Ok(())
     }
 
     async fn apply_changes(&self) -> Result<()> {
         let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
-        self.look_after_unwritten().await;
         if changes.epoch == self.hot.epoch() {
             return Ok(());
         }

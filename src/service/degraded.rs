@@ -2,9 +2,9 @@
 //!
 //! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
 //! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
-//! goes to it. One that is only read (a standby, `read_only`) is noticed by the first change that waits for nobody, or by
-//! who asks for readiness, and is asked with the poll until it takes one. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
-//! without them.
+//! goes to it. One that is only read (a standby, `read_only`) is noticed by the outbox, or by who asks for readiness, and is
+//! tried with each poll until it takes a change. Nothing is stored here but, now and then, when the records were last reached,
+//! for a daemon that starts without them.
 
 use std::sync::Arc;
 
