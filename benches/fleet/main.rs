@@ -3,7 +3,7 @@
 //! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
 //! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `database`, `fleet`, `list`; none: all). `BENCH_SECONDS` (5)
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `database`; of the fleets `starts`, `rates`, `list`; none: all). `BENCH_SECONDS` (5)
 //! and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large the large fleet is, `BENCH_DIR` where the state
 //! directories go, `BENCH_FLEETS` where fleets are kept for the next run, `BENCH_NGINX` where nginx is. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
 
@@ -83,8 +83,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     if wanted("database") {
         rows.extend(database::rows(&bench).await?);
     }
-    if wanted("fleet") || wanted("list") {
-        rows.extend(bench.fleets(wanted("fleet"), wanted("list")).await?);
+    let (starts, rates, list) = (wanted("starts"), wanted("rates"), wanted("list"));
+    if starts || rates || list {
+        rows.extend(bench.fleets(starts, rates, list).await?);
     }
     print!("{}", report::table(&rows));
     println!(
@@ -220,7 +221,7 @@ impl Bench {
     }
 
     /// The same with some hosts and with many: what must not grow with the fleet, and what it grows to.
-    async fn fleets(&self, measure: bool, list: bool) -> Result<Vec<Row>> {
+    async fn fleets(&self, starts: bool, rates: bool, list: bool) -> Result<Vec<Row>> {
         let sizes = [SOME_HOSTS, number("BENCH_HOSTS", MANY_HOSTS)?];
         let mut daemons = Vec::new();
         for hosts in sizes {
@@ -242,10 +243,12 @@ impl Bench {
             daemons.push((hosts, daemon, fleet));
         }
         let mut rows = Vec::new();
-        if measure {
+        if starts {
             for (hosts, daemon, _) in &mut daemons {
                 rows.extend(self.starts(*hosts, daemon).await?);
             }
+        }
+        if rates {
             rows.extend(self.rates(&mut daemons).await?);
         }
         if list {

@@ -16,6 +16,7 @@ use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
+use super::memo::{Memo, Pieces};
 use super::{HotError, Result, decode, get, get_staged, put, states};
 
 pub(super) const HOST: &[u8] = b"host/";
@@ -35,6 +36,10 @@ pub struct HotHost {
     pub updated_at: OffsetDateTime,
     /// Of its own key; names what was baked with it.
     pub key_digest: Digest,
+    /// Of its wrapper, by the revision of what is baked into it beside the host.
+    pub wrapper_digest: Memo<u64, Digest>,
+    /// What answers say of it, by its state and the revision of what they say of everybody.
+    pub told: Memo<(HostRevision, u64), Pieces<4>>,
     keys: [Option<Digest>; 2],
     stamp: u64,
     /// Shared by all states of this host, so that nothing is lost when its rules change.
@@ -53,6 +58,24 @@ struct LiveState {
     stamp: u64,
     /// What was not gathered yet.
     pending: Option<Telemetry>,
+    /// Where it is all that a call tells, the call tells nothing new.
+    known: Option<Known>,
+}
+
+/// What is known, and waits to be gathered as it is known. In itself, without what it points to: of a large fleet every
+/// host's memory is cold, and each place that is looked at costs as much as a thousand instructions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Known {
+    digest: Option<Digest>,
+    /// Client and wrapper.
+    versions: [Option<Short>; 2],
+}
+
+/// A text that is not long.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Short {
+    length: u8,
+    bytes: [u8; 22],
 }
 
 /// A host in one state: its rules, and what is known of it beside the counts. What was made from one may be used again
@@ -132,6 +155,7 @@ impl HotHost {
             Some(pending) => joined(pending, sighting),
             None => sighting,
         });
+        state.note_known();
         let seen = Seen {
             calls: state.activity.api_calls,
             state: self.state(&state),
@@ -215,8 +239,7 @@ impl Cache {
                 return Ok(Some(host));
             }
             if maps.generation == generation {
-                let state = LiveState { activity, stamp: new_stamp(), pending: None };
-                let live = Arc::new(Live(Mutex::new(state)));
+                let live = Arc::new(Live(Mutex::new(LiveState::new(activity))));
                 return Ok(Some(maps.insert(host, live, &self.stirred)));
             }
         }
@@ -251,7 +274,12 @@ impl Cache {
         let limit = limit.min(waiting.len());
         let stirred: Vec<_> = waiting.drain(..limit).collect();
         drop(waiting);
-        stirred.into_iter().filter_map(|live| live.lock().pending.take()).collect()
+        let taken = stirred.into_iter().filter_map(|live| {
+            let mut state = live.lock();
+            state.known = None;
+            state.pending.take()
+        });
+        taken.collect()
     }
 
     pub(super) fn set_activity(&self, id: HostId, activity: &HostActivity) {
@@ -266,6 +294,7 @@ impl Cache {
             if let Some(pending) = pending {
                 pending.apply_to(activity);
             }
+            state.note_known();
         }
     }
 }
@@ -275,8 +304,21 @@ impl Maps {
         let keys = keys_of(&host);
         let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, .. } = host;
         let (stirred, stamp) = (Arc::clone(stirred), new_stamp());
-        let host = HotHost { id, fqdn, rules, api_key, created_at, updated_at, key_digest, keys, stamp, live, stirred };
-        let host = Arc::new(host);
+        let host = Arc::new(HotHost {
+            id,
+            fqdn,
+            rules,
+            api_key,
+            created_at,
+            updated_at,
+            key_digest,
+            wrapper_digest: Memo::default(),
+            told: Memo::default(),
+            keys,
+            stamp,
+            live,
+            stirred,
+        });
         for key in keys.into_iter().flatten() {
             self.by_key.insert(key, Arc::clone(&host));
         }
@@ -292,23 +334,21 @@ impl Live {
 }
 
 impl LiveState {
-    /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it does, and
+    fn new(activity: HostActivity) -> Self {
+        Self { activity, stamp: new_stamp(), pending: None, known: None }
+    }
+
+    /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it may, and
     /// nothing was counted.
     fn count_again(&mut self, now: OffsetDateTime, login: Option<InHand<'_>>, told: [Option<&str>; 2]) -> bool {
-        let Some(Telemetry::Seen { calls, last_seen, digests, client_version, wrapper_version, .. }) =
-            &mut self.pending
-        else {
+        let (Some(known), Some(Telemetry::Seen { calls, last_seen, .. })) = (&self.known, &mut self.pending) else {
             return false;
         };
-        let HostActivity {
-            digests: known_digests, client_version: known_client, wrapper_version: known_wrapper, ..
-        } = &self.activity;
         // Of one digest there is one last_refresh.
-        let nothing_new = login
-            .is_none_or(|login| [digests, known_digests].iter().all(|known| known.latest() == Some(login.digest)))
-            && [(told[0], client_version, known_client), (told[1], wrapper_version, known_wrapper)].into_iter().all(
-                |(told, waiting, known)| told.is_none() || (told == waiting.as_deref() && told == known.as_deref()),
-            );
+        let nothing_new = login.is_none_or(|login| known.digest.as_ref() == Some(login.digest))
+            && told.iter().zip(&known.versions).all(|(told, known)| {
+                told.is_none_or(|told| known.as_ref().is_some_and(|known| known.as_bytes() == told.as_bytes()))
+            });
         if !nothing_new || self.activity.last_seen.is_none_or(|known| known > now) || *last_seen > now {
             return false;
         }
@@ -317,6 +357,36 @@ impl LiveState {
         self.activity.api_calls = self.activity.api_calls.saturating_add(1);
         self.activity.last_seen = Some(now);
         true
+    }
+
+    /// To be called whenever what is known or what waits has changed.
+    fn note_known(&mut self) {
+        let Some(Telemetry::Seen { digests, client_version, wrapper_version, .. }) = &self.pending else {
+            self.known = None;
+            return;
+        };
+        let both = |waiting: &Option<String>, known: &Option<String>| {
+            waiting.as_deref().filter(|_| waiting == known).and_then(Short::of)
+        };
+        self.known = Some(Known {
+            digest: digests.latest().filter(|digest| self.activity.digests.latest() == Some(digest)).copied(),
+            versions: [
+                both(client_version, &self.activity.client_version),
+                both(wrapper_version, &self.activity.wrapper_version),
+            ],
+        });
+    }
+}
+
+impl Short {
+    fn of(text: &str) -> Option<Self> {
+        let mut bytes = [0; 22];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(Self { length: u8::try_from(text.len()).ok()?, bytes })
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
     }
 }
 
@@ -458,8 +528,7 @@ mod tests {
             [(1, None), (1, Some("a")), (1, Some("b")), (2, None), (2, Some("a")), (2, Some("b"))];
         for sequence in 0..6_usize.pow(4) {
             let cache = Cache::default();
-            let live =
-                Live(Mutex::new(LiveState { activity: HostActivity::default(), stamp: new_stamp(), pending: None }));
+            let live = Live(Mutex::new(LiveState::new(HostActivity::default())));
             let host = cache.maps.write().unwrap().insert(host("a"), Arc::new(live), &cache.stirred);
             let (mut expected, mut sent) = (HostActivity::default(), HostActivity::default());
             for call in 0..4 {

@@ -13,6 +13,7 @@
 
 mod foundation;
 mod hosts;
+mod memo;
 mod outbox;
 mod states;
 pub mod throttle;
@@ -34,6 +35,7 @@ use crate::outside::Outside;
 use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
 pub use hosts::{HostRevision, HotHost, InHand, Seen};
+pub use memo::Pieces;
 pub use states::HostStates;
 
 #[derive(Debug, thiserror::Error)]

@@ -31,6 +31,12 @@ impl Digest {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// As it is printed.
+    pub fn write_hex<'a>(&self, buffer: &'a mut [u8; 64]) -> &'a str {
+        // The buffer has the length of the text, and hex digits are UTF-8.
+        hex::encode_to_slice(self.0, buffer).ok().and_then(|()| std::str::from_utf8(buffer).ok()).unwrap_or_default()
+    }
 }
 
 impl PartialEq for Digest {
@@ -104,10 +110,7 @@ impl From<Digest> for String {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 64];
-        // The buffer has the length of the text, and hex digits are UTF-8.
-        hex::encode_to_slice(self.0, &mut text).map_err(|_| fmt::Error)?;
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        f.write_str(self.write_hex(&mut [0; 64]))
     }
 }
 

@@ -88,7 +88,8 @@ pub struct Service {
     /// Counts up with every change of the certificates or the authorities.
     trust_changed: watch_channel::Sender<u64>,
     watch: watch::Watch,
-    wrappers: wrapper::Digests,
+    /// Turned after every change of the policy.
+    policy_revision: AtomicU64,
     /// Turned after every change of what answers hold beside their host and the canonical version: settings, policy.
     shared_revision: AtomicU64,
     directory: Arc<directory::Directory>,
@@ -132,7 +133,7 @@ impl Service {
             certificates: ArcSwap::default(),
             trust_changed: watch_channel::channel(0).0,
             watch: watch::Watch::default(),
-            wrappers: wrapper::Digests::new(),
+            policy_revision: AtomicU64::new(0),
             shared_revision: AtomicU64::new(0),
             directory: Arc::default(),
             catching_up: Mutex::new(0),
@@ -159,7 +160,7 @@ impl Service {
     /// Puts another policy in force: the server's key or names changed with a reload.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
-        self.forget_wrapper_digests();
+        self.policy_revision.fetch_add(1, Ordering::SeqCst);
         self.turn_shared_revision();
     }
 

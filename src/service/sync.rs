@@ -39,6 +39,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// How many there are.
+    pub const COUNT: usize = 6;
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Valid => "valid",

@@ -1,6 +1,7 @@
 //! The wrapper as a host gets it: `cdx` with the host's own values baked in.
 
-use moka::sync::Cache;
+use std::sync::atomic::Ordering;
+
 use time::OffsetDateTime;
 
 use super::enrol::api_key_place;
@@ -16,16 +17,6 @@ pub struct Wrapper {
     pub updated_at: OffsetDateTime,
 }
 
-/// Digests of baked wrappers by the host's key digest: every answer to a host names that of its own wrapper, and baking
-/// one costs more than all the rest of the call.
-pub(super) struct Digests(Cache<Digest, Digest>);
-
-impl Digests {
-    pub fn new() -> Self {
-        Self(Cache::new(200_000))
-    }
-}
-
 impl Service {
     pub fn wrapper(&self, host: &HotHost) -> Result<Wrapper> {
         let script = self.bake_wrapper(host, &self.policy().base_url)?;
@@ -39,18 +30,17 @@ impl Service {
         Ok(wrapper)
     }
 
+    /// Kept beside the host: every answer to it names its own wrapper, and baking one costs more than all the rest of the
+    /// call.
     pub(super) fn wrapper_digest(&self, host: &HotHost) -> Result<Digest> {
-        if let Some(digest) = self.wrappers.0.get(&host.key_digest) {
+        // Before the policy is read: what is baked while it changes belongs to the one that is over.
+        let revision = self.policy_revision.load(Ordering::SeqCst);
+        if let Some(digest) = host.wrapper_digest.with(&revision, |digest| *digest) {
             return Ok(digest);
         }
         let digest = self.wrapper(host)?.digest;
-        self.wrappers.0.insert(host.key_digest, digest);
+        host.wrapper_digest.put(revision, digest);
         Ok(digest)
-    }
-
-    /// Another policy bakes other wrappers.
-    pub(super) fn forget_wrapper_digests(&self) {
-        self.wrappers.0.invalidate_all();
     }
 
     pub(super) fn bake_wrapper(&self, host: &HotHost, base_url: &str) -> Result<Secret> {

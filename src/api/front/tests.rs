@@ -397,20 +397,22 @@ async fn both_ways_count_a_failure_once_and_a_request_once() {
     assert_eq!((limited.status, status_of(&limited).as_str()), (429, "rate_limited"));
 }
 
-/// Answers are given from what was kept, and no more of them are kept than there are slots.
+/// Answers are put together from what was kept, for one host as for the other.
 #[tokio::test]
 async fn an_answer_that_nothing_changed_is_not_rendered_again() {
     let pair = Pair::new(LIMITS).await;
     upload(&pair, CANONICAL).await;
     let body = json!({ "digest": "1".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" }).to_string();
-    let asked = ask(Key::Header(0), body);
+    let rendered = || pair.usual.front.answers.rendered.load(Ordering::Relaxed);
     // The first call changes what is known of the host, and is told of what was known before.
-    for kept in [0, 0, 1, 1] {
-        assert_eq!(pair.usual.front.answers.kept().len(), kept);
-        pair.ask(&asked).await;
+    for (host, by_then) in [(0, 1), (0, 2), (0, 2), (1, 3), (1, 4), (1, 4), (0, 4)] {
+        pair.ask(&ask(Key::Header(host), body.as_str())).await;
+        assert_eq!(rendered(), by_then);
     }
-    let before = pair.usual.front.answers.kept();
-    pair.ask(&asked).await;
-    assert_eq!(pair.usual.front.answers.kept(), before);
-    assert_eq!(pair.handlers.front.answers.kept(), []);
+    upload(&pair, "2026-09-20T10:00:00Z").await;
+    for (host, by_then) in [(0, 5), (0, 6), (0, 6), (1, 7), (1, 8), (0, 8), (1, 8)] {
+        pair.ask(&ask(Key::Header(host), body.as_str())).await;
+        assert_eq!(rendered(), by_then);
+    }
+    assert_eq!(pair.handlers.front.answers.rendered.load(Ordering::Relaxed), 0);
 }
