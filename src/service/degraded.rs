@@ -2,8 +2,9 @@
 //!
 //! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
 //! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
-//! goes to it. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
-//! without them.
+//! goes to it. One that can be read and not written is noticed by who has something to write, or asks whether we are
+//! ready; that it is over is tried once a second. Nothing is stored here but, now and then, when the records were last
+//! reached, for a daemon that starts without them.
 
 use std::sync::Arc;
 
@@ -21,9 +22,13 @@ pub struct Failed {
 /// Records that cannot be reached, or not written.
 pub struct Away {
     pub since: OffsetDateTime,
-    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state.
+    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state, or they can
+    /// be read all the time.
     pub known_at: Option<OffsetDateTime>,
+    /// As it was found last.
     pub why: String,
+    /// They can be read, and that does not mean that they are back.
+    pub can_be_read: bool,
 }
 
 /// How often it is noted that the records were reached.
@@ -65,19 +70,40 @@ impl Service {
     /// Takes note of whether the records could be reached.
     pub(super) fn note_reached<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
         match &outcome {
+            Ok(_) if self.away().is_some_and(|away| away.can_be_read) => {}
             Ok(_) => self.is_back(),
-            Err(RecordsError::Unavailable(why)) => self.is_away(why),
+            Err(RecordsError::Unavailable(why)) => self.is_away(why, false),
             Err(_) => {}
         }
         Ok(outcome?)
     }
 
-    fn is_away(&self, why: &str) {
-        if self.away.load().is_some() {
+    /// Tries whether they can be written, and takes note of it.
+    pub(super) async fn try_writing(&self) -> Result<()> {
+        let outcome = self.records.check().await;
+        match &outcome {
+            Ok(()) => self.is_back(),
+            Err(RecordsError::Unavailable(why)) if self.away().is_none() => {
+                let can_be_read = self.records.epoch().await.is_ok();
+                self.is_away(why, can_be_read);
+            }
+            Err(_) => {}
+        }
+        Ok(outcome?)
+    }
+
+    fn is_away(&self, why: &str, can_be_read: bool) {
+        if let Some(away) = self.away() {
+            // It stays away, for another reason perhaps.
+            if away.why != why {
+                let Away { since, known_at, can_be_read, .. } = *away;
+                self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), can_be_read })));
+            }
             return;
         }
-        let (since, known_at) = (self.outside.now(), self.hot.reached_at().ok().flatten());
-        self.away.store(Some(Arc::new(Away { since, known_at, why: why.into() })));
+        let known_at = if can_be_read { None } else { self.hot.reached_at().ok().flatten() };
+        let since = self.outside.now();
+        self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), can_be_read })));
         log::error!(
             event = "degraded", since:% = since, known_at:? = known_at, cause = why;
             "the records are not available: logins are served as they were last known, everything else is answered 503; \

@@ -56,6 +56,19 @@ impl Service {
 
     /// Writes what is in the outbox to the records.
     pub async fn drain_outbox(&self) -> Result<()> {
+        if self.away().is_some_and(|away| away.can_be_read) {
+            self.try_writing().await?;
+        }
+        let drained = self.drain().await;
+        if let Err(ServiceError::RecordsAway { .. }) = drained
+            && self.away().is_none()
+        {
+            self.try_writing().await?;
+        }
+        drained
+    }
+
+    async fn drain(&self) -> Result<()> {
         loop {
             let batches = self.hot.outbox_next(BATCHES).await?;
             let Some(last) = batches.last().map(|(seq, _)| *seq) else {
