@@ -75,7 +75,6 @@ async fn galera_loses_nothing_and_does_nothing_twice_though_a_node_and_a_daemon_
     cluster.isolate(0, true).await;
     until("the daemon of the lone node says why it is degraded", async || {
         let told = readiness(&load.asking, &one).await;
-        eprintln!("DBG {told} {:?}", cluster.status(0, "wsrep_cluster_status").await);
         told["code"] == "degraded" && told["message"].as_str().unwrap().contains("not in the majority of its cluster")
     })
     .await;

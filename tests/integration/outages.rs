@@ -151,14 +151,19 @@ async fn outage(mut server: MariaDb, url: &str, outage: Outage) {
     let (retrieved, files) = (load.retrieved(), open_files(daemon.pid()));
     until("logins are served on", async || load.retrieved() > retrieved + 300).await;
     println!("{name}: {}; {} files open, {files} before", load.told(), open_files(daemon.pid()));
+    let longest = load.longest_change.load(Ordering::SeqCst);
+    assert!(longest < 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
+    // Connections that nobody answers on are not heaped up.
+    assert!(open_files(daemon.pid()) < files + 20);
 
     outage.end(&mut server).await;
     until("it is ready again", async || readiness().await.status() == 200).await;
     load.until_all_go_well("after it").await;
     let ledger = load.end().await;
     let (answered, unknown) = load.counted().await;
+    // A registration asks twice; of one that went well in the end the first may have taken all its time, and the other, too.
     let longest = load.longest_change.load(Ordering::SeqCst);
-    assert!(longest < 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
+    assert!(longest < 2 * 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
 
     let records = records(&server.url("authd")).await;
     holds(&records, [&ledger]).await;

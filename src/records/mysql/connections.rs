@@ -47,10 +47,10 @@ impl From<mysql_async::Error> for Problem {
 /// What happened, and what an operator can do where it is not obvious.
 fn told(error: &mysql_async::Error) -> String {
     match error {
-        mysql_async::Error::Io(IoError::Tls(cause)) => format!(
-            "the certificate of the database's server was not accepted ({cause}): set database.ca to the authority that \
-             signed it, and use a name in database.url that it was issued for"
-        ),
+        mysql_async::Error::Io(IoError::Tls(cause)) => not_believed(cause),
+        mysql_async::Error::Io(IoError::Io(cause)) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+            not_believed(cause)
+        }
         mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
             "the database's server does not encrypt: give it a certificate, or set database.tls = false where nobody can \
              listen"
@@ -66,6 +66,13 @@ fn told(error: &mysql_async::Error) -> String {
         ),
         error => error.to_string(),
     }
+}
+
+fn not_believed(cause: impl std::fmt::Display) -> String {
+    format!(
+        "the certificate of the database's server was not accepted ({cause}): set database.ca to the authority that signed \
+         it, and use a name in database.url that it was issued for"
+    )
 }
 
 /// When something has taken too long.
@@ -99,7 +106,9 @@ impl From<Problem> for RecordsError {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Records(error) => error,
-            Problem::Conflict(cause) => Self::Unavailable(format!("others hold what this needs, or were first again and again: {cause}")),
+            Problem::Conflict(cause) => {
+                Self::Unavailable(format!("others hold what this needs, or were first again and again: {cause}"))
+            }
             Problem::Lost(cause) => Self::Unavailable(cause),
         }
     }

@@ -224,6 +224,7 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
         match round {
             "a registration" => {
                 let other = conformance::registration(2, "h2.test", "b");
+                let other = Registration { api_key: conformance::sealed(2, "b"), ..other };
                 one.register_host(&other, &conformance::noted()).await.unwrap();
             }
             // With which the first one has just sealed something.
@@ -240,7 +241,8 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     for number in 0..hosts {
         let node = nodes[number % 2].clone();
         racing.spawn(async move {
-            let registration = conformance::registration(100 + number as u64, &format!("r{number}.test"), "a");
+            let name = format!("r{number}.test");
+            let registration = conformance::registration(100 + number as u64, &name, &name);
             let registration = Registration { api_key: conformance::sealed(2, "a"), ..registration };
             node.register_host(&registration, &conformance::noted()).await.unwrap();
         });

@@ -27,8 +27,6 @@ pub struct Seat {
     listen: Mutex<Listen>,
     /// Nobody answers there, and nobody is expected to.
     is_down: AtomicBool,
-    /// How often it went down.
-    falls: AtomicU64,
     registered: AtomicU64,
     stored: AtomicU64,
     retrieved: AtomicU64,
@@ -40,7 +38,6 @@ impl Seat {
         Arc::new(Self {
             listen: Mutex::new(daemon.listen.clone()),
             is_down: AtomicBool::default(),
-            falls: AtomicU64::default(),
             registered: AtomicU64::default(),
             stored: AtomicU64::default(),
             retrieved: AtomicU64::default(),
@@ -70,14 +67,17 @@ impl Seat {
 
     /// The daemon is about to be killed.
     pub fn falls(&self) {
-        self.falls.fetch_add(1, Ordering::SeqCst);
         self.is_down.store(true, Ordering::SeqCst);
     }
 
-    /// The daemon is back.
-    pub async fn is_taken_by(&self, daemon: &Daemon) {
+    /// The daemon is back. Calls to where it was may still be on their way.
+    pub async fn is_taken_by(self: &Arc<Self>, daemon: &Daemon) {
         *self.listen.lock().await = daemon.listen.clone();
-        self.is_down.store(false, Ordering::SeqCst);
+        let seat = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            seat.is_down.store(false, Ordering::SeqCst);
+        });
     }
 
     pub async fn hosts(&self, path: &str) -> String {
@@ -337,12 +337,11 @@ impl Shared {
     }
 
     async fn send(&self, seat: &Seat, request: reqwest::RequestBuilder) -> Result<Answer, Unanswered> {
-        let falls = seat.falls.load(Ordering::SeqCst);
         let answer = match request.send().await {
             Ok(answer) => answer,
             Err(error) => {
                 let unanswered = if refused(&error) { Unanswered::Refused } else { Unanswered::Cut };
-                if seat.is_down.load(Ordering::SeqCst) || falls != seat.falls.load(Ordering::SeqCst) {
+                if seat.is_down.load(Ordering::SeqCst) {
                     return Err(unanswered);
                 }
                 let stopping = self.cut_is_expected.load(Ordering::SeqCst);
