@@ -11,11 +11,12 @@ mkdir -p "$cache"
 wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm python3:python3
   script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
   chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
-  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core)
+  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux)
 missing=()
 for pair in "${wanted[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+[ -e /usr/lib/galera/libgalera_smm.so ] || missing+=(galera-4)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
   command -v apt-get >/dev/null || { echo "needs.sh: install ${missing[*]} and run this again" >&2; exit 1; }
@@ -24,6 +25,16 @@ if ((${#missing[@]})); then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# How a node of a cluster gets its state: scripts of a package that is unpacked and not installed, since it would start
+# a server.
+if ! command -v wsrep_sst_rsync >/dev/null && [ ! -x "$cache/mariadb-server/usr/bin/wsrep_sst_rsync" ]; then
+  command -v apt-get >/dev/null || { echo "needs.sh: install wsrep_sst_rsync and run this again" >&2; exit 1; }
+  package=$(mktemp -d)
+  (cd "$package" && apt-get download -qq mariadb-server >/dev/null 2>&1 && dpkg-deb -x mariadb-server_*.deb unpacked)
+  rm -rf "$cache/mariadb-server"
+  mv "$package/unpacked" "$cache/mariadb-server"
+  rm -rf "$package"
+fi
 if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   python3 -m venv "$cache/python"
   "$cache/python/bin/pip" install -q --disable-pip-version-check openapi-spec-validator==0.9.0

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use poem::http::Method;
 use poem::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use poem::http::{Method, StatusCode};
 use poem::web::headers::authorization::Bearer as BearerToken;
 use poem::web::headers::{Authorization, HeaderMapExt as _};
 use poem::{Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response};
@@ -161,6 +161,8 @@ pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
     };
     if let (Some(service), Some(Admin(by))) = (service, by)
         && (answer.status().is_client_error() || answer.status().is_server_error())
+        // Nothing was decided, and the log that it would stand in is not available either.
+        && answer.status() != StatusCode::SERVICE_UNAVAILABLE
     {
         let operation = operation.map_or("unknown", |OperationId(operation)| operation);
         service.note_refusal(&by, operation, answer.status().as_u16()).await;

@@ -61,6 +61,12 @@ pub fn start(
         let service = counted.clone();
         async move { gather(&service).await }
     }));
+    // Records that do not answer keep nothing from being gathered.
+    let drained = service.clone();
+    jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
+        let service = drained.clone();
+        async move { report_use("outbox", service.drain_outbox().await) }
+    }));
     jobs.spawn(every(RENEWAL, stopping.clone(), move || {
         let (tls, now) = (tls.clone(), outside.now());
         async move {
@@ -100,11 +106,10 @@ pub fn start(
     Jobs(jobs)
 }
 
-/// Moves some of what was counted to the records.
+/// Moves some of what was counted to the outbox.
 async fn gather(service: &Service) {
     report_use("throttle", service.keep_throttle().await);
     report_use("telemetry", service.gather_telemetry().await.map(|_any| ()));
-    report_use("outbox", service.drain_outbox().await);
 }
 
 /// Moves all that was counted to the records.

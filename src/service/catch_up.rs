@@ -6,24 +6,43 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Result, Service};
+use super::{Result, Service, ServiceError};
+
+/// What became of the last one; catchings up are numbered as they are asked for.
+#[derive(Default)]
+pub(super) struct CaughtUp {
+    /// The last one that is served.
+    served: u64,
+    /// The last one that waited for one that did not reach the records, and why.
+    away: Option<(u64, String)>,
+}
 
 impl Service {
     /// Applies what changed in the records. Called after each change of our own (a store alone takes itself over), and by
     /// the background poll.
     ///
     /// Each waits for a flush or two, so those who queue up are served together: whoever asked before the present one
-    /// began to read has what it read.
+    /// began to read has what it read. Whoever waited for one that did not reach the records is not kept waiting for
+    /// another.
     pub async fn catch_up(&self) -> Result<()> {
         let mine = self.catch_ups_asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut served = self.catching_up.lock().await;
-        if *served >= mine {
+        let mut last = self.catching_up.lock().await;
+        if last.served >= mine {
             return Ok(());
         }
+        if let Some((_, cause)) = last.away.as_ref().filter(|(asked, _)| *asked >= mine) {
+            return Err(ServiceError::RecordsAway { cause: cause.clone() });
+        }
         let serves = self.catch_ups_asked.load(Ordering::SeqCst);
-        self.apply_changes().await?;
-        *served = serves;
-        drop(served);
+        match self.apply_changes().await {
+            Ok(()) => last.served = serves,
+            Err(ServiceError::RecordsAway { cause }) => {
+                last.away = Some((self.catch_ups_asked.load(Ordering::SeqCst), cause.clone()));
+                return Err(ServiceError::RecordsAway { cause });
+            }
+            Err(error) => return Err(error),
+        }
+        drop(last);
         self.look_after_unwritten().await;
         Ok(())
     }
@@ -75,7 +94,11 @@ impl Service {
 
     /// Counts that hot state has lost, or never had, come from the records.
     pub(super) async fn adopt_activity(&self) -> Result<()> {
-        self.drain_outbox().await?;
+        match self.drain_outbox().await {
+            // They can be read and not written: what the outbox holds is not counted there yet. The next start does it.
+            Err(ServiceError::RecordsAway { .. }) => return Ok(()),
+            drained => drained?,
+        }
         let mut known = Vec::new();
         for id in self.hot.hosts_without_activity()? {
             known.push((id, self.records.activity(id).await?));

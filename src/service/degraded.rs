@@ -22,8 +22,10 @@ pub struct Failed {
 /// Records that cannot be reached, or not written.
 pub struct Away {
     pub since: OffsetDateTime,
-    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state.
+    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state, or they can
+    /// be read all the time.
     pub known_at: Option<OffsetDateTime>,
+    /// As it was found last.
     pub why: String,
     /// They can be read and take no change: only a change that is taken says that it is over.
     pub unwritten: bool,
@@ -94,10 +96,11 @@ impl Service {
         Ok(outcome?)
     }
 
-    /// Takes note of whether the records took a change.
-    pub(super) fn note_written<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
+    /// Tries whether the records take a change, and takes note of it.
+    pub(super) async fn try_writing(&self) -> Result<()> {
+        let outcome = self.records.check().await;
         match &outcome {
-            Ok(_) => self.is_back(),
+            Ok(()) => self.is_back(),
             Err(RecordsError::Unavailable(why)) => self.is_away(why, true),
             Err(_) => {}
         }
@@ -108,14 +111,15 @@ impl Service {
     pub(super) async fn look_after_unwritten(&self) {
         if self.away().is_some_and(|away| away.unwritten) {
             // What it finds is noted.
-            let _ = self.note_written(self.records.check().await);
+            let _ = self.try_writing().await;
         }
     }
 
     fn is_away(&self, why: &str, unwritten: bool) {
         let known = self.away();
-        // That they cannot be read either may be found out later.
-        if known.as_ref().is_some_and(|known| unwritten || !known.unwritten) {
+        // That they cannot be read either may be found out later; that they can be is no news of a change.
+        let unwritten = unwritten && known.as_ref().is_none_or(|known| known.unwritten);
+        if known.as_ref().is_some_and(|known| known.why == why && known.unwritten == unwritten) {
             return;
         }
         let since = known.as_ref().map_or_else(|| self.outside.now(), |known| known.since);

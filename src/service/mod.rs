@@ -93,9 +93,8 @@ pub struct Service {
     /// Turned after every change of what answers hold beside their host and the canonical version: settings, policy.
     shared_revision: AtomicU64,
     directory: Arc<directory::Directory>,
-    /// One catching up at a time: what is applied never goes backwards. It holds the number of the last one asked for
-    /// that was served.
-    catching_up: Mutex<u64>,
+    /// One catching up at a time: what is applied never goes backwards.
+    catching_up: Mutex<catch_up::CaughtUp>,
     catch_ups_asked: AtomicU64,
     /// One rotation of the data keys at a time.
     rotating: Mutex<()>,
@@ -136,7 +135,7 @@ impl Service {
             policy_revision: AtomicU64::new(0),
             shared_revision: AtomicU64::new(0),
             directory: Arc::default(),
-            catching_up: Mutex::new(0),
+            catching_up: Mutex::default(),
             catch_ups_asked: AtomicU64::new(0),
             rotating: Mutex::new(()),
             changing_settings: Mutex::new(()),
@@ -177,7 +176,7 @@ impl Service {
     /// Whether calls can be served: the records can be read and what is written becomes durable.
     pub async fn ready(&self) -> Result<()> {
         self.check_degraded()?;
-        let checked = self.note_written(self.records.check().await);
+        let checked = self.try_writing().await;
         // What this very check may have found out.
         self.check_degraded()?;
         checked

@@ -1,27 +1,40 @@
-//! Daemons on a real MariaDB: several on one database, and what becomes of them while it is away.
+//! Daemons on a real MariaDB: several on one database, a start without it, and what others do to it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use codex_authd::records::Records as _;
 use codex_authd::records::mysql::{MySql, Options, Tls};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use reqwest::StatusCode;
+use mysql_async::prelude::Queryable as _;
+use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::support::daemon::{Daemon, auth_json};
-use crate::support::load::{Ledger, Load, until};
+use crate::support::load::{Ledger, until};
 use crate::support::mariadb::MariaDb;
 
+/// What any answer may take: the configured time, a handshake, and a busy machine.
+const LONGEST: Duration = Duration::from_millis(1000 * TIMEOUT_SECONDS + 1500);
 /// In force everywhere, says docs/OPERATIONS.md.
 const IN_FORCE: Duration = Duration::from_secs(1);
 
+pub const TIMEOUT_SECONDS: u64 = 2;
+
+/// A daemon that is not started yet.
+pub fn on_database(url: &str, settings: &[(&str, &str)]) -> Daemon {
+    let timeout = TIMEOUT_SECONDS.to_string();
+    let mut all = vec![("DATABASE__URL", url), ("DATABASE__TIMEOUT_SECONDS", &timeout)];
+    all.extend(settings);
+    let mut daemon = Daemon::prepare(&all);
+    daemon.log_level = Some("info");
+    daemon
+}
+
 /// A daemon on this database, with the master key of the first one that ran on it.
 fn prepare(url: &str, first: Option<&Daemon>) -> Daemon {
-    let mut daemon = Daemon::prepare(&[("DATABASE__URL", url), ("DATABASE__TIMEOUT_SECONDS", "2")]);
+    let mut daemon =
+        Daemon::prepare(&[("DATABASE__URL", url), ("DATABASE__TIMEOUT_SECONDS", &TIMEOUT_SECONDS.to_string())]);
     daemon.log_level = Some("info");
     if let Some(first) = first {
         std::fs::create_dir_all(daemon.state_dir()).unwrap();
@@ -30,13 +43,13 @@ fn prepare(url: &str, first: Option<&Daemon>) -> Daemon {
     daemon
 }
 
-fn start(url: &str, first: Option<&Daemon>) -> Daemon {
+pub fn start(url: &str, first: Option<&Daemon>) -> Daemon {
     let mut daemon = prepare(url, first);
     daemon.launch();
     daemon
 }
 
-async fn records(url: &str) -> MySql {
+pub async fn records(url: &str) -> MySql {
     let timeout = Duration::from_secs(20);
     MySql::new(&Options { url: url.into(), tls: Tls::Off, ca: None, connections: 2, timeout }).unwrap()
 }
@@ -62,7 +75,7 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
 
     // Its installer is redeemed once, whoever is asked.
     let again = one.register(&admin_of_one, "b.test").await;
-    within(IN_FORCE, "a new installer", async || knows(&two, &again.api_key).await).await;
+    within(IN_FORCE, "a new installer", async || has_heard(&two, &again.api_key).await).await;
     let mut asked = JoinSet::new();
     for round in 0..20 {
         let daemon = if round % 2 == 0 { &one } else { &two };
@@ -112,9 +125,14 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
 
 /// Whether the daemon has heard of a key, and of all that was written with it. Binds nothing: what is sent is refused once
 /// the key was found.
-async fn knows(daemon: &Daemon, key: &str) -> bool {
-    let call = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", key).body("{");
-    call.send().await.unwrap().status() != 401
+async fn has_heard(daemon: &Daemon, key: &str) -> bool {
+    knows(&daemon.client(), &daemon.hosts_url("/auth"), key).await
+}
+
+/// The same; one that is not there knows nothing.
+pub async fn knows(client: &Client, url: &str, key: &str) -> bool {
+    let call = client.post(url).header("x-api-key", key).body("{");
+    call.send().await.is_ok_and(|answer| answer.status() != 401)
 }
 
 async fn certificate(daemon: &Daemon, name: &str) -> String {
@@ -148,7 +166,7 @@ async fn of_first_contacts_with_two_daemons_one_binds() {
     let admin = one.admin();
     for round in 0..10 {
         let host = one.register(&admin, &format!("h{round}.test")).await;
-        until("the other one knows the key", async || knows(&two, &host.api_key).await).await;
+        until("the other one knows the key", async || has_heard(&two, &host.api_key).await).await;
         let mut calls = JoinSet::new();
         for (daemon, address) in [(&one, "127.0.0.2"), (&two, "127.0.0.3")] {
             let client = daemon.client_from(address.parse().unwrap());
@@ -163,90 +181,8 @@ async fn of_first_contacts_with_two_daemons_one_binds() {
     }
 }
 
-/// How the database goes away, and comes back.
-#[derive(Clone, Copy, Debug)]
-enum Outage {
-    Stopped,
-    Frozen,
-    ReadOnly,
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_are_served_while_the_database_is_stopped() {
-    outage(Outage::Stopped).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_are_served_while_the_database_is_frozen() {
-    outage(Outage::Frozen).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn logins_are_served_while_the_database_is_read_only() {
-    outage(Outage::ReadOnly).await;
-}
-
-async fn outage(outage: Outage) {
-    let mut server = MariaDb::start();
-    let url = server.create("authd").await;
-    server.query("CREATE USER authd@localhost IDENTIFIED BY 'canary-of-the-database'").await;
-    server.query("GRANT ALL ON authd.* TO authd@localhost").await;
-    let own = url.replace("root@", "authd:canary-of-the-database@");
-    let daemon = start(&own, None);
-    let load = Load::begin(&daemon).await;
-    load.until_all_go_well("at first").await;
-
-    let process = Pid::from_raw(server.pid().try_into().unwrap());
-    match outage {
-        Outage::Stopped => server.end(),
-        Outage::Frozen => kill(process, Signal::SIGSTOP).unwrap(),
-        Outage::ReadOnly => drop(server.query("SET GLOBAL read_only = 1").await),
-    }
-    let refused = load.refused.load(Ordering::SeqCst);
-    until("stores and registrations are refused", async || load.refused.load(Ordering::SeqCst) > refused + 4).await;
-    load.longest.store(0, Ordering::SeqCst);
-    let client = &load.asking;
-    let readiness = async || client.get(daemon.hosts_url("/readyz")).send().await.unwrap();
-    until("it says that it is degraded", async || readiness().await.status() == 503).await;
-    let answer = readiness().await;
-    assert!(answer.headers().contains_key("retry-after"));
-    let told: Value = answer.json().await.unwrap();
-    if !matches!(outage, Outage::ReadOnly) {
-        assert_eq!(told["code"], "degraded", "{told}");
-        assert!(told["message"].as_str().unwrap().contains("since 20"), "{told}");
-        assert!(daemon.log().contains("event=degraded"), "{}", daemon.log());
-    }
-    let retrieved = load.retrieved.load(Ordering::SeqCst);
-    until("logins are served on", async || load.retrieved.load(Ordering::SeqCst) > retrieved + 300).await;
-    let longest = load.longest.load(Ordering::SeqCst);
-    println!("{outage:?}: {}; the longest retrieve took {longest} ms", load.told());
-
-    match outage {
-        Outage::Stopped => server.run(),
-        Outage::Frozen => kill(process, Signal::SIGCONT).unwrap(),
-        Outage::ReadOnly => drop(server.query("SET GLOBAL read_only = 0").await),
-    }
-    until("it is ready again", async || readiness().await.status() == 200).await;
-    load.until_all_go_well("after it").await;
-    let retrieved = load.retrieved.load(Ordering::SeqCst) + load.stored.load(Ordering::SeqCst);
-    let ledger = load.end().await;
-
-    let records = records(&url).await;
-    holds(&records, [ledger]).await;
-    let hosts = records.hosts().await.unwrap();
-    until("every call has reached the records", async || {
-        let mut calls = 0;
-        for host in &hosts {
-            calls += records.activity(host.id).await.unwrap().api_calls;
-        }
-        calls >= retrieved
-    })
-    .await;
-    assert!(!daemon.log().contains("canary-of-the-database"), "the password is in the log");
-}
-
 /// What was acknowledged is there, once.
-async fn holds(records: &MySql, ledgers: impl IntoIterator<Item = Ledger>) {
+pub async fn holds(records: &MySql, ledgers: impl IntoIterator<Item = &Ledger>) {
     let hosts = records.hosts().await.unwrap();
     let names: BTreeSet<_> = hosts.iter().map(|host| host.fqdn.as_str()).collect();
     let history = records.canonical_history(1_000_000).await.unwrap();
@@ -308,4 +244,69 @@ async fn within(bound: Duration, what: &str, condition: impl AsyncFn() -> bool) 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("{what}: in force after {:?}", begun.elapsed());
+}
+
+/// Many more than there are connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_clients_share_two_connections() {
+    let server = MariaDb::start();
+    let mut daemon = on_database(&server.create("authd").await, &[("DATABASE__CONNECTIONS", "2")]);
+    daemon.launch();
+    let admin = daemon.admin();
+    let mut asked = JoinSet::new();
+    for number in 0..64 {
+        let request = match number % 2 {
+            0 => admin
+                .post(daemon.admin_url("/admin/hosts/register"))
+                .json(&json!({ "fqdn": format!("h{number}.test") })),
+            _ => admin.get(daemon.admin_url("/admin/auth/history")),
+        };
+        asked.spawn(async move {
+            let begun = Instant::now();
+            (request.send().await.unwrap().status(), begun.elapsed())
+        });
+    }
+    let answers = asked.join_all().await;
+    let longest = answers.iter().map(|(_, took)| *took).max().unwrap();
+    let done = answers.iter().filter(|(status, _)| *status == 200).count();
+    println!("64 at once on two connections: {done} done, the longest took {longest:?}");
+    assert!(answers.iter().all(|(status, _)| [200, 503].contains(&status.as_u16())), "{answers:?}");
+    assert!(longest < LONGEST, "{longest:?}");
+    assert!(done >= 48, "{answers:?}");
+    let in_use = server.query("SELECT COUNT(*) FROM information_schema.processlist WHERE db = 'authd'").await;
+    let in_use: u64 = mysql_async::from_row(in_use.into_iter().next().unwrap());
+    assert!(in_use <= 2, "{in_use} connections");
+}
+
+/// An operator's session, say, that changes something by hand and was left open.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_somebody_else_holds_is_answered_503_in_time_and_over_when_it_is_given_back() {
+    let server = MariaDb::start();
+    let daemon = start(&server.create("authd").await, None);
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "a.test").await;
+    assert_eq!(retrieve(&daemon, &host.api_key).await, 200);
+    let mut somebody = server.connection().await.unwrap();
+    somebody.query_drop("START TRANSACTION").await.unwrap();
+    somebody.query_drop("SELECT * FROM authd.heads FOR UPDATE").await.unwrap();
+
+    let register = async |name: &str| {
+        let begun = Instant::now();
+        let request = admin.post(daemon.admin_url("/admin/hosts/register")).json(&json!({ "fqdn": name }));
+        (request.send().await.unwrap(), begun.elapsed())
+    };
+    for round in 0..3 {
+        let (refused, took) = register(&format!("b{round}.test")).await;
+        assert_eq!(refused.status(), 503);
+        assert!(refused.headers().contains_key("retry-after"));
+        assert!(took < LONGEST, "{took:?}");
+        println!("with the lock held: refused after {took:?}");
+        assert_eq!(retrieve(&daemon, &host.api_key).await, 200);
+    }
+    somebody.query_drop("ROLLBACK").await.unwrap();
+    until("a registration goes well", async || register("c.test").await.0.status() == 200).await;
+    until("it is ready", async || {
+        daemon.client().get(daemon.hosts_url("/readyz")).send().await.unwrap().status() == 200
+    })
+    .await;
 }

@@ -99,9 +99,8 @@ fn prepare() -> Daemon {
 
 /// Everybody who needs the store is refused, the daemon says why and since when, and logins are served on.
 async fn degraded(daemon: &Daemon, load: &Load, reason: &str) {
-    let refused = load.refused.load(Ordering::SeqCst);
-    until("both a store and a registration are refused", async || load.refused.load(Ordering::SeqCst) > refused + 20)
-        .await;
+    let refused = load.refused();
+    until("both a store and a registration are refused", async || load.refused() > refused + 20).await;
     let client = &load.asking;
     let readiness = client.get(daemon.hosts_url("/readyz")).send().await.unwrap();
     assert_eq!(readiness.status(), 503);
@@ -112,8 +111,8 @@ async fn degraded(daemon: &Daemon, load: &Load, reason: &str) {
     assert!(message.contains("since 20") && message.contains(reason), "{message}");
     assert!(!message.contains(daemon.state_dir().to_str().unwrap()), "hosts need not know where: {message}");
     assert_eq!(client.get(daemon.hosts_url("/healthz")).send().await.unwrap().status(), 200);
-    let retrieved = load.retrieved.load(Ordering::SeqCst);
-    until("logins are served on", async || load.retrieved.load(Ordering::SeqCst) > retrieved + 100).await;
+    let retrieved = load.retrieved();
+    until("logins are served on", async || load.retrieved() > retrieved + 100).await;
     let log = daemon.log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains("event=degraded")).collect();
     let last = told.last().expect("the log tells of it");
@@ -137,7 +136,7 @@ async fn recovered(daemon: &Daemon, load: &Load) {
 }
 
 /// What was acknowledged is there, once, after a kill -9.
-async fn end(load: Load, mut daemon: Daemon, disk: Disk) {
+async fn end(mut load: Load, mut daemon: Daemon, disk: Disk) {
     let ledger = load.end().await;
     daemon.kill();
     // A runtime of its own within.

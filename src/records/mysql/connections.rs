@@ -2,13 +2,18 @@
 //!
 //! Not the driver's own pool: that one cleans a connection up by talking to the server, so one whose server is frozen, or
 //! cut off, would hold its place for as long as TCP has patience.
+//!
+//! **A daemon that vanishes** in the middle of a change (its machine lost power, or the network) has the lock that every
+//! change needs, and the server does not hear of it. So the server is told to wait for our next statement no longer than we
+//! would wait for its answer (`wait_timeout`); then it rolls back, and the others go on.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use mysql_async::{Conn, IoError, Opts, OptsBuilder, ServerError, SslOpts};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Options, Tls};
@@ -24,14 +29,69 @@ pub(super) enum Problem {
     Lost(String),
 }
 
-/// Deadlock, lock wait time-out; TiDB: write conflict, and two of its kinds of "try again".
-const CONFLICTS: [u16; 5] = [1213, 1205, 9007, 8002, 8022];
+/// Deadlock (and a certification that Galera refused, at any statement and at the commit), lock wait time-out; rolled back
+/// by MySQL's Group Replication; TiDB: two kinds of write conflict, and two of "try again". Each says that nothing was done.
+///
+/// Not 1180, an error during the commit: what a Galera node says that was cut off from the others while it asked them.
+const CONFLICTS: [u16; 7] = [1213, 1205, 3101, 8005, 9007, 8002, 8022];
 
 impl From<mysql_async::Error> for Problem {
     fn from(error: mysql_async::Error) -> Self {
         match error {
             mysql_async::Error::Server(error) if CONFLICTS.contains(&error.code) => Self::Conflict(error.to_string()),
-            error => Self::Lost(error.to_string()),
+            error => Self::Lost(told(&error)),
+        }
+    }
+}
+
+/// What happened, and what an operator can do where it is not obvious.
+fn told(error: &mysql_async::Error) -> String {
+    match error {
+        mysql_async::Error::Io(IoError::Tls(cause)) => not_believed(cause),
+        mysql_async::Error::Io(IoError::Io(cause)) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+            not_believed(cause)
+        }
+        mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
+            "the database's server does not encrypt: give it a certificate, or set database.tls = false where nobody can \
+             listen"
+                .into()
+        }
+        mysql_async::Error::Server(ServerError { code: 1044 | 1045, message, .. }) => format!(
+            "the database lets this user not in ({message}): check user, password and name in database.url; a user that \
+             must encrypt (REQUIRE SSL) needs database.tls = true"
+        ),
+        mysql_async::Error::Server(ServerError { code: 1047, message, .. }) => format!(
+            "the database's node is not in the majority of its cluster ({message}): bring the other nodes back, or point \
+             database.url at one that is"
+        ),
+        error => error.to_string(),
+    }
+}
+
+fn not_believed(cause: impl std::fmt::Display) -> String {
+    format!(
+        "the certificate of the database's server was not accepted ({cause}): set database.ca to the authority that signed \
+         it, and use a name in database.url that it was issued for"
+    )
+}
+
+/// When something has taken too long.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline {
+    at: Instant,
+    allowed: Duration,
+}
+
+impl Deadline {
+    pub fn is_over(self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// Ends what is not done by then.
+    pub async fn bound<T>(self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        match tokio::time::timeout_at(self.at, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Problem::Lost(format!("the database did not answer within {:?}", self.allowed))),
         }
     }
 }
@@ -46,7 +106,9 @@ impl From<Problem> for RecordsError {
     fn from(problem: Problem) -> Self {
         match problem {
             Problem::Records(error) => error,
-            Problem::Conflict(cause) => Self::Unavailable(format!("others were first again and again: {cause}")),
+            Problem::Conflict(cause) => {
+                Self::Unavailable(format!("others hold what this needs, or were first again and again: {cause}"))
+            }
             Problem::Lost(cause) => Self::Unavailable(cause),
         }
     }
@@ -58,7 +120,7 @@ pub(super) struct Connections {
     options: Opts,
     timeout: Duration,
     permits: Semaphore,
-    idle: Mutex<Vec<Conn>>,
+    idle: Mutex<Vec<Idle>>,
     id: Uuid,
 }
 
@@ -96,40 +158,43 @@ impl Connections {
         self.id
     }
 
-    pub fn timeout(&self) -> Duration {
-        self.timeout
+    /// Of what begins now.
+    pub fn deadline(&self) -> Deadline {
+        Deadline { at: Instant::now() + self.timeout, allowed: self.timeout }
     }
 
     /// A connection that answered a moment ago.
-    pub async fn lease(&self) -> Result<Lease<'_>> {
-        Ok(self.in_time(self.take()).await?)
+    pub async fn lease(&self, deadline: Deadline) -> Result<Lease<'_>> {
+        Ok(deadline.bound(self.take()).await?)
     }
 
     async fn take(&self) -> Outcome<Lease<'_>> {
         let permit = self.permits.acquire().await.map_err(|error| Problem::Lost(error.to_string()))?;
-        loop {
-            let idle = self.idle().pop();
-            let connection = match idle {
-                None => self.connect().await?,
-                Some(mut connection) => match connection.ping().await {
-                    Ok(()) => connection,
-                    // The server was restarted since, or closed it.
-                    Err(_) => continue,
-                },
-            };
-            return Ok(Lease { connections: self, connection, _permit: permit });
+        let mut lease = Lease { connections: self, connection: None, _permit: permit };
+        while let Some(idle) = self.reuse() {
+            let connection = lease.connection.insert(idle);
+            match connection.ping().await {
+                Ok(()) => return Ok(lease),
+                // The server was restarted since, or closed it.
+                Err(_) => lease.connection = None,
+            }
         }
+        lease.connection = Some(self.connect().await?);
+        Ok(lease)
     }
 
     async fn connect(&self) -> Outcome<Conn> {
         let mut connection = Conn::new(self.options.clone()).await?;
-        let seconds = self.timeout.as_secs().max(1);
+        let seconds = self.seconds();
         // What does not fit is an error, not cut to fit.
         connection.query_drop("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'").await?;
         connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         // Networks and digests of a host are read as one text.
         connection.query_drop("SET SESSION group_concat_max_len = 65536").await?;
         connection.query_drop(format!("SET SESSION innodb_lock_wait_timeout = {seconds}")).await?;
+        connection
+            .query_drop(format!("SET SESSION wait_timeout = {0}, SESSION net_read_timeout = {0}", seconds + 1))
+            .await?;
         let galera: Option<(String, String)> = connection.query_first("SHOW VARIABLES LIKE 'wsrep_on'").await?;
         if galera.is_some_and(|(_, on)| on.eq_ignore_ascii_case("ON")) {
             // What another node has committed is seen here before anything is read.
@@ -138,36 +203,78 @@ impl Connections {
         Ok(connection)
     }
 
-    /// Ends what takes too long.
-    pub async fn in_time<T>(&self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-        match tokio::time::timeout(self.timeout, work).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Problem::Lost(format!("the database did not answer within {:?}", self.timeout))),
-        }
+    fn seconds(&self) -> u64 {
+        self.timeout.as_secs().max(1)
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Conn>> {
+    /// For a step of something that may take longer as a whole.
+    pub async fn in_time<T>(&self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        self.deadline().bound(work).await
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The connection that was used last. Those that nobody needed for a while are closed before the server does it, which
+    /// would tell its operator of each.
+    fn reuse(&self) -> Option<Conn> {
+        let stale = Instant::now() - Duration::from_secs(self.seconds());
+        let (found, old) = {
+            let mut idle = self.idle();
+            let kept = idle.partition_point(|idle| idle.since < stale);
+            let old: Vec<_> = idle.drain(..kept).collect();
+            (idle.pop(), old)
+        };
+        old.into_iter().for_each(|idle| self.close(idle.connection));
+        found.map(|idle| idle.connection)
+    }
+
+    /// Says good-bye, if the server listens, and hangs up in any case. (Dropped, the driver would wait for what was asked
+    /// last, and longer than anybody wants.)
+    fn close(&self, connection: Conn) {
+        let deadline = self.deadline();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { tokio::time::timeout_at(deadline.at, connection.disconnect()).await });
+        }
+    }
+}
+
+/// The oldest first.
+struct Idle {
+    connection: Conn,
+    since: Instant,
 }
 
 /// A connection, for one.
 pub(super) struct Lease<'a> {
     connections: &'a Connections,
-    connection: Conn,
+    /// Until it is given back, or closed.
+    connection: Option<Conn>,
     _permit: SemaphorePermit<'a>,
 }
 
 impl Lease<'_> {
-    pub fn connection(&mut self) -> &mut Conn {
-        &mut self.connection
+    pub fn connection(&mut self) -> Outcome<&mut Conn> {
+        self.connection.as_mut().ok_or_else(|| Problem::Lost("the connection was given back".into()))
     }
 
     /// Gives it back, unless what was done with it left it in a state that nobody knows.
-    pub fn end<T>(self, outcome: Outcome<T>) -> Outcome<T> {
-        if !matches!(outcome, Err(Problem::Lost(_))) {
-            self.connections.idle().push(self.connection);
+    pub fn end<T>(mut self, outcome: Outcome<T>) -> Outcome<T> {
+        if !matches!(outcome, Err(Problem::Lost(_)))
+            && let Some(connection) = self.connection.take()
+        {
+            self.connections.idle().push(Idle { connection, since: Instant::now() });
         }
         outcome
+    }
+}
+
+impl Drop for Lease<'_> {
+    /// Also where whoever asked went away in the middle.
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.connections.close(connection);
+        }
     }
 }

@@ -3,8 +3,9 @@
 //! **One order.** Every change is one transaction that begins by locking the one row of `heads`; so changes of all nodes
 //! run one after another, as they do in the embedded store, and "exactly one" and "without a gap" need nothing else. That
 //! row has the epoch and the head of the audit log, which every change moves anyway. Where a cluster lets two nodes write
-//! at once (Galera), the second one's commit is refused; it is tried again from the beginning, as after a deadlock, with
-//! a bound ([`change`]).
+//! at once (Galera), a lock holds on one node only, and the second one's commit is refused, because both wrote the row:
+//! **whatever is decided by what was read must move `heads`**, or write the row that it read. What was refused is tried
+//! again from the beginning, as after a deadlock, with a bound ([`change`]).
 //!
 //! Telemetry, of which there is the most and whose order does not matter, stands aside ([`telemetry`]).
 //!
@@ -12,9 +13,10 @@
 //! that was committed before it, on TiDB as well, where a REPEATABLE READ would look at the time before the lock. What reads
 //! several tables without changing them does it in one snapshot.
 //!
-//! **Time.** Nothing takes longer than the configured time: connecting, waiting for a connection, and each transaction.
-//! What took too long is `Unavailable`, and its connection is thrown away, for nobody knows what state it is in: the
-//! change may have been made. Every change is safe to repeat (see `records`).
+//! **Time.** Nothing takes longer than the configured time: waiting for its turn and for a connection, connecting, and the
+//! transaction, with every repetition, have it together. What took too long is `Unavailable`, and its connection is thrown
+//! away, for nobody knows what state it is in: the change may have been made. Every change is safe to repeat (see
+//! `records`).
 //!
 //! **A crash** anywhere leaves the transaction to the database, which rolls it back. One in the middle of a migration: see
 //! [`schema`].
@@ -33,13 +35,11 @@ mod schema;
 mod sealed;
 mod settings;
 mod telemetry;
-#[cfg(test)]
-mod tests;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
@@ -56,7 +56,7 @@ use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId};
 use crate::seal::{KeyId, Place, Sealed};
 
-use connections::{Connections, Lease, Problem};
+use connections::{Connections, Deadline, Lease, Problem};
 
 /// How to reach the database.
 #[derive(Clone)]
@@ -95,8 +95,9 @@ const ATTEMPTS: u32 = 20;
 /// one was first.
 macro_rules! change {
     ($self:ident, |$tx:ident| $body:expr) => {{
-        let _turn = $self.turn().await?;
-        transaction!($self, |connection| async {
+        let deadline = $self.connections.deadline();
+        let _turn = $self.turn(deadline).await?;
+        transaction!($self, deadline, |connection| async {
             let mut $tx = changes::Change::begin(connection).await?;
             let outcome = $body.await;
             $tx.end(outcome).await
@@ -106,18 +107,18 @@ macro_rules! change {
 
 /// Runs `$body`, which is one transaction on `$connection`, again where the database says that another one was first.
 macro_rules! transaction {
-    ($self:ident, |$connection:ident| $body:expr) => {{
-        let (begun, mut attempt) = (Instant::now(), 0);
+    ($self:ident, $deadline:expr, |$connection:ident| $body:expr) => {{
+        let (deadline, mut attempt) = ($deadline, 0);
         loop {
             attempt += 1;
-            let mut lease = $self.lease().await?;
+            let mut lease = $self.lease(deadline).await?;
             let transaction = async {
-                let $connection = lease.connection();
+                let $connection = lease.connection()?;
                 $body.await
             };
-            let outcome = $self.connections.in_time(transaction).await;
+            let outcome = deadline.bound(transaction).await;
             match lease.end(outcome) {
-                Err(Problem::Conflict(_)) if attempt < ATTEMPTS && begun.elapsed() < $self.connections.timeout() => {
+                Err(Problem::Conflict(_)) if attempt < ATTEMPTS && !deadline.is_over() => {
                     $self.lost_a_race(attempt).await
                 }
                 outcome => break outcome.map_err(RecordsError::from),
@@ -129,12 +130,13 @@ macro_rules! transaction {
 /// Runs `$body` with a connection.
 macro_rules! read {
     ($self:ident, |$connection:ident| $body:expr) => {{
-        let mut lease = $self.lease().await?;
+        let deadline = $self.connections.deadline();
+        let mut lease = $self.lease(deadline).await?;
         let reading = async {
-            let $connection = lease.connection();
+            let $connection = lease.connection()?;
             $body.await
         };
-        let outcome = $self.connections.in_time(reading).await;
+        let outcome = deadline.bound(reading).await;
         lease.end(outcome).map_err(RecordsError::from)
     }};
 }
@@ -156,15 +158,15 @@ impl MySql {
         self.prepared.get_or_try_init(|| schema::migrate(&self.connections)).await.copied()
     }
 
-    async fn lease(&self) -> Result<Lease<'_>> {
+    async fn lease(&self, deadline: Deadline) -> Result<Lease<'_>> {
         if !self.prepared.initialized() {
-            self.connections.in_time(async { Ok(self.prepare().await?) }).await?;
+            deadline.bound(async { Ok(self.prepare().await?) }).await?;
         }
-        self.connections.lease().await
+        self.connections.lease(deadline).await
     }
 
-    async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
-        let turn = tokio::time::timeout(self.connections.timeout(), self.turn.lock()).await;
+    async fn turn(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = deadline.bound(async { Ok(self.turn.lock().await) }).await;
         turn.map_err(|_| RecordsError::Unavailable("the changes before this one take too long".into()))
     }
 
@@ -188,7 +190,7 @@ impl Records for MySql {
     }
 
     async fn check(&self) -> Result<()> {
-        read!(self, |connection| changes::check(connection))
+        transaction!(self, self.connections.deadline(), |connection| changes::check(connection))
     }
 
     fn failure(&self) -> Option<StoreFailure> {
@@ -360,7 +362,7 @@ impl Records for MySql {
         if telemetry::is_noted(batch) {
             return change!(self, |tx| telemetry::append(&mut tx, node, seq, batch));
         }
-        transaction!(self, |connection| telemetry::append_apart(connection, node, seq, batch))
+        transaction!(self, self.connections.deadline(), |connection| telemetry::append_apart(connection, node, seq, batch))
     }
 
     async fn activity(&self, id: HostId) -> Result<HostActivity> {
@@ -399,3 +401,7 @@ impl Records for MySql {
         read!(self, |connection| changes::since(connection, epoch))
     }
 }
+
+// Below the macros, which it uses.
+#[cfg(test)]
+mod tests;

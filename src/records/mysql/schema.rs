@@ -63,8 +63,11 @@ const TABLES: [&str; 2] = [
 const NO_SUCH_TABLE: u16 = 1146;
 
 pub(super) async fn migrate(connections: &Connections) -> Result<()> {
-    let mut lease = connections.lease().await?;
-    let migrated = migrate_with(connections, lease.connection()).await;
+    let mut lease = connections.lease(connections.deadline()).await?;
+    let migrated = match lease.connection() {
+        Ok(connection) => migrate_with(connections, connection).await,
+        Err(problem) => Err(problem),
+    };
     Ok(lease.end(migrated)?)
 }
 

@@ -135,6 +135,8 @@ pub(super) async fn remove_key(change: &mut Change<'_>, id: KeyId) -> Outcome<bo
         }
     }
     change.run("DELETE FROM sealing_keys WHERE id = ?", vec![id.0.into()]).await?;
+    // Nobody caches it, but whoever seals with this key at the same time on another node of a cluster must meet us.
+    change.epoch();
     Ok(true)
 }
 

@@ -5,6 +5,11 @@ use std::sync::Arc;
 use super::*;
 use crate::records::conformance;
 
+// The integration tests use the rest.
+#[allow(dead_code)]
+#[path = "../../../tests/integration/support/galera.rs"]
+mod galera;
+#[allow(dead_code)]
 #[path = "../../../tests/integration/support/mariadb.rs"]
 mod mariadb;
 
@@ -198,4 +203,94 @@ fn a_wrong_address_is_refused_without_its_password() {
         let Err(error) = Connections::new(&options(url.into())) else { panic!("{url}") };
         assert!(!error.to_string().contains("canary"), "{error}");
     }
+}
+
+/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was decided
+/// by what is no longer true.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
+    let cluster = galera::Galera::start().await;
+    let one = open(&options(cluster.nodes[0].create("authd").await)).await.unwrap();
+    let two = open(&options(cluster.nodes[1].url("authd"))).await.unwrap();
+    let key = |id| SealingKey { id: KeyId(id), sealed: conformance::sealed(0, "key"), created_at: conformance::at(0) };
+    for id in [1, 2] {
+        assert!(one.add_sealing_key(&key(id), &conformance::noted()).await.unwrap());
+    }
+    let deadline = two.connections.deadline();
+    let registration = conformance::registration(1, "h1.test", "a");
+    for round in ["a registration", "the removal of a key"] {
+        // Everything but the commit, on the one node.
+        let mut lease = two.connections.lease(deadline).await.unwrap();
+        let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+        let registered = hosts::register(&mut late, &registration, &conformance::noted()).await;
+        // All of it on the other.
+        match round {
+            "a registration" => {
+                let other = conformance::registration(2, "h2.test", "b");
+                let other = Registration { api_key: conformance::sealed(2, "b"), ..other };
+                one.register_host(&other, &conformance::noted()).await.unwrap();
+            }
+            // With which the first one has just sealed something.
+            _ => assert!(one.remove_sealing_key(KeyId(1)).await.unwrap()),
+        }
+        let refused = late.end(registered).await;
+        println!("after {round}: {:?}", refused.as_ref().map(|host| &host.fqdn));
+        assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
+        drop(lease);
+    }
+    // As it is done: again, until nobody was first.
+    let (mut racing, hosts) = (tokio::task::JoinSet::new(), 40);
+    let nodes = [Arc::new(one), Arc::new(two)];
+    for number in 0..hosts {
+        let node = nodes[number % 2].clone();
+        racing.spawn(async move {
+            let name = format!("r{number}.test");
+            let registration = conformance::registration(100 + number as u64, &name, &name);
+            let registration = Registration { api_key: conformance::sealed(2, "a"), ..registration };
+            node.register_host(&registration, &conformance::noted()).await.unwrap();
+        });
+    }
+    racing.join_all().await;
+    let conflicts = nodes[0].conflicts() + nodes[1].conflicts();
+    println!("{hosts} registrations on two nodes met {conflicts} times");
+    assert!(conflicts > 0);
+    assert_eq!(nodes[0].hosts().await.unwrap().len(), hosts + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_loses_every_race_is_told_that_the_records_are_not_available() {
+    let server = MariaDb::start();
+    let records = open(&options(server.create("authd").await)).await.unwrap();
+    let lose = async |_: &mut changes::Change<'_>| Err::<(), _>(Problem::Conflict("a test".into()));
+    let lost = async || -> Result<()> { change!(records, |tx| lose(&mut tx)) };
+    let begun = std::time::Instant::now();
+    let refused = lost().await;
+    assert!(
+        matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("again and again")),
+        "{refused:?}"
+    );
+    assert_eq!(records.conflicts(), u64::from(ATTEMPTS) - 1);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Its machine lost its power, or its network: the server hears nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_vanishes_in_the_middle_of_a_change_keeps_the_others_waiting_for_seconds_only() {
+    let server = MariaDb::start();
+    let options = Options { timeout: Duration::from_secs(2), ..options(server.create("authd").await) };
+    let (gone, other) = (open(&options).await.unwrap(), open(&options).await.unwrap());
+    let mut lease = gone.connections.lease(gone.connections.deadline()).await.unwrap();
+    let _change = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let begun = std::time::Instant::now();
+    let mut answers = Vec::new();
+    while other
+        .append_audit(&[conformance::noted()])
+        .await
+        .inspect_err(|error| answers.push(error.to_string()))
+        .is_err()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{answers:?}");
+    }
+    println!("the others waited for {:?}: {answers:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8));
 }

@@ -1,6 +1,6 @@
 //! A MariaDB of the test's own: a directory and a socket that nobody else knows, gone with the test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,11 @@ pub struct MariaDb {
     directory: tempfile::TempDir,
     process: Option<Child>,
     settings: Vec<String>,
+    user: String,
+    /// Where else it finds programs.
+    pub path: Option<PathBuf>,
+    /// Run by way of another program, which becomes it.
+    pub by_way_of: Vec<String>,
 }
 
 impl MariaDb {
@@ -21,54 +26,80 @@ impl MariaDb {
 
     /// `settings`: arguments of the server's own.
     pub fn with(settings: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mut server =
-            Self { directory, process: None, settings: settings.iter().map(ToString::to_string).collect() };
-        let made = Command::new("mariadb-install-db")
-            .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
-            .arg(format!("--user={}", user()))
-            .arg(format!("--datadir={}", server.data().display()))
-            // Two at once would meet in the system's.
-            .env("TMPDIR", server.directory.path())
-            .output()
-            .expect("mariadb-install-db is installed (tests/needs.sh)");
-        assert!(made.status.success(), "mariadb-install-db: {made:?}");
+        let mut server = Self::prepare(settings, &user());
+        server.install();
         server.run();
         server
     }
 
-    fn data(&self) -> PathBuf {
-        self.directory.path().join("data")
+    /// One that has nothing yet.
+    pub fn prepare(settings: &[&str], user: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings.iter().map(ToString::to_string).collect();
+        Self { directory, process: None, settings, user: user.into(), path: None, by_way_of: Vec::new() }
+    }
+
+    pub fn install(&self) {
+        let made = Command::new("mariadb-install-db")
+            .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
+            .arg(format!("--user={}", self.user))
+            .arg(format!("--datadir={}", self.data().display()))
+            // Two at once would meet in the system's.
+            .env("TMPDIR", self.directory())
+            .output()
+            .expect("mariadb-install-db is installed (tests/needs.sh)");
+        assert!(made.status.success(), "mariadb-install-db: {made:?}");
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory().join("data")
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("socket")
+        self.directory().join("socket")
     }
 
     /// Begins, or begins again, on what is there.
     #[allow(clippy::disallowed_methods)] // Between two looks, within a bound.
     pub fn run(&mut self) {
-        self.end();
-        let log = std::fs::File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
-        let process = Command::new("mariadbd")
-            .arg("--no-defaults")
-            .arg(format!("--user={}", user()))
-            .arg(format!("--datadir={}", self.data().display()))
-            .arg(format!("--socket={}", self.socket().display()))
-            .args(["--skip-networking", "--skip-log-bin", "--innodb-buffer-pool-size=64M", "--max-connections=300"])
-            .args(&self.settings)
-            .env("TMPDIR", self.directory.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("mariadbd is installed (tests/needs.sh)");
-        self.process = Some(process);
+        self.spawn(&[]);
         let begun = Instant::now();
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
             assert!(begun.elapsed() < BOUND, "mariadbd does not come up:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The same, and does not wait for it.
+    pub fn spawn(&mut self, more: &[&str]) {
+        self.end();
+        let log = std::fs::File::options().create(true).append(true).open(self.directory().join("log")).unwrap();
+        let mut line = self.by_way_of.clone();
+        line.push("mariadbd".into());
+        let mut command = Command::new(&line[0]);
+        command
+            .args(&line[1..])
+            .arg("--no-defaults")
+            .arg(format!("--user={}", self.user))
+            .arg(format!("--datadir={}", self.data().display()))
+            .arg(format!("--socket={}", self.socket().display()))
+            .args(["--skip-log-bin", "--innodb-buffer-pool-size=64M", "--max-connections=300"])
+            .args(&self.settings)
+            .args(more)
+            .env("TMPDIR", self.directory());
+        // Nobody else's port.
+        if !self.settings.iter().any(|setting| setting.starts_with("--bind-address")) {
+            command.arg("--skip-networking");
+        }
+        if let Some(path) = &self.path {
+            command.env("PATH", format!("{}:{}", path.display(), std::env::var("PATH").unwrap()));
+        }
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        self.process = Some(process.expect("mariadbd is installed (tests/needs.sh)"));
     }
 
     pub fn pid(&self) -> u32 {
@@ -85,7 +116,7 @@ impl MariaDb {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory().join("log")).unwrap_or_default()
     }
 
     pub fn url(&self, database: &str) -> String {
@@ -98,11 +129,24 @@ impl MariaDb {
     }
 
     pub async fn query(&self, statement: &str) -> Vec<mysql_async::Row> {
-        let options = mysql_async::Opts::from_url(&self.url("mysql")).unwrap();
-        let mut connection = mysql_async::Conn::new(options).await.unwrap();
-        let rows = connection.query(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
-        connection.disconnect().await.unwrap();
-        rows
+        self.try_query(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    pub async fn try_query(&self, statement: &str) -> mysql_async::Result<Vec<mysql_async::Row>> {
+        let mut connection = self.connection().await?;
+        let rows = connection.query(statement).await?;
+        connection.disconnect().await?;
+        Ok(rows)
+    }
+
+    /// Root's own.
+    pub async fn connection(&self) -> mysql_async::Result<mysql_async::Conn> {
+        mysql_async::Conn::new(mysql_async::Opts::from_url(&self.url("mysql"))?).await
+    }
+
+    /// Whether the process is there.
+    pub fn runs(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
     }
 }
 
@@ -113,6 +157,6 @@ impl Drop for MariaDb {
 }
 
 /// It will not run as root without being told.
-fn user() -> String {
+pub fn user() -> String {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name
 }
