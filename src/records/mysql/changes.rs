@@ -172,7 +172,14 @@ pub(super) async fn since(connection: &mut Conn, since: Epoch) -> Outcome<Change
     if now <= since {
         return Ok(Changes { epoch: now, ..Changes::default() });
     }
-    connection.query_drop("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+    // For the session, and back: Vitess knows no other way.
+    connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+    let read = in_one_snapshot(connection, since).await;
+    connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+    read
+}
+
+async fn in_one_snapshot(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {
     connection.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
     let read = read_since(connection, since).await;
     connection.query_drop("ROLLBACK").await?;
