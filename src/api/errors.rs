@@ -206,6 +206,10 @@ impl From<ServiceError> for Failure {
                 log::debug!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
                 Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
             }
+            ServiceError::StandsStill { since, .. } => {
+                let message = format!("{message} (since {})", rfc3339(since));
+                Self::Unavailable(body("stands_still", &message), RETRY_AFTER_SECONDS)
+            }
             ServiceError::Degraded { since, .. } => {
                 let message = format!("degraded since {}: {message}", rfc3339(since));
                 Self::Unavailable(body("degraded", &message), RETRY_AFTER_SECONDS)

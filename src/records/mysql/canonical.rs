@@ -43,10 +43,6 @@ pub(super) async fn replace(
     let highest: Option<u64> =
         change.connection.exec_first("SELECT MAX(version) FROM auth_payloads", ()).await?.flatten();
     let number = highest.unwrap_or_default() + 1;
-    insert(change, number, new).await?;
-    change.heads.canonical_version = Some(number);
-    let epoch = change.mark(Set::Canonical);
-    change.note(&note.clone().on(number));
     let made = CanonicalVersion {
         id: new.id,
         summary: CanonicalSummary {
@@ -59,6 +55,10 @@ pub(super) async fn replace(
         body: new.body.clone(),
         entries: new.entries.clone(),
     };
+    insert(change, &made).await?;
+    change.heads.canonical_version = Some(number);
+    let epoch = change.mark(Set::Canonical);
+    change.note(&note.clone().on(number));
     Ok(Replacement::Replaced { version: made, epoch })
 }
 
@@ -81,17 +81,18 @@ async fn number_of(connection: &mut Conn, id: Uuid) -> Outcome<Option<u64>> {
     Ok(connection.exec_first("SELECT version FROM auth_payloads WHERE id = ?", (rows::id(id),)).await?)
 }
 
-async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Outcome<()> {
-    let (kind, by, of, host): (_, _, Option<u64>, _) = match &new.source {
+pub(super) async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> Outcome<()> {
+    let CanonicalSummary { version, digest, last_refresh, source, stored_at } = &new.summary;
+    let (kind, by, of, host): (_, _, Option<u64>, _) = match source {
         Source::Admin { by } => ("admin", Some(by), None, None),
         Source::Rollback { by, of } => ("rollback", Some(by), Some(*of), None),
         Source::Host { id, fqdn } => ("host", None, None, Some((id, fqdn))),
     };
     let values = vec![
-        number.into(),
+        version.into(),
         rows::id(new.id),
-        rows::digest(&new.digest),
-        new.last_refresh.as_str().into(),
+        rows::digest(digest),
+        last_refresh.as_str().into(),
         rows::sealed(&new.body),
         rows::key_of(&new.body),
         kind.into(),
@@ -99,7 +100,7 @@ async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Out
         of.into(),
         host.map(|(id, _)| id.0).into(),
         host.map(|(_, fqdn)| fqdn.as_str()).into(),
-        rows::time(new.at),
+        rows::time(*stored_at),
     ];
     change
         .run(

@@ -24,6 +24,7 @@ mod authorities;
 mod canonical;
 mod changes;
 mod connections;
+mod copying;
 mod hosts;
 mod install_tokens;
 mod rows;
@@ -41,12 +42,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::copy::Row;
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Host,
-    HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, Settings, StoreFailure, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Filling,
+    Host, HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement,
+    Restoration, Result, SealingKey, Seed, Settings, Standstill, StoreFailure, StoreState, Telemetry,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -92,14 +95,17 @@ const ATTEMPTS: u32 = 20;
 /// Runs `$body`, in which `$tx` is a [`changes::Change`], as one transaction, again where the database says that another
 /// one was first.
 macro_rules! change {
-    ($self:ident, |$tx:ident| $body:expr) => {{
+    ($self:ident, |$tx:ident| $body:expr) => {
+        change!($self, begin, |$tx| $body)
+    };
+    ($self:ident, $begin:ident, |$tx:ident| $body:expr) => {{
         let _turn = $self.turn().await?;
         let (begun, mut attempt) = (Instant::now(), 0);
         loop {
             attempt += 1;
             let mut lease = $self.lease().await?;
             let transaction = async {
-                let mut $tx = changes::Change::begin(lease.connection()).await?;
+                let mut $tx = changes::Change::$begin(lease.connection()).await?;
                 let outcome = $body.await;
                 $tx.end(outcome).await
             };
@@ -378,6 +384,38 @@ impl Records for MySql {
 
     async fn epoch(&self) -> Result<Epoch> {
         read!(self, |connection| changes::epoch(connection))
+    }
+
+    async fn state(&self) -> Result<StoreState> {
+        read!(self, |connection| changes::state(connection))
+    }
+
+    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
+        read!(self, |connection| changes::check_whole(connection))?;
+        change!(self, begin_anyway, |tx| copying::set_standstill(&mut tx, standstill, audit))
+    }
+
+    async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
+        let mut lease = self.lease().await?;
+        // Each of its statements has its time; all of them take as long as whoever takes the chunks.
+        let outcome = copying::export(&self.connections, lease.connection(), chunks).await;
+        lease.end(outcome).map_err(RecordsError::from)
+    }
+
+    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool> {
+        if !change!(self, begin_anyway, |tx| copying::begin(&mut tx, filling, replaces))? {
+            return Ok(false);
+        }
+        while change!(self, begin_anyway, |tx| copying::wipe_some(&mut tx, filling))? {}
+        Ok(true)
+    }
+
+    async fn fill(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
+        change!(self, begin_anyway, |tx| copying::fill(&mut tx, filling, rows))
+    }
+
+    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
+        change!(self, begin_anyway, |tx| copying::finish(&mut tx, filling, audit))
     }
 
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes> {

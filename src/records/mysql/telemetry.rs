@@ -110,7 +110,11 @@ pub(super) async fn activity(connection: &mut Conn, id: HostId) -> Outcome<HostA
     Ok(known.remove(&id).unwrap_or_default())
 }
 
-async fn activities(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<BTreeMap<HostId, HostActivity>> {
+pub(super) async fn activities(
+    connection: &mut Conn,
+    which: &str,
+    values: Vec<Value>,
+) -> Outcome<BTreeMap<HostId, HostActivity>> {
     // The digests in one column, so that a host's activity is read as it was at one moment.
     let statement = format!(
         "SELECT host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at, \
