@@ -35,6 +35,7 @@ impl AdminOverviewApi {
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
+            store: StoreBody::of(&service),
         })
     }
 }
@@ -57,6 +58,30 @@ pub struct OverviewBody {
     /// `no_canonical_auth`: upload an `auth.json`.
     pub seed_reasons: Vec<String>,
     pub quota_hard_fail: bool,
+    pub store: StoreBody,
+}
+
+/// The records as a whole.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct StoreBody {
+    /// Changes when they are restored from a backup or moved; null: they never were.
+    pub incarnation: Option<String>,
+    /// Since when they take no changes; null: they do.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub stands_still_since: Option<OffsetDateTime>,
+    /// Why they take none, and what to do.
+    pub stands_still_reason: Option<String>,
+}
+
+impl StoreBody {
+    fn of(service: &Service) -> Self {
+        let standstill = service.standstill();
+        Self {
+            incarnation: service.incarnation().map(|id| id.to_string()),
+            stands_still_since: standstill.as_ref().map(|still| still.since),
+            stands_still_reason: standstill.map(|still| still.reason.clone()),
+        }
+    }
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

@@ -121,6 +121,14 @@ impl Failure {
         Self::Forbidden(body("certificate_required", "Client certificate required for admin access"))
     }
 
+    /// An admin's certificate is not enough for it.
+    pub fn control_socket_only() -> Self {
+        Self::Forbidden(body(
+            "control_socket_only",
+            "This is for whoever has the machine: run the command of codex-authd there, it uses the control socket",
+        ))
+    }
+
     /// A browser sent it for another page than one of ours.
     pub fn cross_site() -> Self {
         Self::Forbidden(body(

@@ -20,6 +20,7 @@ pub struct Shell {
     pub admin: String,
     pub fingerprint: Option<String>,
     pub api_disabled: bool,
+    pub standstill: Option<Standstill>,
     /// What became of the last action.
     pub told: Option<String>,
     /// For the forms of the page.
@@ -27,6 +28,12 @@ pub struct Shell {
     pub style: &'static str,
     pub script: &'static str,
     pub icon: &'static str,
+}
+
+/// Why the store takes no changes.
+pub struct Standstill {
+    pub since: String,
+    pub reason: String,
 }
 
 /// `?told=ID`: which sentence to say first.
@@ -47,6 +54,10 @@ impl Shell {
             admin: name,
             fingerprint,
             api_disabled: dashboard.service.settings().api_disabled,
+            standstill: dashboard
+                .service
+                .standstill()
+                .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
             told: dashboard.told.take(admin, told, dashboard.now()),
             token: dashboard.tokens.token(admin),
             style: &assets::STYLE.name,
@@ -72,6 +83,7 @@ pub fn tell(dashboard: &Dashboard, admin: &Admin, path: &str, sentence: String) 
 pub fn explain(body: &ErrorBody) -> Explained {
     let reasons = body.errors.iter().flatten().map(|(field, reasons)| format!("{field}: {}", reasons.join("; ")));
     let next = match body.code.as_str() {
+        "stands_still" => "Whoever began the migration or restore can end it; until then nothing can be changed.",
         "unavailable" => "Wait a moment and send it again. If it stays so, look at the daemon's log and at its disk.",
         "internal" => "Nothing you entered is wrong. The log of the daemon says what failed.",
         "form_stale" => {

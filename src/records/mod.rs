@@ -279,6 +279,9 @@ pub struct Foundation {
     pub authorities: Vec<Authority>,
     pub certificates: Vec<AdminCertificate>,
     pub server_key: Sealed,
+    /// Of the store that this is of.
+    #[serde(default)]
+    pub incarnation: Option<Uuid>,
 }
 
 /// A data key, sealed under the master key.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Result, Service};
+use super::{Result, Service, ServiceError};
 
 impl Service {
     /// Applies what changed in the records. Called after each change of our own (a store alone takes itself over), and by
@@ -27,7 +27,8 @@ impl Service {
     }
 
     async fn apply_changes(&self) -> Result<()> {
-        if self.note_reached(self.records.epoch().await)? == self.hot.epoch() {
+        let state = self.note_reached(self.records.state().await)?;
+        if self.note_state(state)? == self.hot.epoch() {
             return Ok(());
         }
         let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
@@ -73,7 +74,11 @@ impl Service {
 
     /// Counts that hot state has lost, or never had, come from the records.
     pub(super) async fn adopt_activity(&self) -> Result<()> {
-        self.drain_outbox().await?;
+        match self.drain_outbox().await {
+            // What waits in the outbox would be missing: the hosts stay listed for the next start.
+            Err(ServiceError::StandsStill { .. }) => return Ok(()),
+            drained => drained?,
+        }
         let mut known = Vec::new();
         for id in self.hot.hosts_without_activity()? {
             known.push((id, self.records.activity(id).await?));

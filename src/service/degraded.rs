@@ -2,15 +2,17 @@
 //!
 //! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
 //! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
-//! goes to it. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
+//! goes to it. A store that stands still is served from and takes no changes. Records that were filled anew under a daemon
+//! are others than it knows: it applies nothing of them, and whoever runs it replaces the process. Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts
 //! without them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use time::{Duration, OffsetDateTime};
 
 use super::{Result, Service, ServiceError};
-use crate::records::{RecordsError, StoreFailure};
+use crate::records::{Epoch, RecordsError, Standstill, StoreFailure, StoreState};
 
 /// A store that takes no more changes in this process.
 pub struct Failed {
@@ -47,6 +49,49 @@ impl Service {
         self.away.load_full()
     }
 
+    /// Since when and why, if the store stands still.
+    pub fn standstill(&self) -> Option<Arc<Standstill>> {
+        self.standstill.load_full()
+    }
+
+    /// Of the store that this process runs on.
+    pub fn incarnation(&self) -> Option<uuid::Uuid> {
+        self.secrets.incarnation
+    }
+
+    /// Whether this process is to be replaced, since its store is, or will be, another one.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn ask_to_be_replaced(&self) {
+        self.superseded.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes note of how the store is as a whole; gives its epoch.
+    pub(super) fn note_state(&self, state: StoreState) -> Result<Epoch> {
+        let StoreState { epoch, incarnation, standstill } = state;
+        if incarnation != self.secrets.incarnation {
+            if !self.superseded.swap(true, Ordering::SeqCst) {
+                log::warn!(event = "records_replaced"; "the records were restored, or filled anew: this process is replaced by one that starts from them");
+            }
+            let cause = "the records were restored: this process ends, and another one takes its place".into();
+            return Err(ServiceError::RecordsAway { cause });
+        }
+        let known = self.standstill.load();
+        match (&standstill, known.is_some()) {
+            (Some(Standstill { reason, since }), false) => {
+                log::warn!(event = "stands_still", since:%, cause = reason.as_str(); "the store takes no changes: {reason}");
+            }
+            (None, true) => log::info!(event = "goes_on"; "the store takes changes again"),
+            _ => {}
+        }
+        if known.as_deref() != standstill.as_ref() {
+            self.standstill.store(standstill.map(Arc::new));
+        }
+        Ok(epoch)
+    }
+
     pub(super) fn check_degraded(&self) -> Result<()> {
         if let Some(failed) = self.store_failed() {
             let why = format!("the store could not be written ({})", failed.failure.cause);
@@ -58,7 +103,10 @@ impl Service {
                 let why = format!("the records are not available ({}){of}", away.why);
                 Err(ServiceError::Degraded { since: away.since, why })
             }
-            None => Ok(()),
+            None => match self.standstill() {
+                Some(still) => Err(ServiceError::StandsStill { since: still.since, reason: still.reason.clone() }),
+                None => Ok(()),
+            },
         }
     }
 

@@ -17,6 +17,7 @@ mod journal;
 mod limits;
 mod listen;
 mod metrics;
+mod moving;
 mod refusals;
 mod state_format;
 mod torture;
