@@ -39,6 +39,7 @@ impl AdminOverviewApi {
             seed_reasons,
             quota_hard_fail: true,
             degraded: overview.degraded.map(DegradedBody::from),
+            store: StoreBody::of(&service),
         })
     }
 }
@@ -63,6 +64,7 @@ pub struct OverviewBody {
     pub quota_hard_fail: bool,
     /// null: everything works.
     pub degraded: Option<DegradedBody>,
+    pub store: StoreBody,
 }
 
 /// The records are away, or a store has failed.
@@ -84,6 +86,29 @@ pub struct DegradedBody {
 impl From<Degraded> for DegradedBody {
     fn from(Degraded { since, why, known_at }: Degraded) -> Self {
         Self { since, cause: why, known_at, goes_on: GOES_ON.into(), refused: REFUSED.into() }
+    }
+}
+
+/// The records as a whole.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct StoreBody {
+    /// Changes when they are restored from a backup or moved; null: they never were.
+    pub incarnation: Option<String>,
+    /// Since when they take no changes; null: they do.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub stands_still_since: Option<OffsetDateTime>,
+    /// Why they take none, and what to do.
+    pub stands_still_reason: Option<String>,
+}
+
+impl StoreBody {
+    fn of(service: &Service) -> Self {
+        let standstill = service.standstill();
+        Self {
+            incarnation: service.incarnation().map(|id| id.to_string()),
+            stands_still_since: standstill.as_ref().map(|still| still.since),
+            stands_still_reason: standstill.map(|still| still.reason.clone()),
+        }
     }
 }
 

@@ -121,6 +121,14 @@ impl Failure {
         Self::Forbidden(body("certificate_required", "Client certificate required for admin access"))
     }
 
+    /// An admin's certificate is not enough for it.
+    pub fn control_socket_only() -> Self {
+        Self::Forbidden(body(
+            "control_socket_only",
+            "This is for whoever has the machine: run the command of codex-authd there, it uses the control socket",
+        ))
+    }
+
     /// A browser sent it for another page than one of ours.
     pub fn cross_site() -> Self {
         Self::Forbidden(body(
@@ -205,6 +213,10 @@ impl From<ServiceError> for Failure {
             ServiceError::StoreFailed { cause } | ServiceError::RecordsAway { cause } => {
                 log::debug!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
                 Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+            }
+            ServiceError::StandsStill { since, .. } => {
+                let message = format!("{message} (since {})", rfc3339(since));
+                Self::Unavailable(body("stands_still", &message), RETRY_AFTER_SECONDS)
             }
             ServiceError::Degraded { since, .. } => {
                 let message = format!("degraded since {}: {message}", rfc3339(since));

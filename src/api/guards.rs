@@ -141,6 +141,18 @@ impl<'a> FromRequest<'a> for Admin {
     }
 }
 
+/// Whoever has the machine: an admin on the control socket, or with the state itself. A certificate is not enough.
+pub struct OnThisMachine(pub By);
+
+impl<'a> FromRequest<'a> for OnThisMachine {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        match Admin::of(request)? {
+            Admin(by @ By { actor: Actor::Control { .. } | Actor::Offline { .. }, .. }) => Ok(Self(by)),
+            Admin(_) => Err(Failure::control_socket_only().into()),
+        }
+    }
+}
+
 /// Notes in the audit log what an admin was refused. What was done is noted with the change itself; reading is not noted.
 pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
     let service = request.data::<Arc<Service>>().cloned();

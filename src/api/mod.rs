@@ -8,6 +8,7 @@ mod admin_audit;
 mod admin_auth;
 mod admin_authorities;
 mod admin_certificates;
+pub(crate) mod admin_copies;
 mod admin_hosts;
 mod admin_installers;
 mod admin_overview;
@@ -44,8 +45,10 @@ pub use {
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
     admin_authorities::AuthorityList,
     admin_certificates::{CertificateAnswer, CertificateList, CertificateRequest, IssuedCertificate},
+    admin_copies::{Aborted, Line, MigrateLine, Migration, RestoreHead, RestoreLine},
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
+    admin_overview::OverviewBody,
     admin_settings::{ApiState, Rotation},
     auth::AuthAnswer,
     errors::ErrorBody,
@@ -77,6 +80,8 @@ enum Tag {
     AdminCertificates,
     /// Admin listener only: settings and keys.
     AdminSettings,
+    /// Control socket only: backup, restore, moving house.
+    AdminCopies,
 }
 
 const DESCRIPTION: &str = "Keeps one canonical Codex `auth.json` and gives it to every host that may have it.\n\n\
@@ -96,6 +101,7 @@ type AdminApis = (
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    admin_copies::AdminCopiesApi,
     metrics::MetricsApi,
 );
 
@@ -110,6 +116,7 @@ const ADMIN_APIS: AdminApis = (
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    admin_copies::AdminCopiesApi,
     metrics::MetricsApi,
 );
 

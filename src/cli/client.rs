@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use poem::http::{Method, StatusCode};
-use poem::{Endpoint, Request, Response};
+use poem::{Body, Endpoint, Request, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::api::{self, ErrorBody};
 use crate::config::Config;
@@ -31,6 +32,11 @@ pub enum ClientError {
     #[error("the daemon's answer cannot be read: {0}; is it another version than this command?")]
     Answer(String),
 }
+
+/// An answer that comes while the work goes on.
+pub type Lines = Box<dyn AsyncBufRead + Unpin + Send>;
+
+const BUFFER: usize = 256 * 1024;
 
 pub enum Client {
     Daemon { http: reqwest::Client, socket: PathBuf },
@@ -76,6 +82,47 @@ impl Client {
 
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::DELETE, path, None).await
+    }
+
+    /// What is answered line by line while the work goes on.
+    pub async fn lines(&self, method: Method, path: &str, body: Body) -> Result<Lines, ClientError> {
+        let (status, mut lines): (_, Lines) = match self {
+            Self::Daemon { http, socket } => {
+                let failed = |cause| ClientError::Socket { socket: socket.clone(), cause };
+                let body: http_body_util::combinators::BoxBody<bytes::Bytes, std::io::Error> = body.into();
+                let request = http.request(method, format!("http://control{path}"));
+                let request = request.header("content-type", "application/json").body(reqwest::Body::wrap(body));
+                let mut answer = request.send().await.map_err(failed)?;
+                let status = answer.status();
+                let (mut writer, reader) = tokio::io::duplex(BUFFER);
+                tokio::spawn(async move {
+                    // A connection that ends too early leaves no last line.
+                    while let Ok(Some(chunk)) = answer.chunk().await {
+                        if writer.write_all(&chunk).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                (status, Box::new(BufReader::new(reader)))
+            }
+            Self::Here(endpoint) => {
+                let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is no path")))?;
+                let request = Request::builder().method(method).uri(uri).content_type("application/json").body(body);
+                let answer = endpoint.get_response(request).await;
+                (answer.status(), Box::new(BufReader::new(answer.into_body().into_async_read())))
+            }
+        };
+        if status.is_success() {
+            return Ok(lines);
+        }
+        let mut answer = Vec::new();
+        lines.read_to_end(&mut answer).await.map_err(|error| ClientError::Answer(error.to_string()))?;
+        read::<serde_json::Value>(status, &answer).map(|_| lines)
+    }
+
+    /// Whether a daemon runs.
+    pub async fn is_there(config: &Config) -> bool {
+        tokio::net::UnixStream::connect(&config.listen.control).await.is_ok()
     }
 
     async fn call<T: DeserializeOwned>(

@@ -9,6 +9,7 @@ mod api;
 mod audit;
 mod auth;
 mod authorities;
+mod backup;
 mod certificate;
 mod certificates;
 mod client;
@@ -16,7 +17,10 @@ mod hosts;
 mod installers;
 mod keys;
 mod metrics;
+mod migrate;
 mod print;
+mod progress;
+mod restore;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,6 +79,15 @@ enum Command {
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Copy all records into DIR, which must not be there or be empty
+    Backup(backup::Arguments),
+    /// Check a backup, and put it in the place of all records
+    Restore(restore::Arguments),
+    /// Move all records into another, empty store
+    ///
+    /// While it lasts, hosts get the login and nothing else changes. Afterwards this store stands still: start the
+    /// daemons on the other one, or take it back with --abort.
+    Migrate(migrate::Arguments),
     /// What the running daemon counts and measures, in the Prometheus text format
     Metrics,
 }
@@ -117,7 +130,10 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         print!("{}", crate::api::document());
         return Ok(());
     }
-    let config = config::load(arguments.config.as_deref(), config::environment(std::env::vars_os())?)?;
+    // The database that is moved to is not the one that is moved from.
+    let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
+    let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
+    let config = config::load(arguments.config.as_deref(), config::environment(environment)?)?;
     match &arguments.command {
         Command::CheckConfig => {
             print::done(arguments.json, &serde_json::json!({"status": "ok"}), "The configuration is valid.");
@@ -145,6 +161,9 @@ async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliEr
     if let Command::Metrics = command {
         return metrics::run(config, json).await;
     }
+    if let Command::Restore(arguments) = command {
+        return restore::run(arguments, config, json).await;
+    }
     let client = Client::connect(config).await?;
     match command {
         Command::AdminCert(arguments) => certificate::run(arguments, &client, json).await,
@@ -156,7 +175,9 @@ async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliEr
         Command::Audit(command) => audit::run(command, &client, json).await,
         Command::Api(command) => api::run(command, &client, json).await,
         Command::Keys(command) => keys::run(command, &client, json).await,
-        Command::Serve | Command::CheckConfig | Command::Openapi | Command::Metrics => Ok(()),
+        Command::Backup(arguments) => backup::run(arguments, &client, config, json).await,
+        Command::Migrate(arguments) => migrate::run(arguments, &client, json).await,
+        Command::Serve | Command::CheckConfig | Command::Openapi | Command::Metrics | Command::Restore(_) => Ok(()),
     }
 }
 

@@ -151,7 +151,11 @@ pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
 /// every job.
 fn report_use(job: &str, outcome: Result<(), ServiceError>) {
     match outcome {
-        Err(ServiceError::StoreFailed { cause } | ServiceError::RecordsAway { cause }) => {
+        Err(
+            ServiceError::StoreFailed { cause }
+            | ServiceError::RecordsAway { cause }
+            | ServiceError::StandsStill { reason: cause, .. },
+        ) => {
             log::debug!(event = "job_failed", job, cause = cause.as_str(); "a background job waits for the store")
         }
         outcome => report(job, outcome),

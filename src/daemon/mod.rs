@@ -5,8 +5,8 @@
 //! say where it listens, the listeners. A crash anywhere leaves what the next start expects: everything it writes is
 //! either a transaction of the records or a file replaced as a whole.
 //!
-//! A daemon whose store has failed, and whose disk takes writes again, stops as it would for good, but for the listening
-//! sockets, and executes itself anew ([`recovery`]).
+//! A daemon whose store has failed, and whose disk takes writes again, or whose store is another one than it was started
+//! with, stops as it would for good, but for the listening sockets, and executes itself anew ([`recovery`]).
 
 pub mod background;
 mod certificates;
@@ -14,10 +14,12 @@ pub mod format;
 pub mod hardening;
 pub mod listen_file;
 pub mod logging;
+mod promotion;
 pub mod recovery;
 mod running;
 pub mod sockets;
 pub mod state;
+mod stores;
 pub mod tls;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +54,7 @@ pub enum DaemonError {
     Harden(std::io::Error),
     #[error("cannot watch for signals: {0}")]
     Signals(std::io::Error),
-    #[error("the disk takes writes again, and this process cannot be replaced: {0}; start the daemon again")]
+    #[error("this process is to be replaced by a fresh one, and cannot be: {0}; start the daemon again")]
     Replace(std::io::Error),
 }
 
@@ -90,7 +92,7 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     notify(&[sd_notify::NotifyState::Status("ready"), sd_notify::NotifyState::Ready]);
     tokio::select! {
         () = signals.until_stop(|| reload(&config, &running)) => running.stop().await,
-        () = recovery.wait(&running.service, &config.state_dir) => Err(running.be_replaced(&recovery).await),
+        why = recovery.wait(&running.service, &config.state_dir) => Err(running.be_replaced(&recovery, why).await),
     }
 }
 

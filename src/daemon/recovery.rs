@@ -6,6 +6,8 @@
 //! sockets. The stores are left as they are, without being closed, which may never end after an error: that is a crash
 //! like any other, and the successor reads back what the disk really holds.
 //!
+//! The same is done when the records were restored, or filled anew, under a daemon that runs.
+//!
 //! A disk that fails again at once must not make a busy loop: how often the process was replaced in a row travels in
 //! the environment, and the first try of the disk waits the longer for it. A crash while the disk is tried leaves a file
 //! `.probe` that the next try, or the next start, removes.
@@ -46,6 +48,23 @@ pub struct Recovery {
     begun: Instant,
 }
 
+/// Why a process is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    DiskIsBack,
+    /// They were restored, or filled anew: what is in memory, and open, belongs to others.
+    OtherRecords,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::DiskIsBack => "the disk takes writes again",
+            Self::OtherRecords => "the records are others than it was started with",
+        })
+    }
+}
+
 impl Recovery {
     pub fn begin() -> Self {
         let replaced = std::env::var(VARIABLE).ok().and_then(|count| count.parse().ok()).unwrap_or(0);
@@ -71,9 +90,12 @@ impl Recovery {
         if self.begun.elapsed() < CALM { self.replaced } else { 0 }
     }
 
-    /// Waits for a store to fail and then for the disk to take writes again.
-    pub async fn wait(&self, service: &Service, state_dir: &Path) {
+    /// Waits for a store to fail and then for the disk to take writes again; or for the store to be another one.
+    pub async fn wait(&self, service: &Service, state_dir: &Path) -> Why {
         let degraded = loop {
+            if service.is_superseded() {
+                return Why::OtherRecords;
+            }
             if let Some(degraded) = service.store_failed() {
                 break degraded;
             }
@@ -94,7 +116,7 @@ impl Recovery {
             sleep(wait).await;
             wait = (wait * 2).min(LONGEST);
             match probe(state_dir, &failure.place).await {
-                Ok(()) => return,
+                Ok(()) => return Why::DiskIsBack,
                 Err(cause) => last = cause.to_string(),
             }
         }

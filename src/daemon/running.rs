@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::certificates::Certificates;
-use super::recovery::{self, Recovery};
+use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
 use super::tls::Tls;
@@ -131,8 +131,8 @@ impl Running {
     }
 
     /// Comes back only where that fails.
-    pub async fn be_replaced(self, recovery: &Recovery) -> DaemonError {
-        log::warn!(event = "replaced"; "the disk takes writes again: this process is replaced by a fresh one");
+    pub async fn be_replaced(self, recovery: &Recovery, why: Why) -> DaemonError {
+        log::warn!(event = "replaced"; "{why}: this process is replaced by a fresh one");
         self.stop.send_replace(true);
         let (servers, jobs, service) = (self.servers, self.jobs, &self.service);
         let ended = async {

@@ -22,17 +22,21 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::format::{self, FormatError};
-use super::recovery;
+use super::stores::Beside;
+use super::{promotion, recovery};
 use crate::config::{Config, Database};
 use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{Hot, HotError};
 use crate::metrics::{Metrics, MetricsError, Store};
-use crate::outside::Outside;
+use crate::model::audit::Actor;
+use crate::outside::{Outside, System};
 use crate::records::embedded::Embedded;
 use crate::records::mysql::{MySql, Options, Tls};
 use crate::records::{Records, RecordsError};
+use crate::seal::MasterKey;
 use crate::service::boot::{self, Secrets};
-use crate::service::{Parts, Policy, Service, ServiceError};
+use crate::service::moving::{self, Backup, Restored, Teller};
+use crate::service::{By, Parts, Policy, Service, ServiceError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -53,6 +57,8 @@ pub enum StateError {
     Metrics(#[from] MetricsError),
     #[error("cannot unlock the secrets: {}", super::cause_of(.0))]
     Unlock(ServiceError),
+    #[error("{}", super::cause_of(.0))]
+    Restore(ServiceError),
     #[error("opening the state ended early: {0}")]
     Ended(tokio::task::JoinError),
 }
@@ -64,6 +70,7 @@ pub struct State {
     hot: Arc<Hot>,
     throttle: Limits,
     outside: Arc<dyn Outside>,
+    stores: Arc<Beside>,
     _lock: Arc<StateLock>,
 }
 
@@ -73,7 +80,9 @@ impl State {
         let directory = &config.state_dir;
         make_private(directory)?;
         let lock = Arc::new(StateLock::take(directory)?);
-        recovery::check_disk(directory).map_err(|cause| StateError::Directory { path: directory.clone(), cause })?;
+        let failed = |cause| StateError::Directory { path: directory.clone(), cause };
+        recovery::check_disk(directory).map_err(failed)?;
+        promotion::apply(directory).map_err(failed)?;
         let upgrade = format::prepare(directory)?;
         let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
         // Both at once: with many hosts most of a start is spent here.
@@ -122,11 +131,12 @@ impl State {
             auth_fail_window_seconds: limits.auth_fail_window_seconds,
             auth_fail_block_seconds: limits.auth_fail_block_seconds,
         };
-        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, _lock: lock })
+        let stores = Arc::new(Beside::new(config));
+        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, stores, _lock: lock })
     }
 
     pub async fn service(&self, policy: Policy) -> Result<Service, ServiceError> {
-        Service::new(Parts {
+        let service = Service::new(Parts {
             records: self.records.clone(),
             hot: self.hot.clone(),
             throttle: Throttle::new(self.throttle),
@@ -134,9 +144,47 @@ impl State {
             outside: self.outside.clone(),
             policy,
             secrets: self.secrets.clone(),
-        })
-        .await
+        });
+        Ok(service.await?.with_stores(self.stores.clone()))
     }
+}
+
+/// Puts a backup back while no daemon runs: nothing has to be readable but the backup.
+pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) -> Result<Restored, StateError> {
+    let directory = &config.state_dir;
+    make_private(directory)?;
+    let _lock = StateLock::take(directory)?;
+    let failed = |cause| StateError::Directory { path: directory.clone(), cause };
+    recovery::check_disk(directory).map_err(failed)?;
+    promotion::apply(directory).map_err(failed)?;
+    let upgrade = format::prepare(directory)?;
+    let path = directory.join("records");
+    let records: Arc<dyn Records> = match database(config) {
+        Some(options) => {
+            let database = MySql::new(&options)?;
+            database.prepare().await?;
+            Arc::new(database)
+        }
+        None => {
+            let opened =
+                tokio::task::spawn_blocking(move || Embedded::open(&path)).await.map_err(StateError::Ended)??;
+            if let Some(upgrade) = upgrade {
+                upgrade.run(&opened).await?;
+            }
+            Arc::new(opened)
+        }
+    };
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let present = MasterKey::load(&directory.join("master.key"), credentials.as_deref());
+    let present = present.map_err(|error| StateError::Restore(error.into()))?;
+    let by = By { actor: Actor::Offline { uid }, from: None };
+    let stores = Beside::new(config);
+    let restored = moving::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
+    let restored = restored.map_err(StateError::Restore)?;
+    // Its files are to be moved.
+    drop(records);
+    promotion::apply(directory).map_err(failed)?;
+    Ok(restored)
 }
 
 /// How to reach the database, where there is one.

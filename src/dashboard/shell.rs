@@ -22,6 +22,7 @@ pub struct Shell {
     pub fingerprint: Option<String>,
     pub api_disabled: bool,
     pub degraded: Option<Degraded>,
+    pub standstill: Option<Standstill>,
     /// What became of the last action.
     pub told: Option<String>,
     /// For the forms of the page.
@@ -55,6 +56,12 @@ impl Degraded {
     }
 }
 
+/// Why the store takes no changes.
+pub struct Standstill {
+    pub since: String,
+    pub reason: String,
+}
+
 /// `?told=ID`: which sentence to say first.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
@@ -74,6 +81,10 @@ impl Shell {
             fingerprint,
             api_disabled: dashboard.service.settings().api_disabled,
             degraded: Degraded::of(dashboard),
+            standstill: dashboard
+                .service
+                .standstill()
+                .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
             told: dashboard.told.take(admin, told, dashboard.now()),
             token: dashboard.tokens.token(admin),
             style: &assets::STYLE.name,
@@ -102,6 +113,7 @@ pub fn explain(body: &ErrorBody) -> Explained {
         "unavailable" => {
             "Wait a moment and send it again. If it stays so, look at the daemon's log, and at its disk or its database."
         }
+        "stands_still" => "Whoever began the migration or restore can end it; until then nothing can be changed.",
         "internal" => "Nothing you entered is wrong. The log of the daemon says what failed.",
         "form_stale" => {
             "Open the page again and repeat what you did there. This happens after the daemon was restarted."

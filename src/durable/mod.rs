@@ -20,6 +20,7 @@
 
 mod files;
 mod flusher;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -50,6 +51,7 @@ pub enum DurableError {
 pub type Result<T> = std::result::Result<T, DurableError>;
 
 pub use files::reread;
+pub use snapshot::Snapshot;
 
 /// A sled database with one tree whose commits survive a power cut. Dropping it makes everything safe and closes it.
 pub struct Durable {
@@ -59,6 +61,7 @@ pub struct Durable {
     writer: Mutex<()>,
     /// Held shared by whoever reads several rows that must belong together.
     applying: RwLock<()>,
+    snapshots: snapshot::Snapshots,
     path: PathBuf,
     // Dropped last: the database must be closed before somebody else may have it.
     _lock: files::DirectoryLock,
@@ -100,8 +103,15 @@ impl Durable {
             files.sync().map_err(|e| e.to_string())
         };
         let flusher = Flusher::start(dir, make_safe, nudge)?;
-        let durable =
-            Self { flusher, tree, writer: Mutex::new(()), applying: RwLock::new(()), path: dir.into(), _lock: lock };
+        let durable = Self {
+            flusher,
+            tree,
+            writer: Mutex::new(()),
+            applying: RwLock::new(()),
+            snapshots: snapshot::Snapshots::default(),
+            path: dir.into(),
+            _lock: lock,
+        };
         // Once for the files' names; what is in them is the flusher's.
         files::sync_directory(dir)
             .map_err(|e| DurableError::Open { path: durable.path.clone(), cause: e.to_string() })?;
@@ -158,6 +168,8 @@ impl Durable {
     }
 
     fn apply(&self, rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>) -> Result<()> {
+        let _alone = self.applying.write().unwrap_or_else(PoisonError::into_inner);
+        self.keep_for_snapshots(rows.keys())?;
         let mut batch = sled::Batch::default();
         for (key, value) in rows {
             match value {
@@ -165,7 +177,6 @@ impl Durable {
                 None => batch.remove(key),
             }
         }
-        let _alone = self.applying.write().unwrap_or_else(PoisonError::into_inner);
         self.flusher.change_begins();
         // sled panics where it has no better answer; that is a failure like any other.
         let applied = catch_unwind(AssertUnwindSafe(|| self.tree.apply_batch(batch).map_err(|e| e.to_string())));

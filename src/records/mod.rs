@@ -15,6 +15,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod copy;
 pub mod embedded;
 pub mod mysql;
 mod rules;
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -44,6 +46,9 @@ pub enum RecordsError {
     /// done.
     #[error("the records take no changes: {0}")]
     Failed(String),
+    /// They are to be left as they are: every change is refused, and nothing of it was done.
+    #[error("the records stand still: {0}")]
+    StandsStill(Standstill),
     /// What is stored cannot be read: it was written by another version, or damaged.
     #[error("the records hold something unreadable: {0}")]
     Corrupt(String),
@@ -193,9 +198,60 @@ pub trait Records: Send + Sync {
     async fn audit_head(&self) -> Result<AuditHead>;
 
     async fn epoch(&self) -> Result<Epoch>;
+    /// Where the records are, and whether they are still those that somebody knew.
+    async fn state(&self) -> Result<StoreState>;
+    /// From here on every change is refused ([`RecordsError::StandsStill`]), whichever node it comes from, until it is
+    /// taken back with `None`. What was asked for once may be asked for again, with other words.
+    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()>;
+
+    /// Hands on everything as of one moment, in the order of [`copy::Table`] and of the primary keys. It takes as long as
+    /// whoever takes the chunks; an error in between leaves them with less than everything.
+    async fn export(&self, chunks: mpsc::Sender<Vec<copy::Row>>) -> Result<()>;
+    /// Makes these the records to be filled: whatever they hold is removed, and until [`Records::finish_filling`] they
+    /// are `Unavailable` to everybody else, whatever crash comes in between; another begin takes over from one that was
+    /// cut short. `false`, and nothing is changed: they hold something, and it is not to be replaced.
+    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool>;
+    /// Adds rows, each once, in the order in which they were exported.
+    async fn fill(&self, filling: &Filling, rows: &[copy::Row]) -> Result<()>;
+    /// Makes them whole: initialised, at an epoch above all that a node may know, of a new incarnation (the id of the
+    /// filling), not standing still. `Unavailable` if another filling took over.
+    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()>;
+
     /// Everything that nodes cache and that changed after `epoch`, each row once, as it is at the epoch that is told with
     /// it; with an `epoch` that is ahead of the records: nothing, and their own.
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes>;
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreState {
+    pub epoch: Epoch,
+    /// Changes when the store is filled: what was cached of it before belongs to other records. `None`: it was never.
+    pub incarnation: Option<Uuid>,
+    pub standstill: Option<Standstill>,
+}
+
+/// Why the records are to be left as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standstill {
+    /// A sentence for whoever is refused: why, and what to do.
+    pub reason: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+}
+
+impl std::fmt::Display for Standstill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// One filling of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filling {
+    /// Made anew for each; the store's incarnation when it is finished.
+    pub id: Uuid,
+    /// The records end at an epoch above this one, and above their own.
+    pub above: Epoch,
 }
 
 /// A store that takes no more changes.
@@ -223,6 +279,9 @@ pub struct Foundation {
     pub authorities: Vec<Authority>,
     pub certificates: Vec<AdminCertificate>,
     pub server_key: Sealed,
+    /// Of the store that this is of.
+    #[serde(default)]
+    pub incarnation: Option<Uuid>,
 }
 
 /// A data key, sealed under the master key.

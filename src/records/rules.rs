@@ -148,3 +148,15 @@ pub(super) fn roll(
 pub(super) fn taken(what: &str) -> RecordsError {
     RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
 }
+
+/// What everybody but whoever fills the records is told of them meanwhile.
+pub(super) fn being_filled() -> RecordsError {
+    RecordsError::Unavailable(
+        "they are being filled from a copy, or that was cut short: wait for it, or run the restore or migration again"
+            .into(),
+    )
+}
+
+pub(super) fn taken_over() -> RecordsError {
+    RecordsError::Unavailable("another restore or migration has begun to fill these records: this one ends here".into())
+}

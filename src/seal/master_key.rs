@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{Result, SealError};
@@ -58,9 +59,39 @@ impl MasterKey {
         Ok(Some(key))
     }
 
+    /// The key in a file that belongs to somebody else: a copy of one.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        read(path, 0o077)
+    }
+
     /// A key that is known already; for the tests of other rooms, and for restoring.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
+    }
+
+    /// As its file has it; `None`: it is none.
+    pub fn from_text(text: &str) -> Option<Self> {
+        parse(text.as_bytes())
+    }
+
+    /// As its file has it: a secret.
+    pub fn to_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(hex::encode(self.bytes()))
+    }
+
+    pub fn is(&self, other: &Self) -> bool {
+        self.bytes().ct_eq(other.bytes()).into()
+    }
+
+    /// Writes it to `path`, in the place of what is there; power-safe when it returns. A crash leaves what was there.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let temporary = path.with_extension("key.new");
+        let written = match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => write_temporary(&temporary, self).and_then(|()| fs::rename(&temporary, path)),
+        };
+        written.map_err(key_file(path, "written"))?;
+        sync_directory_of(path)
     }
 
     pub(super) fn bytes(&self) -> &[u8; 32] {

@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use arc_swap::ArcSwap;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::authorities::{Authorities, authority_place};
@@ -28,6 +29,8 @@ pub struct Secrets {
     pub authorities: ArcSwap<Authorities>,
     /// Admins' certificates as of the boot.
     pub certificates: Vec<AdminCertificate>,
+    /// Of the store as it was found at the boot.
+    pub incarnation: Option<Uuid>,
     /// The records could not be reached: this is what hot state knew of them.
     pub are_from_hot: bool,
     /// PKCS#8 DER. It stays the same when the certificate is renewed: installer commands pin it.
@@ -55,7 +58,7 @@ pub async fn unlock_with_hot(
     outside: &dyn Outside,
 ) -> Result<Secrets> {
     let (foundation, master) = match read(records, master_key, credentials, outside).await {
-        Err(ServiceError::RecordsAway { cause }) => {
+        Err(ServiceError::RecordsAway { cause }) if records.may_be_away() => {
             let known = hot.foundation()?.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
             let master = MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?;
             let reached = hot.reached_at()?.map(|at| at.to_string()).unwrap_or_default();
@@ -65,8 +68,12 @@ pub async fn unlock_with_hot(
         read => read?,
     };
     if let Some(identity) = foundation.authorities.iter().map(|authority| authority.id).min() {
-        // Made once, on the first boot: it names these records among all others.
-        hot.belongs_to(&identity.to_string())?;
+        // Made once, on the first boot: it names these records among all others. Filled from a copy, they are others.
+        let identity = match foundation.incarnation {
+            Some(incarnation) => format!("{identity}/{incarnation}"),
+            None => identity.to_string(),
+        };
+        hot.belongs_to(&identity)?;
     }
     if records.may_be_away() {
         hot.keep_foundation(&foundation)?;
@@ -95,23 +102,30 @@ async fn read(
         }
         master
     };
+    let incarnation = records.state().await?.incarnation;
     let server_key = records.server_key().await?;
     let foundation = Foundation {
         sealing_keys: records.sealing_keys().await?,
         authorities: records.authorities().await?,
         certificates: records.certificates().await?,
         server_key: server_key.ok_or_else(|| ServiceError::internal("the records hold no server key"))?,
+        incarnation,
     };
+    if records.state().await?.incarnation != incarnation {
+        let cause = "they were restored just now; start the daemon again".into();
+        return Err(ServiceError::RecordsAway { cause });
+    }
     Ok((foundation, master))
 }
 
 fn open(foundation: Foundation, master: MasterKey, are_from_hot: bool) -> Result<Secrets> {
-    let Foundation { sealing_keys, authorities, certificates, server_key } = foundation;
+    let Foundation { sealing_keys, authorities, certificates, server_key, incarnation } = foundation;
     let keys: Vec<_> = sealing_keys.into_iter().map(|key| (key.id, key.sealed)).collect();
     let ring = KeyRing::unlock(&master, &keys)?;
     Ok(Secrets {
         authorities: ArcSwap::from_pointee(Authorities::open(&authorities, &ring)?),
         certificates,
+        incarnation,
         are_from_hot,
         server_key: ring.open(&server_key_place(), &server_key)?,
         master,

@@ -48,6 +48,10 @@ impl Service {
     }
 
     async fn apply_changes(&self) -> Result<()> {
+        let state = self.note_reached(self.records.state().await)?;
+        if self.note_state(state)? == self.hot.epoch() {
+            return Ok(());
+        }
         let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
         if changes.epoch == self.hot.epoch() {
             return Ok(());
@@ -97,6 +101,8 @@ impl Service {
         match self.drain_outbox().await {
             // They can be read and not written: what the outbox holds is not counted there yet. The next start does it.
             Err(ServiceError::RecordsAway { .. }) => return Ok(()),
+            // What waits in the outbox would be missing: the hosts stay listed for the next start.
+            Err(ServiceError::StandsStill { .. }) => return Ok(()),
             drained => drained?,
         }
         let mut known = Vec::new();

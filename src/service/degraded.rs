@@ -3,15 +3,17 @@
 //! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
 //! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
 //! goes to it. One that is only read (a standby, `read_only`) is noticed by the outbox, or by who asks for readiness, and is
-//! tried with each poll until it takes a change. Nothing is stored here but, now and then, when the records were last reached,
-//! for a daemon that starts without them.
+//! tried with each poll until it takes a change. A store that stands still is served from and takes no changes. Records that were
+//! filled anew under a daemon are others than it knows: it applies nothing of them, and whoever runs it replaces the process.
+//! Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts without them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use time::{Duration, OffsetDateTime};
 
 use super::{Result, Service, ServiceError};
-use crate::records::{RecordsError, StoreFailure};
+use crate::records::{Epoch, RecordsError, Standstill, StoreFailure, StoreState};
 
 /// A store that takes no more changes in this process.
 pub struct Failed {
@@ -65,6 +67,49 @@ impl Service {
         self.away.load_full()
     }
 
+    /// Since when and why, if the store stands still.
+    pub fn standstill(&self) -> Option<Arc<Standstill>> {
+        self.standstill.load_full()
+    }
+
+    /// Of the store that this process runs on.
+    pub fn incarnation(&self) -> Option<uuid::Uuid> {
+        self.secrets.incarnation
+    }
+
+    /// Whether this process is to be replaced, since its store is, or will be, another one.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn ask_to_be_replaced(&self) {
+        self.superseded.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes note of how the store is as a whole; gives its epoch.
+    pub(super) fn note_state(&self, state: StoreState) -> Result<Epoch> {
+        let StoreState { epoch, incarnation, standstill } = state;
+        if incarnation != self.secrets.incarnation {
+            if !self.superseded.swap(true, Ordering::SeqCst) {
+                log::warn!(event = "records_replaced"; "the records were restored, or filled anew: this process is replaced by one that starts from them");
+            }
+            let cause = "the records were restored: this process ends, and another one takes its place".into();
+            return Err(ServiceError::RecordsAway { cause });
+        }
+        let known = self.standstill.load();
+        match (&standstill, known.is_some()) {
+            (Some(Standstill { reason, since }), false) => {
+                log::warn!(event = "stands_still", since:%, cause = reason.as_str(); "the store takes no changes: {reason}");
+            }
+            (None, true) => log::info!(event = "goes_on"; "the store takes changes again"),
+            _ => {}
+        }
+        if known.as_deref() != standstill.as_ref() {
+            self.standstill.store(standstill.map(Arc::new));
+        }
+        Ok(epoch)
+    }
+
     /// Since when and why not everything works, if it does not. Waits for nothing.
     pub fn degraded(&self) -> Option<Degraded> {
         if let Some(failed) = self.store_failed() {
@@ -78,7 +123,12 @@ impl Service {
     }
 
     pub(super) fn check_degraded(&self) -> Result<()> {
-        let Some(Degraded { since, mut why, known_at }) = self.degraded() else { return Ok(()) };
+        let Some(Degraded { since, mut why, known_at }) = self.degraded() else {
+            return match self.standstill() {
+                Some(still) => Err(ServiceError::StandsStill { since: still.since, reason: still.reason.clone() }),
+                None => Ok(()),
+            };
+        };
         if let Some(at) = known_at.filter(|at| *at != since) {
             why.push_str(&format!(", what is served is of {at}"));
         }
@@ -100,7 +150,8 @@ impl Service {
     pub(super) async fn try_writing(&self) -> Result<()> {
         let outcome = self.records.check().await;
         match &outcome {
-            Ok(()) => self.is_back(),
+            // A store that stands still could take one.
+            Ok(()) | Err(RecordsError::StandsStill(_)) => self.is_back(),
             Err(RecordsError::Unavailable(why)) => self.is_away(why, true),
             Err(_) => {}
         }

@@ -7,7 +7,7 @@ use crate::hot::HotError;
 use crate::model::auth_document::DocumentError;
 use crate::model::host::NotServed;
 use crate::pki::PkiError;
-use crate::records::RecordsError;
+use crate::records::{RecordsError, Standstill};
 use crate::seal::SealError;
 use crate::service::bake::BakeError;
 
@@ -61,6 +61,9 @@ pub enum ServiceError {
     /// The store takes no changes until this process has been replaced, which is told once and not for every call.
     #[error("The store is not available; try again shortly")]
     StoreFailed { cause: String },
+    /// The records are to be left as they are for now; the reason says why, and what to do.
+    #[error("The store takes no changes: {reason}")]
+    StandsStill { since: OffsetDateTime, reason: String },
     /// What state the daemon is in, told to who asks how it is.
     #[error("{why}; what is in memory is served, the rest once the store is back")]
     Degraded { since: OffsetDateTime, why: String },
@@ -120,6 +123,7 @@ impl From<RecordsError> for ServiceError {
         match error {
             RecordsError::Unavailable(cause) => Self::RecordsAway { cause },
             RecordsError::Failed(cause) => Self::StoreFailed { cause },
+            RecordsError::StandsStill(Standstill { reason, since }) => Self::StandsStill { since, reason },
             error @ RecordsError::Corrupt(_) => Self::internal(error),
         }
     }

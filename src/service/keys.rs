@@ -48,6 +48,9 @@ impl Service {
     /// Goes on with a rotation that a crash cut short. Nothing to do on an ordinary boot.
     pub async fn resume_rotation(&self) -> Result<()> {
         let _one_at_a_time = self.rotating.lock().await;
+        if self.standstill().is_some() {
+            return Ok(());
+        }
         if self.records.sealing_keys().await?.len() > 1 {
             let rotation = self.retire_old_keys().await?;
             log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "a rotation of the data keys that was cut short is finished");

@@ -27,6 +27,7 @@ pub mod history;
 pub mod install;
 pub mod keys;
 pub mod measure;
+pub mod moving;
 pub mod overview;
 pub mod sync;
 pub mod telemetry;
@@ -36,7 +37,7 @@ pub mod wrapper;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Mutex, watch as watch_channel};
@@ -47,7 +48,7 @@ use crate::metrics::Metrics;
 use crate::model::auth_document::DocumentRules;
 use crate::model::digest::Digest;
 use crate::outside::Outside;
-use crate::records::{AdminCertificate, Records, Settings};
+use crate::records::{AdminCertificate, Records, Settings, Standstill};
 use crate::seal::KeyRing;
 
 pub use audit::By;
@@ -102,6 +103,12 @@ pub struct Service {
     changing_settings: Mutex<()>,
     store_failed: ArcSwapOption<degraded::Failed>,
     away: ArcSwapOption<degraded::Away>,
+    standstill: ArcSwapOption<Standstill>,
+    /// The store is another one than this process was started with, or is about to be: it is to be replaced.
+    superseded: AtomicBool,
+    stores: Option<Arc<dyn moving::Stores>>,
+    /// One migration or restore at a time.
+    moving: Mutex<()>,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -141,6 +148,10 @@ impl Service {
             changing_settings: Mutex::new(()),
             store_failed: ArcSwapOption::empty(),
             away: ArcSwapOption::empty(),
+            standstill: ArcSwapOption::empty(),
+            superseded: AtomicBool::new(false),
+            stores: None,
+            moving: Mutex::new(()),
         };
         service.adopt_trust(Some(service.secrets.certificates.clone()), None)?;
         service.hot.restore_throttle(&service.throttle, service.outside.now())?;
@@ -154,6 +165,12 @@ impl Service {
             }
         }
         Ok(service)
+    }
+
+    /// Tells how stores are opened.
+    #[must_use]
+    pub fn with_stores(self, stores: Arc<dyn moving::Stores>) -> Self {
+        Self { stores: Some(stores), ..self }
     }
 
     /// Puts another policy in force: the server's key or names changed with a reload.

@@ -20,6 +20,7 @@ mod journal;
 mod limits;
 mod listen;
 mod metrics;
+mod moving;
 mod outages;
 mod refusals;
 mod state_format;

@@ -19,6 +19,8 @@ enum Needs {
     NothingAnywhere,
     Key,
     Certificate,
+    /// Nobody but whoever is on the machine: an admin's certificate is not enough.
+    ControlSocket,
 }
 
 /// Method, path as in the document, what it takes to be let in, and a body that is good.
@@ -64,6 +66,10 @@ const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/api/state", Needs::Certificate, None),
     ("POST", "/admin/api/state", Needs::Certificate, Some(|| json!({ "disabled": false }))),
     ("POST", "/admin/keys/rotate", Needs::Certificate, None),
+    ("GET", "/admin/backup", Needs::ControlSocket, None),
+    ("POST", "/admin/restore", Needs::ControlSocket, None),
+    ("POST", "/admin/migrate", Needs::ControlSocket, None),
+    ("POST", "/admin/migrate/abort", Needs::ControlSocket, None),
     ("GET", "/metrics", Needs::Certificate, None),
     ("POST", "/auth", Needs::Key, Some(retrieve)),
     ("GET", "/wrapper", Needs::Key, None),
@@ -139,6 +145,11 @@ async fn whoever_has_what_it_needs_is_let_in() {
                 admin.post(daemon.admin_url(&path.replace("{fingerprint}", &spare)))
             }
             Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, used),
+            Needs::ControlSocket => {
+                let answer = call(&admin, &daemon.admin_url(""), operation, used).send().await.unwrap();
+                refused(answer, 403, "control_socket_only", &format!("{operation:?}")).await;
+                continue;
+            }
             _ => call(&daemon.client(), &daemon.hosts_url(""), operation, used).header("X-API-Key", &used.api_key),
         };
         let answer = call.send().await.unwrap();
@@ -165,7 +176,8 @@ async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
         }),
     ];
     let mut admin_operations = 0;
-    for operation in OPERATIONS.iter().filter(|(.., needs, _)| *needs == Needs::Certificate) {
+    let of_admins = [Needs::Certificate, Needs::ControlSocket];
+    for operation in OPERATIONS.iter().filter(|(.., needs, _)| of_admins.contains(needs)) {
         for (who, stranger) in &strangers {
             let answer = call(stranger, &daemon.admin_url(""), operation, &host)
                 .header("X-API-Key", &host.api_key)
@@ -214,7 +226,7 @@ async fn every_operation_refuses_whoever_may_not() {
     for operation in OPERATIONS {
         let name = format!("{operation:?}");
         match operation.2 {
-            Needs::Certificate => {
+            Needs::Certificate | Needs::ControlSocket => {
                 let base = daemon.admin_url("");
                 let strangers =
                     [("nobody", &client), ("a foreign certificate", &foreign), ("a revoked one", &revoked())];
@@ -260,7 +272,7 @@ async fn every_operation_refuses_whoever_may_not() {
                 assert_eq!(call.send().await.unwrap().status(), 200, "{name}")
             }
             // Admins go on: this is how it is switched on again.
-            (Needs::Certificate, _) => {}
+            (Needs::Certificate | Needs::ControlSocket, _) => {}
         }
     }
     for path in ["/admin/hosts", "/admin/auth/history", "/admin/audit"] {
@@ -281,7 +293,7 @@ async fn no_operation_is_on_the_other_listener() {
     for operation in OPERATIONS {
         let elsewhere = match operation.2 {
             Needs::NothingAnywhere => continue,
-            Needs::Certificate => daemon.hosts_url(""),
+            Needs::Certificate | Needs::ControlSocket => daemon.hosts_url(""),
             Needs::Key | Needs::Nothing => daemon.admin_url(""),
         };
         let answer = call(&admin, &elsewhere, operation, &host).header("X-API-Key", &host.api_key).send().await;

@@ -6,6 +6,7 @@
 mod audit;
 mod canonical;
 mod changes;
+pub mod copying;
 mod hosts;
 mod install_tokens;
 mod sealing;
@@ -94,6 +95,11 @@ macro_rules! every_case {
             changes: what_nodes_do_not_cache_leaves_the_epoch_alone;
             changes: only_what_changed_is_told;
             changes: a_follower_misses_nothing_among_racing_writers;
+            copying: what_was_copied_out_and_in_is_the_same;
+            copying: records_that_hold_something_are_not_filled;
+            copying: a_filling_that_was_cut_short_is_begun_again;
+            copying: records_that_stand_still_refuse_every_change;
+            copying: a_copy_is_of_one_moment;
         }
     };
 }
@@ -137,6 +143,7 @@ pub mod cases {
     pub use super::audit::*;
     pub use super::canonical::*;
     pub use super::changes::*;
+    pub use super::copying::*;
     pub use super::hosts::*;
     pub use super::install_tokens::*;
     pub use super::sealing::*;

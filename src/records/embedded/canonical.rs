@@ -41,13 +41,7 @@ pub(super) fn replace(
         entries: new.entries.clone(),
     };
     let number = made.summary.version;
-    put(staged, &made)?;
-    rows::put(staged, rows::version_summary(number), &made.summary)?;
-    rows::put(staged, rows::version_id(made.id), &number)?;
-    sealed::index(staged, &body_place(made.id), None, Some(&made.body));
-    for entry in &made.entries {
-        sealed::index(staged, &token_place(made.id, &entry.target), None, Some(&entry.token));
-    }
+    add(staged, &made)?;
     audit::append(staged, &note.clone().on(number))?;
     let epoch = changes::bump(staged)?;
     changes::mark(staged, Kind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
@@ -92,6 +86,19 @@ pub(super) fn number_of(source: &impl Source, id: Uuid) -> Result<Option<u64>> {
 pub(super) fn history(data: &Durable, limit: usize) -> Result<Vec<CanonicalSummary>> {
     let newest_first = data.scan(rows::VERSION_SUMMARY).rev().take(limit);
     newest_first.map(|row| row.map_err(Into::into).and_then(|(key, value)| rows::decode(&key, &value))).collect()
+}
+
+/// Writes a version that was not there, and what points to it, but for what makes it canonical.
+pub(super) fn add(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result<()> {
+    let number = version.summary.version;
+    put(staged, version)?;
+    rows::put(staged, rows::version_summary(number), &version.summary)?;
+    rows::put(staged, rows::version_id(version.id), &number)?;
+    sealed::index(staged, &body_place(version.id), None, Some(&version.body));
+    for entry in &version.entries {
+        sealed::index(staged, &token_place(version.id, &entry.target), None, Some(&entry.token));
+    }
+    Ok(())
 }
 
 /// Writes a version where it stands; what points to it stays.

@@ -252,7 +252,7 @@ pub(super) fn put(staged: &mut Staged<'_>, host: &Host, epoch: Epoch) -> Result<
     rows::put(staged, rows::host(host.id), &Marked { epoch, row: host })
 }
 
-fn put_token(staged: &mut Staged<'_>, token: InstallToken, epoch: Epoch) -> Result<()> {
+pub(super) fn put_token(staged: &mut Staged<'_>, token: InstallToken, epoch: Epoch) -> Result<()> {
     let key = rows::token(&token.digest);
     let old: Option<Marked<InstallToken>> = rows::get(staged, &key)?;
     changes::mark(staged, Kind::InstallToken, token.digest.as_bytes(), old.map(|old| old.epoch), epoch);

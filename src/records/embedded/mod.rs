@@ -13,6 +13,7 @@ mod audit;
 mod authorities;
 mod canonical;
 mod changes;
+mod copying;
 mod hosts;
 mod install;
 mod rows;
@@ -27,12 +28,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::copy::{Chunks, Row};
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Host,
-    HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, Settings, StoreFailure, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Filling,
+    Host, HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement,
+    Restoration, Result, SealingKey, Seed, Settings, Standstill, StoreFailure, StoreState, Telemetry,
 };
 use crate::durable::{Durable, DurableError, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -79,6 +82,15 @@ impl Embedded {
     }
 
     async fn change<T>(&self, change: impl FnOnce(&mut Staged<'_>) -> Result<T>) -> Result<T> {
+        self.change_anyway(|staged| {
+            copying::check(staged)?;
+            change(staged)
+        })
+        .await
+    }
+
+    /// Whatever is going on with the store as a whole.
+    async fn change_anyway<T>(&self, change: impl FnOnce(&mut Staged<'_>) -> Result<T>) -> Result<T> {
         let outcome = self.data.write(change);
         // An outcome that wrote nothing still tells what others wrote a moment ago.
         self.data.settled().await?;
@@ -121,11 +133,15 @@ impl Records for Embedded {
     }
 
     async fn is_initialised(&self) -> Result<bool> {
-        self.read(|data| Ok(data.get(rows::INITIALISED)?.is_some())).await
+        self.read(|data| {
+            copying::check_whole(data)?;
+            Ok(data.get(rows::INITIALISED)?.is_some())
+        })
+        .await
     }
 
     async fn check(&self) -> Result<()> {
-        self.read(|data| data.get(rows::INITIALISED).map(|_| ()).map_err(RecordsError::from)).await
+        self.read(copying::check).await
     }
 
     fn failure(&self) -> Option<StoreFailure> {
@@ -282,7 +298,12 @@ impl Records for Embedded {
             Condition::OlderThan(instant) => Some(instant.clone()),
         };
         let (condition, new, audit) = (condition.clone(), new.clone(), audit.clone());
-        self.stores.take(&self.data, turn, move |staged| canonical::replace(staged, &condition, &new, &audit)).await
+        self.stores
+            .take(&self.data, turn, move |staged| {
+                copying::check(staged)?;
+                canonical::replace(staged, &condition, &new, &audit)
+            })
+            .await
     }
 
     async fn canonical(&self) -> Result<Option<CanonicalVersion>> {
@@ -332,6 +353,34 @@ impl Records for Embedded {
 
     async fn epoch(&self) -> Result<Epoch> {
         self.read(changes::epoch).await
+    }
+
+    async fn state(&self) -> Result<StoreState> {
+        self.read(copying::state).await
+    }
+
+    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
+        self.change_anyway(|staged| copying::set_standstill(staged, standstill, audit)).await
+    }
+
+    async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
+        self.read_much(move |data| copying::export(data, Chunks::new(chunks))).await
+    }
+
+    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool> {
+        if !self.change_anyway(|staged| copying::begin(staged, filling, replaces)).await? {
+            return Ok(false);
+        }
+        while self.change_anyway(|staged| copying::wipe_some(staged, filling)).await? {}
+        Ok(true)
+    }
+
+    async fn fill(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
+        self.change_anyway(|staged| copying::fill(staged, filling, rows)).await
+    }
+
+    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
+        self.change_anyway(|staged| copying::finish(staged, filling, audit)).await
     }
 
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes> {

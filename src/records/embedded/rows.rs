@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Durable, Snapshot, Staged};
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
 use crate::records::{Epoch, RecordsError, Result};
@@ -18,6 +18,9 @@ pub(super) const CANONICAL: &str = "canonical";
 /// Marked.
 pub(super) const SETTINGS: &str = "settings";
 pub(super) const SERVER_KEY: &str = "server-key";
+
+/// Which store this is, and what is going on with it as a whole: [`super::copying::Stored`].
+pub(super) const STORE: &str = "store";
 
 /// Number and hash of the newest entry of the audit log.
 pub(super) const AUDIT_HEAD: &str = "audit-head";
@@ -39,13 +42,13 @@ const PENDING_TOKEN: &str = "pending-token/";
 const VERSION: &str = "version/";
 pub(super) const VERSION_SUMMARY: &str = "version-summary/";
 /// Entries of the audit log.
-const AUDIT: &str = "audit/";
+pub(super) const AUDIT: &str = "audit/";
 /// Kind of a set that nodes cache as a whole → the epoch that last changed it.
 const SET: &str = "set/";
 /// Id of the attempt that made a version → its number.
 const VERSION_ID: &str = "version-id/";
-const NODE: &str = "node/";
-const ACTIVITY: &str = "activity/";
+pub(super) const NODE: &str = "node/";
+pub(super) const ACTIVITY: &str = "activity/";
 /// Epoch, then kind, then id: one row for each marked row, at the epoch that last changed it.
 const CHANGED: &str = "changed/";
 /// Key id, then place: one row for each sealed value.
@@ -78,9 +81,14 @@ pub(super) fn removed_host(id: HostId) -> Vec<u8> {
     key(REMOVED_HOST, &[&id.0.to_be_bytes()])
 }
 
+/// The number or id behind a prefix.
+pub(super) fn id_behind<const N: usize>(prefix: &str, key: &[u8]) -> Result<[u8; N]> {
+    let id = key.get(prefix.len()..).and_then(|id| id.try_into().ok());
+    id.ok_or_else(|| corrupt(prefix.trim_end_matches('/'), "its key is wrong"))
+}
+
 pub(super) fn read_removed_host(key: &[u8]) -> Result<HostId> {
-    let id = key.get(REMOVED_HOST.len()..).and_then(|id| id.try_into().ok());
-    id.map(|id| HostId(u64::from_be_bytes(id))).ok_or_else(|| corrupt("removed-host", "its key is wrong"))
+    Ok(HostId(u64::from_be_bytes(id_behind(REMOVED_HOST, key)?)))
 }
 
 pub(super) fn host_name(fqdn: &Fqdn) -> Vec<u8> {
@@ -182,6 +190,16 @@ impl Source for Durable {
 }
 
 impl Source for Staged<'_> {
+    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+        Ok(self.get(key)?)
+    }
+
+    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.get_large(key)?)
+    }
+}
+
+impl Source for Snapshot<'_> {
     fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
         Ok(self.get(key)?)
     }

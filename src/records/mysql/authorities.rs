@@ -141,6 +141,13 @@ pub(super) async fn record(change: &mut Change<'_>, certificate: &AdminCertifica
     if self::certificate(change.connection, &certificate.fingerprint).await?.is_some() {
         return Ok(());
     }
+    insert_certificate(change, certificate).await?;
+    change.mark(Set::Certificates);
+    change.note(note);
+    Ok(())
+}
+
+pub(super) async fn insert_certificate(change: &mut Change<'_>, certificate: &AdminCertificate) -> Outcome<()> {
     let values = vec![
         rows::digest(&certificate.fingerprint),
         certificate.name.as_str().into(),
@@ -156,10 +163,7 @@ pub(super) async fn record(change: &mut Change<'_>, certificate: &AdminCertifica
              VALUES (?, ?, ?, ?, ?, ?, ?)",
             values,
         )
-        .await?;
-    change.mark(Set::Certificates);
-    change.note(note);
-    Ok(())
+        .await
 }
 
 pub(super) async fn revoke(

@@ -44,10 +44,6 @@ pub(super) async fn replace(
     }
     known.keys.check(new.entries.iter().map(|entry| &entry.token).chain([&new.body]))?;
     let number = known.highest + 1;
-    insert(change, number, new).await?;
-    change.heads.canonical_version = Some(number);
-    let epoch = change.mark(Set::Canonical);
-    change.note(&note.clone().on(number));
     let made = CanonicalVersion {
         id: new.id,
         summary: CanonicalSummary {
@@ -60,6 +56,10 @@ pub(super) async fn replace(
         body: new.body.clone(),
         entries: new.entries.clone(),
     };
+    insert(change, &made).await?;
+    change.heads.canonical_version = Some(number);
+    let epoch = change.mark(Set::Canonical);
+    change.note(&note.clone().on(number));
     Ok(Replacement::Replaced { version: made, epoch })
 }
 
@@ -101,17 +101,18 @@ fn holds(condition: &Condition, present: Option<u64>, last_refresh: Option<&str>
     }
 }
 
-async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Outcome<()> {
-    let (kind, by, of, host): (_, _, Option<u64>, _) = match &new.source {
+pub(super) async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> Outcome<()> {
+    let CanonicalSummary { version, digest, last_refresh, source, stored_at } = &new.summary;
+    let (kind, by, of, host): (_, _, Option<u64>, _) = match source {
         Source::Admin { by } => ("admin", Some(by), None, None),
         Source::Rollback { by, of } => ("rollback", Some(by), Some(*of), None),
         Source::Host { id, fqdn } => ("host", None, None, Some((id, fqdn))),
     };
     let values = vec![
-        number.into(),
+        version.into(),
         rows::id(new.id),
-        rows::digest(&new.digest),
-        new.last_refresh.as_str().into(),
+        rows::digest(digest),
+        last_refresh.as_str().into(),
         rows::sealed(&new.body),
         rows::key_of(&new.body),
         kind.into(),
@@ -119,7 +120,7 @@ async fn insert(change: &mut Change<'_>, number: u64, new: &NewCanonical) -> Out
         of.into(),
         host.map(|(id, _)| id.0).into(),
         host.map(|(_, fqdn)| fqdn.as_str()).into(),
-        rows::time(new.at),
+        rows::time(*stored_at),
     ];
     change
         .run(

@@ -2,12 +2,14 @@
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row};
+use uuid::Uuid;
 
 use super::connections::{Outcome, Problem};
 use super::rows::{self, Columns};
 use super::{audit, authorities, canonical, hosts, install_tokens, settings};
 use crate::model::audit::{AuditEntry, AuditHead, AuditNote};
-use crate::records::{Changes, Epoch};
+use crate::records::rules::being_filled;
+use crate::records::{Changes, Epoch, Filling, RecordsError, Result, Standstill, StoreState};
 
 /// What nodes read as a whole.
 #[derive(Clone, Copy)]
@@ -30,44 +32,81 @@ pub(super) struct Heads {
     pub audit: AuditHead,
 }
 
-const HEADS: &str = "SELECT epoch, canonical_version, canonical_epoch, settings_epoch, certificates_epoch, \
-                     authorities_epoch, audit_number, audit_hash FROM heads WHERE id = 0";
+/// What is going on with the store as a whole: the row of `store_state`.
+pub(super) enum Going {
+    On,
+    StandsStill(Standstill),
+    Filled(Filling),
+}
 
-impl Heads {
-    async fn read(connection: &mut Conn, query: String) -> Outcome<Self> {
-        let row: Option<Row> = connection.exec_first(query, ()).await?;
-        let mut columns = Columns::of("heads", row.ok_or_else(|| rows::corrupt("heads", "its row is missing"))?);
-        Ok(Self {
-            epoch: Epoch(columns.number()?),
-            canonical_version: columns.optional_number()?,
-            canonical_epoch: Epoch(columns.number()?),
-            settings_epoch: Epoch(columns.number()?),
-            certificates_epoch: Epoch(columns.number()?),
-            authorities_epoch: Epoch(columns.number()?),
-            audit: AuditHead { number: columns.number()?, hash: columns.digest()? },
-        })
+impl Going {
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::On => Ok(()),
+            Self::StandsStill(standstill) => Err(RecordsError::StandsStill(standstill.clone())),
+            Self::Filled(_) => Err(being_filled()),
+        }
     }
+}
+
+/// Both rows, so that either says what was so when the other did.
+const HEADS: &str = "SELECT heads.epoch, canonical_version, canonical_epoch, settings_epoch, certificates_epoch, \
+                     authorities_epoch, audit_number, audit_hash, incarnation, standstill_reason, standstill_since, \
+                     filling, filling_above FROM heads JOIN store_state ON store_state.id = heads.id WHERE heads.id = 0";
+
+async fn read_heads(connection: &mut Conn, query: String) -> Outcome<(Heads, Option<Uuid>, Going)> {
+    let row: Option<Row> = connection.exec_first(query, ()).await?;
+    let mut columns = Columns::of("heads", row.ok_or_else(|| rows::corrupt("heads", "its row is missing"))?);
+    let heads = Heads {
+        epoch: Epoch(columns.number()?),
+        canonical_version: columns.optional_number()?,
+        canonical_epoch: Epoch(columns.number()?),
+        settings_epoch: Epoch(columns.number()?),
+        certificates_epoch: Epoch(columns.number()?),
+        authorities_epoch: Epoch(columns.number()?),
+        audit: AuditHead { number: columns.number()?, hash: columns.digest()? },
+    };
+    let incarnation = columns.optional_id()?;
+    let standstill = columns.optional_text()?.zip(columns.optional_time()?);
+    let filling = columns.optional_id()?.zip(columns.optional_number()?);
+    let going = match (filling, standstill) {
+        (Some((id, above)), _) => Going::Filled(Filling { id, above: Epoch(above) }),
+        (None, Some((reason, since))) => Going::StandsStill(Standstill { reason, since }),
+        (None, None) => Going::On,
+    };
+    Ok((heads, incarnation, going))
 }
 
 /// A transaction that has the lock.
 pub(super) struct Change<'a> {
     pub connection: &'a mut Conn,
     pub heads: Heads,
+    pub going: Going,
     before: Heads,
     notes: Vec<AuditEntry>,
 }
 
 impl<'a> Change<'a> {
+    /// Refused where the store takes no changes now.
     pub async fn begin(connection: &'a mut Conn) -> Outcome<Self> {
+        let change = Self::begin_anyway(connection).await?;
+        match change.going.check() {
+            Ok(()) => Ok(change),
+            Err(refused) => change.end(Err(refused.into())).await,
+        }
+    }
+
+    /// Whatever is going on with the store as a whole.
+    pub async fn begin_anyway(connection: &'a mut Conn) -> Outcome<Self> {
         connection.query_drop("START TRANSACTION").await?;
-        let heads = match Heads::read(connection, format!("{HEADS} FOR UPDATE")).await {
-            Ok(heads) => heads,
+        let (heads, going) = match read_heads(connection, format!("{HEADS} FOR UPDATE")).await {
+            Ok((heads, _, going)) => (heads, going),
             Err(problem) => {
                 connection.query_drop("ROLLBACK").await?;
                 return Err(problem);
             }
         };
-        Ok(Self { connection, heads, before: heads, notes: Vec::new() })
+        Ok(Self { connection, heads, going, before: heads, notes: Vec::new() })
     }
 
     /// The epoch of this change: the same one however often it is asked for.
@@ -148,7 +187,7 @@ pub(super) async fn end<T>(connection: &mut Conn, outcome: Outcome<T>) -> Outcom
 }
 
 pub(super) async fn heads(connection: &mut Conn) -> Outcome<Heads> {
-    Heads::read(connection, HEADS.into()).await
+    Ok(read_heads(connection, HEADS.into()).await?.0)
 }
 
 /// Not prepared: a Galera node that is cut off from the majority says so to a statement that comes as text (1047); one that was
@@ -156,6 +195,28 @@ pub(super) async fn heads(connection: &mut Conn) -> Outcome<Heads> {
 pub(super) async fn epoch(connection: &mut Conn) -> Outcome<Epoch> {
     let epoch: Option<u64> = connection.query_first("SELECT epoch FROM heads WHERE id = 0").await?;
     Ok(Epoch(epoch.ok_or_else(|| rows::corrupt("heads", "its row is missing"))?))
+}
+
+pub(super) async fn state(connection: &mut Conn) -> Outcome<StoreState> {
+    // For what it says of a node that is cut off.
+    epoch(connection).await?;
+    let (heads, incarnation, going) = read_heads(connection, HEADS.into()).await?;
+    let standstill = match going {
+        Going::On => None,
+        Going::StandsStill(standstill) => Some(standstill),
+        Going::Filled(_) => return Err(being_filled().into()),
+    };
+    Ok(StoreState { epoch: heads.epoch, incarnation, standstill })
+}
+
+/// Whether the store takes changes, for who does without the lock.
+pub(super) async fn check_going_on(connection: &mut Conn) -> Outcome<()> {
+    Ok(read_heads(connection, HEADS.into()).await?.2.check()?)
+}
+
+/// Whether the store is not just being filled.
+pub(super) async fn check_whole(connection: &mut Conn) -> Outcome<()> {
+    state(connection).await.map(|_| ())
 }
 
 /// Whether the database takes writes; nothing is changed.
@@ -172,18 +233,21 @@ pub(super) async fn since(connection: &mut Conn, since: Epoch) -> Outcome<Change
     if now <= since {
         return Ok(Changes { epoch: now, ..Changes::default() });
     }
-    // For the session, and back: Vitess knows no other way.
-    connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
-    let read = in_one_snapshot(connection, since).await;
-    connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+    begin_snapshot(connection).await?;
+    let read = read_since(connection, since).await;
+    end_snapshot(connection).await?;
     read
 }
 
-async fn in_one_snapshot(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {
-    connection.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
-    let read = read_since(connection, since).await;
+/// What is read from here on is of one moment. For the session, and back: Vitess knows no other way.
+pub(super) async fn begin_snapshot(connection: &mut Conn) -> Outcome<()> {
+    connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
+    Ok(connection.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?)
+}
+
+pub(super) async fn end_snapshot(connection: &mut Conn) -> Outcome<()> {
     connection.query_drop("ROLLBACK").await?;
-    read
+    Ok(connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?)
 }
 
 async fn read_since(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {

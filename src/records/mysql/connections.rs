@@ -192,19 +192,27 @@ impl Connections {
         // Networks and digests of a host are read as one text.
         connection.query_drop("SET SESSION group_concat_max_len = 65536").await?;
         connection.query_drop(format!("SET SESSION innodb_lock_wait_timeout = {seconds}")).await?;
-        connection
-            .query_drop(format!("SET SESSION wait_timeout = {0}, SESSION net_read_timeout = {0}", seconds + 1))
-            .await?;
-        let galera: Option<(String, String)> = connection.query_first("SHOW VARIABLES LIKE 'wsrep_on'").await?;
-        if galera.is_some_and(|(_, on)| on.eq_ignore_ascii_case("ON")) {
+        self.set_patience(&mut connection, self.timeout).await?;
+        if is_of_a_cluster(&mut connection).await? {
             // What another node has committed is seen here before anything is read.
             connection.query_drop("SET SESSION wsrep_sync_wait = 3").await?;
         }
         Ok(connection)
     }
 
+    /// How long the server waits for what is to come, a second more than we do, before it lets go of what it holds for us.
+    pub async fn set_patience(&self, connection: &mut Conn, patience: Duration) -> Outcome<()> {
+        let seconds = patience.as_secs().max(1) + 1;
+        let statement = format!("SET SESSION wait_timeout = {seconds}, SESSION net_read_timeout = {seconds}");
+        Ok(connection.query_drop(statement).await?)
+    }
+
     fn seconds(&self) -> u64 {
         self.timeout.as_secs().max(1)
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// For a step of something that may take longer as a whole.
@@ -244,6 +252,12 @@ impl Connections {
 struct Idle {
     connection: Conn,
     since: Instant,
+}
+
+/// Whether the server is a node of a Galera cluster.
+pub(super) async fn is_of_a_cluster(connection: &mut Conn) -> Outcome<bool> {
+    let galera: Option<(String, String)> = connection.query_first("SHOW VARIABLES LIKE 'wsrep_on'").await?;
+    Ok(galera.is_some_and(|(_, on)| on.eq_ignore_ascii_case("ON")))
 }
 
 /// A connection, for one.

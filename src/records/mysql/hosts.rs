@@ -53,6 +53,15 @@ pub(super) async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<
     select(connection, "WHERE epoch > ? ORDER BY epoch", vec![since.0.into()]).await
 }
 
+/// By id, removed or not, from the first one after `after`.
+pub(super) async fn page(connection: &mut Conn, after: Option<HostId>, limit: usize) -> Outcome<Vec<Host>> {
+    let (from, values) = match after {
+        Some(after) => ("WHERE id > ?", vec![after.0.into(), (limit as u64).into()]),
+        None => ("", vec![(limit as u64).into()]),
+    };
+    select(connection, &format!("{from} ORDER BY id LIMIT ?"), values).await
+}
+
 async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<Host>> {
     let rows: Vec<Row> = connection.exec(format!("{SELECT} {which}"), Params::Positional(values)).await?;
     Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
@@ -131,9 +140,18 @@ fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
 
 async fn insert(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
     let epoch = change.epoch();
-    let statement = format!("INSERT INTO hosts ({}) VALUES {}", WRITTEN.join(", "), rows::places(1, WRITTEN.len()));
-    change.run(&statement, written(host, epoch)).await?;
-    change.run("INSERT INTO host_auth_states (host_id, api_calls) VALUES (?, 0)", vec![host.id.0.into()]).await
+    insert_all(change, &[host], epoch).await
+}
+
+/// With their networks, and no activity.
+pub(super) async fn insert_all(change: &mut Change<'_>, hosts: &[&Host], epoch: Epoch) -> Outcome<()> {
+    let places = rows::places(hosts.len(), WRITTEN.len());
+    let statement = format!("INSERT INTO hosts ({}) VALUES {places}", WRITTEN.join(", "));
+    change.run(&statement, hosts.iter().flat_map(|host| written(host, epoch)).collect()).await?;
+    let statement =
+        format!("INSERT INTO host_auth_states (host_id, api_calls) VALUES {}", rows::places(hosts.len(), 2));
+    change.run(&statement, hosts.iter().flat_map(|host| [host.id.0.into(), 0.into()]).collect()).await?;
+    insert_networks(change, hosts).await
 }
 
 /// Everything but the networks.
@@ -144,17 +162,23 @@ pub(super) async fn update(change: &mut Change<'_>, host: &Host) -> Outcome<()> 
 }
 
 async fn put_networks(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
-    let networks = &host.rules.allowed_networks;
     change.run("DELETE FROM host_networks WHERE host_id = ?", vec![host.id.0.into()]).await?;
-    if networks.is_empty() {
-        return Ok(());
+    insert_networks(change, &[host]).await
+}
+
+async fn insert_networks(change: &mut Change<'_>, hosts: &[&Host]) -> Outcome<()> {
+    let of = |host: &Host| -> Vec<[Value; 3]> {
+        let networks = (0_u64..).zip(&host.rules.allowed_networks);
+        networks.map(|(place, network)| [host.id.0.into(), place.into(), network.to_string().into()]).collect()
+    };
+    let all: Vec<_> = hosts.iter().flat_map(|host| of(host)).collect();
+    // A statement takes no more than 65535 values.
+    for some in all.chunks(1000) {
+        let places = rows::places(some.len(), 3);
+        let statement = format!("INSERT INTO host_networks (host_id, place, network) VALUES {places}");
+        change.run(&statement, some.iter().flatten().cloned().collect()).await?;
     }
-    let places = rows::places(networks.len(), 3);
-    let values = (0_u64..)
-        .zip(networks)
-        .flat_map(|(place, network)| -> [Value; 3] { [host.id.0.into(), place.into(), network.to_string().into()] });
-    let statement = format!("INSERT INTO host_networks (host_id, place, network) VALUES {places}");
-    change.run(&statement, values.collect()).await
+    Ok(())
 }
 
 pub(super) async fn register(change: &mut Change<'_>, registration: &Registration, note: &AuditNote) -> Outcome<Host> {

@@ -39,6 +39,15 @@ pub(super) async fn known(connection: &mut Conn, digest: &Digest) -> Outcome<(Op
     Ok((columns.optional_number()?.map(HostId), sealed::Known::read(&mut columns)?))
 }
 
+/// By digest, from the first one after `after`.
+pub(super) async fn page(connection: &mut Conn, after: Option<Digest>, limit: usize) -> Outcome<Vec<InstallToken>> {
+    let (from, values) = match after {
+        Some(after) => ("WHERE digest > ?", vec![rows::digest(&after), (limit as u64).into()]),
+        None => ("", vec![(limit as u64).into()]),
+    };
+    select(connection, &format!("{from} ORDER BY digest LIMIT ?"), values).await
+}
+
 async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<InstallToken>> {
     let statement = format!(
         "SELECT digest, host_id, base_url, created_at, expires_at, redeemed_at, redeemed_from, revoked_at \
@@ -63,21 +72,30 @@ fn read(row: Row) -> Result<InstallToken> {
 }
 
 pub(super) async fn insert(change: &mut Change<'_>, token: &InstallToken) -> Outcome<()> {
-    let values = vec![
-        rows::digest(&token.digest),
-        token.host.0.into(),
-        token.base_url.as_str().into(),
-        rows::time(token.created_at),
-        rows::time(token.expires_at),
-        change.epoch().0.into(),
-    ];
-    change
-        .run(
-            "INSERT INTO install_tokens (digest, host_id, base_url, created_at, expires_at, epoch) \
-             VALUES (?, ?, ?, ?, ?, ?)",
-            values,
-        )
-        .await
+    let epoch = change.epoch();
+    insert_all(change, &[token], epoch).await
+}
+
+pub(super) async fn insert_all(change: &mut Change<'_>, tokens: &[&InstallToken], epoch: Epoch) -> Outcome<()> {
+    let written = |token: &&InstallToken| -> [Value; 9] {
+        [
+            rows::digest(&token.digest),
+            token.host.0.into(),
+            token.base_url.as_str().into(),
+            rows::time(token.created_at),
+            rows::time(token.expires_at),
+            rows::optional_time(token.redeemed_at),
+            rows::address(token.redeemed_from),
+            rows::optional_time(token.revoked_at),
+            epoch.0.into(),
+        ]
+    };
+    let statement = format!(
+        "INSERT INTO install_tokens (digest, host_id, base_url, created_at, expires_at, redeemed_at, redeemed_from, \
+         revoked_at, epoch) VALUES {}",
+        rows::places(tokens.len(), 9)
+    );
+    change.run(&statement, tokens.iter().flat_map(written).collect()).await
 }
 
 pub(super) async fn revoke_pending(change: &mut Change<'_>, host: HostId, at: OffsetDateTime) -> Outcome<()> {

@@ -28,6 +28,7 @@ mod authorities;
 mod canonical;
 mod changes;
 mod connections;
+mod copying;
 mod hosts;
 mod install_tokens;
 mod rows;
@@ -43,12 +44,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::copy::Row;
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Host,
-    HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, Settings, StoreFailure, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Filling,
+    Host, HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement,
+    Restoration, Result, SealingKey, Seed, Settings, Standstill, StoreFailure, StoreState, Telemetry,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -94,11 +97,14 @@ const ATTEMPTS: u32 = 20;
 /// Runs `$body`, in which `$tx` is a [`changes::Change`], as one transaction, again where the database says that another
 /// one was first.
 macro_rules! change {
-    ($self:ident, |$tx:ident| $body:expr) => {{
+    ($self:ident, |$tx:ident| $body:expr) => {
+        change!($self, begin, |$tx| $body)
+    };
+    ($self:ident, $begin:ident, |$tx:ident| $body:expr) => {{
         let deadline = $self.connections.deadline();
         let _turn = $self.turn(deadline).await?;
         transaction!($self, deadline, |connection| async {
-            let mut $tx = changes::Change::begin(connection).await?;
+            let mut $tx = changes::Change::$begin(connection).await?;
             let outcome = $body.await;
             $tx.end(outcome).await
         })
@@ -395,6 +401,49 @@ impl Records for MySql {
 
     async fn epoch(&self) -> Result<Epoch> {
         read!(self, |connection| changes::epoch(connection))
+    }
+
+    async fn state(&self) -> Result<StoreState> {
+        read!(self, |connection| changes::state(connection))
+    }
+
+    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
+        read!(self, |connection| changes::check_whole(connection))?;
+        change!(self, begin_anyway, |tx| copying::set_standstill(&mut tx, standstill, audit))?;
+        if standstill.is_none() {
+            return Ok(());
+        }
+        // Telemetry does without the lock of `heads`.
+        let deadline = self.connections.deadline();
+        if transaction!(self, deadline, |connection| copying::wait_for_telemetry(connection))? {
+            // Locks hold on one node of a cluster; on the others it is through when its time is over.
+            tokio::time::sleep(self.connections.timeout()).await;
+        }
+        Ok(())
+    }
+
+    async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
+        let mut lease = self.lease(self.connections.deadline()).await?;
+        // Each of its statements has its time; all of them take as long as whoever takes the chunks.
+        let exporting = async { copying::export(&self.connections, lease.connection()?, chunks).await };
+        let outcome = exporting.await;
+        lease.end(outcome).map_err(RecordsError::from)
+    }
+
+    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool> {
+        if !change!(self, begin_anyway, |tx| copying::begin(&mut tx, filling, replaces))? {
+            return Ok(false);
+        }
+        while change!(self, begin_anyway, |tx| copying::wipe_some(&mut tx, filling))? {}
+        Ok(true)
+    }
+
+    async fn fill(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
+        change!(self, begin_anyway, |tx| copying::fill(&mut tx, filling, rows))
+    }
+
+    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
+        change!(self, begin_anyway, |tx| copying::finish(&mut tx, filling, audit))
     }
 
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes> {

@@ -29,8 +29,10 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 1] =
-    [Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
+    Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
+];
 
 impl Migration {
     fn checksum(&self) -> Digest {

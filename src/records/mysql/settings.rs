@@ -3,7 +3,7 @@
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
 
-use super::changes::{Change, Set};
+use super::changes::{self, Change, Set};
 use super::connections::Outcome;
 use super::rows::{self, Columns};
 use super::{authorities, sealed};
@@ -14,20 +14,31 @@ use crate::seal::Sealed;
 const TABLE: &str = "settings";
 
 pub(super) async fn initialise(change: &mut Change<'_>, seed: &Seed, note: &AuditNote) -> Outcome<bool> {
-    if is_initialised(change.connection).await? {
+    if initialised(change.connection).await? {
         return Ok(false);
     }
     sealed::put_key(change, &seed.sealing_key).await?;
     for authority in &seed.authorities {
         authorities::insert(change, authority).await?;
     }
-    let values = vec![rows::sealed(&seed.server_key), rows::key_of(&seed.server_key)];
-    change.run("UPDATE settings SET initialised = 1, server_key = ?, server_key_key = ? WHERE id = 0", values).await?;
+    put_server_key(change, &seed.server_key).await?;
+    change.run("UPDATE settings SET initialised = 1 WHERE id = 0", vec![]).await?;
     change.note(note);
     Ok(true)
 }
 
+pub(super) async fn put_server_key(change: &mut Change<'_>, key: &Sealed) -> Outcome<()> {
+    let values = vec![rows::sealed(key), rows::key_of(key)];
+    change.run("UPDATE settings SET server_key = ?, server_key_key = ? WHERE id = 0", values).await
+}
+
 pub(super) async fn is_initialised(connection: &mut Conn) -> Outcome<bool> {
+    changes::check_whole(connection).await?;
+    initialised(connection).await
+}
+
+/// Whatever is going on with the store as a whole.
+pub(super) async fn initialised(connection: &mut Conn) -> Outcome<bool> {
     Ok(row(connection, "initialised").await?.truth()?)
 }
 
@@ -50,6 +61,13 @@ async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
 }
 
 pub(super) async fn change(change: &mut Change<'_>, settings: &Settings, note: &AuditNote) -> Outcome<()> {
+    put(change, settings).await?;
+    change.mark(Set::Settings);
+    change.note(note);
+    Ok(())
+}
+
+pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome<()> {
     let release = settings.client_release.as_ref();
     let values = vec![
         settings.api_disabled.into(),
@@ -63,8 +81,5 @@ pub(super) async fn change(change: &mut Change<'_>, settings: &Settings, note: &
              client_version_checked_at = ? WHERE id = 0",
             values,
         )
-        .await?;
-    change.mark(Set::Settings);
-    change.note(note);
-    Ok(())
+        .await
 }

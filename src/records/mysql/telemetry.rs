@@ -11,6 +11,9 @@
 //! - *Nothing is left behind by a host that is gone*: whether it was removed is read once its row is locked, and whoever
 //!   forgets a removed host's activity writes that row. A removal alone that comes in between comes after.
 //!
+//! - *Nothing is written to a store that stands still*: that is looked up once the node's row is locked. Who lets the store
+//!   stand still locks the rows of all nodes afterwards, and so waits for those who had looked before.
+//!
 //! The digests of a host are only ever changed by who has its row in `host_auth_states`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,11 +56,23 @@ pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch:
 /// A batch of sightings, as a transaction of its own.
 pub(super) async fn append_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     connection.query_drop("START TRANSACTION").await?;
-    let applied = match move_on(connection, node, seq).await {
-        Ok(true) => apply(connection, batch).await,
-        moved => moved.map(|_| ()),
-    };
+    let applied = apply_apart(connection, node, seq, batch).await;
     changes::end(connection, applied).await
+}
+
+async fn apply_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
+    if !move_on(connection, node, seq).await? {
+        return Ok(());
+    }
+    // Now that the node's row is locked: see `wait_for_others`.
+    changes::check_going_on(connection).await?;
+    apply(connection, batch).await
+}
+
+/// Once the store stands still, and everybody who looks can see it: returns when those are through who looked before.
+pub(super) async fn wait_for_others(connection: &mut Conn) -> Outcome<()> {
+    let _: Vec<Row> = connection.exec("SELECT seq FROM outbox_positions ORDER BY node FOR UPDATE", ()).await?;
+    Ok(())
 }
 
 /// `false`: this batch, or a later one, was applied before.
@@ -175,19 +190,31 @@ async fn put_digests(connection: &mut Conn, activities: &BTreeMap<HostId, HostAc
 }
 
 pub(super) async fn activity(connection: &mut Conn, id: HostId) -> Outcome<HostActivity> {
+    let mut known = activities(connection, "WHERE host_id = ?", vec![id.0.into()]).await?;
+    Ok(known.remove(&id).unwrap_or_default())
+}
+
+pub(super) async fn activities(
+    connection: &mut Conn,
+    which: &str,
+    values: Vec<Value>,
+) -> Outcome<BTreeMap<HostId, HostActivity>> {
     // The digests in one column, so that a host's activity is read as it was at one moment.
     let statement = format!(
         "SELECT {STATE}, (SELECT GROUP_CONCAT(HEX(digest) ORDER BY place SEPARATOR ',') FROM host_auth_digests \
-         WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states WHERE host_id = ?"
+         WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states {which}"
     );
-    let row: Option<Row> = connection.exec_first(statement, (id.0,)).await?;
-    let Some(row) = row else { return Ok(HostActivity::default()) };
+    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
+    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
+}
+
+fn read(row: Row) -> Result<(HostId, HostActivity)> {
     let mut columns = Columns::of(TABLE, row);
-    let (_, activity) = read_state(&mut columns)?;
+    let (id, activity) = read_state(&mut columns)?;
     let digests = columns.optional_text()?.unwrap_or_default();
     let digests = digests.split(',').filter(|digest| !digest.is_empty()).map(str::parse);
     let digests = digests.collect::<std::result::Result<_, _>>().map_err(|e| rows::corrupt("host_auth_digests", e))?;
-    Ok(HostActivity { digests, ..activity })
+    Ok((id, HostActivity { digests, ..activity }))
 }
 
 const STATE: &str = "host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at";

@@ -1,0 +1,298 @@
+//! `/admin/backup`, `/admin/restore`, `/admin/migrate`: the records as a whole. On the control socket only: whoever may do
+//! this has the machine, and an admin's certificate is less.
+//!
+//! They take long, so what they answer is lines of JSON, one object each, while they work. The status is sent before the
+//! work is done: whether it was, is told by the last line.
+
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem::{Body, IntoResponse, Response};
+use poem_openapi::payload::{Binary, Payload};
+use poem_openapi::registry::MetaSchemaRef;
+use poem_openapi::types::Type;
+use poem_openapi::{ApiResponse, Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use super::Tag;
+use super::errors::{ErrorBody, Failure};
+use super::guards::OnThisMachine;
+use super::json::{Answer, JsonBody, ok};
+use crate::seal::MasterKey;
+use crate::service::moving::{Backup, Manifest, Moved, Piece, Progress, Restored, Target, Teller};
+use crate::service::{Service, ServiceError};
+
+pub struct AdminCopiesApi;
+
+#[OpenApi(tag = "Tag::AdminCopies", prefix_path = "/admin")]
+impl AdminCopiesApi {
+    /// A copy of all records, for a backup
+    ///
+    /// On the control socket only. Lines of JSON: `{"about": N}`, then every row, `{"table": …, "row": …}`, then
+    /// `{"manifest": …}`, without which the copy is not complete; or `{"error": …}`. Secrets are sealed in it.
+    #[oai(path = "/backup", method = "get", operation_id = "getBackup")]
+    async fn backup(
+        &self,
+        service: Data<&Arc<Service>>,
+        OnThisMachine(by): OnThisMachine,
+    ) -> Result<LinesAnswer, Failure> {
+        let service = Arc::clone(&service);
+        let (writer, answer) = begin();
+        let (sender, pieces) = mpsc::channel(256);
+        let copying = tokio::spawn(async move { service.backup(&by, sender).await });
+        tokio::spawn(async move {
+            if let Err(error) = write_backup(writer, pieces, copying).await {
+                log::debug!(event = "answer_cut", cause:% = error; "whoever asked for a backup has gone away");
+            }
+        });
+        Ok(answer)
+    }
+
+    /// Put a backup back
+    ///
+    /// On the control socket only. The body: a line `{"manifest": …, "master_key": … or null}`, then the rows. Everything
+    /// is checked before anything is changed. Lines of JSON: `{"progress": …}`, and at the end `{"done": …}` or
+    /// `{"error": …}`. The daemon, and every other one on the same records, replaces itself then.
+    #[oai(path = "/restore", method = "post", operation_id = "restoreBackup")]
+    async fn restore(
+        &self,
+        service: Data<&Arc<Service>>,
+        OnThisMachine(by): OnThisMachine,
+        body: Binary<Body>,
+    ) -> Result<LinesAnswer, Failure> {
+        let service = Arc::clone(&service);
+        Ok(working(|teller| async move {
+            let spool = Spool(service.restore_spool()?);
+            let backup = receive(body.0, &spool.0).await?;
+            service.restore_backup(&by, backup, &teller).await
+        }))
+    }
+
+    /// Move all records into another, empty store
+    ///
+    /// On the control socket only. From its beginning on this store takes no changes; after success it stays so. Lines of
+    /// JSON: `{"progress": …}`, and at the end `{"done": …}` or `{"error": …}`; what failed was taken back.
+    #[oai(path = "/migrate", method = "post", operation_id = "migrate")]
+    async fn migrate(
+        &self,
+        service: Data<&Arc<Service>>,
+        OnThisMachine(by): OnThisMachine,
+        body: JsonBody<Migration>,
+    ) -> Result<LinesAnswer, Failure> {
+        let service = Arc::clone(&service);
+        let target = body.0.target();
+        Ok(working(|teller| async move { service.migrate(&by, &target, &teller).await }))
+    }
+
+    /// Let records go on that stand still
+    ///
+    /// On the control socket only: after a migration that was cut short, or that is not to be after all.
+    #[oai(path = "/migrate/abort", method = "post", operation_id = "abortMigration")]
+    async fn abort(&self, service: Data<&Arc<Service>>, OnThisMachine(by): OnThisMachine) -> Answer<Aborted> {
+        let stood_still = service.abort_migration(&by).await?;
+        ok(Aborted { stood_still })
+    }
+}
+
+/// Where to. Its `Debug` does not show it: the URL holds a password.
+#[derive(Object, Serialize, Deserialize)]
+pub struct Migration {
+    /// `mysql://user:password@host:port/name`, or `embedded`.
+    pub to: String,
+    /// Whether the connection to the database is to be encrypted; null: as it is configured.
+    #[serde(default)]
+    pub tls: Option<bool>,
+    /// PEM file, on the daemon's machine, of the authorities that may have signed the database's certificate.
+    #[serde(default)]
+    pub ca: Option<String>,
+}
+
+impl Migration {
+    fn target(self) -> Target {
+        match self.to.as_str() {
+            "embedded" => Target::Embedded,
+            _ => Target::Database { url: self.to, tls: self.tls, ca: self.ca.map(PathBuf::from) },
+        }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Aborted {
+    /// They did, and go on now.
+    pub stood_still: bool,
+}
+
+/// What is before the rows of a backup that is put back.
+#[derive(Serialize, Deserialize)]
+pub struct RestoreHead {
+    pub manifest: Manifest,
+    /// As its file has it; null: the one that is in force.
+    pub master_key: Option<Zeroizing<String>>,
+}
+
+/// A line of what is answered; rows of a backup stand for themselves.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line<T> {
+    About(u64),
+    Manifest(Manifest),
+    Progress(Progress),
+    Done(T),
+    Error(ErrorBody),
+}
+
+impl<T> Line<T> {
+    fn failed(error: ServiceError) -> Self {
+        let cause = match &error {
+            // On the machine itself there is nothing to keep from whoever asks.
+            ServiceError::RecordsAway { cause }
+            | ServiceError::StoreFailed { cause }
+            | ServiceError::Unavailable { cause } => Some(cause.clone()),
+            _ => None,
+        };
+        let failure = Failure::from(error);
+        let (_, ErrorBody { status, code, message, .. }) = failure.body();
+        let message = cause.map_or_else(|| message.clone(), |cause| format!("{message} ({cause})"));
+        Self::Error(ErrorBody { status: status.clone(), code: code.clone(), message, errors: None, data: None })
+    }
+}
+
+pub type MigrateLine = Line<Moved>;
+pub type RestoreLine = Line<Restored>;
+
+#[derive(ApiResponse)]
+enum LinesAnswer {
+    /// Lines of JSON, as the work goes on.
+    #[oai(status = 200)]
+    Working(Lines),
+}
+
+struct Lines(Body);
+
+impl Payload for Lines {
+    const CONTENT_TYPE: &'static str = "application/x-ndjson";
+
+    fn schema_ref() -> MetaSchemaRef {
+        String::schema_ref()
+    }
+}
+
+impl IntoResponse for Lines {
+    fn into_response(self) -> Response {
+        Response::builder().content_type(Self::CONTENT_TYPE).body(self.0)
+    }
+}
+
+/// What waits to be read by whoever asked.
+const BUFFER: usize = 256 * 1024;
+
+/// An answer that goes on for as long as something is written.
+fn begin() -> (DuplexStream, LinesAnswer) {
+    let (writer, reader) = tokio::io::duplex(BUFFER);
+    (writer, LinesAnswer::Working(Lines(Body::from_async_read(reader))))
+}
+
+/// Tells how far `work` is, and what became of it.
+fn working<T, F>(work: impl FnOnce(Teller) -> F) -> LinesAnswer
+where
+    T: Serialize + Send + Sync + 'static,
+    F: Future<Output = crate::service::Result<T>> + Send + 'static,
+{
+    let (mut writer, answer) = begin();
+    let (teller, mut progress) = Teller::new();
+    let work = tokio::spawn(work(teller));
+    tokio::spawn(async move {
+        let mut told = None;
+        while let Some(now) = progress.recv().await {
+            // A line for each percent is enough.
+            let percent = (now.step, now.rows * 100 / now.of.max(1));
+            if told.replace(percent) == Some(percent) {
+                continue;
+            }
+            // Whoever works is told by the end of the channel.
+            if write(&mut writer, &Line::<T>::Progress(now)).await.is_err() {
+                return;
+            }
+        }
+        let last = match work.await {
+            Ok(Ok(done)) => Line::Done(done),
+            Ok(Err(error)) => Line::failed(error),
+            Err(error) => Line::failed(ServiceError::internal(error)),
+        };
+        let _gone = write(&mut writer, &last).await;
+    });
+    answer
+}
+
+async fn write<T: Serialize + Sync>(writer: &mut DuplexStream, line: &Line<T>) -> std::io::Result<()> {
+    write_text(writer, serde_json::to_string(line)?).await
+}
+
+async fn write_text(writer: &mut DuplexStream, mut line: String) -> std::io::Result<()> {
+    line.push('\n');
+    writer.write_all(line.as_bytes()).await
+}
+
+async fn write_backup(
+    mut writer: DuplexStream,
+    mut pieces: mpsc::Receiver<Piece>,
+    copying: tokio::task::JoinHandle<crate::service::Result<()>>,
+) -> std::io::Result<()> {
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::About(rows) => write(&mut writer, &Line::<()>::About(rows)).await?,
+            Piece::Line(line) => write_text(&mut writer, line).await?,
+            Piece::Manifest(manifest) => write(&mut writer, &Line::<()>::Manifest(manifest)).await?,
+        }
+    }
+    match copying.await.map_err(std::io::Error::other)? {
+        Ok(()) => Ok(()),
+        Err(error) => write(&mut writer, &Line::<()>::failed(error)).await,
+    }
+}
+
+/// The file that a backup comes into. It goes with this.
+struct Spool(PathBuf);
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The manifest and the key are a line of this at most.
+const HEAD: u64 = 64 * 1024;
+
+async fn receive(body: Body, spool: &Path) -> crate::service::Result<Backup> {
+    let failed = |error: std::io::Error| {
+        ServiceError::Refused(format!("cannot keep the backup in {}: {error}", spool.display()))
+    };
+    let cut = |error: std::io::Error| ServiceError::Refused(format!("the backup did not arrive: {error}"));
+    let mut body = BufReader::with_capacity(BUFFER, body.into_async_read());
+    let mut head = Zeroizing::new(String::new());
+    (&mut body).take(HEAD).read_line(&mut head).await.map_err(cut)?;
+    let head: RestoreHead = serde_json::from_str(&head)
+        .map_err(|error| ServiceError::invalid("manifest", format!("cannot be read: {error}")))?;
+    let master_key = head.master_key.map(|key| {
+        MasterKey::from_text(&key).ok_or_else(|| ServiceError::invalid("master_key", "must be 64 hex digits"))
+    });
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = tokio::fs::OpenOptions::from(options).open(spool).await.map_err(failed)?;
+    loop {
+        let received = body.fill_buf().await.map_err(cut)?;
+        if received.is_empty() {
+            break;
+        }
+        file.write_all(received).await.map_err(failed)?;
+        let length = received.len();
+        body.consume(length);
+    }
+    file.flush().await.map_err(failed)?;
+    Ok(Backup { manifest: head.manifest, rows: spool.to_path_buf(), master_key: master_key.transpose()? })
+}

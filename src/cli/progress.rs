@@ -1,0 +1,83 @@
+//! How far a long answer is: a bar on a terminal, nothing elsewhere.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncBufReadExt as _;
+
+use super::CliError;
+use super::client::Lines;
+use crate::api::Line;
+use crate::service::moving::{Progress, Step};
+
+const WIDTH: u64 = 40;
+
+/// Goes to standard error, so that the answer stands alone.
+pub struct Bar {
+    is_shown: bool,
+    drawn: Option<String>,
+}
+
+impl Bar {
+    pub fn new() -> Self {
+        Self { is_shown: std::io::stderr().is_terminal(), drawn: None }
+    }
+
+    pub fn show(&mut self, what: &str, rows: u64, of: u64) {
+        if !self.is_shown {
+            return;
+        }
+        let full = (rows * WIDTH / of.max(1)).min(WIDTH);
+        let [done, left] = [("#", full), (".", WIDTH - full)].map(|(sign, count)| sign.repeat(count as usize));
+        let line = format!("\r{what:<10} [{done}{left}] {rows} rows");
+        if self.drawn.as_ref() != Some(&line) {
+            eprint!("{line}");
+            let _ = std::io::stderr().flush();
+            self.drawn = Some(line);
+        }
+    }
+
+    pub fn progress(&mut self, Progress { step, rows, of }: Progress) {
+        let what = match step {
+            Step::Checking => "checking",
+            Step::Copying => "copying",
+            Step::Comparing => "comparing",
+        };
+        self.show(what, rows, of);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if self.drawn.is_some() {
+            eprintln!();
+        }
+    }
+}
+
+/// The next line, as it came; `None`: there are no more.
+pub async fn next_line(lines: &mut Lines) -> Result<Option<String>, CliError> {
+    let mut line = String::new();
+    let cut = |error: std::io::Error| CliError::Refused(format!("the daemon's answer was cut off: {error}"));
+    let read = lines.read_line(&mut line).await.map_err(cut)?;
+    Ok((read > 0).then(|| line.trim_end_matches('\n').to_owned()))
+}
+
+pub fn read_line<T: DeserializeOwned>(line: &str) -> Result<Line<T>, CliError> {
+    serde_json::from_str(line)
+        .map_err(|error| CliError::Refused(format!("the daemon's answer cannot be read: {error}")))
+}
+
+/// What became of the work, once it is over.
+pub async fn follow<T: DeserializeOwned>(mut lines: Lines) -> Result<T, CliError> {
+    let mut bar = Bar::new();
+    while let Some(line) = next_line(&mut lines).await? {
+        match read_line(&line)? {
+            Line::Done(done) => return Ok(done),
+            Line::Error(error) => return Err(CliError::Refused(error.message)),
+            Line::Progress(progress) => bar.progress(progress),
+            Line::About(_) | Line::Manifest(_) => {}
+        }
+    }
+    Err(CliError::Refused("the daemon ended before it was done: look at its log".into()))
+}

@@ -1,0 +1,310 @@
+use time::macros::offset;
+
+use super::*;
+use crate::records::copy::{Row, Table, Tally};
+
+/// Some of everything, with times finer than every store keeps.
+pub async fn furnish(store: &Store) {
+    let fine = (at(0) + 123_456_789.nanoseconds()).to_offset(offset!(+2));
+    let authority = |number: u8, role, slot| Authority {
+        id: Uuid::from_bytes([number; 16]),
+        role,
+        slot,
+        certificate_pem: format!("certificate {number}"),
+        private_key: sealed(1, &format!("authority {number}")),
+        cross_certificate_pem: None,
+        created_at: Some(fine),
+    };
+    let seed = Seed {
+        sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: fine },
+        authorities: vec![
+            authority(9, AuthorityRole::Server, AuthoritySlot::Active),
+            authority(3, AuthorityRole::Client, AuthoritySlot::Active),
+        ],
+        server_key: sealed(1, "server"),
+    };
+    assert!(store.initialise(&seed, &noted()).await.unwrap());
+    for (number, name) in ["z", "a"].iter().enumerate() {
+        let certificate = AdminCertificate {
+            fingerprint: token(name),
+            name: (*name).into(),
+            serial: "01".into(),
+            issued_at: at(number as i64),
+            expires_at: at(1000),
+            revoked_at: None,
+            authority: Some(Uuid::from_bytes([3; 16])),
+        };
+        store.record_certificate(&certificate, &noted()).await.unwrap();
+    }
+    store.revoke_certificate(&token("a"), fine, &noted()).await.unwrap();
+    for id in 1..=5 {
+        let registration = registration(id, &format!("h{id}.test"), &id.to_string());
+        store.register_host(&Registration { at: fine, ..registration }, &noted()).await.unwrap();
+    }
+    let change = HostChange {
+        expires_at: Some(Some(fine)),
+        allowed_networks: Some(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
+        ..HostChange::default()
+    };
+    store.change_host(HostId(1), &change, fine, &noted()).await.unwrap();
+    store.bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), fine, &noted()).await.unwrap();
+    store.redeem_install_token(&token("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
+    store
+        .append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
+        .await
+        .unwrap();
+    store.remove_host(HostId(3), at(2), &noted()).await.unwrap();
+    store.purge_removed_hosts(at(3)).await.unwrap();
+    store.remove_host(HostId(4), at(4), &noted()).await.unwrap();
+    store.register_host(&registration(6, "h4.test", "6"), &noted()).await.unwrap();
+    for tag in ["1", "2"] {
+        let new = NewCanonical { at: fine, ..new_canonical(tag) };
+        let condition = Condition::Version((tag == "2").then_some(1));
+        replaced(store.replace_canonical(&condition, &new, &noted()).await.unwrap());
+    }
+    let release = ClientRelease { version: "0.170.0".into(), checked_at: fine };
+    let settings =
+        Settings { api_disabled_reason: Some("why".into()), client_release: Some(release), ..<_>::default() };
+    store.change_settings(&settings, &noted()).await.unwrap();
+}
+
+pub async fn export(store: &Store) -> Vec<Row> {
+    let (sender, mut chunks) = mpsc::channel(1);
+    let from = Arc::clone(store);
+    let exporting = tokio::spawn(async move { from.export(sender).await });
+    let mut rows = Vec::new();
+    while let Some(chunk) = chunks.recv().await {
+        rows.extend(chunk);
+    }
+    exporting.await.unwrap().unwrap();
+    rows
+}
+
+fn filling(above: u64) -> Filling {
+    Filling { id: Uuid::new_v4(), above: Epoch(above) }
+}
+
+pub async fn fill(store: &Store, filling: &Filling, rows: &[Row]) {
+    for rows in rows.chunks(7) {
+        store.fill(filling, rows).await.unwrap();
+    }
+}
+
+fn counts(rows: &[Row]) -> std::collections::BTreeMap<Table, copy::Count> {
+    let mut tally = Tally::default();
+    tally.add_rows(rows).unwrap();
+    tally.counts()
+}
+
+async fn is_unavailable<T: std::fmt::Debug>(call: impl Future<Output = Result<T>>) {
+    let outcome = call.await;
+    assert!(matches!(outcome, Err(RecordsError::Unavailable(_))), "{outcome:?}");
+}
+
+pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
+    furnish(&store).await;
+    let rows = export(&store).await;
+    let tables: Vec<_> = rows.iter().map(Row::table).collect();
+    assert!(tables.is_sorted());
+    for (table, count) in counts(&rows) {
+        assert!(count.rows > 0, "nothing of {}", table.name());
+    }
+    let before = store.state().await.unwrap();
+    let activity = store.activity(HostId(2)).await.unwrap();
+
+    let filling = filling(before.epoch.0 + 50);
+    assert!(store.begin_filling(&filling, true).await.unwrap());
+    fill(&store, &filling, &rows).await;
+    let read_back = export(&store).await;
+    assert_eq!(read_back, rows);
+    assert_eq!(counts(&read_back), counts(&rows));
+    store.finish_filling(&filling, &note("restore")).await.unwrap();
+
+    let after = store.state().await.unwrap();
+    assert_eq!((after.incarnation, after.standstill), (Some(filling.id), None));
+    assert!(after.epoch > filling.above);
+    assert!(store.is_initialised().await.unwrap());
+    let told = store.changes_since(Epoch(0)).await.unwrap();
+    assert_eq!((told.epoch, told.hosts.len(), told.install_tokens.len()), (after.epoch, 6, 6));
+    assert_eq!(told.canonical.map(|version| version.summary.version), Some(2));
+    assert_eq!((told.certificates.unwrap().len(), told.authorities.unwrap().len()), (2, 2));
+    assert_eq!(told.settings.unwrap().api_disabled_reason.as_deref(), Some("why"));
+    assert_eq!(
+        store.changes_since(filling.above).await.unwrap().hosts.len(),
+        6,
+        "to a node that knew the store before"
+    );
+
+    // It goes on as it would have: names, tokens, numbers, the chain, what is sealed with which key.
+    assert_eq!(store.hosts().await.unwrap().len(), 4);
+    assert_eq!(store.host_by_name(&fqdn("h4.test")).await.unwrap().unwrap().id, HostId(6));
+    assert_eq!(store.removed_hosts().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().rules.allowed_networks.len(), 2);
+    assert_eq!(store.activity(HostId(2)).await.unwrap(), activity);
+    let spent = store.redeem_install_token(&token("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    assert_eq!(spent, Redemption::AlreadyUsed);
+    let fresh = store.redeem_install_token(&token("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    assert!(matches!(fresh, Redemption::Redeemed { .. }), "{fresh:?}");
+    store.append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
+    assert_eq!(store.activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
+    let next =
+        replaced(store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap());
+    assert_eq!(next.summary.version, 3);
+    // Five hosts' keys, two authorities', the server's, and three versions with a token each.
+    assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 1 + 3 * 2);
+    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
+    let mut head = AuditHead::default();
+    for entry in store.audit_from(1, 1000).await.unwrap() {
+        head.follow(&entry).unwrap();
+    }
+    assert_eq!(head, store.audit_head().await.unwrap());
+    assert!(
+        store.audit(&AuditFilter { action: Some("restore".into()), ..<_>::default() }, 1).await.unwrap().len() == 1
+    );
+}
+
+pub async fn records_that_hold_something_are_not_filled(store: Store) {
+    store.append_audit(&[note("something")]).await.unwrap();
+    let before = store.state().await.unwrap();
+    assert!(!store.begin_filling(&filling(0), false).await.unwrap());
+    assert_eq!(store.state().await.unwrap(), before);
+    assert_eq!(store.audit_head().await.unwrap().number, 1);
+    store.append_audit(&[note("something")]).await.unwrap();
+}
+
+pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
+    let first = filling(9);
+    assert!(store.begin_filling(&first, false).await.unwrap());
+    let version = CanonicalVersion {
+        id: Uuid::new_v4(),
+        summary: CanonicalSummary {
+            version: 1,
+            digest: key("x"),
+            last_refresh: "2026-11-21T12:00:00Z".into(),
+            source: Source::Admin { by: "ops".into() },
+            stored_at: at(0),
+        },
+        body: sealed(1, "body"),
+        entries: vec![],
+    };
+    let rows = [Row::Hosts(host(1, "h1.test", "a")), Row::Versions(Box::new(version))];
+    store.fill(&first, &rows).await.unwrap();
+
+    // Nobody takes it for a store, or for an empty one.
+    is_unavailable(store.is_initialised()).await;
+    is_unavailable(store.state()).await;
+    is_unavailable(store.check()).await;
+    is_unavailable(store.append_audit(&[noted()])).await;
+    is_unavailable(store.register_host(&registration(1, "h1.test", "a"), &noted())).await;
+    is_unavailable(store.set_standstill(None, &noted())).await;
+    let seed = Seed {
+        sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: at(0) },
+        authorities: vec![],
+        server_key: sealed(1, "server"),
+    };
+    is_unavailable(store.initialise(&seed, &noted())).await;
+
+    let second = filling(2);
+    assert!(store.begin_filling(&second, false).await.unwrap());
+    is_unavailable(store.fill(&first, &rows)).await;
+    is_unavailable(store.finish_filling(&first, &noted())).await;
+    assert_eq!(export(&store).await.len(), 2, "heads and settings");
+    fill(&store, &second, &rows[..1]).await;
+    store.finish_filling(&second, &noted()).await.unwrap();
+    is_unavailable(store.finish_filling(&second, &noted())).await;
+    let state = store.state().await.unwrap();
+    assert_eq!(state.incarnation, Some(second.id));
+    assert!(state.epoch > first.above);
+    assert_eq!((store.hosts().await.unwrap().len(), store.canonical_history(9).await.unwrap().len()), (1, 0));
+}
+
+pub async fn records_that_stand_still_refuse_every_change(store: Store) {
+    furnish(&store).await;
+    let standstill = Standstill { reason: "it moves house".into(), since: at(7) };
+    store.set_standstill(Some(&standstill), &note("stand_still")).await.unwrap();
+    assert_eq!(store.state().await.unwrap().standstill.as_ref(), Some(&standstill));
+    let before = export(&store).await;
+    let (n, id) = (noted(), HostId(1));
+    let stored = store.values_sealed_before(KeyId(2), 1).await.unwrap().remove(0);
+    let seed = Seed {
+        sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: at(0) },
+        authorities: vec![],
+        server_key: sealed(1, "server"),
+    };
+    let certificate = store.certificates().await.unwrap().remove(0);
+    let new = registration(9, "h9.test", "9");
+    let change = HostChange::default();
+    let refused: Vec<(&str, Result<()>)> = vec![
+        ("initialise", store.initialise(&seed, &n).await.map(drop)),
+        ("check", store.check().await),
+        (
+            "add_sealing_key",
+            store.add_sealing_key(&SealingKey { id: KeyId(2), ..seed.sealing_key.clone() }, &n).await.map(drop),
+        ),
+        ("remove_sealing_key", store.remove_sealing_key(KeyId(1)).await.map(drop)),
+        ("reseal", store.reseal(&stored.0, &stored.1, &sealed(1, "new")).await.map(drop)),
+        ("roll_authority", store.roll_authority(AuthorityRole::Server, &AuthorityStep::Retire, &n).await.map(drop)),
+        ("record_certificate", store.record_certificate(&certificate, &n).await),
+        ("revoke_certificate", store.revoke_certificate(&certificate.fingerprint, at(8), &n).await.map(drop)),
+        ("register_host", store.register_host(&new, &n).await.map(drop)),
+        ("remove_host", store.remove_host(id, at(8), &n).await.map(drop)),
+        ("restore_host", store.restore_host(HostId(4), at(0), at(8), &n).await.map(drop)),
+        ("purge_removed_hosts", store.purge_removed_hosts(at(99)).await.map(drop)),
+        ("change_host", store.change_host(id, &change, at(8), &n).await.map(drop)),
+        ("bind_ip", store.bind_ip(id, &key("1"), ip("192.0.2.7"), at(8), &n).await.map(drop)),
+        ("redeem_install_token", store.redeem_install_token(&token("6"), at(8), ip("192.0.2.7"), &n).await.map(drop)),
+        ("revoke_install_token", store.revoke_install_token(&token("6"), at(8), &n).await.map(drop)),
+        (
+            "replace_canonical",
+            store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
+        ),
+        ("append_telemetry", store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await),
+        ("change_settings", store.change_settings(&Settings::default(), &n).await),
+        ("append_audit", store.append_audit(&[noted()]).await),
+    ];
+    for (method, outcome) in refused {
+        match outcome {
+            Err(RecordsError::StandsStill(told)) => assert_eq!(told, standstill, "{method}"),
+            outcome => panic!("{method}: {outcome:?}"),
+        }
+    }
+    assert_eq!(export(&store).await, before);
+    assert_eq!(store.hosts().await.unwrap().len(), 4, "reads go on");
+
+    let other = Standstill { reason: "with other words".into(), ..standstill };
+    store.set_standstill(Some(&other), &note("stand_still")).await.unwrap();
+    assert_eq!(store.state().await.unwrap().standstill, Some(other));
+    store.set_standstill(None, &note("go_on")).await.unwrap();
+    assert_eq!(store.state().await.unwrap().standstill, None);
+    store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await.unwrap();
+    assert_eq!(store.activity(HostId(2)).await.unwrap().api_calls, 4, "it was not lost, and is there once");
+}
+
+/// Each registration is one host and one entry: a copy that has more of the one than of the other saw half a change.
+pub async fn a_copy_is_of_one_moment(store: Store) {
+    let writers: Vec<_> = (0..3_u64)
+        .map(|writer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for number in 0..150 {
+                    let id = writer * 1000 + number + 1;
+                    let registration = registration(id * 7919 % 4001, &format!("h{id}.test"), &id.to_string());
+                    store.register_host(&registration, &noted()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut seen = Vec::new();
+    while !writers.iter().all(tokio::task::JoinHandle::is_finished) {
+        let rows = export(&store).await;
+        let Some(Row::Heads(heads)) = rows.first() else { panic!("{:?}", rows.first()) };
+        let of = |table| rows.iter().filter(|row| row.table() == table).count() as u64;
+        let found = [Table::Hosts, Table::InstallTokens, Table::AuditLog].map(of);
+        assert_eq!(found, [heads.audit.number; 3]);
+        seen.push(heads.audit.number);
+    }
+    println!("{} copies, of {seen:?} hosts", seen.len());
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}

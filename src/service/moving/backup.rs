@@ -1,0 +1,86 @@
+//! A backup: every row as a line, and a manifest that says what there is to be.
+//!
+//! The lines come from one moment of the store, while it goes on. The manifest comes last, after all of them: whoever has
+//! one knows that the rest was complete. The master key is in neither: together they open nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+
+use super::{Counts, Export};
+use crate::records::Epoch;
+use crate::records::copy::{Table, Tally};
+use crate::service::audit::tell;
+use crate::service::{By, Result, Service, ServiceError};
+
+/// Of the rows and of the manifest.
+pub const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    /// Of codex-authd.
+    pub version: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The records were not further than this.
+    pub epoch: Epoch,
+    pub tables: BTreeMap<Table, crate::records::copy::Count>,
+    pub rows: u64,
+}
+
+/// What a backup comes as.
+pub enum Piece {
+    /// About how many rows will come.
+    About(u64),
+    /// A row, without the end of the line.
+    Line(String),
+    /// The last.
+    Manifest(Manifest),
+}
+
+impl Service {
+    /// Sends every row, and then the manifest. It is noted before the first row leaves.
+    pub async fn backup(&self, by: &By, pieces: mpsc::Sender<Piece>) -> Result<()> {
+        let now = self.outside.now();
+        // A store that stands still can be copied, and cannot take a note.
+        if self.standstill().is_none() {
+            let note = by.note(now, "state.backup");
+            self.records.append_audit(std::slice::from_ref(&note)).await?;
+            tell(&note);
+        }
+        let gone = |_| ServiceError::Refused("whoever asked for the backup has gone away".into());
+        pieces.send(Piece::About(self.about_rows().await?)).await.map_err(gone)?;
+        let mut tally = Tally::default();
+        let mut export = Export::begin(&self.records);
+        while let Some(chunk) = export.chunks.recv().await {
+            for row in &chunk {
+                let line = row.line()?;
+                tally.add(row.table(), &line);
+                pieces.send(Piece::Line(line)).await.map_err(gone)?;
+            }
+        }
+        export.end().await?;
+        let rows = tally.rows();
+        let tables: Counts = tally.counts();
+        let version = env!("CARGO_PKG_VERSION").into();
+        let epoch = self.records.epoch().await?;
+        let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows };
+        pieces.send(Piece::Manifest(manifest)).await.map_err(gone)
+    }
+
+    /// About how many rows the records have: for a progress bar.
+    pub(super) async fn about_rows(&self) -> Result<u64> {
+        let entries = self.records.audit_head().await?.number;
+        // Each with an installer and some activity, most of them.
+        let hosts = self.hot.host_states()?.total() * 3;
+        Ok(entries + hosts + 10)
+    }
+
+    pub(super) fn stores(&self) -> Result<&Arc<dyn super::Stores>> {
+        self.stores.as_ref().ok_or_else(|| ServiceError::internal("nobody said how stores are opened"))
+    }
+}
