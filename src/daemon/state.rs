@@ -7,6 +7,8 @@
 //!   master.key          0600, unless systemd brings it as a credential
 //!   records/            the embedded store
 //!   hot/                hot state and the outbox
+//!   records.restored/, restored, before-restore/   a restore under way, and what it replaced (see `promotion`)
+//!   restore.spool       a backup that comes in over the control socket; overwritten by the next where a crash left it
 //!   pki/server-ca.crt   what hosts trust          } written from the records on every start
 //!   pki/client-ca.crt   what signs admins         }
 //!   listen.json         the bound addresses
