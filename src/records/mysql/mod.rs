@@ -368,7 +368,9 @@ impl Records for MySql {
         if telemetry::is_noted(batch) {
             return change!(self, |tx| telemetry::append(&mut tx, node, seq, batch));
         }
-        transaction!(self, self.connections.deadline(), |connection| telemetry::append_apart(connection, node, seq, batch))
+        transaction!(self, self.connections.deadline(), |connection| telemetry::append_apart(
+            connection, node, seq, batch
+        ))
     }
 
     async fn activity(&self, id: HostId) -> Result<HostActivity> {
@@ -416,8 +418,9 @@ impl Records for MySql {
         // Telemetry does without the lock of `heads`.
         let deadline = self.connections.deadline();
         if transaction!(self, deadline, |connection| copying::wait_for_telemetry(connection))? {
-            // Locks hold on one node of a cluster; on the others it is through when its time is over.
-            tokio::time::sleep(self.connections.timeout()).await;
+            // Locks hold on one node of a cluster; on the others it is through when its time is over, and the server's
+            // patience with it.
+            tokio::time::sleep(self.connections.timeout() + Duration::from_secs(2)).await;
         }
         Ok(())
     }
