@@ -292,7 +292,9 @@ async fn put(change: &mut Change<'_>, rows: &[Row], epoch: Epoch) -> Outcome<()>
         }
         Some(Row::Hosts(_)) => hosts::insert_all(change, &all!(Hosts).collect::<Vec<_>>(), epoch).await?,
         Some(Row::Activity(_)) => {
-            put_activities(change, &all!(Activity).collect::<Vec<_>>()).await?;
+            // Over the rows that came with the hosts.
+            let activities = all!(Activity).map(|row| (row.host, row.activity.clone())).collect();
+            telemetry::put(change.connection, &activities).await?;
         }
         Some(Row::InstallTokens(_)) => {
             install_tokens::insert_all(change, &all!(InstallTokens).collect::<Vec<_>>(), epoch).await?;
@@ -309,40 +311,6 @@ async fn put(change: &mut Change<'_>, rows: &[Row], epoch: Epoch) -> Outcome<()>
         }
     }
     Ok(())
-}
-
-/// In the place of the rows that came with the hosts.
-async fn put_activities(change: &mut Change<'_>, known: &[&Activity]) -> Outcome<()> {
-    let ids = known.iter().map(|row| row.host.0.into()).collect();
-    let places = rows::places(1, known.len());
-    change.run(&format!("DELETE FROM host_auth_states WHERE host_id IN {places}"), ids).await?;
-    let written = |Activity { host, activity }: &&Activity| -> [Value; 7] {
-        [
-            host.0.into(),
-            activity.api_calls.into(),
-            rows::optional_time(activity.last_seen),
-            activity.last_refresh.as_deref().into(),
-            activity.client_version.as_deref().into(),
-            activity.wrapper_version.as_deref().into(),
-            rows::optional_time(activity.wrapper_fetched_at),
-        ]
-    };
-    let statement = format!(
-        "INSERT INTO host_auth_states (host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, \
-         wrapper_fetched_at) VALUES {}",
-        rows::places(known.len(), 7)
-    );
-    change.run(&statement, known.iter().flat_map(written).collect()).await?;
-    let digests = |Activity { host, activity }: &&Activity| -> Vec<Value> {
-        let digests = (0_u64..).zip(activity.digests.as_slice());
-        digests.flat_map(|(place, digest)| [host.0.into(), place.into(), rows::digest(digest)]).collect()
-    };
-    let values: Vec<Value> = known.iter().flat_map(digests).collect();
-    if values.is_empty() {
-        return Ok(());
-    }
-    let places = rows::places(values.len() / 3, 3);
-    change.run(&format!("INSERT INTO host_auth_digests (host_id, place, digest) VALUES {places}"), values).await
 }
 
 pub(super) async fn finish(change: &mut Change<'_>, filling: &Filling, note: &AuditNote) -> Outcome<()> {

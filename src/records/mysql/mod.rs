@@ -176,6 +176,18 @@ impl MySql {
         turn.map_err(|_| RecordsError::Unavailable("the changes before this one take too long".into()))
     }
 
+    /// Once the store says that it takes no changes: waits for the telemetry, which goes without the lock of `heads`, of
+    /// those who looked before.
+    async fn telemetry_is_through(&self) -> Result<()> {
+        let deadline = self.connections.deadline();
+        if transaction!(self, deadline, |connection| copying::wait_for_telemetry(connection))? {
+            // Locks hold on one node of a cluster; on the others it is through when its time is over, and the server's
+            // patience with it.
+            tokio::time::sleep(self.connections.timeout() + Duration::from_secs(2)).await;
+        }
+        Ok(())
+    }
+
     async fn lost_a_race(&self, attempt: u32) {
         self.conflicts.fetch_add(1, Ordering::Relaxed);
         // Two nodes that met once should not meet again at once.
@@ -412,17 +424,10 @@ impl Records for MySql {
     async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
         read!(self, |connection| changes::check_whole(connection))?;
         change!(self, begin_anyway, |tx| copying::set_standstill(&mut tx, standstill, audit))?;
-        if standstill.is_none() {
-            return Ok(());
+        match standstill {
+            Some(_) => self.telemetry_is_through().await,
+            None => Ok(()),
         }
-        // Telemetry does without the lock of `heads`.
-        let deadline = self.connections.deadline();
-        if transaction!(self, deadline, |connection| copying::wait_for_telemetry(connection))? {
-            // Locks hold on one node of a cluster; on the others it is through when its time is over, and the server's
-            // patience with it.
-            tokio::time::sleep(self.connections.timeout() + Duration::from_secs(2)).await;
-        }
-        Ok(())
     }
 
     async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
@@ -437,6 +442,7 @@ impl Records for MySql {
         if !change!(self, begin_anyway, |tx| copying::begin(&mut tx, filling, replaces))? {
             return Ok(false);
         }
+        self.telemetry_is_through().await?;
         while change!(self, begin_anyway, |tx| copying::wipe_some(&mut tx, filling))? {}
         Ok(true)
     }

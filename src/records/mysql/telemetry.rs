@@ -10,9 +10,8 @@
 //!   again; on a cluster both write these rows, and the second one's commit is refused.
 //! - *Nothing is left behind by a host that is gone*: whether it was removed is read once its row is locked, and whoever
 //!   forgets a removed host's activity writes that row. A removal alone that comes in between comes after.
-//!
-//! - *Nothing is written to a store that stands still*: that is looked up once the node's row is locked. Who lets the store
-//!   stand still locks the rows of all nodes afterwards, and so waits for those who had looked before.
+//! - *Nothing is written to a store that is to be left as it is, or filled*: that is looked up once the node's row is locked.
+//!   Who says that it is so locks the rows of all nodes afterwards, and so waits for those who had looked before.
 //!
 //! The digests of a host are only ever changed by who has its row in `host_auth_states`.
 
@@ -143,6 +142,12 @@ async fn apply_some(connection: &mut Conn, seen: &[(HostId, Vec<&Telemetry>)]) -
     put_states(connection, &known).await?;
     known.retain(|id, _| with_digests.contains(id));
     put_digests(connection, &known).await
+}
+
+/// Whatever there was of these hosts.
+pub(super) async fn put(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {
+    put_states(connection, activities).await?;
+    put_digests(connection, activities).await
 }
 
 async fn put_states(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {

@@ -33,6 +33,44 @@ async fn sightings_wait_for_no_change_and_entries_do() {
     assert_eq!(records.audit_head().await.unwrap().number, 2);
 }
 
+/// The other node has looked, and is about to write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let records = Arc::new(open(&options(url.clone())).await.unwrap());
+    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let node = Uuid::new_v4();
+    records.append_telemetry(node, 1, &[seen(1, 1, 1, None)]).await.unwrap();
+    let mut under_way = connection(&url).await;
+    under_way.query_drop("START TRANSACTION").await.unwrap();
+    under_way.query_drop("UPDATE outbox_positions SET seq = 2").await.unwrap();
+
+    let standstill = Standstill { reason: "it moves house".into(), since: at(7) };
+    let standing = tokio::spawn({
+        let (records, standstill) = (Arc::clone(&records), standstill.clone());
+        async move { records.set_standstill(Some(&standstill), &noted()).await }
+    });
+    let waits = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+    let begun = std::time::Instant::now();
+    while mysql_async::from_row::<u64>(server.query(waits).await.remove(0)) == 0 {
+        assert!(!standing.is_finished(), "it waits for nobody");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(records.state().await.unwrap().standstill, Some(standstill));
+    under_way.query_drop("UPDATE host_auth_states SET api_calls = 5").await.unwrap();
+    under_way.query_drop("COMMIT").await.unwrap();
+    standing.await.unwrap().unwrap();
+    // What comes now stays where it is.
+    let refused = records.append_telemetry(node, 3, &[seen(1, 1, 2, None)]).await;
+    assert!(matches!(refused, Err(RecordsError::StandsStill(_))), "{refused:?}");
+    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 5);
+    records.set_standstill(None, &noted()).await.unwrap();
+    records.append_telemetry(node, 3, &[seen(1, 1, 2, None)]).await.unwrap();
+    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 6);
+}
+
 /// Each node sends each batch twice, at once, and hosts come and go meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
