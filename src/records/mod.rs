@@ -73,6 +73,10 @@ pub trait Records: Send + Sync {
     fn failure(&self) -> Option<StoreFailure>;
     /// Whether it can be out of reach while this machine is well. Then what nodes cache has to outlast them.
     fn may_be_away(&self) -> bool;
+    /// Whether a change was refused a moment ago though others may be taken: [`Records::check`] says why.
+    fn refused_lately(&self) -> bool {
+        false
+    }
     /// How often a change of this process lost against another one and was tried again.
     fn conflicts(&self) -> u64;
 

@@ -158,9 +158,9 @@ impl Service {
         Ok(outcome?)
     }
 
-    /// Tries whether records that took no change take one now.
+    /// Tries whether records that took no change, or not every one, take them now.
     pub(super) async fn look_after_unwritten(&self) {
-        if self.away().is_some_and(|away| away.unwritten) {
+        if self.records.refused_lately() || self.away().is_some_and(|away| away.unwritten) {
             // What it finds is noted.
             let _ = self.try_writing().await;
         }

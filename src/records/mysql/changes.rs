@@ -180,7 +180,7 @@ pub(super) async fn end<T>(connection: &mut Conn, outcome: Outcome<T>) -> Outcom
         Ok(value) => connection.query_drop("COMMIT").await.map(|()| value).map_err(Problem::from),
         Err(problem) => Err(problem),
     };
-    if let Err(Problem::Conflict(_) | Problem::Records(_)) = outcome {
+    if let Err(Problem::Conflict(_) | Problem::Records(_) | Problem::NoRoom(_)) = outcome {
         connection.query_drop("ROLLBACK").await?;
     }
     outcome

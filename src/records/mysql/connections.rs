@@ -25,6 +25,8 @@ pub(super) enum Problem {
     /// Another transaction was first, and this one was rolled back: it may be tried again.
     Conflict(String),
     Records(RecordsError),
+    /// What is larger than what is free there; it was rolled back.
+    NoRoom(String),
     /// Nobody knows what became of it, nor in which state the connection is.
     Lost(String),
 }
@@ -35,10 +37,16 @@ pub(super) enum Problem {
 /// Not 1180, an error during the commit: what a Galera node says that was cut off from the others while it asked them.
 const CONFLICTS: [u16; 7] = [1213, 1205, 3101, 8005, 9007, 8002, 8022];
 
+/// The disk is full; a table cannot grow.
+const NO_ROOM: [u16; 2] = [1021, 1114];
+
 impl From<mysql_async::Error> for Problem {
     fn from(error: mysql_async::Error) -> Self {
         match error {
             mysql_async::Error::Server(error) if CONFLICTS.contains(&error.code) => Self::Conflict(error.to_string()),
+            mysql_async::Error::Server(error) if NO_ROOM.contains(&error.code) => {
+                Self::NoRoom(format!("its disk is full: {}; make room there", error.message))
+            }
             error => Self::Lost(told(&error)),
         }
     }
@@ -109,7 +117,7 @@ impl From<Problem> for RecordsError {
             Problem::Conflict(cause) => {
                 Self::Unavailable(format!("others hold what this needs, or were first again and again: {cause}"))
             }
-            Problem::Lost(cause) => Self::Unavailable(cause),
+            Problem::NoRoom(cause) | Problem::Lost(cause) => Self::Unavailable(cause),
         }
     }
 }

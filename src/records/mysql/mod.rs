@@ -40,7 +40,8 @@ mod telemetry;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use time::OffsetDateTime;
@@ -89,7 +90,12 @@ pub struct MySql {
     /// Changes of this node wait for each other here and not at the database, where each would hold a connection.
     turn: tokio::sync::Mutex<()>,
     conflicts: AtomicU64,
+    /// When a change did not fit lately, and what was said.
+    no_room: Mutex<Option<(Instant, String)>>,
 }
+
+/// For so long after a change did not fit, the database is taken for full: what is small may go on fitting.
+const FULL: Duration = Duration::from_secs(10);
 
 /// How often a change that lost against another one is tried.
 const ATTEMPTS: u32 = 20;
@@ -127,7 +133,7 @@ macro_rules! transaction {
                 Err(Problem::Conflict(_)) if attempt < ATTEMPTS && !deadline.is_over() => {
                     $self.lost_a_race(attempt).await
                 }
-                outcome => break outcome.map_err(RecordsError::from),
+                outcome => break $self.fitted(outcome),
             }
         }
     }};
@@ -155,6 +161,7 @@ impl MySql {
             prepared: tokio::sync::OnceCell::new(),
             turn: tokio::sync::Mutex::default(),
             conflicts: AtomicU64::new(0),
+            no_room: Mutex::default(),
         })
     }
 
@@ -174,6 +181,20 @@ impl MySql {
     async fn turn(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         let turn = deadline.bound(async { Ok(self.turn.lock().await) }).await;
         turn.map_err(|_| RecordsError::Unavailable("the changes before this one take too long".into()))
+    }
+
+    /// Takes note of what did not fit.
+    fn fitted<T>(&self, outcome: connections::Outcome<T>) -> Result<T> {
+        if let Err(Problem::NoRoom(cause)) = &outcome {
+            *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), cause.clone()));
+        }
+        outcome.map_err(RecordsError::from)
+    }
+
+    /// What was said, if something did not fit lately.
+    fn no_room(&self) -> Option<String> {
+        let known = self.no_room.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().filter(|(at, _)| at.elapsed() < FULL).map(|(_, cause)| cause.clone())
     }
 
     /// Once the store says that it takes no changes: waits for the telemetry, which goes without the lock of `heads`, of
@@ -208,6 +229,9 @@ impl Records for MySql {
     }
 
     async fn check(&self) -> Result<()> {
+        if let Some(cause) = self.no_room() {
+            return Err(RecordsError::Unavailable(cause));
+        }
         transaction!(self, self.connections.deadline(), |connection| changes::check(connection))
     }
 
@@ -218,6 +242,10 @@ impl Records for MySql {
 
     fn may_be_away(&self) -> bool {
         true
+    }
+
+    fn refused_lately(&self) -> bool {
+        self.no_room().is_some()
     }
 
     fn conflicts(&self) -> u64 {
