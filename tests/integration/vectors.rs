@@ -181,10 +181,12 @@ enum Step {
     AwaitRelease,
     /// The overview follows what hosts do within a second or so.
     AwaitAges,
+    /// What somebody is refused is noted a moment later, and not in between what comes next.
+    AwaitNoted(&'static str),
     Remove(&'static str),
 }
 
-use Step::{Alias, AwaitAges, AwaitRelease, Call, Host, Remove, Replay, Versions, WrongKeys};
+use Step::{Alias, AwaitAges, AwaitNoted, AwaitRelease, Call, Host, Remove, Replay, Versions, WrongKeys};
 
 const SECTIONS: &[Section] = &[
     Section {
@@ -262,6 +264,8 @@ const SECTIONS: &[Section] = &[
             Replay("auth_trailing_slash"),
             Replay("auth_wrong_ip"),
             Replay("auth_wrong_ip_x_real_ip"),
+            AwaitNoted("key.refused"),
+            AwaitNoted("address.refused"),
             Replay("admin_roaming_on"),
             Replay("auth_roaming_rebinds"),
             Call(H1, OURS),
@@ -453,12 +457,17 @@ impl<'a> Run<'a> {
             AwaitRelease => {
                 let url = self.daemon.hosts_url("/versions");
                 let client = self.client(OURS);
-                self.await_member(client, url, "client_version").await;
+                self.await_member(client, url, "/client_version").await;
             }
             AwaitAges => {
                 let url = self.daemon.admin_url("/admin/overview");
                 let admin = self.admin(OURS);
-                self.await_member(admin, url, "avg_refresh_age_days").await;
+                self.await_member(admin, url, "/avg_refresh_age_days").await;
+            }
+            AwaitNoted(action) => {
+                let url = self.daemon.admin_url(&format!("/admin/audit?action={action}"));
+                let admin = self.admin(OURS);
+                self.await_member(admin, url, "/entries/0").await;
             }
             Remove(fqdn) => {
                 let path = format!("/admin/hosts/{}", self.hosts[fqdn]["id"]);
@@ -628,7 +637,7 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         loop {
             let body: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
-            if !body["data"][member].is_null() {
+            if body["data"].pointer(member).is_some_and(|value| !value.is_null()) {
                 return;
             }
             assert!(begun.elapsed() < BOUND, "{url} does not tell {member}");
