@@ -22,6 +22,7 @@ pub mod model;
 pub mod outside;
 pub mod pki;
 pub mod records;
+pub mod runner;
 pub mod seal;
 pub mod service;
 pub mod upstream;

@@ -1,0 +1,68 @@
+//! The sandbox: what is run in it as plain data ([`Plan`]), the process that builds it and becomes the program
+//! (`codex-authd sandbox-exec`), and the daemon's end of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// What is run, and in what. Everything that is not named here is not in the sandbox.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Plan {
+    /// On the host; a program that needs no library. In the sandbox it is `/bin/codex`.
+    pub program: PathBuf,
+    /// Without the program's name.
+    pub arguments: Vec<String>,
+    /// All of it.
+    pub environment: Vec<(String, String)>,
+    /// The certificates that are trusted, on the host; `/etc/ssl/certs/ca-certificates.crt` in the sandbox.
+    pub ca_bundle: Option<PathBuf>,
+    pub home: Vec<HomeFile>,
+    /// Relative to the home: what it holds is told whenever it changes, and at the end.
+    pub watched: String,
+    pub limits: Limits,
+    /// A cgroup that is ours, in which one for this sandbox is made.
+    pub cgroup: Option<PathBuf>,
+    /// Build everything, run nothing.
+    pub only_build: bool,
+}
+
+/// A file in the home, 0600.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct HomeFile {
+    /// Relative to the home, without `..`.
+    pub path: String,
+    pub content: Zeroizing<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// When everything in the sandbox is killed.
+    pub time: Duration,
+    /// Bytes of memory, of a process and, with a cgroup, of all.
+    pub memory: u64,
+    pub processes: u64,
+    pub open_files: u64,
+    /// Bytes of the home, and as many of `/tmp`; of one file as well.
+    pub disk: u64,
+    /// Files in each.
+    pub files: u64,
+    /// CPU seconds of a process.
+    pub cpu_seconds: u64,
+}
+
+/// The home, as the program sees it.
+pub const HOME: &str = "/home/probe";
+/// Where the daemon's proxy listens, on the sandbox's own loopback.
+pub const PROXY: &str = "127.0.0.1:3128";
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// It was still there when its time was up.
+    OutOfTime,
+}
