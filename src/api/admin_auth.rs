@@ -164,9 +164,9 @@ pub struct AuthVersion {
     pub digest: String,
     /// RFC 3339, spelled as in the document.
     pub last_refresh: String,
-    /// `admin`, `host` or `rollback`.
+    /// `admin`, `host`, `rollback`, or `runner`: Codex refreshed the tokens while a version was probed.
     pub source: String,
-    /// Which admin or which host.
+    /// Which admin, which host, or of which version.
     pub source_name: String,
     #[serde(with = "time::serde::rfc3339")]
     pub stored_at: OffsetDateTime,
@@ -177,6 +177,7 @@ impl From<CanonicalSummary> for AuthVersion {
         let (source, source_name) = match summary.source {
             Source::Admin { by } => ("admin", by),
             Source::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
+            Source::Runner { of } => ("runner", format!("version {of}")),
             Source::Host { fqdn, .. } => ("host", fqdn.into()),
         };
         Self {

@@ -98,7 +98,7 @@ async fn copy(directory: &Path, client: &Client) -> Result<Manifest, CliError> {
             Line::About(rows) => about = rows,
             Line::Error(error) => return Err(CliError::Refused(error.message)),
             Line::Manifest(manifest) => {
-                if tally.counts() != manifest.tables {
+                if tally.counts().into_iter().any(|(table, count)| manifest.count(table) != Some(count)) {
                     return Err(CliError::Refused("what arrived is not what was sent: back up again".into()));
                 }
                 file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;

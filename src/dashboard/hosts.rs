@@ -117,6 +117,7 @@ pub fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
     let source = match source {
         Source::Admin { by } => format!("uploaded by an admin ({by})"),
         Source::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
+        Source::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
         Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),
     };
     Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored: When::new(stored_at, now) })

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    AdminCertificate, Authority, CanonicalVersion, Host, InstallToken, RecordsError, Result, SealingKey, Settings,
+    AdminCertificate, Authority, CanonicalVersion, Host, InstallToken, Probe, RecordsError, Result, SealingKey,
+    Settings,
 };
 use crate::model::audit::{AuditEntry, AuditHead};
 use crate::model::digest::{Digest, Hasher};
@@ -39,6 +40,7 @@ pub enum Row {
     Activity(Activity),
     InstallTokens(InstallToken),
     Versions(Box<CanonicalVersion>),
+    Probes(NumberedProbe),
     /// Up to which batch of a node's outbox telemetry is applied.
     OutboxPositions(OutboxPosition),
     AuditLog(AuditEntry),
@@ -55,6 +57,13 @@ pub struct Heads {
 pub struct Activity {
     pub host: HostId,
     pub activity: HostActivity,
+}
+
+/// A probe, and its place in the order of the claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberedProbe {
+    pub number: u64,
+    pub probe: Probe,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,12 +86,13 @@ pub enum Table {
     Activity,
     InstallTokens,
     Versions,
+    Probes,
     OutboxPositions,
     AuditLog,
 }
 
 impl Table {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Heads,
         Self::Settings,
         Self::ServerKey,
@@ -93,9 +103,13 @@ impl Table {
         Self::Activity,
         Self::InstallTokens,
         Self::Versions,
+        Self::Probes,
         Self::OutboxPositions,
         Self::AuditLog,
     ];
+
+    /// A copy that was made before there were these does not name them, and has no row of them.
+    pub const LATER: [Self; 1] = [Self::Probes];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -109,6 +123,7 @@ impl Table {
             Self::Activity => "activity",
             Self::InstallTokens => "install_tokens",
             Self::Versions => "versions",
+            Self::Probes => "probes",
             Self::OutboxPositions => "outbox_positions",
             Self::AuditLog => "audit_log",
         }
@@ -128,6 +143,7 @@ impl Row {
             Self::Activity(_) => Table::Activity,
             Self::InstallTokens(_) => Table::InstallTokens,
             Self::Versions(_) => Table::Versions,
+            Self::Probes(_) => Table::Probes,
             Self::OutboxPositions(_) => Table::OutboxPositions,
             Self::AuditLog(_) => Table::AuditLog,
         }
@@ -164,6 +180,11 @@ impl Row {
                 cut_any(&mut token.revoked_at);
             }
             Self::Versions(version) => cut(&mut version.summary.stored_at),
+            Self::Probes(NumberedProbe { probe, .. }) => {
+                cut(&mut probe.started_at);
+                cut(&mut probe.until);
+                probe.outcome.iter_mut().for_each(|outcome| cut(&mut outcome.finished_at));
+            }
             Self::Heads(_) | Self::ServerKey(_) | Self::OutboxPositions(_) | Self::AuditLog(_) => {}
         }
         self
@@ -192,6 +213,12 @@ pub struct Count {
     pub sha256: Digest,
 }
 
+impl Count {
+    pub fn of_nothing() -> Self {
+        Self { rows: 0, sha256: Hasher::default().finish() }
+    }
+}
+
 /// Counts rows as they come.
 #[derive(Default)]
 pub struct Tally(BTreeMap<Table, (u64, Hasher)>);
@@ -217,11 +244,11 @@ impl Tally {
 
     /// Of every table, those without a row too.
     pub fn counts(mut self) -> BTreeMap<Table, Count> {
-        let count = |table| {
-            let (rows, hasher) = self.0.remove(&table).unwrap_or_default();
-            (table, Count { rows, sha256: hasher.finish() })
+        let mut count = |table| {
+            let (rows, hasher) = self.0.remove(&table)?;
+            Some(Count { rows, sha256: hasher.finish() })
         };
-        Table::ALL.into_iter().map(count).collect()
+        Table::ALL.into_iter().map(|table| (table, count(table).unwrap_or_else(Count::of_nothing))).collect()
     }
 }
 

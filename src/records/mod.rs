@@ -18,6 +18,7 @@ pub mod conformance;
 pub mod copy;
 pub mod embedded;
 pub mod mysql;
+mod probes;
 mod rules;
 
 use std::net::IpAddr;
@@ -36,6 +37,8 @@ use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::model::instant::Instant;
 use crate::seal::{KeyId, Place, Sealed};
+
+pub use probes::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeSummary, ProbeTrigger};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
@@ -189,6 +192,18 @@ pub trait Records: Send + Sync {
     /// What tells of a host that is not there (any more) is dropped.
     async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()>;
     async fn activity(&self, id: HostId) -> Result<HostActivity>;
+
+    /// Begins a probe, unless one is under way on any node, which is decided within the transaction. Repeated with an id
+    /// that has begun: `Begun`. A daily one is `NotDue` where one of that UTC day was begun already, by whichever node,
+    /// whether or not another one is under way. Nodes do not cache probes. However many are begun, the newest thousand are
+    /// kept, a few of them in favour of older ones that the summary tells of.
+    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed>;
+    /// Writes what a probe found, once; its lease ends with that. Repeated: `true` if it is the same, else `false`, which is
+    /// also the answer for an id that is not known. A probe whose lease was over may still be finished.
+    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool>;
+    /// Up to `limit`, newest first.
+    async fn probes(&self, limit: usize) -> Result<Vec<Probe>>;
+    async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary>;
 
     async fn settings(&self) -> Result<Settings>;
     async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()>;
@@ -413,11 +428,9 @@ pub struct InstallToken {
 }
 
 impl InstallToken {
-    /// A token lives for so long, whichever way the clock is set: one that would live longer than it was made for was made
-    /// by a clock that has been set back since.
+    /// A token lives for so long, whichever way the clock is set.
     pub fn is_over(&self, now: OffsetDateTime) -> bool {
-        let life = self.expires_at - self.created_at;
-        now >= self.expires_at || self.created_at - now > life
+        rules::is_over(self.created_at, self.expires_at, now)
     }
 }
 
@@ -467,6 +480,10 @@ pub enum Source {
     /// An admin brought back the login of an earlier version.
     Rollback {
         by: String,
+        of: u64,
+    },
+    /// Codex refreshed the tokens of a version while that was probed.
+    Runner {
         of: u64,
     },
     Host {

@@ -145,6 +145,12 @@ pub(super) fn roll(
     }
 }
 
+/// What is good for a while is so whichever way the clock is set: what would be good for longer than it was made for was
+/// made by a clock that has been set back since.
+pub(super) fn is_over(from: OffsetDateTime, until: OffsetDateTime, now: OffsetDateTime) -> bool {
+    now >= until || from - now > until - from
+}
+
 pub(super) fn taken(what: &str) -> RecordsError {
     RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
 }

@@ -145,6 +145,8 @@ pub async fn every_version_is_kept_and_the_newest_comes_first(store: Store) {
         let mut new = new_canonical(&number.to_string());
         new.source = match number {
             0 => Source::Admin { by: "ops".into() },
+            1 => Source::Runner { of: 1 },
+            2 => Source::Rollback { by: "ops".into(), of: 1 },
             _ => Source::Host { id: HostId(7), fqdn: fqdn("h7.test") },
         };
         made.push(replaced(

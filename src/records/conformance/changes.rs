@@ -40,6 +40,9 @@ pub async fn what_nodes_do_not_cache_leaves_the_epoch_alone(store: Store) {
     store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
     store.remove_host(HostId(9), at(2), &noted()).await.unwrap();
+    let probe = probes::claim(1, ProbeTrigger::Daily);
+    store.claim_probe(&probe, Some(&noted())).await.unwrap();
+    store.finish_probe(probe.id, &probes::outcome(ProbeState::Fail, 2), Some(&noted())).await.unwrap();
     assert_eq!(store.epoch().await.unwrap(), epoch);
 }
 

@@ -1,5 +1,6 @@
 use time::macros::offset;
 
+use super::probes::{claim, outcome};
 use super::*;
 use crate::records::copy::{Row, Table, Tally};
 
@@ -58,9 +59,23 @@ pub async fn furnish(store: &Store) {
     store.remove_host(HostId(4), at(4), &noted()).await.unwrap();
     store.register_host(&registration(6, "h4.test", "6"), &noted()).await.unwrap();
     for tag in ["1", "2"] {
-        let new = NewCanonical { at: fine, ..new_canonical(tag) };
+        let mut new = NewCanonical { at: fine, ..new_canonical(tag) };
+        if tag == "2" {
+            new.source = Source::Runner { of: 1 };
+        }
         let condition = Condition::Version((tag == "2").then_some(1));
         replaced(store.replace_canonical(&condition, &new, &noted()).await.unwrap());
+    }
+    // One that ended, one that was cut short, and one that is under way.
+    let found = ProbeOutcome { finished_at: fine, adopted: Some(2), ..outcome(ProbeState::Fail, 0) };
+    for (number, found) in [(1, Some(found)), (2, None), (3, None)] {
+        let until = if number == 3 { fine + 100.seconds() } else { fine };
+        let probe = ProbeClaim { id: Uuid::from_bytes([number; 16]), at: fine, until, ..claim(0, ProbeTrigger::Daily) };
+        let probe = if number == 1 { probe } else { ProbeClaim { trigger: ProbeTrigger::Retry, ..probe } };
+        assert_eq!(store.claim_probe(&probe, None).await.unwrap(), Claimed::Begun);
+        if let Some(found) = found {
+            assert!(store.finish_probe(probe.id, &found, None).await.unwrap());
+        }
     }
     let release = ClientRelease { version: "0.170.0".into(), checked_at: fine };
     let settings =
@@ -96,6 +111,11 @@ fn counts(rows: &[Row]) -> std::collections::BTreeMap<Table, copy::Count> {
     tally.counts()
 }
 
+/// To the microsecond, which is what every store keeps.
+fn cut(at: Option<OffsetDateTime>) -> Option<i128> {
+    at.map(|at| at.unix_timestamp_nanos() / 1000)
+}
+
 async fn is_unavailable<T: std::fmt::Debug>(call: impl Future<Output = Result<T>>) {
     let outcome = call.await;
     assert!(matches!(outcome, Err(RecordsError::Unavailable(_))), "{outcome:?}");
@@ -111,6 +131,7 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     }
     let before = store.state().await.unwrap();
     let activity = store.activity(HostId(2)).await.unwrap();
+    let probes = store.probe_summary(at(0)).await.unwrap();
 
     let filling = filling(before.epoch.0 + 50);
     assert!(store.begin_filling(&filling, true).await.unwrap());
@@ -150,6 +171,22 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     let next =
         replaced(store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap());
     assert_eq!(next.summary.version, 3);
+    let restored = store.probe_summary(at(0)).await.unwrap();
+    assert_eq!((restored.validations, restored.adoptions), (1, 1));
+    assert_eq!(restored.latest.as_ref().map(|probe| probe.id), Some(Uuid::from_bytes([3; 16])));
+    assert_eq!(restored.latest_adoption.as_ref().map(|probe| probe.id), Some(Uuid::from_bytes([1; 16])));
+    assert_eq!(
+        [restored.last_failure, restored.last_daily].map(cut),
+        [probes.last_failure, probes.last_daily].map(cut)
+    );
+    let probe = claim(2, ProbeTrigger::Store);
+    let busy = store.claim_probe(&probe, None).await.unwrap();
+    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == Uuid::from_bytes([3; 16])), "{busy:?}");
+    let probe = claim(500, ProbeTrigger::Store);
+    assert_eq!(store.claim_probe(&probe, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(store.probes(9).await.unwrap().iter().map(|it| it.id.as_bytes()[0]).collect::<Vec<_>>()[1..], [3, 2, 1]);
+    let known = ProbeClaim { id: Uuid::from_bytes([2; 16]), ..claim(2, ProbeTrigger::Store) };
+    assert_eq!(store.claim_probe(&known, None).await.unwrap(), Claimed::Begun, "it had begun");
     // Five hosts' keys, two authorities', the server's, and three versions with a token each.
     assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 1 + 3 * 2);
     assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
@@ -257,6 +294,11 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         (
             "replace_canonical",
             store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
+        ),
+        ("claim_probe", store.claim_probe(&claim(500, ProbeTrigger::Admin), None).await.map(drop)),
+        (
+            "finish_probe",
+            store.finish_probe(Uuid::from_bytes([3; 16]), &outcome(ProbeState::Ok, 9), None).await.map(drop),
         ),
         ("append_telemetry", store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await),
         ("change_settings", store.change_settings(&Settings::default(), &n).await),

@@ -9,6 +9,7 @@ mod changes;
 pub mod copying;
 mod hosts;
 mod install_tokens;
+pub mod probes;
 mod sealing;
 mod telemetry;
 
@@ -78,6 +79,15 @@ macro_rules! every_case {
             canonical: a_retried_replacement_answers_as_it_did_then;
             canonical: every_version_is_kept_and_the_newest_comes_first;
             canonical: a_large_body_comes_back_whole;
+            probes: racing_claims_begin_one_probe;
+            probes: a_claim_that_is_repeated_has_begun_once;
+            probes: a_lease_that_is_over_is_taken_over;
+            probes: a_lease_made_by_a_clock_that_was_set_back_is_over;
+            probes: a_daily_probe_is_begun_once_a_utc_day;
+            probes: what_a_probe_found_is_written_once;
+            probes: a_summary_tells_the_newest_of_each_kind;
+            probes: a_thousand_probes_are_kept_and_what_the_summary_tells;
+            probes: a_probe_is_noted_in_the_transaction_that_begins_or_ends_it;
             sealing: what_the_first_boot_makes_is_written_once;
             sealing: racing_first_boots_have_one_winner;
             sealing: data_keys_are_added_once_and_listed;
@@ -146,6 +156,7 @@ pub mod cases {
     pub use super::copying::*;
     pub use super::hosts::*;
     pub use super::install_tokens::*;
+    pub use super::probes::*;
     pub use super::sealing::*;
     pub use super::telemetry::*;
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::durable::{Durable, Snapshot, Staged};
 use crate::model::audit::{AuditHead, AuditNote};
 use crate::model::host::{HostActivity, HostId};
-use crate::records::copy::{Activity, Chunks, Heads, OutboxPosition, Row};
+use crate::records::copy::{Activity, Chunks, Heads, NumberedProbe, OutboxPosition, Row};
 use crate::records::rules::{being_filled, taken_over};
 use crate::records::{
     AdminCertificate, Authority, CanonicalSummary, Epoch, Filling, Host, InstallToken, RecordsError, Result,
@@ -20,7 +20,7 @@ use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
-use super::{audit, authorities, canonical, hosts, sealed};
+use super::{audit, authorities, canonical, hosts, probes, sealed};
 
 /// The row [`rows::STORE`]. There is none in a store that was never filled and never stood still.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -88,6 +88,9 @@ pub(super) fn export(data: &Durable, mut chunks: Chunks) -> Result<()> {
     each(from, rows::VERSION_SUMMARY, &mut chunks, |_, summary: CanonicalSummary| {
         let version = canonical::version(from, summary.version)?.ok_or_else(|| rows::missing("version"))?;
         Ok(Some(Row::Versions(Box::new(version))))
+    })?;
+    each(from, rows::PROBE, &mut chunks, |key, probe| {
+        Ok(Some(Row::Probes(NumberedProbe { number: rows::read_probe(key)?, probe })))
     })?;
     each(from, rows::NODE, &mut chunks, |key, seq: u64| {
         let node = Uuid::from_bytes(rows::id_behind(rows::NODE, key)?);
@@ -187,6 +190,7 @@ fn put(staged: &mut Staged<'_>, row: &Row, epoch: Epoch) -> Result<()> {
         Row::Activity(Activity { host, activity }) => rows::put(staged, rows::activity(*host), activity),
         Row::InstallTokens(token) => hosts::put_token(staged, token.clone(), epoch),
         Row::Versions(version) => canonical::add(staged, version),
+        Row::Probes(probe) => probes::put(staged, probe),
         Row::OutboxPositions(OutboxPosition { node, seq }) => rows::put(staged, rows::node(*node), seq),
         Row::AuditLog(entry) => rows::put(staged, rows::audit(entry.number), entry),
     }

@@ -16,6 +16,7 @@ mod changes;
 mod copying;
 mod hosts;
 mod install;
+mod probes;
 mod rows;
 mod sealed;
 mod telemetry;
@@ -33,9 +34,10 @@ use uuid::Uuid;
 
 use super::copy::{Chunks, Row};
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Filling,
-    Host, HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement,
-    Restoration, Result, SealingKey, Seed, Settings, Standstill, StoreFailure, StoreState, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition, Epoch,
+    Filling, Host, HostChange, InstallToken, NewCanonical, Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records,
+    RecordsError, Redemption, Registration, Replacement, Restoration, Result, SealingKey, Seed, Settings, Standstill,
+    StoreFailure, StoreState, Telemetry,
 };
 use crate::durable::{Durable, DurableError, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -324,6 +326,22 @@ impl Records for Embedded {
 
     async fn activity(&self, id: HostId) -> Result<HostActivity> {
         self.read(|data| Ok(rows::get(data, rows::activity(id))?.unwrap_or_default())).await
+    }
+
+    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
+        self.change(|staged| probes::claim(staged, claim, audit)).await
+    }
+
+    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
+        self.change(|staged| probes::finish(staged, id, outcome, audit)).await
+    }
+
+    async fn probes(&self, limit: usize) -> Result<Vec<Probe>> {
+        self.read_much(move |data| data.together(|| probes::all(data).take(limit).collect())).await
+    }
+
+    async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary> {
+        self.read_much(move |data| data.together(|| ProbeSummary::of(probes::all(data), since))).await
     }
 
     async fn settings(&self) -> Result<Settings> {

@@ -41,6 +41,10 @@ const PENDING_TOKEN: &str = "pending-token/";
 /// In pieces: bodies can be large.
 const VERSION: &str = "version/";
 pub(super) const VERSION_SUMMARY: &str = "version-summary/";
+/// By number, which is the order of the claims.
+pub(super) const PROBE: &str = "probe/";
+/// Id of a probe → its number.
+const PROBE_ID: &str = "probe-id/";
 /// Entries of the audit log.
 pub(super) const AUDIT: &str = "audit/";
 /// Kind of a set that nodes cache as a whole → the epoch that last changed it.
@@ -117,6 +121,18 @@ pub(super) fn version_summary(number: u64) -> Vec<u8> {
 
 pub(super) fn version_id(id: Uuid) -> Vec<u8> {
     key(VERSION_ID, &[id.as_bytes()])
+}
+
+pub(super) fn probe(number: u64) -> Vec<u8> {
+    key(PROBE, &[&number.to_be_bytes()])
+}
+
+pub(super) fn read_probe(key: &[u8]) -> Result<u64> {
+    Ok(u64::from_be_bytes(id_behind(PROBE, key)?))
+}
+
+pub(super) fn probe_id(id: Uuid) -> Vec<u8> {
+    key(PROBE_ID, &[id.as_bytes()])
 }
 
 pub(super) fn node(id: Uuid) -> Vec<u8> {

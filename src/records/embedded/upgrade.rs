@@ -12,6 +12,8 @@ pub(super) fn step(from: u32, _data: &Durable) -> Result<()> {
     match from {
         // The number itself is new; the rows are what they were.
         1 => Ok(()),
+        // New are rows of probes, and versions that come from one; an older daemon cannot read the latter.
+        2 => Ok(()),
         _ => Err(RecordsError::Corrupt(format!("rows of format {from}, which nobody ever wrote"))),
     }
 }

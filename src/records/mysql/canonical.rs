@@ -106,6 +106,7 @@ pub(super) async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> O
     let (kind, by, of, host): (_, _, Option<u64>, _) = match source {
         Source::Admin { by } => ("admin", Some(by), None, None),
         Source::Rollback { by, of } => ("rollback", Some(by), Some(*of), None),
+        Source::Runner { of } => ("runner", None, Some(*of), None),
         Source::Host { id, fqdn } => ("host", None, None, Some((id, fqdn))),
     };
     let values = vec![
@@ -192,6 +193,7 @@ fn read_summary(columns: &mut Columns) -> Result<CanonicalSummary> {
     let source = match (kind.as_str(), by, of, host, fqdn) {
         ("admin", Some(by), ..) => Source::Admin { by },
         ("rollback", Some(by), Some(of), ..) => Source::Rollback { by, of },
+        ("runner", _, Some(of), ..) => Source::Runner { of },
         ("host", _, _, Some(id), Some(fqdn)) => Source::Host { id: HostId(id), fqdn },
         _ => return Err(rows::corrupt(TABLE, format!("version {version} does not say where it came from"))),
     };

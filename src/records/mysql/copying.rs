@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::changes::{self, Change, Going};
 use super::connections::{self, Connections, Outcome};
 use super::rows::{self, Columns};
-use super::{audit, authorities, canonical, hosts, install_tokens, sealed, settings, telemetry};
+use super::{audit, authorities, canonical, hosts, install_tokens, probes, sealed, settings, telemetry};
 use crate::model::audit::{AuditHead, AuditNote};
 use crate::model::host::{HostActivity, HostId};
 use crate::records::copy::{Activity, Chunks, Heads, OutboxPosition, Row};
@@ -92,6 +92,7 @@ impl Export<'_> {
         self.activities().await?;
         self.tokens().await?;
         self.versions().await?;
+        self.probes().await?;
         let positions = self.connections.in_time(outbox_positions(self.connection)).await?;
         self.push(positions.into_iter().map(Row::OutboxPositions)).await?;
         self.audit_log().await?;
@@ -146,6 +147,16 @@ impl Export<'_> {
                 let version = self.connections.in_time(canonical::version(self.connection, number)).await?;
                 self.push(version.map(|version| Row::Versions(Box::new(version)))).await?;
             }
+        }
+    }
+
+    async fn probes(&mut self) -> Outcome<()> {
+        let mut after = 0;
+        loop {
+            let page = self.connections.in_time(probes::page(self.connection, after, PAGE)).await?;
+            let Some(last) = page.last().map(|probe| probe.number) else { return Ok(()) };
+            after = last;
+            self.push(page.into_iter().map(Row::Probes)).await?;
         }
     }
 
@@ -214,7 +225,7 @@ pub(super) async fn begin(change: &mut Change<'_>, filling: &Filling, replaces: 
 }
 
 /// What refers to others comes first.
-const WIPED: [&str; 12] = [
+const WIPED: [&str; 13] = [
     "host_networks",
     "host_auth_states",
     "host_auth_digests",
@@ -222,6 +233,7 @@ const WIPED: [&str; 12] = [
     "hosts",
     "auth_entries",
     "auth_payloads",
+    "probes",
     "outbox_positions",
     "audit_log",
     "admin_certificates",
@@ -300,6 +312,7 @@ async fn put(change: &mut Change<'_>, rows: &[Row], epoch: Epoch) -> Outcome<()>
             install_tokens::insert_all(change, &all!(InstallTokens).collect::<Vec<_>>(), epoch).await?;
         }
         Some(Row::Versions(version)) => canonical::insert(change, version).await?,
+        Some(Row::Probes(_)) => probes::insert_all(change, &all!(Probes).collect::<Vec<_>>()).await?,
         Some(Row::OutboxPositions(_)) => {
             let values: Vec<Value> =
                 all!(OutboxPositions).flat_map(|row| [rows::id(row.node), row.seq.into()]).collect();

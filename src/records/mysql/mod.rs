@@ -31,6 +31,7 @@ mod connections;
 mod copying;
 mod hosts;
 mod install_tokens;
+mod probes;
 mod rows;
 mod schema;
 mod sealed;
@@ -50,9 +51,10 @@ use uuid::Uuid;
 
 use super::copy::Row;
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Condition, Epoch, Filling,
-    Host, HostChange, InstallToken, NewCanonical, Records, RecordsError, Redemption, Registration, Replacement,
-    Restoration, Result, SealingKey, Seed, Settings, Standstill, StoreFailure, StoreState, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition, Epoch,
+    Filling, Host, HostChange, InstallToken, NewCanonical, Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records,
+    RecordsError, Redemption, Registration, Replacement, Restoration, Result, SealingKey, Seed, Settings, Standstill,
+    StoreFailure, StoreState, Telemetry,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -415,6 +417,22 @@ impl Records for MySql {
 
     async fn activity(&self, id: HostId) -> Result<HostActivity> {
         read!(self, |connection| telemetry::activity(connection, id))
+    }
+
+    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
+        change!(self, |tx| probes::claim(&mut tx, claim, audit))
+    }
+
+    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
+        change!(self, |tx| probes::finish(&mut tx, id, outcome, audit))
+    }
+
+    async fn probes(&self, limit: usize) -> Result<Vec<Probe>> {
+        read!(self, |connection| probes::newest_first(connection, limit))
+    }
+
+    async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary> {
+        read!(self, |connection| probes::summary(connection, since))
     }
 
     async fn settings(&self) -> Result<Settings> {

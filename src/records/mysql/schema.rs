@@ -29,9 +29,10 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 2] = [
+const MIGRATIONS: [Migration; 3] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
+    Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
 ];
 
 impl Migration {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::records::conformance;
+use crate::records::{ProbeTrigger, conformance};
 
 // The integration tests use the rest.
 #[allow(dead_code)]
@@ -91,7 +91,7 @@ async fn what_is_sealed_with_a_key_that_is_gone_is_refused() {
 
 /// Each with connections of its own, as daemons have: what they have in common is the database alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_nodes_redeem_once_and_leave_one_chain() {
+async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
     let server = MariaDb::start();
     let options = options(server.create("authd").await);
     let mut nodes = Vec::new();
@@ -116,6 +116,13 @@ async fn three_nodes_redeem_once_and_leave_one_chain() {
         async move { node.append_audit(&[conformance::noted(), conformance::noted()]).await.unwrap() }
     })
     .await;
+    let claims = conformance::race(60, |number| {
+        let node = Arc::clone(&nodes[number % 3]);
+        let claim = conformance::probes::claim(0, ProbeTrigger::Daily);
+        async move { node.claim_probe(&claim, None).await.unwrap() }
+    })
+    .await;
+    assert_eq!(claims.iter().filter(|claimed| **claimed == Claimed::Begun).count(), 1);
     let mut head = AuditHead::default();
     for entry in nodes[1].audit_from(1, 1000).await.unwrap() {
         head.follow(&entry).unwrap();
@@ -142,7 +149,7 @@ async fn ten_daemons_that_boot_at_once_migrate_once() {
         .await;
     assert_eq!(made.len(), 1);
     let recorded = server.query("SELECT version FROM authd.schema_migrations").await;
-    assert_eq!(recorded.len(), 2);
+    assert_eq!(recorded.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,6 +270,19 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
         assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
         drop(lease);
     }
+    // Two claims write the same number, with nothing else that both of them write.
+    let [late_claim, claim] = [(); 2].map(|()| conformance::probes::claim(0, ProbeTrigger::Store));
+    let mut lease = two.connections.lease(deadline).await.unwrap();
+    let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let begun = probes::claim(&mut late, &late_claim, None).await;
+    assert!(matches!(begun, Ok(Claimed::Begun)), "{begun:?}");
+    assert_eq!(one.claim_probe(&claim, None).await.unwrap(), Claimed::Begun);
+    let refused = late.end(begun).await;
+    println!("after another claim: {refused:?}");
+    assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
+    drop(lease);
+    let busy = two.claim_probe(&late_claim, None).await.unwrap();
+    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == claim.id), "{busy:?}");
     // As it is done: again, until nobody was first.
     let (mut racing, hosts) = (tokio::task::JoinSet::new(), 40);
     let nodes = [Arc::new(one), Arc::new(two)];

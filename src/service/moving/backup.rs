@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{Counts, Export};
 use crate::records::Epoch;
-use crate::records::copy::{Table, Tally};
+use crate::records::copy::{Count, Table, Tally};
 use crate::service::audit::tell;
 use crate::service::{By, Result, Service, ServiceError};
 
@@ -28,8 +28,16 @@ pub struct Manifest {
     pub created_at: OffsetDateTime,
     /// The records were not further than this.
     pub epoch: Epoch,
-    pub tables: BTreeMap<Table, crate::records::copy::Count>,
+    pub tables: BTreeMap<Table, Count>,
     pub rows: u64,
+}
+
+impl Manifest {
+    /// What a table has to have.
+    pub fn count(&self, table: Table) -> Option<Count> {
+        let later = || Table::LATER.contains(&table).then(Count::of_nothing);
+        self.tables.get(&table).copied().or_else(later)
+    }
 }
 
 /// What a backup comes as.

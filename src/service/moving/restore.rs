@@ -111,7 +111,7 @@ pub async fn restore(
     // Where the filling failed, the reading did because of it.
     let tables = filled?;
     read?;
-    if tables.iter().any(|table| manifest.tables.get(&table.table) != Some(&table.from)) {
+    if tables.iter().any(|table| manifest.count(table.table) != Some(table.from)) {
         return Err(ServiceError::Refused("the backup was changed while it was read".into()));
     }
     let note = by.note(now, "state.restore").with("backup_of", manifest.created_at).with("made_by", &manifest.version);
@@ -202,7 +202,7 @@ impl Check {
             )));
         }
         for (table, count) in self.tally.counts() {
-            if manifest.tables.get(&table) != Some(&count) {
+            if manifest.count(table) != Some(count) {
                 return Err(damaged(format!("the rows of {} do not have the digest in the manifest", table.name())));
             }
         }

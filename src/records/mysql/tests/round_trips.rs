@@ -1,9 +1,10 @@
 //! How often a change asks the database something: each is a way over the network and back.
 
+use super::conformance::probes::{claim, outcome};
 use super::conformance::{at, ip, new_canonical, noted, registration, seen};
 use super::*;
 use crate::model::instant::Instant;
-use crate::records::AuthEntry;
+use crate::records::{AuthEntry, ProbeState, ProbeTrigger};
 
 /// What reached the server while `work` was done.
 async fn asked<T>(server: &MariaDb, work: impl Future<Output = Result<T>>) -> Vec<String> {
@@ -40,6 +41,8 @@ async fn a_change_asks_the_database_few_things() {
         let epoch = records.epoch().await.unwrap();
         let rename = HostChange { allow_roaming_ips: Some(true), ..HostChange::default() };
         let note = noted();
+        let probe = claim(1000 * round as i64, ProbeTrigger::Store);
+        let found = outcome(ProbeState::Ok, 1);
         let counted = [
             ("a new host", 10, asked(&server, records.register_host(&first, &note)).await),
             ("a new key", 10, asked(&server, records.register_host(&second, &note)).await),
@@ -51,6 +54,9 @@ async fn a_change_asks_the_database_few_things() {
             ),
             ("a change of a host", 7, asked(&server, records.change_host(id, &rename, at(2), &note)).await),
             ("a store with three entries", 8, asked(&server, records.replace_canonical(&newer, &login, &note)).await),
+            ("a probe begun", 8, asked(&server, records.claim_probe(&probe, Some(&note))).await),
+            ("a probe finished", 7, asked(&server, records.finish_probe(probe.id, &found, Some(&note))).await),
+            ("what probes found", 1, asked(&server, records.probe_summary(at(0))).await),
             ("another login in hand", 8, asked(&server, records.append_telemetry(node, 2 * round + 1, &batch)).await),
             ("telemetry", 7, asked(&server, records.append_telemetry(node, 2 * round + 2, &batch)).await),
             ("a removal", 8, asked(&server, records.remove_host(id, at(3), &note)).await),
