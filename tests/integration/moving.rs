@@ -541,6 +541,48 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
     assert!(refused.contains("not empty"), "{refused}");
 }
 
+/// By a daemon whose records had no table of probes.
+#[tokio::test]
+async fn a_backup_from_before_there_were_probes_is_put_back_and_a_row_too_many_is_not() {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/backup-before-probes");
+    assert!(!read(&made.join("manifest.json")).contains("probes"));
+    let house = House::started();
+    furnish(&house.daemon).await;
+    let key = house.path("key");
+    std::fs::copy(made.join("master.key"), &key).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let restore = |directory: &Path| {
+        ["restore", directory.to_str().unwrap(), "--master-key", key.to_str().unwrap(), "--yes"].map(String::from)
+    };
+
+    // A table that the manifest does not name has no row.
+    let padded = house.path("padded");
+    std::fs::create_dir(&padded).unwrap();
+    let probe = json!({ "table": "probes", "row": { "number": 1, "probe": {
+        "id": "00000000-0000-0000-0000-000000000000", "node": "00000000-0000-0000-0000-000000000000", "version": 1,
+        "trigger": "store", "started_at": "2026-11-26T12:00:00Z", "until": "2026-11-26T12:00:00Z", "outcome": null,
+    } } });
+    let rows = read(&made.join("records.jsonl"));
+    let place = rows.find("{\"table\":\"outbox_positions\"").unwrap();
+    std::fs::write(padded.join("records.jsonl"), format!("{}{probe}\n{}", &rows[..place], &rows[place..])).unwrap();
+    let manifest: Value = serde_json::from_str(&read(&made.join("manifest.json"))).unwrap();
+    let mut counted = manifest.clone();
+    counted["rows"] = (manifest["rows"].as_u64().unwrap() + 1).into();
+    std::fs::write(padded.join("manifest.json"), counted.to_string()).unwrap();
+    let said = house.refused(&restore(&padded).each_ref().map(String::as_str));
+    assert!(said.contains("the rows of probes do not have the digest"), "{said}");
+    assert_eq!(names(&house.daemon), ["a.test", "b.test", "c.test"]);
+
+    let restored = house.daemon.cli_json(&restore(&made).each_ref().map(String::as_str));
+    assert_eq!(
+        restored["restored"]["tables"].as_array().unwrap().len(),
+        manifest["tables"].as_object().unwrap().len() + 1
+    );
+    assert_eq!(names(&house.daemon), ["h1.example.test", "h2.example.test"]);
+    let history = house.daemon.cli_json(&["auth", "history"]);
+    assert_eq!(history["versions"].as_array().unwrap().len(), 1);
+}
+
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }

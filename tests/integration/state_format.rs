@@ -19,8 +19,18 @@ const MOST: usize = 60;
 
 #[tokio::test]
 async fn a_state_of_format_1_is_served_by_this_version_and_kept_aside_as_it_was() {
-    let mut daemon = prepare();
+    is_served_and_kept_aside(1).await;
+}
+
+#[tokio::test]
+async fn a_state_of_format_2_is_served_by_this_version_and_kept_aside_as_it_was() {
+    is_served_and_kept_aside(2).await;
+}
+
+async fn is_served_and_kept_aside(format: u32) {
+    let mut daemon = prepare_format(format);
     let before = files(&daemon.state_dir());
+    assert_eq!(before.get(Path::new("format")).map(Vec::as_slice), (format > 1).then_some(&b"2\n"[..]));
     daemon.launch();
     assert_is_upgraded(&daemon.state_dir(), &before);
 
@@ -30,14 +40,14 @@ async fn a_state_of_format_1_is_served_by_this_version_and_kept_aside_as_it_was(
         let answer = client.post(daemon.hosts_url("/auth")).header("x-api-key", key).json(&body).send().await.unwrap();
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
     };
-    let (status, answer) = retrieve(&key_of("h1.example.test"), [127, 0, 0, 1]).await;
+    let (status, answer) = retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 1]).await;
     assert_eq!((status, answer["data"]["status"].as_str()), (200, Some("outdated")), "{answer}");
     assert_eq!(answer["data"]["canonical_digest"], DIGEST);
     assert_eq!(answer["data"]["auth"]["tokens"]["account_id"], "acc-1234");
-    assert_eq!(retrieve(&key_of("h1.example.test"), [127, 0, 0, 2]).await.0, 403, "it is bound to its address");
-    assert_eq!(retrieve(&key_of("gone.example.test"), [127, 0, 0, 1]).await.0, 401);
+    assert_eq!(retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 2]).await.0, 403, "it is bound to its address");
+    assert_eq!(retrieve(&key_of(format, "gone.example.test"), [127, 0, 0, 1]).await.0, 401);
 
-    let alice = data("alice/alice.crt");
+    let alice = data(format, "alice/alice.crt");
     let valid =
         Command::new("openssl").args(["x509", "-checkend", "60", "-noout", "-in"]).arg(&alice).output().unwrap();
     if valid.status.success() {
@@ -53,7 +63,7 @@ async fn a_state_of_format_1_is_served_by_this_version_and_kept_aside_as_it_was(
     assert_hosts(&daemon);
 
     assert!(daemon.stop().success());
-    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-2")).unwrap().ino();
+    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-3")).unwrap().ino();
     let first = inode(&daemon);
     daemon.launch();
     assert_eq!(inode(&daemon), first, "a second start copies nothing");
@@ -74,13 +84,13 @@ fn a_command_without_a_daemon_upgrades_as_a_start_does() {
 #[test]
 fn a_newer_format_is_refused_with_the_way_out_and_nothing_is_touched() {
     let daemon = prepare();
-    std::fs::write(daemon.state_dir().join("format"), "3\n").unwrap();
+    std::fs::write(daemon.state_dir().join("format"), "4\n").unwrap();
     let before = files(&daemon.state_dir());
     for arguments in [&["serve"][..], &["hosts", "list"], &["keys", "rotate"]] {
         let output = daemon.cli(arguments);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("has format 3") && said.contains("install the version that wrote it"), "{said}");
+        assert!(said.contains("has format 4") && said.contains("install the version that wrote it"), "{said}");
         assert!(before == files(&daemon.state_dir()), "{arguments:?}");
     }
 }
@@ -99,7 +109,7 @@ fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_
         let killed = output.status.signal() == Some(9);
         assert!(killed || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
         let state = daemon.state_dir();
-        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-2").exists() {
+        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-3").exists() {
             assert_copied(&state, &before);
         } else {
             assert!(below(&state, &["records", "hot"]) == below_map(&before), "{at}: changed before it was copied");
@@ -132,7 +142,7 @@ fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_
 fn without_room_for_the_copy_nothing_is_changed() {
     let daemon = Daemon::prepare(&[]);
     let Some(disk) = Disk::mount(Kind::Tmpfs, &daemon.state_dir(), 16) else { return };
-    unpack(&daemon);
+    unpack(&daemon, 1);
     // As large as the records of a fleet.
     std::fs::write(daemon.state_dir().join("hot/more"), vec![7; 6 << 20]).unwrap();
     let before = files(&daemon.state_dir());
@@ -149,27 +159,32 @@ fn without_room_for_the_copy_nothing_is_changed() {
     drop(disk);
 }
 
+/// The oldest.
 fn prepare() -> Daemon {
+    prepare_format(1)
+}
+
+fn prepare_format(format: u32) -> Daemon {
     let mut daemon = Daemon::prepare(&[]);
     daemon.log_level = Some("info");
-    unpack(&daemon);
+    unpack(&daemon, format);
     daemon
 }
 
-fn unpack(daemon: &Daemon) {
+fn unpack(daemon: &Daemon, format: u32) {
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(data("state.tar.gz"));
+    tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(data(format, "state.tar.gz"));
     assert!(tar.status().unwrap().success());
     // Where it listened is another test's port by now.
     std::fs::remove_file(daemon.state_dir().join("listen.json")).unwrap();
 }
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-format-1").join(name)
+fn data(format: u32, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/state-format-{format}")).join(name)
 }
 
-fn key_of(host: &str) -> String {
-    let made: Value = serde_json::from_slice(&std::fs::read(data(&format!("{host}.json"))).unwrap()).unwrap();
+fn key_of(format: u32, host: &str) -> String {
+    let made: Value = serde_json::from_slice(&std::fs::read(data(format, &format!("{host}.json"))).unwrap()).unwrap();
     made["host"]["api_key"].as_str().unwrap().to_owned()
 }
 
@@ -182,15 +197,16 @@ fn assert_hosts(daemon: &Daemon) {
 }
 
 fn assert_is_upgraded(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "2\n");
-    assert!(!state.join("upgrading").exists() && !state.join("before-format-2.part").exists());
+    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "3\n");
+    assert!(!state.join("upgrading").exists() && !state.join("before-format-3.part").exists());
     assert_copied(state, before);
 }
 
 /// The copy is what was there, and can be put back as it is.
 fn assert_copied(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    let mut copied = files(&state.join("before-format-2"));
-    assert_eq!(copied.remove(Path::new("format")).unwrap(), b"1\n");
+    let mut copied = files(&state.join("before-format-3"));
+    let format = before.get(Path::new("format")).map_or(&b"1\n"[..], Vec::as_slice);
+    assert_eq!(copied.remove(Path::new("format")).unwrap(), format);
     let kept = |path: &Path| ["records", "hot", "master.key"].iter().any(|name| path.starts_with(name));
     let wanted: BTreeMap<_, _> =
         before.iter().filter(|(path, _)| kept(path)).map(|(k, v)| (k.clone(), v.clone())).collect();

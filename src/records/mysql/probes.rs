@@ -1,7 +1,8 @@
 //! Probes, by their number: the order in which they were claimed.
 //!
 //! A claim is decided by what was read, and moves `heads` with a note only. It need not: where a lock holds on one node of a
-//! cluster, two claims write the same number, and the second commit is refused.
+//! cluster, two claims write the same number, and the second commit is refused. Whoever has the store stand still waits for
+//! those of other nodes as for their telemetry.
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row, Value};
