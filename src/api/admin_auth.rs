@@ -190,3 +190,21 @@ impl From<CanonicalSummary> for AuthVersion {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_codex_refreshed_names_the_one_that_was_probed() {
+        let summary = CanonicalSummary {
+            version: 8,
+            digest: crate::model::digest::Digest::of(b""),
+            last_refresh: "2026-11-26T12:00:00Z".into(),
+            source: Source::Runner { of: 7 },
+            stored_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let shown = AuthVersion::from(summary);
+        assert_eq!((shown.source.as_str(), shown.source_name.as_str()), ("runner", "version 7"));
+    }
+}

@@ -46,7 +46,7 @@ pub enum ProbeState {
 }
 
 /// Who wants to probe what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeClaim {
     /// Names the attempt; made anew for each.
     pub id: Uuid,

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::records::conformance::{Fixture, conformance_tests};
 
 use super::*;
+use crate::records::{ProbeState, ProbeTrigger};
 
 async fn empty() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
@@ -15,6 +16,7 @@ mod conformance {
 
 mod crash;
 
+use crate::records::conformance::probes::{claim, outcome};
 use crate::records::conformance::{at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token};
 
 #[tokio::test]
@@ -31,6 +33,8 @@ async fn everything_is_there_when_opened_again() {
         replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
     store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
+    let probe = claim(0, ProbeTrigger::Admin);
+    store.claim_probe(&probe, None).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     drop(store);
 
@@ -44,6 +48,9 @@ async fn everything_is_there_when_opened_again() {
     assert_eq!(store.changes_since(Epoch(0)).await.unwrap().install_tokens.len(), 2);
     let redemption = store.redeem_install_token(&token("b"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed);
+    let another = store.claim_probe(&claim(1, ProbeTrigger::Admin), None).await.unwrap();
+    assert!(matches!(&another, Claimed::Busy(known) if known.id == probe.id), "{another:?}");
+    assert!(store.finish_probe(probe.id, &outcome(ProbeState::Ok, 2), None).await.unwrap());
     store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 2);
 }
