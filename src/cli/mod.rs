@@ -21,6 +21,7 @@ mod migrate;
 mod print;
 mod progress;
 mod restore;
+mod sandbox;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,6 +112,9 @@ pub enum CliError {
 }
 
 pub fn main() -> ExitCode {
+    if let Some(code) = sandbox::dispatch() {
+        return code;
+    }
     let arguments = Arguments::parse();
     crate::pki::tls::install_default_provider();
     match run(&arguments) {

@@ -1,0 +1,56 @@
+//! `codex-authd sandbox-exec`: what the daemon starts to run Codex in a sandbox. Not for people, hence in no help; with
+//! `--plan FILE` a sandbox is tried without a daemon.
+//!
+//! It is dispatched before anything else happens in the process: no thread, no configuration, no TLS.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::runner::sandbox::{self, Ending, Event, Plan, Sandbox};
+
+use super::CliError;
+
+/// If that is what was asked for.
+pub fn dispatch() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != "sandbox-exec" {
+        return None;
+    }
+    let rest: Vec<OsString> = arguments.collect();
+    Some(match rest.as_slice() {
+        [flag, file] if flag == "--plan" => match run(Path::new(file)) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("codex-authd: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        [] => sandbox::launch(),
+        _ => {
+            eprintln!("codex-authd: sandbox-exec knows only --plan FILE");
+            ExitCode::from(2)
+        }
+    })
+}
+
+/// The program's outputs are this process's, and so is its exit code. Nothing listens on the proxy's port.
+fn run(file: &Path) -> Result<ExitCode, CliError> {
+    let refused = |e: &dyn std::fmt::Display| CliError::Refused(e.to_string());
+    let text = std::fs::read(file).map_err(|cause| CliError::Read { path: file.into(), cause })?;
+    let plan: Plan = serde_json::from_slice(&text).map_err(|e| refused(&format!("{}: {e}", file.display())))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let ending = runtime.block_on(async {
+        let mut sandbox = Sandbox::start_attached(Path::new("/proc/self/exe"), &plan).await?;
+        // Whoever connects to it is refused.
+        drop(sandbox.listener());
+        sandbox.go()?;
+        while !matches!(sandbox.next().await?, Event::Ended(_)) {}
+        sandbox.end().await
+    });
+    match ending.map_err(|e| refused(&e))?.1 {
+        Ending::Exited(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        Ending::Killed(signal) => Err(CliError::Refused(format!("the program was killed by signal {signal}"))),
+        Ending::OutOfTime => Err(CliError::Refused("the program was killed because its time was up".to_owned())),
+    }
+}

@@ -1,0 +1,187 @@
+//! What went wrong with a sandbox, for people: which part is missing on this machine, and the command that mends it.
+
+use std::fmt::{self, Display};
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// A part of the isolation. By its number it is told over the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    Plan = 1,
+    Program,
+    Namespaces,
+    Ids,
+    Cgroup,
+    Mounts,
+    Names,
+    Network,
+    Home,
+    Watch,
+    Privileges,
+    Limits,
+    Filter,
+}
+
+impl Part {
+    pub(super) const ALL: [Self; 13] = [
+        Self::Plan,
+        Self::Program,
+        Self::Namespaces,
+        Self::Ids,
+        Self::Cgroup,
+        Self::Mounts,
+        Self::Names,
+        Self::Network,
+        Self::Home,
+        Self::Watch,
+        Self::Privileges,
+        Self::Limits,
+        Self::Filter,
+    ];
+}
+
+impl Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plan => "plan",
+            Self::Program => "program",
+            Self::Namespaces => "namespaces",
+            Self::Ids => "user and group ids of a user namespace",
+            Self::Cgroup => "cgroup",
+            Self::Mounts => "file systems of a mount namespace",
+            Self::Names => "host name of a uts namespace",
+            Self::Network => "network of a net namespace",
+            Self::Home => "home",
+            Self::Watch => "watch on the home",
+            Self::Privileges => "giving up of privileges",
+            Self::Limits => "limits",
+            Self::Filter => "filter of system calls",
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("this machine gives a sandbox no {part}: {cause}; {remedy}")]
+    Unavailable { part: Part, cause: String, remedy: String },
+    #[error("cannot run {program} in a sandbox: {cause}; {remedy}", program = program.display())]
+    Program { program: PathBuf, cause: String, remedy: String },
+    #[error("the sandbox cannot be made as planned: {0}")]
+    Plan(String),
+    #[error("cannot start {launcher} as the launcher of a sandbox: {cause}", launcher = launcher.display())]
+    Start { launcher: PathBuf, cause: io::Error },
+    #[error(
+        "the sandbox died before it told how its program ended; look for the OOM killer in the kernel's log (dmesg)"
+    )]
+    Died,
+    #[error("the sandbox was not built within {0} seconds; the machine may be overloaded: try again")]
+    Slow(u64),
+    #[error("the sandbox said what cannot be understood; this is a fault of codex-authd")]
+    Nonsense,
+    #[error("the connection to the sandbox failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl SandboxError {
+    /// Of what the sandbox told.
+    pub(super) fn failed(part: Part, errno: i32, what: &str, program: PathBuf) -> Self {
+        let errno = Errno::from_raw(errno);
+        let cause = format!("cannot {what}: {}", errno.desc());
+        match part {
+            Part::Plan => Self::Plan(what.to_owned()),
+            Part::Home => Self::Plan(cause),
+            Part::Program => Self::Program { program, cause, remedy: of_program(errno).to_owned() },
+            part => Self::Unavailable { part, cause, remedy: remedy(part, errno, &Kernel::here()) },
+        }
+    }
+}
+
+fn of_program(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ENOENT => "it must be there, and need no loader or library: name the Codex binary itself, not a script",
+        Errno::EACCES | Errno::EPERM => {
+            "every user must be allowed to read and execute it, and it must not be on a file system mounted noexec"
+        }
+        Errno::ENOEXEC => "it must be a program for this processor",
+        Errno::ENOMEM | Errno::EAGAIN => "raise its limits of memory and processes",
+        _ => "check that it is a statically linked program that every user may read and execute",
+    }
+}
+
+/// What the kernel was told about namespaces.
+#[derive(Default)]
+pub(super) struct Kernel {
+    /// Sysctls that are there.
+    pub values: Vec<(&'static str, u64)>,
+}
+
+/// A sysctl, what is wrong with it when it has that value, and a value that is right.
+type Switch = (&'static str, fn(u64) -> bool, &'static str);
+
+const SWITCHES: [Switch; 10] = [
+    ("kernel.unprivileged_userns_clone", |value| value == 0, "1"),
+    ("kernel.apparmor_restrict_unprivileged_userns", |value| value == 1, "0"),
+    ("user.max_user_namespaces", |value| value == 0, "10000"),
+    ("user.max_mnt_namespaces", |value| value == 0, "10000"),
+    ("user.max_pid_namespaces", |value| value == 0, "10000"),
+    ("user.max_net_namespaces", |value| value == 0, "10000"),
+    ("user.max_ipc_namespaces", |value| value == 0, "10000"),
+    ("user.max_uts_namespaces", |value| value == 0, "10000"),
+    ("user.max_cgroup_namespaces", |value| value == 0, "10000"),
+    ("user.max_inotify_instances", |value| value == 0, "128"),
+];
+
+impl Kernel {
+    pub(super) fn here() -> Self {
+        let read = |name: &str| -> Option<u64> {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            std::fs::read_to_string(path).ok()?.trim().parse().ok()
+        };
+        let values = SWITCHES.iter().filter_map(|(name, ..)| Some((*name, read(name)?))).collect();
+        Self { values }
+    }
+
+    /// The commands that set right what is switched off.
+    fn commands(&self) -> Vec<String> {
+        let wrong = |name: &str, is_wrong: fn(u64) -> bool| {
+            self.values.iter().any(|(known, value)| *known == name && is_wrong(*value))
+        };
+        let commands = SWITCHES.iter().filter(|(name, is_wrong, _)| wrong(name, *is_wrong));
+        commands.map(|(name, _, right)| format!("sysctl -w {name}={right}")).collect()
+    }
+}
+
+/// The next thing to do about it.
+pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
+    let commands = kernel.commands();
+    let refused = matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS);
+    if refused && !commands.is_empty() {
+        let mut text = format!("allow it: `{}` (and in /etc/sysctl.d, to keep it)", commands.join("; "));
+        if commands.iter().any(|command| command.contains("apparmor")) {
+            text.push_str(", or give /usr/bin/codex-authd an AppArmor profile with `userns,`");
+        }
+        return text;
+    }
+    match (part, errno) {
+        (Part::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
+            "too many namespaces are in use: raise user.max_*_namespaces with sysctl".to_owned()
+        }
+        (Part::Namespaces | Part::Ids | Part::Mounts | Part::Network | Part::Names, Errno::EPERM | Errno::EACCES) => {
+            "something around the daemon refuses it: in a systemd unit RestrictNamespaces= or SystemCallFilter=, in a \
+             container its seccomp or AppArmor profile (`--security-opt seccomp=unconfined`), in a chroot the chroot"
+                .to_owned()
+        }
+        (_, Errno::EINVAL | Errno::ENOSYS) => {
+            "a kernel of 5.10 or later with all namespaces and seccomp is needed".to_owned()
+        }
+        (Part::Watch, Errno::EMFILE) => "raise it: `sysctl -w fs.inotify.max_user_instances=1024`".to_owned(),
+        (Part::Cgroup, _) => {
+            "delegate a cgroup (`Delegate=memory pids` in the unit), or start the daemon anew".to_owned()
+        }
+        (_, Errno::ENOMEM) => "the machine has no memory left for it: free some, then try again".to_owned(),
+        _ => "`codex-authd runner doctor` tells what this machine can isolate".to_owned(),
+    }
+}

@@ -1,0 +1,239 @@
+//! The daemon's end of a sandbox: starts the launcher, hands it the plan, and hears what the first process tells.
+//!
+//! The socket is what keeps the sandbox alive: when it is closed, by a drop or by the death of the daemon, everything
+//! inside is killed. Nothing is stored.
+
+use std::io::{self, ErrorKind};
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream as Socket;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::UnixStream;
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::launcher::SOCKET;
+use super::wire::{self, HEADER, Kind};
+use super::{Ending, Plan, SandboxError, sys};
+
+/// How long building may take on a machine that is very busy.
+const BUILD_SECONDS: u64 = 20;
+/// How long a sandbox that was asked to end may take to tell what it watched.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// A sandbox that was built, from the daemon's side. Dropping it kills it.
+pub struct Sandbox {
+    child: Child,
+    socket: UnixStream,
+    frame: Frame,
+    listener: Option<TcpListener>,
+    program: PathBuf,
+    ended: Option<Ending>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// What is watched holds now, whole (at most 1 MiB; else it is not told).
+    Watched(Zeroizing<Vec<u8>>),
+    /// The last one. What is watched comes before it, if it changed since it was last told.
+    Ended(Ending),
+}
+
+impl Sandbox {
+    /// Starts `launcher`, this executable, and waits until everything is built and the program about to run.
+    pub async fn start(launcher: &Path, plan: &Plan) -> Result<Self, SandboxError> {
+        Self::start_with(launcher, plan, Stdio::piped(), Stdio::piped()).await
+    }
+
+    /// The same, with the program's outputs on the caller's own.
+    pub async fn start_attached(launcher: &Path, plan: &Plan) -> Result<Self, SandboxError> {
+        Self::start_with(launcher, plan, Stdio::inherit(), Stdio::inherit()).await
+    }
+
+    async fn start_with(launcher: &Path, plan: &Plan, stdout: Stdio, stderr: Stdio) -> Result<Self, SandboxError> {
+        let failed = |cause| SandboxError::Start { launcher: launcher.into(), cause };
+        let (ours, theirs) = Socket::pair().map_err(failed)?;
+        ours.set_nonblocking(true)?;
+        let mut command = std::process::Command::new(launcher);
+        command.arg("sandbox-exec").env_clear().stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let mapping = FdMapping { parent_fd: OwnedFd::from(theirs), child_fd: SOCKET };
+        command.fd_mappings(vec![mapping]).map_err(|e| failed(io::Error::other(e)))?;
+        let mut command = Command::from(command);
+        let child = command.spawn().map_err(failed)?;
+        // With it goes our copy of the launcher's end.
+        drop(command);
+        let mut sandbox = Self {
+            child,
+            socket: UnixStream::from_std(ours)?,
+            frame: Frame::default(),
+            listener: None,
+            program: plan.program.clone(),
+            ended: None,
+        };
+        let built = async {
+            // A launcher that dies early has told why, or is told of below.
+            if let Err(e) = sandbox.socket.write_all(&packed(plan)?).await
+                && e.kind() != ErrorKind::BrokenPipe
+            {
+                return Err(SandboxError::Io(e));
+            }
+            match sandbox.frame().await? {
+                (Kind::Built, _, Some(listener)) => {
+                    sandbox.listener = Some(TcpListener::from(listener));
+                    Ok(())
+                }
+                _ => Err(SandboxError::Nonsense),
+            }
+        };
+        timeout(Duration::from_secs(BUILD_SECONDS), built).await.map_err(|_| SandboxError::Slow(BUILD_SECONDS))??;
+        Ok(sandbox)
+    }
+
+    /// Listens on `PROXY` inside. Once; it does not block.
+    pub fn listener(&mut self) -> Option<TcpListener> {
+        self.listener.take()
+    }
+
+    /// What the program writes. Once.
+    pub fn output(&mut self) -> Option<(ChildStdout, ChildStderr)> {
+        self.child.stdout.take().zip(self.child.stderr.take())
+    }
+
+    /// Lets the program run: until now nothing of it did.
+    pub fn go(&mut self) -> Result<(), SandboxError> {
+        Ok(self.command(wire::GO)?)
+    }
+
+    /// What happens next. It may be dropped while it waits, and called anew.
+    pub async fn next(&mut self) -> Result<Event, SandboxError> {
+        match self.frame().await? {
+            (Kind::Watched, body, _) => Ok(Event::Watched(body)),
+            (Kind::Ended, body, _) => {
+                let ending = wire::read_ended(&body).ok_or(SandboxError::Nonsense)?;
+                self.ended = Some(ending);
+                Ok(Event::Ended(ending))
+            }
+            _ => Err(SandboxError::Nonsense),
+        }
+    }
+
+    /// Ends it now, as if its time were up, and waits until nothing of it is left. Answers with what `watched` held in
+    /// the end, if that was not told before, and how the program ended.
+    pub async fn end(mut self) -> Result<(Option<Zeroizing<Vec<u8>>>, Ending), SandboxError> {
+        let told = if let Some(ending) = self.ended {
+            Ok((None, ending))
+        } else {
+            // If it is just ending by itself, that is told.
+            _ = self.command(wire::END);
+            timeout(LAST_WORDS, self.last_words()).await.unwrap_or(Err(SandboxError::Died))
+        };
+        let Self { mut child, socket, .. } = self;
+        // Its end kills whatever did not end in its own way.
+        drop(socket);
+        child.wait().await?;
+        told
+    }
+
+    async fn last_words(&mut self) -> Result<(Option<Zeroizing<Vec<u8>>>, Ending), SandboxError> {
+        let mut watched = None;
+        loop {
+            match self.next().await? {
+                Event::Watched(content) => watched = Some(content),
+                Event::Ended(ending) => return Ok((watched, ending)),
+            }
+        }
+    }
+
+    fn command(&self, byte: u8) -> io::Result<()> {
+        // One byte always has room: never more than two are under way.
+        self.socket.try_write(&[byte]).map(drop)
+    }
+
+    async fn frame(&mut self) -> Result<(Kind, Zeroizing<Vec<u8>>, Option<OwnedFd>), SandboxError> {
+        let frame = &mut self.frame;
+        let socket = &self.socket;
+        let whole = socket.async_io(Interest::READABLE, || frame.read(socket)).await;
+        let (kind, body, descriptor) = match whole {
+            Err(e) if matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return Err(SandboxError::Died);
+            }
+            Err(e) if e.kind() == ErrorKind::InvalidData => return Err(SandboxError::Nonsense),
+            other => other?,
+        };
+        if kind == Kind::Failed {
+            let (part, errno, what) = wire::read_failed(&body).ok_or(SandboxError::Nonsense)?;
+            return Err(SandboxError::failed(part, errno, &what, self.program.clone()));
+        }
+        Ok((kind, body, descriptor))
+    }
+}
+
+/// What has arrived of a frame so far.
+#[derive(Default)]
+struct Frame {
+    header: [u8; HEADER],
+    filled: usize,
+    body: Option<(Kind, Zeroizing<Vec<u8>>)>,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Frame {
+    fn read(&mut self, socket: &UnixStream) -> io::Result<(Kind, Zeroizing<Vec<u8>>, Option<OwnedFd>)> {
+        loop {
+            let place = match &mut self.body {
+                None if self.filled == HEADER => {
+                    let (kind, length) =
+                        wire::read_header(self.header).ok_or_else(|| io::Error::from(ErrorKind::InvalidData))?;
+                    self.body = Some((kind, Zeroizing::new(vec![0; length])));
+                    self.filled = 0;
+                    continue;
+                }
+                None => &mut self.header[self.filled..],
+                Some((_, body)) => &mut body[self.filled..],
+            };
+            if place.is_empty() {
+                self.filled = 0;
+                let (kind, body) = self.body.take().ok_or_else(|| io::Error::from(ErrorKind::InvalidData))?;
+                return Ok((kind, body, self.descriptor.take()));
+            }
+            let (length, descriptor) = sys::receive(socket.as_fd(), place)?;
+            if length == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            self.filled += length;
+            if descriptor.is_some() {
+                self.descriptor = descriptor;
+            }
+        }
+    }
+}
+
+/// The plan behind its length, in memory that was never moved.
+fn packed(plan: &Plan) -> io::Result<Zeroizing<Vec<u8>>> {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, plan)?;
+    if count.0 > wire::LARGEST_PLAN {
+        return Err(io::Error::other("the plan of a sandbox is too large"));
+    }
+    let length = u32::try_from(count.0).map_err(io::Error::other)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(count.0 + 4));
+    text.extend_from_slice(&length.to_le_bytes());
+    serde_json::to_writer(&mut *text, plan)?;
+    Ok(text)
+}

@@ -1,0 +1,345 @@
+//! The first process of a sandbox: builds it, starts the program in it, and stays as the one whose death is the death of
+//! everything inside.
+//!
+//! It ends, killing all, when the program has ended, when its time is up, when it is asked to, and when the daemon or the
+//! launcher is gone. It has the program's rights and is under its filter by the time anything of the program runs; all it
+//! holds of the host is the daemon's socket and the launcher's pipe.
+//!
+//! It runs on a copy of the launcher's memory: nothing here allocates, and no line can panic. A crash at any line takes
+//! the sandbox with it, and the daemon reads the end of its socket; a login that the program had refreshed a moment before,
+//! and that was not told yet, is lost then.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::unreachable
+)]
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc::pid_t;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::stat::{Mode, SFlag, fstat, umask};
+use nix::unistd::{pipe2, read, setsid, write};
+use zeroize::Zeroizing;
+
+use super::perform::{Built, perform};
+use super::steps::Planned;
+use super::sys::{self, Reaped};
+use super::wire::{self, Kind};
+use super::{Ending, Part};
+
+/// How long the daemon may take to read what it is told once all is over.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// A program that rewrites its login without end is heard this often, and once more at the end.
+const MOST_TOLD: u32 = 64;
+
+/// Made by the launcher before the clone.
+pub struct Init {
+    pub steps: Vec<Planned>,
+    pub program: sys::Program,
+    pub socket: OwnedFd,
+    /// A byte comes by it once the ids are mapped; its end is the launcher's death.
+    pub lifeline: OwnedFd,
+    pub time: Duration,
+    pub only_build: bool,
+    pub watched: Watched,
+}
+
+/// What is told whenever it changes.
+pub struct Watched {
+    pub path: CString,
+    /// What the daemon knows, and what is there: neither ever grows.
+    pub known: Zeroizing<Vec<u8>>,
+    pub present: Zeroizing<Vec<u8>>,
+    pub times: u32,
+}
+
+impl Watched {
+    /// `content` is what is there at the start.
+    pub fn new(path: CString, content: &[u8]) -> Self {
+        let mut known = Zeroizing::new(Vec::with_capacity(content.len().max(wire::LARGEST_WATCHED)));
+        known.extend_from_slice(content);
+        let present = Zeroizing::new(vec![0; wire::LARGEST_WATCHED]);
+        Self { path, known, present, times: 0 }
+    }
+}
+
+impl Init {
+    pub fn run(mut self) -> ! {
+        sys::exit(match self.live() {
+            Ok(()) => 0,
+            Err(Gone) => 1,
+        })
+    }
+
+    fn live(&mut self) -> Result<(), Gone> {
+        // Nothing may be done before the ids are mapped.
+        let mut mapped = [0];
+        if read(&self.lifeline, &mut mapped) != Ok(1) {
+            return Err(Gone);
+        }
+        let signals = self.done(sys::signals(), Part::Limits, "receive signals")?;
+        let mut built = Built::default();
+        if let Err((number, errno)) = perform(&self.steps, &mut built) {
+            let planned = self.steps.get(number);
+            let part = planned.map_or(Part::Mounts, |planned| planned.part);
+            return self.fail(part, errno, planned.map_or("", |planned| planned.what.as_str()));
+        }
+        let mut teller =
+            Teller { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: None, killed: false };
+        let listener = built.listener.take();
+        teller.tell(Kind::Built, &[], &[], listener.as_ref().map(OwnedFd::as_fd))?;
+        drop(listener);
+        let Some(watch) = built.watch else { return Err(Gone) };
+
+        let ending = self.until_over(&signals, &watch)?;
+        // Whatever is left of it, in whichever session.
+        loop {
+            sys::kill_all();
+            if let Reaped::NoChildren = sys::reap(true) {
+                break;
+            }
+        }
+        let mut teller = Teller {
+            socket: self.socket.as_fd(),
+            lifeline: self.lifeline.as_fd(),
+            until: Instant::now().checked_add(LAST_WORDS),
+            killed: true,
+        };
+        tell_watched(&mut self.watched, &mut teller)?;
+        teller.tell(Kind::Ended, &wire::ended(ending), &[], None)
+    }
+
+    /// Waits to be let go, runs the program, and comes back when it is to be over.
+    fn until_over(&mut self, signals: &OwnedFd, watch: &OwnedFd) -> Result<Ending, Gone> {
+        let mut program: Option<pid_t> = None;
+        let mut deadline = None;
+        loop {
+            let mut polled = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN),
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(watch.as_fd(), PollFlags::POLLIN),
+            ];
+            let Ok(_) = (match poll(&mut polled, timeout(deadline)) {
+                Err(Errno::EINTR) => continue,
+                other => other,
+            }) else {
+                return Err(Gone);
+            };
+            let [commands, lifeline, signalled, changed] = polled.map(|one| one.any().unwrap_or(true));
+            if lifeline {
+                return Err(Gone);
+            }
+            if commands {
+                match self.command()? {
+                    Some(wire::GO) if program.is_none() => {
+                        if self.only_build {
+                            return Ok(Ending::Exited(0));
+                        }
+                        deadline = Instant::now().checked_add(self.time);
+                        program = Some(self.start()?);
+                    }
+                    Some(wire::END) => return Ok(Ending::OutOfTime),
+                    Some(_) => return Err(Gone),
+                    None => {}
+                }
+            }
+            if signalled && sys::asked_to_end(signals.as_fd()) {
+                return Ok(Ending::OutOfTime);
+            }
+            if changed {
+                self.changed(watch, deadline)?;
+            }
+            // Children that lost their parent are reaped as well.
+            while let Reaped::Child(pid, ending) = sys::reap(false) {
+                if Some(pid) == program {
+                    return Ok(ending);
+                }
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Ending::OutOfTime);
+            }
+        }
+    }
+
+    fn changed(&mut self, watch: &OwnedFd, deadline: Option<Instant>) -> Result<(), Gone> {
+        let mut events = [0; 4096];
+        while read(watch, &mut events).is_ok_and(|length| length > 0) {}
+        if self.watched.times >= MOST_TOLD {
+            return Ok(());
+        }
+        self.watched.times = self.watched.times.saturating_add(1);
+        let mut teller =
+            Teller { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: deadline, killed: false };
+        tell_watched(&mut self.watched, &mut teller)
+    }
+
+    fn command(&self) -> Result<Option<u8>, Gone> {
+        let mut byte = [0];
+        match recv(self.socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
+            Ok(1) => Ok(byte.first().copied()),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+            _ => Err(Gone),
+        }
+    }
+
+    /// The program, in a session of its own, with standard input and its two outputs and nothing else.
+    fn start(&mut self) -> Result<pid_t, Gone> {
+        // Closed by the exec: what comes by it is why there was none.
+        let (failure, fails) = self.done(pipe2(OFlag::O_CLOEXEC), Part::Program, "make a pipe")?;
+        let pid = self.done(sys::clone(0), Part::Program, "start a process")?;
+        if pid == 0 {
+            drop(failure);
+            let errno = self.execute();
+            _ = write(&fails, &(errno as i32).to_le_bytes());
+            sys::exit(127);
+        }
+        drop(fails);
+        let mut errno = [0; 4];
+        if read(&failure, &mut errno) == Ok(4) {
+            let errno = Errno::from_raw(i32::from_le_bytes(errno));
+            return self.fail(Part::Program, errno, "execute the program");
+        }
+        // Whoever reads the outputs sees their end with the program's.
+        for output in [1, 2] {
+            let null =
+                self.done(open(c"/dev/null", OFlag::O_RDONLY, Mode::empty()), Part::Program, "open /dev/null")?;
+            self.done(sys::place(null.as_fd(), output), Part::Program, "let go of the outputs")?;
+        }
+        Ok(pid)
+    }
+
+    fn execute(&self) -> Errno {
+        umask(Mode::from_bits_truncate(0o077));
+        if let Err(errno) = setsid().map(drop).and_then(|()| sys::default_signals()) {
+            return errno;
+        }
+        self.program.execute()
+    }
+
+    fn done<T>(&self, result: Result<T, Errno>, part: Part, what: &str) -> Result<T, Gone> {
+        result.or_else(|errno| self.fail(part, errno, what))
+    }
+
+    fn fail<T>(&self, part: Part, errno: Errno, what: &str) -> Result<T, Gone> {
+        let mut teller = Teller {
+            socket: self.socket.as_fd(),
+            lifeline: self.lifeline.as_fd(),
+            until: Instant::now().checked_add(LAST_WORDS),
+            killed: true,
+        };
+        teller.tell(Kind::Failed, &wire::failed(part, errno as i32), what.as_bytes(), None)?;
+        Err(Gone)
+    }
+}
+
+/// There is nobody left to be told: it is over.
+struct Gone;
+
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    // Rounded up, so that it is past the deadline afterwards.
+    let left = deadline.saturating_duration_since(Instant::now()).saturating_add(Duration::from_micros(999));
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}
+
+/// Reads what is there; tells it if it is not what the daemon knows.
+fn tell_watched(watched: &mut Watched, teller: &mut Teller) -> Result<(), Gone> {
+    let Some(length) = read_watched(&watched.path, &mut watched.present) else { return Ok(()) };
+    let Some(content) = watched.present.get(..length) else { return Ok(()) };
+    if content == watched.known.as_slice() {
+        return Ok(());
+    }
+    teller.tell(Kind::Watched, content, &[], None)?;
+    watched.known.clear();
+    // It fits: no memory is asked for.
+    watched.known.extend_from_slice(content);
+    Ok(())
+}
+
+/// How much was read. The program is hostile: a file of another kind, or a larger one, is none.
+fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = open(path.as_c_str(), flags, Mode::empty()).ok()?;
+    let about = fstat(&file).ok()?;
+    let regular = SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+    if !regular || usize::try_from(about.st_size).ok()? > buffer.len() {
+        return None;
+    }
+    let mut length = 0_usize;
+    loop {
+        let left = buffer.get_mut(length..)?;
+        if left.is_empty() {
+            return Some(length);
+        }
+        match read(&file, left) {
+            Ok(0) => return Some(length),
+            Ok(read) => length = length.checked_add(read)?,
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Tells the daemon, which may be slow to listen.
+struct Teller<'a> {
+    socket: BorrowedFd<'a>,
+    lifeline: BorrowedFd<'a>,
+    /// When it is given up; while the program runs, when that is killed, after which there are some seconds left.
+    until: Option<Instant>,
+    killed: bool,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, kind: Kind, start: &[u8], rest: &[u8], descriptor: Option<BorrowedFd>) -> Result<(), Gone> {
+        let header = wire::header(kind, start.len().saturating_add(rest.len()));
+        self.send(&header, descriptor)?;
+        self.send(start, None)?;
+        self.send(rest, None)
+    }
+
+    fn send(&mut self, bytes: &[u8], descriptor: Option<BorrowedFd>) -> Result<(), Gone> {
+        let mut left = bytes;
+        let mut descriptor = descriptor;
+        while !left.is_empty() {
+            match sys::send(self.socket, left, descriptor) {
+                Ok(sent) => {
+                    left = left.get(sent..).unwrap_or_default();
+                    descriptor = None;
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait()?,
+                Err(_) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), Gone> {
+        let mut polled = [PollFd::new(self.socket, PollFlags::POLLOUT), PollFd::new(self.lifeline, PollFlags::POLLIN)];
+        match poll(&mut polled, timeout(self.until)) {
+            Ok(0) if self.killed => Err(Gone),
+            Ok(0) => {
+                sys::kill_all();
+                self.killed = true;
+                self.until = Instant::now().checked_add(LAST_WORDS);
+                Ok(())
+            }
+            Ok(_) => {
+                let [_, lifeline] = polled.map(|one| one.any().unwrap_or(true));
+                if lifeline { Err(Gone) } else { Ok(()) }
+            }
+            Err(Errno::EINTR) => Ok(()),
+            Err(_) => Err(Gone),
+        }
+    }
+}

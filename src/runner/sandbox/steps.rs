@@ -1,0 +1,279 @@
+//! What the first process of a sandbox does to build it, as a list made beforehand: plain data, compared whole by the
+//! tests. Doing it is `perform`.
+//!
+//! Everything the steps need is allocated here. It does no I/O: what the machine is like comes in as [`Launch`].
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use nix::mount::MsFlags;
+use nix::sys::resource::Resource;
+use nix::unistd::{Gid, Uid};
+use zeroize::Zeroizing;
+
+use super::{CA_BUNDLE, HOME, Limits, PROGRAM, Part, Plan, filter};
+
+/// Whoever built the sandbox as root runs the program as this one.
+pub const NOBODY: u32 = 65_534;
+/// Whom an unprivileged user is inside.
+pub const SOMEBODY: u32 = 1000;
+/// As many processors as the program gets to see: what it reserves for each of its threads would not fit otherwise.
+const PROCESSORS: usize = 4;
+
+/// What the launcher found, and decided by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    pub ids: Ids,
+    /// The program, with no symbolic link in its path.
+    pub program: PathBuf,
+    pub program_size: u64,
+    pub ca_bundle: Option<PathBuf>,
+}
+
+/// How ids inside stand for ids outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids {
+    /// 0 and 65534 are themselves: built as the one, run as the other.
+    Root,
+    /// One user and one group, whose numbers outside these are.
+    User { uid: u32, gid: u32 },
+}
+
+impl Ids {
+    /// What is written into `uid_map` and `gid_map`.
+    pub fn maps(self) -> (String, String) {
+        match self {
+            Self::Root => {
+                let both = format!("0 0 1\n{NOBODY} {NOBODY} 1\n");
+                (both.clone(), both)
+            }
+            Self::User { uid, gid } => (format!("{SOMEBODY} {uid} 1\n"), format!("{SOMEBODY} {gid} 1\n")),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Step {
+    /// What is mounted here from now on is seen by nobody else.
+    PrivateMounts,
+    /// A small tmpfs becomes the root; the old root is at `/old`.
+    NewRoot,
+    Directory {
+        path: CString,
+        mode: u32,
+    },
+    /// A file of the old root, with these flags added to those it has there.
+    Bind {
+        from: CString,
+        to: CString,
+        flags: MsFlags,
+    },
+    Symlink {
+        target: CString,
+        path: CString,
+    },
+    Tmpfs {
+        path: CString,
+        options: CString,
+    },
+    /// The old root is gone.
+    LeaveOldRoot,
+    ReadOnlyRoot,
+    Names,
+    Loopback,
+    Listen,
+    /// No descriptor of the host's is left as standard input.
+    NullInput,
+    EmptyBoundingSet,
+    LockSecurebits,
+    /// Becomes it for good, without any group.
+    Become {
+        uid: Uid,
+        gid: Gid,
+    },
+    NoCapabilities,
+    File {
+        path: CString,
+        content: Zeroizing<Vec<u8>>,
+    },
+    Enter {
+        path: CString,
+    },
+    Watch {
+        directory: CString,
+    },
+    Processors(usize),
+    Nice,
+    Limit {
+        resource: Resource,
+        value: u64,
+    },
+    NoNewPrivileges,
+    NotDumpable,
+    DieWithParent,
+    Filter(filter::Program),
+}
+
+/// A step, and how it is told of when it fails.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Planned {
+    pub step: Step,
+    pub part: Part,
+    pub what: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("the path '{0}' leaves the home of the sandbox; give one below it, without '..'")]
+    LeavesHome(String),
+    #[error("a text of the plan holds a zero byte: {0}")]
+    ZeroByte(#[from] std::ffi::NulError),
+    #[error("the filter of system calls cannot be made for this machine: {0}")]
+    Filter(String),
+}
+
+/// All steps, in their order.
+pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
+    let mut list = List(Vec::new());
+    root(&mut list, plan, launch)?;
+    list.add(Part::Names, "set the host name", Step::Names);
+    list.add(Part::Network, "bring up the loopback interface", Step::Loopback);
+    list.add(Part::Network, "listen on the loopback interface", Step::Listen);
+    list.add(Part::Mounts, "open /dev/null", Step::NullInput);
+    list.add(Part::Privileges, "empty the bounding set", Step::EmptyBoundingSet);
+    list.add(Part::Privileges, "lock the securebits", Step::LockSecurebits);
+    if launch.ids == Ids::Root {
+        let step = Step::Become { uid: Uid::from_raw(NOBODY), gid: Gid::from_raw(NOBODY) };
+        list.add(Part::Privileges, "become an ordinary user", step);
+    }
+    list.add(Part::Privileges, "drop all capabilities", Step::NoCapabilities);
+    home(&mut list, plan)?;
+    list.add(Part::Limits, "keep to a few processors", Step::Processors(PROCESSORS));
+    list.add(Part::Limits, "go after everything else", Step::Nice);
+    limits(&mut list, &plan.limits, launch.program_size);
+    list.add(Part::Privileges, "give up new privileges", Step::NoNewPrivileges);
+    list.add(Part::Privileges, "keep others out of its memory", Step::NotDumpable);
+    list.add(Part::Privileges, "die with its parent", Step::DieWithParent);
+    let program = filter::compile().map_err(PlanError::Filter)?;
+    list.add(Part::Filter, "filter system calls", Step::Filter(program));
+    Ok(list.0)
+}
+
+/// Where a path of the plan is in the sandbox.
+pub fn in_home(path: &str) -> Result<CString, PlanError> {
+    let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    if path.is_empty() || !plain {
+        return Err(PlanError::LeavesHome(path.to_owned()));
+    }
+    Ok(CString::new(format!("{HOME}/{path}"))?)
+}
+
+struct List(Vec<Planned>);
+
+impl List {
+    fn add(&mut self, part: Part, what: impl Into<String>, step: Step) {
+        self.0.push(Planned { step, part, what: what.into() });
+    }
+
+    fn directory(&mut self, part: Part, path: &str, mode: u32) -> Result<(), PlanError> {
+        let step = Step::Directory { path: CString::new(path)?, mode };
+        self.add(part, format!("make the directory {path}"), step);
+        Ok(())
+    }
+
+    fn bind(&mut self, part: Part, from: &Path, to: &str, flags: MsFlags) -> Result<(), PlanError> {
+        let old = [b"/old", from.as_os_str().as_bytes()].concat();
+        let step = Step::Bind { from: CString::new(old)?, to: CString::new(to)?, flags };
+        self.add(part, format!("show {} as {to}", from.display()), step);
+        Ok(())
+    }
+
+    fn tmpfs(&mut self, path: &str, owner: u32, limits: &Limits) -> Result<(), PlanError> {
+        let Limits { disk, files, .. } = limits;
+        let options = format!("mode=0700,uid={owner},gid={owner},size={disk},nr_inodes={files}");
+        let step = Step::Tmpfs { path: CString::new(path)?, options: CString::new(options)? };
+        self.add(Part::Mounts, format!("mount a tmpfs on {path}"), step);
+        Ok(())
+    }
+}
+
+fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> {
+    let strict = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+    list.add(Part::Mounts, "make all mounts private", Step::PrivateMounts);
+    list.add(Part::Mounts, "change the root", Step::NewRoot);
+    list.directory(Part::Mounts, "/bin", 0o755)?;
+    list.bind(Part::Program, &launch.program, PROGRAM, strict | MsFlags::MS_NODEV)?;
+    if let Some(bundle) = &launch.ca_bundle {
+        for directory in ["/etc", "/etc/ssl", "/etc/ssl/certs"] {
+            list.directory(Part::Mounts, directory, 0o755)?;
+        }
+        let flags = strict | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        list.bind(Part::Program, bundle, CA_BUNDLE, flags)?;
+    }
+    list.directory(Part::Mounts, "/dev", 0o755)?;
+    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+        list.bind(Part::Mounts, Path::new(device), device, strict | MsFlags::MS_NOEXEC)?;
+    }
+    // No proc file system: the program asks it for its own path, and for nothing else.
+    list.directory(Part::Mounts, "/proc", 0o755)?;
+    list.directory(Part::Mounts, "/proc/self", 0o755)?;
+    let step = Step::Symlink { target: CString::new(PROGRAM)?, path: c"/proc/self/exe".to_owned() };
+    list.add(Part::Mounts, "make /proc/self/exe", step);
+    let owner = match launch.ids {
+        Ids::Root => NOBODY,
+        Ids::User { .. } => SOMEBODY,
+    };
+    list.directory(Part::Mounts, "/home", 0o755)?;
+    for path in [HOME, "/tmp"] {
+        list.directory(Part::Mounts, path, 0o755)?;
+        list.tmpfs(path, owner, &plan.limits)?;
+    }
+    list.add(Part::Mounts, "leave the old root", Step::LeaveOldRoot);
+    list.add(Part::Mounts, "make the root read-only", Step::ReadOnlyRoot);
+    Ok(())
+}
+
+/// Written by the one who will own it, so that nothing has to be handed over.
+fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
+    let mut made: Vec<&Path> = Vec::new();
+    let watched = Some(plan.watched.as_str());
+    for path in plan.home.iter().map(|file| file.path.as_str()).chain(watched) {
+        in_home(path)?;
+        let above: Vec<&Path> = Path::new(path).ancestors().skip(1).collect();
+        for directory in above.into_iter().rev().filter(|directory| !directory.as_os_str().is_empty()) {
+            if !made.contains(&directory) {
+                made.push(directory);
+                list.directory(Part::Home, &format!("{HOME}/{}", directory.display()), 0o700)?;
+            }
+        }
+    }
+    for file in &plan.home {
+        let content = Zeroizing::new(file.content.as_bytes().to_vec());
+        list.add(Part::Home, format!("write {}", file.path), Step::File { path: in_home(&file.path)?, content });
+    }
+    let directory = Path::new(&plan.watched).parent().unwrap_or(Path::new(""));
+    let directory = CString::new(format!("{HOME}/{}", directory.display()))?;
+    list.add(Part::Watch, format!("watch {}", plan.watched), Step::Watch { directory });
+    list.add(Part::Home, "enter the home", Step::Enter { path: CString::new(HOME)? });
+    Ok(())
+}
+
+fn limits(list: &mut List, limits: &Limits, program_size: u64) {
+    // What the program maps of its own file is counted as well.
+    let address_space = limits.memory.saturating_add(program_size).saturating_add(64 << 20);
+    for (resource, value, what) in [
+        (Resource::RLIMIT_AS, address_space, "address space"),
+        (Resource::RLIMIT_DATA, limits.memory, "memory"),
+        (Resource::RLIMIT_NPROC, limits.processes, "processes"),
+        (Resource::RLIMIT_NOFILE, limits.open_files, "open files"),
+        (Resource::RLIMIT_FSIZE, limits.disk, "file size"),
+        (Resource::RLIMIT_CPU, limits.cpu_seconds, "processor time"),
+        (Resource::RLIMIT_CORE, 0, "core dumps"),
+        (Resource::RLIMIT_MEMLOCK, 0, "locked memory"),
+        (Resource::RLIMIT_MSGQUEUE, 0, "message queues"),
+        (Resource::RLIMIT_SIGPENDING, 64, "queued signals"),
+    ] {
+        list.add(Part::Limits, format!("limit {what} to {value}"), Step::Limit { resource, value });
+    }
+}
