@@ -23,6 +23,7 @@ mod metrics;
 mod moving;
 mod outages;
 mod refusals;
+mod sandbox;
 mod state_format;
 mod torture;
 mod vectors;

@@ -9,6 +9,7 @@
 //! It is compiled before the clone; installing it allocates nothing.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
 
 use nix::errno::Errno;
 use nix::libc::{self, c_long};
@@ -20,6 +21,12 @@ use seccompiler::{
 /// A filter, ready to be installed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Program(BpfProgram);
+
+impl Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} instructions", self.0.len())
+    }
+}
 
 impl Program {
     pub fn apply(&self) -> Result<(), Errno> {

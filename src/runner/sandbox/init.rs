@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{pipe2, read, setsid, write};
-use zeroize::Zeroizing;
+use zeroize::Zeroize as _;
 
 use super::perform::{Built, perform};
 use super::steps::Planned;
@@ -55,20 +55,26 @@ pub struct Init {
 
 /// What is told whenever it changes.
 pub struct Watched {
-    pub path: CString,
-    /// What the daemon knows, and what is there: neither ever grows.
-    pub known: Zeroizing<Vec<u8>>,
-    pub present: Zeroizing<Vec<u8>>,
-    pub times: u32,
+    path: CString,
+    /// What the daemon knows, and room for what is there: neither ever grows.
+    known: Vec<u8>,
+    present: Vec<u8>,
+    times: u32,
 }
 
 impl Watched {
     /// `content` is what is there at the start.
     pub fn new(path: CString, content: &[u8]) -> Self {
-        let mut known = Zeroizing::new(Vec::with_capacity(content.len().max(wire::LARGEST_WATCHED)));
+        let mut known = Vec::with_capacity(content.len().max(wire::LARGEST_WATCHED));
         known.extend_from_slice(content);
-        let present = Zeroizing::new(vec![0; wire::LARGEST_WATCHED]);
-        Self { path, known, present, times: 0 }
+        Self { path, known, present: vec![0; wire::LARGEST_WATCHED], times: 0 }
+    }
+}
+
+/// In the launcher. What was never touched costs nothing, and has nothing to be wiped.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.known.as_mut_slice().zeroize();
     }
 }
 

@@ -106,7 +106,8 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     dumpable(true)?;
     let pid = sys::clone(NAMESPACES).map_err(Failure::new(Part::Namespaces, "make new namespaces"))?;
     if pid == 0 {
-        drop(life);
+        drop((life, signals));
+        sys::close_one(SOCKET);
         init.run();
     }
     drop(init);

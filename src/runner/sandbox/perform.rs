@@ -80,7 +80,7 @@ fn step(step: &Step, built: &mut Built) -> Result<(), Errno> {
             unistd::setresuid(*uid, *uid, *uid)
         }
         Step::NoCapabilities => sys::drop_capabilities(),
-        Step::File { path, content } => write_file(path, content),
+        Step::File { path, content } => write_file(path, &content.0),
         Step::Enter { path } => chdir(path.as_c_str()),
         Step::Watch { directory } => {
             built.watch = Some(sys::watch(directory)?);

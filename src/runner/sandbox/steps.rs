@@ -3,7 +3,12 @@
 //!
 //! Everything the steps need is allocated here. It does no I/O: what the machine is like comes in as [`Launch`].
 
+#[cfg(test)]
+#[path = "steps_tests.rs"]
+mod tests;
+
 use std::ffi::CString;
+use std::fmt::{self, Debug};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -53,7 +58,7 @@ impl Ids {
     }
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// What is mounted here from now on is seen by nobody else.
     PrivateMounts,
@@ -95,7 +100,7 @@ pub enum Step {
     NoCapabilities,
     File {
         path: CString,
-        content: Zeroizing<Vec<u8>>,
+        content: Content,
     },
     Enter {
         path: CString,
@@ -115,8 +120,18 @@ pub enum Step {
     Filter(filter::Program),
 }
 
-/// A step, and how it is told of when it fails.
+/// What is written into a file: a login, say.
 #[derive(Clone, PartialEq, Eq)]
+pub struct Content(pub Zeroizing<Vec<u8>>);
+
+impl Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A step, and how it is told of when it fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub step: Step,
     pub part: Part,
@@ -249,7 +264,7 @@ fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
         }
     }
     for file in &plan.home {
-        let content = Zeroizing::new(file.content.as_bytes().to_vec());
+        let content = Content(Zeroizing::new(file.content.as_bytes().to_vec()));
         list.add(Part::Home, format!("write {}", file.path), Step::File { path: in_home(&file.path)?, content });
     }
     let directory = Path::new(&plan.watched).parent().unwrap_or(Path::new(""));

@@ -72,6 +72,12 @@ pub fn close_from(first: RawFd) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Closes a descriptor whose owner is never heard of again in this process.
+pub fn close_one(number: RawFd) {
+    // SAFETY: the caller, a fresh clone, never comes back to where the owner would use or close it.
+    unsafe { libc::close(number) };
+}
+
 /// Puts `from` in the place of the descriptor `number`, which is inherited by what is executed.
 pub fn place(from: BorrowedFd, number: RawFd) -> Result<(), Errno> {
     // SAFETY: only 0, 1 and 2 are replaced, which no object owns.

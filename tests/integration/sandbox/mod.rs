@@ -1,0 +1,110 @@
+//! The sandbox, as root and as an ordinary user, with a hostile program in place of Codex and with the real one.
+
+mod escapes;
+mod life;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use codex_authd::runner::sandbox::{HOME, HomeFile, Limits, Plan};
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+pub const DAEMON: &str = env!("CARGO_BIN_EXE_codex-authd");
+
+/// A directory that everybody can read, with a copy of the daemon and the hostile program.
+struct Bench {
+    directory: TempDir,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Root,
+    User,
+    /// As in a unit with `NoNewPrivileges=`, an empty bounding set and a umask.
+    Unit,
+}
+
+const EVERYBODY: [Who; 3] = [Who::Root, Who::User, Who::Unit];
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let bench = Self { directory };
+        let built = Command::new("cc")
+            .args(["-static", "-O1", "-w", "-o"])
+            .arg(bench.hostile())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/sandbox/hostile.c"))
+            .status();
+        assert!(built.unwrap().success(), "cc builds hostile.c");
+        fs::copy(DAEMON, bench.daemon()).unwrap();
+        bench
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn hostile(&self) -> PathBuf {
+        self.file("hostile")
+    }
+
+    fn daemon(&self) -> PathBuf {
+        self.file("codex-authd")
+    }
+
+    fn plan(&self, arguments: &[&str]) -> Plan {
+        plan(&self.hostile(), arguments)
+    }
+
+    /// `sandbox-exec --plan`, by hand.
+    fn command(&self, who: Who, plan: &Plan) -> Command {
+        let file = self.file("plan.json");
+        fs::write(&file, serde_json::to_string(plan).unwrap()).unwrap();
+        let mut command = match who {
+            Who::Root => Command::new(self.daemon()),
+            Who::User => {
+                let mut command = Command::new(self.daemon());
+                command.uid(4711).gid(4712);
+                command
+            }
+            Who::Unit => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=4711", "--regid=4712", "--clear-groups", "--no-new-privs"]);
+                command.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(self.daemon());
+                command
+            }
+        };
+        command.args(["sandbox-exec", "--plan"]).arg(file).env("SECRET_OF_THE_DAEMON", "1");
+        command
+    }
+
+    /// What the attempt led to, once it exited as it should.
+    fn attempt(&self, who: Who, arguments: &[&str]) -> String {
+        let output = self.command(who, &self.plan(arguments)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{who:?} {arguments:?}: {said}{errors}");
+        said
+    }
+}
+
+fn plan(program: &Path, arguments: &[&str]) -> Plan {
+    let auth = HomeFile { path: ".codex/auth.json".into(), content: Zeroizing::new("{}".into()) };
+    Plan {
+        program: program.into(),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        environment: vec![("HOME".into(), HOME.into())],
+        ca_bundle: Some("/etc/ssl/certs/ca-certificates.crt".into()),
+        home: vec![auth],
+        watched: ".codex/auth.json".into(),
+        limits: Limits { time: Duration::from_secs(20), ..Limits::default() },
+        cgroup: None,
+        only_build: false,
+    }
+}
