@@ -24,6 +24,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getegid, geteuid, pipe2, write};
 use zeroize::Zeroizing;
 
+use super::cgroup::Cgroup;
 use super::init::{Init, Watched};
 use super::steps::{self, Ids, Launch, PlanError};
 use super::sys::{self, Reaped};
@@ -100,6 +101,15 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     let launch = look(&plan, ids)?;
     let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(Failure::new(Part::Limits, "make a pipe"))?;
     let init = init(&plan, &launch, socket, lifeline)?;
+    let failed = |what| move |e: io::Error| Failure::new(Part::Cgroup, what)(errno(&e));
+    // Removed after the child is gone: of what is declared, the last goes first.
+    let cgroup = match &plan.cgroup {
+        Some(parent) => {
+            let name = format!("sandbox-{}", std::process::id());
+            Some(Cgroup::make(parent, &name, &plan.limits).map_err(failed("make a cgroup with its limits"))?)
+        }
+        None => None,
+    };
     drop(plan);
     // The files of a process that cannot be dumped are root's, and so would be those of its child.
     let dumpable = |yes| sys::set_dumpable(yes).map_err(Failure::new(Part::Privileges, "prepare the launcher"));
@@ -112,6 +122,9 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     }
     drop(init);
     let child = Child(Pid::from_raw(pid));
+    if let Some(cgroup) = &cgroup {
+        cgroup.take(child.0).map_err(failed("put the sandbox into its cgroup"))?;
+    }
     map_ids(child.0, ids)?;
     dumpable(false)?;
     release_outputs().map_err(Failure::new(Part::Limits, "let go of the outputs"))?;

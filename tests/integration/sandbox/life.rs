@@ -265,6 +265,35 @@ async fn what_cannot_be_run_says_why() {
     assert!(fails(full).await.contains("cannot write x: No space left on device"), "it is refused");
 }
 
+#[tokio::test]
+async fn a_cgroup_without_its_controllers_is_refused_and_removed() {
+    // The mount point of the unified hierarchy, on machines that also have the older ones, or that have it alone.
+    let Some(root) = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .map(Path::new)
+        .into_iter()
+        .find(|root| root.join("cgroup.controllers").exists())
+    else {
+        return println!("skipped: no cgroup v2 here");
+    };
+    let parent = root.join(format!("authd-test-{}", std::process::id()));
+    if let Err(e) = fs::create_dir(&parent) {
+        return println!("skipped: no cgroup can be made here: {e}");
+    }
+    let bench = Bench::new();
+    let mut plan = bench.plan(&["open"]);
+    plan.cgroup = Some(parent.clone());
+    let refused = Sandbox::start(Path::new(DAEMON), &plan).await;
+    let said = refused.err().map(|error| error.to_string()).unwrap_or_default();
+    // The launcher may still be removing it.
+    let mut removed = Ok(());
+    until("nothing is left below it", || {
+        removed = fs::remove_dir(&parent);
+        removed.is_ok()
+    });
+    assert!(said.contains("gives a sandbox no cgroup: cannot make a cgroup with its limits"), "{said}");
+    assert!(said.contains("Delegate="), "{said}");
+}
+
 #[test]
 fn by_hand_it_says_what_it_is_for() {
     let output = std::process::Command::new(DAEMON).arg("sandbox-exec").output().unwrap();

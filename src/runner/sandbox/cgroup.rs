@@ -1,0 +1,61 @@
+//! A cgroup for one sandbox, below one that is ours: what no limit of a single process can bound is bounded there.
+//!
+//! The launcher makes it, puts the first process into it before that goes on, and removes it once nothing is left. A
+//! launcher that is killed leaves an empty directory behind.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use super::Limits;
+
+/// The kernel may need a moment after the last process is gone.
+const REMOVALS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(10);
+
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes one in `parent`, whose controllers are enabled for what is below it.
+    pub fn make(parent: &Path, name: &str, limits: &Limits) -> io::Result<Self> {
+        let path = parent.join(name);
+        fs::create_dir(&path)?;
+        let cgroup = Self { path };
+        cgroup.set("memory.max", &limits.memory.to_string())?;
+        cgroup.set("pids.max", &limits.processes.to_string())?;
+        // All at once, not one of many; and there may be no swap, or no account of it.
+        cgroup.set("memory.oom.group", "1")?;
+        match cgroup.set("memory.swap.max", "0") {
+            Err(e) if e.kind() != ErrorKind::NotFound && e.kind() != ErrorKind::PermissionDenied => Err(e),
+            _ => Ok(cgroup),
+        }
+    }
+
+    pub fn take(&self, pid: Pid) -> io::Result<()> {
+        self.set("cgroup.procs", &pid.to_string())
+    }
+
+    /// A file that is not there is one the kernel does not give, and is not made.
+    fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        let path = self.path.join(file);
+        io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(path)?, value.as_bytes())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Older kernels have no such file; nothing should be left to be killed anyway.
+        _ = self.set("cgroup.kill", "1");
+        for _ in 0..REMOVALS {
+            match fs::remove_dir(&self.path) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy => std::thread::park_timeout(PAUSE),
+                _ => return,
+            }
+        }
+    }
+}
