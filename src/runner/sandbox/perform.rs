@@ -80,7 +80,7 @@ fn step(step: &Step, built: &mut Built) -> Result<(), Errno> {
             unistd::setresuid(*uid, *uid, *uid)
         }
         Step::NoCapabilities => sys::drop_capabilities(),
-        Step::File { path, content } => write_file(path, &content.0),
+        Step::File { path, content, mode } => write_file(path, &content.0, *mode),
         Step::Enter { path } => chdir(path.as_c_str()),
         Step::Watch { directory } => {
             built.watch = Some(sys::watch(directory)?);
@@ -144,9 +144,9 @@ fn listener() -> Result<OwnedFd, Errno> {
     Ok(listener)
 }
 
-fn write_file(path: &CStr, content: &[u8]) -> Result<(), Errno> {
+fn write_file(path: &CStr, content: &[u8], mode: u32) -> Result<(), Errno> {
     let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    let file = open(path, create, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let file = open(path, create, Mode::from_bits_truncate(mode))?;
     let mut left = content;
     while !left.is_empty() {
         let written = write(&file, left)?;

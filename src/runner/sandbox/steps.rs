@@ -26,6 +26,10 @@ pub const SOMEBODY: u32 = 1000;
 /// As many processors as the program gets to see: what it reserves for each of its threads would not fit otherwise.
 const PROCESSORS: usize = 4;
 
+/// Nobody inside answers a question for a name, and musl waits five seconds for that unless it is told to wait for none
+/// (Codex 0.169 asks for one before it exits, past its proxy).
+const NO_NAMES: &[u8] = b"options timeout:0 attempts:1\n";
+
 /// What the launcher found, and decided by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -101,6 +105,7 @@ pub enum Step {
     File {
         path: CString,
         content: Content,
+        mode: u32,
     },
     Enter {
         path: CString,
@@ -219,10 +224,13 @@ fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> 
     list.add(Part::Mounts, "change the root", Step::NewRoot);
     list.directory(Part::Mounts, "/bin", 0o755)?;
     list.bind(Part::Program, &launch.program, PROGRAM, strict | MsFlags::MS_NODEV)?;
+    list.directory(Part::Mounts, "/etc", 0o755)?;
+    let content = Content(Zeroizing::new(NO_NAMES.to_vec()));
+    let step = Step::File { path: c"/etc/resolv.conf".to_owned(), content, mode: 0o444 };
+    list.add(Part::Mounts, "write /etc/resolv.conf", step);
     if let Some(bundle) = &launch.ca_bundle {
-        for directory in ["/etc", "/etc/ssl", "/etc/ssl/certs"] {
-            list.directory(Part::Mounts, directory, 0o755)?;
-        }
+        list.directory(Part::Mounts, "/etc/ssl", 0o755)?;
+        list.directory(Part::Mounts, "/etc/ssl/certs", 0o755)?;
         let flags = strict | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         list.bind(Part::Program, bundle, CA_BUNDLE, flags)?;
     }
@@ -265,7 +273,8 @@ fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
     }
     for file in &plan.home {
         let content = Content(Zeroizing::new(file.content.as_bytes().to_vec()));
-        list.add(Part::Home, format!("write {}", file.path), Step::File { path: in_home(&file.path)?, content });
+        let step = Step::File { path: in_home(&file.path)?, content, mode: 0o600 };
+        list.add(Part::Home, format!("write {}", file.path), step);
     }
     let directory = Path::new(&plan.watched).parent().unwrap_or(Path::new(""));
     let directory = CString::new(format!("{HOME}/{}", directory.display()))?;

@@ -33,6 +33,7 @@ fn nothing_of_the_host_is_in_the_root() {
                 "/dev/urandom",
                 "/dev/zero",
                 "/etc/",
+                "/etc/resolv.conf",
                 "/etc/ssl/",
                 "/etc/ssl/certs/",
                 "/etc/ssl/certs/ca-certificates.crt",

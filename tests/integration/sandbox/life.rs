@@ -339,6 +339,7 @@ async fn the_real_codex_refreshes_its_login_and_answers() {
         }
     });
     let (mut stdout, mut stderr) = sandbox.output().unwrap();
+    let begun = Instant::now();
     sandbox.go().unwrap();
     let (mut answer, mut log) = (String::new(), String::new());
     let (_, _, events) = tokio::join!(stdout.read_to_string(&mut answer), stderr.read_to_string(&mut log), async {
@@ -350,6 +351,8 @@ async fn the_real_codex_refreshes_its_login_and_answers() {
             }
         }
     });
+    // It asks for a name past its proxy, which nobody answers, and does not wait for that.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     bridge.abort();
     let calls = upstream.calls_to("POST", "/oauth/token").len();
     // It has a runtime of its own.
