@@ -138,6 +138,8 @@ pub struct UploadRequest {
     auth: Verbatim,
     /// The host it came from, if any; it must be there.
     host_id: Option<u64>,
+    /// Have the canonical login proved afterwards, in the background.
+    probe: Option<bool>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

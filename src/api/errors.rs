@@ -185,6 +185,8 @@ impl From<ServiceError> for Failure {
             ServiceError::CertificateRefused => Self::Forbidden(body("certificate_refused", &message)),
             ServiceError::Conflict(_) => Self::Conflict(body("conflict", &message)),
             ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
+            // As long as it takes to configure it and start the daemon again.
+            ServiceError::RunnerOff => Self::Unavailable(body("runner_off", &message), 60),
             ServiceError::AuthBlocked(throttled) => {
                 Self::throttled(body("auth_blocked", &message), "auth_failures", throttled)
             }

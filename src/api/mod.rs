@@ -12,6 +12,7 @@ pub(crate) mod admin_copies;
 mod admin_hosts;
 mod admin_installers;
 mod admin_overview;
+mod admin_runner;
 mod admin_settings;
 mod auth;
 mod docs;
@@ -49,6 +50,7 @@ pub use {
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
     admin_overview::OverviewBody,
+    admin_runner::{ProbeAsked, RunnerBody, RunnerChecks},
     admin_settings::{ApiState, Rotation},
     auth::AuthAnswer,
     errors::ErrorBody,
@@ -78,6 +80,8 @@ enum Tag {
     AdminAudit,
     /// Admin listener only: admins' client certificates, and the authorities.
     AdminCertificates,
+    /// Admin listener only: whether the canonical login works.
+    AdminRunner,
     /// Admin listener only: settings and keys.
     AdminSettings,
     /// Control socket only: backup, restore, moving house.
@@ -101,6 +105,7 @@ type AdminApis = (
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    admin_runner::AdminRunnerApi,
     admin_copies::AdminCopiesApi,
     metrics::MetricsApi,
 );
@@ -116,6 +121,7 @@ const ADMIN_APIS: AdminApis = (
     admin_auth::AdminAuthApi,
     admin_certificates::AdminCertificatesApi,
     admin_settings::AdminSettingsApi,
+    admin_runner::AdminRunnerApi,
     admin_copies::AdminCopiesApi,
     metrics::MetricsApi,
 );

@@ -14,7 +14,12 @@ use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack};
 #[derive(Subcommand)]
 pub enum Command {
     /// Make FILE the canonical login, if it is newer
-    Upload { file: PathBuf },
+    Upload {
+        file: PathBuf,
+        /// Have it proved with Codex at once, in the background
+        #[arg(long)]
+        probe: bool,
+    },
     /// The canonical login, without its secrets
     Show,
     /// Every version, newest first
@@ -27,15 +32,17 @@ pub enum Command {
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
-        Command::Upload { file } => {
+        Command::Upload { file, probe } => {
             #[derive(Serialize)]
             struct Upload<'a> {
                 auth: &'a str,
+                probe: bool,
             }
             let document = std::fs::read_to_string(file)
                 .map(Zeroizing::new)
                 .map_err(|cause| CliError::Read { path: file.clone(), cause })?;
-            let answer: AuthAnswer = client.post("/admin/auth/upload", &Upload { auth: &document }).await?;
+            let answer: AuthAnswer =
+                client.post("/admin/auth/upload", &Upload { auth: &document, probe: *probe }).await?;
             let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
             let sentence = match answer.status.as_str() {
                 "updated" => format!("This login (last refresh {canonical}) is the canonical one now."),

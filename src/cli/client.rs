@@ -15,7 +15,7 @@ use crate::api::{self, ErrorBody};
 use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::state::State;
-use crate::daemon::{DaemonError, tls};
+use crate::daemon::{DaemonError, prober, tls};
 use crate::outside::System;
 
 #[derive(Debug, thiserror::Error)]
@@ -199,8 +199,19 @@ async fn offline(config: &Config) -> Result<impl Endpoint<Output = Response> + u
         bound = last;
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, &*outside)?;
-    let service = std::sync::Arc::new(state.service(policy).await?);
+    let service = std::sync::Arc::new(prober::give(
+        config,
+        state.service(policy).await?,
+        Err("a command has none delegated to it".into()),
+    ));
     service.resume_rotation().await?;
+    // A command that asks for a probe waits for its end; none is made without being asked for.
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let proving = service.clone();
+    tokio::spawn(async move {
+        let _until_the_process_ends = stop;
+        proving.make_probes(stopping).await;
+    });
     Ok(api::admin_in_process(service, nix::unistd::getuid().as_raw()))
 }
 

@@ -21,6 +21,7 @@ mod migrate;
 mod print;
 mod progress;
 mod restore;
+mod runner;
 mod sandbox;
 
 use std::path::PathBuf;
@@ -77,6 +78,9 @@ enum Command {
     /// The kill switch: whether hosts are served
     #[command(subcommand)]
     Api(api::Command),
+    /// Prove the canonical login by running the real Codex on it
+    #[command(subcommand)]
+    Runner(runner::Command),
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Keys(keys::Command),
@@ -178,6 +182,7 @@ async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliEr
         Command::Installers(command) => installers::run(command, &client, json).await,
         Command::Audit(command) => audit::run(command, &client, json).await,
         Command::Api(command) => api::run(command, &client, json).await,
+        Command::Runner(command) => runner::run(command, &client, json).await,
         Command::Keys(command) => keys::run(command, &client, json).await,
         Command::Backup(arguments) => backup::run(arguments, &client, config, json).await,
         Command::Migrate(arguments) => migrate::run(arguments, &client, json).await,

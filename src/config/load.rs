@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::proxies::network;
 use super::{AdminAccess, Config};
+use crate::model::egress::Egress;
 
 pub const DEFAULT_PATH: &str = "/etc/codex-authd/config.toml";
 const PREFIX: &str = "CODEX_AUTHD_";
@@ -273,9 +274,26 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(60..=604_800).contains(&config.install.token_ttl_seconds) {
         return bad("install.token_ttl_seconds", "must be from 60 to 604800 (a minute to a week)");
     }
+    if let Err((entry, error)) = Egress::parse(&config.runner.egress) {
+        return bad("runner.egress", &format!("entry {entry} {error}"));
+    }
+    if !(5..=600).contains(&config.runner.timeout_seconds) {
+        return bad("runner.timeout_seconds", "must be from 5 to 600");
+    }
+    if config.runner.codex.trim().is_empty() {
+        return bad(
+            "runner.codex",
+            "must be a path, or a name that is looked up in PATH; runner.enabled switches probes off",
+        );
+    }
+    // Without the line itself, which may hold a key.
+    if config.runner.config_toml.parse::<Table>().is_err() {
+        return bad("runner.config_toml", "must be valid TOML");
+    }
     for (key, url) in [
         ("public_base_url", &config.public_base_url),
         ("install.codex_release_url", &config.install.codex_release_url),
+        ("upstream.token_url", &config.upstream.token_url),
         ("upstream.releases_url", &config.upstream.releases_url),
     ] {
         if !url.is_empty() && !is_url(url) {

@@ -88,6 +88,9 @@ pub fn start(
         let service = warned.clone();
         async move { service.warn_of_expiring_certificates() }
     }));
+    let proving = service.clone();
+    let stops = stopping.clone();
+    jobs.spawn(async move { proving.make_probes(stops).await });
     match Releases::new(&config.upstream.releases_url) {
         Some(releases) => {
             let releases = Arc::new(releases);

@@ -15,7 +15,7 @@ use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
 use super::tls::Tls;
-use super::{DaemonError, background, listen_file, notify, replace};
+use super::{DaemonError, background, listen_file, notify, prober, replace};
 use crate::api;
 use crate::config::{Config, ForwardedHeader, Listen};
 use crate::dashboard::Dashboard;
@@ -23,6 +23,7 @@ use crate::listener::{Behind, ControlAcceptor, Counters, Drain, Gate, Limits, Pl
 use crate::metrics::{Connections, Listener, Metrics};
 use crate::model::forwarded::{Header, Trust};
 use crate::outside::{Outside, System};
+use crate::runner::delegation;
 use crate::service::Service;
 
 /// How long calls in flight may take once the daemon was told to stop.
@@ -54,6 +55,8 @@ impl Running {
         }
         let outside: Arc<dyn Outside> = Arc::new(System);
         let state = State::open(config, outside.clone()).await?;
+        // After the lock: left-overs are removed, and another daemon's are none.
+        let cgroup = delegation::prepare();
 
         let sockets = inherited.map_or_else(|| Sockets::take(&config.listen), Ok)?;
         let bound = listen_file::Bound {
@@ -67,7 +70,7 @@ impl Running {
         watch(&state.metrics, Listener::Control, control.counters());
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
-        let service = Arc::new(state.service(tls.policy(config, &bound)).await?);
+        let service = Arc::new(prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup));
         tls.write_files(&config.state_dir)?;
         listen_file::write(&config.state_dir, &bound)?;
 

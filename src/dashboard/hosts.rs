@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Dashboard;
+use super::runner::{self, Proof};
 use super::shell::{Shell, show};
 use super::words::When;
 use crate::api::errors::Failure;
@@ -54,6 +55,8 @@ pub struct Login {
     pub age: String,
     pub source: String,
     pub stored: When,
+    /// `None`: probes are switched off.
+    pub proof: Option<Proof>,
 }
 
 /// A host as a person sees it.
@@ -98,7 +101,7 @@ pub async fn page(
     let found = listed.matching;
     let page = HostsPage {
         shell: Shell::new(&dashboard, &admin, "Hosts", &wanted.told),
-        login: login(&dashboard.service, now),
+        login: login(&dashboard.service, now).await,
         hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
         found,
         q,
@@ -110,7 +113,7 @@ pub async fn page(
 }
 
 /// The canonical login, without anything secret.
-pub fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
+pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
         service.canonical()?.summary.clone();
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
@@ -120,7 +123,9 @@ pub fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
         Source::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
         Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),
     };
-    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored: When::new(stored_at, now) })
+    let proof = runner::proof(service, now).await;
+    let stored = When::new(stored_at, now);
+    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
 }
 
 impl Row {

@@ -11,6 +11,7 @@ mod form;
 mod host;
 mod hosts;
 mod new_host;
+mod runner;
 mod shelf;
 mod shell;
 mod switch;
@@ -60,6 +61,7 @@ impl Dashboard {
             ("/hosts/:id/remove", get(host::confirm).post(host::remove)),
             ("/hosts/:id/roaming", post(host::roaming)),
             ("/hosts/:id/window", post(host::window)),
+            ("/runner", get(runner::page).post(runner::run)),
             ("/switch", get(switch::page).post(switch::set)),
         ];
         let route = pages.into_iter().fold(route, |route, (path, methods)| {

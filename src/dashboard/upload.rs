@@ -61,7 +61,7 @@ async fn take(dashboard: &Dashboard, admin: &Admin, form: &Form) -> ServiceResul
             return Err(ServiceError::Refused("you chose a file and pasted a text too: send one of them".into()));
         }
     };
-    dashboard.service.upload_text(document, &admin.0).await
+    dashboard.service.upload_text(document, form.is("probe", "true"), &admin.0).await
 }
 
 fn became_of_it(sync: &Sync) -> String {
@@ -91,5 +91,5 @@ async fn show_form(
     refused: Option<Explained>,
 ) -> Result<Response, Failure> {
     let shell = Shell::new(dashboard, admin, "Canonical login", "");
-    show(status, &UploadPage { shell, login: login(&dashboard.service, dashboard.now()), refused })
+    show(status, &UploadPage { shell, login: login(&dashboard.service, dashboard.now()).await, refused })
 }

@@ -74,6 +74,9 @@ pub struct Metrics {
     refusals: [IntCounter; 3],
     failed_keys: IntCounter,
     flush: HistogramVec,
+    probes: IntCounterVec,
+    probe_duration: Histogram,
+    adoptions: IntCounter,
     listeners: Mutex<Vec<(Listener, Watcher<Connections>)>>,
     server_certificate: OnceLock<Watcher<i64>>,
     started: OffsetDateTime,
@@ -92,6 +95,8 @@ const OTHER_STATUS: &str = "other";
 const LATENCY_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const FLUSH_BUCKETS: &[f64] = &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
+const PROBE_BUCKETS: &[f64] = &[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+const PROBE_STATES: [&str; 3] = ["ok", "fail", "unavailable"];
 
 impl Metrics {
     /// `operations`: the ids of all there are. `now` is when the process began, near enough.
@@ -130,6 +135,24 @@ impl Metrics {
             .buckets(FLUSH_BUCKETS.to_vec()),
             &["store"],
         )?;
+        let probes = IntCounterVec::new(
+            Opts::new(
+                "codex_authd_probes_total",
+                "Probes of the canonical login that this daemon made, by what they found.",
+            ),
+            &["state"],
+        )?;
+        let probe_duration = Histogram::with_opts(
+            HistogramOpts::new("codex_authd_probe_duration_seconds", "Time that a probe took, in seconds.")
+                .buckets(PROBE_BUCKETS.to_vec()),
+        )?;
+        let adoptions = IntCounter::new(
+            "codex_authd_probe_adoptions_total",
+            "Logins that Codex refreshed in a probe and that became the canonical one.",
+        )?;
+        registry.register(Box::new(probes.clone()))?;
+        registry.register(Box::new(probe_duration.clone()))?;
+        registry.register(Box::new(adoptions.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(latency.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
@@ -148,6 +171,9 @@ impl Metrics {
             refusals: ["global", "host", "auth_failures"].map(|bucket| refusals.with_label_values(&[bucket])),
             failed_keys,
             flush,
+            probes,
+            probe_duration,
+            adoptions,
             listeners: Mutex::default(),
             server_certificate: OnceLock::new(),
             started: now,
@@ -165,6 +191,9 @@ impl Metrics {
         self.latency.with_label_values(&[UNKNOWN]);
         for store in [Store::Records, Store::Hot] {
             self.flush.with_label_values(&[store_name(store)]);
+        }
+        for state in PROBE_STATES {
+            self.probes.with_label_values(&[state]);
         }
     }
 
@@ -209,6 +238,17 @@ impl Metrics {
 
     pub fn key_failed(&self) {
         self.failed_keys.inc();
+    }
+
+    /// Counts a probe: `state` is one of `ok`, `fail`, `unavailable`.
+    pub fn probed(&self, state: &str, elapsed: Duration) {
+        self.probes.with_label_values(&[state]).inc();
+        self.probe_duration.observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a login that came out of a probe.
+    pub fn adopted(&self) {
+        self.adoptions.inc();
     }
 
     /// What a store tells the time of each of its flushes.

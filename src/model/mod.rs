@@ -4,6 +4,7 @@ pub mod audit;
 pub mod auth_document;
 pub mod authority;
 pub mod digest;
+pub mod egress;
 pub mod forwarded;
 pub mod host;
 pub mod instant;

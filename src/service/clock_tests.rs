@@ -20,10 +20,10 @@ use crate::records::embedded::Embedded;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-struct Clock(Mutex<OffsetDateTime>);
+pub(super) struct Clock(Mutex<OffsetDateTime>);
 
 impl Clock {
-    fn step(&self, hours: i64) {
+    pub(super) fn step(&self, hours: i64) {
         *self.0.lock().unwrap() += Duration::hours(hours);
     }
 }
@@ -38,11 +38,21 @@ impl Outside for Clock {
     }
 }
 
-async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
+pub(super) async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let clock = Arc::new(Clock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
-    let hot = Arc::new(Hot::open(&directory.path().join("hot"), &*clock).unwrap());
+    (node(&directory, "hot", records, clock.clone()).await, clock, directory)
+}
+
+/// One of the daemons that share the records; `hot` is its own.
+pub(super) async fn node(
+    directory: &tempfile::TempDir,
+    hot: &str,
+    records: Arc<dyn Records>,
+    clock: Arc<Clock>,
+) -> Service {
+    let hot = Arc::new(Hot::open(&directory.path().join(hot), &*clock).unwrap());
     let secrets = boot::unlock(&*records, &directory.path().join("master.key"), None, &*clock).await.unwrap();
     let limits = Limits {
         global_per_minute: 0,
@@ -69,10 +79,10 @@ async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
         secrets: Arc::new(secrets),
         metrics: Arc::new(Metrics::new(&crate::api::operations(), clock.now()).unwrap()),
     };
-    (Service::new(parts).await.unwrap(), clock, directory)
+    Service::new(parts).await.unwrap()
 }
 
-fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
+pub(super) fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
     let at = at.format(&time::format_description::well_known::Rfc3339).unwrap();
     let token = |kind: &str| format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{kind}-{tag}");
     let auth = serde_json::json!({

@@ -52,6 +52,8 @@ pub enum ServiceError {
     NotFound(&'static str),
     #[error("{0}")]
     Installer(#[from] InstallerRefusal),
+    #[error("Runner not configured")]
+    RunnerOff,
     /// The store cannot do it just now; the cause is for the log.
     #[error("The store is not available; try again shortly")]
     Unavailable { cause: String },

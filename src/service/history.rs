@@ -56,7 +56,7 @@ impl Service {
             let source = Source::Rollback { by: by.actor.to_string(), of: number };
             let condition = Condition::Version(Some(present.summary.version));
             let note = by.note(now, "auth.rollback").with("of", number);
-            if self.make_canonical(&document, source, condition, note).await?
+            if self.make_canonical(&document, source, condition, note).await?.is_some()
                 && let Some(canonical) = self.canonical()
             {
                 return Ok(canonical);

@@ -29,6 +29,7 @@ pub mod keys;
 pub mod measure;
 pub mod moving;
 pub mod overview;
+pub mod probing;
 pub mod sync;
 pub mod telemetry;
 pub mod versions;
@@ -109,6 +110,7 @@ pub struct Service {
     stores: Option<Arc<dyn moving::Stores>>,
     /// One migration or restore at a time.
     moving: Mutex<()>,
+    probes: probing::Probes,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -152,6 +154,7 @@ impl Service {
             superseded: AtomicBool::new(false),
             stores: None,
             moving: Mutex::new(()),
+            probes: probing::Probes::new(),
         };
         service.adopt_trust(Some(service.secrets.certificates.clone()), None)?;
         service.hot.restore_throttle(&service.throttle, service.outside.now())?;
@@ -202,6 +205,11 @@ impl Service {
     /// The wall clock, for what is shown.
     pub fn now(&self) -> time::OffsetDateTime {
         self.outside.now()
+    }
+
+    /// Names this node among those that share the records.
+    pub fn node(&self) -> uuid::Uuid {
+        self.hot.node()
     }
 
     pub fn policy(&self) -> Arc<Policy> {

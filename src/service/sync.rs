@@ -26,7 +26,7 @@ use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::model::instant::Instant;
 use crate::model::version::Version;
-use crate::records::{AuthEntry, Condition, NewCanonical, Replacement, Source};
+use crate::records::{AuthEntry, Condition, NewCanonical, ProbeTrigger, Replacement, Source};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -125,6 +125,7 @@ impl Service {
 
     /// Nothing of it waits for a store.
     pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
+        self.note_call(now);
         let canonical = self.canonical();
         let outcome = compare(canonical.as_deref(), &host, &request.members, now)?;
         let in_hand = canonical
@@ -146,6 +147,9 @@ impl Service {
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
+        if outcome == Outcome::Updated {
+            self.want_probe(ProbeTrigger::Store, None);
+        }
         let in_hand = Some(canonical.in_hand());
         host.seen(self.outside.now(), in_hand, request.client_version(), request.wrapper_version());
         let activity = host.activity();
@@ -160,23 +164,31 @@ impl Service {
             // Only who the login was meant for; every host is given the canonical one.
             self.host(HostId(id)).await?;
         }
+        let probe = match request.raw("probe") {
+            None | Some("null" | "false") => false,
+            Some("true") => true,
+            Some(_) => return Err(ServiceError::invalid("probe", "probe must be true or false")),
+        };
         let raw = request.raw("auth").ok_or_else(|| ServiceError::invalid("auth", "Auth payload is required"))?;
-        self.upload_text(&uploaded_text(raw)?, by).await.map_err(|error| match error {
+        self.upload_text(&uploaded_text(raw)?, probe, by).await.map_err(|error| match error {
             ServiceError::InvalidJson { .. } => ServiceError::Refused("auth payload must be valid JSON".into()),
             error => error,
         })
     }
 
-    /// The same, with nothing around the document.
-    pub async fn upload_text(&self, document: &str, by: &By) -> Result<Sync> {
+    /// The same, with nothing around the document. `probe`: the canonical login is proved at once.
+    pub async fn upload_text(&self, document: &str, probe: bool, by: &By) -> Result<Sync> {
         let note = by.note(self.outside.now(), "auth.upload");
         let (outcome, canonical) = self.store(document, Source::Admin { by: by.actor.to_string() }, note).await?;
+        if probe {
+            self.want_probe(ProbeTrigger::Upload, None);
+        }
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: None })
     }
 
     /// The time, for judging what is in the future: the canonical's own date was not when it was stored. A clock that is
     /// set back must not make every host a liar that has the login in hand.
-    fn no_earlier_than_the_canonical(&self) -> OffsetDateTime {
+    pub(super) fn no_earlier_than_the_canonical(&self) -> OffsetDateTime {
         let now = self.outside.now();
         self.canonical().map_or(now, |canonical| canonical.last_refresh.or_later(now))
     }
@@ -195,25 +207,26 @@ impl Service {
         let stored = self.make_canonical(&document, source, condition, note).await?;
         let canonical =
             self.canonical().ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
-        let outcome = if stored { Some(Outcome::Updated) } else { overtaken(&document, &canonical) };
+        let outcome = if stored.is_some() { Some(Outcome::Updated) } else { overtaken(&document, &canonical) };
         let changed = || ServiceError::Unavailable { cause: "the canonical auth changed while it was replaced".into() };
         Ok((outcome.ok_or_else(changed)?, canonical))
     }
 
     /// Makes `document` the canonical version if the present one meets `condition`: durable, and served, when this returns
-    /// `true`; else what is served is what was met in its place.
+    /// its number; else what is served is what was met in its place.
     pub(super) async fn make_canonical(
         &self,
         document: &AuthDocument,
         source: Source,
         condition: Condition,
         note: AuditNote,
-    ) -> Result<bool> {
+    ) -> Result<Option<u64>> {
         let candidate = self.seal_document(Uuid::new_v4(), document, &source)?;
         let note = note.with("digest", candidate.digest).with("last_refresh", &candidate.last_refresh);
         match self.records.replace_canonical(&condition, &candidate, &note).await? {
             Replacement::Replaced { version, epoch } => {
-                tell(&note.on(version.summary.version));
+                let number = version.summary.version;
+                tell(&note.on(number));
                 // What was sealed here a moment ago need not be read back: it is served from now on.
                 self.adopt_canonical(Canonical {
                     summary: version.summary,
@@ -221,14 +234,14 @@ impl Service {
                     text: Zeroizing::new(document.text().to_owned()),
                     as_of: epoch,
                 });
-                Ok(true)
+                Ok(Some(number))
             }
             Replacement::Conflict(present) => {
                 let present = present.map(|present| present.summary.version);
                 if self.canonical().map(|known| known.summary.version) != present {
                     self.catch_up().await?;
                 }
-                Ok(false)
+                Ok(None)
             }
         }
     }

@@ -7,6 +7,7 @@
 //! This room knows nothing of hosts, storage or HTTP: what it refuses it refuses with a path and a sentence.
 
 mod json;
+mod refreshed;
 mod request;
 mod targets;
 mod token;
@@ -20,6 +21,7 @@ use crate::model::digest::Digest;
 use crate::model::instant::Instant;
 use json::Node;
 
+pub use refreshed::{accounts, refreshed};
 pub use request::{RequestMembers, split_request, uploaded_text};
 pub use targets::Target;
 pub use token::DocumentRules;

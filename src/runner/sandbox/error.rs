@@ -19,14 +19,13 @@ pub enum Part {
     Names,
     Network,
     Home,
-    Watch,
     Privileges,
     Limits,
     Filter,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Plan,
         Self::Program,
         Self::Namespaces,
@@ -36,7 +35,6 @@ impl Part {
         Self::Names,
         Self::Network,
         Self::Home,
-        Self::Watch,
         Self::Privileges,
         Self::Limits,
         Self::Filter,
@@ -55,7 +53,6 @@ impl Display for Part {
             Self::Names => "host name of a uts namespace",
             Self::Network => "network of a net namespace",
             Self::Home => "home",
-            Self::Watch => "watch on the home",
             Self::Privileges => "giving up of privileges",
             Self::Limits => "limits",
             Self::Filter => "filter of system calls",
@@ -121,7 +118,7 @@ pub(super) struct Kernel {
 /// A sysctl, what is wrong with it when it has that value, and a value that is right.
 type Switch = (&'static str, fn(u64) -> bool, &'static str);
 
-const SWITCHES: [Switch; 10] = [
+const SWITCHES: [Switch; 9] = [
     ("kernel.unprivileged_userns_clone", |value| value == 0, "1"),
     ("kernel.apparmor_restrict_unprivileged_userns", |value| value == 1, "0"),
     ("user.max_user_namespaces", |value| value == 0, "10000"),
@@ -131,7 +128,6 @@ const SWITCHES: [Switch; 10] = [
     ("user.max_ipc_namespaces", |value| value == 0, "10000"),
     ("user.max_uts_namespaces", |value| value == 0, "10000"),
     ("user.max_cgroup_namespaces", |value| value == 0, "10000"),
-    ("user.max_inotify_instances", |value| value == 0, "128"),
 ];
 
 impl Kernel {
@@ -177,11 +173,41 @@ pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
         (_, Errno::EINVAL | Errno::ENOSYS) => {
             "a kernel of 5.10 or later with all namespaces and seccomp is needed".to_owned()
         }
-        (Part::Watch, Errno::EMFILE) => "raise it: `sysctl -w fs.inotify.max_user_instances=1024`".to_owned(),
         (Part::Cgroup, _) => {
             "delegate a cgroup (`Delegate=memory pids` in the unit), or start the daemon anew".to_owned()
         }
         (_, Errno::ENOMEM) => "the machine has no memory left for it: free some, then try again".to_owned(),
         _ => "`codex-authd runner doctor` tells what this machine can isolate".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(part: Part, errno: Errno, values: &[(&'static str, u64)]) -> String {
+        remedy(part, errno, &Kernel { values: values.to_vec() })
+    }
+
+    #[test]
+    fn what_the_kernel_was_told_to_refuse_is_named_with_the_command_that_mends_it() {
+        let debian = told(Part::Namespaces, Errno::EPERM, &[("kernel.unprivileged_userns_clone", 0)]);
+        assert!(debian.contains("`sysctl -w kernel.unprivileged_userns_clone=1`"), "{debian}");
+        let none = told(Part::Namespaces, Errno::ENOSPC, &[("user.max_user_namespaces", 0)]);
+        assert!(none.contains("`sysctl -w user.max_user_namespaces=10000`"), "{none}");
+        // There the namespace is given, and what it is for is refused.
+        let ubuntu = [("kernel.apparmor_restrict_unprivileged_userns", 1), ("user.max_user_namespaces", 96551)];
+        let ubuntu = told(Part::Mounts, Errno::EACCES, &ubuntu);
+        assert!(ubuntu.contains("AppArmor profile with `userns,`"), "{ubuntu}");
+        assert!(!ubuntu.contains("max_user_namespaces"), "what is not switched off is not named: {ubuntu}");
+    }
+
+    #[test]
+    fn what_refuses_from_outside_the_kernel_is_told_apart() {
+        let fine = [("user.max_user_namespaces", 96551)];
+        let around = told(Part::Namespaces, Errno::EPERM, &fine);
+        assert!(around.contains("RestrictNamespaces=") && around.contains("seccomp"), "{around}");
+        assert!(told(Part::Filter, Errno::EINVAL, &fine).contains("a kernel of 5.10 or later"));
+        assert!(told(Part::Cgroup, Errno::EACCES, &fine).contains("Delegate=memory pids"));
     }
 }

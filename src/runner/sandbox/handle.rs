@@ -123,14 +123,19 @@ impl Sandbox {
         }
     }
 
+    /// It is to end now, as if its time were up; [`Sandbox::next`] tells how it ends.
+    pub fn ask_to_end(&mut self) {
+        // If it is just ending by itself, that is told.
+        let _ = self.command(wire::END);
+    }
+
     /// Ends it now, as if its time were up, and waits until nothing of it is left. Answers with what `watched` held in
     /// the end, if that was not told before, and how the program ended.
     pub async fn end(mut self) -> Result<(Option<Zeroizing<Vec<u8>>>, Ending), SandboxError> {
         let told = if let Some(ending) = self.ended {
             Ok((None, ending))
         } else {
-            // If it is just ending by itself, that is told.
-            _ = self.command(wire::END);
+            self.ask_to_end();
             timeout(LAST_WORDS, self.last_words()).await.unwrap_or(Err(SandboxError::Died))
         };
         let Self { mut child, socket, .. } = self;

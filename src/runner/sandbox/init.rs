@@ -26,18 +26,23 @@ use nix::fcntl::{OFlag, open};
 use nix::libc::pid_t;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
-use nix::sys::stat::{Mode, SFlag, fstat, umask};
-use nix::unistd::{pipe2, read, setsid, write};
+use nix::sys::stat::{Mode, SFlag, fstat, lstat, umask};
+use nix::unistd::{Pid, pipe2, read, setpgid, setsid, write};
 use zeroize::Zeroize as _;
 
 use super::perform::{Built, perform};
 use super::steps::Planned;
-use super::sys::{self, Reaped};
+use super::sys::{self, Asker, Reaped};
 use super::wire::{self, Kind};
 use super::{Ending, Part};
 
 /// How long the daemon may take to read what it is told once all is over.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long the daemon may take to let the program run.
+const TO_GO: Duration = Duration::from_secs(30);
+/// How often it is looked whether what is watched has changed. The kernel would tell (inotify), and takes 15 ms to let go
+/// of that at the end: three times what all the rest takes.
+const LOOK: Duration = Duration::from_millis(10);
 /// A program that rewrites its login without end is heard this often, and once more at the end.
 const MOST_TOLD: u32 = 64;
 
@@ -60,14 +65,19 @@ pub struct Watched {
     known: Vec<u8>,
     present: Vec<u8>,
     times: u32,
+    /// Of the file, as it was when it was last looked at.
+    stamp: Option<Stamp>,
 }
+
+/// Which file it is, and when it was changed.
+type Stamp = (u64, i64, i64, i64, i64, i64);
 
 impl Watched {
     /// `content` is what is there at the start.
     pub fn new(path: CString, content: &[u8]) -> Self {
         let mut known = Vec::with_capacity(content.len().max(wire::LARGEST_WATCHED));
         known.extend_from_slice(content);
-        Self { path, known, present: vec![0; wire::LARGEST_WATCHED], times: 0 }
+        Self { path, known, present: vec![0; wire::LARGEST_WATCHED], times: 0, stamp: None }
     }
 }
 
@@ -92,6 +102,8 @@ impl Init {
         if read(&self.lifeline, &mut mapped) != Ok(1) {
             return Err(Gone);
         }
+        // One for all that is inside: the scheduler may give each session a share of the processors.
+        self.done(setsid().map(drop), Part::Limits, "make a session")?;
         let signals = self.done(sys::signals(), Part::Limits, "receive signals")?;
         let mut built = Built::default();
         if let Err((number, errno)) = perform(&self.steps, &mut built) {
@@ -104,9 +116,8 @@ impl Init {
         let listener = built.listener.take();
         teller.tell(Kind::Built, &[], &[], listener.as_ref().map(OwnedFd::as_fd))?;
         drop(listener);
-        let Some(watch) = built.watch else { return Err(Gone) };
 
-        let ending = self.until_over(&signals, &watch)?;
+        let ending = self.until_over(&signals)?;
         // Whatever is left of it, in whichever session.
         loop {
             sys::kill_all();
@@ -125,23 +136,24 @@ impl Init {
     }
 
     /// Waits to be let go, runs the program, and comes back when it is to be over.
-    fn until_over(&mut self, signals: &OwnedFd, watch: &OwnedFd) -> Result<Ending, Gone> {
+    fn until_over(&mut self, signals: &OwnedFd) -> Result<Ending, Gone> {
         let mut program: Option<pid_t> = None;
-        let mut deadline = None;
+        // A daemon that has forgotten it must not leave it waiting for ever.
+        let mut deadline = Instant::now().checked_add(TO_GO);
         loop {
             let mut polled = [
                 PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(watch.as_fd(), PollFlags::POLLIN),
             ];
-            let Ok(_) = (match poll(&mut polled, timeout(deadline)) {
+            let look = if program.is_some() { Instant::now().checked_add(LOOK) } else { None };
+            let Ok(_) = (match poll(&mut polled, timeout([look, deadline].into_iter().flatten().min())) {
                 Err(Errno::EINTR) => continue,
                 other => other,
             }) else {
                 return Err(Gone);
             };
-            let [commands, lifeline, signalled, changed] = polled.map(|one| one.any().unwrap_or(true));
+            let [commands, lifeline, signalled] = polled.map(|one| one.any().unwrap_or(true));
             if lifeline {
                 return Err(Gone);
             }
@@ -159,11 +171,11 @@ impl Init {
                     None => {}
                 }
             }
-            if signalled && sys::asked_to_end(signals.as_fd()) {
+            if signalled && sys::asked_to_end(signals.as_fd(), Asker::Outside) {
                 return Ok(Ending::OutOfTime);
             }
-            if changed {
-                self.changed(watch, deadline)?;
+            if program.is_some() {
+                self.look(deadline)?;
             }
             // Children that lost their parent are reaped as well.
             while let Reaped::Child(pid, ending) = sys::reap(false) {
@@ -177,12 +189,13 @@ impl Init {
         }
     }
 
-    fn changed(&mut self, watch: &OwnedFd, deadline: Option<Instant>) -> Result<(), Gone> {
-        let mut events = [0; 4096];
-        while read(watch, &mut events).is_ok_and(|length| length > 0) {}
-        if self.watched.times >= MOST_TOLD {
+    /// Whether what is watched is another file, or was written to.
+    fn look(&mut self, deadline: Option<Instant>) -> Result<(), Gone> {
+        let stamp = stamp(&self.watched.path);
+        if stamp == self.watched.stamp || self.watched.times >= MOST_TOLD {
             return Ok(());
         }
+        self.watched.stamp = stamp;
         self.watched.times = self.watched.times.saturating_add(1);
         let mut teller =
             Teller { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: deadline, killed: false };
@@ -198,7 +211,7 @@ impl Init {
         }
     }
 
-    /// The program, in a session of its own, with standard input and its two outputs and nothing else.
+    /// The program, in a process group of its own, with standard input and its two outputs and nothing else.
     fn start(&mut self) -> Result<pid_t, Gone> {
         // Closed by the exec: what comes by it is why there was none.
         let (failure, fails) = self.done(pipe2(OFlag::O_CLOEXEC), Part::Program, "make a pipe")?;
@@ -226,7 +239,7 @@ impl Init {
 
     fn execute(&self) -> Errno {
         umask(Mode::from_bits_truncate(0o077));
-        if let Err(errno) = setsid().map(drop).and_then(|()| sys::default_signals()) {
+        if let Err(errno) = setpgid(Pid::from_raw(0), Pid::from_raw(0)).and_then(|()| sys::default_signals()) {
             return errno;
         }
         self.program.execute()
@@ -270,6 +283,11 @@ fn tell_watched(watched: &mut Watched, teller: &mut Teller) -> Result<(), Gone> 
     // It fits: no memory is asked for.
     watched.known.extend_from_slice(content);
     Ok(())
+}
+
+fn stamp(path: &CString) -> Option<Stamp> {
+    let about = lstat(path.as_c_str()).ok()?;
+    Some((about.st_ino, about.st_size, about.st_mtime, about.st_mtime_nsec, about.st_ctime, about.st_ctime_nsec))
 }
 
 /// How much was read. The program is hostile: a file of another kind, or a larger one, is none.

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use super::cgroup::Cgroup;
 use super::init::{Init, Watched};
 use super::steps::{self, Ids, Launch, PlanError};
-use super::sys::{self, Reaped};
+use super::sys::{self, Asker, Reaped};
 use super::wire::{self, Kind};
 use super::{Part, Plan};
 
@@ -144,13 +144,14 @@ impl Drop for Child {
 }
 
 fn prepare(socket: &UnixStream) -> Result<OwnedFd, Errno> {
+    // If memory runs out this goes first, and with it all that it starts. Where it may not say so, nothing is less safe.
+    // Before all else: these files of a process that cannot be dumped are root's.
+    _ = fs::write("/proc/self/oom_score_adj", "1000");
     sys::set_dumpable(false)?;
     sys::block_signals()?;
     sys::close_from(SOCKET + 1)?;
     fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     umask(Mode::empty());
-    // If memory runs out this goes first, and with it all that it starts. Where it may not say so, nothing is less safe.
-    _ = fs::write("/proc/self/oom_score_adj", "1000");
     sys::signals()
 }
 
@@ -242,7 +243,7 @@ fn wait(child: &Child, socket: &UnixStream, signals: &OwnedFd) {
         if gone {
             return;
         }
-        if signalled && sys::asked_to_end(signals.as_fd()) && patience.is_none() {
+        if signalled && sys::asked_to_end(signals.as_fd(), Asker::Anybody) && patience.is_none() {
             // It tells first what it watches.
             _ = kill(child.0, Signal::SIGTERM);
             patience = Instant::now().checked_add(PATIENCE);

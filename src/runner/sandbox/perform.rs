@@ -32,7 +32,6 @@ use super::{PROXY_PORT, sys};
 #[derive(Default)]
 pub struct Built {
     pub listener: Option<OwnedFd>,
-    pub watch: Option<OwnedFd>,
 }
 
 /// All of them, up to the first that fails.
@@ -82,10 +81,6 @@ fn step(step: &Step, built: &mut Built) -> Result<(), Errno> {
         Step::NoCapabilities => sys::drop_capabilities(),
         Step::File { path, content, mode } => write_file(path, &content.0, *mode),
         Step::Enter { path } => chdir(path.as_c_str()),
-        Step::Watch { directory } => {
-            built.watch = Some(sys::watch(directory)?);
-            Ok(())
-        }
         Step::Processors(count) => sys::keep_processors(*count),
         Step::Nice => sys::be_nice(),
         Step::Limit { resource, value } => setrlimit(*resource, *value, *value),

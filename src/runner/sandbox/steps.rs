@@ -110,9 +110,6 @@ pub enum Step {
     Enter {
         path: CString,
     },
-    Watch {
-        directory: CString,
-    },
     Processors(usize),
     Nice,
     Limit {
@@ -276,9 +273,6 @@ fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
         let step = Step::File { path: in_home(&file.path)?, content, mode: 0o600 };
         list.add(Part::Home, format!("write {}", file.path), step);
     }
-    let directory = Path::new(&plan.watched).parent().unwrap_or(Path::new(""));
-    let directory = CString::new(format!("{HOME}/{}", directory.display()))?;
-    list.add(Part::Watch, format!("watch {}", plan.watched), Step::Watch { directory });
     list.add(Part::Home, "enter the home", Step::Enter { path: CString::new(HOME)? });
     Ok(())
 }

@@ -82,7 +82,6 @@ fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
         directory("/home/probe/.codex", 0o700),
         file("/home/probe/.codex/auth.json", "a login", 0o600),
         file("/home/probe/.codex/config.toml", "", 0o600),
-        Step::Watch { directory: c"/home/probe/.codex".to_owned() },
         Step::Enter { path: c"/home/probe".to_owned() },
         Step::Processors(4),
         Step::Nice,

@@ -13,7 +13,7 @@
     clippy::undocumented_unsafe_blocks
 )]
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io::IoSliceMut;
 use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -201,8 +201,16 @@ pub fn signals() -> Result<OwnedFd, Errno> {
     made(fd)
 }
 
+/// Who may ask for the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    Anybody,
+    /// Nobody whose process is in this one's pid namespace.
+    Outside,
+}
+
 /// Whether one of the signals that came since the last call asks this process to end.
-pub fn asked_to_end(signals: BorrowedFd) -> bool {
+pub fn asked_to_end(signals: BorrowedFd, by: Asker) -> bool {
     let mut asked = false;
     loop {
         // SAFETY: plain data that the kernel fills.
@@ -213,19 +221,10 @@ pub fn asked_to_end(signals: BorrowedFd) -> bool {
         if usize::try_from(length) != Ok(size) {
             return asked;
         }
-        asked |= info.ssi_signo != libc::SIGCHLD.cast_unsigned();
+        // Whoever has a number in the sandbox is inside.
+        let counts = by == Asker::Anybody || info.ssi_pid == 0;
+        asked |= info.ssi_signo != libc::SIGCHLD.cast_unsigned() && counts;
     }
-}
-
-/// Tells by a descriptor when a file in `directory` was written or put there.
-pub fn watch(directory: &CStr) -> Result<OwnedFd, Errno> {
-    // SAFETY: no memory is touched.
-    let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
-    let inotify = made(fd)?;
-    let mask = libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE | libc::IN_ONLYDIR;
-    // SAFETY: `directory` ends with a zero.
-    Errno::result(unsafe { libc::inotify_add_watch(fd, directory.as_ptr(), mask) })?;
-    Ok(inotify)
 }
 
 /// Sends what the socket takes now, and a descriptor with it.

@@ -1,0 +1,230 @@
+//! `/admin/runner`: whether the canonical login works, and having that proved.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::param::Query;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::Tag;
+use super::guards::Admin;
+use super::json::{Answer, ok};
+use crate::records::Probe;
+use crate::runner::{Check, Verdict};
+use crate::service::Service;
+use crate::service::probing::{RunnerView, Underway};
+
+const MAX_PROBES: usize = 1000;
+
+pub struct AdminRunnerApi;
+
+#[OpenApi(tag = "Tag::AdminRunner", prefix_path = "/admin/runner")]
+impl AdminRunnerApi {
+    /// Whether the canonical login works, as far as is known
+    #[oai(path = "/", method = "get", operation_id = "getRunner")]
+    async fn show(
+        &self,
+        service: Data<&Arc<Service>>,
+        _admin: Admin,
+        /// How many of the last probes are listed, 0 to 1000.
+        #[oai(default = "default_limit", validator(maximum(value = "1000")))]
+        limit: Query<u64>,
+    ) -> Answer<RunnerBody> {
+        let limit = usize::try_from(limit.0).unwrap_or(MAX_PROBES).min(MAX_PROBES);
+        ok(RunnerBody::of(&service, service.runner(limit).await?))
+    }
+
+    /// Have the canonical login proved now
+    ///
+    /// Answered at once; the probe is made in the background. One that is under way for the same login is not made again,
+    /// its result is shared. `getRunner` tells when `answered` has reached `asked` of this answer.
+    #[oai(path = "/run", method = "post", operation_id = "runRunner")]
+    async fn run(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<ProbeAsked> {
+        ok(ProbeAsked { asked: service.ask_for_probe(&admin.0)? })
+    }
+
+    /// What probes need, and whether it is there
+    ///
+    /// Looked for on the node that is asked, with a sandbox that is built for it and in which nothing is run.
+    #[oai(path = "/doctor", method = "get", operation_id = "examineRunner")]
+    async fn examine(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<RunnerChecks> {
+        let checks: Vec<RunnerCheck> = service.examine_runner().await?.into_iter().map(RunnerCheck::from).collect();
+        ok(RunnerChecks { works: checks.iter().all(|check| check.verdict != MISSING), checks })
+    }
+}
+
+fn default_limit() -> u64 {
+    20
+}
+
+const GOOD: &str = "good";
+const WEAK: &str = "weak";
+const MISSING: &str = "missing";
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ProbeAsked {
+    /// The number of this request.
+    pub asked: u64,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RunnerChecks {
+    /// Nothing is `missing`.
+    pub works: bool,
+    pub checks: Vec<RunnerCheck>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RunnerCheck {
+    pub name: String,
+    /// `good`, `weak` (probes are made, and something is weaker than it could be) or `missing` (no probe can be made).
+    pub verdict: String,
+    /// What was found, in a sentence.
+    pub found: String,
+    /// What mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl From<Check> for RunnerCheck {
+    fn from(Check { name, verdict, found, remedy }: Check) -> Self {
+        let verdict = match verdict {
+            Verdict::Good => GOOD,
+            Verdict::Weak => WEAK,
+            Verdict::Missing => MISSING,
+        };
+        Self { name: name.into(), verdict: verdict.into(), found, remedy }
+    }
+}
+
+/// What is known of the canonical login.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RunnerBody {
+    /// Whether probes are made (`runner.enabled`).
+    pub enabled: bool,
+    /// `ok`, `fail`, `unavailable` (it could not be tried) or `never`; null: probes are switched off, or the records are away.
+    pub state: Option<String>,
+    /// Why it is not `ok`: what Codex said last, without secrets, or what is missing and what mends it.
+    pub reason: Option<String>,
+    /// The probe under way on the node that is asked.
+    pub running: Option<RunningProbe>,
+    /// How many have asked the node for a probe since its start.
+    pub asked: u64,
+    /// Up to whom of them they are answered.
+    pub answered: u64,
+    /// When a probe was last begun because a day had begun.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_daily_check: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_failure: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_ok: Option<OffsetDateTime>,
+    pub counts: RunnerCounts,
+    /// The last probe that has ended.
+    pub latest_validation: Option<ProbeBody>,
+    /// The last probe in which Codex refreshed the login.
+    pub latest_runner_store: Option<ProbeBody>,
+    /// The newest first.
+    pub probes: Vec<ProbeBody>,
+    /// How long a probe may take.
+    pub timeout_seconds: u64,
+    /// Names the node that is asked.
+    pub boot_id: String,
+    /// The address that hosts are given.
+    pub base_url: String,
+    /// Always empty: the runner is part of the daemon.
+    pub runner_url: String,
+}
+
+/// In the last 24 hours.
+#[derive(Debug, Default, Object, Serialize, Deserialize)]
+pub struct RunnerCounts {
+    /// Probes that found the login to work, or not to.
+    pub validations_24h: u64,
+    /// Probes in which Codex refreshed the login.
+    pub runner_store_24h: u64,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RunningProbe {
+    /// The version of the login.
+    pub version: u64,
+    /// As in `probes`.
+    pub trigger: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+}
+
+/// A probe: the real Codex, run on a version of the login.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct ProbeBody {
+    pub id: String,
+    /// The version of the login.
+    pub version: u64,
+    /// `store`, `daily`, `admin`, `upload` or `retry`.
+    pub trigger: String,
+    /// `ok`, `fail` or `unavailable`; null: it has not ended, or its daemon has.
+    pub state: Option<String>,
+    /// Why it is not `ok`.
+    pub reason: Option<String>,
+    /// The version that was made of the login that Codex refreshed.
+    pub adopted: Option<u64>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+    /// The node that made it.
+    pub node: String,
+}
+
+impl From<Probe> for ProbeBody {
+    fn from(Probe { id, node, version, trigger, started_at, outcome, .. }: Probe) -> Self {
+        Self {
+            id: id.to_string(),
+            version,
+            trigger: trigger.as_str().into(),
+            state: outcome.as_ref().map(|outcome| outcome.state.as_str().into()),
+            adopted: outcome.as_ref().and_then(|outcome| outcome.adopted),
+            started_at,
+            finished_at: outcome.as_ref().map(|outcome| outcome.finished_at),
+            reason: outcome.and_then(|outcome| outcome.reason),
+            node: node.to_string(),
+        }
+    }
+}
+
+impl RunnerBody {
+    fn of(service: &Service, view: RunnerView) -> Self {
+        let running = view.underway.map(|Underway { version, trigger, since }| RunningProbe {
+            version,
+            trigger: trigger.as_str().into(),
+            since,
+        });
+        let summary = view.summary;
+        let summary = summary.as_ref();
+        Self {
+            enabled: view.enabled,
+            state: view.state.as_str().map(String::from),
+            reason: view.latest.and_then(|probe| probe.outcome).and_then(|outcome| outcome.reason),
+            running,
+            asked: view.asked,
+            answered: view.answered,
+            last_daily_check: summary.and_then(|summary| summary.last_daily),
+            last_failure: summary.and_then(|summary| summary.last_failure),
+            last_ok: summary.and_then(|summary| summary.last_ok),
+            counts: RunnerCounts {
+                validations_24h: summary.map_or(0, |summary| summary.validations),
+                runner_store_24h: summary.map_or(0, |summary| summary.adoptions),
+            },
+            latest_validation: summary.and_then(|summary| summary.latest_finished.clone()).map(ProbeBody::from),
+            latest_runner_store: summary.and_then(|summary| summary.latest_adoption.clone()).map(ProbeBody::from),
+            probes: view.probes.into_iter().map(ProbeBody::from).collect(),
+            timeout_seconds: view.time.as_secs(),
+            boot_id: service.node().to_string(),
+            base_url: service.policy().base_url.clone(),
+            runner_url: String::new(),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! `codex-authd runner run | show | doctor`
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::CliError;
+use super::client::Client;
+use super::print::{self, or_dash};
+use crate::api::{ProbeAsked, RunnerBody, RunnerChecks};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the real Codex on the canonical login now, and say whether it works
+    Run,
+    /// Say what is known of the canonical login
+    Show,
+    /// Say what probes need, and whether it is there
+    Doctor,
+}
+
+const PATH: &str = "/admin/runner";
+const LOOK: Duration = Duration::from_millis(200);
+/// Beyond what a probe may take: another one may be under way.
+const PATIENCE: u64 = 120;
+
+pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
+    match command {
+        Command::Run => {
+            let found = prove(client, json).await?;
+            print::done(json, &found, &sentence(&found));
+            match found.state.as_deref() {
+                Some("ok") => Ok(()),
+                _ => Err(CliError::Refused("the canonical login was not found to work".into())),
+            }
+        }
+        Command::Show => {
+            let found: RunnerBody = client.get(PATH).await?;
+            print::done(json, &found, &format!("{}\n\n{}", sentence(&found), table(&found)));
+            Ok(())
+        }
+        Command::Doctor => {
+            let found: RunnerChecks = client.get(&format!("{PATH}/doctor")).await?;
+            let lines = found.checks.iter().map(|check| {
+                let remedy = check.remedy.iter().map(|remedy| format!("\n          {remedy}")).collect::<String>();
+                format!("{:<8}  {}: {}{remedy}", check.verdict, check.name, check.found)
+            });
+            print::done(json, &found, &lines.collect::<Vec<_>>().join("\n"));
+            if found.works { Ok(()) } else { Err(CliError::Refused("no probe can be made here".into())) }
+        }
+    }
+}
+
+/// Asks for a probe and waits for its end.
+async fn prove(client: &Client, json: bool) -> Result<RunnerBody, CliError> {
+    let ProbeAsked { asked } = client.post(&format!("{PATH}/run"), &json!({})).await?;
+    if !json {
+        eprintln!("Codex is run on the canonical login …");
+    }
+    let begun = tokio::time::Instant::now();
+    loop {
+        let found: RunnerBody = client.get(&format!("{PATH}?limit=0")).await?;
+        if found.answered >= asked {
+            return Ok(found);
+        }
+        if begun.elapsed() > Duration::from_secs(found.timeout_seconds + PATIENCE) {
+            return Err(CliError::Refused(
+                "the probe has not ended; `codex-authd runner show` says when it has".into(),
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn sentence(found: &RunnerBody) -> String {
+    let reason = found.reason.as_deref().unwrap_or_default();
+    let probe = found.latest_validation.as_ref();
+    let adopted = probe
+        .and_then(|probe| probe.adopted)
+        .map(|version| format!(" Codex refreshed it in the probe: version {version} is the canonical one now."));
+    let adopted = adopted.unwrap_or_default();
+    match found.state.as_deref() {
+        Some("ok") => {
+            let at = probe.and_then(|probe| probe.finished_at).map(print::instant);
+            format!("The canonical login works (proved {}).{adopted}", or_dash(at))
+        }
+        Some("fail") => format!("The canonical login does not work.{adopted}\n{reason}"),
+        Some("unavailable") => format!("The canonical login could not be tried.\n{reason}"),
+        Some(_) => "The canonical login has not been tried yet; `codex-authd runner run` does it.".into(),
+        None if found.enabled => "What probes found is not known: the store is not available just now.".into(),
+        None => "Probes are switched off (runner.enabled).".into(),
+    }
+}
+
+fn table(found: &RunnerBody) -> String {
+    let head = ["STARTED", "VERSION", "TRIGGER", "STATE", "ADOPTED", "REASON"].map(String::from).into();
+    let rows: Vec<Vec<String>> = std::iter::once(head)
+        .chain(found.probes.iter().map(|probe| {
+            vec![
+                print::instant(probe.started_at),
+                probe.version.to_string(),
+                probe.trigger.clone(),
+                or_dash(probe.state.as_ref()),
+                or_dash(probe.adopted),
+                or_dash(probe.reason.as_ref().and_then(|reason| reason.lines().next())),
+            ]
+        }))
+        .collect();
+    print::table(&rows)
+}

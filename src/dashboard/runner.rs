@@ -1,0 +1,155 @@
+//! `/runner`: whether the canonical login works, what was tried, and having it tried now.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::web::{Data, Query};
+use poem::{Response, handler};
+use time::OffsetDateTime;
+
+use super::Dashboard;
+use super::shell::{Shell, Told, show, tell};
+use super::words::When;
+use crate::api::errors::Failure;
+use crate::api::guards::Admin;
+use crate::records::{Probe, ProbeState, ProbeTrigger};
+use crate::service::Service;
+use crate::service::probing::{RunnerState, RunnerView, Underway};
+
+/// How many of the last probes the page shows.
+const PROBES: usize = 25;
+
+#[derive(Template)]
+#[template(path = "runner.html")]
+struct RunnerPage {
+    shell: Shell,
+    has_login: bool,
+    enabled: bool,
+    proof: Proof,
+    probes: Vec<Row>,
+}
+
+/// What is known of the canonical login.
+pub struct Proof {
+    /// For the eye.
+    pub class: &'static str,
+    pub words: String,
+    /// When that was found.
+    pub found: Option<When>,
+    /// Why it is not good, line by line.
+    pub reason: Vec<String>,
+    /// Since when it is being tried, or is about to be.
+    pub underway: Option<String>,
+}
+
+struct Row {
+    started: When,
+    version: u64,
+    trigger: &'static str,
+    class: &'static str,
+    state: &'static str,
+    took: Option<String>,
+    adopted: Option<u64>,
+    reason: Vec<String>,
+}
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    admin: Admin,
+    Query(Told { told }): Query<Told>,
+) -> Result<Response, Failure> {
+    let now = dashboard.now();
+    let view = dashboard.service.runner(PROBES).await?;
+    let page = RunnerPage {
+        shell: Shell::new(&dashboard, &admin, "Runner", &told),
+        has_login: dashboard.service.canonical().is_some(),
+        enabled: view.enabled,
+        proof: Proof::of(&view, now),
+        probes: view.probes.into_iter().map(|probe| Row::new(probe, now)).collect(),
+    };
+    show(StatusCode::OK, &page)
+}
+
+#[handler]
+pub async fn run(dashboard: Data<&Arc<Dashboard>>, admin: Admin) -> Result<Response, Failure> {
+    dashboard.service.ask_for_probe(&admin.0)?;
+    let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
+    Ok(tell(&dashboard, &admin, "/runner", sentence.into()))
+}
+
+/// What is known of the canonical login; where that cannot be read, that.
+pub async fn proof(service: &Service, now: OffsetDateTime) -> Option<Proof> {
+    let view = service.runner(0).await.ok()?;
+    view.enabled.then(|| Proof::of(&view, now))
+}
+
+impl Proof {
+    fn of(view: &RunnerView, now: OffsetDateTime) -> Self {
+        let (class, words) = match view.state {
+            RunnerState::Known(state) => told(Some(state)),
+            RunnerState::Never => ("waiting", "Not tried yet"),
+            RunnerState::Off => ("waiting", "Not tried: probes are switched off"),
+            RunnerState::Unknown => ("waiting", "Not known: the store is not available just now"),
+        };
+        let outcome = view.latest.as_ref().and_then(|probe| probe.outcome.as_ref());
+        let underway = view.underway.as_ref().map(|Underway { version, since, .. }| {
+            format!("Codex is being run on version {version}, since {}.", When::new(*since, now).distance)
+        });
+        let waiting = || view.is_wanted.then(|| "It is going to be tried again soon.".to_owned());
+        Self {
+            class,
+            words: words.into(),
+            found: outcome.map(|outcome| When::new(outcome.finished_at, now)),
+            reason: lines(outcome.and_then(|outcome| outcome.reason.as_deref())),
+            underway: underway.or_else(waiting),
+        }
+    }
+}
+
+impl Row {
+    fn new(probe: Probe, now: OffsetDateTime) -> Self {
+        let is_under_way = probe.is_under_way(now);
+        let Probe { version, trigger, started_at, outcome, .. } = probe;
+        let (class, state) = match outcome.as_ref().map(|outcome| outcome.state) {
+            None if is_under_way => ("waiting", "Under way"),
+            None => ("closed", "Cut short"),
+            state => told(state),
+        };
+        let took = outcome.as_ref().map(|outcome| (outcome.finished_at - started_at).as_seconds_f64().max(0.0));
+        Self {
+            started: When::new(started_at, now),
+            version,
+            trigger: why(trigger),
+            class,
+            state,
+            took: took.map(|seconds| format!("{seconds:.1} s")),
+            adopted: outcome.as_ref().and_then(|outcome| outcome.adopted),
+            reason: lines(outcome.as_ref().and_then(|outcome| outcome.reason.as_deref())),
+        }
+    }
+}
+
+fn told(state: Option<ProbeState>) -> (&'static str, &'static str) {
+    match state {
+        Some(ProbeState::Ok) => ("good", "Works"),
+        Some(ProbeState::Fail) => ("closed", "Does not work"),
+        Some(ProbeState::Unavailable) => ("waiting", "Could not be tried"),
+        None => ("waiting", "Not known"),
+    }
+}
+
+fn why(trigger: ProbeTrigger) -> &'static str {
+    match trigger {
+        ProbeTrigger::Store => "a host brought it",
+        ProbeTrigger::Daily => "once a day",
+        ProbeTrigger::Admin => "an admin asked",
+        ProbeTrigger::Upload => "asked for with the upload",
+        ProbeTrigger::Retry => "again, after a failure",
+    }
+}
+
+fn lines(reason: Option<&str>) -> Vec<String> {
+    reason.iter().flat_map(|reason| reason.lines()).map(String::from).collect()
+}

@@ -1,0 +1,205 @@
+//! What a program wrote: the end of it kept, however much it is, and shown without secrets.
+//!
+//! The program is hostile, and what it prints may hold the login it was given: whole, cut in two by a line's end, or
+//! coloured. Shown are a few lines of plain text, in which everything that is part of a login, and everything that looks
+//! as if it were, is replaced by `***`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use zeroize::Zeroizing;
+
+/// How much of the end is kept.
+const KEPT: usize = 64 * 1024;
+
+/// Counts what came in over all of a program's pipes.
+#[derive(Clone, Default)]
+pub struct Total(Arc<AtomicU64>);
+
+impl Total {
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Reads to the end, and gives the last [`KEPT`] bytes.
+pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<Vec<u8>> {
+    // Room for all of it from the start: what is moved on growing is not wiped.
+    let mut kept = Zeroizing::new(Vec::with_capacity(3 * KEPT));
+    let mut chunk = Zeroizing::new([0; 16 * 1024]);
+    while let Ok(read @ 1..) = pipe.read(&mut chunk[..]).await {
+        total.0.fetch_add(read as u64, Ordering::Relaxed);
+        kept.extend_from_slice(chunk.get(..read).unwrap_or_default());
+        if kept.len() > 2 * KEPT {
+            let surplus = kept.len() - KEPT;
+            kept.drain(..surplus);
+        }
+    }
+    let surplus = kept.len().saturating_sub(KEPT);
+    kept.drain(..surplus);
+    kept
+}
+
+/// What must not be shown of the logins that a program had in hand.
+#[derive(Default)]
+pub struct Secrets(Vec<Zeroizing<String>>);
+
+/// Shorter texts are no secrets, and would be found everywhere.
+const SHORTEST: usize = 8;
+/// Longer words are taken for secrets, whatever they are.
+const LONGEST_WORD: usize = 40;
+/// Members of a login that are none.
+const PLAIN: [&str; 4] = ["auth_mode", "last_refresh", "token_type", "api_base"];
+
+impl Secrets {
+    /// Adds those of a login; a text that is none is a secret as a whole.
+    pub fn add(&mut self, login: &str) {
+        match serde_json::from_str::<Value>(login) {
+            Ok(value) => self.add_value(&value),
+            Err(_) => self.add_text(login),
+        }
+        // The longest first: what is part of another is not left over from it.
+        self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        self.0.dedup();
+    }
+
+    fn add_value(&mut self, value: &Value) {
+        match value {
+            Value::String(text) => self.add_text(text),
+            Value::Array(values) => values.iter().for_each(|value| self.add_value(value)),
+            Value::Object(members) => {
+                members
+                    .iter()
+                    .filter(|(name, _)| !PLAIN.contains(&name.as_str()))
+                    .for_each(|(_, value)| self.add_value(value));
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+
+    fn add_text(&mut self, text: &str) {
+        // And the parts of a token, which are as good as the whole.
+        let parts = text.split(['.', '/', '+', '=']).filter(|part| *part != text);
+        for secret in std::iter::once(text).chain(parts).filter(|secret| secret.len() >= SHORTEST) {
+            self.0.push(Zeroizing::new(secret.to_owned()));
+        }
+    }
+
+    /// The last `lines` lines that hold anything, as plain text without secrets, at most `bytes` long.
+    pub fn last_lines(&self, output: &[u8], lines: usize, bytes: usize) -> String {
+        let text = plain(&String::from_utf8_lossy(output));
+        let masked = self.mask(&text);
+        let mut last: Vec<&str> = masked.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        last.dedup();
+        let first = last.len().saturating_sub(lines);
+        let mut shown = last.split_off(first).join("\n");
+        if shown.len() > bytes {
+            let from = (shown.len() - bytes..shown.len()).find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
+            shown = format!("…{}", &shown[from..]);
+        }
+        shown
+    }
+
+    fn mask(&self, text: &str) -> Zeroizing<String> {
+        let mut masked = Zeroizing::new(text.to_owned());
+        for secret in &self.0 {
+            if masked.contains(secret.as_str()) {
+                masked = Zeroizing::new(masked.replace(secret.as_str(), "***"));
+            }
+        }
+        mask_long_words(&masked)
+    }
+}
+
+/// Without colours, and without what else moves a terminal.
+fn plain(text: &str) -> Zeroizing<String> {
+    let mut out = Zeroizing::new(String::with_capacity(text.len()));
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\u{1b}' if letters.next_if_eq(&'[').is_some() => {
+                // To the letter that ends the sequence.
+                while letters.next_if(|next| matches!(next, '0'..='9' | ';' | '?' | ':')).is_some() {}
+                letters.next_if(char::is_ascii_alphabetic);
+            }
+            '\n' => out.push('\n'),
+            '\r' | '\t' => out.push(' '),
+            letter if letter.is_control() => {}
+            letter => out.push(letter),
+        }
+    }
+    out
+}
+
+/// A run of letters that tokens are made of, longer than any word.
+fn mask_long_words(text: &str) -> Zeroizing<String> {
+    let is_of_a_token = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.' | '+' | '=');
+    let mut out = Zeroizing::new(String::with_capacity(text.len()));
+    let mut rest = text;
+    while let Some(start) = rest.find(is_of_a_token) {
+        let (before, from) = rest.split_at(start);
+        let (word, after) = from.split_at(from.find(|letter| !is_of_a_token(letter)).unwrap_or(from.len()));
+        out.push_str(before);
+        out.push_str(if word.len() > LONGEST_WORD { "***" } else { word });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGIN: &str = r#"{"auth_mode":"chatgpt","tokens":{"access_token":"eyJhbGciOi.Zk3vQ9xT1mB7rLp0.c2lnbmF0","refresh_token":"rt_abc/defghijk-1","account_id":"acc-12345"},"last_refresh":"2026-11-20T12:00:00Z"}"#;
+
+    fn shown(output: &str) -> String {
+        let mut secrets = Secrets::default();
+        secrets.add(LOGIN);
+        secrets.last_lines(output.as_bytes(), 5, 2048)
+    }
+
+    #[test]
+    fn no_part_of_the_login_is_shown() {
+        let printed = format!(
+            "login: {LOGIN}\nhalf a token: Zk3vQ9xT1mB7rLp0\nrefresh rt_abc/defghijk-1 again: defghijk-1 {}",
+            "acc-12345"
+        );
+        let shown = shown(&printed);
+        for secret in ["eyJhbGciOi", "Zk3vQ9xT1mB7rLp0", "c2lnbmF0", "rt_abc", "defghijk", "acc-12345"] {
+            assert!(!shown.contains(secret), "{secret} in {shown}");
+        }
+        assert!(shown.contains("half a token: ***") && shown.contains("2026-11-20T12:00:00Z"), "{shown}");
+    }
+
+    #[test]
+    fn what_looks_like_a_token_is_not_shown_either() {
+        let token = "sk-".to_owned() + &"a1B2".repeat(12);
+        assert_eq!(shown(&format!("refused: {token}, sorry")), "refused: ***, sorry");
+        assert_eq!(shown("an ordinary sentence about rt-tokens"), "an ordinary sentence about rt-tokens");
+    }
+
+    #[test]
+    fn the_last_lines_are_shown_as_plain_text() {
+        assert_eq!(shown("again\nagain\n\nagain\nonce"), "again\nonce");
+        let printed = (1..=9).map(|n| format!("\u{1b}[31mline\u{1b}[0m {n}\u{7}\r\n\n")).collect::<String>();
+        assert_eq!(shown(&printed), "line 5\nline 6\nline 7\nline 8\nline 9");
+        let mut secrets = Secrets::default();
+        secrets.add("no JSON, so all of it");
+        assert_eq!(secrets.last_lines(b"x no JSON, so all of it y", 5, 2048), "x *** y");
+        assert_eq!(Secrets::default().last_lines("ä".repeat(20).as_bytes(), 5, 5), "…ää");
+        assert_eq!(Secrets::default().last_lines(&[0xff, 0xfe, b'a'], 5, 50), "\u{fffd}\u{fffd}a");
+    }
+
+    #[tokio::test]
+    async fn of_a_flood_the_end_is_kept() {
+        let total = Total::default();
+        let mut flood = vec![b'a'; 10 * KEPT + 7];
+        flood.extend(b"the end");
+        let kept = tail(&flood[..], total.clone()).await;
+        assert_eq!((kept.len(), total.bytes()), (KEPT, 10 * KEPT as u64 + 14));
+        assert!(kept.ends_with(b"aathe end"));
+    }
+}

@@ -1,0 +1,412 @@
+//! The only way out of the sandbox: a proxy that listens inside, connects outside, and lets through what [`Egress`] lists.
+//!
+//! `CONNECT host:port` becomes a tunnel. A request for an `http://` URL, which a client sends to its proxy as it is, is
+//! passed on by itself: one a connection, so that none can follow it to somewhere else. Whoever speaks is hostile: a head
+//! is read within a time and a size, and nothing is looked up or dialled before the rules have said yes.
+//!
+//! It stores nothing. Each destination goes to the log with the bytes that went there and came back, each refusal with
+//! the rule; what was refused is kept for whoever wants to know why a probe failed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::model::egress::{Destination, Egress, Host};
+
+/// What asks the system for the addresses of a name.
+#[async_trait]
+pub trait Resolver: Send + Sync {
+    async fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
+
+pub struct SystemResolver;
+
+#[async_trait]
+impl Resolver for SystemResolver {
+    async fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((name, port)).await?.collect())
+    }
+}
+
+pub struct Proxy {
+    egress: Egress,
+    resolver: Arc<dyn Resolver>,
+    refused: Mutex<BTreeMap<String, String>>,
+}
+
+/// Connections at once; one more waits.
+const CONNECTIONS: usize = 128;
+const MOST_HEAD: usize = 16 * 1024;
+const HEADERS: usize = 64;
+const HEAD_TIME: Duration = Duration::from_secs(10);
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// How many refused destinations are kept.
+const KEPT: usize = 16;
+
+impl Proxy {
+    pub fn new(egress: Egress, resolver: Arc<dyn Resolver>) -> Self {
+        Self { egress, resolver, refused: Mutex::default() }
+    }
+
+    /// Until it is dropped, and every connection with it.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.len() >= CONNECTIONS {
+                connections.join_next().await;
+            }
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((client, _)) => {
+                        let proxy = self.clone();
+                        connections.spawn(async move { proxy.connection(client).await });
+                    }
+                    Err(error) => {
+                        log::warn!(event = "egress_failed", cause:% = error; "the probe's proxy cannot take a connection: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    /// What was asked for and refused, and why; the first of each, some at most.
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn connection(&self, mut client: TcpStream) {
+        if let Err(answer) = self.pass_on(&mut client).await {
+            let body = format!("{}\n", answer.message);
+            let head = format!(
+                "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                answer.status,
+                body.len()
+            );
+            // Whoever has gone away need not be told.
+            let _ = timeout(HEAD_TIME, client.write_all(head.as_bytes())).await;
+            let _ = client.shutdown().await;
+        }
+    }
+
+    async fn pass_on(&self, client: &mut TcpStream) -> Result<(), Answer> {
+        let read = timeout(HEAD_TIME, Head::read(client)).await;
+        let (head, rest) = read.map_err(|_| Answer::bad("the request took too long"))??;
+        let mut server = self.connect(&head.destination).await?;
+        let _ = server.set_nodelay(true);
+        let _ = client.set_nodelay(true);
+        match &head.forwarded {
+            None => client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(Answer::gone)?,
+            Some(request) => server.write_all(request).await.map_err(Answer::gone)?,
+        }
+        server.write_all(&rest).await.map_err(Answer::gone)?;
+        let first = head.forwarded.map_or(0, |request| request.len()) + rest.len();
+        let copied = copy_bidirectional(client, &mut server).await;
+        let (sent, received) = copied.as_ref().map_or((0, 0), |copied| *copied);
+        let broken = copied.err().map(|error| error.to_string()).unwrap_or_default();
+        log::info!(event = "egress", destination:% = head.destination, sent = sent + first as u64, received, broken = broken.as_str(); "the probe talked to {}", head.destination);
+        Ok(())
+    }
+
+    async fn connect(&self, asked: &Destination) -> Result<TcpStream, Answer> {
+        self.egress.check(asked).map_err(|why| self.refuse(asked, why.to_string()))?;
+        let addresses = match &asked.host {
+            Host::Address(address) => vec![SocketAddr::new(*address, asked.port)],
+            Host::Name(name) => timeout(CONNECT_TIME, self.resolver.resolve(name, asked.port))
+                .await
+                .map_err(|_| self.fail(asked, "its name was not resolved in time"))?
+                .map_err(|error| self.fail(asked, format!("its name is not resolved: {error}")))?,
+        };
+        // One that leads inside spoils them all: nothing of what such a name says is believed.
+        for address in &addresses {
+            let checked = self.egress.check_address(asked, address.ip());
+            checked.map_err(|why| self.refuse(asked, why.to_string()))?;
+        }
+        let mut last = "its name has no address".to_owned();
+        for address in addresses {
+            match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = format!("{}: {error}", address.ip()),
+                Err(_) => last = format!("{}: no answer", address.ip()),
+            }
+        }
+        Err(self.fail(asked, last))
+    }
+
+    fn refuse(&self, asked: &Destination, why: String) -> Answer {
+        log::warn!(event = "egress_refused", destination:% = asked, cause = why.as_str(); "the probe may not connect to {asked}: {why}");
+        self.keep(asked, &why);
+        Answer { status: "403 Forbidden", message: why }
+    }
+
+    fn fail(&self, asked: &Destination, why: impl Into<String>) -> Answer {
+        let why = why.into();
+        log::warn!(event = "egress_failed", destination:% = asked, cause = why.as_str(); "the probe cannot reach {asked}: {why}");
+        self.keep(asked, &format!("{asked} cannot be reached: {why}"));
+        Answer { status: "502 Bad Gateway", message: format!("{asked} cannot be reached: {why}") }
+    }
+
+    fn keep(&self, asked: &Destination, why: &str) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < KEPT {
+            refused.entry(asked.to_string()).or_insert_with(|| why.to_owned());
+        }
+    }
+}
+
+/// What the client is told in place of a connection.
+struct Answer {
+    status: &'static str,
+    message: String,
+}
+
+impl Answer {
+    fn bad(message: &str) -> Self {
+        Self { status: "400 Bad Request", message: message.into() }
+    }
+
+    fn gone(error: io::Error) -> Self {
+        Self { status: "502 Bad Gateway", message: format!("the connection broke: {error}") }
+    }
+}
+
+#[derive(Debug)]
+struct Head {
+    destination: Destination,
+    /// What the server is to be sent of it; `None`: a tunnel.
+    forwarded: Option<Vec<u8>>,
+}
+
+impl Head {
+    /// And what came after it already.
+    async fn read(client: &mut TcpStream) -> Result<(Self, Vec<u8>), Answer> {
+        let mut bytes = Vec::with_capacity(1024);
+        loop {
+            let mut chunk = [0; 4096];
+            let read = client.read(&mut chunk).await.map_err(Answer::gone)?;
+            if read == 0 {
+                return Err(Answer::bad("the request ended early"));
+            }
+            bytes.extend_from_slice(chunk.get(..read).unwrap_or_default());
+            if let Some((head, length)) = Self::parse(&bytes)? {
+                return Ok((head, bytes.split_off(length)));
+            }
+            if bytes.len() > MOST_HEAD {
+                return Err(Answer::bad("the request's head is too long"));
+            }
+        }
+    }
+
+    /// With its length; `None`: more of it has to come.
+    fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Answer> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+        let mut request = httparse::Request::new(&mut headers);
+        let length = match request.parse(bytes).map_err(|_| Answer::bad("this is no HTTP request"))? {
+            httparse::Status::Complete(length) => length,
+            httparse::Status::Partial => return Ok(None),
+        };
+        let (Some(method), Some(target)) = (request.method, request.path) else {
+            return Err(Answer::bad("this is no HTTP request"));
+        };
+        if method == "CONNECT" {
+            let destination = target.parse().map_err(|_| Answer::bad("CONNECT wants HOST:PORT"))?;
+            return Ok(Some((Self { destination, forwarded: None }, length)));
+        }
+        let plain = "this is a proxy: it wants CONNECT, or an http:// URL";
+        let rest = target.strip_prefix("http://").ok_or_else(|| Answer::bad(plain))?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let destination: Destination = authority
+            .parse()
+            .or_else(|_| format!("{authority}:80").parse())
+            .map_err(|_| Answer::bad("the URL names no host"))?;
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let mut forwarded = format!("{method} {slash}{path} HTTP/1.1\r\n").into_bytes();
+        for header in request.headers.iter().filter(|header| !is_of_this_hop(header.name)) {
+            forwarded.extend_from_slice(header.name.as_bytes());
+            forwarded.extend_from_slice(b": ");
+            forwarded.extend_from_slice(header.value);
+            forwarded.extend_from_slice(b"\r\n");
+        }
+        forwarded.extend_from_slice(b"Connection: close\r\n\r\n");
+        Ok(Some((Self { destination, forwarded: Some(forwarded) }, length)))
+    }
+}
+
+fn is_of_this_hop(name: &str) -> bool {
+    ["connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authorization", "te"]
+        .iter()
+        .any(|ours| name.eq_ignore_ascii_case(ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Says that every name is at one address, and counts how often it was asked.
+    struct Says(&'static str, AtomicUsize);
+
+    #[async_trait]
+    impl Resolver for Says {
+        async fn resolve(&self, _name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![SocketAddr::new(self.0.parse().unwrap(), port)])
+        }
+    }
+
+    async fn proxy(egress: &[String], resolver: Arc<Says>) -> (Arc<Proxy>, SocketAddr) {
+        let proxy = Arc::new(Proxy::new(Egress::parse(egress).unwrap(), resolver));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(proxy.clone().serve(listener));
+        (proxy, address)
+    }
+
+    async fn ask(proxy: SocketAddr, request: &str) -> String {
+        let mut client = TcpStream::connect(proxy).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(Duration::from_secs(30), client.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    }
+
+    /// Answers each connection with what it was sent, up to the end of the head, then closes.
+    async fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if stream.read_exact(&mut byte).await.is_err() {
+                        break;
+                    }
+                    seen.push(byte[0]);
+                }
+                stream.write_all(&seen).await.unwrap();
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_listed_destination_is_reached_through_a_tunnel() {
+        let server = echo().await;
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let listed = [format!("upstream.test:{}", server.port()), server.to_string()];
+        let (_, address) = proxy(&listed, resolver).await;
+        for host in ["upstream.test", "UPSTREAM.test.", "127.0.0.1"] {
+            let asked = format!("CONNECT {host}:{} HTTP/1.1\r\n\r\nhello\r\n\r\n", server.port());
+            let answer = ask(address, &asked).await;
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhello\r\n\r\n"), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_passed_on_without_what_is_between_the_client_and_its_proxy() {
+        let server = echo().await;
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let (_, address) = proxy(&[server.to_string()], resolver).await;
+        let asked = format!(
+            "GET http://{server}/a?b=c HTTP/1.1\r\nHost: {server}\r\nProxy-Authorization: x\r\nConnection: keep-alive\r\nAccept: */*\r\n\r\n"
+        );
+        let answer = ask(address, &asked).await;
+        assert_eq!(
+            answer,
+            format!("GET /a?b=c HTTP/1.1\r\nHost: {server}\r\nAccept: */*\r\nConnection: close\r\n\r\n")
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_listed_is_refused_and_not_even_looked_up() {
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let (proxy, address) = proxy(&["chatgpt.com:443".into()], resolver.clone()).await;
+        for asked in [
+            "CONNECT evil.test:443 HTTP/1.1\r\n\r\n",
+            "CONNECT chatgpt.com:22 HTTP/1.1\r\n\r\n",
+            "CONNECT 169.254.169.254:80 HTTP/1.1\r\n\r\n",
+            "GET http://169.254.169.254/latest/meta-data/ HTTP/1.1\r\n\r\n",
+            "GET http://chatgpt.com/ HTTP/1.1\r\n\r\n",
+        ] {
+            let answer = ask(address, asked).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 403 ") && answer.contains("is not in runner.egress"),
+                "{asked}: {answer}"
+            );
+        }
+        assert_eq!(resolver.1.load(Ordering::SeqCst), 0, "no name that is not listed reaches the resolver");
+        let refused = proxy.refused();
+        assert_eq!(refused.len(), 4, "{refused:?}");
+        assert_eq!(refused["evil.test:443"], "evil.test:443 is not in runner.egress");
+    }
+
+    #[tokio::test]
+    async fn a_listed_name_that_leads_inside_is_not_dialled() {
+        // Nothing may be sent there: were it dialled, the answer would be another one.
+        let resolver = Arc::new(Says("169.254.169.254", AtomicUsize::new(0)));
+        let (_, address) = proxy(&["chatgpt.com:443".into()], resolver).await;
+        let answer = ask(address, "CONNECT chatgpt.com:443 HTTP/1.1\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert!(answer.contains("chatgpt.com resolves to 169.254.169.254"), "{answer}");
+    }
+
+    proptest::proptest! {
+        /// Whatever comes: a head or none, and what is passed on is one head, for the destination that was checked.
+        #[test]
+        fn any_bytes_are_a_request_or_none(
+            method in "(CONNECT|GET|P[A-Z]{0,5})",
+            target in "(http://|https://)?[a-z0-9@.:\\[\\]-]{0,20}[/?#]?[ -~]{0,20}",
+            headers in "([A-Za-z-]{1,12}: ?[ -~]{0,12}\r\n){0,4}",
+            noise in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+        ) {
+            let _ = Head::parse(&noise);
+            let request = format!("{method} {target} HTTP/1.1\r\n{headers}\r\n");
+            for cut in 0..request.len() {
+                if let Some(part) = request.get(..cut) {
+                    let early = Head::parse(part.as_bytes());
+                    proptest::prop_assert!(matches!(early, Ok(None) | Err(_)), "before its end it is no request");
+                }
+            }
+            if let Ok(Some((Head { destination, forwarded: Some(forwarded) }, _))) = Head::parse(request.as_bytes()) {
+                let text = String::from_utf8_lossy(&forwarded);
+                proptest::prop_assert_eq!(text.matches("\r\n\r\n").count(), 1);
+                proptest::prop_assert!(text.ends_with("Connection: close\r\n\r\n"));
+                proptest::prop_assert!(text.lines().next().is_some_and(|line| line.split(' ').nth(1).is_some_and(|path| path.starts_with('/'))));
+                proptest::prop_assert!(destination.port != 0);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_is_turned_away() {
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let (_, address) = proxy(&["127.0.0.1:1".into()], resolver).await;
+        let long = format!("GET http://127.0.0.1:1/ HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(2 * MOST_HEAD));
+        for asked in [
+            "\u{16}\u{3}\u{1}\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET https://127.0.0.1:1/ HTTP/1.1\r\n\r\n",
+            "GET http://user@127.0.0.1:1/ HTTP/1.1\r\n\r\n",
+            "CONNECT 127.0.0.1 HTTP/1.1\r\n\r\n",
+            "CONNECT http://127.0.0.1:1 HTTP/1.1\r\n\r\n",
+            &long,
+        ] {
+            let answer = ask(address, asked).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{}: {answer}", &asked[..20]);
+        }
+        let answer = ask(address, "CONNECT 127.0.0.1:1 HTTP/1.1\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "it is listed, and nobody is there: {answer}");
+    }
+}

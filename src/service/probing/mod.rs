@@ -1,0 +1,432 @@
+//! Proving the canonical login: when a probe is made, by whom, and what follows from what it finds.
+//!
+//! A probe is made after every store of a host, once a UTC day on the first call of a host, and when an admin asks; after a
+//! failure it is tried again. No call waits for one. One worker on each node makes them, one at a time ([`board`]); of all
+//! nodes the records let one ([`Records::claim_probe`]).
+//!
+//! How a crash ends: before the claim, nothing happened (the records' last finding decides what the next start retries).
+//! Between the claim and the finding, the probe stays unfinished; the next start on this node finishes it as cut short, and
+//! other nodes may begin one when the lease is over. A login that Codex refreshed is stored the moment it is told
+//! ([`adopt`]); what upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
+//!
+//! [`Records::claim_probe`]: crate::records::Records::claim_probe
+
+mod adopt;
+mod board;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::canonical::Canonical;
+use super::{By, Result, Service, ServiceError};
+use crate::model::audit::AuditNote;
+use crate::records::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
+use crate::runner::{Check, Finding, Prober, Probing, Told};
+use adopt::Adopted;
+use board::{Board, Wanted};
+
+pub use view::{RunnerState, RunnerView, Underway};
+
+/// The probes of this node.
+pub struct Probes {
+    prober: Option<Arc<dyn Prober>>,
+    board: Mutex<Board>,
+    changed: Notify,
+    /// The UTC day on which a call of a host was last seen.
+    day: AtomicI64,
+}
+
+/// A lease is longer than a probe may take by so much.
+const LEASE_MARGIN: Duration = Duration::from_secs(60);
+/// How often it is looked whether another node's probe is over.
+const SHARED: Duration = Duration::from_secs(1);
+/// Records that are away are asked again after so long.
+const AWAY: Duration = Duration::from_secs(30);
+/// What was found, or refreshed, is written as soon as the records take it.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a finding is kept for records that are away.
+const FINDING_KEPT: Duration = Duration::from_secs(60);
+/// A daemon that is to stop waits so long for the probe under way, and as long for what it tells at its end.
+const STOP: Duration = Duration::from_secs(8);
+/// How often it is looked whether another node has left a failure alone.
+const LOOK: Duration = Duration::from_secs(60);
+/// It has been left alone if nobody has tried again for so long: the node that found it does after 15 minutes.
+const LEFT_ALONE: time::Duration = time::Duration::minutes(20);
+/// How many of the last probes are looked at.
+const LOOKED_AT: usize = 20;
+const DAY: i64 = 86_400;
+/// The longest reason that is kept.
+const MOST_REASON: usize = 4000;
+
+impl Probes {
+    pub(super) fn new() -> Self {
+        Self { prober: None, board: Mutex::default(), changed: Notify::new(), day: AtomicI64::new(i64::MIN) }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Service {
+    /// Tells who makes probes; without, none are made.
+    #[must_use]
+    pub fn with_prober(mut self, prober: Arc<dyn Prober>) -> Self {
+        self.probes.prober = Some(prober);
+        self
+    }
+
+    /// An admin asks for a probe. Gives a number: when [`RunnerView::answered`] has reached it, the answer is there.
+    pub fn ask_for_probe(&self, by: &By) -> Result<u64> {
+        if self.probes.prober.is_none() {
+            return Err(ServiceError::RunnerOff);
+        }
+        if self.canonical().is_none() {
+            return Err(ServiceError::NotFound("Canonical auth"));
+        }
+        Ok(self.want_probe(ProbeTrigger::Admin, Some(by.clone())))
+    }
+
+    /// What the machine and the configuration let the runner do.
+    pub async fn examine_runner(&self) -> Result<Vec<Check>> {
+        let prober = self.probes.prober.as_ref().ok_or(ServiceError::RunnerOff)?;
+        Ok(prober.examine().await)
+    }
+
+    pub(super) fn want_probe(&self, trigger: ProbeTrigger, by: Option<By>) -> u64 {
+        if self.probes.prober.is_none() {
+            return 0;
+        }
+        let version = self.canonical().map(|canonical| canonical.summary.version);
+        let ticket = self.probes.board().ask(trigger, by, version, Instant::now());
+        self.probes.changed.notify_one();
+        ticket
+    }
+
+    /// A host calls: the first of a UTC day has the login proved.
+    pub(super) fn note_call(&self, now: OffsetDateTime) {
+        let day = now.unix_timestamp().div_euclid(DAY);
+        if self.probes.day.load(Ordering::Relaxed) != day && self.probes.day.swap(day, Ordering::Relaxed) != day {
+            self.want_probe(ProbeTrigger::Daily, None);
+        }
+    }
+
+    /// Makes the probes that are asked for, until the stop.
+    pub async fn make_probes(&self, mut stopping: watch::Receiver<bool>) {
+        let Some(prober) = self.probes.prober.clone() else { return };
+        let mut begun = false;
+        loop {
+            if !begun {
+                begun = self.take_up_probes().await.is_ok();
+            }
+            let due = self.probes.board().due();
+            let look = Instant::now() + if begun { LOOK } else { AWAY };
+            tokio::select! {
+                () = stopped(&mut stopping) => return,
+                () = self.probes.changed.notified() => {}
+                () = tokio::time::sleep_until(due.unwrap_or(look)), if due.is_some() => {}
+                () = tokio::time::sleep_until(look) => {
+                    if begun {
+                        self.look_after_others().await;
+                    }
+                }
+            }
+            let wanted = self.probes.board().take(Instant::now());
+            if let Some(wanted) = wanted {
+                self.probe(&*prober, wanted, &mut stopping).await;
+            }
+        }
+    }
+
+    /// What a forerunner of this process has left.
+    async fn take_up_probes(&self) -> Result<()> {
+        let now = self.outside.now();
+        for cut_short in self
+            .records
+            .probes(LOOKED_AT)
+            .await?
+            .into_iter()
+            .filter(|probe| probe.node == self.hot.node() && probe.outcome.is_none())
+        {
+            let reason = "the daemon ended before the probe did; if Codex refreshed the login in it, the next probe fails, and a \
+                          fresh login has to be uploaded";
+            let outcome = ProbeOutcome {
+                state: ProbeState::Unavailable,
+                reason: Some(reason.into()),
+                adopted: None,
+                finished_at: now,
+            };
+            self.records.finish_probe(cut_short.id, &outcome, None).await?;
+        }
+        let summary = self.records.probe_summary(now).await?;
+        if let Some((finished_at, _)) = self.unproved(summary.latest_finished.as_ref()) {
+            let waited = Duration::try_from(now - finished_at).unwrap_or_default();
+            self.probes.board().retry_in(board::RETRY.saturating_sub(waited), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A node that has gone away does not try again what it has found to fail.
+    async fn look_after_others(&self) {
+        let now = self.outside.now();
+        let Ok(summary) = self.records.probe_summary(now).await else { return };
+        let left_alone = self
+            .unproved(summary.latest_finished.as_ref())
+            .is_some_and(|(finished_at, node)| node != self.hot.node() && now - finished_at > LEFT_ALONE);
+        if left_alone {
+            self.want_probe(ProbeTrigger::Retry, None);
+        }
+    }
+
+    /// When, and by which node, the canonical login was found not to work, if that is the last that is known of it.
+    fn unproved(&self, last: Option<&Probe>) -> Option<(OffsetDateTime, Uuid)> {
+        let canonical = self.canonical()?.summary.version;
+        let probe = last.filter(|probe| concerns(probe, canonical))?;
+        let outcome = probe.outcome.as_ref().filter(|outcome| outcome.state != ProbeState::Ok)?;
+        Some((outcome.finished_at, probe.node))
+    }
+
+    async fn probe(&self, prober: &dyn Prober, wanted: Wanted, stopping: &mut watch::Receiver<bool>) {
+        match self.claim(prober, &wanted).await {
+            Ok(Begin::Now(id, canonical)) => self.make_probe(prober, &wanted, id, canonical, stopping).await,
+            Ok(Begin::Never) => self.probes.board().answer(wanted.ticket),
+            Ok(Begin::After(sharing)) => {
+                log::debug!(event = "probe_elsewhere", shared = sharing.is_some(); "another node is at a probe");
+                self.probes.board().put_back(Wanted { sharing, ..wanted }, Instant::now() + SHARED);
+            }
+            Err(error) => {
+                log::debug!(event = "probe_waits", cause:% = error; "a probe waits for the records: {error}");
+                self.probes.board().put_back(wanted, Instant::now() + AWAY);
+            }
+        }
+    }
+
+    async fn claim(&self, prober: &dyn Prober, wanted: &Wanted) -> Result<Begin> {
+        let Some(canonical) = self.canonical() else { return Ok(Begin::Never) };
+        let version = canonical.summary.version;
+        let now = self.outside.now();
+        if let Some(id) = wanted.sharing
+            && let Some(other) = self.records.probes(LOOKED_AT).await?.iter().find(|probe| probe.id == id)
+        {
+            // Not claimed before its end is seen: it might end in between, and be made again.
+            if other.is_under_way(now) {
+                return Ok(Begin::After(Some(id)));
+            }
+            if other.outcome.is_some() && concerns(other, version) {
+                return Ok(Begin::Never);
+            }
+        }
+        let id = Uuid::new_v4();
+        let until = now + prober.time() + LEASE_MARGIN;
+        let claim = ProbeClaim { id, node: self.hot.node(), version, trigger: wanted.trigger, at: now, until };
+        let note = wanted.by.as_ref().map(|by| by.note(now, "runner.run").on(version));
+        Ok(match self.records.claim_probe(&claim, note.as_ref()).await? {
+            Claimed::Begun => {
+                note.iter().for_each(super::audit::tell);
+                self.probes.board().began(wanted, version, now);
+                Begin::Now(id, canonical)
+            }
+            Claimed::NotDue => Begin::Never,
+            Claimed::Busy(other) => Begin::After((other.version == version).then_some(other.id)),
+        })
+    }
+
+    async fn make_probe(
+        &self,
+        prober: &dyn Prober,
+        wanted: &Wanted,
+        id: Uuid,
+        canonical: Arc<Canonical>,
+        stopping: &mut watch::Receiver<bool>,
+    ) {
+        let version = canonical.summary.version;
+        let begun = Instant::now();
+        log::info!(event = "probe_begun", version, trigger:? = wanted.trigger; "version {version} of the canonical login is being proved");
+        let (finding, adopted) = match prober.begin(&canonical.text).await {
+            Ok(mut probing) => self.follow(&mut *probing, canonical, stopping).await,
+            Err(finding) => (finding, None),
+        };
+        let (state, reason) = match finding {
+            Finding::Works => (ProbeState::Ok, None),
+            Finding::Fails(reason) => (ProbeState::Fail, Some(reason)),
+            Finding::Unavailable(reason) => (ProbeState::Unavailable, Some(reason)),
+        };
+        let reason = reason.map(|reason| shortened(&reason));
+        let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.outside.now() };
+        self.metrics.probed(state.as_str(), begun.elapsed());
+        tell(version, &outcome);
+        self.finish(id, version, &outcome, stopping).await;
+        self.probes.board().ended(state, Instant::now());
+    }
+
+    /// To its end; with the version that a login became which Codex refreshed.
+    async fn follow(
+        &self,
+        probing: &mut dyn Probing,
+        mut from: Arc<Canonical>,
+        stopping: &watch::Receiver<bool>,
+    ) -> (Finding, Option<u64>) {
+        let (mut adopted, mut refused) = (None, None);
+        let mut asked_to_end = false;
+        let stop = stopped_for_long(stopping.clone());
+        tokio::pin!(stop);
+        loop {
+            let told = tokio::select! {
+                told = probing.next() => told,
+                () = &mut stop, if !asked_to_end => {
+                    probing.end("the daemon was stopped before Codex had answered");
+                    asked_to_end = true;
+                    continue;
+                }
+            };
+            match told {
+                Told::Refreshed(login) => {
+                    match self.adopt_at_last(&from, &login, stopping).await {
+                        Some(Adopted::Version(version)) => {
+                            self.probes.board().made(version);
+                            adopted = Some(version);
+                            from = self.canonical().filter(|known| known.summary.version == version).unwrap_or(from);
+                            log::info!(event = "login_adopted", version; "Codex refreshed the login in the probe: it is the canonical one now, version {version}");
+                        }
+                        Some(Adopted::Overtaken) => {
+                            log::info!(event = "login_overtaken"; "Codex refreshed the login in the probe, and a later one is canonical by now");
+                        }
+                        Some(Adopted::Refused(why)) => refused = Some(why),
+                        None => refused = Some(
+                            "Codex refreshed the login, and it could not be stored: sign in anew and upload that login"
+                                .into(),
+                        ),
+                    }
+                }
+                Told::Found(Finding::Works) if refused.is_some() => {
+                    return (Finding::Fails(refused.unwrap_or_default()), adopted);
+                }
+                Told::Found(Finding::Fails(reason)) if refused.is_some() => {
+                    return (Finding::Fails(format!("{}\n{reason}", refused.unwrap_or_default())), adopted);
+                }
+                Told::Found(finding) => return (finding, adopted),
+            }
+        }
+    }
+
+    /// Until the records take it: nobody else has it. `None`: it is no login, or the daemon has to stop.
+    async fn adopt_at_last(
+        &self,
+        from: &Canonical,
+        login: &Zeroizing<String>,
+        stopping: &watch::Receiver<bool>,
+    ) -> Option<Adopted> {
+        let mut told = false;
+        let stop = stopped_for_long(stopping.clone());
+        tokio::pin!(stop);
+        loop {
+            let error = match self.adopt(from, login).await {
+                Ok(adopted) => return Some(adopted),
+                Err(error) => error,
+            };
+            let may_come = matches!(
+                error,
+                ServiceError::Unavailable { .. }
+                    | ServiceError::RecordsAway { .. }
+                    | ServiceError::StoreFailed { .. }
+                    | ServiceError::StandsStill { .. }
+            );
+            if !may_come {
+                log::error!(event = "login_refused", cause:% = error; "what Codex wrote in the probe is no login that can be stored: {error}");
+                return None;
+            }
+            if !told {
+                log::warn!(event = "login_waits", cause:% = error; "Codex refreshed the login in the probe, and the store does not take it yet: {error}");
+                told = true;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = &mut stop => {
+                    log::error!(event = "login_lost", cause:% = error; "Codex refreshed the login in the probe, and it could not be stored before the daemon stopped: sign in anew and upload that login");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn finish(&self, id: Uuid, version: u64, outcome: &ProbeOutcome, stopping: &mut watch::Receiver<bool>) {
+        let note = (outcome.state == ProbeState::Fail).then(|| failure(version, outcome));
+        let until = Instant::now() + FINDING_KEPT;
+        loop {
+            match self.records.finish_probe(id, outcome, note.as_ref()).await {
+                Ok(_) => return note.iter().for_each(super::audit::tell),
+                Err(error) if Instant::now() >= until => {
+                    log::warn!(event = "finding_unwritten", cause:% = error; "what a probe found could not be written: {error}");
+                    return;
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = stopped(stopping) => return,
+            }
+        }
+    }
+}
+
+/// What becomes of a wish.
+enum Begin {
+    Now(Uuid, Arc<Canonical>),
+    /// Another node is at it; of the same version, its result will do.
+    After(Option<Uuid>),
+    Never,
+}
+
+/// Whether a probe says something of this version.
+fn concerns(probe: &Probe, version: u64) -> bool {
+    probe.version == version || probe.outcome.as_ref().is_some_and(|outcome| outcome.adopted == Some(version))
+}
+
+fn failure(version: u64, outcome: &ProbeOutcome) -> AuditNote {
+    let note = By::daemon().note(outcome.finished_at, "runner.probe").on(version).refused("fail").alarm();
+    // The whole of it stands with the probe.
+    let first = outcome.reason.iter().flat_map(|reason| reason.lines()).next().unwrap_or_default();
+    note.with("reason", first)
+}
+
+fn tell(version: u64, outcome: &ProbeOutcome) {
+    // One event, one line.
+    let reason = outcome.reason.as_deref().unwrap_or_default().replace('\n', " | ");
+    let reason = reason.as_str();
+    match outcome.state {
+        ProbeState::Ok => log::info!(event = "probe_ok", version; "version {version} of the canonical login works"),
+        ProbeState::Fail => {
+            log::warn!(event = "probe_failed", version, reason; "version {version} of the canonical login does not work: {reason}")
+        }
+        ProbeState::Unavailable => {
+            log::warn!(event = "probe_unavailable", version, reason; "the canonical login could not be proved: {reason}")
+        }
+    }
+}
+
+fn shortened(reason: &str) -> String {
+    let end =
+        reason.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= MOST_REASON).last();
+    reason[..end.unwrap_or(0)].to_owned()
+}
+
+/// The stop was some time ago.
+async fn stopped_for_long(mut stopping: watch::Receiver<bool>) {
+    stopped(&mut stopping).await;
+    tokio::time::sleep(STOP).await;
+}
+
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // Without a sender it is time to stop as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,113 @@
+//! What is known of the runner, for who looks.
+
+use time::{Duration, OffsetDateTime};
+
+use super::super::{Result, Service, ServiceError};
+use super::concerns;
+use crate::records::{Probe, ProbeState, ProbeSummary, ProbeTrigger};
+
+pub struct RunnerView {
+    pub enabled: bool,
+    pub state: RunnerState,
+    /// The probe that the state comes from.
+    pub latest: Option<Probe>,
+    /// On this node.
+    pub underway: Option<Underway>,
+    /// Whether one is asked for on this node and has not begun.
+    pub is_wanted: bool,
+    /// How many have asked this daemon for a probe, and up to whom they are answered.
+    pub asked: u64,
+    pub answered: u64,
+    /// `None`: the records are away.
+    pub summary: Option<ProbeSummary>,
+    /// The newest first.
+    pub probes: Vec<Probe>,
+    pub time: std::time::Duration,
+}
+
+/// What is known of the canonical login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunnerState {
+    Known(ProbeState),
+    /// Nobody has tried it.
+    Never,
+    /// Probes are switched off.
+    Off,
+    /// The records are away.
+    Unknown,
+}
+
+impl RunnerState {
+    pub fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Known(state) => Some(state.as_str()),
+            Self::Never => Some("never"),
+            Self::Off | Self::Unknown => None,
+        }
+    }
+}
+
+pub struct Underway {
+    pub version: u64,
+    pub trigger: ProbeTrigger,
+    pub since: OffsetDateTime,
+}
+
+impl Service {
+    /// With up to `limit` of the last probes.
+    pub async fn runner(&self, limit: usize) -> Result<RunnerView> {
+        // Before the records are asked: who is told that it is answered finds the answer there.
+        let mut view = self.underway();
+        let found = match self.read_probes(limit).await {
+            Ok(found) => Some(found),
+            Err(ServiceError::RecordsAway { .. } | ServiceError::StoreFailed { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let (summary, probes) = found.map_or((None, Vec::new()), |(summary, probes)| (Some(summary), probes));
+        let finished = summary.as_ref().and_then(|summary| summary.latest_finished.clone());
+        let version = self.canonical().map(|canonical| canonical.summary.version);
+        // That nothing can be tried here is so whichever the login is.
+        let latest = finished.filter(|probe| {
+            state_of(probe) == Some(ProbeState::Unavailable) || version.is_some_and(|version| concerns(probe, version))
+        });
+        view.state = match latest.as_ref().and_then(state_of) {
+            _ if !view.enabled => RunnerState::Off,
+            _ if summary.is_none() => RunnerState::Unknown,
+            Some(state) => RunnerState::Known(state),
+            None => RunnerState::Never,
+        };
+        Ok(RunnerView { latest, summary, probes, ..view })
+    }
+
+    /// What this node knows by itself.
+    fn underway(&self) -> RunnerView {
+        let board = self.probes.board();
+        let underway = board.running().map(|running| Underway {
+            version: running.versions.first().copied().unwrap_or_default(),
+            trigger: running.trigger,
+            since: running.since,
+        });
+        RunnerView {
+            enabled: self.probes.prober.is_some(),
+            state: RunnerState::Unknown,
+            latest: None,
+            underway,
+            is_wanted: board.is_wanted(),
+            asked: board.asked(),
+            answered: board.answered(),
+            summary: None,
+            probes: Vec::new(),
+            time: self.probes.prober.as_ref().map(|prober| prober.time()).unwrap_or_default(),
+        }
+    }
+
+    async fn read_probes(&self, limit: usize) -> Result<(ProbeSummary, Vec<Probe>)> {
+        let summary = self.records.probe_summary(self.outside.now() - Duration::DAY).await?;
+        let probes = if limit == 0 { Vec::new() } else { self.records.probes(limit).await? };
+        Ok((summary, probes))
+    }
+}
+
+fn state_of(probe: &Probe) -> Option<ProbeState> {
+    probe.outcome.as_ref().map(|outcome| outcome.state)
+}
