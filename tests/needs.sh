@@ -16,6 +16,8 @@ missing=()
 for pair in "${wanted[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+# Programs that need no library stand in for Codex in its sandbox.
+echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
 [ -e /usr/lib/galera/libgalera_smm.so ] || missing+=(galera-4)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then

@@ -1,5 +1,7 @@
 //! The dashboard: in a real browser with an admin's certificate, with and without JavaScript; and what it refuses.
 
+use std::time::Instant;
+
 use reqwest::header::{CONTENT_TYPE, ORIGIN};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -14,7 +16,7 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 async fn without_a_certificate_there_is_no_page() {
     let daemon = Daemon::start();
     assert!(daemon.client().get(daemon.admin_url("/")).send().await.is_err(), "the handshake is refused");
-    for path in ["/", "/login", "/hosts/new", "/switch"] {
+    for path in ["/", "/login", "/hosts/new", "/runner", "/switch"] {
         let answer = daemon.client().get(daemon.hosts_url(path)).send().await.unwrap();
         assert_eq!(answer.status(), 404, "{path} on the hosts' listener");
     }
@@ -117,6 +119,7 @@ async fn every_page_tells_the_browser_what_it_may_do() {
         "/login".into(),
         "/hosts/new".into(),
         "/hosts/installer/0".into(),
+        "/runner".into(),
         "/switch".into(),
         format!("/hosts/{}", host.id),
         format!("/hosts/{}/remove", host.id),
@@ -417,7 +420,7 @@ async fn it_all_works_without_javascript_on_a_narrow_dark_screen() {
 }
 
 async fn first_day(name: &'static str, looks: Looks) {
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_with(&[("RUNNER__ENABLED", "true"), ("RUNNER__CODEX", "/nowhere/codex")]);
     let browser = Browser::start(&daemon, name, looks).await;
     browser.open(&daemon.admin_url("/")).await;
     browser.says("main", "There is no login yet.").await;
@@ -470,6 +473,17 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.open(&daemon.admin_url("/?q=h1")).await;
     browser.says("#hosts", "127.0.0.1").await;
     browser.says("#hosts", "Served").await;
+
+    // Whether the login works; there is no Codex on this machine.
+    browser.press("Runner").await;
+    runner_lists(&daemon, &browser, "once a day").await;
+    browser.says("#proof", "Could not be tried").await;
+    browser.says("#reason", "there is no Codex at /nowhere/codex; install it").await;
+    browser.press("Try it now").await;
+    browser.says("[role=status]", "Codex is being run on the canonical login.").await;
+    runner_lists(&daemon, &browser, "an admin asked").await;
+    browser.press("Hosts").await;
+    browser.says("#login", "Could not be tried").await;
 
     // The kill switch, and back.
     browser.press("Kill switch").await;
@@ -573,6 +587,19 @@ async fn the_apis_page_renders_and_calls_under_its_policy() {
     }
     browser.says("#operations-AdminSettings-getApiState .responses-wrapper", "\"disabled\": false").await;
     assert_eq!(browser.console().await, Vec::<String>::new());
+}
+
+/// Looks again until a probe is listed that was made for this reason, and has ended.
+async fn runner_lists(daemon: &Daemon, browser: &Browser, why: &str) {
+    let started = Instant::now();
+    loop {
+        browser.open(&daemon.admin_url("/runner")).await;
+        let rows = browser.texts("#probes tbody tr").await;
+        if rows.iter().any(|row| row.contains(why) && row.contains("Could not be tried")) {
+            return;
+        }
+        assert!(started.elapsed() < BOUND, "{why}: {rows:?}");
+    }
 }
 
 async fn token_of(browser: &Browser) -> String {

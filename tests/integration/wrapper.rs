@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use codex_authd::model::digest::Digest;
 use serde_json::{Value, json};
 
+use crate::support::authority::authority;
 use crate::support::eventually;
 use crate::support::host::{Host, Ran, baked};
 use crate::support::standin::{KEY, StandIn, lines};
@@ -564,22 +565,9 @@ fn a_curlrc_cannot_weaken_the_call() {
 
 // ------------------------------------------------------------------------------------------------ TLS
 
-fn authority() -> (String, String, String) {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    // A leaf of the same name would look self-signed.
-    ca.distinguished_name.push(rcgen::DnType::CommonName, "the CA of a test");
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    (ca_pem, leaf.pem(), key.serialize_pem())
-}
-
 #[test]
 fn only_a_daemon_of_the_baked_ca_is_spoken_to() {
-    let (ca, certificate, key) = authority();
+    let (ca, certificate, key) = authority("127.0.0.1");
     let daemon = StandIn::start_tls(&certificate, &key);
     let canonical = daemon.set_canonical(&login(10));
     let host = Host::with_ca(&daemon.server.url(), &ca);
@@ -588,7 +576,7 @@ fn only_a_daemon_of_the_baked_ca_is_spoken_to() {
     daemon.server.forget_calls();
 
     // The system's store, and another CA: neither knows it. The login of a moment ago does not help.
-    for foreign in [String::new(), authority().0] {
+    for foreign in [String::new(), authority("127.0.0.1").0] {
         let (cdx, _) = baked(&daemon.server.url(), &foreign, "");
         host.write_program(".local/bin/cdx", cdx.expose(), 0o700);
         fs::remove_file(host.file("codex.arguments")).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The sandbox, as root and as an ordinary user, with a hostile program in place of Codex and with the real one.
+//! The life of a sandbox, from its plan to its end, as root and as an ordinary user, with a program of ours in place of
+//! Codex and with the real one.
 
-mod escapes;
 mod life;
 
 use std::fs;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 pub const DAEMON: &str = env!("CARGO_BIN_EXE_codex-authd");
 
-/// A directory that everybody can read, with a copy of the daemon and the hostile program.
+/// A directory that everybody can read, with a copy of the daemon and the program.
 struct Bench {
     directory: TempDir,
 }
@@ -38,10 +38,10 @@ impl Bench {
         let bench = Self { directory };
         let built = Command::new("cc")
             .args(["-static", "-O1", "-w", "-o"])
-            .arg(bench.hostile())
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/sandbox/hostile.c"))
+            .arg(bench.program())
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/sandbox/standin.c"))
             .status();
-        assert!(built.unwrap().success(), "cc builds hostile.c");
+        assert!(built.unwrap().success(), "cc builds standin.c");
         fs::copy(DAEMON, bench.daemon()).unwrap();
         bench
     }
@@ -50,8 +50,8 @@ impl Bench {
         self.directory.path().join(name)
     }
 
-    fn hostile(&self) -> PathBuf {
-        self.file("hostile")
+    fn program(&self) -> PathBuf {
+        self.file("codex")
     }
 
     fn daemon(&self) -> PathBuf {
@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn plan(&self, arguments: &[&str]) -> Plan {
-        plan(&self.hostile(), arguments)
+        plan(&self.program(), arguments)
     }
 
     /// `sandbox-exec --plan`, by hand.
@@ -82,15 +82,6 @@ impl Bench {
         };
         command.args(["sandbox-exec", "--plan"]).arg(file).env("SECRET_OF_THE_DAEMON", "1");
         command
-    }
-
-    /// What the attempt led to, once it exited as it should.
-    fn attempt(&self, who: Who, arguments: &[&str]) -> String {
-        let output = self.command(who, &self.plan(arguments)).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(7), "{who:?} {arguments:?}: {said}{errors}");
-        said
     }
 }
 

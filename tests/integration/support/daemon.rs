@@ -19,6 +19,10 @@ pub struct Daemon {
     settings: Vec<(String, String)>,
     child: Option<Child>,
     pub listen: Listen,
+    /// More of the process's environment.
+    pub environment: Vec<(String, String)>,
+    /// A command that becomes the daemon, given as its last arguments: for one with other rights.
+    pub within: Vec<String>,
     /// What is logged; else `RUST_LOG` of the tests, else all there is.
     pub log_level: Option<&'static str>,
 }
@@ -53,13 +57,22 @@ impl Daemon {
             ("LIMITS__HOST_PER_MINUTE".into(), "0".into()),
             ("LIMITS__AUTH_FAIL_COUNT".into(), "0".into()),
             ("UPSTREAM__RELEASES_URL".into(), String::new()),
+            ("RUNNER__ENABLED".into(), "false".into()),
         ];
         for (name, value) in settings {
             all.retain(|(known, _)| known != name);
             all.push((name.to_string(), value.to_string()));
         }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        Self { state, settings: all, child: None, listen: Listen { hosts: nowhere, admin: nowhere }, log_level: None }
+        Self {
+            state,
+            settings: all,
+            child: None,
+            listen: Listen { hosts: nowhere, admin: nowhere },
+            environment: Vec::new(),
+            within: Vec::new(),
+            log_level: None,
+        }
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -87,6 +100,7 @@ impl Daemon {
             command.env_remove(name);
         }
         command.env_remove("NOTIFY_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.envs(self.settings.iter().map(|(name, value)| (format!("CODEX_AUTHD_{name}"), value)));
     }
 
@@ -108,7 +122,15 @@ impl Daemon {
     pub fn launch(&mut self) {
         let _ = std::fs::remove_file(self.state_dir().join("listen.json"));
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let mut command = self.command(&["serve"]);
+        let mut command = match self.within.split_first() {
+            None => self.command(&["serve"]),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                self.settings_for(&mut command);
+                command.args(rest).args([BINARY, "serve"]);
+                command
+            }
+        };
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let level = self.log_level.map(String::from).or_else(|| std::env::var("RUST_LOG").ok());
         command.env("RUST_LOG", level.unwrap_or_else(|| "trace".into()));

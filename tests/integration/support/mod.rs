@@ -1,5 +1,6 @@
 //! What the integration tests share.
 
+pub mod authority;
 pub mod browser;
 pub mod crash_points;
 pub mod daemon;

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde_json::{Value, json};
@@ -25,19 +26,67 @@ struct State {
     refresh: HashMap<String, String>,
     used: HashSet<String>,
     access: HashMap<String, i64>,
+    /// What the model answers.
+    answer: String,
+    /// It is not answered at all, until this is over.
+    hangs: bool,
 }
 
 impl Upstream {
     pub fn start() -> Self {
+        Self::over(|handler| HttpServer::plain(handler))
+    }
+
+    /// With a certificate for `localhost` and its key, both PEM.
+    pub fn start_tls(certificate: &str, key: &str) -> Self {
+        Self::over(|handler| HttpServer::tls(certificate, key, handler))
+    }
+
+    fn over(start: impl FnOnce(Box<dyn Fn(&Call) -> Reply + Send + Sync>) -> HttpServer) -> Self {
         let state = Arc::new(Mutex::new(State {
             serial: 0,
             lifetime: 864_000,
             refresh: HashMap::new(),
             used: HashSet::new(),
             access: HashMap::new(),
+            answer: "Banana".into(),
+            hangs: false,
         }));
         let shared = Arc::clone(&state);
-        Self { server: HttpServer::plain(move |call| shared.lock().unwrap().answer(call)), state }
+        let handler = move |call: &Call| {
+            while shared.lock().unwrap().hangs {
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            shared.lock().unwrap().answer(call)
+        };
+        Self { server: start(Box::new(handler)), state }
+    }
+
+    /// What the model answers from now on.
+    pub fn set_answer(&self, answer: &str) {
+        self.state.lock().unwrap().answer = answer.into();
+    }
+
+    /// Nothing is answered from now on.
+    pub fn hang(&self) {
+        self.state.lock().unwrap().hangs = true;
+    }
+
+    /// What hung is answered, and what comes from now on.
+    pub fn go_on(&self) {
+        self.state.lock().unwrap().hangs = false;
+    }
+
+    /// Every token handed out so far is refused from now on.
+    pub fn revoke(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.access.clear();
+        state.refresh.clear();
+    }
+
+    /// Tokens handed out from now on belong to this account, whoever asked.
+    pub fn give_to(&self, account: &str) {
+        self.state.lock().unwrap().refresh.values_mut().for_each(|known| *known = account.into());
     }
 
     /// A fresh login, as `codex login` leaves it in `auth.json`; its access token lives for `lifetime` seconds.
@@ -63,15 +112,27 @@ impl Upstream {
         self.state.lock().unwrap().access.clear();
     }
 
+    /// What is between the scheme and the path of its addresses: by name where it has a certificate.
+    pub fn authority(&self) -> String {
+        let url = self.url();
+        url.split_once("//").unwrap().1.to_owned()
+    }
+
+    fn url(&self) -> String {
+        // The certificate is that of a name.
+        let url = self.server.url();
+        if url.starts_with("https") { url.replace("127.0.0.1", "localhost") } else { url }
+    }
+
     /// The lines of `config.toml` that bring Codex here.
     pub fn config_toml(&self) -> String {
-        let url = self.server.url();
+        let url = self.url();
         format!("chatgpt_base_url = \"{url}/backend-api/\"\nopenai_base_url = \"{url}/v1\"\n")
     }
 
     /// For `CODEX_REFRESH_TOKEN_URL_OVERRIDE`.
     pub fn token_url(&self) -> String {
-        format!("{}/oauth/token", self.server.url())
+        format!("{}/oauth/token", self.url())
     }
 
     pub fn calls(&self) -> Vec<Call> {
@@ -81,6 +142,12 @@ impl Upstream {
     /// The calls of one method to one path, with the status they got.
     pub fn calls_to(&self, method: &str, path: &str) -> Vec<Call> {
         self.calls().into_iter().filter(|call| call.method == method && call.path == path).collect()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.go_on();
     }
 }
 
@@ -98,7 +165,7 @@ impl State {
                 Reply::json(401, &json!({"error": {"message": "Unauthorized", "code": "token_expired"}}))
             }
             ("GET", "/v1/models") => Reply::json(200, &json!({"models": []})),
-            ("POST", "/v1/responses") => Reply::new(200, "text/event-stream", banana()),
+            ("POST", "/v1/responses") => Reply::new(200, "text/event-stream", turn(&self.answer)),
             ("GET", "/backend-api/wham/usage") => Reply::json(
                 200,
                 &json!({"plan_type": "pro", "rate_limit": {
@@ -154,13 +221,13 @@ impl State {
     }
 }
 
-/// One turn of a model whose answer is always the same.
-fn banana() -> String {
+/// One turn of a model that gives this answer.
+fn turn(answer: &str) -> String {
     let usage = json!({
         "input_tokens": 100, "input_tokens_details": {"cached_tokens": 40},
         "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 105,
     });
-    let item = json!({"type": "message", "role": "assistant", "id": "msg-1", "content": [{"type": "output_text", "text": "Banana"}]});
+    let item = json!({"type": "message", "role": "assistant", "id": "msg-1", "content": [{"type": "output_text", "text": answer}]});
     [
         json!({"type": "response.created", "response": {"id": "resp-1"}}),
         json!({"type": "response.output_item.done", "item": item}),

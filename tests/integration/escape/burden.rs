@@ -1,0 +1,133 @@
+//! Memory, processes and room: what one sandbox can take of them.
+
+use std::fs;
+use std::time::Duration;
+
+use codex_authd::runner::sandbox::Ending;
+
+use super::{By, HOME, Hostile, REFUSED, Ran, Running, assert_escapes, assert_refused};
+use crate::support::eventually;
+
+const BOTH: [By; 2] = [By::Root, By::Nobody];
+
+/// `refused: ERROR after N…`: N.
+#[track_caller]
+fn after(ran: &Ran, error: &str) -> u64 {
+    let rest = ran.output.strip_prefix(&format!("refused: {error} after ")).unwrap_or_else(|| panic!("{ran:#?}"));
+    assert_eq!(ran.ending, REFUSED);
+    rest.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_process_gets_no_gibibyte_of_memory() {
+    let hostile = Hostile::build();
+    for attempt in ["memory", "zero-memory"] {
+        assert_escapes(&hostile.outside(&[attempt, "1024"]));
+        for by in BOTH {
+            let got = after(&hostile.inside(by, &[attempt, "1024"]), "ENOMEM");
+            println!("{by:?}: {attempt}: {got} MiB");
+            assert!((512..=848).contains(&got), "{by:?}: {attempt}: {got} MiB");
+        }
+    }
+    // What no limit counts there is none of; memfd_create and shmget are among the calls that are not there.
+    assert_escapes(&hostile.outside(&["shared-memory", "1024"]));
+    assert_refused(&hostile, &["shared-memory", "1024"], "ENOSYS");
+    assert_refused(&hostile, &["shared-memory", "1"], "ENOSYS");
+}
+
+#[test]
+fn the_memory_of_many_processes_is_bounded_by_their_number_and_the_first_that_the_machine_takes_back() {
+    // Without a cgroup a limit is one process's: they have as much as that together, times their number. So this asserts
+    // what does hold, that the kernel takes from the sandbox first when memory runs out.
+    let hostile = Hostile::build();
+    let mut plan = hostile.plan(&["memory-of-many", "12", "64"]);
+    plan.limits.memory = 96 << 20;
+    plan.limits.processes = 9;
+    for by in BOTH {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let granted = runtime.block_on(async {
+            plan.limits.time = Duration::from_secs(5);
+            let running = Running::start(&hostile, by, &plan).await;
+            let seen = eventually("they are there", || Some(hostile.left()).filter(|pids| pids.len() >= 5));
+            for pid in seen {
+                let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or("1000".into());
+                assert_eq!(score.trim(), "1000", "{by:?}");
+            }
+            let ran = running.end().await;
+            assert_eq!(ran.ending, Ending::OutOfTime);
+            let granted = ran.output.trim_end().strip_prefix("granted: ").and_then(|it| it.strip_suffix(" MiB"));
+            granted.unwrap_or_else(|| panic!("{ran:#?}")).parse::<u64>().unwrap()
+        });
+        println!("{by:?}: 8 processes of at most 96 MiB each were granted {granted} MiB together");
+        assert!(granted <= 8 * 96, "{by:?}: {granted}");
+        assert_eq!(hostile.left(), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn a_fork_bomb_has_as_many_processes_as_the_plan_says() {
+    let hostile = Hostile::build();
+    assert_escapes(&hostile.contained(&["fork-bomb"]));
+    for by in BOTH {
+        let count = after(&hostile.inside(by, &["fork-bomb"]), "EAGAIN");
+        println!("{by:?}: {count} children");
+        assert!((200..256).contains(&count), "{by:?}: {count}");
+    }
+}
+
+#[test]
+fn a_storm_of_forks_ends_with_its_time_and_others_fork_meanwhile() {
+    let hostile = Hostile::build();
+    let mut plan = hostile.plan(&["fork-storm"]);
+    plan.limits.time = Duration::from_secs(3);
+    for by in BOTH {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (most, ran) = runtime.block_on(async {
+            let running = Running::start(&hostile, by, &plan).await;
+            let most = eventually("the storm is there", || Some(hostile.left().len()).filter(|count| *count > 200));
+            for _ in 0..20 {
+                assert!(std::process::Command::new("true").status().unwrap().success(), "others fork");
+                assert!(hostile.left().len() <= 256);
+            }
+            (most, running.end().await)
+        });
+        println!("{by:?}: {most} processes at once, ended after {:?}", ran.took);
+        assert_eq!(ran.ending, Ending::OutOfTime);
+        assert!(ran.took < Duration::from_secs(13), "{:?}", ran.took);
+        assert_eq!(hostile.left(), Vec::<u32>::new());
+    }
+}
+
+#[test]
+fn no_more_is_written_than_there_is_room_for() {
+    let hostile = Hostile::build();
+    for by in BOTH {
+        for directory in [HOME, "/tmp"] {
+            let got = after(&hostile.inside(by, &["fill", directory]), "ENOSPC");
+            println!("{by:?}: {directory}: {got} MiB");
+            assert!((60..=64).contains(&got), "{by:?}: {directory}: {got} MiB");
+        }
+        for directory in ["/", "/dev", "/etc", "/bin", "/home", "/proc"] {
+            assert_eq!(after(&hostile.inside(by, &["fill", directory]), "EROFS"), 0, "{directory}");
+        }
+    }
+    // One file is no larger than all may be, and a hole counts.
+    assert_refused(&hostile, &["watched", "sparse", "65"], "EFBIG");
+}
+
+#[test]
+fn no_more_files_are_made_than_there_may_be() {
+    let hostile = Hostile::build();
+    let outside = hostile.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    assert_escapes(&hostile.outside(&["files", outside.to_str().unwrap(), "file"]));
+    for by in BOTH {
+        for directory in [HOME, "/tmp"] {
+            for kind in ["file", "directory", "symlink", "link"] {
+                let made = after(&hostile.inside(by, &["files", directory, kind]), "ENOSPC");
+                println!("{by:?}: {directory}: {made} of kind {kind}");
+                assert!((4000..=4096).contains(&made), "{by:?}: {directory}: {kind}: {made}");
+            }
+        }
+    }
+}

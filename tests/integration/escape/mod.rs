@@ -1,0 +1,225 @@
+//! The escape suite: a hostile program in the place of Codex (`support/hostile.c`) tries to get out of its sandbox, or to
+//! be a burden to the machine, and each attempt is refused in the way that stands here.
+//!
+//! Each is made in a sandbox of the daemon's own kind, by a launcher that is root and by one that is nobody. Where that
+//! makes sense it is made outside as well, as the control: there it succeeds, so that nothing passes here because the
+//! attempt was wrong. No attempt sends a packet to anywhere but a loopback interface.
+
+mod burden;
+mod endings;
+mod kernel;
+mod machine;
+mod network;
+mod probe;
+mod watched;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use codex_authd::runner::sandbox::{Ending, Event, HOME, HomeFile, Limits, Plan, Sandbox};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
+use zeroize::Zeroizing;
+
+use crate::support::daemon::{BINARY, BOUND};
+
+/// What the sandboxes' launcher is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Root,
+    /// An unprivileged user, as the daemon's own would be in a unit: no right can be had any more.
+    Nobody,
+}
+
+const NOBODY: u32 = 65_534;
+const LOGIN: &str = "the login";
+
+/// The hostile program, and what starts it.
+struct Hostile {
+    directory: TempDir,
+    /// Stands in its command line, and so in those of all that it starts.
+    marker: String,
+}
+
+impl Hostile {
+    /// Builds it; whoever can link Rust has `cc`.
+    fn build() -> Self {
+        // Everybody may pass: the launcher is nobody, too.
+        let directory = tempfile::Builder::new().prefix("hostile-").tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = directory.path().join("codex");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/support/hostile.c");
+        let built = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&program).arg(source).status();
+        assert!(built.unwrap().success(), "cc builds hostile.c");
+        let marker = format!("marker-{}", directory.path().file_name().unwrap().display());
+        Self { directory, marker }
+    }
+
+    fn program(&self) -> PathBuf {
+        self.directory.path().join("codex")
+    }
+
+    /// For nobody: a script that becomes nobody, then the daemon's binary, wherever that is.
+    fn launcher(&self, by: By) -> PathBuf {
+        if by == By::Root {
+            return BINARY.into();
+        }
+        let script = self.directory.path().join("launcher");
+        let line = format!(
+            "#!/bin/sh\nexec 9<{BINARY}\nexec /usr/bin/setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups \
+             --no-new-privs --bounding-set=-all --inh-caps=-all /proc/self/fd/9 \"$@\"\n"
+        );
+        // Written once: one that is being executed cannot be.
+        if !script.exists() {
+            fs::write(&script, line).unwrap();
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        script
+    }
+
+    fn plan(&self, attempt: &[&str]) -> Plan {
+        let text = |text: &str| Zeroizing::new(text.to_owned());
+        Plan {
+            program: self.program(),
+            arguments: attempt.iter().copied().chain([self.marker.as_str()]).map(String::from).collect(),
+            environment: vec![("HOME".into(), HOME.into()), ("PATH".into(), "/bin".into())],
+            ca_bundle: Some("/etc/ssl/certs/ca-certificates.crt".into()),
+            home: vec![HomeFile { path: ".codex/auth.json".into(), content: text(LOGIN) }],
+            watched: ".codex/auth.json".into(),
+            limits: Limits { time: Duration::from_secs(20), ..Limits::default() },
+            cgroup: None,
+            only_build: false,
+        }
+    }
+
+    /// The attempt, in a sandbox, to its end.
+    fn inside(&self, by: By, attempt: &[&str]) -> Ran {
+        self.run(by, &self.plan(attempt))
+    }
+
+    fn run(&self, by: By, plan: &Plan) -> Ran {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ran = runtime.block_on(async { Running::start(self, by, plan).await.end().await });
+        assert_eq!(self.left(), Vec::<u32>::new(), "nothing of {:?} is left", plan.arguments);
+        ran
+    }
+
+    /// The attempt, outside: the control.
+    fn outside(&self, attempt: &[&str]) -> Output {
+        self.command(&[], attempt).output().unwrap()
+    }
+
+    /// In namespaces of its own, with root's rights in them: what it may do there it does to nobody else.
+    fn contained(&self, attempt: &[&str]) -> Output {
+        let around = ["unshare", "--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"];
+        self.command(&around, attempt).output().unwrap()
+    }
+
+    fn command(&self, around: &[&str], attempt: &[&str]) -> Command {
+        let program = self.program();
+        let line: Vec<_> = around.iter().map(Path::new).chain([program.as_path()]).collect();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).args(attempt).arg(&self.marker).stdin(Stdio::null());
+        command
+    }
+
+    /// What the host sees of it: by the words that it was started with, and by the file that it executes, one of which it
+    /// cannot change.
+    fn left(&self) -> Vec<u32> {
+        let program = fs::metadata(self.program()).unwrap();
+        let is_of_it = |process: &Path| {
+            let words = fs::read(process.join("cmdline")).unwrap_or_default();
+            let file = fs::metadata(process.join("exe"));
+            words.split(|byte| *byte == 0).any(|word| word == self.marker.as_bytes())
+                || file.is_ok_and(|file| (file.dev(), file.ino()) == (program.dev(), program.ino()))
+        };
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+        pids.filter(|(_, process)| is_of_it(process)).map(|(pid, _)| pid).collect()
+    }
+}
+
+/// A sandbox in which the program runs.
+struct Running {
+    sandbox: Sandbox,
+    output: tokio::task::JoinHandle<String>,
+    begun: Instant,
+}
+
+impl Running {
+    async fn start(hostile: &Hostile, by: By, plan: &Plan) -> Self {
+        let mut sandbox = Sandbox::start(&hostile.launcher(by), plan).await.unwrap();
+        // Nobody is at the other end of the proxy's port.
+        drop(sandbox.listener());
+        let (stdout, mut stderr) = sandbox.output().unwrap();
+        let output = tokio::spawn(async move {
+            let mut text = Vec::new();
+            let flood = tokio::spawn(async move { tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await });
+            // A flood is heard to its end, and not kept.
+            let mut stdout = stdout;
+            (&mut stdout).take(1 << 20).read_to_end(&mut text).await.unwrap();
+            tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await.unwrap();
+            flood.await.unwrap().unwrap();
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        sandbox.go().unwrap();
+        Self { sandbox, output, begun: Instant::now() }
+    }
+
+    async fn end(mut self) -> Ran {
+        let mut told = Vec::new();
+        let ending = loop {
+            match tokio::time::timeout(BOUND, self.sandbox.next()).await.expect("the sandbox ends").unwrap() {
+                Event::Watched(content) => told.push(String::from_utf8_lossy(&content).into_owned()),
+                Event::Ended(ending) => break ending,
+            }
+        };
+        let took = self.begun.elapsed();
+        self.sandbox.end().await.unwrap();
+        // No process holds them open any more.
+        let output = tokio::time::timeout(BOUND, self.output).await.expect("the outputs end").unwrap();
+        Ran { ending, output, told, took }
+    }
+}
+
+/// How an attempt went.
+#[derive(Debug)]
+struct Ran {
+    ending: Ending,
+    output: String,
+    /// What it was heard to have in the place of its login.
+    told: Vec<String>,
+    took: Duration,
+}
+
+const REFUSED: Ending = Ending::Exited(10);
+
+impl Ran {
+    #[track_caller]
+    fn assert_refused(&self, how: &str) {
+        assert_eq!((self.output.trim_end(), self.ending), (format!("refused: {how}").as_str(), REFUSED), "{self:#?}");
+    }
+}
+
+#[track_caller]
+fn assert_escapes(outside: &Output) {
+    let said = String::from_utf8_lossy(&outside.stdout);
+    assert!(outside.status.code() == Some(0) && said.contains("ESCAPED: "), "the control: {outside:?}");
+}
+
+/// In both ways.
+#[track_caller]
+fn assert_refused(hostile: &Hostile, attempt: &[&str], how: &str) {
+    for by in [By::Root, By::Nobody] {
+        println!("{by:?}: {attempt:?}: {how}");
+        hostile.inside(by, attempt).assert_refused(how);
+    }
+}
+
+/// The lines of an attempt on many things: the name of each, and how that went.
+fn lines(output: &str) -> Vec<(&str, &str)> {
+    output.lines().filter_map(|line| line.split_once(' ')).collect()
+}
