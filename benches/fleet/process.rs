@@ -54,6 +54,7 @@ impl Daemon {
             ("LIMITS__GLOBAL_PER_MINUTE", "0".into()),
             ("LIMITS__HOST_PER_MINUTE", "0".into()),
             ("UPSTREAM__RELEASES_URL", String::new()),
+            ("RUNNER__ENABLED", "false".into()),
         ];
         if let Some(Identity { certificate, key }) = identity {
             settings.push(("TLS__CERTIFICATE", certificate.display().to_string()));

@@ -40,6 +40,15 @@ impl Cell {
         Self::plain(time.as_secs_f64() * 1e3, " ms")
     }
 
+    /// The median of some times, as the figure too; they are sorted.
+    pub fn times(times: &mut [Duration]) -> Self {
+        times.sort_unstable();
+        let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
+        let microseconds = |time: Duration| Some(time.as_secs_f64() * 1e6);
+        let (p50, p99) = (at(0.5), at(0.99));
+        Self { p50: microseconds(p50), p99: microseconds(p99), ..Self::milliseconds(p50) }
+    }
+
     pub fn mebibytes(kibibytes: f64) -> Self {
         Self::plain(kibibytes / 1024.0, " MiB")
     }
