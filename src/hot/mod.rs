@@ -1,7 +1,8 @@
 //! Hot state: what answering a host needs, in memory and on a sled database of its own, so that no call waits for the
 //! records. Rebuilt from them at any time by [`Hot::apply`].
 //!
-//! It is the only copy of nothing but the outbox: telemetry that was acknowledged and is not in the records yet. Losing
+//! It is the only copy of nothing but the outbox (telemetry that was acknowledged and is not in the records yet) and of a
+//! login that a probe refreshed while the records were away ([`refreshed`]). Losing
 //! the directory costs speed, unsent telemetry, and the node's id: a new one is made, so that the records never mistake
 //! new batches for old ones.
 //!
@@ -15,6 +16,7 @@ mod foundation;
 mod hosts;
 mod memo;
 mod outbox;
+mod refreshed;
 mod states;
 pub mod throttle;
 
@@ -36,6 +38,7 @@ use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Setti
 
 pub use hosts::{HostRevision, HotHost, InHand, Seen};
 pub use memo::Pieces;
+pub use refreshed::Refreshed;
 pub use states::HostStates;
 
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +104,7 @@ impl Hot {
         let others = known.as_deref().is_some_and(|known| known != identity);
         if others {
             self.reset()?;
+            self.forget_refreshed()?;
         }
         if known.as_deref() != Some(identity) {
             self.data.write(|staged| put(staged, IDENTITY, &identity))?;

@@ -43,7 +43,11 @@ pub async fn examine(runner: &Runner) -> Vec<Check> {
         ),
     };
     let sandbox = match runner.try_sandbox().await {
-        Ok(()) => Check::good("sandbox", "every namespace, the network and the filters were built"),
+        Ok(()) => Check::good(
+            "sandbox",
+            "user, mount, pid, ipc, uts, cgroup and net namespaces, a root of its own, no capabilities, limits and the \
+             filter of system calls: all of it was built",
+        ),
         Err(SandboxError::Unavailable { part, cause, remedy }) => {
             Check::not("sandbox", Verdict::Missing, format!("no {part}: {cause}"), &remedy)
         }

@@ -65,7 +65,7 @@ impl Service {
         Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
     }
 
-    async fn version(&self, number: u64) -> Result<Canonical> {
+    pub(super) async fn version(&self, number: u64) -> Result<Canonical> {
         let version = self.records.canonical_version(number).await?.ok_or(ServiceError::NotFound("Version"))?;
         // It is compared, and never served.
         self.open_canonical(&version, Epoch(0))

@@ -200,6 +200,15 @@ fn a_login_that_codex_refreshes_in_the_probe_becomes_canonical_and_its_old_token
     assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one refresh, and it was good");
     assert_eq!(refreshes[0].json()["refresh_token"], login["tokens"]["refresh_token"]);
     assert_secret(&daemon, &login);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let revealed: Value = runtime.block_on(async {
+        let shown = daemon.admin().get(daemon.admin_url("/admin/auth?include_body=1")).send().await.unwrap();
+        shown.json().await.unwrap()
+    });
+    let refreshed = &revealed["data"]["auth"];
+    assert_ne!(refreshed["tokens"]["refresh_token"], login["tokens"]["refresh_token"]);
+    assert_eq!(refreshed["auths"]["api.openai.com"]["token"], refreshed["tokens"]["access_token"]);
+    assert_secret(&daemon, refreshed);
 }
 
 #[test]
@@ -296,7 +305,10 @@ fn without_codex_it_says_what_is_missing() {
     let told = said(&doctor);
     assert!(!doctor.status.success() && told.contains("missing   codex: there is no Codex"), "{told}");
     assert!(told.contains("npm install -g @openai/codex"), "{told}");
-    assert!(told.contains("good      sandbox: every namespace"), "the rest is there: {told}");
+    assert!(
+        told.contains("good      sandbox: user, mount, pid, ipc, uts, cgroup and net namespaces"),
+        "the rest is there: {told}"
+    );
 }
 
 #[test]

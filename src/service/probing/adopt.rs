@@ -2,15 +2,21 @@
 //!
 //! The refresh token of the version that was probed is spent from the moment upstream answered, so the new login counts
 //! whatever the probe finds, and whatever the clocks say: as long as that version is the canonical one, the new one takes
-//! its place, dated later if need be. Where a host or an admin was quicker, the later of the two logins wins, as always.
-//! A login of another account is never taken.
+//! its place, dated later if need be. Where the records do not take it just now, it waits, in hot state as well, so that it
+//! is there at the next start whatever becomes of this process. Where a host or an admin was quicker, the later of the two
+//! logins wins, as always. A login of another account is never taken.
 
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::super::canonical::Canonical;
 use super::super::{By, Result, Service, ServiceError};
+use super::{AGAIN, stopped_for_long};
+use crate::hot::Refreshed;
 use crate::model::auth_document::{AuthDocument, accounts, redated, refreshed};
 use crate::records::{Condition, Source};
+use crate::seal::Place;
 
 /// How often one that lost a race is tried again.
 const ATTEMPTS: usize = 16;
@@ -26,7 +32,7 @@ pub enum Adopted {
 
 impl Service {
     /// `from` is the version that was probed, or that the probe made before.
-    pub(super) async fn adopt(&self, from: &Canonical, login: &str) -> Result<Adopted> {
+    async fn adopt(&self, from: &Canonical, login: &str) -> Result<Adopted> {
         let (known, new) = (accounts(&from.text), accounts(login));
         if !known.is_empty() && !new.is_empty() && known != new {
             let why = "upstream gave Codex tokens of another account, which are not taken; the refresh token of the \
@@ -63,4 +69,92 @@ impl Service {
         }
         Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
     }
+
+    /// Until the records take it: nobody else has it. `None`: it is no login, or the daemon has to stop.
+    pub(super) async fn adopt_at_last(
+        &self,
+        from: &Canonical,
+        login: &Zeroizing<String>,
+        stopping: &watch::Receiver<bool>,
+    ) -> Option<Adopted> {
+        let mut kept = None;
+        let stop = stopped_for_long(stopping.clone());
+        tokio::pin!(stop);
+        loop {
+            let error = match self.adopt(from, login).await {
+                Ok(adopted) => {
+                    if kept.is_some()
+                        && let Err(error) = self.hot.forget_refreshed()
+                    {
+                        // It is taken up again at the next start, and found to be overtaken.
+                        log::debug!(event = "login_kept", cause:% = error; "a login that is stored waits in hot state all the same");
+                    }
+                    return Some(adopted);
+                }
+                Err(error) => error,
+            };
+            if !may_pass(&error) {
+                log::error!(event = "login_refused", cause:% = error; "what Codex wrote in the probe is no login that can be stored: {error}");
+                return None;
+            }
+            if kept.is_none() {
+                log::warn!(event = "login_waits", cause:% = error; "Codex refreshed the login in the probe, and the store does not take it yet: {error}");
+                kept = Some(self.keep_refreshed(from, login).await);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = &mut stop => {
+                    match kept {
+                        Some(Ok(())) => log::warn!(event = "login_waits", cause:% = error; "Codex refreshed the login in the probe: it is kept, and stored at the next start"),
+                        _ => log::error!(event = "login_lost", cause:% = error; "Codex refreshed the login in the probe, and it could neither be stored nor kept before the daemon stopped: sign in anew and upload that login"),
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// In hot state, for records that are away.
+    async fn keep_refreshed(&self, from: &Canonical, login: &str) -> Result<()> {
+        let of = from.summary.version;
+        let login = self.ring.load().seal(&refreshed_place(of), login.as_bytes(), &*self.outside)?;
+        Ok(self.hot.keep_refreshed(&Refreshed { of, login }).await?)
+    }
+
+    /// What waits in hot state since before this start.
+    pub(super) async fn take_up_refreshed(&self) -> Result<()> {
+        let Some(refreshed) = self.hot.refreshed()? else { return Ok(()) };
+        match self.adopt_kept(&refreshed).await {
+            Ok(Adopted::Version(version)) => {
+                log::info!(event = "login_adopted", version; "a login that Codex refreshed before this start is the canonical one now, version {version}");
+            }
+            Ok(Adopted::Overtaken | Adopted::Refused(_)) => {}
+            Err(error) if may_pass(&error) => return Err(error),
+            Err(error) => {
+                log::error!(event = "login_lost", cause:% = error; "a login that Codex refreshed before this start cannot be stored: sign in anew and upload that login");
+            }
+        }
+        Ok(self.hot.forget_refreshed()?)
+    }
+
+    async fn adopt_kept(&self, Refreshed { of, login }: &Refreshed) -> Result<Adopted> {
+        let from = self.version(*of).await?;
+        let login = self.ring.load().open(&refreshed_place(*of), login)?;
+        self.adopt(&from, std::str::from_utf8(&login).map_err(ServiceError::internal)?).await
+    }
+}
+
+/// Whether the same may be taken later.
+fn may_pass(error: &ServiceError) -> bool {
+    matches!(
+        error,
+        ServiceError::Unavailable { .. }
+            | ServiceError::RecordsAway { .. }
+            | ServiceError::StoreFailed { .. }
+            | ServiceError::StandsStill { .. }
+    )
+}
+
+fn refreshed_place(of: u64) -> Place {
+    Place::new("hot", "refreshed", of)
 }

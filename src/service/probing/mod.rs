@@ -7,7 +7,8 @@
 //! How a crash ends: before the claim, nothing happened (the records' last finding decides what the next start retries).
 //! Between the claim and the finding, the probe stays unfinished; the next start on this node finishes it as cut short, and
 //! other nodes may begin one when the lease is over. A login that Codex refreshed is stored the moment it is told
-//! ([`adopt`]); what upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
+//! ([`adopt`]); where the records do not take it, it waits in hot state, sealed, for them or for the next start. What
+//! upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
 //!
 //! [`Records::claim_probe`]: crate::records::Records::claim_probe
 
@@ -25,7 +26,6 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
@@ -150,6 +150,7 @@ impl Service {
 
     /// What a forerunner of this process has left.
     async fn take_up_probes(&self) -> Result<()> {
+        self.take_up_refreshed().await?;
         let now = self.outside.now();
         for cut_short in self
             .records
@@ -290,24 +291,24 @@ impl Service {
                 }
             };
             match told {
-                Told::Refreshed(login) => {
-                    match self.adopt_at_last(&from, &login, stopping).await {
-                        Some(Adopted::Version(version)) => {
-                            self.probes.board().made(version);
-                            adopted = Some(version);
-                            from = self.canonical().filter(|known| known.summary.version == version).unwrap_or(from);
-                            log::info!(event = "login_adopted", version; "Codex refreshed the login in the probe: it is the canonical one now, version {version}");
-                        }
-                        Some(Adopted::Overtaken) => {
-                            log::info!(event = "login_overtaken"; "Codex refreshed the login in the probe, and a later one is canonical by now");
-                        }
-                        Some(Adopted::Refused(why)) => refused = Some(why),
-                        None => refused = Some(
-                            "Codex refreshed the login, and it could not be stored: sign in anew and upload that login"
-                                .into(),
-                        ),
+                Told::Refreshed(login) => match self.adopt_at_last(&from, &login, stopping).await {
+                    Some(Adopted::Version(version)) => {
+                        self.probes.board().made(version);
+                        adopted = Some(version);
+                        from = self.canonical().filter(|known| known.summary.version == version).unwrap_or(from);
+                        log::info!(event = "login_adopted", version; "Codex refreshed the login in the probe: it is the canonical one now, version {version}");
                     }
-                }
+                    Some(Adopted::Overtaken) => {
+                        log::info!(event = "login_overtaken"; "Codex refreshed the login in the probe, and a later one is canonical by now");
+                    }
+                    Some(Adopted::Refused(why)) => refused = Some(why),
+                    None => {
+                        refused = Some(
+                            "Codex refreshed the login, and it could not be stored yet; the daemon's log says more"
+                                .into(),
+                        )
+                    }
+                },
                 Told::Found(Finding::Works) if refused.is_some() => {
                     return (Finding::Fails(refused.unwrap_or_default()), adopted);
                 }
@@ -315,46 +316,6 @@ impl Service {
                     return (Finding::Fails(format!("{}\n{reason}", refused.unwrap_or_default())), adopted);
                 }
                 Told::Found(finding) => return (finding, adopted),
-            }
-        }
-    }
-
-    /// Until the records take it: nobody else has it. `None`: it is no login, or the daemon has to stop.
-    async fn adopt_at_last(
-        &self,
-        from: &Canonical,
-        login: &Zeroizing<String>,
-        stopping: &watch::Receiver<bool>,
-    ) -> Option<Adopted> {
-        let mut told = false;
-        let stop = stopped_for_long(stopping.clone());
-        tokio::pin!(stop);
-        loop {
-            let error = match self.adopt(from, login).await {
-                Ok(adopted) => return Some(adopted),
-                Err(error) => error,
-            };
-            let may_come = matches!(
-                error,
-                ServiceError::Unavailable { .. }
-                    | ServiceError::RecordsAway { .. }
-                    | ServiceError::StoreFailed { .. }
-                    | ServiceError::StandsStill { .. }
-            );
-            if !may_come {
-                log::error!(event = "login_refused", cause:% = error; "what Codex wrote in the probe is no login that can be stored: {error}");
-                return None;
-            }
-            if !told {
-                log::warn!(event = "login_waits", cause:% = error; "Codex refreshed the login in the probe, and the store does not take it yet: {error}");
-                told = true;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(AGAIN) => {}
-                () = &mut stop => {
-                    log::error!(event = "login_lost", cause:% = error; "Codex refreshed the login in the probe, and it could not be stored before the daemon stopped: sign in anew and upload that login");
-                    return None;
-                }
             }
         }
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::hot::HotHost;
@@ -349,6 +350,44 @@ async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     node.service.records.set_standstill(None, &note).await.unwrap();
     assert_eq!(within(node.answered(ticket)).await.state, WORKS);
     assert_eq!(node.service.canonical().unwrap().summary.version, 2, "nothing is lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
+    let (service, clock, directory) = service().await;
+    let records: Arc<dyn Records> = service.records.clone();
+    let mut first = Node::of(service);
+    upload(&first, &login("one", now(&clock))).await;
+    first.service.ask_for_probe(&By::daemon()).unwrap();
+    let probe = first.next_probe().await;
+    let still = Standstill { reason: "a test".into(), since: now(&clock) };
+    let note = By::daemon().note(now(&clock), "store.standstill");
+    records.set_standstill(Some(&still), &note).await.unwrap();
+    clock.step(1);
+    probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
+    within(async {
+        while first.service.hot.refreshed().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let kept = serde_json::to_string(&first.service.hot.refreshed().unwrap().unwrap()).unwrap();
+    assert!(!kept.contains("rt_two_"), "it is sealed");
+    // As if it were killed: nothing is told to it any more.
+    first.worker.abort();
+    assert!(first.worker.await.unwrap_err().is_cancelled());
+    drop(first.service);
+    records.set_standstill(None, &note).await.unwrap();
+    let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
+    within(async {
+        while next.service.hot.refreshed().unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let canonical = next.service.canonical().unwrap();
+    assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &Source::Runner { of: 1 }));
+    assert!(canonical.text.contains("rt_two_"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

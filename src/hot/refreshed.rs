@@ -1,0 +1,34 @@
+//! A login that Codex refreshed in a probe and that the records have not taken yet: nobody else has it, and its
+//! forerunner is spent. It waits here, sealed, for records that are away, whatever becomes of this process meanwhile.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Hot, Result, decode, encode};
+use crate::seal::Sealed;
+
+pub(super) const REFRESHED: &[u8] = b"refreshed";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// The version that was probed.
+    pub of: u64,
+    /// At place `hot/refreshed/<of>`.
+    pub login: Sealed,
+}
+
+impl Hot {
+    /// Power-safe when it returns. A later one takes the place of an earlier one.
+    pub async fn keep_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
+        let value = encode("refreshed", refreshed)?;
+        self.data.write(|staged| staged.insert_large(REFRESHED, &value))?;
+        self.settled().await
+    }
+
+    pub fn refreshed(&self) -> Result<Option<Refreshed>> {
+        self.data.get_large(REFRESHED)?.map(|value| decode("refreshed", &value)).transpose()
+    }
+
+    pub fn forget_refreshed(&self) -> Result<()> {
+        Ok(self.data.write(|staged| staged.remove_large(REFRESHED))?)
+    }
+}
