@@ -8,6 +8,7 @@ mod addresses;
 mod baking;
 mod configuration;
 mod document;
+mod egress;
 mod oracle;
 mod values;
 
@@ -15,6 +16,7 @@ pub use addresses::addresses;
 pub use baking::baking;
 pub use configuration::configuration;
 pub use document::{auth_document, digest};
+pub use egress::egress;
 pub use values::values;
 
 use time::OffsetDateTime;
@@ -67,6 +69,11 @@ mod tests {
     #[test]
     fn the_corpus_of_configurations_holds() {
         replay("configuration", super::configuration);
+    }
+
+    #[test]
+    fn the_corpus_of_what_probes_ask_for_holds() {
+        replay("egress", super::egress);
     }
 
     #[test]

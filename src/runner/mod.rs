@@ -11,6 +11,9 @@ mod proxy;
 pub mod sandbox;
 
 pub use codex::CodexError;
+#[cfg(any(test, fuzzing))]
+pub(crate) use proxy::head as proxy_head;
+
 pub use probe::{Finding, Prober, Probing, Runner, Settings, Told};
 
 /// Something that probes need, as it was found.

@@ -248,6 +248,13 @@ fn is_of_this_hop(name: &str) -> bool {
         .any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
+/// The destination of a whole head, and what is passed on of it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn head(bytes: &[u8]) -> Option<(Destination, Option<Vec<u8>>)> {
+    let (head, _) = Head::parse(bytes).ok()??;
+    Some((head.destination, head.forwarded))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
