@@ -95,10 +95,10 @@ impl std::str::FromStr for Host {
         if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             return inner.parse::<Ipv6Addr>().map(|it| Self::Address(it.to_canonical())).map_err(|_| NotADestination);
         }
-        if let Ok(address) = text.parse::<Ipv4Addr>() {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if let Ok(address) = name.parse::<Ipv4Addr>() {
             return Ok(Self::Address(address.into()));
         }
-        let name = text.strip_suffix('.').unwrap_or(text);
         let is_label = |label: &str| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -179,7 +179,9 @@ mod tests {
     #[test]
     fn only_what_is_listed_may_be_asked_for() {
         let egress = egress(&["chatgpt.com:443", "127.0.0.1:8080", "[2001:db8::1]:443"]);
-        for good in ["chatgpt.com:443", "ChatGPT.com.:443", "127.0.0.1:8080", "[2001:DB8:0::1]:443"] {
+        // A dot at the end makes no name of an address.
+        for good in ["chatgpt.com:443", "ChatGPT.com.:443", "127.0.0.1:8080", "127.0.0.1.:8080", "[2001:DB8:0::1]:443"]
+        {
             assert_eq!(egress.check(&destination(good)), Ok(()), "{good}");
         }
         for bad in [
