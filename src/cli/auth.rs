@@ -16,7 +16,7 @@ pub enum Command {
     /// Make FILE the canonical login, if it is newer
     Upload {
         file: PathBuf,
-        /// Have it proved with Codex at once, in the background
+        /// Have it proved with Codex at once; while a daemon runs, nothing waits for that
         #[arg(long)]
         probe: bool,
     },

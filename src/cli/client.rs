@@ -4,6 +4,7 @@
 //! a daemon would serve is called, on the same state, under the same lock.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use poem::http::{Method, StatusCode};
 use poem::{Body, Endpoint, Request, Response};
@@ -17,6 +18,7 @@ use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::state::State;
 use crate::daemon::{DaemonError, prober, tls};
 use crate::outside::System;
+use crate::service::Service;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -40,7 +42,7 @@ const BUFFER: usize = 256 * 1024;
 
 pub enum Client {
     Daemon { http: reqwest::Client, socket: PathBuf },
-    Here(Box<dyn poem::endpoint::DynEndpoint<Output = Response>>),
+    Here { endpoint: Box<dyn poem::endpoint::DynEndpoint<Output = Response>>, service: Arc<Service> },
 }
 
 impl Client {
@@ -54,7 +56,16 @@ impl Client {
                 .map_err(|cause| ClientError::Socket { socket: socket.clone(), cause })?;
             return Ok(Self::Daemon { http, socket: socket.clone() });
         }
-        Ok(Self::Here(Box::new(poem::endpoint::ToDynEndpoint(offline(config).await.map_err(Box::new)?))))
+        let (endpoint, service) = offline(config).await.map_err(Box::new)?;
+        Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), service })
+    }
+
+    /// To be called before the process ends. A probe that was asked for here must not end with it: Codex may just have
+    /// refreshed the login, and nobody else would have it.
+    pub async fn close(self) {
+        if let Self::Here { service, .. } = self {
+            service.all_answered().await;
+        }
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -105,7 +116,7 @@ impl Client {
                 });
                 (status, Box::new(BufReader::new(reader)))
             }
-            Self::Here(endpoint) => {
+            Self::Here { endpoint, .. } => {
                 let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is no path")))?;
                 let request = Request::builder().method(method).uri(uri).content_type("application/json").body(body);
                 let answer = endpoint.get_response(request).await;
@@ -151,7 +162,7 @@ impl Client {
                 let answer = request.send().await.map_err(failed)?;
                 (answer.status(), answer.bytes().await.map_err(failed)?.to_vec())
             }
-            Self::Here(endpoint) => {
+            Self::Here { endpoint, .. } => {
                 let answer = endpoint.get_response(request_of_ours(method, path, body)?).await;
                 let status = answer.status();
                 let body = answer.into_body().into_vec().await;
@@ -187,8 +198,8 @@ fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, Cli
 }
 
 /// The endpoint that a daemon on this state would serve on its control socket.
-async fn offline(config: &Config) -> Result<impl Endpoint<Output = Response> + use<>, DaemonError> {
-    let outside = std::sync::Arc::new(System);
+async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + use<>, Arc<Service>), DaemonError> {
+    let outside = Arc::new(System);
     let state = State::open(config, outside.clone()).await?;
     let mut bound =
         Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: config.listen.control.clone() };
@@ -199,20 +210,16 @@ async fn offline(config: &Config) -> Result<impl Endpoint<Output = Response> + u
         bound = last;
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, &*outside)?;
-    let service = std::sync::Arc::new(prober::give(
-        config,
-        state.service(policy).await?,
-        Err("a command has none delegated to it".into()),
-    ));
+    let service =
+        Arc::new(prober::give(config, state.service(policy).await?, Err("a command has none delegated to it".into())));
     service.resume_rotation().await?;
-    // A command that asks for a probe waits for its end; none is made without being asked for.
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let proving = service.clone();
     tokio::spawn(async move {
         let _until_the_process_ends = stop;
-        proving.make_probes(stopping).await;
+        proving.make_asked_probes(stopping).await;
     });
-    Ok(api::admin_in_process(service, nix::unistd::getuid().as_raw()))
+    Ok((api::admin_in_process(service.clone(), nix::unistd::getuid().as_raw()), service))
 }
 
 fn request_of_ours(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request, ClientError> {

@@ -173,19 +173,25 @@ async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliEr
         return restore::run(arguments, config, json).await;
     }
     let client = Client::connect(config).await?;
+    let outcome = ask_with(&client, command, config, json).await;
+    client.close().await;
+    outcome
+}
+
+async fn ask_with(client: &Client, command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
     match command {
-        Command::AdminCert(arguments) => certificate::run(arguments, &client, json).await,
-        Command::Hosts(command) => hosts::run(command, &client, json).await,
-        Command::Auth(command) => auth::run(command, &client, json).await,
-        Command::Certificates(command) => certificates::run(command, &client, json).await,
-        Command::Authorities(command) => authorities::run(command, &client, json).await,
-        Command::Installers(command) => installers::run(command, &client, json).await,
-        Command::Audit(command) => audit::run(command, &client, json).await,
-        Command::Api(command) => api::run(command, &client, json).await,
-        Command::Runner(command) => runner::run(command, &client, json).await,
-        Command::Keys(command) => keys::run(command, &client, json).await,
-        Command::Backup(arguments) => backup::run(arguments, &client, config, json).await,
-        Command::Migrate(arguments) => migrate::run(arguments, &client, json).await,
+        Command::AdminCert(arguments) => certificate::run(arguments, client, json).await,
+        Command::Hosts(command) => hosts::run(command, client, json).await,
+        Command::Auth(command) => auth::run(command, client, json).await,
+        Command::Certificates(command) => certificates::run(command, client, json).await,
+        Command::Authorities(command) => authorities::run(command, client, json).await,
+        Command::Installers(command) => installers::run(command, client, json).await,
+        Command::Audit(command) => audit::run(command, client, json).await,
+        Command::Api(command) => api::run(command, client, json).await,
+        Command::Runner(command) => runner::run(command, client, json).await,
+        Command::Keys(command) => keys::run(command, client, json).await,
+        Command::Backup(arguments) => backup::run(arguments, client, config, json).await,
+        Command::Migrate(arguments) => migrate::run(arguments, client, json).await,
         Command::Serve | Command::CheckConfig | Command::Openapi | Command::Metrics | Command::Restore(_) => Ok(()),
     }
 }

@@ -518,6 +518,13 @@ fn a_command_proves_the_login_while_no_daemon_runs() {
     daemon.stop();
     let found = run(&daemon);
     assert!(found.done && found.state == "ok" && found.adopted == Some(2), "{found:#?}");
+    // And what it is asked for with an upload it makes to its end, too.
+    let file = daemon.state.path().join("auth.json");
+    std::fs::write(&file, upstream.login("acc-1", -60).to_string()).unwrap();
+    daemon.cli_json(&["auth", "upload", "--probe", file.to_str().unwrap()]);
+    let shown = daemon.cli_json(&["runner", "show"]);
+    let probe = &shown["probes"][0];
+    assert_eq!((&probe["trigger"], &probe["state"], &probe["adopted"]), (&json!("upload"), &json!("ok"), &json!(4)));
     daemon.launch();
     assert_eq!(canonical(&daemon)["source"], "runner");
     let proved = time::OffsetDateTime::parse(

@@ -50,6 +50,8 @@ pub struct Probes {
 const LEASE_MARGIN: Duration = Duration::from_secs(60);
 /// How often it is looked whether another node's probe is over.
 const SHARED: Duration = Duration::from_secs(1);
+/// How often it is looked whether everybody is answered.
+const ANSWERED: Duration = Duration::from_millis(50);
 /// Records that are away are asked again after so long.
 const AWAY: Duration = Duration::from_secs(30);
 /// What was found, or refreshed, is written as soon as the records take it.
@@ -121,13 +123,37 @@ impl Service {
         }
     }
 
-    /// Makes the probes that are asked for, until the stop.
-    pub async fn make_probes(&self, mut stopping: watch::Receiver<bool>) {
+    /// Makes the probes that are asked for, and tries again what has failed, until the stop.
+    pub async fn make_probes(&self, stopping: watch::Receiver<bool>) {
+        self.work(stopping, true).await;
+    }
+
+    /// Makes the probes that are asked for and no other: in a process that ends with its command, and that must not end
+    /// in the middle of a probe which nobody waits for.
+    pub async fn make_asked_probes(&self, stopping: watch::Receiver<bool>) {
+        self.work(stopping, false).await;
+    }
+
+    /// Until whoever has asked this process for a probe is answered.
+    pub async fn all_answered(&self) {
+        loop {
+            let (asked, answered) = {
+                let board = self.probes.board();
+                (board.asked(), board.answered())
+            };
+            if answered >= asked {
+                return;
+            }
+            tokio::time::sleep(ANSWERED).await;
+        }
+    }
+
+    async fn work(&self, mut stopping: watch::Receiver<bool>, tries_again: bool) {
         let Some(prober) = self.probes.prober.clone() else { return };
         let mut begun = false;
         loop {
             if !begun {
-                begun = self.take_up_probes().await.is_ok();
+                begun = self.take_up_probes(tries_again).await.is_ok();
             }
             let due = self.probes.board().due();
             let look = Instant::now() + if begun { LOOK } else { AWAY };
@@ -136,7 +162,7 @@ impl Service {
                 () = self.probes.changed.notified() => {}
                 () = tokio::time::sleep_until(due.unwrap_or(look)), if due.is_some() => {}
                 () = tokio::time::sleep_until(look) => {
-                    if begun {
+                    if begun && tries_again {
                         self.look_after_others().await;
                     }
                 }
@@ -149,7 +175,7 @@ impl Service {
     }
 
     /// What a forerunner of this process has left.
-    async fn take_up_probes(&self) -> Result<()> {
+    async fn take_up_probes(&self, tries_again: bool) -> Result<()> {
         self.take_up_refreshed().await?;
         let now = self.outside.now();
         for cut_short in self
@@ -168,6 +194,9 @@ impl Service {
                 finished_at: now,
             };
             self.records.finish_probe(cut_short.id, &outcome, None).await?;
+        }
+        if !tries_again {
+            return Ok(());
         }
         let summary = self.records.probe_summary(now).await?;
         if let Some((finished_at, _)) = self.unproved(summary.latest_finished.as_ref()) {

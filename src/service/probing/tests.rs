@@ -391,6 +391,23 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_tries_nothing_again_that_failed_before_it() {
+    let (mut node, clock, _directory) = a_node().await;
+    upload(&node, &login("one", now(&clock))).await;
+    node.service.ask_for_probe(&By::daemon()).unwrap();
+    node.next_probe().await.told.send(Told::Found(Finding::Fails("no".into()))).unwrap();
+    node.state(FAILS).await;
+    node.worker.abort();
+    clock.step(1);
+    let board = || node.service.probes.board();
+    *board() = Board::default();
+    node.service.take_up_probes(false).await.unwrap();
+    assert_eq!(board().due(), None, "its process would end in the middle of a probe");
+    node.service.take_up_probes(true).await.unwrap();
+    assert!(board().due().is_some_and(|due| due <= Instant::now()), "a daemon does");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     let (service, clock, directory) = service().await;
     let records: Arc<dyn Records> = service.records.clone();
