@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
+use super::sandbox::cgroup::put;
+
 /// The daemon's own.
 const DAEMON: &str = "daemon";
 /// Where cgroups of version 2 are, alone or beside version 1.
@@ -89,11 +91,6 @@ fn remove_left_overs(ours: &Path) -> io::Result<()> {
         let _ = fs::remove_dir(entry.path());
     }
     Ok(())
-}
-
-/// A file that the kernel does not give is not made.
-fn put(path: &Path, text: &str) -> io::Result<()> {
-    io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(path)?, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -96,8 +96,7 @@ impl Secrets {
         let first = last.len().saturating_sub(lines);
         let mut shown = last.split_off(first).join("\n");
         if shown.len() > bytes {
-            let from = (shown.len() - bytes..shown.len()).find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
-            shown = format!("…{}", &shown[from..]);
+            shown = format!("…{}", &shown[shown.ceil_char_boundary(shown.len() - bytes)..]);
         }
         shown
     }

@@ -52,7 +52,7 @@ impl Service {
                 return Err(ServiceError::Conflict(format!("version {number} is the canonical one already")));
             }
             let now = self.outside.now();
-            let document = self.as_of(&wanted, &present, now)?;
+            let document = self.dated_after(&present, &wanted.text, now)?;
             let source = Source::Rollback { by: by.actor.to_string(), of: number };
             let condition = Condition::Version(Some(present.summary.version));
             let note = by.note(now, "auth.rollback").with("of", number);
@@ -71,11 +71,11 @@ impl Service {
         self.open_canonical(&version, Epoch(0))
     }
 
-    /// The document of `wanted`, dated now; in any case later than the present one, whose host's clock may run ahead.
-    fn as_of(&self, wanted: &Canonical, present: &Canonical, now: OffsetDateTime) -> Result<AuthDocument> {
+    /// The document `text`, dated now; in any case later than the present one, whose host's clock may run ahead.
+    pub(super) fn dated_after(&self, present: &Canonical, text: &str, now: OffsetDateTime) -> Result<AuthDocument> {
         let after = present.last_refresh.after().max(now);
         let dated = after.format(&Rfc3339).map_err(ServiceError::internal)?;
-        let text = redated(&wanted.text, &dated)?;
+        let text = redated(text, &dated)?;
         Ok(AuthDocument::parse(&text, after, &self.policy.load().document_rules)?)
     }
 }

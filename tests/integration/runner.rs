@@ -3,14 +3,16 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::support::authority::authority;
 use crate::support::daemon::{BINARY, Daemon};
-use crate::support::host::real_codex;
+use crate::support::host::{codex_itself, real_codex};
 use crate::support::mariadb::MariaDb;
+use crate::support::processes::{descendants, is_alive};
+use crate::support::program::build;
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, now};
 
@@ -407,7 +409,7 @@ fn a_daemon_without_any_rights_proves_the_login_as_well() {
     std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (program, codex) = (shared.path().join("codex-authd"), shared.path().join("codex"));
     std::fs::copy(BINARY, &program).unwrap();
-    std::fs::copy(native_codex(), &codex).unwrap();
+    std::fs::copy(codex_itself(), &codex).unwrap();
     let mut daemon = prepared_for(&upstream, &codex);
     let owner = Some(USER);
     std::os::unix::fs::chown(daemon.state.path(), owner, owner).unwrap();
@@ -422,19 +424,10 @@ fn a_daemon_without_any_rights_proves_the_login_as_well() {
     assert!(found.done && found.state == "ok" && found.adopted == Some(2), "{found:#?}");
 }
 
-/// The program behind what npm installs.
-fn native_codex() -> PathBuf {
-    let home = real_codex().canonicalize().unwrap();
-    let home = home.parent().unwrap().parent().unwrap().to_path_buf();
-    let found = Command::new("find").arg(&home).args(["-path", "*/bin/codex", "-type", "f"]).output().unwrap();
-    PathBuf::from(String::from_utf8(found.stdout).unwrap().lines().next().unwrap())
-}
-
-#[test]
-fn a_daemon_that_is_killed_in_a_probe_leaves_nothing_and_says_so_afterwards() {
-    let upstream = Upstream::start();
+/// A daemon in the middle of a probe that is not answered, and the processes of the probe.
+fn in_a_probe(upstream: &Upstream) -> (Daemon, Vec<u32>) {
     upstream.hang();
-    let mut daemon = daemon_for(&upstream, &[]);
+    let daemon = daemon_for(upstream, &[]);
     upload(&daemon, &upstream.login("acc-1", 864_000));
     let admin = daemon.admin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -446,6 +439,13 @@ fn a_daemon_that_is_killed_in_a_probe_leaves_nothing_and_says_so_afterwards() {
         runs.then(|| descendants(daemon.pid()))
     });
     assert!(codex.len() >= 3, "the launcher, the first process and Codex: {codex:?}");
+    (daemon, codex)
+}
+
+#[test]
+fn a_daemon_that_is_killed_in_a_probe_leaves_nothing_and_says_so_afterwards() {
+    let upstream = Upstream::start();
+    let (mut daemon, codex) = in_a_probe(&upstream);
     daemon.kill();
     eventually("nothing of it is left", || codex.iter().all(|pid| !is_alive(*pid)).then_some(()));
     daemon.launch();
@@ -459,43 +459,12 @@ fn a_daemon_that_is_killed_in_a_probe_leaves_nothing_and_says_so_afterwards() {
 #[test]
 fn a_daemon_that_is_stopped_in_a_probe_ends_it_in_good_order() {
     let upstream = Upstream::start();
-    upstream.hang();
-    let mut daemon = daemon_for(&upstream, &[]);
-    upload(&daemon, &upstream.login("acc-1", 864_000));
-    let admin = daemon.admin();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { admin.post(daemon.admin_url("/admin/runner/run")).send().await.unwrap() });
-    let processes = eventually("Codex runs", || {
-        let found = descendants(daemon.pid());
-        (found.len() >= 3).then_some(found)
-    });
+    let (mut daemon, processes) = in_a_probe(&upstream);
     assert!(daemon.stop().success());
     assert!(processes.iter().all(|pid| !is_alive(*pid)), "{processes:?}");
     daemon.launch();
     let shown = daemon.cli_json(&["runner", "show"]);
     assert!(shown["reason"].as_str().unwrap().starts_with("the daemon was stopped"), "{shown:#}");
-}
-
-/// The processes below one, as the system lists them now.
-fn descendants(of: u32) -> Vec<u32> {
-    let children = |pid: u32| -> Vec<u32> {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-        lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
-    };
-    let (mut found, mut next) = (Vec::new(), vec![of]);
-    while let Some(pid) = next.pop() {
-        let below = children(pid);
-        found.extend(&below);
-        next.extend(below);
-    }
-    found
-}
-
-fn is_alive(pid: u32) -> bool {
-    // A zombie waits for its parent, and does nothing any more.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 #[test]
@@ -541,7 +510,6 @@ fn program(directory: &Path, body: &str) -> PathBuf {
         "#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\nint main(void) {{ {body} return 0; }}\n"
     );
     std::fs::write(&source, text).unwrap();
-    let built = Command::new("cc").arg("-static").arg("-o").arg(&program).arg(&source).status();
-    assert!(built.unwrap().success());
+    build(source, &program);
     program
 }

@@ -40,11 +40,14 @@ impl Cgroup {
         self.set("cgroup.procs", &pid.to_string())
     }
 
-    /// A file that is not there is one the kernel does not give, and is not made.
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        let path = self.path.join(file);
-        io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(path)?, value.as_bytes())
+        put(&self.path.join(file), value)
     }
+}
+
+/// A file that is not there is one the kernel does not give, and is not made.
+pub fn put(file: &Path, value: &str) -> io::Result<()> {
+    io::Write::write_all(&mut fs::OpenOptions::new().write(true).open(file)?, value.as_bytes())
 }
 
 impl Drop for Cgroup {

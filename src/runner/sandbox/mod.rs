@@ -6,7 +6,7 @@
 //! program and watches over it. Whoever of the three dies takes the sandbox along. Nothing is written outside of the
 //! namespaces, but for a cgroup where there is one, so a crash at any line leaves at most that.
 
-mod cgroup;
+pub(super) mod cgroup;
 mod error;
 mod filter;
 mod handle;

@@ -6,7 +6,6 @@
 //! is there at the next start whatever becomes of this process. Where a host or an admin was quicker, the later of the two
 //! logins wins, as always. A login of another account is never taken.
 
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -14,7 +13,7 @@ use super::super::canonical::Canonical;
 use super::super::{By, Result, Service, ServiceError};
 use super::{AGAIN, stopped_for_long};
 use crate::hot::Refreshed;
-use crate::model::auth_document::{AuthDocument, accounts, redated, refreshed};
+use crate::model::auth_document::{AuthDocument, accounts, refreshed};
 use crate::records::{Condition, Source};
 use crate::seal::Place;
 
@@ -45,14 +44,10 @@ impl Service {
         for _ in 0..ATTEMPTS {
             let Some(present) = self.canonical() else { return Ok(Adopted::Overtaken) };
             let now = self.no_earlier_than_the_canonical();
-            let rules = self.policy.load().document_rules;
-            let mut document = AuthDocument::parse(&text, now, &rules)?;
+            let mut document = AuthDocument::parse(&text, now, &self.policy.load().document_rules)?;
             let condition = if present.summary.version == from.summary.version {
                 if *document.last_refresh() <= present.last_refresh {
-                    let dated = present.last_refresh.after().max(self.outside.now());
-                    let dated = dated.format(&Rfc3339).map_err(ServiceError::internal)?;
-                    document =
-                        AuthDocument::parse(&redated(&text, &dated)?, present.last_refresh.after().max(now), &rules)?;
+                    document = self.dated_after(&present, &text, self.outside.now())?;
                 }
                 Condition::Version(Some(present.summary.version))
             } else if *document.last_refresh() > present.last_refresh {

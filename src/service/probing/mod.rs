@@ -291,7 +291,7 @@ impl Service {
             Finding::Fails(reason) => (ProbeState::Fail, Some(reason)),
             Finding::Unavailable(reason) => (ProbeState::Unavailable, Some(reason)),
         };
-        let reason = reason.map(|reason| shortened(&reason));
+        let reason = reason.map(|reason| reason[..reason.floor_char_boundary(MOST_REASON)].to_owned());
         let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.outside.now() };
         self.metrics.probed(state.as_str(), begun.elapsed());
         tell(version, &outcome);
@@ -338,13 +338,7 @@ impl Service {
                         )
                     }
                 },
-                Told::Found(Finding::Works) if refused.is_some() => {
-                    return (Finding::Fails(refused.unwrap_or_default()), adopted);
-                }
-                Told::Found(Finding::Fails(reason)) if refused.is_some() => {
-                    return (Finding::Fails(format!("{}\n{reason}", refused.unwrap_or_default())), adopted);
-                }
-                Told::Found(finding) => return (finding, adopted),
+                Told::Found(finding) => return (spoiled(finding, refused), adopted),
             }
         }
     }
@@ -377,6 +371,15 @@ enum Begin {
     Never,
 }
 
+/// A login that works is none if what Codex made of it could not be taken.
+fn spoiled(finding: Finding, refused: Option<String>) -> Finding {
+    match (finding, refused) {
+        (Finding::Works, Some(why)) => Finding::Fails(why),
+        (Finding::Fails(reason), Some(why)) => Finding::Fails(format!("{why}\n{reason}")),
+        (finding, _) => finding,
+    }
+}
+
 /// Whether a probe says something of this version.
 fn concerns(probe: &Probe, version: u64) -> bool {
     probe.version == version || probe.outcome.as_ref().is_some_and(|outcome| outcome.adopted == Some(version))
@@ -402,12 +405,6 @@ fn tell(version: u64, outcome: &ProbeOutcome) {
             log::warn!(event = "probe_unavailable", version, reason; "the canonical login could not be proved: {reason}")
         }
     }
-}
-
-fn shortened(reason: &str) -> String {
-    let end =
-        reason.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= MOST_REASON).last();
-    reason[..end.unwrap_or(0)].to_owned()
 }
 
 /// The stop was some time ago.

@@ -89,6 +89,12 @@ impl Node {
         within(self.probes.recv()).await.unwrap()
     }
 
+    /// The probe that an admin asks for.
+    async fn asked_for(&mut self) -> Played {
+        self.service.ask_for_probe(&By::daemon()).unwrap();
+        self.next_probe().await
+    }
+
     async fn answered(&self, ticket: u64) -> RunnerView {
         loop {
             let view = self.service.runner(10).await.unwrap();
@@ -278,8 +284,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
 async fn tokens_of_another_account_are_not_taken() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    node.service.ask_for_probe(&By::daemon()).unwrap();
-    let probe = node.next_probe().await;
+    let probe = node.asked_for().await;
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login_of("acc-2", "two", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Works)).unwrap();
@@ -297,8 +302,7 @@ async fn a_later_login_of_a_host_stays_and_is_proved_itself() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
     let host = a_host(&node).await;
-    node.service.ask_for_probe(&By::daemon()).unwrap();
-    let probe = node.next_probe().await;
+    let probe = node.asked_for().await;
     let written = now(&clock) + time::Duration::MINUTE;
     clock.step(1);
     assert_eq!(store(&node, &host, &login("host", now(&clock))).await, "updated");
@@ -318,8 +322,7 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
     let mut one = Node::of(service);
     upload(&one, &login("one", now(&clock))).await;
     let two = Node::of(node(&directory, "hot-2", records, clock.clone()).await);
-    one.service.ask_for_probe(&By::daemon()).unwrap();
-    let probe = one.next_probe().await;
+    let probe = one.asked_for().await;
     let ticket = two.service.ask_for_probe(&By::daemon()).unwrap();
     // It has asked the records, and waits for the other.
     within(async {
@@ -358,8 +361,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     let records: Arc<dyn Records> = service.records.clone();
     let mut first = Node::of(service);
     upload(&first, &login("one", now(&clock))).await;
-    first.service.ask_for_probe(&By::daemon()).unwrap();
-    let probe = first.next_probe().await;
+    let probe = first.asked_for().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
     records.set_standstill(Some(&still), &note).await.unwrap();
@@ -394,8 +396,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
 async fn a_command_tries_nothing_again_that_failed_before_it() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    node.service.ask_for_probe(&By::daemon()).unwrap();
-    node.next_probe().await.told.send(Told::Found(Finding::Fails("no".into()))).unwrap();
+    node.asked_for().await.told.send(Told::Found(Finding::Fails("no".into()))).unwrap();
     node.state(FAILS).await;
     node.worker.abort();
     clock.step(1);
@@ -413,8 +414,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     let records: Arc<dyn Records> = service.records.clone();
     let mut first = Node::of(service);
     upload(&first, &login("one", now(&clock))).await;
-    first.service.ask_for_probe(&By::daemon()).unwrap();
-    let _probe = first.next_probe().await;
+    let _probe = first.asked_for().await;
     first.stop.send_replace(true);
     within(first.worker).await.unwrap();
     let view = first.service.runner(1).await.unwrap();

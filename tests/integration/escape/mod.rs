@@ -25,6 +25,7 @@ use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
 use crate::support::daemon::{BINARY, BOUND};
+use crate::support::program;
 
 /// What the sandboxes' launcher is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,15 +46,13 @@ struct Hostile {
 }
 
 impl Hostile {
-    /// Builds it; whoever can link Rust has `cc`.
     fn build() -> Self {
         // Everybody may pass: the launcher is nobody, too.
         let directory = tempfile::Builder::new().prefix("hostile-").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = directory.path().join("codex");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/support/hostile.c");
-        let built = Command::new("cc").args(["-static", "-O1", "-o"]).arg(&program).arg(source).status();
-        assert!(built.unwrap().success(), "cc builds hostile.c");
+        program::build(source, &program);
         let marker = format!("marker-{}", directory.path().file_name().unwrap().display());
         Self { directory, marker }
     }

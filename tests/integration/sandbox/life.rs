@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::{Bench, DAEMON, EVERYBODY, plan};
 use crate::support::daemon::pause;
-use crate::support::host::real_codex;
+use crate::support::host::codex_itself;
+use crate::support::processes::{children, is_alive};
 use crate::support::upstream::Upstream;
 
 async fn started(plan: &Plan) -> Sandbox {
@@ -40,22 +41,22 @@ async fn told(plan: &Plan) -> (Vec<String>, Ending) {
 }
 
 /// Processes with this word in their command line, and all that are below them.
-fn family(word: &str) -> Vec<i32> {
+fn family(word: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
         let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
         let line = String::from_utf8_lossy(&read("cmdline")).into_owned();
         let stat = String::from_utf8_lossy(&read("stat")).into_owned();
         let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
-        let parent: i32 = rest.split(' ').nth(1).unwrap().parse().unwrap();
+        let parent: u32 = rest.split(' ').nth(1).unwrap().parse().unwrap();
         all.push((pid, parent, line));
     }
-    let mut found: Vec<i32> = all.iter().filter(|(_, _, line)| line.contains(word)).map(|(pid, ..)| *pid).collect();
+    let mut found: Vec<u32> = all.iter().filter(|(_, _, line)| line.contains(word)).map(|(pid, ..)| *pid).collect();
     let mut from = 0;
     while from < found.len() {
         let children = all.iter().filter(|(_, parent, _)| *parent == found[from]).map(|(pid, ..)| *pid);
-        let new: Vec<i32> = children.filter(|pid| !found.contains(pid)).collect();
+        let new: Vec<u32> = children.filter(|pid| !found.contains(pid)).collect();
         found.extend(new);
         from += 1;
     }
@@ -68,12 +69,6 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
         pause();
     }
-}
-
-fn alive(pid: i32) -> bool {
-    // One that its parent has not asked for yet is dead all the same.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[tokio::test]
@@ -194,11 +189,8 @@ fn whoever_of_the_three_is_killed_takes_the_sandbox_along() {
             let mut command = bench.command(who, &bench.plan(&["both", &word]));
             let mut daemon = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             until("it runs", || family(&word).len() >= 2);
-            let pid = i32::try_from(daemon.id()).unwrap();
-            let below = |pid: i32| -> i32 {
-                let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-                children.split_whitespace().next().unwrap().parse().unwrap()
-            };
+            let pid = daemon.id();
+            let below = |pid: u32| children(pid)[0];
             let launcher = below(pid);
             let first = below(launcher);
             let all = [family(&word), vec![pid, launcher, first]].concat();
@@ -208,10 +200,10 @@ fn whoever_of_the_three_is_killed_takes_the_sandbox_along() {
                 "launcher" => launcher,
                 _ => first,
             };
-            kill(Pid::from_raw(target), Signal::SIGKILL).unwrap();
+            kill(Pid::from_raw(target.cast_signed()), Signal::SIGKILL).unwrap();
             let status = daemon.wait().unwrap();
             assert!(!status.success() || status.signal().is_some(), "{status}");
-            until(&format!("{who:?}: nothing outlives the {victim}"), || !all.iter().any(|pid| alive(*pid)));
+            until(&format!("{who:?}: nothing outlives the {victim}"), || !all.iter().any(|pid| is_alive(*pid)));
         }
     }
 }
@@ -228,9 +220,7 @@ async fn a_hundred_sandboxes_leave_no_descriptor_process_or_mount_behind() {
         told(&plan).await;
     }
     assert_eq!((count("/proc/self/fd"), mounts()), before);
-    let children = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let children = children.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    assert_eq!(children.collect::<String>(), "");
+    assert_eq!(children(std::process::id()), Vec::<u32>::new());
 }
 
 #[tokio::test]
@@ -299,16 +289,6 @@ fn by_hand_it_says_what_it_is_for() {
     let output = std::process::Command::new(DAEMON).arg("sandbox-exec").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("sandbox-exec is what the daemon starts"), "{output:?}");
-}
-
-/// The ELF file that npm's launcher starts.
-fn codex_itself() -> std::path::PathBuf {
-    let package = real_codex().parent().unwrap().parent().unwrap().join("lib/node_modules/@openai/codex");
-    let architecture = if cfg!(target_arch = "aarch64") { ("arm64", "aarch64") } else { ("x64", "x86_64") };
-    package.join(format!(
-        "node_modules/@openai/codex-linux-{}/vendor/{}-unknown-linux-musl/bin/codex",
-        architecture.0, architecture.1
-    ))
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ use codex_authd::runner::sandbox::{HOME, HomeFile, Limits, Plan};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
+use crate::support::program::build;
+
 pub const DAEMON: &str = env!("CARGO_BIN_EXE_codex-authd");
 
 /// A directory that everybody can read, with a copy of the daemon and the program.
@@ -36,12 +38,8 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let bench = Self { directory };
-        let built = Command::new("cc")
-            .args(["-static", "-O1", "-w", "-o"])
-            .arg(bench.program())
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/sandbox/standin.c"))
-            .status();
-        assert!(built.unwrap().success(), "cc builds standin.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/sandbox/standin.c");
+        build(source, &bench.program());
         fs::copy(DAEMON, bench.daemon()).unwrap();
         bench
     }

@@ -180,6 +180,16 @@ pub fn real_codex() -> &'static Path {
     })
 }
 
+/// The ELF file that npm's launcher starts.
+pub fn codex_itself() -> PathBuf {
+    let package = real_codex().parent().unwrap().parent().unwrap().join("lib/node_modules/@openai/codex");
+    let architecture = if cfg!(target_arch = "aarch64") { ("arm64", "aarch64") } else { ("x64", "x86_64") };
+    package.join(format!(
+        "node_modules/@openai/codex-linux-{}/vendor/{}-unknown-linux-musl/bin/codex",
+        architecture.0, architecture.1
+    ))
+}
+
 /// What a command left behind.
 #[derive(Debug)]
 pub struct Ran {

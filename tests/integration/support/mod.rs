@@ -12,6 +12,8 @@ pub mod http;
 pub mod load;
 pub mod mariadb;
 pub mod network;
+pub mod processes;
+pub mod program;
 pub mod standin;
 pub mod upstream;
 pub mod within;
