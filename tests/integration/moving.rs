@@ -10,8 +10,6 @@ use codex_authd::model::host::HostId;
 use codex_authd::records::Records as _;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::mysql::{MySql, Options, Tls};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -359,7 +357,7 @@ async fn a_migration_that_fails_lets_the_store_go_on() {
     let database = records(&url).await;
     until("it is in the middle", async || database.audit_from(1, 1).await.is_ok_and(|entries| !entries.is_empty()))
         .await;
-    kill(Pid::from_raw(server.pid().try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    server.freeze();
     let output = migrating.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     println!("{}", String::from_utf8_lossy(&output.stderr));

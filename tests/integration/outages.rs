@@ -6,8 +6,6 @@ use std::sync::atomic::Ordering;
 use codex_authd::model::host::HostId;
 use codex_authd::records::Records as _;
 use codex_authd::records::mysql::MySql;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::database::{TIMEOUT_SECONDS, holds, on_database, records};
@@ -42,7 +40,7 @@ impl Outage {
     async fn begin(&self, server: &mut MariaDb) {
         match self {
             Self::Stopped => server.end(),
-            Self::Frozen => kill(process(server), Signal::SIGSTOP).unwrap(),
+            Self::Frozen => server.freeze(),
             Self::ReadOnly => drop(server.query("SET GLOBAL read_only = 1").await),
             Self::Cut(cable) => cable.pull(),
             Self::Full(disk) => drop(disk.fill()),
@@ -52,7 +50,7 @@ impl Outage {
     async fn end(&self, server: &mut MariaDb) {
         match self {
             Self::Stopped => server.run(),
-            Self::Frozen => kill(process(server), Signal::SIGCONT).unwrap(),
+            Self::Frozen => server.thaw(),
             Self::ReadOnly => drop(server.query("SET GLOBAL read_only = 0").await),
             Self::Cut(cable) => cable.plug_in(),
             Self::Full(_) => {
@@ -65,10 +63,6 @@ impl Outage {
             }
         }
     }
-}
-
-fn process(server: &MariaDb) -> Pid {
-    Pid::from_raw(server.pid().try_into().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -184,20 +184,17 @@ async fn a_migration_that_was_cut_short_is_done_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_database_is_unavailable_in_time_and_comes_back() {
-    use nix::sys::signal::{Signal, kill};
-
     let server = MariaDb::start();
     let url = server.create("authd").await;
     let records = open(&Options { timeout: Duration::from_millis(500), ..options(url) }).await.unwrap();
-    let process = nix::unistd::Pid::from_raw(server.pid().try_into().unwrap());
-    kill(process, Signal::SIGSTOP).unwrap();
+    server.freeze();
     for _ in 0..12 {
         let begun = std::time::Instant::now();
         let error = records.settings().await.unwrap_err();
         assert!(matches!(error, RecordsError::Unavailable(_)), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
-    kill(process, Signal::SIGCONT).unwrap();
+    server.thaw();
     records.settings().await.unwrap();
     records.check().await.unwrap();
 }

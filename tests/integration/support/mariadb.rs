@@ -5,6 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable as _;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -104,6 +107,20 @@ impl MariaDb {
 
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("it runs").id()
+    }
+
+    /// Returns when every thread has stopped: a moment after the signal one may still answer.
+    pub fn freeze(&self) {
+        kill(self.process(), Signal::SIGSTOP).unwrap();
+        assert!(matches!(waitpid(self.process(), Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
+    }
+
+    pub fn thaw(&self) {
+        kill(self.process(), Signal::SIGCONT).unwrap();
+    }
+
+    fn process(&self) -> Pid {
+        Pid::from_raw(self.pid().try_into().unwrap())
     }
 
     /// As a power cut would.
