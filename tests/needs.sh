@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and the machine lacks: Debian packages, the Codex CLI (npm) and the OpenAPI validator
-# (PyPI), the last two pinned and outside the clone.
+# Installs what the tests need and the machine lacks: Debian packages, the Codex CLI and an OpenID provider
+# (npm), and the OpenAPI validator (PyPI); all but the first pinned and outside the clone.
 #   AUTHD_TEST_CACHE   where they go
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ cache=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}
 mkdir -p "$cache"
 
 # command:package
-wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm python3:python3
+wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm node:nodejs python3:python3
   script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
   chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
   mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux)
@@ -42,3 +42,4 @@ if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   "$cache/python/bin/pip" install -q --disable-pip-version-check openapi-spec-validator==0.9.0
 fi
 tests/install-codex.sh >/dev/null
+tests/install-oidc-provider.sh >/dev/null

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::Viewer;
 use super::json::{Answer, ok};
 use crate::model::audit::{Actor, AuditEntry, AuditFilter};
 use crate::model::digest::Digest;
@@ -26,7 +26,7 @@ impl AdminAuditApi {
     async fn logs(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// At most this many, 1 to 1000.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
@@ -44,7 +44,7 @@ impl AdminAuditApi {
     async fn list(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// Only entries with a smaller number.
         before: Query<Option<u64>>,
         /// `host.register`, or the noun alone: `host`.
@@ -85,7 +85,7 @@ impl AdminAuditApi {
     async fn verify(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// A hash that was noted elsewhere; it must be part of the chain.
         hash: Query<Option<String>>,
     ) -> Answer<AuditVerification> {
@@ -177,6 +177,7 @@ impl From<AuditEntry> for AuditBody {
             Actor::Control { .. } => ("control", None),
             Actor::Offline { .. } => ("offline", None),
             Actor::Host { .. } => ("host", None),
+            Actor::User { .. } => ("user", None),
             Actor::Anybody => ("anybody", None),
             Actor::Daemon => ("daemon", None),
         };

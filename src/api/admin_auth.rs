@@ -10,8 +10,9 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::auth::{AuthAnswer, answer};
-use super::guards::Admin;
+use super::guards::{Admin, Asking, Viewer};
 use super::json::{Answer, JsonBody, RawBody, Verbatim, ok};
+use crate::model::people::Role;
 use crate::records::{CanonicalSummary, Source};
 use crate::service::history::Difference;
 use crate::service::{Service, ServiceError};
@@ -41,12 +42,13 @@ impl AdminAuthApi {
     async fn show(
         &self,
         service: Data<&Arc<Service>>,
-        admin: Admin,
-        /// `1`: with the document; this is noted in the audit log.
+        asking: Asking,
+        /// `1`: with the document, for admins only; this is noted in the audit log.
         include_body: Query<Option<String>>,
     ) -> Answer<AuthShown> {
         let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
-        let canonical = if reveal { service.reveal_canonical(&admin.0).await? } else { service.canonical() };
+        asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
+        let canonical = if reveal { service.reveal_canonical(&asking.by).await? } else { service.canonical() };
         let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
         let auth = reveal.then(|| Verbatim::new(&canonical.text)).transpose().map_err(ServiceError::internal)?;
         ok(AuthShown { version: canonical.summary.clone().into(), auth })
@@ -57,7 +59,7 @@ impl AdminAuthApi {
     async fn history(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// At most this many, 1 to 1000.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
@@ -72,7 +74,7 @@ impl AdminAuthApi {
     async fn diff(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// The number of the earlier version.
         from: Query<u64>,
         /// The number of the later version.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
 use crate::model::authority::AuthorityRole;
 use crate::records::AuthoritySlot;
@@ -21,7 +21,7 @@ pub struct AdminAuthoritiesApi;
 impl AdminAuthoritiesApi {
     /// The authorities in their slots
     #[oai(path = "/", method = "get", operation_id = "listAuthorities")]
-    async fn list(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<AuthorityList> {
+    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<AuthorityList> {
         ok(AuthorityList::of(&service))
     }
 

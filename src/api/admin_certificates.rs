@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, JsonBody, ok};
 use crate::records::AdminCertificate;
 use crate::service::{Service, ServiceError};
@@ -43,7 +43,7 @@ impl AdminCertificatesApi {
 
     /// The certificates that were issued, in the order in which they were
     #[oai(path = "/", method = "get", operation_id = "listCertificates")]
-    async fn list(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<CertificateList> {
+    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<CertificateList> {
         let certificates = service.certificates().await?;
         let certificates = certificates.into_iter().map(|certificate| CertificateBody::of(&service, certificate));
         ok(CertificateList { certificates: certificates.collect() })
@@ -64,6 +64,30 @@ impl AdminCertificatesApi {
         let revoked = service.revoke_certificate(&fingerprint, &admin.0).await?;
         ok(CertificateAnswer { certificate: CertificateBody::of(&service, revoked) })
     }
+
+    /// Say whose a certificate is
+    ///
+    /// Whoever shows it has that user's role from then on, and with `mtls+login` it goes with that user's sessions only.
+    /// null: nobody's in particular, an admin's.
+    #[oai(path = "/:fingerprint/user", method = "post", operation_id = "tieCertificate")]
+    async fn tie(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        /// SHA-256 of the certificate, 64 hex digits.
+        fingerprint: Path<String>,
+        body: JsonBody<TieRequest>,
+    ) -> Answer<CertificateAnswer> {
+        let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
+        let tied = service.tie_certificate(&fingerprint, body.0.user.as_deref(), &admin.0).await?;
+        ok(CertificateAnswer { certificate: CertificateBody::of(&service, tied) })
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct TieRequest {
+    /// The user's e-mail address.
+    pub user: Option<String>,
 }
 
 #[derive(Object, Serialize, Deserialize)]
@@ -123,6 +147,8 @@ pub struct CertificateBody {
     pub expires_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+    /// The e-mail address of the user it is tied to; null: an admin's, whoever that is.
+    pub user: Option<String>,
     /// `valid`, `expiring` (within 30 days: issue another), `expired` or `revoked`.
     pub state: String,
 }
@@ -130,6 +156,9 @@ pub struct CertificateBody {
 impl CertificateBody {
     fn of(service: &Service, certificate: AdminCertificate) -> Self {
         Self {
+            user: certificate
+                .user
+                .map(|user| service.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
             state: service.state_of(&certificate).as_str().into(),
             revoked_at: certificate.revoked_at,
             name: certificate.name,

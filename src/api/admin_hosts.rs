@@ -10,9 +10,10 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::auth::HostBody;
-use super::guards::Admin;
+use super::guards::{Admin, Asking, Viewer};
 use super::json::{Answer, JsonBody, Verbatim, ok};
 use crate::model::host::HostId;
+use crate::model::people::Role;
 use crate::records::Host;
 use crate::service::directory::{HostState, ListQuery, ListedHost, Page, Sort};
 use crate::service::enrol::{HostStatus, HostView, Registered, UNDO};
@@ -55,7 +56,7 @@ impl AdminHostsApi {
     async fn list(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// How many hosts a page has at most; 100 where another parameter is given.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<Option<u32>>,
@@ -87,7 +88,7 @@ impl AdminHostsApi {
 
     /// One host
     #[oai(path = "/:id", method = "get", operation_id = "getHost")]
-    async fn show(&self, service: Data<&Arc<Service>>, _admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+    async fn show(&self, service: Data<&Arc<Service>>, _viewer: Viewer, id: Path<u64>) -> Answer<AdminHostAnswer> {
         ok(AdminHostAnswer { host: service.host(HostId(id.0)).await?.into() })
     }
 
@@ -98,14 +99,15 @@ impl AdminHostsApi {
     async fn auth(
         &self,
         service: Data<&Arc<Service>>,
-        admin: Admin,
+        asking: Asking,
         id: Path<u64>,
-        /// `1`: with the canonical document; this is noted in the audit log.
+        /// `1`: with the canonical document, for admins only; this is noted in the audit log.
         include_body: Query<Option<String>>,
     ) -> Answer<HostAuth> {
-        let view = service.host(HostId(id.0)).await?;
         let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
-        let canonical = if reveal { service.reveal_canonical(&admin.0).await? } else { service.canonical() };
+        asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
+        let view = service.host(HostId(id.0)).await?;
+        let canonical = if reveal { service.reveal_canonical(&asking.by).await? } else { service.canonical() };
         let auth = canonical
             .as_ref()
             .filter(|_| reveal)
@@ -226,7 +228,7 @@ impl AdminHostsApi {
 
     /// The hosts that were removed within a day, the last one first
     #[oai(path = "/removed", method = "get", operation_id = "listRemovedHosts")]
-    async fn removed(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<RemovedHostList> {
+    async fn removed(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<RemovedHostList> {
         let hosts = service.removed_hosts().await?;
         ok(RemovedHostList { hosts: hosts.into_iter().filter_map(RemovedHost::of).collect() })
     }
@@ -516,7 +518,7 @@ impl RemovedHost {
 
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct Removed {
-    deleted: String,
+    pub deleted: String,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

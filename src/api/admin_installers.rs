@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
@@ -26,7 +26,7 @@ impl AdminInstallersApi {
     async fn list(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// Only those in this state.
         state: Query<Option<InstallerState>>,
         /// Only those of the host with this number.

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::Viewer;
 use super::json::{Answer, ok};
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
+use crate::service::By;
 use crate::service::Service;
 use crate::service::degraded::{Degraded, GOES_ON, REFUSED};
 
@@ -23,12 +24,12 @@ impl AdminOverviewApi {
     ///
     /// Answered while the daemon is degraded, too.
     #[oai(path = "/overview", method = "get", operation_id = "getOverview")]
-    async fn overview(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<OverviewBody> {
+    async fn overview(&self, service: Data<&Arc<Service>>, viewer: Viewer) -> Answer<OverviewBody> {
         let overview = service.overview().await?;
         let canonical = service.canonical();
         let seed_reasons = if canonical.is_some() { vec![] } else { vec!["no_canonical_auth".into()] };
         ok(OverviewBody {
-            mtls: MtlsBody::of(&service, &admin),
+            mtls: MtlsBody::of(&service, &viewer.0),
             totals: Totals { hosts: overview.hosts as u64 },
             latest_log_at: overview.noted_at,
             has_canonical_auth: canonical.is_some(),
@@ -129,7 +130,7 @@ pub struct MtlsBody {
 }
 
 impl MtlsBody {
-    fn of(service: &Service, Admin(by): &Admin) -> Self {
+    fn of(service: &Service, by: &By) -> Self {
         let Actor::Certificate { name, fingerprint } = &by.actor else { return Self::default() };
         let authority = service.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
         Self {

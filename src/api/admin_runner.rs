@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
 use crate::records::Probe;
 use crate::runner::{Check, Verdict};
@@ -27,7 +27,7 @@ impl AdminRunnerApi {
     async fn show(
         &self,
         service: Data<&Arc<Service>>,
-        _admin: Admin,
+        _viewer: Viewer,
         /// How many of the last probes are listed, 0 to 1000.
         #[oai(default = "default_limit", validator(maximum(value = "1000")))]
         limit: Query<u64>,
@@ -49,7 +49,7 @@ impl AdminRunnerApi {
     ///
     /// Looked for on the node that is asked, with a sandbox that is built for it and in which nothing is run.
     #[oai(path = "/doctor", method = "get", operation_id = "examineRunner")]
-    async fn examine(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<RunnerChecks> {
+    async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<RunnerChecks> {
         let checks: Vec<RunnerCheck> = service.examine_runner().await?.into_iter().map(RunnerCheck::from).collect();
         ok(RunnerChecks { works: checks.iter().all(|check| check.verdict != MISSING), checks })
     }

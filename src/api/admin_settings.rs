@@ -7,7 +7,7 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
-use super::guards::Admin;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, JsonBody, ok};
 use crate::service::Service;
 
@@ -17,7 +17,7 @@ pub struct AdminSettingsApi;
 impl AdminSettingsApi {
     /// Whether hosts are served
     #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
-    async fn state(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<ApiState> {
+    async fn state(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<ApiState> {
         ok(ApiState::of(&service))
     }
 

@@ -61,7 +61,7 @@ pub enum Failure {
     /// The body cannot be read as JSON.
     #[oai(status = 400)]
     BadRequest(JsonBody<ErrorBody>),
-    /// No API key, or one that no host has.
+    /// No API key or session, or one that is not good.
     #[oai(status = 401)]
     Unauthorized(JsonBody<ErrorBody>),
     /// The caller is known and may not do this.
@@ -183,6 +183,17 @@ impl From<ServiceError> for Failure {
             ServiceError::HostDisabled => Self::Forbidden(body("host_disabled", &message)),
             ServiceError::HostExpired => Self::Forbidden(body("host_expired", &message)),
             ServiceError::CertificateRefused => Self::Forbidden(body("certificate_refused", &message)),
+            ServiceError::SessionRequired => Self::Unauthorized(body("session_required", &message)),
+            ServiceError::SessionInvalid => Self::Unauthorized(body("session_invalid", &message)),
+            ServiceError::SignInRefused => Self::Unauthorized(body("sign_in_refused", &message)),
+            ServiceError::OidcRefused => Self::Forbidden(body("oidc_refused", &message)),
+            ServiceError::NotLinked { .. } => Self::Forbidden(body("identity_not_linked", &message)),
+            ServiceError::RoleInsufficient { .. } => Self::Forbidden(body("role_insufficient", &message)),
+            ServiceError::CertificateOfAnother => Self::Forbidden(body("certificate_of_another", &message)),
+            ServiceError::ProviderUnavailable => {
+                Self::Unavailable(body("provider_unavailable", &message), RETRY_AFTER_SECONDS)
+            }
+            ServiceError::Busy => Self::Unavailable(body("busy", &message), 1),
             ServiceError::Conflict(_) => Self::Conflict(body("conflict", &message)),
             ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
             // As long as it takes to configure it and start the daemon again.

@@ -11,13 +11,18 @@ use poem::{Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::auth::{ApiKey, Bearer};
 use poem_openapi::{OperationId, SecurityScheme};
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::errors::Failure;
+use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
 use crate::model::audit::Actor;
 use crate::model::forwarded::Trust;
+use crate::model::people::Role;
+use crate::records::AdminCertificate;
 use crate::service::admission::Purpose;
+use crate::service::people::sessions::SignedIn;
 use crate::service::{By, Service, ServiceError, enrol::canonical_address};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -109,35 +114,132 @@ fn find_caller(request: &Request, peer: IpAddr, trust: &Trust) -> Result<IpAddr,
     })
 }
 
-/// An admin: whoever got through the handshake of the admin listener with a certificate that is in force, or came over the
-/// control socket, or runs a command on the state itself while no daemon does.
+/// Who asks on a listener of admins, and what they may.
+///
+/// By `admin.access`: a client certificate that is in force, which is an admin's unless it is tied to a user; somebody who
+/// signed in; or both. Over the control socket, and with a command on the state itself while no daemon runs, it is an admin.
 #[derive(Clone)]
-pub struct Admin(pub By);
+pub struct Asking {
+    pub by: By,
+    pub role: Role,
+    pub signed_in: Option<SignedIn>,
+}
 
-impl Admin {
+impl Asking {
     /// Set on the endpoint that a command calls within its own process; no request can carry it in.
     pub fn offline(uid: u32) -> Self {
-        Self(By { actor: Actor::Offline { uid }, from: None })
+        Self::admin(Actor::Offline { uid })
     }
 
-    fn of(request: &Request) -> Result<Self, Failure> {
-        if let Some(fingerprint) = listener::client_fingerprint(request) {
-            let service = request.data::<Arc<Service>>();
-            let certificate = service.and_then(|service| service.admitted_certificate(&fingerprint));
-            let certificate = certificate.ok_or(ServiceError::CertificateRefused)?;
-            let from = request.remote_addr().as_socket_addr().map(|address| canonical_address(address.ip()));
-            return Ok(Self(By { actor: Actor::Certificate { name: certificate.name, fingerprint }, from }));
+    fn admin(actor: Actor) -> Self {
+        Self { by: By { actor, from: None }, role: Role::Admin, signed_in: None }
+    }
+
+    async fn of(request: &Request) -> Result<Self, Failure> {
+        match request.data::<Self>() {
+            // A page of the dashboard, whose session stands in a cookie, or a command.
+            Some(known) => Ok(known.clone()),
+            None => Self::with_token(request, bearer(request).as_ref().map(|token| token.as_str())).await,
         }
+    }
+
+    /// `token`: of a session, where there is one.
+    pub async fn with_token(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
         if let Some(peer) = listener::control_peer(request) {
-            return Ok(Self(By { actor: Actor::Control { uid: peer.uid }, from: None }));
+            return Ok(Self::admin(Actor::Control { uid: peer.uid }));
         }
-        request.data::<Self>().cloned().ok_or_else(Failure::certificate_required)
+        let service = request.data::<Arc<Service>>().ok_or_else(Failure::certificate_required)?;
+        let from = request.remote_addr().as_socket_addr().map(|address| canonical_address(address.ip()));
+        let (asks_certificate, asks_session) = match service.people_policy().access {
+            AdminAccess::Mtls => (true, false),
+            AdminAccess::Login => (false, true),
+            AdminAccess::MtlsAndLogin => (true, true),
+        };
+        let certificate = if asks_certificate { Some(certificate(request, service)?) } else { None };
+        if asks_session {
+            let signed_in = signed_in(request, service, token).await?;
+            return Ok(Self { by: signed_in.by(from), role: signed_in.user.role, signed_in: Some(signed_in) });
+        }
+        let certificate = certificate.ok_or_else(Failure::certificate_required)?;
+        let role = match certificate.user {
+            None => Role::Admin,
+            Some(user) => {
+                let user = service.known_user(user).filter(|user| !user.disabled);
+                user.ok_or(ServiceError::CertificateRefused)?.role
+            }
+        };
+        let AdminCertificate { name, fingerprint, .. } = certificate;
+        Ok(Self { by: By { actor: Actor::Certificate { name, fingerprint }, from }, role, signed_in: None })
+    }
+
+    pub fn needs(&self, needs: Role) -> Result<(), Failure> {
+        if self.role < needs { Err(ServiceError::RoleInsufficient { needs }.into()) } else { Ok(()) }
     }
 }
 
+impl<'a> FromRequest<'a> for Asking {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        Ok(Self::of(request).await?)
+    }
+}
+
+fn certificate(request: &Request, service: &Service) -> Result<AdminCertificate, Failure> {
+    let fingerprint = listener::client_fingerprint(request).ok_or_else(Failure::certificate_required)?;
+    Ok(service.admitted_certificate(&fingerprint).ok_or(ServiceError::CertificateRefused)?)
+}
+
+/// Who signed in, with a certificate of their own or of nobody's in particular, where one was shown.
+async fn signed_in(request: &Request, service: &Service, token: Option<&str>) -> Result<SignedIn, Failure> {
+    let token = token.ok_or(ServiceError::SessionRequired)?;
+    let signed_in = service.signed_in(token).await?;
+    if listener::client_fingerprint(request).is_some()
+        && certificate(request, service)?.user.is_some_and(|owner| owner != signed_in.user.id)
+    {
+        return Err(ServiceError::CertificateOfAnother.into());
+    }
+    Ok(signed_in)
+}
+
+/// The access token of a request.
+fn bearer(request: &Request) -> Option<Zeroizing<String>> {
+    let Authorization(token) = request.headers().typed_get::<Authorization<BearerToken>>()?;
+    Some(Zeroizing::new(token.token().to_owned()))
+}
+
+/// Whoever may change things.
+pub struct Admin(pub By);
+
 impl<'a> FromRequest<'a> for Admin {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        Ok(Self::of(request)?)
+        let asking = Asking::of(request).await?;
+        asking.needs(Role::Admin)?;
+        Ok(Self(asking.by))
+    }
+}
+
+/// Whoever may read everything but secrets.
+pub struct Viewer(pub By);
+
+impl<'a> FromRequest<'a> for Viewer {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        let asking = Asking::of(request).await?;
+        asking.needs(Role::Viewer)?;
+        Ok(Self(asking.by))
+    }
+}
+
+/// Whoever signed in, on either listener: for what is their own.
+pub struct Member {
+    pub signed_in: SignedIn,
+    pub by: By,
+}
+
+impl<'a> FromRequest<'a> for Member {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        let from = Caller::of(request)?;
+        let service = request.data::<Arc<Service>>().ok_or_else(Failure::certificate_required)?;
+        let signed_in = signed_in(request, service, bearer(request).as_ref().map(|token| token.as_str())).await?;
+        Ok(Self { by: signed_in.by(Some(from.0)), signed_in })
     }
 }
 
@@ -146,17 +248,17 @@ pub struct OnThisMachine(pub By);
 
 impl<'a> FromRequest<'a> for OnThisMachine {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        match Admin::of(request)? {
-            Admin(by @ By { actor: Actor::Control { .. } | Actor::Offline { .. }, .. }) => Ok(Self(by)),
-            Admin(_) => Err(Failure::control_socket_only().into()),
+        match Asking::of(request).await?.by {
+            by @ By { actor: Actor::Control { .. } | Actor::Offline { .. }, .. } => Ok(Self(by)),
+            _ => Err(Failure::control_socket_only().into()),
         }
     }
 }
 
-/// Notes in the audit log what an admin was refused. What was done is noted with the change itself; reading is not noted.
+/// Notes in the audit log what somebody was refused who is known. What was done is noted with the change itself; reading is not noted.
 pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
     let service = request.data::<Arc<Service>>().cloned();
-    let by = if request.method().is_safe() { None } else { Admin::of(&request).ok() };
+    let asking = if request.method().is_safe() { None } else { Asking::of(&request).await.ok() };
     let (operation, answer) = match endpoint.call(request).await {
         Ok(answer) => {
             let answer = answer.into_response();
@@ -171,7 +273,7 @@ pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
             (operation, answer)
         }
     };
-    if let (Some(service), Some(Admin(by))) = (service, by)
+    if let (Some(service), Some(Asking { by, .. })) = (service, asking)
         && (answer.status().is_client_error() || answer.status().is_server_error())
         // Nothing was decided, and the log that it would stand in is not available either.
         && answer.status() != StatusCode::SERVICE_UNAVAILABLE
@@ -220,7 +322,7 @@ fn is_same_site(request: &Request) -> bool {
 }
 
 /// Scheme and authority, as a browser writes them; over HTTP/2 the authority stands in the URI.
-fn own_origin(request: &Request) -> Option<String> {
+pub fn own_origin(request: &Request) -> Option<String> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let authority = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().ok()?,

@@ -12,7 +12,7 @@ use poem_openapi::{ApiResponse, OpenApi, OperationId};
 
 use super::Tag;
 use super::errors::Failure;
-use super::guards::Admin;
+use super::guards::Viewer;
 use crate::metrics::{InFlight, Listener, Metrics, Operation};
 use crate::service::Service;
 
@@ -24,7 +24,7 @@ impl MetricsApi {
     ///
     /// In the Prometheus text format, version 0.0.4. Counters begin at zero with the process.
     #[oai(path = "/metrics", method = "get", operation_id = "getMetrics")]
-    async fn metrics(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Result<MetricsAnswer, Failure> {
+    async fn metrics(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Result<MetricsAnswer, Failure> {
         Ok(MetricsAnswer::Done(MetricsText(service.metrics_text().await?)))
     }
 }

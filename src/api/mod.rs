@@ -4,6 +4,7 @@
 //! (`guards.rs`) are parameters of the handlers, so that a handler without one shows it in its signature. `errors.rs` is
 //! the one place where errors become HTTP.
 
+pub(crate) mod account;
 mod admin_audit;
 mod admin_auth;
 mod admin_authorities;
@@ -25,6 +26,8 @@ pub(crate) mod json;
 mod kept;
 mod lines;
 mod metrics;
+pub(crate) mod oidc;
+mod users;
 mod versions;
 mod wrapper;
 
@@ -42,6 +45,7 @@ use metrics::Measured;
 
 pub use json::{Envelope, MAX_BODY};
 pub use {
+    account::{SessionBody, SessionEnded, SessionList, UserBody},
     admin_audit::{AuditPage, AuditVerification},
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
     admin_authorities::AuthorityList,
@@ -54,6 +58,7 @@ pub use {
     admin_settings::{ApiState, Rotation},
     auth::AuthAnswer,
     errors::ErrorBody,
+    users::{IdentityAnswer, IdentityList, LinkRequest, NewUser, UserAnswer, UserList},
 };
 
 #[derive(Tags)]
@@ -68,6 +73,10 @@ enum Tag {
     Versions,
     /// Whether the daemon is there.
     Health,
+    /// Signing in, and what is one's own.
+    Account,
+    /// Admin listener only: users, their sessions and identities.
+    Users,
     /// Admin listener only: the fleet at a glance.
     AdminOverview,
     /// Admin listener only: hosts.
@@ -90,8 +99,10 @@ enum Tag {
 
 const DESCRIPTION: &str = "Keeps one canonical Codex `auth.json` and gives it to every host that may have it.\n\n\
     Hosts present their API key, as `X-API-Key` or `Authorization: Bearer`. Operations under `/admin` exist on the admin \
-    listener only, which requires a client certificate of the daemon's own authority in the TLS handshake (and on the \
-    control socket, which lets in root and the daemon's user).\n\n\
+    listener only, and on the control socket, which lets in root and the daemon's user. By `admin.access` the admin listener \
+    requires a client certificate of the daemon's own authority in the TLS handshake, the access token of somebody who signed \
+    in (`Authorization: Bearer`), or both. Who has the role `viewer` may read everything but secrets, who has `admin` may do \
+    everything; what is one's own (`/auth/me`) is there for every role, on both listeners.\n\n\
     Every JSON answer is an envelope: `{\"status\": \"ok\", \"data\": …}` or `{\"status\": \"error\", \"code\": …, \
     \"message\": …}`. `code` is stable; `message` is for people.";
 
@@ -107,8 +118,11 @@ type AdminApis = (
     admin_settings::AdminSettingsApi,
     admin_runner::AdminRunnerApi,
     admin_copies::AdminCopiesApi,
+    users::UsersApi,
     metrics::MetricsApi,
 );
+/// On both listeners; the second where a provider is configured.
+type PeopleApis = (account::AccountApi, oidc::OidcApi);
 
 const HOST_APIS: HostApis =
     (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
@@ -123,8 +137,10 @@ const ADMIN_APIS: AdminApis = (
     admin_settings::AdminSettingsApi,
     admin_runner::AdminRunnerApi,
     admin_copies::AdminCopiesApi,
+    users::UsersApi,
     metrics::MetricsApi,
 );
+const PEOPLE_APIS: PeopleApis = (account::AccountApi, oidc::OidcApi);
 
 fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
     OpenApiService::new(apis, "codex-authd", env!("CARGO_PKG_VERSION"))
@@ -134,7 +150,7 @@ fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
 
 /// The ids of all operations there are.
 pub fn operations() -> Vec<&'static str> {
-    let apis = <(HostApis, AdminApis) as poem_openapi::OpenApi>::meta();
+    let apis = <(HostApis, AdminApis, PeopleApis) as poem_openapi::OpenApi>::meta();
     let paths = apis.into_iter().flat_map(|api| api.paths);
     let described = paths.flat_map(|path| path.operations).filter_map(|operation| operation.operation_id);
     described.chain([DOCUMENT.0, PAGE.0]).collect()
@@ -146,12 +162,33 @@ const PAGE: OperationId = OperationId("getDocumentPage");
 
 /// The OpenAPI document of both listeners, as it is checked in.
 pub fn document() -> String {
-    let spec = describe((HOST_APIS, ADMIN_APIS)).spec();
+    let spec = describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).spec();
     let Ok(mut document) = serde_json::from_str::<Value>(&spec) else { return spec };
     if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
         schemas.values_mut().for_each(allow_null);
     }
+    tell_security(&mut document);
     format!("{document:#}\n")
+}
+
+/// What poem-openapi cannot say of guards that are no security schemes: who signed in brings a token, to what is their own
+/// always, to what is the admins' where `admin.access` says so.
+fn tell_security(document: &mut Value) {
+    const TOKEN: &str = "AccessToken";
+    let description = "Of somebody who signed in; `cxa_` and 43 characters.";
+    document["components"]["securitySchemes"][TOKEN] =
+        json!({ "type": "http", "scheme": "bearer", "description": description });
+    let Some(paths) = document["paths"].as_object_mut() else { return };
+    let operations = paths.iter_mut().filter_map(|(path, item)| Some((path.clone(), item.as_object_mut()?)));
+    for (path, operation) in operations.flat_map(|(path, item)| item.values_mut().map(move |one| (path.clone(), one))) {
+        let is_own = path.starts_with("/auth/me") || path == "/auth/session" && operation.get("requestBody").is_none();
+        let is_admins = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
+        if is_own {
+            operation["security"] = json!([{ TOKEN: [] }]);
+        } else if is_admins.iter().any(|prefix| path.starts_with(prefix)) {
+            operation["security"] = json!([{}, { TOKEN: [] }]);
+        }
+    }
 }
 
 /// Every member that may be absent may be null as well, in requests and in answers; poem-openapi does not say so, and a
@@ -179,32 +216,43 @@ pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint
 }
 
 fn hosts(service: Arc<Service>, trust: Arc<Trust>) -> front::Front {
-    let ordinary = with_documents(Route::new().nest("/", describe(HOST_APIS)));
+    let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
+    let ordinary = with_documents(with_provider(route, &service));
     front::Front::new(service.clone(), trust, finish(ordinary, service, Listener::Hosts))
 }
 
-/// What admins reach over the control socket. Hosts' operations are not here.
-pub fn admin_listener(service: Arc<Service>, listener: Listener) -> impl Endpoint<Output = Response> + 'static {
-    admin_listener_with(service, listener, |route| route)
+/// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
+pub fn admin_over_control(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
+    let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
+    finish(guarded(route), service, Listener::Control)
 }
 
-/// What admins reach over a client certificate: the same, and the dashboard's pages.
-pub fn admin_listener_with<E: Endpoint + 'static>(
+/// What admins reach over the network: the same, signing in, and the dashboard's pages.
+pub fn admin_listener<E: Endpoint + 'static>(
     service: Arc<Service>,
-    listener: Listener,
     pages: impl FnOnce(Route) -> E,
 ) -> impl Endpoint<Output = Response> + 'static {
-    let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
-    finish(pages(route).around(guards::refuse_cross_site).around(guards::note_refusals), service, listener)
+    let route = Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS, account::AccountApi)));
+    let route = with_documents(with_provider(route, &service));
+    finish(guarded(pages(route)), service, Listener::Admin)
+}
+
+fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
+    endpoint.around(guards::refuse_cross_site).around(guards::note_refusals)
+}
+
+/// Without a provider there is no such route.
+fn with_provider(route: Route, service: &Service) -> Route {
+    if service.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
 }
 
 /// What a command reaches that works on the state itself, as `uid`.
 pub fn admin_in_process(service: Arc<Service>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
-    admin_listener(service, Listener::Control).data(guards::Admin::offline(uid))
+    admin_over_control(service).data(guards::Asking::offline(uid))
 }
 
 fn with_documents(route: Route) -> Route {
-    let page = docs::Page::new(describe((HOST_APIS, ADMIN_APIS)).swagger_ui_html());
+    let page = docs::Page::new(describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).swagger_ui_html());
     route.at("/openapi.json", get(openapi_document)).at(
         "/docs",
         poem::endpoint::make_sync(move |_| {
@@ -228,7 +276,7 @@ fn finish(
     listener: Listener,
 ) -> impl Endpoint<Output = Response> + 'static {
     let metrics = service.metrics().clone();
-    endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).around(
+    endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).data(listener).around(
         move |endpoint, request| {
             let metrics = metrics.clone();
             async move {

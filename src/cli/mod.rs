@@ -12,7 +12,7 @@ mod authorities;
 mod backup;
 mod certificate;
 mod certificates;
-mod client;
+pub(crate) mod client;
 mod hosts;
 mod installers;
 mod keys;
@@ -23,6 +23,7 @@ mod progress;
 mod restore;
 mod runner;
 mod sandbox;
+mod users;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +58,19 @@ enum Command {
     Openapi,
     /// Issue an admin's client certificate
     AdminCert(certificate::Arguments),
+    /// Make a user who may do everything
+    CreateAdmin(users::CreateAdmin),
+    /// Who may sign in, and as what
+    #[command(subcommand)]
+    Users(users::Command),
+    /// Let whoever an identity provider says is SUB sign in as a user
+    LinkIdentity(users::Link),
+    /// List and unlink identities
+    #[command(subcommand)]
+    Identities(users::Identities),
+    /// List and end sessions
+    #[command(subcommand)]
+    Sessions(users::Sessions),
     /// Make, list and remove hosts
     #[command(subcommand)]
     Hosts(hosts::Command),
@@ -181,6 +195,11 @@ async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliEr
 async fn ask_with(client: &Client, command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
     match command {
         Command::AdminCert(arguments) => certificate::run(arguments, client, json).await,
+        Command::CreateAdmin(arguments) => users::create_admin(arguments, client, json).await,
+        Command::Users(command) => users::run(command, client, json).await,
+        Command::LinkIdentity(arguments) => users::link(arguments, client, json).await,
+        Command::Identities(command) => users::identities(command, client, json).await,
+        Command::Sessions(command) => users::sessions(command, client, json).await,
         Command::Hosts(command) => hosts::run(command, client, json).await,
         Command::Auth(command) => auth::run(command, client, json).await,
         Command::Certificates(command) => certificates::run(command, client, json).await,

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::proxies::network;
-use super::{AdminAccess, Config};
+use super::{Config, Oidc};
 use crate::model::egress::Egress;
 
 pub const DEFAULT_PATH: &str = "/etc/codex-authd/config.toml";
 const PREFIX: &str = "CODEX_AUTHD_";
+/// Variables of the section `oidc` that others know by these names.
+const OIDC_PREFIX: &str = "CODEX_OIDC_";
 /// Names the file, so it is no key of it.
 const PATH_VARIABLE: &str = "CODEX_AUTHD_CONFIG";
 
@@ -30,7 +32,8 @@ pub enum ConfigError {
 /// Reads the configuration.
 ///
 /// `path` is the file named by `--config`; else `CODEX_AUTHD_CONFIG` of `environment` names it; else
-/// [`DEFAULT_PATH`] is read if it is there. Variables `CODEX_AUTHD_<SECTION>__<KEY>` win over the file.
+/// [`DEFAULT_PATH`] is read if it is there. Variables `CODEX_AUTHD_<SECTION>__<KEY>` win over the file, and over
+/// `CODEX_OIDC_<KEY>`, which are the keys of the section `oidc`.
 pub fn load(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -53,7 +56,10 @@ pub fn load(
 pub fn environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, ConfigError> {
-    let ours = variables.into_iter().filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+    let is_ours = |name: &OsString| {
+        [PREFIX, OIDC_PREFIX].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+    };
+    let ours = variables.into_iter().filter(|(name, _)| is_ours(name));
     ours.map(|(name, value)| match (name.into_string(), value.into_string()) {
         (Ok(name), Ok(value)) => Ok((name, value)),
         (name, _) => Err(ConfigError::BadValue {
@@ -75,7 +81,7 @@ pub(crate) fn load_text(
 }
 
 fn ours(environment: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
-    environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect()
+    environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX) || name.starts_with(OIDC_PREFIX)).collect()
 }
 
 fn from_text(origin: String, text: &str, variables: &[(String, String)]) -> Result<Config, ConfigError> {
@@ -87,7 +93,9 @@ fn from_text(origin: String, text: &str, variables: &[(String, String)]) -> Resu
     })?;
     refuse_unknown(&table, &known, &origin)?;
     refuse_mistyped(&table, &known, &origin, "")?;
-    for (name, value) in variables.iter().filter(|(name, _)| name != PATH_VARIABLE) {
+    let overlaid = variables.iter().filter(|(name, _)| name != PATH_VARIABLE);
+    let (of_others, own): (Vec<_>, Vec<_>) = overlaid.partition(|(name, _)| name.starts_with(OIDC_PREFIX));
+    for (name, value) in of_others.into_iter().chain(own) {
         overlay(&mut table, &known, name, value)?;
     }
     let config: Config = Value::Table(table).try_into().map_err(|cause: toml::de::Error| ConfigError::BadValue {
@@ -173,7 +181,7 @@ fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
 fn overlay(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<(), ConfigError> {
     // To the letter: two variables that differ in case only would both set one key.
     let keys = flat(known);
-    let path = keys.iter().find(|key| variable(key) == name);
+    let path = keys.iter().find(|key| variable(key) == name || oidc_variable(key).is_some_and(|other| other == name));
     let parts =
         path.map(|path| path.split_once('.').map_or((None, path.as_str()), |(section, key)| (Some(section), key)));
     let wanted = parts.and_then(|(section, key)| match section {
@@ -181,7 +189,9 @@ fn overlay(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<
         Some(section) => known.get(section).and_then(|section| section.get(key)),
     });
     let (Some((section, key)), Some(wanted)) = (parts, wanted) else {
-        let names: Vec<String> = keys.iter().map(|key| variable(key)).collect();
+        let is_oidc = name.starts_with(OIDC_PREFIX);
+        let names = keys.iter().filter_map(|key| if is_oidc { oidc_variable(key) } else { Some(variable(key)) });
+        let names: Vec<String> = names.collect();
         return Err(unknown("the environment", name, &names));
     };
     let value = typed(value, wanted).ok_or_else(|| ConfigError::BadValue {
@@ -202,6 +212,10 @@ fn overlay(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<
 
 fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+fn oidc_variable(key: &str) -> Option<String> {
+    key.strip_prefix("oidc.").map(|key| format!("{OIDC_PREFIX}{}", key.to_uppercase()))
 }
 
 fn typed(text: &str, wanted: &Value) -> Option<Value> {
@@ -245,8 +259,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(1..=300).contains(&config.database.timeout_seconds) {
         return bad("database.timeout_seconds", "must be from 1 to 300");
     }
-    if config.admin.access != AdminAccess::Mtls {
-        return bad("admin.access", "this version knows 'mtls' only; signing in comes with a later one");
+    if let Err((key, message)) = check_oidc(&config.oidc) {
+        return bad(key, message);
+    }
+    if config.sessions.idle_seconds < 60 || config.sessions.lifetime_seconds < 60 {
+        return bad("sessions", "idle_seconds and lifetime_seconds must be 60 or more");
     }
     if config.tls.certificate.as_os_str().is_empty() != config.tls.private_key.as_os_str().is_empty() {
         return bad("tls", "certificate and private_key go together: set both, or none for our own CA");
@@ -306,6 +323,45 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     // It stands between double quotes in the command that people are given to paste.
     if config.public_base_url.contains(['"', '$', '`', '\\', '!']) {
         return bad("public_base_url", "must not hold what is special to a shell: \" $ ` \\ !");
+    }
+    Ok(())
+}
+
+fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
+    let Oidc { issuer, client_id, client_secret, redirect_uri, jwks_cache_ttl, jwks_cache_refresh } = oidc;
+    if issuer.is_empty() {
+        if !(client_id.is_empty() && client_secret.is_empty() && redirect_uri.is_empty()) {
+            return Err(("oidc.issuer", "is missing, though others of oidc are set: set it, or none of them"));
+        }
+        return Ok(());
+    }
+    // What is told there and back is secret, or decides who somebody is.
+    let is_good = |url: &str| {
+        reqwest::Url::parse(url).is_ok_and(|parsed| {
+            let is_loopback = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+            let is_safe = parsed.scheme() == "https" || parsed.scheme() == "http" && is_loopback;
+            is_safe
+                && is_url(url)
+                && parsed.fragment().is_none()
+                && parsed.password().is_none()
+                && parsed.username().is_empty()
+        })
+    };
+    if !is_good(issuer) || issuer.contains('?') || issuer.len() > crate::records::LONGEST_IDENTITY_PART {
+        return Err((
+            "oidc.issuer",
+            "must be the provider's https:// URL as it names itself, without a query, of at most 255 characters \
+             (http:// on a loopback address only)",
+        ));
+    }
+    if client_id.is_empty() {
+        return Err(("oidc.client_id", "is missing: the provider made it when this service was registered there"));
+    }
+    if !redirect_uri.is_empty() && !is_good(redirect_uri) {
+        return Err(("oidc.redirect_uri", "must be an https:// URL (http:// on a loopback address only)"));
+    }
+    if !(1..=31_536_000).contains(jwks_cache_ttl) || !(1..=31_536_000).contains(jwks_cache_refresh) {
+        return Err(("oidc", "jwks_cache_ttl and jwks_cache_refresh must be from 1 to 31536000 seconds"));
     }
     Ok(())
 }
@@ -428,7 +484,15 @@ mod tests {
             ("[database]\nurl = \"mysql://u:can/ary@h/d\"", None, "percent-encoded"),
             ("[database]\nconnections = 0", None, "from 1 to 1000"),
             ("[database]\ntimeout_seconds = 0", None, "from 1 to 300"),
-            ("[admin]\naccess = \"login\"", None, "'mtls' only"),
+            ("[oidc]\nclient_id = \"canary\"", None, "oidc.issuer: is missing"),
+            ("[oidc]\nissuer = \"https://id.test\"", None, "oidc.client_id: is missing"),
+            ("[oidc]\nissuer = \"http://id.test\"\nclient_id = \"c\"", None, "oidc.issuer: must be"),
+            (
+                "[oidc]\nissuer = \"https://id.test\"\nclient_id = \"c\"\nredirect_uri = \"http://a.test\"",
+                None,
+                "oidc.redirect_uri",
+            ),
+            ("[sessions]\nidle_seconds = 1", None, "60 or more"),
             ("[tls]\ncertificate = \"/x\"", None, "go together"),
             ("[listen]\nhosts_tls = false", None, "loopback"),
             (

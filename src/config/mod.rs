@@ -23,6 +23,8 @@ pub struct Config {
     pub tls: Tls,
     pub database: Database,
     pub admin: Admin,
+    pub oidc: Oidc,
+    pub sessions: Sessions,
     pub install: Install,
     pub auth: Auth,
     pub limits: Limits,
@@ -113,6 +115,74 @@ pub struct Admin {
     pub access: AdminAccess,
 }
 
+/// The provider that people sign in with; no issuer: there is none.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Oidc {
+    pub issuer: String,
+    pub client_id: String,
+    /// Empty: a public client, which proves itself by PKCE alone.
+    pub client_secret: String,
+    /// Empty: `<public_base_url>/auth/oidc/callback`, else [`Oidc::DEFAULT_REDIRECT_URI`].
+    pub redirect_uri: String,
+    /// Seconds for which the provider's keys are good.
+    pub jwks_cache_ttl: u32,
+    /// Seconds after which they are read again.
+    pub jwks_cache_refresh: u32,
+}
+
+impl Oidc {
+    pub const CALLBACK: &str = "/auth/oidc/callback";
+    pub const DEFAULT_REDIRECT_URI: &str = "http://localhost:8000/auth/oidc/callback";
+
+    pub fn is_configured(&self) -> bool {
+        !self.issuer.is_empty()
+    }
+
+    pub fn redirect_uri(&self, public_base_url: &str) -> String {
+        match (self.redirect_uri.as_str(), public_base_url) {
+            ("", "") => Self::DEFAULT_REDIRECT_URI.into(),
+            ("", base) => format!("{base}{}", Self::CALLBACK),
+            (configured, _) => configured.into(),
+        }
+    }
+}
+
+impl Default for Oidc {
+    fn default() -> Self {
+        Self {
+            issuer: String::new(),
+            client_id: String::new(),
+            client_secret: String::new(),
+            redirect_uri: String::new(),
+            jwks_cache_ttl: 3600,
+            jwks_cache_refresh: 300,
+        }
+    }
+}
+
+impl std::fmt::Debug for Oidc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { issuer, client_id, .. } = self;
+        f.debug_struct("Oidc").field("issuer", issuer).field("client_id", client_id).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// A session ends when it was not used for so long.
+    pub idle_seconds: u32,
+    /// However much it is used.
+    pub lifetime_seconds: u32,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { idle_seconds: 12 * 3600, lifetime_seconds: 7 * 24 * 3600 }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Install {
@@ -144,6 +214,8 @@ pub struct Hosts {
     pub inactivity_days: u32,
     /// How long the window of an insecure host stays open.
     pub insecure_window_seconds: u32,
+    /// How many hosts of their own a member may have, where nothing else is said of that member.
+    pub max_per_member: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -174,6 +246,8 @@ impl Default for Config {
             tls: Tls::default(),
             database: Database::default(),
             admin: Admin::default(),
+            oidc: Oidc::default(),
+            sessions: Sessions::default(),
             install: Install::default(),
             auth: Auth::default(),
             limits: Limits::default(),
@@ -230,7 +304,7 @@ impl Default for Limits {
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { inactivity_days: 30, insecure_window_seconds: 1800 }
+        Self { inactivity_days: 30, insecure_window_seconds: 1800, max_per_member: 5 }
     }
 }
 

@@ -20,6 +20,8 @@ use crate::upstream::releases::Releases;
 const POLL: Duration = Duration::from_millis(250);
 const TELEMETRY: Duration = Duration::from_secs(1);
 /// The clock may have been set meanwhile, and no host takes a certificate that is not valid yet, or any more.
+/// How late it may be told when a session was last used.
+const SESSIONS: Duration = Duration::from_secs(60);
 const RENEWAL: Duration = Duration::from_secs(60);
 const REMOVED_HOSTS: Duration = Duration::from_secs(3600);
 const EXPIRING_CERTIFICATES: Duration = Duration::from_secs(24 * 3600);
@@ -81,8 +83,21 @@ pub fn start(
         async move {
             report_use("removed_hosts", service.purge_removed().await);
             report_use("installers", service.purge_installers().await);
+            report_use("sessions", service.purge_sessions().await);
         }
     }));
+    let used = service.clone();
+    jobs.spawn(every(SESSIONS, stopping.clone(), move || {
+        let service = used.clone();
+        async move { report_use("sessions", service.keep_sessions().await) }
+    }));
+    if config.oidc.is_configured() {
+        let (looking, refresh) = (service.clone(), Duration::from_secs(config.oidc.jwks_cache_refresh.into()));
+        jobs.spawn(every(refresh, stopping.clone(), move || {
+            let service = looking.clone();
+            async move { service.look_after_provider().await }
+        }));
+    }
     let warned = service.clone();
     jobs.spawn(every(EXPIRING_CERTIFICATES, stopping.clone(), move || {
         let service = warned.clone();
@@ -128,6 +143,7 @@ pub async fn flush(service: &Service) {
         }
     }
     report_use("outbox", service.drain_outbox().await);
+    report_use("sessions", service.keep_sessions().await);
 }
 
 async fn every<F, W>(period: Duration, mut stopping: watch::Receiver<bool>, mut work: F)

@@ -24,7 +24,7 @@ use crate::records::RecordsError;
 use crate::records::embedded::Embedded;
 
 /// What this version writes.
-pub const CURRENT: u32 = 3;
+pub const CURRENT: u32 = 4;
 
 const MARKER: &str = "format";
 const UPGRADING: &str = "upgrading";
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_number_that_is_newer_or_none_is_refused() {
-        is_refused("4\n", "install the version that wrote it");
+        is_refused("5\n", "install the version that wrote it");
         is_refused("4294967295", "before-format-4294967295");
         for text in ["", "0", "-1", "two", "4294967296", "2 3", "\u{fffd}"] {
             is_refused(text, "does not hold the number of a format");
@@ -242,7 +242,7 @@ mod tests {
     fn a_new_directory_gets_the_number_before_there_are_records() {
         let directory = tempfile::tempdir().unwrap();
         assert!(prepare(directory.path()).unwrap().is_none());
-        assert_eq!(std::fs::read_to_string(directory.path().join(MARKER)).unwrap(), "3\n");
+        assert_eq!(std::fs::read_to_string(directory.path().join(MARKER)).unwrap(), "4\n");
         std::fs::create_dir(directory.path().join("records")).unwrap();
         assert!(prepare(directory.path()).unwrap().is_none());
         assert!(!directory.path().join(copy_name()).exists());

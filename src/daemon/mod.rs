@@ -16,6 +16,7 @@ pub mod listen_file;
 pub mod logging;
 pub mod prober;
 mod promotion;
+mod provider;
 pub mod recovery;
 mod running;
 pub mod sockets;
@@ -49,6 +50,8 @@ pub enum DaemonError {
     Write { path: std::path::PathBuf, cause: std::io::Error },
     #[error("cannot start: {}", cause_of(.0))]
     Service(#[from] ServiceError),
+    #[error("cannot make a client for the identity provider: {0}")]
+    Provider(String),
     #[error("a listener stopped: {0}")]
     Listener(std::io::Error),
     #[error("cannot keep this process out of core dumps: {0}")]

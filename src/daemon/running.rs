@@ -15,7 +15,7 @@ use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
 use super::tls::Tls;
-use super::{DaemonError, background, listen_file, notify, prober, replace};
+use super::{DaemonError, background, listen_file, notify, prober, provider, replace};
 use crate::api;
 use crate::config::{Config, ForwardedHeader, Listen};
 use crate::dashboard::Dashboard;
@@ -70,7 +70,9 @@ impl Running {
         watch(&state.metrics, Listener::Control, control.counters());
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
-        let service = Arc::new(prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup));
+        let service = prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup);
+        let service = Arc::new(provider::give(config, outside.clone(), service)?);
+        service.warn_of_no_admin();
         tls.write_files(&config.state_dir)?;
         listen_file::write(&config.state_dir, &bound)?;
 
@@ -103,10 +105,10 @@ impl Running {
         watch(&state.metrics, Listener::Admin, acceptor.counters());
         let drain = acceptor.drain();
         let dashboard = Dashboard::new(service.clone(), outside.clone());
-        let admin_endpoint = api::admin_listener_with(service.clone(), Listener::Admin, |route| dashboard.mount(route));
+        let admin_endpoint = api::admin_listener(service.clone(), |route| dashboard.mount(route));
         let admin_server = tokio::spawn(run(server(acceptor), admin_endpoint, drain, stopping.clone()));
         let drain = control.drain();
-        let control_endpoint = api::admin_listener(service.clone(), Listener::Control);
+        let control_endpoint = api::admin_over_control(service.clone());
         let control_server = tokio::spawn(run(server(control), control_endpoint, drain, stopping.clone()));
         let mut jobs = background::start(config, service.clone(), tls.clone(), outside, stopping.clone());
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone(), admins };

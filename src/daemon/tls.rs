@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::DaemonError;
 use super::listen_file::{Bound, replace};
-use crate::config::Config;
+use crate::config::{AdminAccess, Config};
 use crate::model::auth_document::DocumentRules;
 use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
@@ -19,9 +19,11 @@ use crate::pki::{
 use crate::records::AuthoritySlot;
 use crate::service::Policy;
 use crate::service::boot::Secrets;
+use crate::service::people::PeoplePolicy;
 
 pub struct Tls {
     own: Option<(std::path::PathBuf, std::path::PathBuf)>,
+    access: AdminAccess,
     names: Vec<ServerName>,
     secrets: Arc<Secrets>,
     outside: Arc<dyn Outside>,
@@ -48,9 +50,10 @@ impl Tls {
     ) -> Result<Self, PkiError> {
         let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
         let names = names(config, bound)?;
-        let made = make(own.as_ref(), &names, secrets, &*outside)?;
+        let made = make(own.as_ref(), config.admin.access, &names, secrets, &*outside)?;
         Ok(Self {
             own,
+            access: config.admin.access,
             names,
             secrets: secrets.clone(),
             outside,
@@ -70,7 +73,7 @@ impl Tls {
 
     /// Reads the operator's certificate again, or issues ours anew, and puts it in force for new handshakes.
     pub fn reload(&self) -> Result<(), PkiError> {
-        let made = make(self.own.as_ref(), &self.names, &self.secrets, &*self.outside)?;
+        let made = make(self.own.as_ref(), self.access, &self.names, &self.secrets, &*self.outside)?;
         self.hosts.swap(made.hosts);
         self.admin.swap(made.admin);
         *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = made.in_force;
@@ -116,7 +119,7 @@ pub fn offline_policy(
     outside: &dyn Outside,
 ) -> Result<Policy, PkiError> {
     let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
-    let pin = make(own.as_ref(), &names(config, bound)?, secrets, outside)?.in_force.pin;
+    let pin = make(own.as_ref(), config.admin.access, &names(config, bound)?, secrets, outside)?.in_force.pin;
     Ok(policy(config, bound, secrets, config.listen.hosts_tls.then_some(pin)))
 }
 
@@ -130,6 +133,12 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
         codex_release_url: config.install.codex_release_url.clone(),
         document_rules: DocumentRules { min_token_length: config.auth.min_token_length },
+        people: PeoplePolicy {
+            access: config.admin.access,
+            idle: time::Duration::seconds(config.sessions.idle_seconds.into()),
+            lifetime: time::Duration::seconds(config.sessions.lifetime_seconds.into()),
+            max_hosts: config.hosts.max_per_member,
+        },
     }
 }
 
@@ -167,6 +176,7 @@ struct Made {
 /// Admins always see our own certificate: their trust comes from the same place as their own.
 fn make(
     own: Option<&(std::path::PathBuf, std::path::PathBuf)>,
+    access: AdminAccess,
     names: &[ServerName],
     secrets: &Secrets,
     outside: &dyn Outside,
@@ -180,9 +190,13 @@ fn make(
     // Hosts that know the one before only are shown the way to the new one.
     let cross = authority.cross_certificate_pem.as_deref();
     let ours = ServerIdentity::issued_across(&certificate, cross, &key)?;
-    let admin = admin_config(&ours, &[&authorities.bundle(AuthorityRole::Client)])?;
     let theirs = own.map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
     let shown = theirs.as_ref().unwrap_or(&ours);
+    let admin = match access {
+        // Browsers come without a certificate of ours, and know the operator's authority rather than ours.
+        AdminAccess::Login => server_config(shown)?,
+        _ => admin_config(&ours, &[&authorities.bundle(AuthorityRole::Client)])?,
+    };
     Ok(Made {
         hosts: server_config(shown)?,
         admin,

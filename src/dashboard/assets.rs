@@ -6,7 +6,6 @@ use poem::http::StatusCode;
 use poem::web::Path;
 use poem::{Response, handler};
 
-use crate::api::guards::Admin;
 use crate::model::digest::Digest;
 
 pub struct Asset {
@@ -33,7 +32,7 @@ impl Asset {
 }
 
 #[handler]
-pub fn asset(_admin: Admin, Path(name): Path<String>) -> Response {
+pub fn asset(Path(name): Path<String>) -> Response {
     match [&STYLE, &SCRIPT, &ICON].into_iter().find(|asset| asset.name == name) {
         Some(asset) => Response::builder()
             .content_type(asset.content_type)

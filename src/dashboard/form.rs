@@ -2,7 +2,7 @@
 //!
 //! A browser shows an admin's certificate to us whichever page makes it send a request. That the request comes from
 //! another page is refused for the whole listener by what the browser says of it (`api/guards.rs`); the token is the
-//! second lock, for a browser that says nothing. It is an HMAC over the admin's name under a key made at the start, so
+//! second lock, for a browser that says nothing. It is an HMAC over the admin's name and session under a key made at the start, so
 //! nothing is stored; a restart makes it stale, and the page says so.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::api::MAX_BODY;
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::outside::{Outside, random};
 use crate::service::ServiceError;
 
@@ -36,19 +36,21 @@ impl Tokens {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &*key))
     }
 
-    pub fn token(&self, admin: &Admin) -> String {
-        hex::encode(hmac::sign(&self.0, bound_to(admin).as_bytes()))
+    pub fn token(&self, asking: &Asking) -> String {
+        hex::encode(hmac::sign(&self.0, bound_to(asking).as_bytes()))
     }
 
     /// In constant time.
-    fn is_good(&self, admin: &Admin, token: &str) -> bool {
+    fn is_good(&self, asking: &Asking, token: &str) -> bool {
         let Ok(tag) = hex::decode(token) else { return false };
-        hmac::verify(&self.0, bound_to(admin).as_bytes(), &tag).is_ok()
+        hmac::verify(&self.0, bound_to(asking).as_bytes(), &tag).is_ok()
     }
 }
 
-fn bound_to(admin: &Admin) -> String {
-    format!("form of {}", admin.0.actor)
+/// To who asks, and, where they signed in, to this very session.
+fn bound_to(asking: &Asking) -> String {
+    let session = asking.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
+    format!("form of {} {}", asking.by.actor, session.unwrap_or_default())
 }
 
 /// A form that was sent, its token checked.
@@ -60,6 +62,11 @@ impl Form {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim()).unwrap_or_default()
     }
 
+    /// With the space around it: a password.
+    pub fn exact(&self, name: &str) -> &str {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str()).unwrap_or_default()
+    }
+
     pub fn is(&self, name: &str, value: &str) -> bool {
         self.text(name) == value
     }
@@ -67,21 +74,21 @@ impl Form {
 
 /// Lets what only asks go by; of what changes something it reads the form and checks the token. The handler finds the
 /// form in `Data<&Arc<Form>>`.
-pub async fn check(tokens: &Tokens, admin: &Admin, request: &mut Request) -> poem::Result<()> {
+pub async fn check(tokens: &Tokens, asking: &Asking, request: &mut Request) -> poem::Result<()> {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());
     }
     let body = request.take_body();
     let form = read(request, body).await?;
-    if !tokens.is_good(admin, form.text(TOKEN)) {
-        log::warn!(event = "form_refused", admin:% = admin.0.actor; "a form came without a token that is good");
+    if !tokens.is_good(asking, form.text(TOKEN)) {
+        log::warn!(event = "form_refused", admin:% = asking.by.actor; "a form came without a token that is good");
         return Err(Failure::form_stale().into());
     }
     request.set_data(Arc::new(form));
     Ok(())
 }
 
-async fn read(request: &Request, body: Body) -> poem::Result<Form> {
+pub async fn read(request: &Request, body: Body) -> poem::Result<Form> {
     let mut body = RequestBody::new(Body::from_bytes(gather(body).await?.into()));
     match request.content_type().and_then(|given| given.split(';').next()).map(str::trim) {
         Some("application/x-www-form-urlencoded") => {

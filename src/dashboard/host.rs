@@ -12,7 +12,7 @@ use super::form::Form;
 use super::hosts::Row;
 use super::shell::{Shell, Told, show, tell};
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::model::host::HostId;
 use crate::service::ServiceError;
 
@@ -36,62 +36,70 @@ struct RemovePage {
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Path(id): Path<u64>,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
     let view = dashboard.service.host(HostId(id)).await?;
     let created = When::new(view.host.created_at, now);
-    let shell = Shell::new(&dashboard, &admin, "Host", &told);
+    let shell = Shell::new(&dashboard, &asking, "Host", &told);
     show(StatusCode::OK, &HostPage { shell, created, host: Row::new(view, now) })
 }
 
 #[handler]
-pub async fn confirm(dashboard: Data<&Arc<Dashboard>>, admin: Admin, Path(id): Path<u64>) -> Result<Response, Failure> {
+pub async fn confirm(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    Path(id): Path<u64>,
+) -> Result<Response, Failure> {
     let host = Row::new(dashboard.service.host(HostId(id)).await?, dashboard.now());
-    show(StatusCode::OK, &RemovePage { shell: Shell::new(&dashboard, &admin, "Remove a host", ""), host })
+    show(StatusCode::OK, &RemovePage { shell: Shell::new(&dashboard, &asking, "Remove a host", ""), host })
 }
 
 #[handler]
-pub async fn remove(dashboard: Data<&Arc<Dashboard>>, admin: Admin, Path(id): Path<u64>) -> Result<Response, Failure> {
-    let removed = dashboard.service.remove(HostId(id), &admin.0).await?;
+pub async fn remove(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    Path(id): Path<u64>,
+) -> Result<Response, Failure> {
+    let removed = dashboard.service.remove(HostId(id), &asking.by).await?;
     let sentence = format!(
         "{} is removed. Its key is refused from now on. Within a day `codex-authd hosts restore` undoes it.",
         removed.fqdn
     );
-    Ok(tell(&dashboard, &admin, "/", sentence))
+    Ok(tell(&dashboard, &asking, "/", sentence))
 }
 
 #[handler]
 pub async fn roaming(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Path(id): Path<u64>,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let allow = decision(&form, "allow")?;
-    let host = dashboard.service.allow_roaming(HostId(id), allow, &admin.0).await?;
+    let host = dashboard.service.allow_roaming(HostId(id), allow, &asking.by).await?;
     let sentence = if allow {
         format!("{} may now call from another address; it is then bound to that one.", host.fqdn)
     } else {
         format!("{} may only call from the address it is bound to.", host.fqdn)
     };
-    Ok(tell(&dashboard, &admin, &format!("/hosts/{id}"), sentence))
+    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
 }
 
 #[handler]
 pub async fn window(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Path(id): Path<u64>,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let open = decision(&form, "open")?;
     let service = &dashboard.service;
     let host = match open {
-        true => service.open_window(HostId(id), &admin.0).await?,
-        false => service.close_window(HostId(id), &admin.0).await?,
+        true => service.open_window(HostId(id), &asking.by).await?,
+        false => service.close_window(HostId(id), &asking.by).await?,
     };
     let sentence = match host.rules.insecure_enabled_until {
         Some(until) => {
@@ -100,7 +108,7 @@ pub async fn window(
         }
         None => format!("The window of {} is closed: it is refused until you open it again.", host.fqdn),
     };
-    Ok(tell(&dashboard, &admin, &format!("/hosts/{id}"), sentence))
+    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
 }
 
 /// A field that says what is wanted, not "the other one": sent twice, it does the same.

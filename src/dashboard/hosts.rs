@@ -14,7 +14,7 @@ use super::runner::{self, Proof};
 use super::shell::{Shell, show};
 use super::words::When;
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::model::host::{HostRules, NotServed};
 use crate::records::{CanonicalSummary, Host, Source};
 use crate::service::Service;
@@ -82,7 +82,7 @@ pub struct State {
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
@@ -100,7 +100,7 @@ pub async fn page(
     let listed = dashboard.service.list_hosts(query).await?;
     let found = listed.matching;
     let page = HostsPage {
-        shell: Shell::new(&dashboard, &admin, "Hosts", &wanted.told),
+        shell: Shell::new(&dashboard, &asking, "Hosts", &wanted.told),
         login: login(&dashboard.service, now).await,
         hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
         found,

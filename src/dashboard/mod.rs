@@ -1,4 +1,4 @@
-//! The dashboard: pages for people, on the admin listener only.
+//! The dashboard: pages for people, on the admin listener only. Who may open which stands in [`Dashboard::mount`].
 //!
 //! One file a page; what a page does goes through the same functions of the service as the API. Every page works without
 //! JavaScript: a form is posted, the answer is a redirect, and the page it leads to tells what became of it.
@@ -10,23 +10,28 @@ mod assets;
 mod form;
 mod host;
 mod hosts;
+mod mine;
 mod new_host;
 mod runner;
 mod shelf;
 mod shell;
+mod sign_in;
 mod switch;
 mod upload;
+mod users;
 mod words;
 
 use std::sync::Arc;
 
+use poem::http::Method;
 use poem::http::header::{HeaderName, HeaderValue};
-use poem::{
-    Endpoint, EndpointExt, FromRequest, IntoResponse, Request, RequestBody, Response, Route, RouteMethod, get, post,
-};
+use poem::web::Redirect;
+use poem::{Endpoint, EndpointExt, IntoResponse, Request, Response, Route, RouteMethod, get, post};
 use time::OffsetDateTime;
 
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
+use crate::config::AdminAccess;
+use crate::model::people::Role;
 use crate::outside::Outside;
 use crate::service::Service;
 
@@ -52,23 +57,43 @@ impl Dashboard {
 
     /// Puts the pages and their assets beside the operations of the API.
     pub fn mount(self: &Arc<Self>, route: Route) -> impl Endpoint<Output = Response> + 'static {
-        let pages: Vec<(&str, RouteMethod)> = vec![
-            ("/hosts", get(hosts::page)),
-            ("/login", get(upload::page).post(upload::upload)),
-            ("/hosts/new", get(new_host::page).post(new_host::make)),
-            ("/hosts/installer/:shown", get(new_host::installer)),
-            ("/hosts/:id", get(host::page)),
-            ("/hosts/:id/remove", get(host::confirm).post(host::remove)),
-            ("/hosts/:id/roaming", post(host::roaming)),
-            ("/hosts/:id/window", post(host::window)),
-            ("/runner", get(runner::page).post(runner::run)),
-            ("/switch", get(switch::page).post(switch::set)),
+        // Looking is for a viewer, changing for an admin; their own is for whoever signed in.
+        let of_fleet = Needs { to_look: Role::Viewer, to_change: Role::Admin };
+        let of_ones_own = Needs { to_look: Role::Member, to_change: Role::Member };
+        let pages: Vec<(&str, Needs, RouteMethod)> = vec![
+            ("/hosts", of_fleet, get(hosts::page)),
+            ("/login", of_fleet, get(upload::page).post(upload::upload)),
+            ("/hosts/new", of_fleet, get(new_host::page).post(new_host::make)),
+            ("/hosts/installer/:shown", of_ones_own, get(new_host::installer)),
+            ("/hosts/:id", of_fleet, get(host::page)),
+            ("/hosts/:id/remove", of_fleet, get(host::confirm).post(host::remove)),
+            ("/hosts/:id/roaming", of_fleet, post(host::roaming)),
+            ("/hosts/:id/window", of_fleet, post(host::window)),
+            ("/runner", of_fleet, get(runner::page).post(runner::run)),
+            ("/switch", of_fleet, get(switch::page).post(switch::set)),
+            ("/users", of_fleet, get(users::list).post(users::add)),
+            ("/users/:id", of_fleet, get(users::page).post(users::change)),
         ];
-        let route = pages.into_iter().fold(route, |route, (path, methods)| {
+        let of_who_signed_in: Vec<(&str, Needs, RouteMethod)> = vec![
+            ("/mine", of_ones_own, get(mine::page).post(mine::install)),
+            ("/mine/:id/remove", of_ones_own, post(mine::remove)),
+            ("/mine/sessions/:id/end", of_ones_own, post(mine::end_session)),
+            ("/sign-out", of_ones_own, post(sign_in::sign_out)),
+        ];
+        let signs_in = self.service.people_policy().access != AdminAccess::Mtls;
+        let pages = pages.into_iter().chain(of_who_signed_in.into_iter().filter(|_| signs_in));
+        let route = pages.fold(route, |route, (path, needs, methods)| {
             let dashboard = self.clone();
-            let page = methods.data(self.clone()).around(move |page, request| answer(dashboard.clone(), page, request));
+            let page =
+                methods.data(self.clone()).around(move |page, request| answer(dashboard.clone(), needs, page, request));
             route.at(path, page)
         });
+        let route = if signs_in {
+            let sign_in = get(sign_in::page).post(sign_in::sign_in).data(self.clone());
+            route.at("/sign-in", sign_in.around(async |page, request| page.call(request).await.map(dressed)))
+        } else {
+            route
+        };
         route.at("/assets/:name", get(assets::asset)).around(|route, mut request| async move {
             // The API's operations are nested below `/`, and a route cannot have a page there as well.
             if request.uri().path() == "/" {
@@ -86,20 +111,52 @@ impl Dashboard {
 
 /// What holds for every page, whichever handler it has: an admin asks, a form that changes something carries its token,
 /// a failure is told on a page, and the browser is told what the page may do.
-async fn answer<E: Endpoint>(dashboard: Arc<Dashboard>, page: Arc<E>, mut request: Request) -> poem::Result<Response> {
-    let admin = Admin::from_request(&request, &mut RequestBody::default()).await?;
-    let outcome = match form::check(&dashboard.tokens, &admin, &mut request).await {
+async fn answer<E: Endpoint>(
+    dashboard: Arc<Dashboard>,
+    needs: Needs,
+    page: Arc<E>,
+    mut request: Request,
+) -> poem::Result<Response> {
+    let token = sign_in::token(&dashboard.service, &request);
+    let asking = match Asking::with_token(&request, token.as_deref()).await {
+        Ok(asking) => asking,
+        Err(failure) => return Ok(dressed(sign_in::turned_away(failure, &request))),
+    };
+    // What handlers find out who asks by.
+    request.set_data(asking.clone());
+    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+    if looks && asking.role < needs.to_look && asking.signed_in.is_some() && request.uri().path() == "/hosts" {
+        // The first page there is for them.
+        return Ok(dressed(Redirect::see_other("/mine").into_response()));
+    }
+    let may = asking.needs(if looks { needs.to_look } else { needs.to_change }).map_err(poem::Error::from);
+    let checked = match may {
+        Ok(()) => form::check(&dashboard.tokens, &asking, &mut request).await,
+        refused => refused,
+    };
+    let outcome = match checked {
         Ok(()) => page.call(request).await.map(IntoResponse::into_response),
         Err(error) => Err(error),
     };
-    let mut answer = match outcome {
+    Ok(dressed(match outcome {
         Ok(answer) => answer,
-        Err(error) => shell::failure(&dashboard, &admin, error).await,
-    };
+        Err(error) => shell::failure(&dashboard, &asking, error).await,
+    }))
+}
+
+/// The least role that a page is for.
+#[derive(Clone, Copy)]
+struct Needs {
+    to_look: Role,
+    to_change: Role,
+}
+
+fn dressed(answer: impl IntoResponse) -> Response {
+    let mut answer = answer.into_response();
     for (name, value) in HEADERS {
         answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
-    Ok(answer)
+    answer
 }
 
 /// `Cache-Control: no-store` and `nosniff` are on every answer of the listener.

@@ -16,9 +16,10 @@ use super::form::Form;
 use super::shell::{Explained, Shell, explain, show};
 use super::words::When;
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::model::secret::Secret;
 use crate::service::ServiceError;
+use crate::service::enrol::Registered;
 
 /// What the installer's page shows.
 pub struct Shown {
@@ -26,6 +27,18 @@ pub struct Shown {
     shared: bool,
     command: Secret,
     expires_at: OffsetDateTime,
+}
+
+impl Shown {
+    pub fn of(registered: Registered) -> Self {
+        let host = registered.host.host;
+        Self {
+            name: host.fqdn.into(),
+            shared: !host.rules.secure,
+            command: registered.installer.command,
+            expires_at: registered.installer.expires_at,
+        }
+    }
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -64,19 +77,23 @@ const TITLE: &str = "New host";
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Query(Prefilled { name }): Query<Prefilled>,
 ) -> Result<Response, Failure> {
     let known = !name.is_empty() && dashboard.service.host_named(&name).await?.is_some();
-    let shell = Shell::new(&dashboard, &admin, TITLE, "");
+    let shell = Shell::new(&dashboard, &asking, TITLE, "");
     show(StatusCode::OK, &NewHostPage { shell, name, shared: false, known, refused: None })
 }
 
 #[handler]
-pub async fn make(dashboard: Data<&Arc<Dashboard>>, admin: Admin, form: Data<&Arc<Form>>) -> Result<Response, Failure> {
+pub async fn make(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
     let (name, shared) = (form.text("name").to_owned(), form.is("shared", "yes"));
     let again = async |status, known, refused| {
-        let shell = Shell::new(&dashboard, &admin, TITLE, "");
+        let shell = Shell::new(&dashboard, &asking, TITLE, "");
         show(status, &NewHostPage { shell, name: name.clone(), shared, known, refused })
     };
     // It was asked about this name, not about one that was typed over it.
@@ -85,16 +102,9 @@ pub async fn make(dashboard: Data<&Arc<Dashboard>>, admin: Admin, form: Data<&Ar
         return again(StatusCode::CONFLICT, true, None).await;
     }
     // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
-    match dashboard.service.register(&name, shared.then_some(false), None, &admin.0).await {
+    match dashboard.service.register(&name, shared.then_some(false), None, &asking.by).await {
         Ok(registered) => {
-            let host = registered.host.host;
-            let shown = Shown {
-                name: host.fqdn.into(),
-                shared: !host.rules.secure,
-                command: registered.installer.command,
-                expires_at: registered.installer.expires_at,
-            };
-            let id = dashboard.installers.put(&admin, shown, &*dashboard.outside);
+            let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
         Err(error @ ServiceError::Refused(_)) => {
@@ -109,12 +119,12 @@ pub async fn make(dashboard: Data<&Arc<Dashboard>>, admin: Admin, form: Data<&Ar
 #[handler]
 pub async fn installer(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
-    let shell = Shell::new(&dashboard, &admin, "Install the host", "");
-    match dashboard.installers.take(&admin, &id, now) {
+    let shell = Shell::new(&dashboard, &asking, "Install the host", "");
+    match dashboard.installers.take(&asking, &id, now) {
         Some(shown) => {
             let expires = When::new(shown.expires_at, now);
             show(StatusCode::OK, &InstallerPage { shell, shown, expires })

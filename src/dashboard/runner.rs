@@ -12,7 +12,7 @@ use super::Dashboard;
 use super::shell::{Shell, Told, show, tell};
 use super::words::When;
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::records::{Probe, ProbeState, ProbeTrigger};
 use crate::service::Service;
 use crate::service::probing::{RunnerState, RunnerView, Underway};
@@ -57,13 +57,13 @@ struct Row {
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
     let view = dashboard.service.runner(PROBES).await?;
     let page = RunnerPage {
-        shell: Shell::new(&dashboard, &admin, "Runner", &told),
+        shell: Shell::new(&dashboard, &asking, "Runner", &told),
         has_login: dashboard.service.canonical().is_some(),
         enabled: view.enabled,
         proof: Proof::of(&view, now),
@@ -73,10 +73,10 @@ pub async fn page(
 }
 
 #[handler]
-pub async fn run(dashboard: Data<&Arc<Dashboard>>, admin: Admin) -> Result<Response, Failure> {
-    dashboard.service.ask_for_probe(&admin.0)?;
+pub async fn run(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
+    dashboard.service.ask_for_probe(&asking.by)?;
     let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
-    Ok(tell(&dashboard, &admin, "/runner", sentence.into()))
+    Ok(tell(&dashboard, &asking, "/runner", sentence.into()))
 }
 
 /// What is known of the canonical login; where that cannot be read, that.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::model::digest::Digest;
 use crate::outside::{Outside, random};
 
@@ -29,7 +29,7 @@ impl<T> Shelf<T> {
     }
 
     /// Keeps `value` for `admin`; the answer is the id to ask with.
-    pub fn put(&self, admin: &Admin, value: T, outside: &dyn Outside) -> String {
+    pub fn put(&self, asking: &Asking, value: T, outside: &dyn Outside) -> String {
         let id = hex::encode(random::<16>(outside));
         let now = outside.now();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,15 +39,16 @@ impl<T> Shelf<T> {
         {
             entries.remove(&oldest);
         }
-        entries.insert(Digest::of(id.as_bytes()), Entry { owner: admin.0.actor.to_string(), until: now + KEPT, value });
+        entries
+            .insert(Digest::of(id.as_bytes()), Entry { owner: asking.by.actor.to_string(), until: now + KEPT, value });
         id
     }
 
     /// Takes what is kept under `id`, if it is this admin's.
-    pub fn take(&self, admin: &Admin, id: &str, now: OffsetDateTime) -> Option<T> {
+    pub fn take(&self, asking: &Asking, id: &str, now: OffsetDateTime) -> Option<T> {
         let id = Digest::of(id.as_bytes());
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.get(&id).is_none_or(|entry| entry.owner != admin.0.actor.to_string()) {
+        if entries.get(&id).is_none_or(|entry| entry.owner != asking.by.actor.to_string()) {
             return None;
         }
         entries.remove(&id).filter(|entry| now < entry.until).map(|entry| entry.value)
@@ -60,6 +61,7 @@ mod tests {
 
     use super::*;
     use crate::model::audit::Actor;
+    use crate::model::people::Role;
     use crate::outside::System;
     use crate::service::By;
 
@@ -76,8 +78,12 @@ mod tests {
     }
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 10:00 UTC);
-    const ALICE: Admin = Admin(By { actor: Actor::Control { uid: 1 }, from: None });
-    const BOB: Admin = Admin(By { actor: Actor::Control { uid: 2 }, from: None });
+    const ALICE: Asking = asking(1);
+    const BOB: Asking = asking(2);
+
+    const fn asking(uid: u32) -> Asking {
+        Asking { by: By { actor: Actor::Control { uid }, from: None }, role: Role::Admin, signed_in: None }
+    }
 
     #[test]
     fn what_is_kept_is_given_once_and_to_its_admin_only() {

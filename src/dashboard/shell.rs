@@ -11,8 +11,9 @@ use super::words::When;
 use super::{Dashboard, assets};
 use crate::api::ErrorBody;
 use crate::api::errors::{self, Failure};
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::model::audit::Actor;
+use crate::model::people::Role;
 use crate::service::{ServiceError, degraded};
 
 pub struct Shell {
@@ -27,6 +28,11 @@ pub struct Shell {
     pub told: Option<String>,
     /// For the forms of the page.
     pub token: String,
+    /// Whether what changes the fleet is offered.
+    pub may_change: bool,
+    pub may_look: bool,
+    /// By a session, which can be ended.
+    pub signed_in: bool,
     pub style: &'static str,
     pub script: &'static str,
     pub icon: &'static str,
@@ -70,9 +76,10 @@ pub struct Told {
 }
 
 impl Shell {
-    pub fn new(dashboard: &Dashboard, admin: &Admin, title: &'static str, told: &str) -> Self {
-        let (name, fingerprint) = match &admin.0.actor {
+    pub fn new(dashboard: &Dashboard, asking: &Asking, title: &'static str, told: &str) -> Self {
+        let (name, fingerprint) = match &asking.by.actor {
             Actor::Certificate { name, fingerprint } => (name.clone(), Some(fingerprint.to_string())),
+            Actor::User { email, .. } => (email.to_string(), None),
             other => (other.to_string(), None),
         };
         Self {
@@ -85,8 +92,11 @@ impl Shell {
                 .service
                 .standstill()
                 .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
-            told: dashboard.told.take(admin, told, dashboard.now()),
-            token: dashboard.tokens.token(admin),
+            told: dashboard.told.take(asking, told, dashboard.now()),
+            token: dashboard.tokens.token(asking),
+            may_change: asking.role == Role::Admin,
+            may_look: asking.role >= Role::Viewer,
+            signed_in: asking.signed_in.is_some(),
             style: &assets::STYLE.name,
             script: &assets::SCRIPT.name,
             icon: &assets::ICON.name,
@@ -101,8 +111,8 @@ pub fn show(status: StatusCode, page: &impl Template) -> Result<Response, Failur
 }
 
 /// Leads to `path`, which says `sentence` first.
-pub fn tell(dashboard: &Dashboard, admin: &Admin, path: &str, sentence: String) -> Response {
-    let told = dashboard.told.put(admin, sentence, &*dashboard.outside);
+pub fn tell(dashboard: &Dashboard, asking: &Asking, path: &str, sentence: String) -> Response {
+    let told = dashboard.told.put(asking, sentence, &*dashboard.outside);
     Redirect::see_other(format!("{path}?told={told}")).into_response()
 }
 
@@ -146,13 +156,13 @@ struct FailurePage {
 }
 
 /// Whatever went wrong below a page, as a page.
-pub async fn failure(dashboard: &Dashboard, admin: &Admin, error: poem::Error) -> Response {
+pub async fn failure(dashboard: &Dashboard, asking: &Asking, error: poem::Error) -> Response {
     let answer = errors::from_poem(error);
     let status = answer.status();
     let retry_after = answer.headers().get(RETRY_AFTER).cloned();
     let body = answer.into_body().into_vec().await.unwrap_or_default();
     let Ok(body) = serde_json::from_slice::<ErrorBody>(&body) else { return status.into() };
-    let shell = Shell::new(dashboard, admin, "That did not work", "");
+    let shell = Shell::new(dashboard, asking, "That did not work", "");
     match show(status, &FailurePage { shell, explained: explain(&body) }) {
         Ok(mut page) => {
             page.headers_mut().extend(retry_after.map(|seconds| (RETRY_AFTER, seconds)));

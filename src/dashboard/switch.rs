@@ -12,7 +12,7 @@ use super::form::Form;
 use super::host::decision;
 use super::shell::{Shell, Told, show, tell};
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 
 #[derive(Template)]
 #[template(path = "switch.html")]
@@ -23,20 +23,24 @@ struct SwitchPage {
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
-    show(StatusCode::OK, &SwitchPage { shell: Shell::new(&dashboard, &admin, "Kill switch", &told) })
+    show(StatusCode::OK, &SwitchPage { shell: Shell::new(&dashboard, &asking, "Kill switch", &told) })
 }
 
 #[handler]
-pub async fn set(dashboard: Data<&Arc<Dashboard>>, admin: Admin, form: Data<&Arc<Form>>) -> Result<Response, Failure> {
+pub async fn set(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
     let disabled = decision(&form, "disabled")?;
-    dashboard.service.disable_api(disabled, None, &admin.0).await?;
+    dashboard.service.disable_api(disabled, None, &asking.by).await?;
     let sentence = if disabled {
         "The kill switch is on: every host is answered 503 until you switch it off."
     } else {
         "The kill switch is off: hosts are served again."
     };
-    Ok(tell(&dashboard, &admin, "/switch", sentence.into()))
+    Ok(tell(&dashboard, &asking, "/switch", sentence.into()))
 }

@@ -12,7 +12,7 @@ use super::form::Form;
 use super::hosts::{Login, login};
 use super::shell::{Explained, Shell, explain, show, tell};
 use crate::api::errors::Failure;
-use crate::api::guards::Admin;
+use crate::api::guards::Asking;
 use crate::service::sync::{Outcome, Sync};
 use crate::service::{Result as ServiceResult, ServiceError};
 
@@ -25,18 +25,18 @@ struct UploadPage {
 }
 
 #[handler]
-pub async fn page(dashboard: Data<&Arc<Dashboard>>, admin: Admin) -> Result<Response, Failure> {
-    show_form(&dashboard, &admin, StatusCode::OK, None).await
+pub async fn page(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
+    show_form(&dashboard, &asking, StatusCode::OK, None).await
 }
 
 #[handler]
 pub async fn upload(
     dashboard: Data<&Arc<Dashboard>>,
-    admin: Admin,
+    asking: Asking,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
-    match take(&dashboard, &admin, &form).await {
-        Ok(sync) => Ok(tell(&dashboard, &admin, "/", became_of_it(&sync))),
+    match take(&dashboard, &asking, &form).await {
+        Ok(sync) => Ok(tell(&dashboard, &asking, "/", became_of_it(&sync))),
         Err(
             error @ (ServiceError::Unavailable { .. }
             | ServiceError::RecordsAway { .. }
@@ -45,12 +45,12 @@ pub async fn upload(
         Err(error) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
-            show_form(&dashboard, &admin, status, Some(explain(body))).await
+            show_form(&dashboard, &asking, status, Some(explain(body))).await
         }
     }
 }
 
-async fn take(dashboard: &Dashboard, admin: &Admin, form: &Form) -> ServiceResult<Sync> {
+async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceResult<Sync> {
     // Some editors put a byte order mark in front.
     let [file, pasted] = ["file", "pasted"].map(|name| form.text(name).trim_start_matches('\u{feff}'));
     let document = match (file.is_empty(), pasted.is_empty()) {
@@ -61,7 +61,7 @@ async fn take(dashboard: &Dashboard, admin: &Admin, form: &Form) -> ServiceResul
             return Err(ServiceError::Refused("you chose a file and pasted a text too: send one of them".into()));
         }
     };
-    dashboard.service.upload_text(document, form.is("probe", "true"), &admin.0).await
+    dashboard.service.upload_text(document, form.is("probe", "true"), &asking.by).await
 }
 
 fn became_of_it(sync: &Sync) -> String {
@@ -86,10 +86,10 @@ fn became_of_it(sync: &Sync) -> String {
 
 async fn show_form(
     dashboard: &Dashboard,
-    admin: &Admin,
+    asking: &Asking,
     status: StatusCode,
     refused: Option<Explained>,
 ) -> Result<Response, Failure> {
-    let shell = Shell::new(dashboard, admin, "Canonical login", "");
+    let shell = Shell::new(dashboard, asking, "Canonical login", "");
     show(status, &UploadPage { shell, login: login(&dashboard.service, dashboard.now()).await, refused })
 }

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::digest::Digest;
 use super::host::{Fqdn, HostId};
+use super::people::{Email, UserId};
 
 /// Who did it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,11 @@ pub enum Actor {
         id: HostId,
         fqdn: Fqdn,
     },
+    /// Who signed in.
+    User {
+        id: UserId,
+        email: Email,
+    },
     /// Whoever called; not known.
     Anybody,
     /// The daemon itself.
@@ -48,6 +54,7 @@ impl fmt::Display for Actor {
             Self::Control { uid } => write!(f, "uid {uid} on the control socket"),
             Self::Offline { uid } => write!(f, "uid {uid} on the state directory"),
             Self::Host { fqdn, .. } => write!(f, "host {fqdn}"),
+            Self::User { email, .. } => write!(f, "user {email}"),
             Self::Anybody => f.write_str("anybody"),
             Self::Daemon => f.write_str("the daemon"),
         }

@@ -8,5 +8,6 @@ pub mod egress;
 pub mod forwarded;
 pub mod host;
 pub mod instant;
+pub mod people;
 pub mod secret;
 pub mod version;

@@ -18,6 +18,7 @@ pub mod conformance;
 pub mod copy;
 pub mod embedded;
 pub mod mysql;
+pub mod people;
 mod probes;
 mod rules;
 
@@ -36,8 +37,13 @@ use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::model::instant::Instant;
+use crate::model::people::{Email, UserId};
 use crate::seal::{KeyId, Place, Sealed};
 
+pub use people::{
+    Begun, ExternalIdentity, ExternalIdentitySeed, LONGEST_IDENTITY_PART, Linked, Owner, PasswordHash, Session,
+    SignedInBy, User, UserChange, seed_external_identities,
+};
 pub use probes::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeSummary, ProbeTrigger};
 
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +120,17 @@ pub trait Records: Send + Sync {
     /// from here on), bound to no address yet, and with it a new installer token; all of the host's pending tokens are
     /// revoked. Repeated with a token that is known already it writes nothing and gives back the host as it is now. An
     /// id that another host has, or had, is an error, and nothing is written: the caller makes a new one.
+    /// A known host stays whose it is.
     async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
+    /// The same for a host that is, or becomes, the owner's; whether it may is decided within the transaction. A host that
+    /// is nobody's is not theirs. The limit holds for a host of theirs that is registered again, too: who has more than
+    /// they may have by now registers none. Whether the user is there, or disabled, is not looked at.
+    async fn register_owned_host(
+        &self,
+        registration: &Registration,
+        owner: &Owner,
+        audit: &AuditNote,
+    ) -> Result<Registered>;
     /// Removes a host: its key and its pending tokens are refused, its name is free. `None`: no such host.
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>>;
     /// Brings back a host that was removed after `removed_after`, with the key, rules and activity that it had; its
@@ -204,6 +220,59 @@ pub trait Records: Send + Sync {
     /// Up to `limit`, newest first.
     async fn probes(&self, limit: usize) -> Result<Vec<Probe>>;
     async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary>;
+
+    /// Adds a user. `false`: the e-mail address is another user's, and nothing is written. Repeated with the same id:
+    /// `true`, and the user stays as it is; an id that is of another address is an error, and nothing is written. Bumps the
+    /// epoch, as everything that changes a user or ends or begins a session does. Users are never removed.
+    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool>;
+    /// By e-mail address.
+    async fn users(&self) -> Result<Vec<User>>;
+    async fn user_by_email(&self, email: &Email) -> Result<Option<User>>;
+    /// Gives the user as it is then. `None`: no such user, or, of a rehashed password, another one by now. Where it is so
+    /// already nothing is written.
+    async fn change_user(
+        &self,
+        id: UserId,
+        change: &UserChange,
+        at: OffsetDateTime,
+        audit: Option<&AuditNote>,
+    ) -> Result<Option<User>>;
+    /// Begins a session, if its user is still what it was when the sign-in was decided; one through a provider also needs
+    /// that its identity is still linked to this user. Repeated with the same id and token: [`Begun::Begun`], whatever has
+    /// become of it since. The id of a session that was purged is not known any more.
+    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun>;
+    /// `None`: no such session, or it was ended already.
+    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>>;
+    /// Notes when sessions were last used: a later time than the one that is known, else nothing. Nodes are not told, and
+    /// nothing is noted in the audit log.
+    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()>;
+    /// All that are kept, those that are over included, the newest first.
+    async fn sessions(&self) -> Result<Vec<Session>>;
+    /// Forgets sessions that ended, or were to end, before `when`; says how many. Nodes are not told.
+    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize>;
+    /// Bytes in issuer and subject: up to [`LONGEST_IDENTITY_PART`], and in the e-mail address no more either, which the
+    /// caller sees to. Compared byte by byte. An identity that is linked stays as it is. Nodes are not told.
+    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked>;
+    /// Turns the generation of its user, too. `None`: it was not linked.
+    async fn unlink_identity(
+        &self,
+        issuer: &str,
+        subject: &str,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<ExternalIdentity>>;
+    /// By issuer and subject. Read from the store each time: rows that somebody else put there count.
+    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>>;
+    /// By user, then issuer and subject.
+    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>>;
+    /// Ties a certificate to a user, whose role it has from then on; `None` unties it. Bumps the epoch. `None` is answered
+    /// where there is no such certificate, or no such user. Where it is so already nothing is written.
+    async fn tie_certificate(
+        &self,
+        fingerprint: &Digest,
+        user: Option<UserId>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>>;
 
     async fn settings(&self) -> Result<Settings>;
     async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()>;
@@ -364,6 +433,10 @@ pub struct AdminCertificate {
     /// The authority that signed it; certificates of the first format do not say.
     #[serde(default)]
     pub authority: Option<Uuid>,
+    /// Whose it is; whoever shows it has that user's role. `None`: an admin's, whoever that is.
+    // Rows of a backup are counted as they are written: those of before there were users did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -382,6 +455,19 @@ pub struct Host {
     pub updated_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub removed_at: Option<OffsetDateTime>,
+    /// The user who installed it for themselves.
+    // Rows of a backup are counted as they are written: those of before there were users did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<UserId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered {
+    Host(Box<Host>),
+    /// The name is taken by a host that is not the owner's.
+    NotTheirs,
+    /// The owner has as many as they may have.
+    TooMany,
 }
 
 #[derive(Clone, Debug)]
@@ -646,4 +732,8 @@ pub struct Changes {
     pub certificates: Option<Vec<AdminCertificate>>,
     /// All of them, if one changed.
     pub authorities: Option<Vec<Authority>>,
+    /// All of them, if one changed.
+    pub users: Option<Vec<User>>,
+    /// Ended ones included.
+    pub sessions: Vec<Session>,
 }

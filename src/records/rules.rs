@@ -4,16 +4,21 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::{Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, RecordsError, Registration};
+use super::{
+    Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, Owner, RecordsError, Registered,
+    Registration, Session, SignedInBy, User, UserChange,
+};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::HostRules;
+use crate::model::people::UserId;
 
 impl Host {
     /// Whom nobody knew yet.
-    pub(super) fn registered(registration: &Registration) -> Self {
+    pub(super) fn registered(registration: &Registration, owner: Option<UserId>) -> Self {
         let secure = registration.secure.unwrap_or(true);
         Self {
+            owner,
             id: registration.id,
             fqdn: registration.fqdn.clone(),
             key_digest: registration.key_digest,
@@ -119,6 +124,68 @@ impl InstallToken {
 
     pub(super) fn is_pending(&self) -> bool {
         self.redeemed_at.is_none() && self.revoked_at.is_none()
+    }
+}
+
+impl Owner {
+    /// Why they may not register the host that has the name now; they have `count` hosts.
+    pub(super) fn refused(&self, present: Option<&Host>, count: u64) -> Option<Registered> {
+        match present {
+            Some(host) if host.owner != Some(self.user) => Some(Registered::NotTheirs),
+            Some(_) => (count > self.at_most.into()).then_some(Registered::TooMany),
+            None => (count >= self.at_most.into()).then_some(Registered::TooMany),
+        }
+    }
+}
+
+impl UserChange {
+    /// What it makes of a user: the same where it is so already. `None`: it is of a password that is another by now.
+    pub(super) fn applied(&self, user: &User, at: OffsetDateTime) -> Option<User> {
+        let mut changed = user.clone();
+        match self {
+            Self::Role(role) => changed.role = *role,
+            Self::Disabled(disabled) => changed.disabled = *disabled,
+            Self::Password(password) => changed.password = Some(password.clone()),
+            Self::Rehashed { old, new } if [Some(old), Some(new)].contains(&user.password.as_ref()) => {
+                changed.password = Some(new.clone());
+            }
+            Self::Rehashed { .. } => return None,
+            Self::MaxHosts(most) => changed.max_hosts = *most,
+        }
+        if changed != *user {
+            changed.updated_at = at;
+            if matches!(self, Self::Disabled(_) | Self::Password(_)) {
+                changed.generation += 1;
+            }
+        }
+        Some(changed)
+    }
+}
+
+impl User {
+    /// From here on none of the sessions that they have is in force.
+    pub(super) fn turned(&self, at: OffsetDateTime) -> Self {
+        Self { generation: self.generation + 1, updated_at: at, ..self.clone() }
+    }
+}
+
+impl Session {
+    /// The identity that its user signed in with.
+    pub(super) fn identity(&self) -> Option<(&str, &str)> {
+        match &self.method {
+            SignedInBy::Password => None,
+            SignedInBy::Oidc { issuer, subject } => Some((issuer, subject)),
+        }
+    }
+
+    /// Whether it may begin, where its user is this one now, and its identity, if it has one, is linked to `linked`.
+    pub(super) fn may_begin(&self, user: Option<&User>, linked: Option<UserId>) -> bool {
+        user.is_some_and(|user| user.id == self.user && !user.disabled && user.generation == self.generation)
+            && (self.identity().is_none() || linked == Some(self.user))
+    }
+
+    pub(super) fn was_over(&self, when: OffsetDateTime) -> bool {
+        self.expires_at < when || self.ended_at.is_some_and(|ended| ended < when)
     }
 }
 

@@ -12,6 +12,7 @@ use super::audit::tell;
 use super::error::Throttled;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
+use crate::hot::throttle::Failing;
 use crate::metrics::Refusal;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
@@ -97,7 +98,7 @@ impl Service {
         if let Some(host) = self.hot.host_by_key(&digest)? {
             return Ok((digest, host));
         }
-        if let Some(until) = self.throttle.auth_blocked(from, now) {
+        if let Some(until) = self.throttle.blocked(&Failing::Key(from), now) {
             self.metrics.refused(Refusal::AuthFailures);
             return Err(ServiceError::AuthBlocked(Throttled::new(self.throttle.limits().auth_fail_count, until, now)));
         }
@@ -109,18 +110,26 @@ impl Service {
     pub async fn key_failed(&self, from: IpAddr, now: OffsetDateTime) -> ServiceError {
         self.metrics.key_failed();
         self.watch.event("key.refused", "", from, false, now);
-        if self.throttle.auth_failed(from, now) {
+        if self.failed(&Failing::Key(from), now).await {
             self.watch.event("address.blocked", "", from, false, now);
-            // In memory it holds already; a store that fails is reported elsewhere.
-            let kept = match self.hot.keep_throttle(self.throttle.gather_failures(from, now)) {
-                Ok(()) => self.hot.settled().await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = kept {
-                log::warn!(event = "block_not_kept", address:% = from, cause:% = error; "a block will not survive a restart");
-            }
         }
         ServiceError::KeyInvalid
+    }
+
+    /// Counts a failure. `true`: they are blocked from now on, after a crash as well.
+    pub(super) async fn failed(&self, who: &Failing<'_>, now: OffsetDateTime) -> bool {
+        if !self.throttle.failed(who, now) {
+            return false;
+        }
+        // In memory it holds already; a store that fails is reported elsewhere.
+        let kept = match self.hot.keep_throttle(self.throttle.gather_failures(who, now)) {
+            Ok(()) => self.hot.settled().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            log::warn!(event = "block_not_kept", cause:% = error; "a block will not survive a restart");
+        }
+        true
     }
 
     /// The host's first call, or a roaming host's first one from a new address. The records decide, for the key that was

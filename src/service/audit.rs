@@ -81,7 +81,10 @@ impl Service {
 
     /// Notes that an admin was refused something. It is told to the log where the store is away: there is nothing to undo.
     pub async fn note_refusal(&self, by: &By, operation: &str, status: u16) {
-        let note = by.note(self.outside.now(), operation).refused(status);
+        self.note_refused(by.note(self.outside.now(), operation).refused(status)).await;
+    }
+
+    pub(super) async fn note_refused(&self, note: AuditNote) {
         match self.records.append_audit(std::slice::from_ref(&note)).await {
             Ok(()) => tell(&note),
             Err(error) => {

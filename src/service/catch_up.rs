@@ -49,10 +49,12 @@ impl Service {
 
     async fn apply_changes(&self) -> Result<()> {
         let state = self.note_reached(self.records.state().await)?;
-        if self.note_state(state)? == self.hot.epoch() {
+        let epoch = self.note_state(state)?;
+        self.note_reached(self.load_people().await)?;
+        if epoch == self.hot.epoch() {
             return Ok(());
         }
-        let changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
+        let mut changes = self.note_reached(self.records.changes_since(self.hot.epoch()).await)?;
         if changes.epoch == self.hot.epoch() {
             return Ok(());
         }
@@ -67,6 +69,7 @@ impl Service {
         if changes.certificates.is_some() || changes.authorities.is_some() {
             self.adopt_trust(changes.certificates.clone(), changes.authorities.as_deref())?;
         }
+        self.adopt_people(&mut changes);
         self.hot.apply(&changes)?;
         self.directory.put(&changes.hosts);
         if let Some(settings) = changes.settings {

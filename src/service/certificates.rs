@@ -77,6 +77,7 @@ impl Service {
         let authority_pem = authority.key.certificate_pem().to_owned();
         let pkcs12 = to_pkcs12(&issued, &authority_pem, password.expose())?;
         let record = AdminCertificate {
+            user: None,
             fingerprint: issued.fingerprint,
             name: issued.name.clone(),
             serial: issued.serial.clone(),

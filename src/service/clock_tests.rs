@@ -23,6 +23,15 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub(super) struct Clock(Mutex<OffsetDateTime>);
 
 impl Clock {
+    /// As it is now.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(System.now()))
+    }
+
+    pub(super) fn go_on(&self, time: Duration) {
+        *self.0.lock().unwrap() += time;
+    }
+
     pub(super) fn step(&self, hours: i64) {
         *self.0.lock().unwrap() += Duration::hours(hours);
     }
@@ -69,6 +78,7 @@ pub(super) async fn node(
         insecure_window: Duration::minutes(30),
         codex_release_url: String::new(),
         document_rules: DocumentRules { min_token_length: 8 },
+        people: crate::service::people::PeoplePolicy::default(),
     };
     let parts = Parts {
         records,

@@ -11,7 +11,9 @@ use crate::hot::HotHost;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, NotServed};
 use crate::model::secret::Secret;
-use crate::records::{Host, HostChange, NewInstallToken, Registration, Restoration};
+use crate::records::{
+    Host, HostChange, NewInstallToken, Owner, Registered as RegisteredOwned, Registration, Restoration,
+};
 use crate::seal::Place;
 
 /// How long a removal can be undone.
@@ -89,6 +91,18 @@ impl Service {
         host_expires_at: Option<OffsetDateTime>,
         by: &By,
     ) -> Result<Registered> {
+        self.register_for(fqdn, secure, host_expires_at, None, by).await
+    }
+
+    /// The same; with an owner, for them and within their limit.
+    pub(super) async fn register_for(
+        &self,
+        fqdn: &str,
+        secure: Option<bool>,
+        host_expires_at: Option<OffsetDateTime>,
+        owner: Option<&Owner>,
+        by: &By,
+    ) -> Result<Registered> {
         let fqdn: Fqdn =
             fqdn.parse().map_err(|error: crate::model::host::BadFqdn| ServiceError::Refused(error.to_string()))?;
         let now = self.outside.now();
@@ -118,7 +132,21 @@ impl Service {
                 token: NewInstallToken { digest: token.digest(), base_url: policy.base_url.clone(), expires_at },
                 at: now,
             };
-            let host = self.records.register_host(&registration, &note).await?;
+            let host = match owner {
+                None => self.records.register_host(&registration, &note).await?,
+                Some(owner) => match self.records.register_owned_host(&registration, owner, &note).await? {
+                    RegisteredOwned::Host(host) => *host,
+                    RegisteredOwned::NotTheirs => {
+                        return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
+                    }
+                    RegisteredOwned::TooMany => {
+                        return Err(ServiceError::Conflict(format!(
+                            "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
+                            owner.at_most
+                        )));
+                    }
+                },
+            };
             if host.key_digest != api_key.digest() {
                 // The name belongs to a host with another id: the key must be sealed for that one.
                 id = host.id;

@@ -6,6 +6,7 @@ use crate::durable::DurableError;
 use crate::hot::HotError;
 use crate::model::auth_document::DocumentError;
 use crate::model::host::NotServed;
+use crate::model::people::Role;
 use crate::pki::PkiError;
 use crate::records::{RecordsError, Standstill};
 use crate::seal::SealError;
@@ -29,6 +30,31 @@ pub enum ServiceError {
     ApiDisabled { reason: Option<String> },
     #[error("Client certificate revoked or unknown")]
     CertificateRefused,
+    /// Nobody signed in, where somebody must.
+    #[error("Sign in first: an access token is needed, as `Authorization: Bearer`")]
+    SessionRequired,
+    /// Unknown, ended, over, or its user's sessions are: one answer for all.
+    #[error("The session is over or unknown; sign in again")]
+    SessionInvalid,
+    /// Unknown user, wrong password, disabled: one answer for all.
+    #[error("E-mail address or password is wrong")]
+    SignInRefused,
+    /// What was found is for the audit log.
+    #[error("The sign-in was refused; begin it again, and ask an admin to look into the audit log if it stays so")]
+    OidcRefused,
+    #[error("Nobody is linked to the identity {subject} of {issuer}; an admin can link it to a user")]
+    NotLinked { issuer: String, subject: String },
+    #[error("The identity provider cannot be reached; try again shortly")]
+    ProviderUnavailable,
+    /// Whoever asks is known, and may less.
+    #[error("This is for the role {needs}")]
+    RoleInsufficient { needs: Role },
+    /// The certificate is tied to another user than who signed in.
+    #[error("The certificate is another user's than the session")]
+    CertificateOfAnother,
+    /// More wait than can be served.
+    #[error("Too many sign-ins at once; try again shortly")]
+    Busy,
     /// It is so already, or something else is in its place.
     #[error("{0}")]
     Conflict(String),

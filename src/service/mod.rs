@@ -29,6 +29,7 @@ pub mod keys;
 pub mod measure;
 pub mod moving;
 pub mod overview;
+pub mod people;
 pub mod probing;
 pub mod sync;
 pub mod telemetry;
@@ -71,6 +72,7 @@ pub struct Policy {
     pub insecure_window: time::Duration,
     pub codex_release_url: String,
     pub document_rules: DocumentRules,
+    pub people: people::PeoplePolicy,
 }
 
 pub struct Service {
@@ -111,6 +113,7 @@ pub struct Service {
     /// One migration or restore at a time.
     moving: Mutex<()>,
     probes: probing::Probes,
+    people: people::People,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -128,6 +131,7 @@ impl Service {
     /// Wires the parts up and catches up with the records, so that the first call finds everything.
     pub async fn new(parts: Parts) -> Result<Self> {
         let service = Self {
+            people: people::People::default(),
             records: parts.records,
             hot: parts.hot,
             throttle: parts.throttle,

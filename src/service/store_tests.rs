@@ -39,6 +39,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         insecure_window: time::Duration::minutes(10),
         codex_release_url: String::new(),
         document_rules: DocumentRules::default(),
+        people: crate::service::people::PeoplePolicy::default(),
     };
     let parts = Parts {
         records: Arc::new(records),

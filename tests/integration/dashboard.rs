@@ -608,7 +608,7 @@ async fn token_of(browser: &Browser) -> String {
 }
 
 /// Runs the command as it is printed, up to the shell; the script that came holds the host's key.
-async fn redeem(command: &str) -> String {
+pub async fn redeem(command: &str) -> String {
     let curl = command.strip_suffix(" | bash").unwrap();
     let output = tokio::process::Command::new("bash").args(["-c", curl]).output().await.unwrap();
     assert!(output.status.success(), "{curl}: {}", String::from_utf8_lossy(&output.stderr));

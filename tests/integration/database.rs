@@ -33,14 +33,17 @@ pub fn on_database(url: &str, settings: &[(&str, &str)]) -> Daemon {
 
 /// A daemon on this database, with the master key of the first one that ran on it.
 fn prepare(url: &str, first: Option<&Daemon>) -> Daemon {
-    let mut daemon =
-        Daemon::prepare(&[("DATABASE__URL", url), ("DATABASE__TIMEOUT_SECONDS", &TIMEOUT_SECONDS.to_string())]);
-    daemon.log_level = Some("info");
+    let daemon = on_database(url, &[]);
     if let Some(first) = first {
-        std::fs::create_dir_all(daemon.state_dir()).unwrap();
-        std::fs::copy(first.state_dir().join("master.key"), daemon.state_dir().join("master.key")).unwrap();
+        with_key_of(first, &daemon);
     }
     daemon
+}
+
+/// The second one on a database has the master key of the first.
+pub fn with_key_of(first: &Daemon, second: &Daemon) {
+    std::fs::create_dir_all(second.state_dir()).unwrap();
+    std::fs::copy(first.state_dir().join("master.key"), second.state_dir().join("master.key")).unwrap();
 }
 
 pub fn start(url: &str, first: Option<&Daemon>) -> Daemon {

@@ -539,11 +539,13 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
     assert!(refused.contains("not empty"), "{refused}");
 }
 
-/// By a daemon whose records had no table of probes.
+/// By a daemon whose records had no table of probes, nor of people.
 #[tokio::test]
 async fn a_backup_from_before_there_were_probes_is_put_back_and_a_row_too_many_is_not() {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/backup-before-probes");
-    assert!(!read(&made.join("manifest.json")).contains("probes"));
+    for table in ["probes", "users", "sessions", "external_identities"] {
+        assert!(!read(&made.join("manifest.json")).contains(table));
+    }
     let house = House::started();
     furnish(&house.daemon).await;
     let key = house.path("key");
@@ -574,7 +576,7 @@ async fn a_backup_from_before_there_were_probes_is_put_back_and_a_row_too_many_i
     let restored = house.daemon.cli_json(&restore(&made).each_ref().map(String::as_str));
     assert_eq!(
         restored["restored"]["tables"].as_array().unwrap().len(),
-        manifest["tables"].as_object().unwrap().len() + 1
+        manifest["tables"].as_object().unwrap().len() + 4
     );
     assert_eq!(names(&house.daemon), ["h1.example.test", "h2.example.test"]);
     let history = house.daemon.cli_json(&["auth", "history"]);

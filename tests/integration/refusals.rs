@@ -1,6 +1,7 @@
 //! Who is turned away, operation by operation: every operation of the checked-in document must stand in [`OPERATIONS`].
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use codex_authd::model::digest::Digest;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -8,26 +9,31 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::support::daemon::{Daemon, Registered, auth_json, identity};
+use crate::support::people;
 
-const DOCUMENT: &str = include_str!("../../openapi/openapi.json");
+pub const DOCUMENT: &str = include_str!("../../openapi/openapi.json");
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Needs {
+pub enum Needs {
     /// Nothing; on the hosts' listener.
     Nothing,
     /// Nothing; on both listeners.
     NothingAnywhere,
+    /// Nothing; on both listeners, where a provider is configured.
+    Provider,
     Key,
+    /// An access token; on both listeners.
+    Session,
     Certificate,
     /// Nobody but whoever is on the machine: an admin's certificate is not enough.
     ControlSocket,
 }
 
 /// Method, path as in the document, what it takes to be let in, and a body that is good.
-type Operation = (&'static str, &'static str, Needs, Option<fn() -> Value>);
+pub type Operation = (&'static str, &'static str, Needs, Option<fn() -> Value>);
 
 /// In an order in which each can succeed: what removes a host comes last.
-const OPERATIONS: &[Operation] = &[
+pub const OPERATIONS: &[Operation] = &[
     ("GET", "/healthz", Needs::NothingAnywhere, None),
     ("GET", "/readyz", Needs::NothingAnywhere, None),
     ("GET", "/versions", Needs::Nothing, None),
@@ -58,6 +64,7 @@ const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/audit/verify", Needs::Certificate, None),
     ("POST", "/admin/certificates", Needs::Certificate, Some(|| json!({ "name": "bob" }))),
     ("GET", "/admin/certificates", Needs::Certificate, None),
+    ("POST", "/admin/certificates/{fingerprint}/user", Needs::Certificate, Some(|| json!({ "user": null }))),
     ("POST", "/admin/certificates/{fingerprint}/revoke", Needs::Certificate, None),
     ("GET", "/admin/authorities", Needs::Certificate, None),
     ("POST", "/admin/authorities/{role}/prepare", Needs::Certificate, None),
@@ -74,6 +81,30 @@ const OPERATIONS: &[Operation] = &[
     ("POST", "/admin/migrate", Needs::ControlSocket, None),
     ("POST", "/admin/migrate/abort", Needs::ControlSocket, None),
     ("GET", "/metrics", Needs::Certificate, None),
+    ("POST", "/auth/session", Needs::NothingAnywhere, Some(credentials)),
+    ("GET", "/auth/oidc/login", Needs::Provider, None),
+    ("GET", "/auth/oidc/callback", Needs::Provider, None),
+    ("GET", "/auth/me", Needs::Session, None),
+    ("GET", "/auth/me/sessions", Needs::Session, None),
+    ("DELETE", "/auth/me/sessions/{id}", Needs::Session, None),
+    ("POST", "/auth/me/hosts", Needs::Session, Some(|| json!({ "fqdn": "own.test" }))),
+    ("GET", "/auth/me/hosts", Needs::Session, None),
+    ("DELETE", "/auth/me/hosts/{id}", Needs::Session, None),
+    ("DELETE", "/auth/session", Needs::Session, None),
+    ("POST", "/auth/users", Needs::Certificate, Some(new_user)),
+    ("GET", "/auth/users", Needs::Certificate, None),
+    ("GET", "/auth/users/{id}", Needs::Certificate, None),
+    ("GET", "/auth/users/{id}/sessions", Needs::Certificate, None),
+    ("GET", "/auth/sessions", Needs::Certificate, None),
+    ("POST", "/auth/sessions/{id}/end", Needs::Certificate, None),
+    ("POST", "/auth/users/{id}/role", Needs::Certificate, Some(|| json!({ "role": "member" }))),
+    ("POST", "/auth/users/{id}/max-hosts", Needs::Certificate, Some(|| json!({ "max_hosts": 3 }))),
+    ("POST", "/auth/identities", Needs::Certificate, Some(identity_of_user)),
+    ("GET", "/auth/identities", Needs::Certificate, None),
+    ("POST", "/auth/identities/unlink", Needs::Certificate, Some(|| json!({ "issuer": ISSUER, "subject": "ada" }))),
+    ("POST", "/auth/users/{id}/password", Needs::Certificate, Some(|| json!({ "password": people::PASSWORD }))),
+    ("POST", "/auth/users/{id}/disable", Needs::Certificate, None),
+    ("POST", "/auth/users/{id}/enable", Needs::Certificate, None),
     ("POST", "/auth", Needs::Key, Some(retrieve)),
     ("GET", "/wrapper", Needs::Key, None),
     ("GET", "/wrapper/download", Needs::Key, None),
@@ -83,24 +114,92 @@ const OPERATIONS: &[Operation] = &[
 ];
 
 /// A newer login, so that there is something to compare with and to roll back from.
-async fn upload_again(daemon: &Daemon, admin: &Client) {
+pub async fn upload_again(daemon: &Daemon) {
     for (last_refresh, n) in [("2025-11-20T09:27:43.373506211Z", 1), ("2025-11-21T09:27:43Z", 2)] {
-        let body = json!({ "auth": auth_json(last_refresh, n) });
-        let answer = admin.post(daemon.admin_url("/admin/auth/upload")).json(&body).send().await.unwrap();
-        assert_eq!(answer.status(), 200);
+        people::tell(daemon, "/admin/auth/upload", &json!({ "auth": auth_json(last_refresh, n) })).await;
     }
 }
 
-/// The fingerprint of a certificate that nobody uses.
-async fn spare_certificate(daemon: &Daemon, admin: &Client) -> String {
-    let body = json!({ "name": "spare" });
-    let answer = admin.post(daemon.admin_url("/admin/certificates")).json(&body).send().await.unwrap();
-    let body: Value = answer.json().await.unwrap();
-    body["data"]["fingerprint"].as_str().unwrap().into()
+pub fn operation(method: &str, path: &str) -> &'static Operation {
+    OPERATIONS.iter().find(|operation| (operation.0, operation.1) == (method, path)).unwrap()
 }
 
-fn operation(method: &str, path: &str) -> &'static Operation {
-    OPERATIONS.iter().find(|operation| (operation.0, operation.1) == (method, path)).unwrap()
+/// Whom operations on people are tried on.
+const USER: &str = "ada@people.test";
+const ISSUER: &str = "https://id.people.test";
+
+fn credentials() -> Value {
+    json!({ "email": USER, "password": people::PASSWORD })
+}
+
+/// Another one each time.
+fn new_user() -> Value {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    json!({ "email": format!("user-{}@people.test", MADE.fetch_add(1, Ordering::Relaxed)), "role": "member" })
+}
+
+fn identity_of_user() -> Value {
+    json!({ "issuer": ISSUER, "subject": "ada", "user": USER })
+}
+
+/// What stands in the place of the names in a path.
+#[derive(Clone)]
+pub struct Targets {
+    pub host: Registered,
+    pub user: u64,
+    /// A host of the user's own.
+    pub own_host: u64,
+    /// Sessions of the user's: the one that calls, and two to be ended.
+    pub token: String,
+    pub own_session: String,
+    pub session: String,
+    pub fingerprint: String,
+}
+
+/// A host, and of everything else what is not there.
+impl From<&Registered> for Targets {
+    fn from(host: &Registered) -> Self {
+        let nowhere = "00000000-0000-4000-8000-000000000000".to_owned();
+        Self {
+            host: host.clone(),
+            user: 1,
+            own_host: 1,
+            token: String::new(),
+            own_session: nowhere.clone(),
+            session: nowhere,
+            fingerprint: "ab".repeat(32),
+        }
+    }
+}
+
+impl From<&Self> for Targets {
+    fn from(targets: &Self) -> Self {
+        targets.clone()
+    }
+}
+
+impl Targets {
+    /// With a user, who signed in three times and has a host, and a certificate that nobody uses.
+    pub async fn with_people(daemon: &Daemon, host: &Registered) -> Self {
+        let user = people::add_user(daemon, USER, "member").await;
+        let mut targets = Self { user, ..Self::from(host) };
+        targets.renew(daemon).await;
+        let spare = people::tell(daemon, "/admin/certificates", &json!({ "name": "spare" })).await;
+        targets.fingerprint = spare["fingerprint"].as_str().unwrap().into();
+        targets
+    }
+
+    /// Sessions that are in force, and a host that is there.
+    pub async fn renew(&mut self, daemon: &Daemon) {
+        for session in [&mut self.own_session, &mut self.session] {
+            let token = people::sign_in(daemon, USER).await;
+            *session = people::me(daemon, &token).await["session"]["id"].as_str().unwrap().into();
+        }
+        self.token = people::sign_in(daemon, USER).await;
+        let own = daemon.client().post(daemon.hosts_url("/auth/me/hosts")).bearer_auth(&self.token);
+        let own: Value = own.json(&json!({ "fqdn": "own.test" })).send().await.unwrap().json().await.unwrap();
+        self.own_host = own["data"]["host"]["id"].as_u64().unwrap();
+    }
 }
 
 fn upload() -> Value {
@@ -135,19 +234,28 @@ async fn whoever_has_what_it_needs_is_let_in() {
     let admin = daemon.admin();
     let insecure = register(&daemon, &admin, json!({ "fqdn": "shared.test", "secure": false })).await;
     let host = daemon.register(&admin, "h.test").await;
-    let spare = spare_certificate(&daemon, &admin).await;
-    upload_again(&daemon, &admin).await;
+    let people = Targets::with_people(&daemon, &host).await;
+    upload_again(&daemon).await;
     for operation in OPERATIONS {
         let (_, path, needs, _) = operation;
         let used = if path.contains("insecure") || path.starts_with("/install") { &insecure } else { &host };
         // The last one: the host has left by itself.
         let comes_last = ["DELETE /admin/hosts/{id}", "POST /admin/hosts/{id}/restore"];
         let used = if comes_last.contains(&&*format!("{} {path}", operation.0)) { &insecure } else { used };
+        let targets = Targets { host: used.clone(), ..people.clone() };
         let call = match needs {
-            Needs::Certificate if path.contains("{fingerprint}") => {
-                admin.post(daemon.admin_url(&path.replace("{fingerprint}", &spare)))
+            Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, targets),
+            Needs::Session => {
+                call(&daemon.client(), &daemon.hosts_url(""), operation, targets).bearer_auth(&people.token)
             }
-            Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, used),
+            // There is none.
+            Needs::Provider => {
+                for (client, base) in [(daemon.client(), daemon.hosts_url("")), (admin.clone(), daemon.admin_url(""))] {
+                    let answer = call(&client, &base, operation, used).send().await.unwrap();
+                    refused(answer, 404, "route_not_found", &format!("{operation:?}")).await;
+                }
+                continue;
+            }
             Needs::ControlSocket => {
                 let answer = call(&admin, &daemon.admin_url(""), operation, used).send().await.unwrap();
                 refused(answer, 403, "control_socket_only", &format!("{operation:?}")).await;
@@ -162,6 +270,9 @@ async fn whoever_has_what_it_needs_is_let_in() {
         assert_eq!(admin.get(daemon.admin_url(path)).send().await.unwrap().status(), 200, "{path}");
     }
 }
+
+/// How the paths of all operations of admins begin.
+const OF_ADMINS: [&str; 5] = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
 
 /// A client that makes a connection for each call, by HTTP/1.1: over HTTP/2 it waits now and then, until its time is up,
 /// for a connection that was refused and is gone on both sides.
@@ -200,7 +311,7 @@ async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
     }
     assert_eq!(
         admin_operations,
-        OPERATIONS.iter().filter(|(_, path, ..)| path.starts_with("/admin/") || *path == "/metrics").count()
+        OPERATIONS.iter().filter(|(_, path, ..)| OF_ADMINS.iter().any(|start| path.starts_with(start))).count()
     );
 }
 
@@ -267,7 +378,17 @@ async fn every_operation_refuses_whoever_may_not() {
                 refused(as_host(&client, &disabled).await.unwrap(), 403, "host_disabled", &name).await;
                 refused(as_host(&elsewhere, &host).await.unwrap(), 403, "address_refused", &name).await;
             }
-            Needs::Nothing | Needs::NothingAnywhere => {}
+            Needs::Session => {
+                for (client, base) in [(&client, daemon.hosts_url("")), (&admin, daemon.admin_url(""))] {
+                    let call = || call(client, &base, operation, &host);
+                    refused(call().send().await.unwrap(), 401, "session_required", &name).await;
+                    for no_token in [&host.api_key, "cxa_", &format!("cxa_{}", "A".repeat(43))] {
+                        let answer = call().bearer_auth(no_token).send().await.unwrap();
+                        refused(answer, 401, "session_invalid", &name).await;
+                    }
+                }
+            }
+            Needs::Nothing | Needs::NothingAnywhere | Needs::Provider => {}
         }
         tried += 1;
     }
@@ -280,11 +401,13 @@ async fn every_operation_refuses_whoever_may_not() {
         match (operation.2, operation.1) {
             (Needs::Key, _) => refused(call.send().await.unwrap(), 503, "api_disabled", &name).await,
             (Needs::Nothing, "/install/{token}") => assert_eq!(call.send().await.unwrap().status(), 503, "{name}"),
+            // There is no such user.
+            (_, "/auth/session") => refused(call.send().await.unwrap(), 401, "", &name).await,
             (Needs::Nothing | Needs::NothingAnywhere, _) => {
                 assert_eq!(call.send().await.unwrap().status(), 200, "{name}")
             }
-            // Admins go on: this is how it is switched on again.
-            (Needs::Certificate | Needs::ControlSocket, _) => {}
+            // Admins go on: this is how it is switched on again. So do those who sign in: one of them may be an admin.
+            (Needs::Certificate | Needs::ControlSocket | Needs::Session | Needs::Provider, _) => {}
         }
     }
     for path in ["/admin/hosts", "/admin/auth/history", "/admin/audit"] {
@@ -304,7 +427,7 @@ async fn no_operation_is_on_the_other_listener() {
     // An admin's certificate is of no use with the hosts' listener, nor a host's key with the admins'.
     for operation in OPERATIONS {
         let elsewhere = match operation.2 {
-            Needs::NothingAnywhere => continue,
+            Needs::NothingAnywhere | Needs::Session | Needs::Provider => continue,
             Needs::Certificate | Needs::ControlSocket => daemon.hosts_url(""),
             Needs::Key | Needs::Nothing => daemon.admin_url(""),
         };
@@ -353,12 +476,16 @@ async fn hostile_bodies_are_refused_with_a_reason() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let host = daemon.register(&admin, "h.test").await;
-    upload_again(&daemon, &admin).await;
+    let people = Targets::with_people(&daemon, &host).await;
+    upload_again(&daemon).await;
     for operation in OPERATIONS.iter().filter(|(.., body)| body.is_some()) {
         let good = operation.3.unwrap()().to_string();
         let send = |content_type: &'static str, body: Vec<u8>| {
             let call = match operation.2 {
-                Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, &host),
+                Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, &people),
+                Needs::Session => {
+                    call(&daemon.client(), &daemon.hosts_url(""), operation, &people).bearer_auth(&people.token)
+                }
                 _ => call(&daemon.client(), &daemon.hosts_url(""), operation, &host).header("X-API-Key", &host.api_key),
             };
             let call = content_type_of(call, HeaderValue::from_static(content_type));
@@ -396,7 +523,7 @@ async fn hostile_bodies_are_refused_with_a_reason() {
         }
     }
     let state: Value = admin.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().json().await.unwrap();
-    assert!(state["data"]["hosts"].as_array().unwrap().len() <= 2, "{state}");
+    assert!(state["data"]["hosts"].as_array().unwrap().len() <= 3, "{state}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -456,14 +583,20 @@ async fn the_document_and_its_page_are_served_on_both_listeners() {
     }
 }
 
-fn call(client: &Client, base: &str, operation: &Operation, host: &Registered) -> RequestBuilder {
+pub fn call(client: &Client, base: &str, operation: &Operation, targets: impl Into<Targets>) -> RequestBuilder {
     let (method, path, _, body) = operation;
-    let id = match path.starts_with("/admin/installers") {
-        true => Digest::of(host.token.as_bytes()).to_string(),
-        false => host.id.to_string(),
+    let targets: Targets = targets.into();
+    let (host, of) = (&targets.host, |start: &str| path.starts_with(start));
+    let id = match path {
+        _ if of("/admin/installers") => Digest::of(host.token.as_bytes()).to_string(),
+        _ if of("/auth/users") => targets.user.to_string(),
+        _ if of("/auth/sessions") => targets.session.clone(),
+        _ if of("/auth/me/sessions") => targets.own_session.clone(),
+        _ if of("/auth/me/hosts") => targets.own_host.to_string(),
+        _ => host.id.to_string(),
     };
     let path = path.replace("{id}", &id).replace("{token}", &host.token).replace("{role}", "server");
-    let path = path.replace("{fingerprint}", &"ab".repeat(32));
+    let path = path.replace("{fingerprint}", &targets.fingerprint);
     let query = match &*path {
         "/admin/auth/diff" => "?from=1&to=2",
         retire if retire.ends_with("/retire") => "?force=true",
@@ -483,7 +616,7 @@ fn content_type_of(call: RequestBuilder, content_type: HeaderValue) -> RequestBu
 }
 
 /// An envelope with this status and code; an empty code is any.
-async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str) {
+pub async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str) {
     let (got, headers) = (answer.status(), answer.headers().clone());
     let text = answer.text().await.unwrap();
     let shown = text.chars().take(300).collect::<String>();
@@ -503,11 +636,5 @@ async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str)
 async fn register(daemon: &Daemon, admin: &Client, body: Value) -> Registered {
     let url = daemon.admin_url("/admin/hosts/register");
     let body: Value = admin.post(url).json(&body).send().await.unwrap().json().await.unwrap();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    Registered {
-        id: body["data"]["host"]["id"].as_u64().unwrap(),
-        api_key: text(&body["data"]["host"]["api_key"]),
-        token: text(&body["data"]["installer"]["token"]),
-        command: text(&body["data"]["installer"]["command"]),
-    }
+    Registered::from(&body["data"])
 }

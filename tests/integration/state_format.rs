@@ -27,10 +27,15 @@ async fn a_state_of_format_2_is_served_by_this_version_and_kept_aside_as_it_was(
     is_served_and_kept_aside(2).await;
 }
 
+#[tokio::test]
+async fn a_state_of_format_3_is_served_by_this_version_and_kept_aside_as_it_was() {
+    is_served_and_kept_aside(3).await;
+}
+
 async fn is_served_and_kept_aside(format: u32) {
     let mut daemon = prepare_format(format);
     let before = files(&daemon.state_dir());
-    assert_eq!(before.get(Path::new("format")).map(Vec::as_slice), (format > 1).then_some(&b"2\n"[..]));
+    assert_eq!(before.get(Path::new("format")).cloned(), (format > 1).then(|| format!("{format}\n").into_bytes()));
     daemon.launch();
     assert_is_upgraded(&daemon.state_dir(), &before);
 
@@ -63,7 +68,7 @@ async fn is_served_and_kept_aside(format: u32) {
     assert_hosts(&daemon);
 
     assert!(daemon.stop().success());
-    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-3")).unwrap().ino();
+    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-4")).unwrap().ino();
     let first = inode(&daemon);
     daemon.launch();
     assert_eq!(inode(&daemon), first, "a second start copies nothing");
@@ -84,13 +89,13 @@ fn a_command_without_a_daemon_upgrades_as_a_start_does() {
 #[test]
 fn a_newer_format_is_refused_with_the_way_out_and_nothing_is_touched() {
     let daemon = prepare();
-    std::fs::write(daemon.state_dir().join("format"), "4\n").unwrap();
+    std::fs::write(daemon.state_dir().join("format"), "5\n").unwrap();
     let before = files(&daemon.state_dir());
     for arguments in [&["serve"][..], &["hosts", "list"], &["keys", "rotate"]] {
         let output = daemon.cli(arguments);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("has format 4") && said.contains("install the version that wrote it"), "{said}");
+        assert!(said.contains("has format 5") && said.contains("install the version that wrote it"), "{said}");
         assert!(before == files(&daemon.state_dir()), "{arguments:?}");
     }
 }
@@ -109,7 +114,7 @@ fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_
         let killed = output.status.signal() == Some(9);
         assert!(killed || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
         let state = daemon.state_dir();
-        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-3").exists() {
+        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-4").exists() {
             assert_copied(&state, &before);
         } else {
             assert!(below(&state, &["records", "hot"]) == below_map(&before), "{at}: changed before it was copied");
@@ -197,14 +202,14 @@ fn assert_hosts(daemon: &Daemon) {
 }
 
 fn assert_is_upgraded(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "3\n");
-    assert!(!state.join("upgrading").exists() && !state.join("before-format-3.part").exists());
+    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "4\n");
+    assert!(!state.join("upgrading").exists() && !state.join("before-format-4.part").exists());
     assert_copied(state, before);
 }
 
 /// The copy is what was there, and can be put back as it is.
 fn assert_copied(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    let mut copied = files(&state.join("before-format-3"));
+    let mut copied = files(&state.join("before-format-4"));
     let format = before.get(Path::new("format")).map_or(&b"1\n"[..], Vec::as_slice);
     assert_eq!(copied.remove(Path::new("format")).unwrap(), format);
     let kept = |path: &Path| ["records", "hot", "master.key"].iter().any(|name| path.starts_with(name));

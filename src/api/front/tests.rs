@@ -71,6 +71,7 @@ fn policy(base_url: &str) -> Policy {
         insecure_window: Duration::minutes(10),
         codex_release_url: "https://releases.example.test/codex".into(),
         document_rules: DocumentRules::default(),
+        people: crate::service::people::PeoplePolicy::default(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Who calls too often, and who guesses keys: counted per address and per host, each node for itself.
 //!
 //! The caller decides what a limit means; in particular a good key is never refused for others' failures from its
-//! address, so [`Throttle::auth_blocked`] is asked only when a key was wrong.
+//! address, so [`Throttle::blocked`] is asked of a key only when it was wrong. Of a password it is asked before: to look at
+//! it is what costs.
 //!
 //! Counting happens in memory, bounded ([`counts`]), in time that does not run backwards ([`clock`]). What changed is
 //! gathered once a second and kept in hot state ([`rows`]), so that a restart does not forgive: a kill loses at most the
@@ -15,7 +16,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use time::OffsetDateTime;
 
+use crate::model::digest::Digest;
 use crate::model::host::HostId;
+use crate::model::people::Email;
 
 use clock::Clock;
 use counts::{Counts, Window};
@@ -30,6 +33,46 @@ pub struct Limits {
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
     pub auth_fail_block_seconds: u32,
+}
+
+/// Whose failures are counted together.
+#[derive(Clone, Copy, Debug)]
+pub enum Failing<'a> {
+    /// Wrong keys from an address.
+    Key(IpAddr),
+    /// Refused sign-ins from an address.
+    SignIn(IpAddr),
+    /// Refused sign-ins as one user, wherever from. Blocked after [`ADDRESSES`] times as many as an address.
+    Account(&'a Email),
+}
+
+/// From so many addresses somebody must have failed as often as an address may, before an account is blocked: one stranger
+/// cannot keep a user out.
+const ADDRESSES: u32 = 5;
+
+impl Failing<'_> {
+    fn who(&self) -> u128 {
+        match self {
+            Self::Key(ip) => network(*ip),
+            Self::SignIn(ip) => digest("sign-in", &network(*ip).to_be_bytes()),
+            Self::Account(email) => digest("account", email.as_str().as_bytes()),
+        }
+    }
+
+    fn limit(&self, count: u32) -> u32 {
+        match self {
+            Self::Key(_) | Self::SignIn(_) => count,
+            Self::Account(_) => count.saturating_mul(ADDRESSES),
+        }
+    }
+}
+
+/// In the same space as addresses, which none of them meets but by a chance of one in 2^64 and less.
+fn digest(kind: &str, who: &[u8]) -> u128 {
+    let whole = Digest::of(&[kind.as_bytes(), &[0], who].concat());
+    let mut half = [0; 16];
+    half.copy_from_slice(&whole.as_bytes()[..16]);
+    u128::from_be_bytes(half)
 }
 
 /// Refused until `reset_at`.
@@ -96,13 +139,13 @@ impl Throttle {
         self.limits
     }
 
-    /// Counts a wrong key from this address. `true`: it is blocked from now on, which is worth keeping at once.
-    pub fn auth_failed(&self, ip: IpAddr, now: OffsetDateTime) -> bool {
+    /// Counts a failure. `true`: they are blocked from now on, which is worth keeping at once.
+    pub fn failed(&self, who: &Failing<'_>, now: OffsetDateTime) -> bool {
         if self.failures_off() {
             return false;
         }
         let now = self.clock.at(now);
-        self.failures.with(network(ip), |window| {
+        self.failures.with(who.who(), |window| {
             if window.blocked_until(now).is_some() {
                 return false;
             }
@@ -112,7 +155,7 @@ impl Throttle {
             }
             window.turn(now, seconds(self.limits.auth_fail_window_seconds));
             window.count += 1;
-            if window.count < self.limits.auth_fail_count {
+            if window.count < who.limit(self.limits.auth_fail_count) {
                 return false;
             }
             let block = seconds(self.limits.auth_fail_block_seconds);
@@ -121,13 +164,13 @@ impl Throttle {
         })
     }
 
-    /// Until when wrong keys from this address are turned away unseen.
-    pub fn auth_blocked(&self, ip: IpAddr, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    /// Until when they are turned away unseen.
+    pub fn blocked(&self, who: &Failing<'_>, now: OffsetDateTime) -> Option<OffsetDateTime> {
         if self.failures_off() {
             return None;
         }
         let now = self.clock.at(now);
-        let until = self.failures.peek(network(ip), |window| window.blocked_until(now)).flatten();
+        let until = self.failures.peek(who.who(), |window| window.blocked_until(now)).flatten();
         until.map(|until| self.clock.wall(until))
     }
 

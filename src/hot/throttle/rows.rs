@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::clock::SLACK;
 use super::counts::{Counts, Window};
-use super::{Throttle, network, seconds};
+use super::{Failing, Throttle, seconds};
 use crate::hot::{BATCH_ROWS, Hot, HotError, Result};
 
 pub(in crate::hot) const THROTTLE: &[u8] = b"throttle/";
@@ -55,9 +55,9 @@ impl Throttle {
         Rows { rows, clock: [time, self.clock.behind()] }
     }
 
-    /// The failures of this address alone.
-    pub fn gather_failures(&self, ip: std::net::IpAddr, now: OffsetDateTime) -> Rows {
-        let row = self.failures.gather_one(network(ip));
+    /// These failures alone.
+    pub fn gather_failures(&self, who: &Failing<'_>, now: OffsetDateTime) -> Rows {
+        let row = self.failures.gather_one(who.who());
         let row = row.map(|(who, window)| (key_of(Bucket::AuthFailures, who), Some(encode(&window))));
         Rows { rows: row.into_iter().collect(), clock: [self.clock.at(now), self.clock.behind()] }
     }

@@ -32,27 +32,31 @@ fn an_address_has_so_many_calls_a_minute() {
     assert_eq!(throttle.global(ip("192.0.2.1"), at(59)), limited, "being refused does not put it off");
     assert_eq!(throttle.global(ip("192.0.2.2"), at(41)), Ok(()));
     assert_eq!(throttle.global(ip("192.0.2.1"), at(60)), Ok(()));
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(41)), None);
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(41)), None);
 }
 
 #[test]
 fn the_twenty_first_wrong_key_in_the_window_is_turned_away() {
     let throttle = Throttle::new(LIMITS);
     for failure in 0..20 {
-        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(failure)), None);
-        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(failure)), None);
+        throttle.failed(&Failing::Key(ip("192.0.2.1")), at(failure));
     }
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(20)), Some(at(19 + 1800)));
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.2"), at(20)), None);
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(20)), Some(at(19 + 1800)));
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.2")), at(20)), None);
     for failure in 100..120 {
-        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+        throttle.failed(&Failing::Key(ip("192.0.2.1")), at(failure));
     }
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1818)), Some(at(1819)), "trying on does not prolong it");
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1819)), None);
+    assert_eq!(
+        throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(1818)),
+        Some(at(1819)),
+        "trying on does not prolong it"
+    );
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(1819)), None);
     for failure in 1820..1839 {
-        throttle.auth_failed(ip("192.0.2.1"), at(failure));
+        throttle.failed(&Failing::Key(ip("192.0.2.1")), at(failure));
     }
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1839)), None, "and then it counts anew");
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(1839)), None, "and then it counts anew");
 }
 
 #[test]
@@ -60,9 +64,9 @@ fn failures_in_different_windows_do_not_add_up() {
     let throttle = Throttle::new(LIMITS);
     for window in [0, 600, 1200] {
         for failure in 0..19 {
-            throttle.auth_failed(ip("192.0.2.1"), at(window + failure));
+            throttle.failed(&Failing::Key(ip("192.0.2.1")), at(window + failure));
         }
-        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(window + 19)), None);
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(window + 19)), None);
     }
 }
 
@@ -93,8 +97,8 @@ fn zero_is_off() {
         for _ in 0..1000 {
             assert_eq!(throttle.global(ip("192.0.2.1"), at(0)), Ok(()));
             assert_eq!(throttle.host(HostId(1), at(0)), Ok(()));
-            throttle.auth_failed(ip("192.0.2.1"), at(0));
-            assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(0)), None, "{limits:?}");
+            throttle.failed(&Failing::Key(ip("192.0.2.1")), at(0));
+            assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(0)), None, "{limits:?}");
         }
     }
 }
@@ -114,11 +118,11 @@ fn a_host_has_so_many_calls_a_minute_wherever_they_come_from() {
 fn a_block_that_is_shorter_than_the_window_is_counted_anew_as_well() {
     let throttle = Throttle::new(Limits { auth_fail_count: 2, auth_fail_block_seconds: 60, ..LIMITS });
     for begin in [0, 60] {
-        assert!(!throttle.auth_failed(ip("192.0.2.1"), at(begin)));
-        assert!(throttle.auth_failed(ip("192.0.2.1"), at(begin)), "the second one at {begin} blocks");
-        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(begin + 59)), Some(at(begin + 60)));
+        assert!(!throttle.failed(&Failing::Key(ip("192.0.2.1")), at(begin)));
+        assert!(throttle.failed(&Failing::Key(ip("192.0.2.1")), at(begin)), "the second one at {begin} blocks");
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(begin + 59)), Some(at(begin + 60)));
     }
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(120)), None);
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(120)), None);
 }
 
 /// Blocked for 1800 s at 100,000; then the clock is set.
@@ -127,16 +131,16 @@ fn a_clock_that_is_set_locks_nobody_out_for_longer_than_meant() {
     for set_to in [0, 99_000, 99_999, 100_000, 101_000] {
         let throttle = Throttle::new(LIMITS);
         for _ in 0..20 {
-            throttle.auth_failed(ip("192.0.2.1"), at(100_000));
+            throttle.failed(&Failing::Key(ip("192.0.2.1")), at(100_000));
         }
         for _ in 0..3 {
             throttle.global(ip("192.0.2.1"), at(100_000)).unwrap();
         }
         let end = if set_to > 100_000 { 101_800 } else { set_to + 1800 };
-        let blocked = throttle.auth_blocked(ip("192.0.2.1"), at(set_to));
+        let blocked = throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(set_to));
         // A second is not told from calls that overtake each other.
         assert!(blocked.is_some_and(|until| (at(end)..=at(end + 1)).contains(&until)), "{set_to}: {blocked:?}");
-        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(end + 1)), None, "{set_to}");
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(end + 1)), None, "{set_to}");
         assert_eq!(throttle.global(ip("192.0.2.1"), at(end + 1)), Ok(()), "{set_to}");
     }
 }
@@ -145,15 +149,15 @@ fn a_clock_that_is_set_locks_nobody_out_for_longer_than_meant() {
 fn a_clock_that_is_set_back_again_and_again_blocks_no_longer_either() {
     let throttle = Throttle::new(LIMITS);
     for _ in 0..20 {
-        throttle.auth_failed(ip("192.0.2.1"), at(0));
+        throttle.failed(&Failing::Key(ip("192.0.2.1")), at(0));
     }
     // Each hundred seconds it loses an hour.
     for round in 0..18 {
         let now = round * 100 - round * 3600;
-        assert!(throttle.auth_blocked(ip("192.0.2.1"), at(now)).is_some(), "{round}");
-        let _ = throttle.auth_blocked(ip("192.0.2.1"), at(now + 100));
+        assert!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(now)).is_some(), "{round}");
+        let _ = throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(now + 100));
     }
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(1801 - 17 * 3600)), None);
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(1801 - 17 * 3600)), None);
 }
 
 const MILLION: u32 = 1_000_000;
@@ -173,11 +177,11 @@ fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_block
     let throttle = Throttle::new(Limits { auth_fail_count: 2, ..LIMITS });
     let blocked = victims();
     for ip in &blocked {
-        assert!(!throttle.auth_failed(*ip, at(0)));
-        assert!(throttle.auth_failed(*ip, at(0)));
+        assert!(!throttle.failed(&Failing::Key(*ip), at(0)));
+        assert!(throttle.failed(&Failing::Key(*ip), at(0)));
     }
     for number in 0..MILLION {
-        throttle.auth_failed(caller(number), at(1));
+        throttle.failed(&Failing::Key(caller(number)), at(1));
         if number == MILLION / 2 {
             hot.keep_throttle(throttle.gather(at(1))).unwrap();
         }
@@ -189,7 +193,7 @@ fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_block
     let rows = hot.data.scan(rows::THROTTLE).count();
     assert_eq!((rows, kept), (REMEMBERED as usize, REMEMBERED as usize), "as many as are allowed, and no more");
     for ip in &blocked {
-        assert_eq!(throttle.auth_blocked(*ip, at(2)), Some(at(1800)), "{ip}");
+        assert_eq!(throttle.blocked(&Failing::Key(*ip), at(2)), Some(at(1800)), "{ip}");
     }
     // When their time is over, the rows go.
     hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
@@ -228,10 +232,10 @@ fn a_restart_forgives_nobody() {
         throttle.global(one, at(1)).unwrap();
         throttle.host(HostId(7), at(1)).unwrap();
         for _ in 0..19 {
-            throttle.auth_failed(one, at(2));
+            throttle.failed(&Failing::Key(one), at(2));
         }
         for _ in 0..20 {
-            throttle.auth_failed(two, at(2));
+            throttle.failed(&Failing::Key(two), at(2));
         }
         hot.keep_throttle(throttle.gather(at(2))).unwrap();
         assert!(throttle.gather(at(2)).is_empty(), "what did not change is not written again");
@@ -242,20 +246,24 @@ fn a_restart_forgives_nobody() {
     assert_eq!(throttle.global(one, at(4)), Err(Limited { limit: 3, reset_at: at(60) }));
     throttle.host(HostId(7), at(4)).unwrap();
     assert_eq!(throttle.host(HostId(7), at(4)), Err(Limited { limit: 2, reset_at: at(61) }));
-    assert_eq!(throttle.auth_blocked(two, at(4)), Some(at(1802)));
-    assert_eq!(throttle.auth_blocked(one, at(4)), None);
-    assert!(throttle.auth_failed(one, at(4)), "the twentieth");
-    hot.keep_throttle(throttle.gather_failures(one, at(4))).unwrap();
+    assert_eq!(throttle.blocked(&Failing::Key(two), at(4)), Some(at(1802)));
+    assert_eq!(throttle.blocked(&Failing::Key(one), at(4)), None);
+    assert!(throttle.failed(&Failing::Key(one), at(4)), "the twentieth");
+    hot.keep_throttle(throttle.gather_failures(&Failing::Key(one), at(4))).unwrap();
     drop((hot, throttle));
 
     // Much later what is over is dropped, and a block is no longer than is configured by then.
     let (hot, throttle) = restored(&dir, Limits { auth_fail_block_seconds: 1000, ..LIMITS }, at(500));
-    assert_eq!(throttle.auth_blocked(one, at(500)), Some(at(1004)));
+    assert_eq!(throttle.blocked(&Failing::Key(one), at(500)), Some(at(1004)));
     assert_eq!(hot.data.scan(rows::THROTTLE).count(), 2);
     assert_eq!(throttle.global(one, at(500)), Ok(()));
     drop((hot, throttle));
     let (hot, throttle) = restored(&dir, Limits { auth_fail_count: 0, ..LIMITS }, at(600));
-    assert_eq!((throttle.auth_blocked(one, at(600)), hot.data.scan(rows::THROTTLE).count()), (None, 0), "off is off");
+    assert_eq!(
+        (throttle.blocked(&Failing::Key(one), at(600)), hot.data.scan(rows::THROTTLE).count()),
+        (None, 0),
+        "off is off"
+    );
 }
 
 #[test]
@@ -268,14 +276,14 @@ fn a_clock_that_is_set_back_while_nothing_runs_forgives() {
         {
             let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
             for _ in 0..20 {
-                throttle.auth_failed(ip("192.0.2.1"), at(10_000));
+                throttle.failed(&Failing::Key(ip("192.0.2.1")), at(10_000));
             }
             hot.keep_throttle(throttle.gather(at(10_001))).unwrap();
             throttle.global(ip("192.0.2.2"), at(10_900)).unwrap();
             hot.keep_throttle(throttle.gather(at(10_900))).unwrap();
         }
         let (_hot, throttle) = restored(&dir, LIMITS, at(set_to));
-        assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(set_to)).is_some(), blocked, "{set_to}");
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(set_to)).is_some(), blocked, "{set_to}");
     }
 }
 
@@ -285,7 +293,7 @@ fn a_clock_that_was_set_back_before_the_restart_blocks_as_long_as_meant() {
     {
         let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
         for _ in 0..20 {
-            throttle.auth_failed(ip("192.0.2.1"), at(10_000));
+            throttle.failed(&Failing::Key(ip("192.0.2.1")), at(10_000));
         }
         hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
         let _ = throttle.global(ip("192.0.2.1"), at(11_000));
@@ -293,7 +301,7 @@ fn a_clock_that_was_set_back_before_the_restart_blocks_as_long_as_meant() {
         hot.keep_throttle(throttle.gather(at(10_100))).unwrap();
     }
     let (_hot, throttle) = restored(&dir, LIMITS, at(10_101));
-    assert_eq!(throttle.auth_blocked(ip("192.0.2.1"), at(10_101)), Some(at(10_900)), "800 s were left");
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(10_101)), Some(at(10_900)), "800 s were left");
 }
 
 #[test]

@@ -103,6 +103,7 @@ pub async fn noted_telemetry_is_appended_once(store: Store) {
 
 pub async fn certificates_are_revoked_once(store: Store) {
     let certificate = AdminCertificate {
+        user: None,
         fingerprint: token("certificate"),
         name: "alice".into(),
         serial: "01".into(),

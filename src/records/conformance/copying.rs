@@ -1,5 +1,6 @@
 use time::macros::offset;
 
+use super::people::{ISSUER, identity, session, through, user};
 use super::probes::{claim, outcome};
 use super::*;
 use crate::records::copy::{Row, Table, Tally};
@@ -25,8 +26,23 @@ pub async fn furnish(store: &Store) {
         server_key: sealed(1, "server"),
     };
     assert!(store.initialise(&seed, &noted()).await.unwrap());
+    for (id, address) in [(7, "zoe@example.test"), (2, "ada@example.test")] {
+        assert!(store.add_user(&User { created_at: fine, ..user(id, address) }, &noted()).await.unwrap());
+    }
+    for identity in [identity(ISSUER, "a ", 2), identity(ISSUER, "a", 7)] {
+        let identity = ExternalIdentity { linked_at: fine, ..identity };
+        assert_eq!(store.link_identity(&identity, &noted()).await.unwrap(), Linked::Linked);
+    }
+    // One in force, one that is over with its generation, and one that ended.
+    for session in [through(session(1, 2), "a "), session(3, 7), session(2, 2)] {
+        let session = Session { last_used_at: fine, ..session };
+        assert_eq!(store.begin_session(&session, &noted()).await.unwrap(), Begun::Begun);
+    }
+    store.end_session(session(2, 2).id, fine, &noted()).await.unwrap();
+    store.change_user(UserId(7), &UserChange::Disabled(true), fine, Some(&noted())).await.unwrap();
     for (number, name) in ["z", "a"].iter().enumerate() {
         let certificate = AdminCertificate {
+            user: None,
             fingerprint: token(name),
             name: (*name).into(),
             serial: "01".into(),
@@ -38,9 +54,16 @@ pub async fn furnish(store: &Store) {
         store.record_certificate(&certificate, &noted()).await.unwrap();
     }
     store.revoke_certificate(&token("a"), fine, &noted()).await.unwrap();
+    store.tie_certificate(&token("z"), Some(UserId(2)), &noted()).await.unwrap().unwrap();
     for id in 1..=5 {
         let registration = registration(id, &format!("h{id}.test"), &id.to_string());
-        store.register_host(&Registration { at: fine, ..registration }, &noted()).await.unwrap();
+        let registration = Registration { at: fine, ..registration };
+        if id == 5 {
+            let owner = Owner { user: UserId(2), at_most: 1 };
+            store.register_owned_host(&registration, &owner, &noted()).await.unwrap();
+        } else {
+            store.register_host(&registration, &noted()).await.unwrap();
+        }
     }
     let change = HostChange {
         expires_at: Some(Some(fine)),
@@ -187,6 +210,9 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert_eq!(store.probes(9).await.unwrap().iter().map(|it| it.id.as_bytes()[0]).collect::<Vec<_>>()[1..], [3, 2, 1]);
     let known = ProbeClaim { id: Uuid::from_bytes([2; 16]), ..claim(2, ProbeTrigger::Store) };
     assert_eq!(store.claim_probe(&known, None).await.unwrap(), Claimed::Begun, "it had begun");
+    assert_eq!(told.users.as_ref().map(Vec::len), Some(2));
+    assert_eq!(told.sessions.len(), 3);
+    people_are_who_they_were(&store).await;
     // Five hosts' keys, two authorities', the server's, and three versions with a token each.
     assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 1 + 3 * 2);
     assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
@@ -198,6 +224,34 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert!(
         store.audit(&AuditFilter { action: Some("restore".into()), ..<_>::default() }, 1).await.unwrap().len() == 1
     );
+}
+
+async fn people_are_who_they_were(store: &Store) {
+    let users = store.users().await.unwrap();
+    assert_eq!(
+        users.iter().map(|user| (user.id.0, user.disabled, user.generation)).collect::<Vec<_>>(),
+        [(2, false, 3), (7, true, 4)]
+    );
+    assert_eq!(users[0].password, user(2, "ada@example.test").password);
+    assert_eq!(store.user_by_email(&users[1].email).await.unwrap().as_ref(), Some(&users[1]));
+    assert!(!store.add_user(&user(9, "ada@example.test"), &noted()).await.unwrap());
+    let sessions = store.sessions().await.unwrap();
+    let known: Vec<_> = sessions.iter().map(|it| (it.id.as_bytes()[0], it.ended_at.is_some(), it.generation)).collect();
+    assert_eq!(known, [(3, false, 3), (2, true, 3), (1, false, 3)], "what had ended stays ended");
+    let ended = store.end_session(session(2, 2).id, at(5), &noted()).await.unwrap();
+    assert_eq!(ended, None);
+    assert!(store.end_session(session(1, 2).id, at(5), &noted()).await.unwrap().is_some());
+    let begun = store.begin_session(&Session { token: token("other"), ..session(1, 2) }, &noted()).await.unwrap();
+    assert_eq!(begun, Begun::Known, "a sign-in is not done again");
+    let linked = store.external_identity(ISSUER, "a ").await.unwrap().unwrap();
+    assert_eq!(linked.user, UserId(2));
+    let certificates = store.certificates().await.unwrap();
+    assert_eq!(certificates.iter().map(|it| it.user).collect::<Vec<_>>(), [Some(UserId(2)), None]);
+    let owner = Owner { user: UserId(2), at_most: 1 };
+    let more = registration(50, "h50.test", "50");
+    let refused = store.register_owned_host(&more, &owner, &noted()).await.unwrap();
+    assert_eq!(refused, Registered::TooMany);
+    assert_eq!(store.host(HostId(5)).await.unwrap().unwrap().owner, Some(UserId(2)));
 }
 
 pub async fn records_that_hold_something_are_not_filled(store: Store) {
@@ -295,6 +349,19 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
             "replace_canonical",
             store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
         ),
+        ("register_owned_host", {
+            let owner = Owner { user: UserId(2), at_most: 9 };
+            store.register_owned_host(&new, &owner, &n).await.map(drop)
+        }),
+        ("add_user", store.add_user(&user(9, "new@example.test"), &n).await.map(drop)),
+        ("change_user", store.change_user(UserId(2), &UserChange::Disabled(true), at(8), Some(&n)).await.map(drop)),
+        ("begin_session", store.begin_session(&session(9, 2), &n).await.map(drop)),
+        ("end_session", store.end_session(session(1, 2).id, at(8), &n).await.map(drop)),
+        ("touch_sessions", store.touch_sessions(&[(session(1, 2).id, at(99))]).await),
+        ("purge_sessions", store.purge_sessions(at(9999)).await.map(drop)),
+        ("link_identity", store.link_identity(&identity(ISSUER, "new", 2), &n).await.map(drop)),
+        ("unlink_identity", store.unlink_identity(ISSUER, "a ", at(8), &n).await.map(drop)),
+        ("tie_certificate", store.tie_certificate(&token("a"), Some(UserId(2)), &n).await.map(drop)),
         ("claim_probe", store.claim_probe(&claim(500, ProbeTrigger::Admin), None).await.map(drop)),
         (
             "finish_probe",

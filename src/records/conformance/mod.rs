@@ -8,7 +8,10 @@ mod canonical;
 mod changes;
 pub mod copying;
 mod hosts;
+mod identities;
 mod install_tokens;
+mod owners;
+pub mod people;
 pub mod probes;
 mod sealing;
 mod telemetry;
@@ -88,6 +91,25 @@ macro_rules! every_case {
             probes: a_summary_tells_the_newest_of_each_kind;
             probes: a_thousand_probes_are_kept_and_what_the_summary_tells;
             probes: a_probe_is_noted_in_the_transaction_that_begins_or_ends_it;
+            people: users_are_added_once_and_listed_by_address;
+            people: racing_users_of_one_address_make_one;
+            people: a_user_changes_only_where_told_and_turns_the_generation;
+            people: a_session_begins_once_and_of_the_user_as_it_is;
+            people: racing_sign_ins_of_one_id_begin_one_session;
+            people: no_session_begins_of_a_generation_that_is_over;
+            people: a_session_through_a_provider_needs_its_identity;
+            people: a_session_ends_once;
+            people: when_a_session_was_used_is_kept_and_told_to_nobody;
+            people: sessions_that_are_over_are_forgotten;
+            identities: an_identity_is_linked_to_one_user;
+            identities: issuer_and_subject_are_compared_byte_by_byte;
+            identities: identities_are_seeded_and_again;
+            owners: a_host_is_its_owners_from_then_on;
+            owners: an_owner_has_as_many_hosts_as_they_may;
+            owners: racing_owners_of_one_name_make_one_host;
+            owners: a_certificate_is_tied_to_a_user_and_untied;
+            people: only_what_changed_of_people_is_told;
+            people: a_session_is_noted_in_the_transaction_that_begins_it;
             sealing: what_the_first_boot_makes_is_written_once;
             sealing: racing_first_boots_have_one_winner;
             sealing: data_keys_are_added_once_and_listed;
@@ -155,7 +177,10 @@ pub mod cases {
     pub use super::changes::*;
     pub use super::copying::*;
     pub use super::hosts::*;
+    pub use super::identities::*;
     pub use super::install_tokens::*;
+    pub use super::owners::*;
+    pub use super::people::*;
     pub use super::probes::*;
     pub use super::sealing::*;
     pub use super::telemetry::*;
@@ -204,6 +229,7 @@ pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
 pub fn host(id: u64, name: &str, tag: &str) -> Host {
     let Registration { id, fqdn, key_digest, api_key, .. } = registration(id, name, tag);
     Host {
+        owner: None,
         id,
         fqdn,
         key_digest,

@@ -164,6 +164,7 @@ pub async fn a_removed_hosts_key_is_no_longer_held(store: Store) {
 
 pub async fn certificates_are_recorded_once_in_order(store: Store) {
     let certificate = |name: &str, issued: i64| AdminCertificate {
+        user: None,
         fingerprint: Digest::of(name.as_bytes()),
         name: name.into(),
         serial: "0a".into(),

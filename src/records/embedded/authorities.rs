@@ -6,11 +6,12 @@ use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
+use crate::model::people::UserId;
 use crate::records::{AdminCertificate, Authority, AuthorityStep, Result, rules};
 use crate::seal::Place;
 
 use super::changes::{self, Kind};
-use super::{audit, rows, sealed};
+use super::{audit, rows, sealed, users};
 
 pub(super) fn roll(
     staged: &mut Staged<'_>,
@@ -66,6 +67,28 @@ pub(super) fn revoke(
     put_certificate(staged, &revoked)?;
     audit::append(staged, note)?;
     Ok(Some(revoked))
+}
+
+pub(super) fn tie(
+    staged: &mut Staged<'_>,
+    fingerprint: &Digest,
+    user: Option<UserId>,
+    note: &AuditNote,
+) -> Result<Option<AdminCertificate>> {
+    let found: Option<AdminCertificate> = rows::get(staged, rows::certificate(fingerprint))?;
+    let Some(certificate) = found else { return Ok(None) };
+    if let Some(user) = user
+        && users::by_id(staged, user)?.is_none()
+    {
+        return Ok(None);
+    }
+    if certificate.user == user {
+        return Ok(Some(certificate));
+    }
+    let tied = AdminCertificate { user, ..certificate };
+    put_certificate(staged, &tied)?;
+    audit::append(staged, note)?;
+    Ok(Some(tied))
 }
 
 /// In the order in which they were issued.

@@ -3,13 +3,15 @@
 //! A marked row carries the epoch that last changed it and stands at that epoch in the change index; changing it again
 //! moves it there. So what changed after an epoch is a range of the index, each row once.
 
+use uuid::Uuid;
+
 use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
-use crate::records::{Changes, Epoch, Host, InstallToken, Result, Settings};
+use crate::records::{Changes, Epoch, Host, InstallToken, Result, Session, Settings};
 
 use super::rows::{self, Marked, Source};
-use super::{audit, authorities, canonical};
+use super::{audit, authorities, canonical, users};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -19,11 +21,21 @@ pub(super) enum Kind {
     Settings,
     Certificates,
     Authorities,
+    Users,
+    Session,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Host, Self::InstallToken, Self::Canonical, Self::Settings, Self::Certificates, Self::Authorities];
+    const ALL: [Self; 8] = [
+        Self::Host,
+        Self::InstallToken,
+        Self::Canonical,
+        Self::Settings,
+        Self::Certificates,
+        Self::Authorities,
+        Self::Users,
+        Self::Session,
+    ];
 
     const fn byte(self) -> u8 {
         match self {
@@ -33,6 +45,8 @@ impl Kind {
             Self::Settings => b's',
             Self::Certificates => b'C',
             Self::Authorities => b'A',
+            Self::Users => b'U',
+            Self::Session => b'S',
         }
     }
 }
@@ -54,6 +68,11 @@ pub(super) fn mark(staged: &mut Staged<'_>, kind: Kind, id: &[u8], old: Option<E
         staged.remove(rows::changed(old, kind.byte(), id));
     }
     staged.insert(rows::changed(now, kind.byte(), id), "");
+}
+
+/// Takes a row that is removed out of the index; nodes are not told.
+pub(super) fn forget(staged: &mut Staged<'_>, kind: Kind, id: &[u8], epoch: Epoch) {
+    staged.remove(rows::changed(epoch, kind.byte(), id));
 }
 
 /// Marks a set that nodes read as a whole.
@@ -88,6 +107,14 @@ pub(super) fn since(data: &Durable, since: Epoch) -> Result<Changes> {
             Some(Kind::Settings) => changes.settings = settings(data)?.map(|marked| marked.row),
             Some(Kind::Certificates) => changes.certificates = Some(authorities::certificates(data)?),
             Some(Kind::Authorities) => changes.authorities = Some(rows::all(data, rows::AUTHORITY)?),
+            Some(Kind::Users) => changes.users = Some(users::all(data)?),
+            Some(Kind::Session) => {
+                let id =
+                    Uuid::from_slice(id).map_err(|_| rows::corrupt("changed", "a session's id is not 16 bytes"))?;
+                let session: Marked<Session> =
+                    rows::get(data, rows::session(id))?.ok_or_else(|| rows::missing("session"))?;
+                changes.sessions.push(session.row);
+            }
             None => return Err(rows::corrupt("changed", "a kind written by another version")),
         }
     }

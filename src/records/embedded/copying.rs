@@ -13,14 +13,14 @@ use crate::model::host::{HostActivity, HostId};
 use crate::records::copy::{Activity, Chunks, Heads, NumberedProbe, OutboxPosition, Row};
 use crate::records::rules::{being_filled, taken_over};
 use crate::records::{
-    AdminCertificate, Authority, CanonicalSummary, Epoch, Filling, Host, InstallToken, RecordsError, Result,
-    SealingKey, Settings, Standstill, StoreState,
+    AdminCertificate, Authority, CanonicalSummary, Epoch, ExternalIdentity, Filling, Host, InstallToken, RecordsError,
+    Result, SealingKey, Session, Settings, Standstill, StoreState, User,
 };
 use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
-use super::{audit, authorities, canonical, hosts, probes, sealed};
+use super::{audit, authorities, canonical, hosts, identities, probes, sealed, sessions, users};
 
 /// The row [`rows::STORE`]. There is none in a store that was never filled and never stood still.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -77,6 +77,9 @@ pub(super) fn export(data: &Durable, mut chunks: Chunks) -> Result<()> {
     }
     each(from, rows::SEALING_KEY, &mut chunks, |_, key: SealingKey| Ok(Some(Row::SealingKeys(key))))?;
     each(from, rows::AUTHORITY, &mut chunks, |_, authority: Authority| Ok(Some(Row::Authorities(authority))))?;
+    each(from, rows::USER, &mut chunks, |_, user: User| Ok(Some(Row::Users(user))))?;
+    each(from, rows::SESSION, &mut chunks, |_, it: Marked<Session>| Ok(Some(Row::Sessions(it.row))))?;
+    each(from, rows::IDENTITY, &mut chunks, |_, it: ExternalIdentity| Ok(Some(Row::ExternalIdentities(it))))?;
     each(from, rows::CERTIFICATE, &mut chunks, |_, it: AdminCertificate| Ok(Some(Row::Certificates(it))))?;
     each(from, rows::HOST, &mut chunks, |_, host: Marked<Host>| Ok(Some(Row::Hosts(host.row))))?;
     each(from, rows::ACTIVITY, &mut chunks, |key, activity: HostActivity| {
@@ -178,6 +181,9 @@ fn put(staged: &mut Staged<'_>, row: &Row, epoch: Epoch) -> Result<()> {
         }
         Row::SealingKeys(key) => rows::put(staged, rows::sealing_key(key.id), key),
         Row::Authorities(authority) => authorities::put(staged, authority),
+        Row::Users(user) => users::insert(staged, user),
+        Row::Sessions(session) => sessions::put(staged, session, None, epoch),
+        Row::ExternalIdentities(identity) => identities::put(staged, identity),
         Row::Certificates(certificate) => rows::put(staged, rows::certificate(&certificate.fingerprint), certificate),
         Row::Hosts(host) => {
             if host.removed_at.is_none() {
@@ -200,6 +206,7 @@ pub(super) fn finish(staged: &mut Staged<'_>, filling: &Filling, note: &AuditNot
     let epoch = ours(staged, filling)?;
     changes::mark_set(staged, Kind::Certificates, epoch)?;
     changes::mark_set(staged, Kind::Authorities, epoch)?;
+    changes::mark_set(staged, Kind::Users, epoch)?;
     rows::put(staged, rows::EPOCH, &epoch)?;
     staged.insert(rows::INITIALISED, "");
     audit::append(staged, note)?;

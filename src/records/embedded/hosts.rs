@@ -8,8 +8,11 @@ use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
+use crate::model::people::UserId;
 use crate::records::rules::taken;
-use crate::records::{Epoch, Host, HostChange, InstallToken, Redemption, Registration, Restoration, Result};
+use crate::records::{
+    Epoch, Host, HostChange, InstallToken, Owner, Redemption, Registered, Registration, Restoration, Result,
+};
 use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
@@ -17,20 +20,57 @@ use super::rows::{self, Marked, Source};
 use super::{audit, sealed};
 
 pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration, note: &AuditNote) -> Result<Host> {
-    if let Some(token) = rows::get::<Marked<InstallToken>>(staged, rows::token(&registration.token.digest))? {
-        // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
-        return by_id(staged, token.row.host)?.ok_or_else(|| taken("installer token"));
+    if let Some(host) = registered_before(staged, registration)? {
+        return Ok(host);
     }
-    let present = match by_name(staged, &registration.fqdn)? {
-        Some(present) if present.id != registration.id => return Ok(present),
-        present => present,
-    };
+    let present = by_name(staged, &registration.fqdn)?;
+    put_registered(staged, registration, present, None, note)
+}
+
+pub(super) fn register_owned(
+    staged: &mut Staged<'_>,
+    registration: &Registration,
+    owner: &Owner,
+    note: &AuditNote,
+) -> Result<Registered> {
+    let of_owner = |host: Host| Registered::Host(Box::new(host));
+    if let Some(host) = registered_before(staged, registration)? {
+        return Ok(if host.owner == Some(owner.user) { of_owner(host) } else { Registered::NotTheirs });
+    }
+    let present = by_name(staged, &registration.fqdn)?;
+    let mut count = 0;
+    for host in staged.scan(rows::owned_hosts(owner.user)) {
+        host?;
+        count += 1;
+    }
+    if let Some(refused) = owner.refused(present.as_ref(), count) {
+        return Ok(refused);
+    }
+    put_registered(staged, registration, present, Some(owner.user), note).map(of_owner)
+}
+
+/// The host, if this very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
+fn registered_before(staged: &Staged<'_>, registration: &Registration) -> Result<Option<Host>> {
+    let token: Option<Marked<InstallToken>> = rows::get(staged, rows::token(&registration.token.digest))?;
+    let Some(token) = token else { return Ok(None) };
+    by_id(staged, token.row.host)?.map(Some).ok_or_else(|| taken("installer token"))
+}
+
+/// Over the host that has the name, if there is one; a new one becomes the owner's.
+fn put_registered(
+    staged: &mut Staged<'_>,
+    registration: &Registration,
+    present: Option<Host>,
+    owner: Option<UserId>,
+    note: &AuditNote,
+) -> Result<Host> {
     let host = match present {
+        Some(present) if present.id != registration.id => return Ok(present),
         Some(present) => present.given_new_key(registration),
         None if staged.get(rows::host(registration.id))?.is_some() => return Err(taken("host id")),
         None => {
             rows::put(staged, rows::host_name(&registration.fqdn), &registration.id)?;
-            Host::registered(registration)
+            Host::registered(registration, owner)
         }
     };
     let epoch = changes::bump(staged)?;
@@ -243,11 +283,18 @@ pub(super) fn revoke_token(
     Ok(Some(token))
 }
 
-/// Writes a host, its mark and the index of its sealed key.
+/// Writes a host, its mark, and the indexes of its sealed key and its owner.
 pub(super) fn put(staged: &mut Staged<'_>, host: &Host, epoch: Epoch) -> Result<()> {
     let old: Option<Marked<Host>> = rows::get(staged, rows::host(host.id))?;
     let place = Place::new("hosts", "api_key", host.id);
     sealed::index(staged, &place, old.as_ref().map(|old| &old.row.api_key), Some(&host.api_key));
+    let owned = |host: &Host| host.owner.filter(|_| host.removed_at.is_none());
+    if let Some(owner) = old.as_ref().and_then(|old| owned(&old.row)) {
+        staged.remove(rows::owned_host(owner, host.id));
+    }
+    if let Some(owner) = owned(host) {
+        staged.insert(rows::owned_host(owner, host.id), "");
+    }
     changes::mark(staged, Kind::Host, &host.id.0.to_be_bytes(), old.map(|old| old.epoch), epoch);
     rows::put(staged, rows::host(host.id), &Marked { epoch, row: host })
 }

@@ -15,13 +15,16 @@ mod canonical;
 mod changes;
 mod copying;
 mod hosts;
+mod identities;
 mod install;
 mod probes;
 mod rows;
 mod sealed;
+mod sessions;
 mod telemetry;
 mod turns;
 mod upgrade;
+mod users;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -34,10 +37,10 @@ use uuid::Uuid;
 
 use super::copy::{Chunks, Row};
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition, Epoch,
-    Filling, Host, HostChange, InstallToken, NewCanonical, Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records,
-    RecordsError, Redemption, Registration, Replacement, Restoration, Result, SealingKey, Seed, Settings, Standstill,
-    StoreFailure, StoreState, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
+    Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
+    ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
+    Result, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User, UserChange,
 };
 use crate::durable::{Durable, DurableError, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -45,6 +48,7 @@ use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId};
 use crate::model::instant::Instant;
+use crate::model::people::{Email, UserId};
 use crate::seal::{KeyId, Place, Sealed};
 
 /// The records of one daemon, in a directory of their own.
@@ -211,6 +215,15 @@ impl Records for Embedded {
         self.change(|staged| hosts::register(staged, registration, audit)).await
     }
 
+    async fn register_owned_host(
+        &self,
+        registration: &Registration,
+        owner: &Owner,
+        audit: &AuditNote,
+    ) -> Result<Registered> {
+        self.change(|staged| hosts::register_owned(staged, registration, owner, audit)).await
+    }
+
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
         self.change(|staged| hosts::remove(staged, id, at, audit)).await
     }
@@ -342,6 +355,79 @@ impl Records for Embedded {
 
     async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary> {
         self.read_much(move |data| data.together(|| ProbeSummary::of(probes::all(data), since))).await
+    }
+
+    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool> {
+        self.change(|staged| users::add(staged, user, audit)).await
+    }
+
+    async fn users(&self) -> Result<Vec<User>> {
+        self.read_much(users::all).await
+    }
+
+    async fn user_by_email(&self, email: &Email) -> Result<Option<User>> {
+        self.read(|data| users::by_email(data, email)).await
+    }
+
+    async fn change_user(
+        &self,
+        id: UserId,
+        change: &UserChange,
+        at: OffsetDateTime,
+        audit: Option<&AuditNote>,
+    ) -> Result<Option<User>> {
+        self.change(|staged| users::change(staged, id, change, at, audit)).await
+    }
+
+    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
+        self.change(|staged| sessions::begin(staged, session, audit)).await
+    }
+
+    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
+        self.change(|staged| sessions::end(staged, id, at, audit)).await
+    }
+
+    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
+        self.change(|staged| sessions::touch(staged, used)).await
+    }
+
+    async fn sessions(&self) -> Result<Vec<Session>> {
+        self.read_much(sessions::all).await
+    }
+
+    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize> {
+        self.change(|staged| sessions::purge(staged, when)).await
+    }
+
+    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
+        self.change(|staged| identities::link(staged, identity, audit)).await
+    }
+
+    async fn unlink_identity(
+        &self,
+        issuer: &str,
+        subject: &str,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<ExternalIdentity>> {
+        self.change(|staged| identities::unlink(staged, issuer, subject, at, audit)).await
+    }
+
+    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
+        self.read(|data| identities::find(data, issuer, subject)).await
+    }
+
+    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>> {
+        self.read_much(identities::all).await
+    }
+
+    async fn tie_certificate(
+        &self,
+        fingerprint: &Digest,
+        user: Option<UserId>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        self.change(|staged| authorities::tie(staged, fingerprint, user, audit)).await
     }
 
     async fn settings(&self) -> Result<Settings> {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::durable::{Durable, Snapshot, Staged};
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
+use crate::model::people::{Email, UserId};
 use crate::records::{Epoch, RecordsError, Result};
 use crate::seal::KeyId;
 
@@ -32,6 +33,8 @@ pub(super) const CERTIFICATE: &str = "certificate/";
 pub(super) const HOST: &str = "host/";
 /// Removed hosts that can be brought back.
 pub(super) const REMOVED_HOST: &str = "removed-host/";
+/// Of hosts that are not removed: owner's id, then the host's.
+const OWNED_HOST: &str = "owned-host/";
 /// Of hosts that are not removed: name → id.
 const HOST_NAME: &str = "host-name/";
 /// Marked.
@@ -45,6 +48,13 @@ pub(super) const VERSION_SUMMARY: &str = "version-summary/";
 pub(super) const PROBE: &str = "probe/";
 /// Id of a probe → its number.
 const PROBE_ID: &str = "probe-id/";
+pub(super) const USER: &str = "user/";
+/// E-mail address → the user's id.
+const USER_EMAIL: &str = "user-email/";
+/// Marked.
+pub(super) const SESSION: &str = "session/";
+/// By issuer and subject.
+pub(super) const IDENTITY: &str = "identity/";
 /// Entries of the audit log.
 pub(super) const AUDIT: &str = "audit/";
 /// Kind of a set that nodes cache as a whole → the epoch that last changed it.
@@ -95,6 +105,14 @@ pub(super) fn read_removed_host(key: &[u8]) -> Result<HostId> {
     Ok(HostId(u64::from_be_bytes(id_behind(REMOVED_HOST, key)?)))
 }
 
+pub(super) fn owned_hosts(owner: UserId) -> Vec<u8> {
+    key(OWNED_HOST, &[&owner.0.to_be_bytes()])
+}
+
+pub(super) fn owned_host(owner: UserId, id: HostId) -> Vec<u8> {
+    key(OWNED_HOST, &[&owner.0.to_be_bytes(), &id.0.to_be_bytes()])
+}
+
 pub(super) fn host_name(fqdn: &Fqdn) -> Vec<u8> {
     key(HOST_NAME, &[fqdn.as_str().as_bytes()])
 }
@@ -133,6 +151,25 @@ pub(super) fn read_probe(key: &[u8]) -> Result<u64> {
 
 pub(super) fn probe_id(id: Uuid) -> Vec<u8> {
     key(PROBE_ID, &[id.as_bytes()])
+}
+
+pub(super) fn user(id: UserId) -> Vec<u8> {
+    key(USER, &[&id.0.to_be_bytes()])
+}
+
+pub(super) fn user_email(email: &Email) -> Vec<u8> {
+    key(USER_EMAIL, &[email.as_str().as_bytes()])
+}
+
+pub(super) fn session(id: Uuid) -> Vec<u8> {
+    key(SESSION, &[id.as_bytes()])
+}
+
+/// Either may be any text. Two NULs end the issuer, and one within it is followed by what is no text: so the keys sort as
+/// the pairs do, and no pair has the key of another one.
+pub(super) fn identity(issuer: &str, subject: &str) -> Vec<u8> {
+    let issuer = issuer.as_bytes().split(|byte| *byte == 0).collect::<Vec<_>>().join(&[0, 0xff][..]);
+    key(IDENTITY, &[&issuer, &[0, 0], subject.as_bytes()])
 }
 
 pub(super) fn node(id: Uuid) -> Vec<u8> {

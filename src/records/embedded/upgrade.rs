@@ -14,6 +14,8 @@ pub(super) fn step(from: u32, _data: &Durable) -> Result<()> {
         1 => Ok(()),
         // New are rows of probes, and versions that come from one; an older daemon cannot read the latter.
         2 => Ok(()),
+        // New are rows of users, of their sessions and of their identities; an older daemon cannot read what changed of them.
+        3 => Ok(()),
         _ => Err(RecordsError::Corrupt(format!("rows of format {from}, which nobody ever wrote"))),
     }
 }

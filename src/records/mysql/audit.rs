@@ -10,6 +10,7 @@ use super::connections::Outcome;
 use super::rows::{self, Columns};
 use crate::model::audit::{Actor, AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::host::HostId;
+use crate::model::people::UserId;
 use crate::records::Result;
 
 const TABLE: &str = "audit_log";
@@ -129,6 +130,7 @@ fn written(entry: &AuditEntry) -> Result<[Value; COLUMNS.len()]> {
         Actor::Control { uid } => ("control", None, None, Some(*uid), None),
         Actor::Offline { uid } => ("offline", None, None, Some(*uid), None),
         Actor::Host { id, fqdn } => ("host", Some(fqdn.as_str()), None, None, Some(id.0)),
+        Actor::User { id, email } => ("user", Some(email.as_str()), None, None, Some(id.0)),
         Actor::Anybody => ("anybody", None, None, None, None),
         Actor::Daemon => ("daemon", None, None, None, None),
     };
@@ -167,6 +169,10 @@ fn read(row: Row) -> Result<AuditEntry> {
         "host" => Actor::Host {
             id: HostId(host.ok_or_else(missing)?),
             fqdn: name.ok_or_else(missing)?.parse().map_err(|error| rows::corrupt(TABLE, error))?,
+        },
+        "user" => Actor::User {
+            id: UserId(host.ok_or_else(missing)?),
+            email: name.ok_or_else(missing)?.parse().map_err(|error| rows::corrupt(TABLE, error))?,
         },
         "anybody" => Actor::Anybody,
         "daemon" => Actor::Daemon,

@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 use super::changes::{Change, Set};
 use super::connections::Outcome;
 use super::rows::{self, Columns};
-use super::sealed;
+use super::{sealed, users};
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
+use crate::model::people::UserId;
 use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep, Result, rules};
 
 const TABLE: &str = "authorities";
@@ -109,7 +110,7 @@ pub(super) async fn roll(
     Ok(true)
 }
 
-const CERTIFICATE: &str = "SELECT fingerprint, name, serial, issued_at, expires_at, revoked_at, authority \
+const CERTIFICATE: &str = "SELECT fingerprint, name, serial, issued_at, expires_at, revoked_at, authority, user_id \
                            FROM admin_certificates";
 
 /// In the order in which they were issued.
@@ -134,6 +135,7 @@ fn read_certificate(row: Row) -> Result<AdminCertificate> {
         expires_at: columns.time()?,
         revoked_at: columns.optional_time()?,
         authority: columns.optional_id()?,
+        user: columns.optional_number()?.map(UserId),
     })
 }
 
@@ -156,11 +158,12 @@ pub(super) async fn insert_certificate(change: &mut Change<'_>, certificate: &Ad
         rows::time(certificate.expires_at),
         rows::optional_time(certificate.revoked_at),
         certificate.authority.map_or(Value::NULL, rows::id),
+        certificate.user.map(|user| user.0).into(),
     ];
     change
         .run(
-            "INSERT INTO admin_certificates (fingerprint, name, serial, issued_at, expires_at, revoked_at, authority) \
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO admin_certificates (fingerprint, name, serial, issued_at, expires_at, revoked_at, authority, \
+             user_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             values,
         )
         .await
@@ -179,4 +182,26 @@ pub(super) async fn revoke(
     change.mark(Set::Certificates);
     change.note(note);
     Ok(Some(AdminCertificate { revoked_at: Some(rows::cut(at)), ..certificate }))
+}
+
+pub(super) async fn tie(
+    change: &mut Change<'_>,
+    fingerprint: &Digest,
+    user: Option<UserId>,
+    note: &AuditNote,
+) -> Outcome<Option<AdminCertificate>> {
+    let Some(certificate) = certificate(change.connection, fingerprint).await? else { return Ok(None) };
+    if let Some(user) = user
+        && users::by_id(change.connection, user).await?.is_none()
+    {
+        return Ok(None);
+    }
+    if certificate.user == user {
+        return Ok(Some(certificate));
+    }
+    let values = vec![user.map(|user| user.0).into(), rows::digest(fingerprint)];
+    change.run("UPDATE admin_certificates SET user_id = ? WHERE fingerprint = ?", values).await?;
+    change.mark(Set::Certificates);
+    change.note(note);
+    Ok(Some(AdminCertificate { user, ..certificate }))
 }

@@ -6,18 +6,20 @@ use uuid::Uuid;
 
 use super::connections::{Outcome, Problem};
 use super::rows::{self, Columns};
-use super::{audit, authorities, canonical, hosts, install_tokens, settings};
+use super::{audit, authorities, canonical, hosts, install_tokens, sessions, settings, users};
 use crate::model::audit::{AuditEntry, AuditHead, AuditNote};
 use crate::records::rules::being_filled;
 use crate::records::{Changes, Epoch, Filling, RecordsError, Result, Standstill, StoreState};
 
-/// What nodes read as a whole.
+/// What nodes read as a whole; and the sessions, which they ask for only where one changed.
 #[derive(Clone, Copy)]
 pub(super) enum Set {
     Canonical,
     Settings,
     Certificates,
     Authorities,
+    Users,
+    Sessions,
 }
 
 /// The row of `heads`.
@@ -29,6 +31,8 @@ pub(super) struct Heads {
     pub settings_epoch: Epoch,
     pub certificates_epoch: Epoch,
     pub authorities_epoch: Epoch,
+    pub users_epoch: Epoch,
+    pub sessions_epoch: Epoch,
     pub audit: AuditHead,
 }
 
@@ -51,8 +55,8 @@ impl Going {
 
 /// Both rows, so that either says what was so when the other did.
 const HEADS: &str = "SELECT heads.epoch, canonical_version, canonical_epoch, settings_epoch, certificates_epoch, \
-                     authorities_epoch, audit_number, audit_hash, incarnation, standstill_reason, standstill_since, \
-                     filling, filling_above FROM heads JOIN store_state ON store_state.id = heads.id WHERE heads.id = 0";
+                     authorities_epoch, users_epoch, sessions_epoch, audit_number, audit_hash, incarnation, \
+                     standstill_reason, standstill_since, filling, filling_above FROM heads JOIN store_state ON store_state.id = heads.id WHERE heads.id = 0";
 
 async fn read_heads(connection: &mut Conn, query: String) -> Outcome<(Heads, Option<Uuid>, Going)> {
     let row: Option<Row> = connection.exec_first(query, ()).await?;
@@ -64,6 +68,8 @@ async fn read_heads(connection: &mut Conn, query: String) -> Outcome<(Heads, Opt
         settings_epoch: Epoch(columns.number()?),
         certificates_epoch: Epoch(columns.number()?),
         authorities_epoch: Epoch(columns.number()?),
+        users_epoch: Epoch(columns.number()?),
+        sessions_epoch: Epoch(columns.number()?),
         audit: AuditHead { number: columns.number()?, hash: columns.digest()? },
     };
     let incarnation = columns.optional_id()?;
@@ -123,6 +129,8 @@ impl<'a> Change<'a> {
             Set::Settings => self.heads.settings_epoch = epoch,
             Set::Certificates => self.heads.certificates_epoch = epoch,
             Set::Authorities => self.heads.authorities_epoch = epoch,
+            Set::Users => self.heads.users_epoch = epoch,
+            Set::Sessions => self.heads.sessions_epoch = epoch,
         }
         epoch
     }
@@ -154,7 +162,7 @@ impl<'a> Change<'a> {
             return Ok(());
         }
         let Heads { epoch, canonical_version, canonical_epoch, settings_epoch, .. } = self.heads;
-        let Heads { certificates_epoch, authorities_epoch, audit, .. } = self.heads;
+        let Heads { certificates_epoch, authorities_epoch, users_epoch, sessions_epoch, audit, .. } = self.heads;
         let values = vec![
             epoch.0.into(),
             canonical_version.into(),
@@ -162,12 +170,14 @@ impl<'a> Change<'a> {
             settings_epoch.0.into(),
             certificates_epoch.0.into(),
             authorities_epoch.0.into(),
+            users_epoch.0.into(),
+            sessions_epoch.0.into(),
             audit.number.into(),
             rows::digest(&audit.hash),
         ];
         self.run(
             "UPDATE heads SET epoch = ?, canonical_version = ?, canonical_epoch = ?, settings_epoch = ?, \
-             certificates_epoch = ?, authorities_epoch = ?, audit_number = ?, audit_hash = ? WHERE id = 0",
+             certificates_epoch = ?, authorities_epoch = ?, users_epoch = ?, sessions_epoch = ?, audit_number = ?, audit_hash = ? WHERE id = 0",
             values,
         )
         .await
@@ -269,6 +279,12 @@ async fn read_since(connection: &mut Conn, since: Epoch) -> Outcome<Changes> {
     }
     if heads.authorities_epoch > since {
         changes.authorities = Some(authorities::all(connection).await?);
+    }
+    if heads.users_epoch > since {
+        changes.users = Some(users::all(connection).await?);
+    }
+    if heads.sessions_epoch > since {
+        changes.sessions = sessions::changed(connection, since).await?;
     }
     Ok(changes)
 }

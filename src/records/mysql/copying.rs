@@ -15,7 +15,10 @@ use tokio::sync::mpsc;
 use super::changes::{self, Change, Going};
 use super::connections::{self, Connections, Outcome};
 use super::rows::{self, Columns};
-use super::{audit, authorities, canonical, hosts, install_tokens, probes, sealed, settings, telemetry};
+use super::{
+    audit, authorities, canonical, hosts, identities, install_tokens, probes, sealed, sessions, settings, telemetry,
+    users,
+};
 use crate::model::audit::{AuditHead, AuditNote};
 use crate::model::host::{HostActivity, HostId};
 use crate::records::copy::{Activity, Chunks, Heads, OutboxPosition, Row};
@@ -73,6 +76,19 @@ struct Export<'a> {
     chunks: Chunks,
 }
 
+/// Hands on the rows of a table, page by page; `$key` is what a page begins after.
+macro_rules! pages {
+    ($self:ident, $table:ident, $row:path, |$last:ident| $key:expr) => {
+        let mut after = None;
+        loop {
+            let page = $self.connections.in_time($table::page($self.connection, after, PAGE)).await?;
+            let Some($last) = page.last() else { break };
+            after = Some($key);
+            $self.push(page.into_iter().map($row)).await?;
+        }
+    };
+}
+
 impl Export<'_> {
     async fn run(mut self) -> Outcome<()> {
         let heads = self.connections.in_time(changes::heads(self.connection)).await?;
@@ -85,12 +101,15 @@ impl Export<'_> {
         self.push(keys.into_iter().map(Row::SealingKeys)).await?;
         let authorities = self.connections.in_time(authorities::all(self.connection)).await?;
         self.push(authorities.into_iter().map(Row::Authorities)).await?;
+        pages!(self, users, Row::Users, |user| user.id);
+        pages!(self, sessions, Row::Sessions, |session| session.id);
+        pages!(self, identities, Row::ExternalIdentities, |identity| identity.clone());
         let mut certificates = self.connections.in_time(authorities::certificates(self.connection)).await?;
         certificates.sort_by_key(|certificate| *certificate.fingerprint.as_bytes());
         self.push(certificates.into_iter().map(Row::Certificates)).await?;
-        self.hosts().await?;
+        pages!(self, hosts, Row::Hosts, |host| host.id);
         self.activities().await?;
-        self.tokens().await?;
+        pages!(self, install_tokens, Row::InstallTokens, |token| token.digest);
         self.versions().await?;
         self.probes().await?;
         let positions = self.connections.in_time(outbox_positions(self.connection)).await?;
@@ -106,16 +125,6 @@ impl Export<'_> {
         Ok(())
     }
 
-    async fn hosts(&mut self) -> Outcome<()> {
-        let mut after = None;
-        loop {
-            let page = self.connections.in_time(hosts::page(self.connection, after, PAGE)).await?;
-            let Some(last) = page.last().map(|host| host.id) else { return Ok(()) };
-            after = Some(last);
-            self.push(page.into_iter().map(Row::Hosts)).await?;
-        }
-    }
-
     async fn activities(&mut self) -> Outcome<()> {
         let mut after = None;
         loop {
@@ -124,16 +133,6 @@ impl Export<'_> {
             after = Some(last);
             let any = page.into_iter().filter(|(_, activity)| *activity != HostActivity::default());
             self.push(any.map(|(host, activity)| Row::Activity(Activity { host, activity }))).await?;
-        }
-    }
-
-    async fn tokens(&mut self) -> Outcome<()> {
-        let mut after = None;
-        loop {
-            let page = self.connections.in_time(install_tokens::page(self.connection, after, PAGE)).await?;
-            let Some(last) = page.last().map(|token| token.digest) else { return Ok(()) };
-            after = Some(last);
-            self.push(page.into_iter().map(Row::InstallTokens)).await?;
         }
     }
 
@@ -225,7 +224,7 @@ pub(super) async fn begin(change: &mut Change<'_>, filling: &Filling, replaces: 
 }
 
 /// What refers to others comes first.
-const WIPED: [&str; 13] = [
+const WIPED: [&str; 16] = [
     "host_networks",
     "host_auth_states",
     "host_auth_digests",
@@ -237,6 +236,9 @@ const WIPED: [&str; 13] = [
     "outbox_positions",
     "audit_log",
     "admin_certificates",
+    "external_identities",
+    "sessions",
+    "users",
     "authorities",
     "sealing_keys",
 ];
@@ -297,6 +299,11 @@ async fn put(change: &mut Change<'_>, rows: &[Row], epoch: Epoch) -> Outcome<()>
                 authorities::insert(change, authority).await?;
             }
         }
+        Some(Row::Users(_)) => users::insert_all(change, &all!(Users).collect::<Vec<_>>()).await?,
+        Some(Row::Sessions(_)) => sessions::insert_all(change, &all!(Sessions).collect::<Vec<_>>(), epoch).await?,
+        Some(Row::ExternalIdentities(_)) => {
+            identities::insert_all(change, &all!(ExternalIdentities).collect::<Vec<_>>()).await?;
+        }
         Some(Row::Certificates(_)) => {
             for certificate in all!(Certificates) {
                 authorities::insert_certificate(change, certificate).await?;
@@ -336,6 +343,8 @@ pub(super) async fn finish(change: &mut Change<'_>, filling: &Filling, note: &Au
     change.heads.settings_epoch = epoch;
     change.heads.certificates_epoch = epoch;
     change.heads.authorities_epoch = epoch;
+    change.heads.users_epoch = epoch;
+    change.heads.sessions_epoch = epoch;
     change.note(note);
     Ok(())
 }

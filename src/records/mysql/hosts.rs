@@ -14,8 +14,9 @@ use super::rows::{self, Columns};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId, HostRules};
+use crate::model::people::UserId;
 use crate::records::rules::taken;
-use crate::records::{Epoch, Host, HostChange, InstallToken, Registration, Restoration, Result};
+use crate::records::{Epoch, Host, HostChange, InstallToken, Owner, Registered, Registration, Restoration, Result};
 use crate::seal::Sealed;
 
 const TABLE: &str = "hosts";
@@ -23,7 +24,7 @@ const TABLE: &str = "hosts";
 /// With the networks in one column, so that a host is read as it was at one moment.
 const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
                       insecure_enabled_until, insecure_grace_until, disabled, expires_at, created_at, updated_at, \
-                      removed_at, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
+                      removed_at, owner, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
                       WHERE host_networks.host_id = hosts.id) FROM hosts";
 
 pub(super) async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
@@ -82,16 +83,17 @@ fn read(row: Row) -> Result<Host> {
         allowed_networks: Vec::new(),
     };
     let (created_at, updated_at, removed_at) = (columns.time()?, columns.time()?, columns.optional_time()?);
+    let owner = columns.optional_number()?.map(UserId);
     let networks = columns.optional_text()?.unwrap_or_default();
     let networks = networks.split(',').filter(|network| !network.is_empty()).map(str::parse);
     let allowed_networks: Vec<IpNet> =
         networks.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("host_networks", error))?;
     let rules = HostRules { allowed_networks, ..rules };
-    Ok(Host { id, fqdn, key_digest, imported_key_digest, api_key, rules, created_at, updated_at, removed_at })
+    Ok(Host { id, fqdn, key_digest, imported_key_digest, api_key, rules, created_at, updated_at, removed_at, owner })
 }
 
 /// All columns but the id, in this order.
-const WRITTEN: [&str; 18] = [
+const WRITTEN: [&str; 19] = [
     "fqdn",
     "live_fqdn",
     "key_digest",
@@ -108,6 +110,7 @@ const WRITTEN: [&str; 18] = [
     "created_at",
     "updated_at",
     "removed_at",
+    "owner",
     "epoch",
     "id",
 ];
@@ -132,6 +135,7 @@ fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
         rows::time(host.created_at),
         rows::time(host.updated_at),
         rows::optional_time(host.removed_at),
+        host.owner.map(|owner| owner.0).into(),
         epoch.0.into(),
         host.id.0.into(),
     ];
@@ -182,16 +186,59 @@ async fn insert_networks(change: &mut Change<'_>, hosts: &[&Host]) -> Outcome<()
 }
 
 pub(super) async fn register(change: &mut Change<'_>, registration: &Registration, note: &AuditNote) -> Outcome<Host> {
-    let (token, keys) = install_tokens::known(change.connection, &registration.token.digest).await?;
-    if let Some(host) = token {
-        // This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
-        return Ok(by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?);
+    let known = install_tokens::known(change.connection, &registration.token.digest, None).await?;
+    if let Some(host) = known.host {
+        return registered_before(change, host).await;
     }
-    keys.check([&registration.api_key])?;
+    known.keys.check([&registration.api_key])?;
+    let present = of_name_or_id(change, registration).await?;
+    put_registered(change, registration, present, None, note).await
+}
+
+pub(super) async fn register_owned(
+    change: &mut Change<'_>,
+    registration: &Registration,
+    owner: &Owner,
+    note: &AuditNote,
+) -> Outcome<Registered> {
+    let of_owner = |host: Host| Registered::Host(Box::new(host));
+    let known = install_tokens::known(change.connection, &registration.token.digest, Some(owner.user)).await?;
+    if let Some(host) = known.host {
+        let host = registered_before(change, host).await?;
+        return Ok(if host.owner == Some(owner.user) { of_owner(host) } else { Registered::NotTheirs });
+    }
+    known.keys.check([&registration.api_key])?;
+    let present = of_name_or_id(change, registration).await?;
+    let named = present.iter().find(|host| is_named(host, registration));
+    if let Some(refused) = owner.refused(named, known.owned) {
+        return Ok(refused);
+    }
+    put_registered(change, registration, present, Some(owner.user), note).await.map(of_owner)
+}
+
+/// This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
+async fn registered_before(change: &mut Change<'_>, host: HostId) -> Outcome<Host> {
+    Ok(by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?)
+}
+
+async fn of_name_or_id(change: &mut Change<'_>, registration: &Registration) -> Outcome<Vec<Host>> {
     let values = vec![registration.fqdn.as_str().into(), registration.id.0.into()];
-    let known = select(change.connection, "WHERE live_fqdn = ? OR id = ?", values).await?;
-    let is_named = |host: &Host| host.removed_at.is_none() && host.fqdn == registration.fqdn;
-    let host = match known.iter().find(|host| is_named(host)) {
+    select(change.connection, "WHERE live_fqdn = ? OR id = ?", values).await
+}
+
+fn is_named(host: &Host, registration: &Registration) -> bool {
+    host.removed_at.is_none() && host.fqdn == registration.fqdn
+}
+
+/// Over the host that has the name, if there is one in `known`; a new one becomes the owner's.
+async fn put_registered(
+    change: &mut Change<'_>,
+    registration: &Registration,
+    known: Vec<Host>,
+    owner: Option<UserId>,
+    note: &AuditNote,
+) -> Outcome<Host> {
+    let host = match known.iter().find(|host| is_named(host, registration)) {
         Some(present) if present.id != registration.id => return Ok(present.clone()),
         Some(present) => {
             let host = present.clone().given_new_key(registration);
@@ -201,7 +248,7 @@ pub(super) async fn register(change: &mut Change<'_>, registration: &Registratio
         }
         None if !known.is_empty() => return Err(taken("host id").into()),
         None => {
-            let host = Host::registered(registration);
+            let host = Host::registered(registration, owner);
             insert(change, &host).await?;
             host
         }

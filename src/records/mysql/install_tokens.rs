@@ -14,6 +14,7 @@ use super::sealed;
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::HostId;
+use crate::model::people::UserId;
 use crate::records::{Epoch, InstallToken, Redemption, Result};
 
 const TABLE: &str = "install_tokens";
@@ -31,12 +32,27 @@ pub(super) async fn by_digest(connection: &mut Conn, digest: &Digest) -> Outcome
     Ok(select(connection, "WHERE digest = ?", vec![rows::digest(digest)]).await?.pop())
 }
 
-/// Whose this token is, if there is one; and which data keys there are, to spare a question.
-pub(super) async fn known(connection: &mut Conn, digest: &Digest) -> Outcome<(Option<HostId>, sealed::Known)> {
-    let statement = format!("SELECT (SELECT host_id FROM install_tokens WHERE digest = ?), {}", sealed::KNOWN);
-    let row: Option<Row> = connection.exec_first(statement, (rows::digest(digest),)).await?;
+/// What a registration is decided by, to spare questions.
+pub(super) struct Known {
+    /// Whose the token is, if there is one.
+    pub host: Option<HostId>,
+    /// How many hosts the owner has.
+    pub owned: u64,
+    /// Which data keys there are.
+    pub keys: sealed::Known,
+}
+
+pub(super) async fn known(connection: &mut Conn, digest: &Digest, owner: Option<UserId>) -> Outcome<Known> {
+    let statement = format!(
+        "SELECT (SELECT host_id FROM install_tokens WHERE digest = ?), \
+         (SELECT COUNT(*) FROM hosts WHERE owner = ? AND removed_at IS NULL), {}",
+        sealed::KNOWN
+    );
+    let values = (rows::digest(digest), owner.map(|owner| owner.0));
+    let row: Option<Row> = connection.exec_first(statement, values).await?;
     let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
-    Ok((columns.optional_number()?.map(HostId), sealed::Known::read(&mut columns)?))
+    let (host, owned) = (columns.optional_number()?.map(HostId), columns.number()?);
+    Ok(Known { host, owned, keys: sealed::Known::read(&mut columns)? })
 }
 
 /// By digest, from the first one after `after`.

@@ -30,13 +30,16 @@ mod changes;
 mod connections;
 mod copying;
 mod hosts;
+mod identities;
 mod install_tokens;
 mod probes;
 mod rows;
 mod schema;
 mod sealed;
+mod sessions;
 mod settings;
 mod telemetry;
+mod users;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -51,15 +54,16 @@ use uuid::Uuid;
 
 use super::copy::Row;
 use super::{
-    AdminCertificate, Authority, AuthorityStep, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition, Epoch,
-    Filling, Host, HostChange, InstallToken, NewCanonical, Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records,
-    RecordsError, Redemption, Registration, Replacement, Restoration, Result, SealingKey, Seed, Settings, Standstill,
-    StoreFailure, StoreState, Telemetry,
+    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
+    Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
+    ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
+    Result, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User, UserChange,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId};
+use crate::model::people::{Email, UserId};
 use crate::seal::{KeyId, Place, Sealed};
 
 use connections::{Connections, Deadline, Lease, Problem};
@@ -307,6 +311,15 @@ impl Records for MySql {
         change!(self, |tx| hosts::register(&mut tx, registration, audit))
     }
 
+    async fn register_owned_host(
+        &self,
+        registration: &Registration,
+        owner: &Owner,
+        audit: &AuditNote,
+    ) -> Result<Registered> {
+        change!(self, |tx| hosts::register_owned(&mut tx, registration, owner, audit))
+    }
+
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
         change!(self, |tx| hosts::remove(&mut tx, id, at, audit))
     }
@@ -435,6 +448,79 @@ impl Records for MySql {
         read!(self, |connection| probes::summary(connection, since))
     }
 
+    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool> {
+        change!(self, |tx| users::add(&mut tx, user, audit))
+    }
+
+    async fn users(&self) -> Result<Vec<User>> {
+        read!(self, |connection| users::all(connection))
+    }
+
+    async fn user_by_email(&self, email: &Email) -> Result<Option<User>> {
+        read!(self, |connection| users::by_email(connection, email))
+    }
+
+    async fn change_user(
+        &self,
+        id: UserId,
+        change: &UserChange,
+        at: OffsetDateTime,
+        audit: Option<&AuditNote>,
+    ) -> Result<Option<User>> {
+        change!(self, |tx| users::change(&mut tx, id, change, at, audit))
+    }
+
+    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
+        change!(self, |tx| sessions::begin(&mut tx, session, audit))
+    }
+
+    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
+        change!(self, |tx| sessions::end(&mut tx, id, at, audit))
+    }
+
+    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
+        change!(self, |tx| sessions::touch(&mut tx, used))
+    }
+
+    async fn sessions(&self) -> Result<Vec<Session>> {
+        read!(self, |connection| sessions::all(connection))
+    }
+
+    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize> {
+        change!(self, |tx| sessions::purge(&mut tx, when))
+    }
+
+    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
+        change!(self, |tx| identities::link(&mut tx, identity, audit))
+    }
+
+    async fn unlink_identity(
+        &self,
+        issuer: &str,
+        subject: &str,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<ExternalIdentity>> {
+        change!(self, |tx| identities::unlink(&mut tx, issuer, subject, at, audit))
+    }
+
+    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
+        read!(self, |connection| identities::find(connection, issuer, subject))
+    }
+
+    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>> {
+        read!(self, |connection| identities::all(connection))
+    }
+
+    async fn tie_certificate(
+        &self,
+        fingerprint: &Digest,
+        user: Option<UserId>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        change!(self, |tx| authorities::tie(&mut tx, fingerprint, user, audit))
+    }
+
     async fn settings(&self) -> Result<Settings> {
         read!(self, |connection| settings::present(connection))
     }
@@ -508,4 +594,4 @@ impl Records for MySql {
 
 // Below the macros, which it uses.
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,8 @@
 //!
 //! DDL cannot be rolled back, so a crash in the middle leaves a migration half applied and not recorded: the next daemon
 //! waits for the lease to end and applies it from the beginning. Therefore **every statement of a migration may be run
-//! again** (`IF NOT EXISTS`, `INSERT IGNORE`), also beside itself, where a lease ended too early.
+//! again** (`IF NOT EXISTS`, `INSERT IGNORE`), also beside itself, where a lease ended too early. MySQL has no `ADD COLUMN IF NOT
+//! EXISTS`: that a column is there already is taken for done, and what is added with it is in the same statement.
 //!
 //! What is applied is recorded with the SHA-256 of its file. A database with a migration that this version does not know
 //! was used by a newer one, and one whose checksum differs was made by an edited file: both are refused, untouched.
@@ -29,10 +30,11 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 3] = [
+const MIGRATIONS: [Migration; 4] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
+    Migration { version: 4, name: "people", text: include_str!("../../../migrations/0004_people.sql") },
 ];
 
 impl Migration {
@@ -64,6 +66,7 @@ const TABLES: [&str; 2] = [
      ends_at DATETIME(6) NOT NULL) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin",
 ];
 const NO_SUCH_TABLE: u16 = 1146;
+const COLUMN_IS_THERE: u16 = 1060;
 
 pub(super) async fn migrate(connections: &Connections) -> Result<()> {
     let mut lease = connections.lease(connections.deadline()).await?;
@@ -172,7 +175,12 @@ async fn apply(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
                 return Err(Problem::Lost("another daemon took over the migration".into()));
             }
             let run = tokio::time::timeout(STATEMENT, connection.query_drop(statement)).await;
-            run.map_err(|_| Problem::Lost(format!("a statement of a migration took longer than {STATEMENT:?}")))??;
+            match run
+                .map_err(|_| Problem::Lost(format!("a statement of a migration took longer than {STATEMENT:?}")))?
+            {
+                Err(mysql_async::Error::Server(error)) if error.code == COLUMN_IS_THERE => {}
+                run => run?,
+            }
         }
         let statement = "INSERT INTO schema_migrations (version, name, checksum, applied_at) \
                          VALUES (?, ?, ?, UTC_TIMESTAMP(6))";
@@ -210,7 +218,10 @@ mod tests {
         for migration in &MIGRATIONS {
             for statement in migration.statements() {
                 let may = ["CREATE TABLE IF NOT EXISTS ", "INSERT IGNORE INTO "];
-                assert!(may.iter().any(|beginning| statement.starts_with(beginning)), "{statement}");
+                let adds = statement.starts_with("ALTER TABLE ")
+                    && statement.lines().nth(1).is_some_and(|line| line.starts_with("  ADD COLUMN "))
+                    && statement.lines().skip(1).all(|line| line.starts_with("  ADD "));
+                assert!(adds || may.iter().any(|beginning| statement.starts_with(beginning)), "{statement}");
             }
         }
     }

@@ -32,7 +32,7 @@ const TABLE: &str = "host_auth_states";
 /// How many hosts are read and written with one statement.
 const TOGETHER: usize = 500;
 /// Two inserted the same row at once.
-const DUPLICATE: u16 = 1062;
+pub(super) const DUPLICATE: u16 = 1062;
 
 /// Whether a batch is to go to the audit log, too.
 pub(super) fn is_noted(batch: &[Telemetry]) -> bool {

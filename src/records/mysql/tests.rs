@@ -11,10 +11,11 @@ use crate::records::{ProbeTrigger, conformance};
 mod galera;
 #[allow(dead_code)]
 #[path = "../../../tests/integration/support/mariadb.rs"]
-mod mariadb;
+pub(crate) mod mariadb;
 
 use mariadb::MariaDb;
 
+mod people;
 mod round_trips;
 mod telemetry;
 
@@ -149,7 +150,7 @@ async fn ten_daemons_that_boot_at_once_migrate_once() {
         .await;
     assert_eq!(made.len(), 1);
     let recorded = server.query("SELECT version FROM authd.schema_migrations").await;
-    assert_eq!(recorded.len(), 3);
+    assert_eq!(recorded.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -175,6 +175,11 @@ impl Browser {
         entries.as_array().unwrap().iter().map(|entry| format!("{}: {}", entry["level"], entry["message"])).collect()
     }
 
+    /// What the browser would send to the page that it shows, each with its attributes.
+    pub async fn cookies(&self) -> Vec<Value> {
+        self.call("/cookie", None).await.as_array().unwrap().clone()
+    }
+
     async fn call(&self, path: &str, body: Option<&Value>) -> Value {
         match self.try_call(path, body).await {
             Ok(value) => value,

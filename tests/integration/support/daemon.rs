@@ -248,13 +248,7 @@ impl Daemon {
             .unwrap();
         assert_eq!(answer.status(), 200);
         let body: Value = answer.json().await.unwrap();
-        let data = &body["data"];
-        Registered {
-            id: data["host"]["id"].as_u64().unwrap(),
-            api_key: data["host"]["api_key"].as_str().unwrap().into(),
-            token: data["installer"]["token"].as_str().unwrap().into(),
-            command: data["installer"]["command"].as_str().unwrap().into(),
-        }
+        Registered::from(&body["data"])
     }
 }
 
@@ -273,6 +267,19 @@ pub struct Registered {
     pub api_key: String,
     pub token: String,
     pub command: String,
+}
+
+/// `data` of the answer to a registration.
+impl From<&Value> for Registered {
+    fn from(data: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Self {
+            id: data["host"]["id"].as_u64().unwrap(),
+            api_key: text(&data["host"]["api_key"]),
+            token: text(&data["installer"]["token"]),
+            command: text(&data["installer"]["command"]),
+        }
+    }
 }
 
 pub fn identity(directory: &Path, name: &str) -> Identity {

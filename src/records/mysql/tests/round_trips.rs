@@ -1,5 +1,6 @@
 //! How often a change asks the database something: each is a way over the network and back.
 
+use super::conformance::people::{ISSUER, identity, session, through, user};
 use super::conformance::probes::{claim, outcome};
 use super::conformance::{at, ip, new_canonical, noted, registration, seen};
 use super::*;
@@ -43,6 +44,13 @@ async fn a_change_asks_the_database_few_things() {
         let note = noted();
         let probe = claim(1000 * round as i64, ProbeTrigger::Store);
         let found = outcome(ProbeState::Ok, 1);
+        let person = user(round + 1, &format!("u{round}@example.test"));
+        let owner = Owner { user: person.id, at_most: 1 };
+        let theirs = registration(round + 10, &format!("own{round}.test"), &format!("own{round}"));
+        let linked = identity(ISSUER, &name, round + 1);
+        let begun = through(session(round as u8, round + 1), &name);
+        let used = [(begun.id, at(500)), (uuid::Uuid::from_u128(8), at(500))];
+        let disabled = UserChange::Disabled(true);
         let counted = [
             ("a new host", 10, asked(&server, records.register_host(&first, &note)).await),
             ("a new key", 10, asked(&server, records.register_host(&second, &note)).await),
@@ -57,10 +65,19 @@ async fn a_change_asks_the_database_few_things() {
             ("a probe begun", 8, asked(&server, records.claim_probe(&probe, Some(&note))).await),
             ("a probe finished", 7, asked(&server, records.finish_probe(probe.id, &found, Some(&note))).await),
             ("what probes found", 1, asked(&server, records.probe_summary(at(0))).await),
+            ("a new user", 7, asked(&server, records.add_user(&person, &note)).await),
+            ("an owner's host", 10, asked(&server, records.register_owned_host(&theirs, &owner, &note)).await),
+            ("an identity linked", 7, asked(&server, records.link_identity(&linked, &note)).await),
+            ("an identity found", 1, asked(&server, records.external_identity(ISSUER, &name)).await),
+            ("a session begun", 7, asked(&server, records.begin_session(&begun, &note)).await),
+            ("sessions used", 4, asked(&server, records.touch_sessions(&used)).await),
+            ("a session ended", 7, asked(&server, records.end_session(begun.id, at(9), &note)).await),
+            ("an identity taken away", 8, asked(&server, records.unlink_identity(ISSUER, &name, at(9), &note)).await),
+            ("a user disabled", 7, asked(&server, records.change_user(person.id, &disabled, at(9), Some(&note))).await),
             ("another login in hand", 8, asked(&server, records.append_telemetry(node, 2 * round + 1, &batch)).await),
             ("telemetry", 7, asked(&server, records.append_telemetry(node, 2 * round + 2, &batch)).await),
             ("a removal", 8, asked(&server, records.remove_host(id, at(3), &note)).await),
-            ("what changed", 10, asked(&server, records.changes_since(epoch)).await),
+            ("what changed", 12, asked(&server, records.changes_since(epoch)).await),
             ("nothing changed", 1, asked(&server, records.changes_since(records.epoch().await.unwrap())).await),
         ];
         for (what, most, asked) in counted {

@@ -1,0 +1,307 @@
+//! `/auth/session` and `/auth/me`: signing in with a password, and what is one's own. On both listeners.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use poem::http::header::USER_AGENT;
+use poem::web::Data;
+use poem::{FromRequest, Request, RequestBody};
+use poem_openapi::param::Path;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Tag;
+use super::admin_hosts::{AdminHost, Registration, Removed};
+use super::errors::Failure;
+use super::guards::{Caller, Member};
+use super::json::{Answer, JsonBody, OkStatus, ok};
+use crate::model::host::HostId;
+use crate::records::{Session, SignedInBy, User};
+use crate::service::people::sessions::NewSession;
+use crate::service::{Service, ServiceError};
+
+pub struct AccountApi;
+
+#[OpenApi(tag = "Tag::Account", prefix_path = "/auth")]
+impl AccountApi {
+    /// Sign in with a password
+    ///
+    /// Answers with an access token, which is shown here only. Whatever is wrong, the refusal is the same. Failures count
+    /// against the address and the account.
+    #[oai(path = "/session", method = "post", operation_id = "signIn")]
+    async fn sign_in(
+        &self,
+        service: Data<&Arc<Service>>,
+        client: SignInClient,
+        body: JsonBody<Credentials>,
+    ) -> Result<JsonBody<TokenAnswer>, Failure> {
+        let Credentials { email, password } = body.0;
+        let password = zeroize::Zeroizing::new(password);
+        let session = service.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await?;
+        Ok(JsonBody(TokenAnswer::new(session, service.now())))
+    }
+
+    /// Sign out
+    ///
+    /// The access token is good for nothing from here on, on every node within a second.
+    #[oai(path = "/session", method = "delete", operation_id = "signOut")]
+    async fn sign_out(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<SessionEnded> {
+        let ended = service.end_session(member.signed_in.session.session.id, None, &member.by).await?;
+        ok(SessionEnded { ended: ended.id })
+    }
+
+    /// Who is signed in
+    #[oai(path = "/me", method = "get", operation_id = "getMe")]
+    async fn me(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<Me> {
+        let session = SessionBody::new(&service, member.signed_in.session.session.clone(), true);
+        ok(Me { user: UserBody::from(&*member.signed_in.user), session })
+    }
+
+    /// One's own sessions, the newest first
+    #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
+    async fn sessions(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<SessionList> {
+        ok(SessionList::of(&service, Some(&member.signed_in.user)).await?)
+    }
+
+    /// End one of one's own sessions
+    #[oai(path = "/me/sessions/:id", method = "delete", operation_id = "endOwnSession")]
+    async fn end_session(&self, service: Data<&Arc<Service>>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
+        let ended = service.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
+        ok(SessionEnded { ended: ended.id })
+    }
+
+    /// One's own hosts
+    #[oai(path = "/me/hosts", method = "get", operation_id = "listOwnHosts")]
+    async fn hosts(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<OwnHosts> {
+        let hosts = service.own_hosts(&member.signed_in).await?;
+        let max_hosts = service.max_hosts(&member.signed_in);
+        ok(OwnHosts { hosts: hosts.into_iter().map(AdminHost::from).collect(), max_hosts })
+    }
+
+    /// Install a host of one's own
+    ///
+    /// Answers with a command for that machine, good once. A name that is a host of one's own already gets a new key; one
+    /// that is somebody else's is refused, and so is one more than `max_hosts`.
+    #[oai(path = "/me/hosts", method = "post", operation_id = "registerOwnHost")]
+    async fn register(
+        &self,
+        service: Data<&Arc<Service>>,
+        member: Member,
+        body: JsonBody<OwnHostRequest>,
+    ) -> Answer<Registration> {
+        ok(service.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
+    }
+
+    /// Remove a host of one's own
+    #[oai(path = "/me/hosts/:id", method = "delete", operation_id = "removeOwnHost")]
+    async fn remove(&self, service: Data<&Arc<Service>>, member: Member, id: Path<u64>) -> Answer<Removed> {
+        let host = service.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
+        ok(Removed { deleted: host.fqdn.into() })
+    }
+}
+
+/// Where a sign-in comes from, and what the client calls itself.
+pub struct SignInClient {
+    pub from: IpAddr,
+    pub agent: Option<String>,
+}
+
+impl SignInClient {
+    pub fn of(request: &Request) -> Result<Self, Failure> {
+        let agent = request.headers().get(USER_AGENT).and_then(|agent| agent.to_str().ok()).map(str::to_owned);
+        Ok(Self { from: Caller::of(request)?.0, agent })
+    }
+}
+
+impl<'a> FromRequest<'a> for SignInClient {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
+        Ok(Self::of(request)?)
+    }
+}
+
+#[derive(Object, Serialize, Deserialize)]
+#[oai(example)]
+pub struct Credentials {
+    pub email: String,
+    pub password: String,
+}
+
+impl poem_openapi::types::Example for Credentials {
+    fn example() -> Self {
+        Self { email: "ada@example.com".into(), password: "four words that differ".into() }
+    }
+}
+
+/// An access token, in the envelope of every answer, and beside it where OAuth 2.0 clients look (RFC 6749, 5.1).
+#[derive(Object, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    pub status: OkStatus,
+    pub data: TokenBody,
+    pub access_token: String,
+    /// Always `bearer`.
+    pub token_type: String,
+    pub expires_in: i64,
+}
+
+/// An access token; shown here only. It is sent as `Authorization: Bearer`.
+#[derive(Object, Serialize, Deserialize)]
+pub struct TokenBody {
+    /// `cxa_` and 43 characters.
+    pub access_token: String,
+    /// Always `bearer`.
+    pub token_type: String,
+    /// Seconds until it is over, however much it is used.
+    pub expires_in: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    pub user: UserBody,
+}
+
+impl TokenAnswer {
+    pub fn new(new: NewSession, now: OffsetDateTime) -> Self {
+        let NewSession { token, session, user } = new;
+        let token_type = "bearer".to_owned();
+        let expires_in = (session.expires_at - now).whole_seconds();
+        let data = TokenBody {
+            access_token: token.expose().into(),
+            token_type: token_type.clone(),
+            expires_in,
+            expires_at: session.expires_at,
+            user: UserBody::from(&*user),
+        };
+        Self { status: OkStatus::Ok, access_token: token.expose().into(), token_type, expires_in, data }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Me {
+    pub user: UserBody,
+    pub session: SessionBody,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct UserBody {
+    pub id: u64,
+    pub email: String,
+    /// `admin`, `viewer` (reads everything but secrets) or `member` (sees and installs hosts of their own).
+    pub role: String,
+    pub disabled: bool,
+    /// Whether they can sign in with a password.
+    pub has_password: bool,
+    /// How many hosts of their own they may have; null: as many as the configuration says.
+    pub max_hosts: Option<u32>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl From<&User> for UserBody {
+    fn from(user: &User) -> Self {
+        Self {
+            id: user.id.0,
+            email: user.email.to_string(),
+            role: user.role.to_string(),
+            disabled: user.disabled,
+            has_password: user.password.is_some(),
+            max_hosts: user.max_hosts,
+            created_at: user.created_at,
+            updated_at: user.updated_at,
+        }
+    }
+}
+
+/// A session, without its token.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct SessionBody {
+    pub id: Uuid,
+    pub user_id: u64,
+    /// The user's e-mail address; null: they are not known here.
+    pub user: Option<String>,
+    /// `password` or `oidc`.
+    pub signed_in_by: String,
+    /// Of a sign-in through the provider.
+    pub issuer: Option<String>,
+    /// Of a sign-in through the provider.
+    pub subject: Option<String>,
+    /// Whether a browser holds it, as a cookie of the dashboard.
+    pub browser: bool,
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// To the minute.
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_used_at: OffsetDateTime,
+    /// The address of the sign-in.
+    pub from: Option<String>,
+    /// What the client called itself.
+    pub agent: Option<String>,
+    /// Whether its token is good now.
+    pub in_force: bool,
+}
+
+impl SessionBody {
+    pub fn new(service: &Service, session: Session, in_force: bool) -> Self {
+        let (signed_in_by, issuer, subject) = match session.method {
+            SignedInBy::Password => ("password", None, None),
+            SignedInBy::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
+        };
+        Self {
+            id: session.id,
+            user_id: session.user.0,
+            user: service.known_user(session.user).map(|user| user.email.to_string()),
+            signed_in_by: signed_in_by.into(),
+            issuer,
+            subject,
+            browser: session.browser,
+            started_at: session.started_at,
+            expires_at: session.expires_at,
+            last_used_at: session.last_used_at,
+            from: session.from.map(|from| from.to_string()),
+            agent: session.agent,
+            in_force,
+        }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct SessionList {
+    pub sessions: Vec<SessionBody>,
+}
+
+impl SessionList {
+    pub async fn of(service: &Service, user: Option<&User>) -> Result<Self, ServiceError> {
+        let sessions = service.sessions(user.map(|user| user.id)).await?;
+        let sessions = sessions.into_iter().map(|(session, in_force)| SessionBody::new(service, session, in_force));
+        Ok(Self { sessions: sessions.collect() })
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct SessionEnded {
+    /// The id of the session.
+    pub ended: Uuid,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct OwnHosts {
+    pub hosts: Vec<AdminHost>,
+    /// How many there may be.
+    pub max_hosts: u32,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+#[oai(example)]
+pub struct OwnHostRequest {
+    /// The machine's name.
+    pub fqdn: String,
+}
+
+impl poem_openapi::types::Example for OwnHostRequest {
+    fn example() -> Self {
+        Self { fqdn: "laptop.example.com".into() }
+    }
+}

@@ -1,0 +1,280 @@
+//! `/auth/users`, `/auth/sessions` and `/auth/identities`: what admins do with people. On the admin listener only.
+
+use std::sync::Arc;
+
+use poem::web::Data;
+use poem_openapi::param::Path;
+use poem_openapi::{Object, OpenApi};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Tag;
+use super::account::{SessionEnded, SessionList, UserBody};
+use super::guards::{Admin, Viewer};
+use super::json::{Answer, JsonBody, ok};
+use crate::model::people::{Role, UserId};
+use crate::records::{ExternalIdentity, User};
+use crate::service::{Service, ServiceError};
+
+pub struct UsersApi;
+
+#[OpenApi(tag = "Tag::Users", prefix_path = "/auth")]
+impl UsersApi {
+    /// Users, by e-mail address
+    #[oai(path = "/users", method = "get", operation_id = "listUsers")]
+    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<UserList> {
+        ok(UserList { users: service.users().await?.iter().map(UserBody::from).collect() })
+    }
+
+    /// Make a user
+    ///
+    /// Without a password they sign in through the identity provider, once an identity is linked to them.
+    #[oai(path = "/users", method = "post", operation_id = "addUser")]
+    async fn add(&self, service: Data<&Arc<Service>>, admin: Admin, body: JsonBody<NewUser>) -> Answer<UserAnswer> {
+        let NewUser { email, role, password } = body.0;
+        let password = password.map(zeroize::Zeroizing::new);
+        let password = password.as_ref().map(|password| password.as_str());
+        answer(service.add_user(&email, read_role(&role)?, password, &admin.0).await?)
+    }
+
+    /// One user
+    #[oai(path = "/users/:id", method = "get", operation_id = "getUser")]
+    async fn show(&self, service: Data<&Arc<Service>>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
+        answer(service.user(UserId(id.0)).await?)
+    }
+
+    /// Give a user another role
+    ///
+    /// It counts for their sessions at once.
+    #[oai(path = "/users/:id/role", method = "post", operation_id = "setUserRole")]
+    async fn role(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        body: JsonBody<RoleRequest>,
+    ) -> Answer<UserAnswer> {
+        answer(service.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
+    }
+
+    /// Let a user in no more
+    ///
+    /// All of their sessions are over, on every node within a second, and stay so when they are let in again.
+    #[oai(path = "/users/:id/disable", method = "post", operation_id = "disableUser")]
+    async fn disable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
+        answer(service.set_disabled(UserId(id.0), true, &admin.0).await?)
+    }
+
+    /// Let a user in again
+    #[oai(path = "/users/:id/enable", method = "post", operation_id = "enableUser")]
+    async fn enable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
+        answer(service.set_disabled(UserId(id.0), false, &admin.0).await?)
+    }
+
+    /// Give a user another password
+    ///
+    /// All of their sessions are over.
+    #[oai(path = "/users/:id/password", method = "post", operation_id = "setUserPassword")]
+    async fn password(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        body: JsonBody<PasswordRequest>,
+    ) -> Answer<UserAnswer> {
+        let password = zeroize::Zeroizing::new(body.0.password);
+        answer(service.set_password(UserId(id.0), &password, &admin.0).await?)
+    }
+
+    /// Say how many hosts of their own a user may have
+    ///
+    /// Fewer than they have takes none away.
+    #[oai(path = "/users/:id/max-hosts", method = "post", operation_id = "setUserMaxHosts")]
+    async fn max_hosts(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        body: JsonBody<MaxHostsRequest>,
+    ) -> Answer<UserAnswer> {
+        answer(service.set_max_hosts(UserId(id.0), body.0.max_hosts, &admin.0).await?)
+    }
+
+    /// A user's sessions, the newest first
+    ///
+    /// Those of the last thirty days.
+    #[oai(path = "/users/:id/sessions", method = "get", operation_id = "listUserSessions")]
+    async fn of_user(&self, service: Data<&Arc<Service>>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
+        let user = service.user(UserId(id.0)).await?;
+        ok(SessionList::of(&service, Some(&user)).await?)
+    }
+
+    /// Everybody's sessions, the newest first
+    ///
+    /// Those of the last thirty days.
+    #[oai(path = "/sessions", method = "get", operation_id = "listSessions")]
+    async fn sessions(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<SessionList> {
+        ok(SessionList::of(&service, None).await?)
+    }
+
+    /// End a session
+    ///
+    /// Its token is good for nothing from here on, on every node within a second.
+    #[oai(path = "/sessions/:id/end", method = "post", operation_id = "endSession")]
+    async fn end(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<Uuid>) -> Answer<SessionEnded> {
+        ok(SessionEnded { ended: service.end_session(id.0, None, &admin.0).await?.id })
+    }
+
+    /// Identities of the provider that are linked to users
+    #[oai(path = "/identities", method = "get", operation_id = "listIdentities")]
+    async fn identities(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<IdentityList> {
+        let identities = service.identities().await?.into_iter();
+        ok(IdentityList { identities: identities.map(|identity| IdentityBody::new(&service, identity)).collect() })
+    }
+
+    /// Link an identity to a user
+    ///
+    /// Whoever the provider says is this subject signs in as that user. Linked to another user: 409.
+    #[oai(path = "/identities", method = "post", operation_id = "linkIdentity")]
+    async fn link(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        body: JsonBody<LinkRequest>,
+    ) -> Answer<IdentityAnswer> {
+        let LinkRequest { issuer, subject, user, email } = body.0;
+        let identity = service.link_identity(&issuer, &subject, &user, email.as_deref(), &admin.0).await?;
+        ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
+    }
+
+    /// Take the link between an identity and its user away
+    ///
+    /// All sessions of the user are over.
+    #[oai(path = "/identities/unlink", method = "post", operation_id = "unlinkIdentity")]
+    async fn unlink(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        body: JsonBody<UnlinkRequest>,
+    ) -> Answer<IdentityAnswer> {
+        let identity = service.unlink_identity(&body.0.issuer, &body.0.subject, &admin.0).await?;
+        ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
+    }
+}
+
+fn answer(user: User) -> Answer<UserAnswer> {
+    ok(UserAnswer { user: UserBody::from(&user) })
+}
+
+fn read_role(text: &str) -> Result<Role, ServiceError> {
+    text.parse().map_err(|error: crate::model::people::NotARole| ServiceError::invalid("role", error.to_string()))
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct UserList {
+    pub users: Vec<UserBody>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct UserAnswer {
+    pub user: UserBody,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+#[oai(example)]
+pub struct NewUser {
+    pub email: String,
+    /// `admin`, `viewer` or `member`.
+    pub role: String,
+    /// Eight characters or more, not easily guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
+impl poem_openapi::types::Example for NewUser {
+    fn example() -> Self {
+        Self { email: "ada@example.com".into(), role: "member".into(), password: None }
+    }
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct RoleRequest {
+    /// `admin`, `viewer` or `member`.
+    pub role: String,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct PasswordRequest {
+    /// Eight characters or more, not easily guessed.
+    pub password: String,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct MaxHostsRequest {
+    /// null: as many as the configuration says.
+    pub max_hosts: Option<u32>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct IdentityList {
+    pub identities: Vec<IdentityBody>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct IdentityAnswer {
+    pub identity: IdentityBody,
+}
+
+/// Somebody at the provider, and the user they are here.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct IdentityBody {
+    pub issuer: String,
+    pub subject: String,
+    pub user_id: u64,
+    /// The user's e-mail address; null: they are not known here.
+    pub user: Option<String>,
+    /// What the provider said, or who linked it wrote; it decides nothing.
+    pub email: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub linked_at: OffsetDateTime,
+}
+
+impl IdentityBody {
+    fn new(service: &Service, identity: ExternalIdentity) -> Self {
+        let ExternalIdentity { issuer, subject, user, email, linked_at } = identity;
+        let name = service.known_user(user).map(|user| user.email.to_string());
+        Self { issuer, subject, user_id: user.0, user: name, email, linked_at }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+#[oai(example)]
+pub struct LinkRequest {
+    /// As the provider names itself.
+    pub issuer: String,
+    /// Who it is there.
+    pub subject: String,
+    /// The user's e-mail address here.
+    pub user: String,
+    /// The address at the provider, for people to read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+}
+
+impl poem_openapi::types::Example for LinkRequest {
+    fn example() -> Self {
+        Self {
+            issuer: "https://id.example.com".into(),
+            subject: "248289761001".into(),
+            user: "ada@example.com".into(),
+            email: None,
+        }
+    }
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct UnlinkRequest {
+    pub issuer: String,
+    pub subject: String,
+}

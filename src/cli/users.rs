@@ -1,0 +1,263 @@
+//! `codex-authd create-admin`, `users`, `link-identity`, `identities` and `sessions`: people who sign in.
+
+use std::io::{IsTerminal as _, Read as _};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::CliError;
+use super::client::Client;
+use super::print;
+use crate::api::{
+    IdentityAnswer, IdentityList, LinkRequest, NewUser, SessionEnded, SessionList, UserAnswer, UserBody, UserList,
+};
+
+#[derive(Args)]
+pub struct CreateAdmin {
+    /// The e-mail address to sign in with
+    email: String,
+    #[command(flatten)]
+    password: GivenPassword,
+}
+
+#[derive(Args)]
+pub struct GivenPassword {
+    /// Everybody on this machine can read it while the command runs; asked for where it is left out
+    #[arg(value_name = "PASSWORD")]
+    password: Option<String>,
+    /// Read the password from standard input, up to the end of the line
+    #[arg(long, conflicts_with = "password")]
+    password_stdin: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Who may sign in
+    List,
+    /// Make a user; without a password they sign in through the identity provider only
+    Add {
+        email: String,
+        /// admin, viewer or member
+        #[arg(long, default_value = "member")]
+        role: String,
+        /// Read a password from standard input, up to the end of the line
+        #[arg(long)]
+        password_stdin: bool,
+    },
+    /// Give a user another role: admin, viewer or member
+    Role { email: String, role: String },
+    /// Let a user in no more; their sessions are over
+    Disable { email: String },
+    /// Let a user in again
+    Enable { email: String },
+    /// Give a user another password; their sessions are over
+    Password {
+        email: String,
+        #[command(flatten)]
+        password: GivenPassword,
+    },
+    /// Say how many hosts of their own a user may have
+    MaxHosts {
+        email: String,
+        /// As many as the configuration says where it is left out
+        number: Option<u32>,
+    },
+}
+
+#[derive(Args)]
+pub struct Link {
+    /// The provider, as it names itself
+    #[arg(long, value_name = "URL")]
+    issuer: String,
+    /// Who it is there
+    #[arg(long, value_name = "SUB")]
+    subject: String,
+    /// The user's e-mail address here
+    #[arg(long, value_name = "EMAIL")]
+    user: String,
+    /// The address there, for people to read
+    #[arg(long, value_name = "EMAIL")]
+    email: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum Identities {
+    /// Identities that are linked to users; `link-identity` links one
+    List,
+    /// Take a link away; all sessions of its user are over
+    Unlink {
+        #[arg(long, value_name = "URL")]
+        issuer: String,
+        #[arg(long, value_name = "SUB")]
+        subject: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Sessions {
+    /// Sessions of the last thirty days, the newest first
+    List {
+        /// Only those of this user
+        #[arg(long, value_name = "EMAIL")]
+        user: Option<String>,
+    },
+    /// End a session: its token is good for nothing from then on
+    End {
+        /// As in the list
+        id: String,
+    },
+}
+
+pub async fn create_admin(arguments: &CreateAdmin, client: &Client, json: bool) -> Result<(), CliError> {
+    let password = arguments.password.read()?;
+    add(client, &arguments.email, "admin", Some(&password), json).await
+}
+
+pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
+    let (email, change, body, sentence) = match command {
+        Command::List => return list(client, json).await,
+        Command::Add { email, role, password_stdin } => {
+            let password = if *password_stdin { Some(from_stdin()?) } else { None };
+            return add(client, email, role, password.as_ref(), json).await;
+        }
+        Command::Role { email, role } => (email, "role", json!({ "role": role }), "has another role."),
+        Command::Disable { email } => (email, "disable", json!({}), "is let in no more; their sessions are over."),
+        Command::Enable { email } => (email, "enable", json!({}), "may sign in again."),
+        Command::Password { email, password } => {
+            let body = json!({ "password": password.read()?.as_str() });
+            (email, "password", body, "has another password; their sessions are over.")
+        }
+        Command::MaxHosts { email, number } => {
+            (email, "max-hosts", json!({ "max_hosts": number }), "may have that many hosts.")
+        }
+    };
+    let user = find(client, email).await?;
+    let changed: UserAnswer = client.post(&format!("/auth/users/{}/{change}", user.id), &body).await?;
+    print::done(json, &changed, &format!("{} {sentence}", changed.user.email));
+    Ok(())
+}
+
+async fn add(
+    client: &Client,
+    email: &str,
+    role: &str,
+    password: Option<&Zeroizing<String>>,
+    json: bool,
+) -> Result<(), CliError> {
+    let request =
+        NewUser { email: email.into(), role: role.into(), password: password.map(|password| password.to_string()) };
+    let made: UserAnswer = client.post("/auth/users", &request).await?;
+    print::done(json, &made, &format!("{} is a user now: {}.", made.user.email, made.user.role));
+    Ok(())
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), CliError> {
+    let list: UserList = client.get("/auth/users").await?;
+    let head = ["EMAIL", "ROLE", "STATE", "PASSWORD", "MADE"].map(String::from).into();
+    let row = |user: &UserBody| {
+        let state = if user.disabled { "disabled" } else { "active" };
+        let password = if user.has_password { "yes" } else { "no" };
+        vec![user.email.clone(), user.role.clone(), state.into(), password.into(), print::instant(user.created_at)]
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.users.iter().map(row)).collect();
+    print::done(json, &list, &print::table(&rows));
+    Ok(())
+}
+
+async fn find(client: &Client, email: &str) -> Result<UserBody, CliError> {
+    let list: UserList = client.get("/auth/users").await?;
+    let wanted = email.trim().to_lowercase();
+    let found = list.users.into_iter().find(|user| user.email == wanted);
+    found.ok_or_else(|| CliError::Refused(format!("there is no user {wanted}; `codex-authd users list` shows them")))
+}
+
+pub async fn link(arguments: &Link, client: &Client, json: bool) -> Result<(), CliError> {
+    let Link { issuer, subject, user, email } = arguments;
+    let request =
+        LinkRequest { issuer: issuer.clone(), subject: subject.clone(), user: user.clone(), email: email.clone() };
+    let linked: IdentityAnswer = client.post("/auth/identities", &request).await?;
+    print::done(json, &linked, &format!("Whoever is {subject} at {issuer} signs in as {user}."));
+    Ok(())
+}
+
+pub async fn identities(command: &Identities, client: &Client, json: bool) -> Result<(), CliError> {
+    match command {
+        Identities::List => {
+            let list: IdentityList = client.get("/auth/identities").await?;
+            let head = ["USER", "ISSUER", "SUBJECT", "EMAIL THERE"].map(String::from).into();
+            let rows = list.identities.iter().map(|identity| {
+                let user = identity.user.clone().unwrap_or_else(|| identity.user_id.to_string());
+                vec![user, identity.issuer.clone(), identity.subject.clone(), print::or_dash(identity.email.as_ref())]
+            });
+            let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+            print::done(json, &list, &print::table(&rows));
+        }
+        Identities::Unlink { issuer, subject } => {
+            let body = json!({ "issuer": issuer, "subject": subject });
+            let unlinked: IdentityAnswer = client.post("/auth/identities/unlink", &body).await?;
+            print::done(json, &unlinked, &format!("{subject} of {issuer} is linked no more."));
+        }
+    }
+    Ok(())
+}
+
+pub async fn sessions(command: &Sessions, client: &Client, json: bool) -> Result<(), CliError> {
+    match command {
+        Sessions::List { user } => {
+            let list: SessionList = match user {
+                None => client.get("/auth/sessions").await?,
+                Some(email) => client.get(&format!("/auth/users/{}/sessions", find(client, email).await?.id)).await?,
+            };
+            let head = ["USER", "STATE", "BY", "BEGAN", "LAST USED", "FROM", "ID"].map(String::from).into();
+            let rows = list.sessions.iter().map(|session| {
+                vec![
+                    session.user.clone().unwrap_or_else(|| session.user_id.to_string()),
+                    if session.in_force { "in force" } else { "over" }.into(),
+                    session.issuer.clone().unwrap_or_else(|| session.signed_in_by.clone()),
+                    print::instant(session.started_at),
+                    print::instant(session.last_used_at),
+                    print::or_dash(session.from.as_ref()),
+                    session.id.to_string(),
+                ]
+            });
+            let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+            print::done(json, &list, &print::table(&rows));
+        }
+        Sessions::End { id } => {
+            let ended: SessionEnded = client.post(&format!("/auth/sessions/{id}/end"), &json!({})).await?;
+            print::done(json, &ended, "The session is over.");
+        }
+    }
+    Ok(())
+}
+
+impl GivenPassword {
+    fn read(&self) -> Result<Zeroizing<String>, CliError> {
+        match &self.password {
+            Some(password) => Ok(Zeroizing::new(password.clone())),
+            None if self.password_stdin || !std::io::stdin().is_terminal() => from_stdin(),
+            None => {
+                let failed = |cause| CliError::Refused(format!("cannot ask for a password here: {cause}"));
+                let ask = |prompt: &str| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(failed);
+                let (password, again) = (ask("Password: ")?, ask("Again: ")?);
+                if *password != *again {
+                    return Err(CliError::Refused("the two are not the same; nothing was changed".into()));
+                }
+                Ok(password)
+            }
+        }
+    }
+}
+
+fn from_stdin() -> Result<Zeroizing<String>, CliError> {
+    const LONGEST: u64 = 4096;
+    let mut text = Zeroizing::new(String::new());
+    let read = std::io::stdin().take(LONGEST).read_to_string(&mut text);
+    read.map_err(|cause| CliError::Read { path: "standard input".into(), cause })?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        return Err(CliError::Refused("there is no password on standard input".into()));
+    }
+    Ok(Zeroizing::new(line.to_owned()))
+}

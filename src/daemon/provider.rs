@@ -1,0 +1,30 @@
+//! The identity provider of the configuration, given to the service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::DaemonError;
+use crate::config::Config;
+use crate::model::secret::Secret;
+use crate::outside::Outside;
+use crate::service::Service;
+use crate::upstream::oidc::{Provider, Settings};
+
+/// Asks nobody anything: the provider may come later than the daemon. `base_url`: what hosts and people call this daemon.
+pub fn give(config: &Config, outside: Arc<dyn Outside>, service: Service) -> Result<Service, DaemonError> {
+    let oidc = &config.oidc;
+    if !oidc.is_configured() {
+        return Ok(service);
+    }
+    let settings = Settings {
+        issuer: oidc.issuer.clone(),
+        client_id: oidc.client_id.clone(),
+        client_secret: (!oidc.client_secret.is_empty()).then(|| Secret::new(oidc.client_secret.clone())),
+        redirect_uri: oidc.redirect_uri(&config.public_base_url),
+        keys_ttl: Duration::from_secs(oidc.jwks_cache_ttl.into()),
+        keys_refresh: Duration::from_secs(oidc.jwks_cache_refresh.into()),
+    };
+    log::info!(event = "oidc", issuer = settings.issuer.as_str(), redirect_uri = settings.redirect_uri.as_str(); "people sign in through an identity provider");
+    let provider = Provider::new(settings, outside).map_err(|error| DaemonError::Provider(error.to_string()))?;
+    Ok(service.with_provider(Arc::new(provider)))
+}

@@ -1,0 +1,134 @@
+//! `/sign-in` and `/sign-out`: where `admin.access` lets people in by a sign-in.
+//!
+//! The session's token stands in a cookie that no script reads and no other host is sent. It is good for pages only: the API
+//! takes it from a header, so no page of another site makes a browser use it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::header::{HeaderValue, LOCATION, RETRY_AFTER, SET_COOKIE};
+use poem::http::{Method, StatusCode};
+use poem::web::{Data, Query};
+use poem::{Body, IntoResponse, Request, Response, handler};
+
+use super::shell::{Explained, explain, show};
+use super::{Dashboard, assets, form};
+use crate::api::account::SignInClient;
+use crate::api::errors::Failure;
+use crate::api::guards::Asking;
+use crate::api::oidc::{cookie_in, cookies, forget_session_cookie, own_page, session_cookie, session_cookie_name};
+use crate::service::{Service, ServiceError};
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Wanted {
+    return_to: String,
+}
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct SignInPage {
+    style: &'static str,
+    icon: &'static str,
+    return_to: String,
+    email: String,
+    has_provider: bool,
+    refused: Option<Explained>,
+}
+
+impl SignInPage {
+    fn new(service: &Service, return_to: &str) -> Self {
+        Self {
+            style: &assets::STYLE.name,
+            icon: &assets::ICON.name,
+            return_to: own_page(return_to).to_owned(),
+            email: String::new(),
+            has_provider: service.has_provider(),
+            refused: None,
+        }
+    }
+}
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    Query(Wanted { return_to }): Query<Wanted>,
+) -> Result<Response, Failure> {
+    show(StatusCode::OK, &SignInPage::new(&dashboard.service, &return_to))
+}
+
+/// With a password. The form has no token: there is nobody yet to give one to. That no other site sends it is seen to for
+/// the whole listener.
+#[handler]
+pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: Body) -> poem::Result<Response> {
+    let client = SignInClient::of(request)?;
+    let form = form::read(request, body).await?;
+    let (email, return_to) = (form.text("email"), form.text("return_to"));
+    let service = &dashboard.service;
+    match service.sign_in(email, form.exact("password"), true, client.from, client.agent.as_deref()).await {
+        Ok(session) => {
+            let cookie = session_cookie(session.token.expose(), true);
+            Ok(lead(own_page(return_to), Some(&cookie))?)
+        }
+        Err(error) => {
+            let failure = Failure::from(error);
+            let (status, body) = failure.body();
+            let refused = Some(explain(body));
+            let refusal = SignInPage { email: email.to_owned(), refused, ..SignInPage::new(service, return_to) };
+            let mut refusal = show(status, &refusal)?;
+            let wait = failure.retry_after().map(HeaderValue::from);
+            refusal.headers_mut().extend(wait.map(|seconds| (RETRY_AFTER, seconds)));
+            Ok(refusal)
+        }
+    }
+}
+
+#[handler]
+pub async fn sign_out(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
+    let service = &dashboard.service;
+    if let Some(signed_in) = &asking.signed_in {
+        match service.end_session(signed_in.session.session.id, None, &asking.by).await {
+            // It is over either way.
+            Ok(_) | Err(ServiceError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut response = lead("/sign-in", Some(&forget_session_cookie(true)))?;
+    if !service.comes_back_over_tls() {
+        response.headers_mut().append(SET_COOKIE, header(&forget_session_cookie(false))?);
+    }
+    Ok(response)
+}
+
+/// The session's token of a browser.
+pub fn token(service: &Service, request: &Request) -> Option<String> {
+    let cookies = cookies(request.headers());
+    let plain = || cookie_in(&cookies, &session_cookie_name(false)).filter(|_| !service.comes_back_over_tls());
+    cookie_in(&cookies, &session_cookie_name(true)).or_else(plain)
+}
+
+/// What somebody who is not let in sees: where signing in helps, the page for that, and then the one that was asked for.
+pub fn turned_away(failure: Failure, request: &Request) -> Response {
+    if !matches!(failure, Failure::Unauthorized(_)) {
+        return failure.into_response();
+    }
+    let wanted = match request.method() {
+        &Method::GET => request.original_uri().path_and_query().map_or("/", |path| path.as_str()),
+        _ => "/",
+    };
+    let target = format!("/sign-in?return_to={}", crate::cli::client::percent_encoded(wanted));
+    lead(&target, None).unwrap_or_else(Failure::into_response)
+}
+
+fn lead(to: &str, cookie: Option<&str>) -> Result<Response, Failure> {
+    let mut response = StatusCode::SEE_OTHER.into_response();
+    response.headers_mut().insert(LOCATION, header(to)?);
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(SET_COOKIE, header(cookie)?);
+    }
+    Ok(response)
+}
+
+fn header(text: &str) -> Result<HeaderValue, Failure> {
+    HeaderValue::from_str(text).map_err(|error| ServiceError::internal(error).into())
+}

@@ -1,0 +1,181 @@
+//! `/users`: who may sign in, and what admins do with them.
+
+use std::sync::Arc;
+
+use askama::Template;
+use poem::http::StatusCode;
+use poem::web::{Data, Path, Query};
+use poem::{Response, handler};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Dashboard;
+use super::form::Form;
+use super::shell::{Explained, Shell, Told, explain, show, tell};
+use super::words::When;
+use crate::api::errors::Failure;
+use crate::api::guards::Asking;
+use crate::model::people::{NotARole, Role, UserId};
+use crate::records::{ExternalIdentity, Session, SignedInBy, User};
+use crate::service::ServiceError;
+
+#[derive(Template)]
+#[template(path = "users.html")]
+struct UsersPage {
+    shell: Shell,
+    users: Vec<User>,
+    roles: [Role; 3],
+    email: String,
+    refused: Option<Explained>,
+}
+
+#[derive(Template)]
+#[template(path = "user.html")]
+struct UserPage {
+    shell: Shell,
+    user: User,
+    roles: [Role; 3],
+    default_max: u32,
+    identities: Vec<ExternalIdentity>,
+    sessions: Vec<SessionRow>,
+}
+
+/// A session that is in force.
+pub struct SessionRow {
+    pub id: Uuid,
+    pub by: String,
+    pub from: Option<String>,
+    pub agent: Option<String>,
+    pub started: When,
+    pub used: When,
+    pub is_this: bool,
+}
+
+impl SessionRow {
+    pub fn in_force(sessions: Vec<(Session, bool)>, this: Option<Uuid>, now: OffsetDateTime) -> Vec<Self> {
+        let in_force = sessions.into_iter().filter(|(_, in_force)| *in_force);
+        in_force.map(|(session, _)| Self::new(session, this, now)).collect()
+    }
+
+    fn new(session: Session, this: Option<Uuid>, now: OffsetDateTime) -> Self {
+        Self {
+            id: session.id,
+            by: match session.method {
+                SignedInBy::Password => "password".into(),
+                SignedInBy::Oidc { issuer, .. } => issuer,
+            },
+            from: session.from.map(|from| from.to_string()),
+            agent: session.agent,
+            started: When::new(session.started_at, now),
+            used: When::new(session.last_used_at, now),
+            is_this: this == Some(session.id),
+        }
+    }
+}
+
+#[handler]
+pub async fn list(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    Query(Told { told }): Query<Told>,
+) -> Result<Response, Failure> {
+    let users = dashboard.service.users().await?;
+    let shell = Shell::new(&dashboard, &asking, "Users", &told);
+    show(StatusCode::OK, &UsersPage { shell, users, roles: Role::ALL, email: String::new(), refused: None })
+}
+
+#[handler]
+pub async fn add(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    let email = form.text("email");
+    let password = Some(form.exact("password")).filter(|password| !password.is_empty());
+    match dashboard.service.add_user(email, role(&form)?, password, &asking.by).await {
+        Ok(user) => {
+            let sentence = format!("{} is a user now: {}.", user.email, user.role);
+            Ok(tell(&dashboard, &asking, &format!("/users/{}", user.id), sentence))
+        }
+        Err(error @ (ServiceError::Invalid { .. } | ServiceError::Conflict(_))) => {
+            let failure = Failure::from(error);
+            let (status, body) = failure.body();
+            let users = dashboard.service.users().await?;
+            let shell = Shell::new(&dashboard, &asking, "Users", "");
+            let refused = Some(explain(body));
+            show(status, &UsersPage { shell, users, roles: Role::ALL, email: email.to_owned(), refused })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[handler]
+pub async fn page(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    Path(id): Path<u64>,
+    Query(Told { told }): Query<Told>,
+) -> Result<Response, Failure> {
+    let (service, now) = (&dashboard.service, dashboard.now());
+    let user = service.user(UserId(id)).await?;
+    let identities = service.identities().await?.into_iter().filter(|identity| identity.user == user.id).collect();
+    let this = asking.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
+    let sessions = SessionRow::in_force(service.sessions(Some(user.id)).await?, this, now);
+    let shell = Shell::new(&dashboard, &asking, "Users", &told);
+    let default_max = service.people_policy().max_hosts;
+    show(StatusCode::OK, &UserPage { shell, user, roles: Role::ALL, default_max, identities, sessions })
+}
+
+/// What is to be changed, by the name of the button's form.
+#[handler]
+pub async fn change(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    Path(id): Path<u64>,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    let (service, by, id) = (&dashboard.service, &asking.by, UserId(id));
+    let sentence = match form.text("change") {
+        "role" => {
+            let user = service.set_role(id, role(&form)?, by).await?;
+            format!("{} has the role {} from now on.", user.email, user.role)
+        }
+        "disable" => {
+            let user = service.set_disabled(id, true, by).await?;
+            format!("{} is let in no more; their sessions are over.", user.email)
+        }
+        "enable" => format!("{} may sign in again.", service.set_disabled(id, false, by).await?.email),
+        "password" => {
+            let user = service.set_password(id, form.exact("password"), by).await?;
+            format!("{} has another password; their sessions are over.", user.email)
+        }
+        "max_hosts" => {
+            let max = match form.text("max_hosts") {
+                "" => None,
+                text => Some(text.parse().map_err(|_| ServiceError::invalid("max_hosts", "must be a number"))?),
+            };
+            format!("The number of hosts of {} is set.", service.set_max_hosts(id, max, by).await?.email)
+        }
+        "link" => {
+            let user = service.user(id).await?;
+            let (issuer, subject) = (form.text("issuer"), form.text("subject"));
+            let identity = service.link_identity(issuer, subject, user.email.as_str(), None, by).await?;
+            format!("Whoever is {} at {} signs in as {}.", identity.subject, identity.issuer, user.email)
+        }
+        "unlink" => {
+            let identity = service.unlink_identity(form.text("issuer"), form.text("subject"), by).await?;
+            format!("{} of {} is linked no more.", identity.subject, identity.issuer)
+        }
+        "end" => {
+            let session = form.text("session").parse().map_err(|_| ServiceError::NotFound("Session"))?;
+            service.end_session(session, Some(id), by).await?;
+            "The session is over.".into()
+        }
+        _ => return Err(ServiceError::Refused("The form does not say what to change".into()).into()),
+    };
+    Ok(tell(&dashboard, &asking, &format!("/users/{id}"), sentence))
+}
+
+fn role(form: &Form) -> Result<Role, ServiceError> {
+    form.text("role").parse().map_err(|error: NotARole| ServiceError::invalid("role", error.to_string()))
+}

@@ -1,0 +1,166 @@
+use super::people::{actions, add, changes_nothing, position};
+use super::*;
+use crate::model::people::UserId;
+
+fn owner(user: u64, at_most: u32) -> Owner {
+    Owner { user: UserId(user), at_most }
+}
+
+async fn register(store: &Store, registration: &Registration, owner: Owner) -> Registered {
+    store.register_owned_host(registration, &owner, &note("register")).await.unwrap()
+}
+
+fn host_of(registered: Registered) -> Host {
+    match registered {
+        Registered::Host(host) => *host,
+        refused => panic!("{refused:?}"),
+    }
+}
+
+pub async fn a_host_is_its_owners_from_then_on(store: Store) {
+    add(&store, 1, "ada@example.test").await;
+    let before = store.epoch().await.unwrap();
+    let made = host_of(register(&store, &registration(1, "h1.test", "a"), owner(1, 2)).await);
+    let expected = Host { owner: Some(UserId(1)), ..host(1, "h1.test", "a") };
+    assert_eq!(made, expected);
+    assert_eq!(store.host(HostId(1)).await.unwrap(), Some(expected.clone()));
+    let told = store.changes_since(before).await.unwrap();
+    assert_eq!((told.hosts, told.install_tokens.len()), (vec![expected.clone()], 1));
+
+    changes_nothing(&store, async {
+        // Repeated after an unknown outcome.
+        let again = register(&store, &registration(1, "h1.test", "a"), owner(1, 2)).await;
+        assert_eq!(host_of(again), expected);
+        let foreign = register(&store, &registration(1, "h1.test", "a"), owner(2, 2)).await;
+        assert_eq!(foreign, Registered::NotTheirs);
+        // Sealed for another id than the host has.
+        let other = register(&store, &registration(7, "h1.test", "b"), owner(1, 2)).await;
+        assert_eq!(host_of(other), expected);
+        assert_eq!(register(&store, &registration(1, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
+        assert_eq!(register(&store, &registration(7, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
+        let taken = store.register_owned_host(&registration(1, "h2.test", "b"), &owner(1, 2), &noted()).await;
+        assert!(taken.is_err(), "the id is another name's");
+    })
+    .await;
+    let again = host_of(register(&store, &registration(1, "h1.test", "b"), owner(1, 2)).await);
+    assert_eq!((again.owner, again.key_digest), (Some(UserId(1)), key("b")));
+    let by_admin = store.register_host(&registration(1, "h1.test", "c"), &noted()).await.unwrap();
+    assert_eq!((by_admin.owner, by_admin.key_digest), (Some(UserId(1)), key("c")));
+    store.change_host(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("c"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().owner, Some(UserId(1)));
+
+    store.register_host(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
+    changes_nothing(&store, async {
+        let refused = register(&store, &registration(2, "admins.test", "e"), owner(1, 9)).await;
+        assert_eq!(refused, Registered::NotTheirs, "it is nobody's");
+    })
+    .await;
+    assert_eq!(store.host(HostId(2)).await.unwrap().unwrap().owner, None);
+    let redeemed = store.redeem_install_token(&token("c"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    assert!(matches!(redeemed, Redemption::Redeemed { host, .. } if host.owner == Some(UserId(1))));
+}
+
+pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
+    let registered = race(24, |number| {
+        let store = Arc::clone(&store);
+        async move {
+            let (user, id) = (number as u64 % 2 + 1, number as u64 + 1);
+            let registration = registration(id, &format!("h{id}.test"), &id.to_string());
+            (user, register(&store, &registration, owner(user, 2 + user as u32)).await)
+        }
+    })
+    .await;
+    let count = |user| registered.iter().filter(|(of, it)| *of == user && matches!(it, Registered::Host(_))).count();
+    assert_eq!((count(1), count(2)), (3, 4));
+    let refused = registered.iter().filter(|(_, registered)| *registered == Registered::TooMany).count();
+    assert_eq!(refused, 24 - 7);
+    assert_eq!(actions(&store).await, ["register"; 7]);
+    let hosts = store.hosts().await.unwrap();
+    let of = |user| hosts.iter().filter(|host| host.owner == Some(UserId(user))).collect::<Vec<_>>();
+    assert_eq!((of(1).len(), of(2).len(), hosts.len()), (3, 4, 7));
+
+    let (first, second) = (of(1)[0], of(1)[1]);
+    let again = |host: &Host, tag: &str| registration(host.id.0, host.fqdn.as_str(), tag);
+    let new = |tag: &str| registration(100, "new.test", tag);
+    host_of(register(&store, &again(first, "again"), owner(1, 3)).await);
+    changes_nothing(&store, async {
+        assert_eq!(register(&store, &new("new"), owner(1, 3)).await, Registered::TooMany);
+        assert_eq!(register(&store, &again(second, "more"), owner(1, 2)).await, Registered::TooMany, "by now");
+        assert_eq!(register(&store, &new("new"), owner(3, 0)).await, Registered::TooMany);
+    })
+    .await;
+    // What is removed makes room, and comes back as theirs.
+    store.remove_host(first.id, at(2), &noted()).await.unwrap();
+    host_of(register(&store, &new("new"), owner(1, 3)).await);
+    changes_nothing(&store, async {
+        let more = registration(101, "more.test", "more");
+        assert_eq!(register(&store, &more, owner(1, 3)).await, Registered::TooMany);
+    })
+    .await;
+    let restored = store.restore_host(first.id, at(1), at(3), &noted()).await.unwrap();
+    assert!(matches!(&restored, Restoration::Restored(host) if host.owner == Some(UserId(1))), "{restored:?}");
+    changes_nothing(&store, async {
+        assert_eq!(register(&store, &again(second, "more"), owner(1, 3)).await, Registered::TooMany, "they have four");
+    })
+    .await;
+    host_of(register(&store, &again(second, "more"), owner(1, 4)).await);
+}
+
+pub async fn racing_owners_of_one_name_make_one_host(store: Store) {
+    for round in 0..5_u64 {
+        let registered = race(10, |number| {
+            let (store, user) = (Arc::clone(&store), number as u64 + 1);
+            async move {
+                let registration =
+                    registration(round * 10 + user, &format!("h{round}.test"), &format!("{round}.{user}"));
+                (user, register(&store, &registration, owner(user, 9)).await)
+            }
+        })
+        .await;
+        let (won, lost): (Vec<_>, Vec<_>) =
+            registered.into_iter().partition(|(_, registered)| matches!(registered, Registered::Host(_)));
+        assert!(lost.iter().all(|(_, registered)| *registered == Registered::NotTheirs), "{lost:?}");
+        let present = store.host_by_name(&fqdn(&format!("h{round}.test"))).await.unwrap().unwrap();
+        assert_eq!(won.iter().map(|(user, _)| Some(UserId(*user))).collect::<Vec<_>>(), [present.owner]);
+    }
+}
+
+pub async fn a_certificate_is_tied_to_a_user_and_untied(store: Store) {
+    add(&store, 1, "ada@example.test").await;
+    let certificate = |name: &str, user| AdminCertificate {
+        fingerprint: token(name),
+        name: name.into(),
+        serial: "01".into(),
+        issued_at: at(0),
+        expires_at: at(1000),
+        revoked_at: None,
+        authority: None,
+        user,
+    };
+    let (a, b) = (certificate("a", None), certificate("b", Some(UserId(1))));
+    for certificate in [&a, &b] {
+        store.record_certificate(certificate, &noted()).await.unwrap();
+    }
+    assert_eq!(store.certificates().await.unwrap(), [a.clone(), b.clone()]);
+    let tie = async |certificate: &AdminCertificate, user: Option<u64>| {
+        store.tie_certificate(&certificate.fingerprint, user.map(UserId), &note("tie")).await.unwrap()
+    };
+    let tied = AdminCertificate { user: Some(UserId(1)), ..a.clone() };
+    let before = position(&store).await;
+    assert_eq!(tie(&a, Some(1)).await, Some(tied.clone()));
+    let told = store.changes_since(before.0).await.unwrap();
+    assert_eq!(told.certificates, Some(vec![tied.clone(), b.clone()]));
+    assert_eq!(position(&store).await.1, before.1 + 1);
+    changes_nothing(&store, async {
+        assert_eq!(tie(&a, Some(1)).await, Some(tied.clone()));
+        assert_eq!(tie(&a, Some(2)).await, None, "no such user");
+        assert_eq!(tie(&certificate("c", None), Some(1)).await, None, "no such certificate");
+        assert_eq!(tie(&certificate("c", None), None).await, None);
+    })
+    .await;
+    assert_eq!(tie(&b, None).await, Some(AdminCertificate { user: None, ..b.clone() }));
+    let revoked = store.revoke_certificate(&a.fingerprint, at(2), &noted()).await.unwrap();
+    assert_eq!(revoked, Some(AdminCertificate { revoked_at: Some(at(2)), ..tied }), "it stays tied");
+    assert_eq!(store.certificates().await.unwrap()[0], revoked.unwrap());
+}

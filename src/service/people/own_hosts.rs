@@ -1,0 +1,33 @@
+//! Hosts that a user installs for themselves: theirs alone to see, to install again and to remove.
+
+use super::super::enrol::{HostView, Registered};
+use super::super::{By, Result, Service, ServiceError};
+use super::sessions::SignedIn;
+use crate::model::host::HostId;
+use crate::records::{Host, Owner};
+
+impl Service {
+    pub async fn own_hosts(&self, signed_in: &SignedIn) -> Result<Vec<HostView>> {
+        let hosts = self.hosts().await?;
+        Ok(hosts.into_iter().filter(|view| view.host.owner == Some(signed_in.user.id)).collect())
+    }
+
+    /// How many they may have.
+    pub fn max_hosts(&self, signed_in: &SignedIn) -> u32 {
+        signed_in.user.max_hosts.unwrap_or_else(|| self.policy.load().people.max_hosts)
+    }
+
+    /// An installer for a host of their own: a new one, or one that they have.
+    pub async fn register_own(&self, fqdn: &str, signed_in: &SignedIn, by: &By) -> Result<Registered> {
+        let owner = Owner { user: signed_in.user.id, at_most: self.max_hosts(signed_in) };
+        self.register_for(fqdn, None, None, Some(&owner), by).await
+    }
+
+    pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &By) -> Result<Host> {
+        // Whose it is does not change while it is there.
+        match self.records.host(id).await? {
+            Some(host) if host.owner == Some(signed_in.user.id) => self.remove(id, by).await,
+            _ => Err(ServiceError::NotFound("Host")),
+        }
+    }
+}

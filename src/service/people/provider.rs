@@ -1,0 +1,225 @@
+//! Signing in through the provider: what the browser keeps in between, and who its answer is here.
+//!
+//! What a sign-in needs when the browser comes back (state, nonce, verifier, where to go) is sealed and kept by the browser
+//! itself, in a cookie: any node can finish what another one began, and nothing is stored for whoever only asks. A sign-in
+//! is finished once: this node remembers the ids of those that came back, and the records take one session of each.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::super::{By, Result, Service, ServiceError};
+use super::sessions::{Beginning, NewSession};
+use crate::hot::throttle::Failing;
+use crate::model::digest::Digest;
+use crate::records::SignedInBy;
+use crate::seal::{Place, Sealed};
+use crate::upstream::oidc::{Answer, Flow, Identity, Provider, Refusal};
+
+/// How long the provider's pages may take.
+pub const PATIENCE: Duration = Duration::minutes(10);
+/// A cookie of ours is a few hundred bytes.
+const LONGEST_COOKIE: usize = 3000;
+const REMEMBERED: u64 = 100_000;
+
+pub struct SignIns {
+    pub provider: Arc<Provider>,
+    /// Of the last ten minutes.
+    finished: moka::sync::Cache<Uuid, ()>,
+}
+
+impl SignIns {
+    pub fn new(provider: Arc<Provider>) -> Self {
+        let ttl = std::time::Duration::from_secs(PATIENCE.whole_seconds().unsigned_abs());
+        Self { provider, finished: moka::sync::Cache::builder().max_capacity(REMEMBERED).time_to_live(ttl).build() }
+    }
+}
+
+/// What the browser keeps, sealed.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(with = "time::serde::timestamp")]
+    until: OffsetDateTime,
+    /// A page of the dashboard, with its origin; `None`: the token is answered as JSON.
+    back_to: Option<String>,
+    flow: Flow,
+}
+
+/// A sign-in that began.
+pub struct Begun {
+    /// Where to send the browser.
+    pub location: String,
+    /// What it is to keep meanwhile, under [`cookie_tag`].
+    pub cookie: String,
+    pub tag: String,
+}
+
+pub struct Finished {
+    pub session: NewSession,
+    pub back_to: Option<String>,
+}
+
+/// Why nobody was let in, and whether a page or a program is to be told.
+pub struct NotFinished {
+    pub error: ServiceError,
+    pub is_page: bool,
+}
+
+/// Tells the cookies of several sign-ins of one browser apart. The state itself stands in addresses; this says nothing of it.
+pub fn cookie_tag(state: &str) -> String {
+    let mut tag = Digest::of(state.as_bytes()).to_string();
+    tag.truncate(16);
+    tag
+}
+
+fn place(id: Uuid) -> Place {
+    Place::new("sign_ins", "kept", id)
+}
+
+/// What the audit log has as one word, for whoever looks after the daemon.
+fn tell(refusal: Refusal) {
+    log::info!(event = "oidc_refused", reason = refusal.as_str(); "a sign-in was refused: {refusal}");
+}
+
+impl Service {
+    pub fn has_provider(&self) -> bool {
+        self.people.provider.is_some()
+    }
+
+    /// Reads the provider's keys again, where there is one.
+    pub async fn look_after_provider(&self) {
+        if let Some(sign_ins) = &self.people.provider {
+            sign_ins.provider.look_after_keys().await;
+        }
+    }
+
+    /// Whether the browser comes back over TLS: then cookies are for TLS only.
+    pub fn comes_back_over_tls(&self) -> bool {
+        self.people.provider.as_ref().is_none_or(|sign_ins| sign_ins.provider.redirect_uri().starts_with("https:"))
+    }
+
+    pub async fn begin_sign_in(&self, back_to: Option<String>, from: IpAddr) -> Result<Begun> {
+        let sign_ins = self.people.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
+        self.check_blocked(&[Failing::SignIn(from)], self.outside.now())?;
+        let (location, flow) = match sign_ins.provider.begin().await {
+            Ok(begun) => begun,
+            // Nobody is signing in yet; the log has it.
+            Err(Refusal::Unavailable) => return Err(ServiceError::ProviderUnavailable),
+            Err(refusal) => {
+                tell(refusal);
+                return Err(self.not_finished(refusal.as_str(), from).await);
+            }
+        };
+        let id = Uuid::new_v4();
+        let tag = cookie_tag(&flow.state);
+        let kept = Kept { until: self.outside.now() + PATIENCE, back_to, flow };
+        let plain = Zeroizing::new(serde_json::to_vec(&kept).map_err(ServiceError::internal)?);
+        let sealed = self.ring.load().seal(&place(id), &plain, &*self.outside)?;
+        let cookie = format!("{}.{}", id.simple(), BASE64_URL_SAFE_NO_PAD.encode(sealed.as_bytes()));
+        Ok(Begun { location: location.to_string(), cookie, tag })
+    }
+
+    /// `cookie`: what the browser kept for the state of this answer.
+    pub async fn finish_sign_in(
+        &self,
+        cookie: Option<&str>,
+        answer: &Answer,
+        from: IpAddr,
+        agent: Option<&str>,
+    ) -> std::result::Result<Finished, NotFinished> {
+        let kept = self.open_kept(cookie, answer);
+        let is_page = kept.as_ref().is_ok_and(|(_, kept)| kept.back_to.is_some());
+        // Whoever was refused too often is not noted any more either.
+        if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.outside.now()) {
+            return Err(NotFinished { error, is_page });
+        }
+        let finished = match kept {
+            Ok((id, kept)) => self.finish_kept(id, kept, answer, from, agent).await,
+            Err(reason) => Err(self.not_finished(reason, from).await),
+        };
+        finished.map_err(|error| NotFinished { error, is_page })
+    }
+
+    async fn not_finished(&self, reason: &str, from: IpAddr) -> ServiceError {
+        let now = self.outside.now();
+        if self.failed(&Failing::SignIn(from), now).await {
+            self.watch.event("sign_in.blocked", "", from, false, now);
+        }
+        self.refuse_sign_in(None, 403, reason, from).await;
+        ServiceError::OidcRefused
+    }
+
+    fn open_kept(&self, cookie: Option<&str>, answer: &Answer) -> std::result::Result<(Uuid, Kept), &'static str> {
+        if answer.state.is_none() {
+            return Err(Refusal::StateMissing.as_str());
+        }
+        let foreign = Refusal::StateForeign.as_str();
+        let cookie = cookie.filter(|cookie| cookie.len() <= LONGEST_COOKIE).ok_or(foreign)?;
+        let (id, sealed) = cookie.split_once('.').ok_or(foreign)?;
+        let id = Uuid::parse_str(id).map_err(|_| foreign)?;
+        let sealed = Sealed::from_bytes(BASE64_URL_SAFE_NO_PAD.decode(sealed).map_err(|_| foreign)?);
+        let plain = self.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
+        let kept: Kept = serde_json::from_slice(&plain).map_err(|_| foreign)?;
+        if self.outside.now() >= kept.until {
+            return Err("state_expired");
+        }
+        Ok((id, kept))
+    }
+
+    async fn finish_kept(
+        &self,
+        id: Uuid,
+        kept: Kept,
+        answer: &Answer,
+        from: IpAddr,
+        agent: Option<&str>,
+    ) -> Result<Finished> {
+        let Kept { back_to, flow, .. } = kept;
+        let sign_ins = self.people.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
+        // Before anything else: however it ends, it is not tried again.
+        // (`or_insert` looks and then writes: of two at once both would be fresh.)
+        if !sign_ins.finished.entry(id).or_insert_with(|| ()).is_fresh() {
+            return Err(self.not_finished("state_replayed", from).await);
+        }
+        let identity = match sign_ins.provider.finish(&flow, answer).await {
+            Ok(identity) => identity,
+            Err(Refusal::Unavailable) => {
+                self.refuse_sign_in(None, 503, Refusal::Unavailable.as_str(), from).await;
+                return Err(ServiceError::ProviderUnavailable);
+            }
+            Err(refusal) => {
+                tell(refusal);
+                return Err(self.not_finished(refusal.as_str(), from).await);
+            }
+        };
+        let Identity { issuer, subject, email } = identity;
+        let Some(linked) = self.records.external_identity(&issuer, &subject).await? else {
+            let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(403);
+            let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
+            let note = email.iter().fold(note, |note, email| note.with("email", email));
+            self.note_refused(note).await;
+            return Err(ServiceError::NotLinked { issuer, subject });
+        };
+        let user = match self.known_user(linked.user) {
+            Some(user) => Some(user),
+            // It may have been put there a moment ago.
+            None => self.records.users().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
+        };
+        let Some(user) = user.filter(|user| !user.disabled) else {
+            return Err(self.not_finished("disabled", from).await);
+        };
+        let method = SignedInBy::Oidc { issuer, subject };
+        let beginning = Beginning { id, method, browser: back_to.is_some(), from: Some(from), agent };
+        match self.begin_session(&user, beginning).await {
+            Ok(Some(session)) => Ok(Finished { session, back_to }),
+            Ok(None) => Err(self.not_finished("state_replayed", from).await),
+            Err(ServiceError::SignInRefused) => Err(self.not_finished("disabled", from).await),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Signing in with a password.
+//!
+//! Failures count against the address and against the account; an account is blocked only after failures from several
+//! addresses, so that one stranger cannot keep a user out. A refusal says the same whatever is wrong.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::super::error::Throttled;
+use super::super::{By, Result, Service, ServiceError};
+use super::sessions::{Beginning, NewSession};
+use crate::hot::throttle::Failing;
+use crate::model::people::Email;
+use crate::records::{SignedInBy, UserChange};
+
+impl Service {
+    pub async fn sign_in(
+        &self,
+        email: &str,
+        password: &str,
+        browser: bool,
+        from: IpAddr,
+        agent: Option<&str>,
+    ) -> Result<NewSession> {
+        // What is no address is nobody's, and takes as long.
+        let email: Option<Email> = email.parse().ok();
+        let failing: Vec<Failing<'_>> =
+            [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
+        self.check_blocked(&failing, self.outside.now())?;
+        let turn = self.people.passwords.turn().await?;
+        // Of many at once, as many are looked at as of many one after another.
+        let now = self.outside.now();
+        self.check_blocked(&failing, now)?;
+        let user = match &email {
+            Some(email) => self.records.user_by_email(email).await?,
+            None => None,
+        };
+        let known = user.as_ref().and_then(|user| user.password.as_ref());
+        let checked = turn.check(password, known, &*self.outside).await?;
+        let reason = match &user {
+            Some(user) if checked.is_right && user.disabled => "disabled",
+            Some(_) if checked.is_right => "",
+            Some(_) => "password",
+            None => "unknown_user",
+        };
+        let (Some(user), "") = (user, reason) else {
+            for who in &failing {
+                if self.failed(who, now).await {
+                    let account = matches!(who, Failing::Account(_));
+                    let target = email.as_ref().filter(|_| account).map_or("", Email::as_str);
+                    self.watch.event("sign_in.blocked", target, from, account, now);
+                }
+            }
+            self.refuse_sign_in(email.as_ref().map(Email::as_str), 401, reason, from).await;
+            return Err(ServiceError::SignInRefused);
+        };
+        if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
+            let change = UserChange::Rehashed { old: old.clone(), new };
+            self.records.change_user(user.id, &change, now, None).await?;
+        }
+        let beginning =
+            Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser, from: Some(from), agent };
+        let begun = self.begin_session(&Arc::new(user), beginning).await?;
+        begun.ok_or_else(|| ServiceError::internal("a session of a fresh id was there already"))
+    }
+
+    pub(super) fn check_blocked(&self, failing: &[Failing<'_>], now: OffsetDateTime) -> Result<()> {
+        match failing.iter().find_map(|who| self.throttle.blocked(who, now)) {
+            Some(until) => {
+                let limit = self.throttle.limits().auth_fail_count;
+                Err(ServiceError::AuthBlocked(Throttled::new(limit, until, now)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Notes in the audit log that nobody was let in. The account is named only where it could be one: whoever types a
+    /// password into the wrong field does not find it there.
+    pub(super) async fn refuse_sign_in(&self, account: Option<&str>, status: u16, reason: &str, from: IpAddr) {
+        let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(status).with("reason", reason);
+        let note = account.iter().fold(note, |note, account| note.on(account));
+        self.note_refused(note).await;
+    }
+}

@@ -1,0 +1,186 @@
+//! Users, and the identities of a provider that are linked to them: what admins do with them.
+
+use std::sync::Arc;
+
+use super::super::audit::tell;
+use super::super::{By, Result, Service, ServiceError};
+use crate::model::audit::AuditNote;
+use crate::model::digest::Digest;
+use crate::model::people::{Email, Role, UserId};
+use crate::records::{AdminCertificate, ExternalIdentity, LONGEST_IDENTITY_PART, Linked, User, UserChange};
+
+/// More hosts than one person has machines.
+const MOST_HOSTS: u32 = 10_000;
+/// How often a number that is another's already is made anew.
+const ATTEMPTS: usize = 8;
+
+impl Service {
+    /// Makes a user. Without a password they sign in through the provider only.
+    pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &By) -> Result<User> {
+        let email = read_email(email)?;
+        let password = match password {
+            Some(password) => Some(self.people.passwords.hash(password, &email, &*self.outside).await?),
+            None => None,
+        };
+        let now = self.outside.now();
+        let note = by.note(now, "user.add").on(&email).with("role", role);
+        for _ in 0..ATTEMPTS {
+            let user = User {
+                id: UserId::new(&*self.outside),
+                email: email.clone(),
+                role,
+                password: password.clone(),
+                disabled: false,
+                generation: 1,
+                max_hosts: None,
+                created_at: now,
+                updated_at: now,
+            };
+            if self.people.users.load().contains_key(&user.id) {
+                continue;
+            }
+            if !self.records.add_user(&user, &note).await? {
+                return Err(ServiceError::Conflict(format!(
+                    "there is a user {email} already; give them another role or password instead"
+                )));
+            }
+            tell(&note);
+            self.catch_up().await?;
+            return Ok(user);
+        }
+        Err(ServiceError::internal("no free number for a user"))
+    }
+
+    /// By e-mail address.
+    pub async fn users(&self) -> Result<Vec<User>> {
+        Ok(self.records.users().await?)
+    }
+
+    pub async fn user(&self, id: UserId) -> Result<User> {
+        let found = self.records.users().await?.into_iter().find(|user| user.id == id);
+        found.ok_or(ServiceError::NotFound("User"))
+    }
+
+    pub async fn user_named(&self, email: &str) -> Result<User> {
+        let email = read_email(email)?;
+        self.records.user_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
+    }
+
+    /// As this node knows them: for names beside what is told.
+    pub fn known_user(&self, id: UserId) -> Option<Arc<User>> {
+        self.people.users.load().get(&id).cloned()
+    }
+
+    pub async fn set_role(&self, id: UserId, role: Role, by: &By) -> Result<User> {
+        let note = by.note(self.outside.now(), "user.role").with("role", role);
+        self.change_user(id, UserChange::Role(role), note).await
+    }
+
+    /// All sessions of a user who is disabled are over, and stay so when they are enabled again.
+    pub async fn set_disabled(&self, id: UserId, disabled: bool, by: &By) -> Result<User> {
+        let note = by.note(self.outside.now(), if disabled { "user.disable" } else { "user.enable" });
+        self.change_user(id, UserChange::Disabled(disabled), note).await
+    }
+
+    /// All sessions of the user are over.
+    pub async fn set_password(&self, id: UserId, password: &str, by: &By) -> Result<User> {
+        let user = self.user(id).await?;
+        let hash = self.people.passwords.hash(password, &user.email, &*self.outside).await?;
+        let note = by.note(self.outside.now(), "user.password");
+        self.change_user(id, UserChange::Password(hash), note).await
+    }
+
+    pub async fn set_max_hosts(&self, id: UserId, max_hosts: Option<u32>, by: &By) -> Result<User> {
+        if max_hosts.is_some_and(|max| max > MOST_HOSTS) {
+            return Err(ServiceError::invalid("max_hosts", format!("must be {MOST_HOSTS} or less")));
+        }
+        let told = max_hosts.map_or("default".into(), |max| max.to_string());
+        let note = by.note(self.outside.now(), "user.max_hosts").with("max_hosts", told);
+        self.change_user(id, UserChange::MaxHosts(max_hosts), note).await
+    }
+
+    async fn change_user(&self, id: UserId, change: UserChange, note: AuditNote) -> Result<User> {
+        let note = note.on(self.user(id).await?.email);
+        let changed = self.records.change_user(id, &change, note.at, Some(&note)).await?;
+        let user = changed.ok_or(ServiceError::NotFound("User"))?;
+        tell(&note);
+        self.catch_up().await?;
+        Ok(user)
+    }
+
+    pub async fn identities(&self) -> Result<Vec<ExternalIdentity>> {
+        Ok(self.records.external_identities().await?)
+    }
+
+    /// From now on whoever the provider says is this subject signs in as the user.
+    pub async fn link_identity(
+        &self,
+        issuer: &str,
+        subject: &str,
+        user: &str,
+        email: Option<&str>,
+        by: &By,
+    ) -> Result<ExternalIdentity> {
+        for (field, text) in [("issuer", issuer), ("subject", subject)] {
+            if text.is_empty() || text.len() > LONGEST_IDENTITY_PART || text.chars().any(char::is_control) {
+                let reason = format!("must have 1 to {LONGEST_IDENTITY_PART} bytes, none of them a control character");
+                return Err(ServiceError::invalid(field, reason));
+            }
+        }
+        let email = email.map(read_email).transpose()?.map(String::from);
+        let user = self.user_named(user).await?;
+        let now = self.outside.now();
+        let identity =
+            ExternalIdentity { issuer: issuer.into(), subject: subject.into(), user: user.id, email, linked_at: now };
+        let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
+        match self.records.link_identity(&identity, &note).await? {
+            Linked::Linked => {
+                tell(&note);
+                Ok(identity)
+            }
+            Linked::Taken(other) => {
+                let other = self.known_user(other).map_or(other.to_string(), |user| user.email.to_string());
+                Err(ServiceError::Conflict(format!("the identity is linked to {other}; unlink it there first")))
+            }
+            Linked::NoUser => Err(ServiceError::NotFound("User")),
+        }
+    }
+
+    /// All sessions of its user are over.
+    pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &By) -> Result<ExternalIdentity> {
+        let now = self.outside.now();
+        let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
+        let known = self.records.external_identity(issuer, subject).await?;
+        let known = known.ok_or(ServiceError::NotFound("Linked identity"))?;
+        let note = match self.known_user(known.user) {
+            Some(user) => note.on(&user.email),
+            None => note.on(known.user),
+        };
+        let unlinked = self.records.unlink_identity(issuer, subject, now, &note).await?;
+        let unlinked = unlinked.ok_or(ServiceError::NotFound("Linked identity"))?;
+        tell(&note);
+        self.catch_up().await?;
+        Ok(unlinked)
+    }
+
+    /// Says whose a certificate is; whoever shows it has that user's role. `None`: nobody's in particular, an admin's.
+    pub async fn tie_certificate(&self, fingerprint: &Digest, user: Option<&str>, by: &By) -> Result<AdminCertificate> {
+        let user = match user {
+            Some(email) => Some(self.user_named(email).await?),
+            None => None,
+        };
+        let told = user.as_ref().map_or("nobody".into(), |user| user.email.to_string());
+        let note = by.note(self.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
+        let known = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
+        let note = known.iter().fold(note, |note, name| note.on(name));
+        let tied = self.records.tie_certificate(fingerprint, user.map(|user| user.id), &note).await?;
+        let tied = tied.ok_or(ServiceError::NotFound("Certificate"))?;
+        tell(&note);
+        self.catch_up().await?;
+        Ok(tied)
+    }
+}
+
+fn read_email(text: &str) -> Result<Email> {
+    text.parse().map_err(|error: crate::model::people::NotAnEmail| ServiceError::invalid("email", error.to_string()))
+}

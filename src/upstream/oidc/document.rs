@@ -1,0 +1,134 @@
+//! What the provider says of itself (OpenID Connect Discovery 1.0), as far as a sign-in needs it.
+
+use openidconnect::core::{
+    CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType,
+    CoreGenderClaim, CoreGrantType, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm,
+    CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreRevocableToken, CoreRevocationErrorResponse,
+    CoreSubjectIdentifierType, CoreTokenIntrospectionResponse, CoreTokenType,
+};
+use openidconnect::{
+    AdditionalProviderMetadata, AuthType, ClientId, ClientSecret, EmptyExtraTokenFields, EndpointMaybeSet,
+    EndpointNotSet, EndpointSet, IdToken, IdTokenFields, ProviderMetadata, RedirectUrl, StandardErrorResponse,
+    StandardTokenResponse,
+};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+
+use super::http::Failure;
+use super::refusal::Refusal;
+use super::token::Extra;
+use super::{Settings, is_loopback};
+
+pub(super) type Token = IdToken<Extra, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
+type Fields = IdTokenFields<
+    Extra,
+    EmptyExtraTokenFields,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJwsSigningAlgorithm,
+>;
+pub(super) type Client = openidconnect::Client<
+    Extra,
+    CoreAuthDisplay,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJsonWebKey,
+    CoreAuthPrompt,
+    StandardErrorResponse<CoreErrorResponseType>,
+    StandardTokenResponse<Fields, CoreTokenType>,
+    CoreTokenIntrospectionResponse,
+    CoreRevocableToken,
+    CoreRevocationErrorResponse,
+    EndpointSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointSet,
+    EndpointMaybeSet,
+>;
+type Metadata = ProviderMetadata<
+    OfResponse,
+    CoreAuthDisplay,
+    CoreClientAuthMethod,
+    CoreClaimName,
+    CoreClaimType,
+    CoreGrantType,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJweKeyManagementAlgorithm,
+    CoreJsonWebKey,
+    CoreResponseMode,
+    CoreResponseType,
+    CoreSubjectIdentifierType,
+>;
+
+/// RFC 9207, 3.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct OfResponse {
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
+}
+
+impl AdditionalProviderMetadata for OfResponse {}
+
+pub(super) struct Document {
+    pub client: Client,
+    /// Where the keys are.
+    pub keys: String,
+    /// Its answers by way of the browser name it.
+    pub names_itself: bool,
+}
+
+/// Where the document of this issuer is.
+pub(super) fn address(issuer: &str) -> String {
+    format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))
+}
+
+impl Document {
+    pub fn read(body: &[u8], settings: &Settings) -> Result<Self, (Refusal, Failure)> {
+        let unfit = |words: &str| (Refusal::Unavailable, Failure::new(words));
+        let metadata: Metadata =
+            serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks what every one has"))?;
+        if metadata.issuer().as_str() != settings.issuer {
+            let words =
+                "its discovery document names another issuer than oidc.issuer, which must be the same letter by letter";
+            return Err((Refusal::IssuerOfDiscovery, Failure::new(words)));
+        }
+        let issuer = metadata.issuer().url();
+        let token_endpoint =
+            metadata.token_endpoint().ok_or_else(|| unfit("its discovery document has no token_endpoint"))?.clone();
+        let keys = metadata.jwks_uri().clone();
+        if ![metadata.authorization_endpoint().url(), token_endpoint.url(), keys.url()]
+            .into_iter()
+            .all(|url| is_fit(url, issuer))
+        {
+            return Err(unfit("its discovery document has an endpoint that is not https"));
+        }
+        let names_itself = metadata.additional_metadata().authorization_response_iss_parameter_supported;
+        let auth_type = auth_type(&metadata, settings.client_secret.is_some());
+        let secret = settings.client_secret.as_ref().map(|secret| ClientSecret::new(secret.expose().to_owned()));
+        let redirect =
+            RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| unfit("oidc.redirect_uri is no URL"))?;
+        let client =
+            openidconnect::Client::from_provider_metadata(metadata, ClientId::new(settings.client_id.clone()), secret)
+                .set_token_uri(token_endpoint)
+                .set_redirect_uri(redirect)
+                .set_auth_type(auth_type);
+        Ok(Self { client, keys: keys.to_string(), names_itself })
+    }
+}
+
+/// What is told there is secret, or decides who somebody is.
+fn is_fit(endpoint: &Url, issuer: &Url) -> bool {
+    let is_safe = endpoint.scheme() == "https"
+        || endpoint.scheme() == "http" && issuer.scheme() == "http" && is_loopback(issuer) && is_loopback(endpoint);
+    is_safe && endpoint.username().is_empty() && endpoint.password().is_none() && endpoint.fragment().is_none()
+}
+
+/// How we say who we are at the token endpoint: in the header, unless the provider takes it in the body only.
+fn auth_type(metadata: &Metadata, is_confidential: bool) -> AuthType {
+    let offered = metadata.token_endpoint_auth_methods_supported();
+    let is_offered = |method| offered.is_some_and(|offered| offered.contains(&method));
+    let in_body_only =
+        is_offered(CoreClientAuthMethod::ClientSecretPost) && !is_offered(CoreClientAuthMethod::ClientSecretBasic);
+    if in_body_only || !is_confidential { AuthType::RequestBody } else { AuthType::BasicAuth }
+}

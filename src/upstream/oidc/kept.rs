@@ -1,0 +1,238 @@
+//! What is kept of the provider: its document and its keys, each good for a time.
+//!
+//! Sign-ins read without waiting for each other. Whatever has to be read is read once for all who wait for it, in a task of
+//! its own, so that a browser that goes away takes nothing from the others. Ages are measured by a clock that nobody sets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use openidconnect::core::CoreJsonWebKey;
+use tokio::sync::Mutex;
+
+use super::Settings;
+use super::document::{self, Document};
+use super::http::{Failure, Http, Limits};
+use super::keys::Keys;
+use super::refusal::Refusal;
+use super::token::Header;
+
+pub(super) struct Kept {
+    pub settings: Settings,
+    pub http: Http,
+    between_rereads: Duration,
+    document: Place<Document>,
+    keys: Place<Keys>,
+    /// When the keys were last read because of a key nobody knew, and what came of it.
+    reread: Mutex<Option<(Instant, Result<(), Refusal>)>>,
+    pub parts: Parts,
+}
+
+struct Place<T> {
+    value: ArcSwapOption<(Instant, Arc<T>)>,
+    /// Held while it is read; when that last failed.
+    reading: Mutex<Option<(Instant, Refusal)>>,
+}
+
+impl<T> Place<T> {
+    fn new() -> Self {
+        Self { value: ArcSwapOption::empty(), reading: Mutex::new(None) }
+    }
+
+    fn younger_than(&self, age: Duration) -> Option<Arc<T>> {
+        let value = self.value.load();
+        let (read_at, value) = value.as_deref()?;
+        (read_at.elapsed() < age).then(|| Arc::clone(value))
+    }
+}
+
+impl Kept {
+    pub fn new(settings: Settings, http: Http, limits: &Limits) -> Self {
+        Self {
+            settings,
+            http,
+            between_rereads: limits.between_rereads,
+            document: Place::new(),
+            keys: Place::new(),
+            reread: Mutex::new(None),
+            parts: Parts::default(),
+        }
+    }
+
+    pub async fn document(self: &Arc<Self>) -> Result<Arc<Document>, Refusal> {
+        if let Some(document) = self.document.younger_than(self.settings.keys_ttl) {
+            return Ok(document);
+        }
+        let (kept, asked) = (Arc::clone(self), Instant::now());
+        by_itself(async move { kept.read_document(asked).await }).await
+    }
+
+    /// The key that a token with this header is signed with.
+    pub async fn key(self: &Arc<Self>, header: &Header) -> Result<CoreJsonWebKey, Refusal> {
+        let keys = match self.keys.younger_than(self.settings.keys_ttl) {
+            Some(keys) => keys,
+            None => {
+                let (kept, asked) = (Arc::clone(self), Instant::now());
+                by_itself(async move { kept.read_keys(asked).await }).await?
+            }
+        };
+        if let Some(key) = keys.of(header) {
+            return Ok(key.clone());
+        }
+        if header.kid.is_none() {
+            return Err(Refusal::UnknownKey);
+        }
+        let (kept, header) = (Arc::clone(self), header.clone());
+        by_itself(async move { kept.reread(&header).await }).await
+    }
+
+    /// Before anything is over. What cannot be read now is kept until it is.
+    pub async fn look_after(&self) {
+        let (ttl, refresh) = (self.settings.keys_ttl, self.settings.keys_refresh);
+        let soon_over = ttl.saturating_sub(refresh.saturating_mul(2));
+        if self.document.younger_than(soon_over).is_none() {
+            let mut failed = self.document.reading.lock().await;
+            if let Err(refusal) = self.fetch_document().await {
+                *failed = Some((Instant::now(), refusal));
+            }
+        }
+        if self.document.younger_than(ttl).is_some() {
+            let mut failed = self.keys.reading.lock().await;
+            if let Err(refusal) = self.fetch_keys().await {
+                *failed = Some((Instant::now(), refusal));
+            }
+        }
+    }
+
+    async fn read_document(&self, asked: Instant) -> Result<Arc<Document>, Refusal> {
+        let mut failed = self.document.reading.lock().await;
+        if let Some(document) = self.document.younger_than(self.settings.keys_ttl) {
+            return Ok(document);
+        }
+        shared(*failed, asked)?;
+        let read = self.fetch_document().await;
+        *failed = read.as_ref().err().map(|refusal| (Instant::now(), *refusal));
+        read
+    }
+
+    async fn read_keys(&self, asked: Instant) -> Result<Arc<Keys>, Refusal> {
+        // The token came from an endpoint of the document, so there is one, if it has not just got too old.
+        self.read_document(asked).await?;
+        let mut failed = self.keys.reading.lock().await;
+        if let Some(keys) = self.keys.younger_than(self.settings.keys_ttl) {
+            return Ok(keys);
+        }
+        shared(*failed, asked)?;
+        let read = self.fetch_keys().await;
+        *failed = read.as_ref().err().map(|refusal| (Instant::now(), *refusal));
+        read
+    }
+
+    /// A key that is not among those kept: they may have been changed since. Whoever makes up names gets one reading in a
+    /// while for all of them.
+    async fn reread(&self, header: &Header) -> Result<CoreJsonWebKey, Refusal> {
+        let mut last = self.reread.lock().await;
+        let found = || {
+            let keys = self.keys.younger_than(self.settings.keys_ttl)?;
+            keys.of(header).cloned()
+        };
+        if let Some(key) = found() {
+            return Ok(key);
+        }
+        match *last {
+            Some((at, outcome)) if at.elapsed() < self.between_rereads => outcome?,
+            _ => {
+                let begun = Instant::now();
+                let reading = self.keys.reading.lock().await;
+                let outcome = self.fetch_keys().await.map(|_| ());
+                drop(reading);
+                *last = Some((begun, outcome));
+                outcome?;
+            }
+        }
+        found().ok_or(Refusal::UnknownKey)
+    }
+
+    async fn fetch_document(&self) -> Result<Arc<Document>, Refusal> {
+        let read = match self.http.get(&document::address(&self.settings.issuer)).await {
+            Ok(body) => Document::read(&body, &self.settings),
+            Err(failure) => Err((Refusal::Unavailable, failure)),
+        };
+        let document = Arc::new(self.parts.note(Part::Document, read)?);
+        self.document.value.store(Some(Arc::new((Instant::now(), Arc::clone(&document)))));
+        Ok(document)
+    }
+
+    async fn fetch_keys(&self) -> Result<Arc<Keys>, Refusal> {
+        let address = match self.document.value.load().as_deref() {
+            Some((_, document)) => document.keys.clone(),
+            None => return Err(Refusal::Unavailable),
+        };
+        let read = self.http.get(&address).await.and_then(|body| Keys::read(&body));
+        let read = read.map_err(|failure| (Refusal::Unavailable, failure));
+        let keys = Arc::new(self.parts.note(Part::Keys, read)?);
+        self.keys.value.store(Some(Arc::new((Instant::now(), Arc::clone(&keys)))));
+        Ok(keys)
+    }
+}
+
+/// What failed after this one asked has failed for it too.
+fn shared(failed: Option<(Instant, Refusal)>, asked: Instant) -> Result<(), Refusal> {
+    match failed {
+        Some((at, refusal)) if at >= asked => Err(refusal),
+        _ => Ok(()),
+    }
+}
+
+/// To its end, whoever waits for it.
+async fn by_itself<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    // It ends early only with the process.
+    tokio::spawn(work).await.unwrap_or(Err(Refusal::Unavailable))
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Part {
+    Document = 1,
+    Keys = 2,
+    Exchange = 4,
+}
+
+/// Which parts of the provider could not be used when they were last asked. The log hears of the first and of the last.
+#[derive(Default)]
+pub(super) struct Parts(AtomicU8);
+
+impl Parts {
+    pub fn works(&self, part: Part) {
+        let bit = part as u8;
+        if self.0.fetch_and(!bit, Ordering::AcqRel) == bit {
+            log::info!(event = "oidc_available"; "the provider of sign-ins can be used again");
+        }
+    }
+
+    pub fn fails(&self, part: Part, cause: &Failure) {
+        if self.0.fetch_or(part as u8, Ordering::AcqRel) == 0 {
+            let part = match part {
+                Part::Document => "its discovery document",
+                Part::Keys => "its keys",
+                Part::Exchange => "its token endpoint",
+            };
+            log::warn!(event = "oidc_unavailable", part, cause:% = cause; "the provider of sign-ins cannot be used ({part}): {cause}");
+        }
+    }
+
+    fn note<T>(&self, part: Part, outcome: Result<T, (Refusal, Failure)>) -> Result<T, Refusal> {
+        match outcome {
+            Ok(value) => {
+                self.works(part);
+                Ok(value)
+            }
+            Err((refusal, failure)) => {
+                self.fails(part, &failure);
+                Err(refusal)
+            }
+        }
+    }
+}

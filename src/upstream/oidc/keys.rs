@@ -1,0 +1,86 @@
+//! The provider's keys: which of a set may be used at all, and which one signed a token.
+//!
+//! Only RSA keys of 2048 to 4096 bits that are for signatures; what `alg`, `use` or `key_ops` keep for something else is
+//! left alone, and so is a key whose private half is in the set, because then everybody can sign with it.
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use openidconnect::JsonWebKey as _;
+use openidconnect::JsonWebKeyAlgorithm;
+use openidconnect::core::{CoreJsonWebKey, CoreJwsSigningAlgorithm};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::http::Failure;
+use super::token::Header;
+
+const FEWEST_BITS: usize = 2048;
+/// Longer ones only cost time; the library takes none.
+const MOST_BITS: usize = 4096;
+/// Of the public exponent, in bytes.
+const MOST_EXPONENT: usize = 4;
+
+/// Those of a set that may be used.
+pub(super) struct Keys(Vec<CoreJsonWebKey>);
+
+impl Keys {
+    pub fn read(body: &[u8]) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<Value>,
+        }
+        let set: Set = serde_json::from_slice(body).map_err(|_| Failure::new("its set of keys is none"))?;
+        let keys: Vec<_> = set.keys.into_iter().filter_map(usable).collect();
+        if keys.is_empty() {
+            return Err(Failure::new("among its keys is none that can be used: an RSA key of 2048 to 4096 bits"));
+        }
+        Ok(Self(keys))
+    }
+
+    /// The one key that this header means. Without a name it can mean the only key there is.
+    pub fn of(&self, header: &Header) -> Option<&CoreJsonWebKey> {
+        let is_meant = |key: &&CoreJsonWebKey| {
+            header.kid.as_ref().is_none_or(|kid| key.key_id().is_some_and(|id| id.as_str() == kid))
+        };
+        let mut meant = self.0.iter().filter(is_meant);
+        let key = meant.next()?;
+        (meant.next().is_none() && is_for(key, &header.alg)).then_some(key)
+    }
+}
+
+fn is_for(key: &CoreJsonWebKey, alg: &CoreJwsSigningAlgorithm) -> bool {
+    match key.signing_alg() {
+        JsonWebKeyAlgorithm::Unspecified => true,
+        JsonWebKeyAlgorithm::Algorithm(own) => own == alg,
+        JsonWebKeyAlgorithm::Unsupported => false,
+    }
+}
+
+fn usable(key: Value) -> Option<CoreJsonWebKey> {
+    let parts = key.as_object()?;
+    let is_rsa = parts.get("kty").and_then(Value::as_str) == Some("RSA");
+    let is_public = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"].iter().all(|part| !parts.contains_key(*part));
+    let is_to_sign = parts.get("use").is_none_or(|use_| use_ == "sig");
+    let is_to_verify = parts
+        .get("key_ops")
+        .is_none_or(|uses| uses.as_array().is_some_and(|uses| uses.iter().any(|use_| use_ == "verify")));
+    let is_of_alg = parts.get("alg").is_none_or(|alg| matches!(alg.as_str(), Some("RS256" | "RS384" | "RS512")));
+    let is_strong = is_strong(parts).unwrap_or(false);
+    if is_rsa && is_public && is_to_sign && is_to_verify && is_of_alg && is_strong {
+        serde_json::from_value(key).ok()
+    } else {
+        None
+    }
+}
+
+fn is_strong(parts: &Map<String, Value>) -> Option<bool> {
+    let number = |name| {
+        let digits = BASE64_URL_SAFE_NO_PAD.decode(parts.get(name)?.as_str()?).ok()?;
+        let leading = digits.iter().take_while(|digit| **digit == 0).count();
+        Some(digits.get(leading..)?.to_vec())
+    };
+    let (modulus, exponent): (Vec<u8>, Vec<u8>) = (number("n")?, number("e")?);
+    let bits = (modulus.len() * 8).saturating_sub(modulus.first()?.leading_zeros() as usize);
+    let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
+    let is_fit = (FEWEST_BITS..=MOST_BITS).contains(&bits) && is_odd(&modulus);
+    Some(is_fit && exponent.len() <= MOST_EXPONENT && is_odd(&exponent) && exponent != [1])
+}

@@ -1,0 +1,227 @@
+//! The provider that people sign in with, by OpenID Connect: authorization code with PKCE (S256), state and nonce.
+//!
+//! It begins a sign-in (where to send the browser) and finishes one (who that is, proved by an ID token). It knows nothing
+//! of users, sessions and browsers. The provider's document and keys are read when they are first needed and kept in
+//! memory; a crash costs reading them again. Nothing that comes from the provider is believed before it is checked, and
+//! nothing of it gets into an error: an error is a [`Refusal`] with a stable name, and words of our own.
+
+mod document;
+mod http;
+mod kept;
+mod keys;
+mod refusal;
+#[cfg(test)]
+pub(crate) mod tests;
+mod token;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use openidconnect::core::{CoreAuthenticationFlow, CoreErrorResponseType};
+use openidconnect::{
+    AuthorizationCode, CsrfToken, HttpRequest, IssuerUrl, Nonce, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl,
+    RequestTokenError, Scope, TokenResponse as _,
+};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use self::document::{Document, Token};
+use self::http::{Failure, Http, Limits};
+use self::kept::{Kept, Part};
+pub use self::refusal::Refusal;
+use self::token::{Expected, Header};
+use crate::model::secret::Secret;
+use crate::outside::{Outside, random};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub issuer: String,
+    pub client_id: String,
+    /// `None`: a public client.
+    pub client_secret: Option<Secret>,
+    pub redirect_uri: String,
+    /// For how long keys that were read are good.
+    pub keys_ttl: Duration,
+    /// After which they are read again, in the background.
+    pub keys_refresh: Duration,
+}
+
+/// What a sign-in needs when the browser comes back. Kept by the caller, sealed.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct Flow {
+    /// 256 random bits, base64url.
+    pub state: String,
+    pub nonce: String,
+    pub verifier: String,
+}
+
+/// What the browser brings back. What is not there is `None`; nothing of it is trusted.
+#[derive(Default)]
+pub struct Answer {
+    pub code: Option<Secret>,
+    pub state: Option<Secret>,
+    pub iss: Option<String>,
+    /// The provider says that there is no code.
+    pub error: Option<String>,
+}
+
+/// Who signed in, as the provider says and proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub issuer: String,
+    pub subject: String,
+    /// For people to read; it decides nothing.
+    pub email: Option<String>,
+}
+
+/// Why there is no provider with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    #[error("oidc.issuer is no URL: set it to the provider's URL as it names itself")]
+    Issuer,
+    #[error("oidc.redirect_uri is no URL: set it to where this service is found by browsers, with /auth/oidc/callback")]
+    RedirectUri,
+    #[error("the client for talking to the provider cannot be made: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+pub struct Provider {
+    issuer: IssuerUrl,
+    outside: Arc<dyn Outside>,
+    kept: Arc<Kept>,
+}
+
+impl Provider {
+    /// Opens nothing: the provider is asked when it is first needed.
+    pub fn new(settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
+        Self::within(Limits::REAL, settings, outside)
+    }
+
+    fn within(limits: Limits, settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
+        let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderError::Issuer)?;
+        RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| ProviderError::RedirectUri)?;
+        let http = Http::new(&limits, is_loopback(issuer.url()))?;
+        Ok(Self { issuer, outside, kept: Arc::new(Kept::new(settings, http, &limits)) })
+    }
+
+    /// Where the browser comes back to.
+    pub fn redirect_uri(&self) -> &str {
+        &self.kept.settings.redirect_uri
+    }
+
+    /// Where to send the browser, and what to keep until it comes back.
+    pub async fn begin(&self) -> Result<(Url, Flow), Refusal> {
+        let document = self.kept.document().await?;
+        let flow = Flow { state: self.random(), nonce: self.random(), verifier: self.random() };
+        let verifier = PkceCodeVerifier::new(flow.verifier.clone());
+        let (state, nonce) = (CsrfToken::new(flow.state.clone()), Nonce::new(flow.nonce.clone()));
+        let (url, _, _) = document
+            .client
+            .authorize_url(CoreAuthenticationFlow::AuthorizationCode, || state, || nonce)
+            .add_scope(Scope::new("email".to_owned()))
+            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier))
+            .url();
+        Ok((url, flow))
+    }
+
+    /// Who came back.
+    pub async fn finish(&self, flow: &Flow, answer: &Answer) -> Result<Identity, Refusal> {
+        let state = answer.state.as_ref().ok_or(Refusal::StateMissing)?;
+        if !bool::from(state.expose().as_bytes().ct_eq(flow.state.as_bytes())) {
+            return Err(Refusal::StateForeign);
+        }
+        let settings = &self.kept.settings;
+        if answer.iss.as_ref().is_some_and(|iss| *iss != settings.issuer) {
+            return Err(Refusal::IssuerOfResponse);
+        }
+        let document = self.kept.document().await?;
+        if answer.iss.is_none() && document.names_itself {
+            return Err(Refusal::IssuerOfResponse);
+        }
+        if answer.error.is_some() {
+            return Err(Refusal::Denied);
+        }
+        let code = answer.code.as_ref().filter(|code| !code.expose().is_empty()).ok_or(Refusal::CodeMissing)?;
+        let (token, header) = self.exchange(&document, code, flow).await?;
+        let key = self.kept.key(&header).await?;
+        let expected = Expected { settings, issuer: self.issuer.clone(), nonce: &flow.nonce, now: self.outside.now() };
+        expected.check(&token, key)
+    }
+
+    /// To be called every `keys_refresh`, in the background: what is kept of the provider is read before it is over.
+    pub async fn look_after_keys(&self) {
+        self.kept.look_after().await;
+    }
+
+    /// The code for an ID token.
+    async fn exchange(&self, document: &Document, code: &Secret, flow: &Flow) -> Result<(Token, Header), Refusal> {
+        let seen = Arc::new(OnceLock::new());
+        let (http, header) = (self.kept.http.clone(), seen.clone());
+        // Owned, so that the compiler sees that it may go to another thread.
+        let client = move |request: HttpRequest| {
+            let (http, header) = (http.clone(), header.clone());
+            async move {
+                let answer = http.call(request).await?;
+                if answer.status().is_success() {
+                    // The library would look for a key first.
+                    if let Some(found) = Header::in_answer(answer.body())? {
+                        let _ = header.set(found);
+                    }
+                }
+                Ok::<_, Stopped>(answer)
+            }
+        };
+        let asked = document
+            .client
+            .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
+            .set_pkce_verifier(PkceCodeVerifier::new(flow.verifier.clone()))
+            .request_async(&client)
+            .await;
+        let (refusal, failure) = match asked {
+            Ok(tokens) => {
+                self.kept.parts.works(Part::Exchange);
+                let header: Header = seen.get().cloned().ok_or(Refusal::TokenMissing)?;
+                return Ok((tokens.id_token().ok_or(Refusal::TokenMissing)?.clone(), header));
+            }
+            Err(RequestTokenError::Request(Stopped::Refused(refusal))) => (refusal, None),
+            Err(RequestTokenError::Request(Stopped::Failed(failure))) => (Refusal::Unavailable, Some(failure)),
+            Err(RequestTokenError::ServerResponse(error)) => match error.error() {
+                CoreErrorResponseType::InvalidClient | CoreErrorResponseType::UnauthorizedClient => {
+                    let failure = Failure::new("it does not take oidc.client_id or oidc.client_secret");
+                    (Refusal::ClientRefused, Some(failure))
+                }
+                _ => (Refusal::CodeRefused, None),
+            },
+            Err(RequestTokenError::Parse(_, body)) if seen.get().is_some() => {
+                (token::why_unreadable(&Zeroizing::new(body)), None)
+            }
+            Err(_) => (Refusal::Unavailable, Some(Failure::new("its answer is none of a token endpoint"))),
+        };
+        match failure {
+            Some(failure) => self.kept.parts.fails(Part::Exchange, &failure),
+            None => self.kept.parts.works(Part::Exchange),
+        }
+        Err(refusal)
+    }
+
+    /// 256 bits.
+    fn random(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>(&*self.outside)))
+    }
+}
+
+/// Why the token endpoint's answer never got to the library.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+fn is_loopback(url: &Url) -> bool {
+    matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"))
+}

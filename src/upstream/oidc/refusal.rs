@@ -1,0 +1,126 @@
+//! Why a sign-in was not finished: for the audit log a name that stays, for the operator's log a sentence.
+
+/// Nothing of what the provider or the browser sent is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    #[error("the provider cannot be used now: it cannot be reached, or answers what cannot be read; try again later")]
+    Unavailable,
+    #[error("the provider's discovery document names another issuer than oidc.issuer: set that to the letter as there")]
+    IssuerOfDiscovery,
+    #[error("the browser came back with the answer of another provider, or without the provider's name")]
+    IssuerOfResponse,
+    #[error("the ID token is another issuer's")]
+    IssuerOfToken,
+    #[error("the user, or the provider, said no to the sign-in")]
+    Denied,
+    #[error("the browser came back without a code")]
+    CodeMissing,
+    #[error("the browser came back without a state")]
+    StateMissing,
+    #[error("the browser came back with the state of another sign-in")]
+    StateForeign,
+    #[error("the provider did not take the code: it is used, over, or of another sign-in; begin again")]
+    CodeRefused,
+    #[error("the provider does not take this service's client id or secret: see oidc.client_id and oidc.client_secret")]
+    ClientRefused,
+    #[error("the provider gave no ID token: allow this client the scope openid there")]
+    TokenMissing,
+    #[error("the ID token cannot be read")]
+    TokenUnreadable,
+    #[error("the ID token is not signed with RS256, RS384 or RS512: have the provider sign with RS256 for this client")]
+    Algorithm,
+    #[error("the ID token is signed with a key that is not among the provider's keys that may be used")]
+    UnknownKey,
+    #[error("the signature of the ID token is wrong")]
+    Signature,
+    #[error("the ID token is not for this client alone")]
+    Audience,
+    #[error("the ID token was made for another client")]
+    AuthorizedParty,
+    #[error("the ID token is over: compare the clocks of provider and service")]
+    Expired,
+    #[error("the ID token is not valid yet: compare the clocks of provider and service")]
+    NotYetValid,
+    #[error("the ID token was issued in the future: compare the clocks of provider and service")]
+    IssuedInFuture,
+    #[error("the ID token was issued longer ago than a sign-in takes: compare the clocks of provider and service")]
+    IssuedTooLongAgo,
+    #[error("the ID token is of another sign-in")]
+    Nonce,
+    #[error("the ID token says not who signed in")]
+    SubjectMissing,
+    #[error("the ID token's subject is longer than 255 bytes, or no plain text, so that it cannot be linked")]
+    SubjectUnfit,
+}
+
+impl Refusal {
+    pub const ALL: [Self; 24] = [
+        Self::Unavailable,
+        Self::IssuerOfDiscovery,
+        Self::IssuerOfResponse,
+        Self::IssuerOfToken,
+        Self::Denied,
+        Self::CodeMissing,
+        Self::StateMissing,
+        Self::StateForeign,
+        Self::CodeRefused,
+        Self::ClientRefused,
+        Self::TokenMissing,
+        Self::TokenUnreadable,
+        Self::Algorithm,
+        Self::UnknownKey,
+        Self::Signature,
+        Self::Audience,
+        Self::AuthorizedParty,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::IssuedInFuture,
+        Self::IssuedTooLongAgo,
+        Self::Nonce,
+        Self::SubjectMissing,
+        Self::SubjectUnfit,
+    ];
+
+    /// In the audit log; it stays what it is.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::IssuerOfDiscovery => "issuer_of_discovery",
+            Self::IssuerOfResponse => "issuer_of_response",
+            Self::IssuerOfToken => "issuer_of_token",
+            Self::Denied => "denied",
+            Self::CodeMissing => "code_missing",
+            Self::StateMissing => "state_missing",
+            Self::StateForeign => "state_foreign",
+            Self::CodeRefused => "code_refused",
+            Self::ClientRefused => "client_refused",
+            Self::TokenMissing => "token_missing",
+            Self::TokenUnreadable => "token_unreadable",
+            Self::Algorithm => "algorithm",
+            Self::UnknownKey => "unknown_key",
+            Self::Signature => "signature",
+            Self::Audience => "audience",
+            Self::AuthorizedParty => "authorized_party",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::IssuedInFuture => "issued_in_future",
+            Self::IssuedTooLongAgo => "issued_too_long_ago",
+            Self::Nonce => "nonce",
+            Self::SubjectMissing => "subject_missing",
+            Self::SubjectUnfit => "subject_unfit",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_a_name_and_a_sentence_of_its_own() {
+        let names: std::collections::HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.as_str()).collect();
+        let sentences: std::collections::HashSet<_> = Refusal::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!((names.len(), sentences.len()), (Refusal::ALL.len(), Refusal::ALL.len()));
+        assert!(names.iter().all(|name| name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_')));
+    }
+}

@@ -1,0 +1,157 @@
+//! Whether an ID token says who signed in here and now, and who that is (OpenID Connect Core 1.0, 3.1.3.7).
+//!
+//! The library compares issuer, audience, signature, expiry and nonce. What it leaves to others is looked at here: the
+//! algorithm before there is a key, the party the token was made for, and the times.
+
+use std::str::FromStr as _;
+use std::time::SystemTime;
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use openidconnect::core::{CoreIdTokenVerifier, CoreJsonWebKey, CoreJwsSigningAlgorithm};
+use openidconnect::{
+    AdditionalClaims, ClaimsVerificationError, ClientId, IssuerUrl, JsonWebKeySet, Nonce, SignatureVerificationError,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::document::Token;
+use super::refusal::Refusal;
+use super::{Identity, Settings};
+use crate::model::people::Email;
+use crate::records::LONGEST_IDENTITY_PART;
+
+/// How far the provider's clock may run ahead of ours, in seconds.
+const AHEAD: i64 = 60;
+/// How long ago a token may have been issued, in seconds: a code is exchanged at once.
+const OLDEST: i64 = 600;
+const ALGORITHMS: [(&str, CoreJwsSigningAlgorithm); 3] = [
+    ("RS256", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256),
+    ("RS384", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384),
+    ("RS512", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512),
+];
+
+/// Claims that the library knows nothing of.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Extra {
+    nbf: Option<serde_json::Number>,
+}
+
+impl AdditionalClaims for Extra {}
+
+/// What a token says of its signature. It is looked at before anything else of the token, and before any key.
+#[derive(Clone, Debug)]
+pub(super) struct Header {
+    pub alg: CoreJwsSigningAlgorithm,
+    pub kid: Option<String>,
+}
+
+impl Header {
+    /// Of the ID token in an answer of the token endpoint; `None`: there is none in it.
+    pub fn in_answer(body: &[u8]) -> Result<Option<Self>, Refusal> {
+        token_in(body)?.map(|token| Self::of(&token)).transpose()
+    }
+
+    fn of(token: &str) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Spelled {
+            alg: String,
+            kid: Option<String>,
+        }
+        let spelled: Spelled = part(token, 0).ok_or(Refusal::TokenUnreadable)?;
+        let alg = ALGORITHMS.into_iter().find(|(name, _)| *name == spelled.alg);
+        let (_, alg) = alg.ok_or(Refusal::Algorithm)?;
+        Ok(Self { alg, kid: spelled.kid })
+    }
+}
+
+/// What is no answer at all has none in it; the library says so.
+fn token_in(body: &[u8]) -> Result<Option<String>, Refusal> {
+    let answer: Value = serde_json::from_slice(body).map_err(|_| Refusal::TokenUnreadable)?;
+    match answer.get("id_token") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(token)) => Ok(Some(token.clone())),
+        Some(_) => Err(Refusal::TokenUnreadable),
+    }
+}
+
+fn part<T: serde::de::DeserializeOwned>(token: &str, position: usize) -> Option<T> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(position)?).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Why the library could not read this answer. Nothing of it is believed: it is refused one way or the other.
+pub(super) fn why_unreadable(body: &[u8]) -> Refusal {
+    let claims: Option<Value> = token_in(body).ok().flatten().and_then(|token| part(&token, 1));
+    let has = |name| claims.as_ref().is_some_and(|claims| claims.get(name).is_some_and(Value::is_string));
+    match claims {
+        Some(Value::Object(_)) if !has("sub") => Refusal::SubjectMissing,
+        Some(Value::Object(_)) if !has("iss") => Refusal::IssuerOfToken,
+        _ => Refusal::TokenUnreadable,
+    }
+}
+
+pub(super) struct Expected<'a> {
+    pub settings: &'a Settings,
+    pub issuer: IssuerUrl,
+    pub nonce: &'a str,
+    pub now: OffsetDateTime,
+}
+
+impl Expected<'_> {
+    /// Who signed in, by a token that `key` is to have signed.
+    pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, Refusal> {
+        let now = SystemTime::from(self.now);
+        let client = ClientId::new(self.settings.client_id.clone());
+        let verifier = CoreIdTokenVerifier::new_public_client(client, self.issuer, JsonWebKeySet::new(vec![key]))
+            .set_allowed_algs(ALGORITHMS.map(|(_, alg)| alg))
+            .set_time_fn(move || now.into());
+        let nonce = Nonce::new(self.nonce.to_owned());
+        let claims = token.claims(&verifier, &nonce).map_err(|error| refusal(&error))?;
+        match claims.authorized_party() {
+            Some(party) if party.as_str() != self.settings.client_id => return Err(Refusal::AuthorizedParty),
+            None if claims.audiences().len() > 1 => return Err(Refusal::AuthorizedParty),
+            _ => {}
+        }
+        let age = self.now.unix_timestamp().saturating_sub(claims.issue_time().timestamp());
+        if age < -AHEAD {
+            return Err(Refusal::IssuedInFuture);
+        }
+        if age > OLDEST {
+            return Err(Refusal::IssuedTooLongAgo);
+        }
+        if let Some(from) = &claims.additional_claims().nbf {
+            let from = from.as_f64().ok_or(Refusal::TokenUnreadable)?;
+            if from > (self.now.unix_timestamp() + AHEAD) as f64 {
+                return Err(Refusal::NotYetValid);
+            }
+        }
+        let subject = claims.subject().as_str();
+        if subject.is_empty() {
+            return Err(Refusal::SubjectMissing);
+        }
+        if subject.len() > LONGEST_IDENTITY_PART || subject.chars().any(char::is_control) {
+            return Err(Refusal::SubjectUnfit);
+        }
+        // An address that the provider does not vouch for would only mislead whoever reads it.
+        let email = claims.email().filter(|_| claims.email_verified() != Some(false));
+        let email = email.and_then(|email| Email::from_str(email.as_str()).ok()).map(String::from);
+        Ok(Identity { issuer: self.settings.issuer.clone(), subject: subject.to_owned(), email })
+    }
+}
+
+fn refusal(error: &ClaimsVerificationError) -> Refusal {
+    use SignatureVerificationError as Signature;
+    match error {
+        ClaimsVerificationError::InvalidIssuer(_) => Refusal::IssuerOfToken,
+        ClaimsVerificationError::InvalidAudience(_) => Refusal::Audience,
+        ClaimsVerificationError::Expired(_) => Refusal::Expired,
+        ClaimsVerificationError::InvalidNonce(_) => Refusal::Nonce,
+        ClaimsVerificationError::SignatureVerification(error) => match error {
+            Signature::DisallowedAlg(_) | Signature::UnsupportedAlg(_) | Signature::NoSignature => Refusal::Algorithm,
+            Signature::NoMatchingKey | Signature::AmbiguousKeyId(_) | Signature::InvalidKey(_) => Refusal::UnknownKey,
+            _ => Refusal::Signature,
+        },
+        _ => Refusal::TokenUnreadable,
+    }
+}
