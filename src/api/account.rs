@@ -59,6 +59,23 @@ impl AccountApi {
         ok(Me { user: UserBody::from(&*member.signed_in.user), session })
     }
 
+    /// Give oneself another password
+    ///
+    /// All of one's sessions are over then, this one too. A wrong `current` counts as a refused sign-in.
+    #[oai(path = "/me/password", method = "post", operation_id = "setOwnPassword")]
+    async fn password(
+        &self,
+        service: Data<&Arc<Service>>,
+        member: Member,
+        client: SignInClient,
+        body: JsonBody<OwnPasswordRequest>,
+    ) -> Answer<OwnPasswordSet> {
+        let OwnPasswordRequest { current, new } = body.0;
+        let (current, new) = (zeroize::Zeroizing::new(current), zeroize::Zeroizing::new(new));
+        let user = service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await?;
+        ok(OwnPasswordSet { user: UserBody::from(&user) })
+    }
+
     /// One's own sessions, the newest first
     #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
     async fn sessions(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<SessionList> {
@@ -284,6 +301,19 @@ impl SessionList {
 pub struct SessionEnded {
     /// The id of the session.
     pub ended: Uuid,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct OwnPasswordRequest {
+    /// The present one.
+    pub current: String,
+    /// Eight characters or more, not easily guessed.
+    pub new: String,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct OwnPasswordSet {
+    pub user: UserBody,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

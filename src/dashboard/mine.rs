@@ -5,7 +5,7 @@ use std::sync::Arc;
 use askama::Template;
 use poem::http::StatusCode;
 use poem::web::{Data, Path, Query, Redirect};
-use poem::{IntoResponse, Response, handler};
+use poem::{IntoResponse, Request, Response, handler};
 use uuid::Uuid;
 
 use super::Dashboard;
@@ -14,6 +14,7 @@ use super::hosts::Row;
 use super::new_host::Shown;
 use super::shell::{Explained, Shell, Told, explain, show, tell};
 use super::users::SessionRow;
+use crate::api::account::SignInClient;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::host::HostId;
@@ -26,6 +27,7 @@ struct MinePage {
     shell: Shell,
     hosts: Vec<Row>,
     max_hosts: u32,
+    has_password: bool,
     sessions: Vec<SessionRow>,
     name: String,
     refused: Option<Explained>,
@@ -49,6 +51,7 @@ impl MinePage {
             shell: Shell::new(dashboard, asking, "My hosts", told),
             hosts: hosts.into_iter().map(|view| Row::new(view, now)).collect(),
             max_hosts: service.max_hosts(signed_in),
+            has_password: signed_in.user.password.is_some(),
             sessions: SessionRow::in_force(sessions, Some(signed_in.session.session.id), now),
             name: String::new(),
             refused: None,
@@ -97,6 +100,28 @@ pub async fn end_session(
     let user = signed_in(&asking)?.user.id;
     dashboard.service.end_session(id, Some(user), &asking.by).await?;
     Ok(tell(&dashboard, &asking, "/mine", "The session is over.".into()))
+}
+
+/// It ends the session that asks: the next page is for signing in.
+#[handler]
+pub async fn set_password(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    request: &Request,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    let (current, new) = (form.exact("current"), form.exact("new"));
+    let from = SignInClient::of(request)?.from;
+    match dashboard.service.set_own_password(signed_in(&asking)?, current, new, from, &asking.by).await {
+        Ok(_) => Ok(Redirect::see_other("/sign-in?return_to=%2Fmine").into_response()),
+        Err(error @ ServiceError::Invalid { .. }) => {
+            let failure = Failure::from(error);
+            let (status, body) = failure.body();
+            let again = MinePage::new(&dashboard, &asking, "").await?;
+            show(status, &MinePage { refused: Some(explain(body)), ..again })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// By certificate nobody in particular asks.

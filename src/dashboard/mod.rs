@@ -78,6 +78,7 @@ impl Dashboard {
             ("/mine", of_ones_own, get(mine::page).post(mine::install)),
             ("/mine/:id/remove", of_ones_own, post(mine::remove)),
             ("/mine/sessions/:id/end", of_ones_own, post(mine::end_session)),
+            ("/mine/password", of_ones_own, post(mine::set_password)),
             ("/sign-out", of_ones_own, post(sign_in::sign_out)),
         ];
         let signs_in = self.service.people_policy().access != AdminAccess::Mtls;

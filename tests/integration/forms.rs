@@ -21,7 +21,7 @@ pub fn is_sign_in(answer: &Response) -> bool {
 }
 
 /// Every form of the dashboard; numbers and ids in a path stand for all.
-const FORMS: [&str; 13] = [
+const FORMS: [&str; 14] = [
     "/hosts/:id/remove",
     "/hosts/:id/roaming",
     "/hosts/:id/window",
@@ -29,6 +29,7 @@ const FORMS: [&str; 13] = [
     "/login",
     "/mine",
     "/mine/:id/remove",
+    "/mine/password",
     "/mine/sessions/:id/end",
     "/runner",
     "/sign-out",

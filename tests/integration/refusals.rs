@@ -91,6 +91,12 @@ pub const OPERATIONS: &[Operation] = &[
     ("GET", "/auth/me/hosts", Needs::Session, None),
     ("DELETE", "/auth/me/hosts/{id}", Needs::Session, None),
     ("DELETE", "/auth/session", Needs::Session, None),
+    (
+        "POST",
+        "/auth/me/password",
+        Needs::Session,
+        Some(|| json!({ "current": people::PASSWORD, "new": people::PASSWORD })),
+    ),
     ("POST", "/auth/users", Needs::Certificate, Some(new_user)),
     ("GET", "/auth/users", Needs::Certificate, None),
     ("GET", "/auth/users/{id}", Needs::Certificate, None),
@@ -189,6 +195,11 @@ impl Targets {
         targets
     }
 
+    /// For what ends all sessions a new one each time.
+    async fn token_for(&self, daemon: &Daemon, operation: &Operation) -> String {
+        if operation.1 == "/auth/me/password" { people::sign_in(daemon, USER).await } else { self.token.clone() }
+    }
+
     /// Sessions that are in force, and a host that is there.
     pub async fn renew(&mut self, daemon: &Daemon) {
         for session in [&mut self.own_session, &mut self.session] {
@@ -246,7 +257,8 @@ async fn whoever_has_what_it_needs_is_let_in() {
         let call = match needs {
             Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, targets),
             Needs::Session => {
-                call(&daemon.client(), &daemon.hosts_url(""), operation, targets).bearer_auth(&people.token)
+                let token = people.token_for(&daemon, operation).await;
+                call(&daemon.client(), &daemon.hosts_url(""), operation, targets).bearer_auth(token)
             }
             // There is none.
             Needs::Provider => {
@@ -483,13 +495,18 @@ async fn hostile_bodies_are_refused_with_a_reason() {
         let send = |content_type: &'static str, body: Vec<u8>| {
             let call = match operation.2 {
                 Needs::Certificate => call(&admin, &daemon.admin_url(""), operation, &people),
-                Needs::Session => {
-                    call(&daemon.client(), &daemon.hosts_url(""), operation, &people).bearer_auth(&people.token)
-                }
+                Needs::Session => call(&daemon.client(), &daemon.hosts_url(""), operation, &people),
                 _ => call(&daemon.client(), &daemon.hosts_url(""), operation, &host).header("X-API-Key", &host.api_key),
             };
             let call = content_type_of(call, HeaderValue::from_static(content_type));
-            async move { call.body(body).send().await.unwrap() }
+            let (daemon, people) = (&daemon, &people);
+            async move {
+                let call = match operation.2 {
+                    Needs::Session => call.bearer_auth(people.token_for(daemon, operation).await),
+                    _ => call,
+                };
+                call.body(body).send().await.unwrap()
+            }
         };
         let json = "application/json";
         let name = format!("{operation:?}");

@@ -41,6 +41,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("GET", "/auth/me", Member),
     ("GET", "/auth/me/sessions", Member),
     ("DELETE", "/auth/me/sessions/{id}", Member),
+    ("POST", "/auth/me/password", Member),
     ("GET", "/auth/me/hosts", Member),
     ("POST", "/auth/me/hosts", Member),
     ("DELETE", "/auth/me/hosts/{id}", Member),
@@ -347,6 +348,10 @@ async fn of_ones_own(daemon: &Daemon, somebody: &Somebody, name: &str) {
         done("GET", "/auth/me/sessions".into(), None).await;
         done("GET", "/auth/me".into(), None).await;
         done("DELETE", "/auth/session".into(), None).await;
+        let password = json!({ "current": PASSWORD, "new": PASSWORD });
+        let own = sign_in(daemon, &email).await;
+        let call = somebody.client.post(format!("{listener}/auth/me/password")).bearer_auth(&own).json(&password);
+        assert_eq!(call.send().await.unwrap().status(), 200, "{} gives themselves a password", somebody.who);
         let after = somebody.client.get(format!("{listener}/auth/me")).bearer_auth(&session).send().await.unwrap();
         refused(after, 401, "session_invalid", "after signing out").await;
     }

@@ -111,8 +111,10 @@ impl Service {
             // Nobody is signing in yet; the log has it.
             Err(Refusal::Unavailable) => return Err(ServiceError::ProviderUnavailable),
             Err(refusal) => {
+                // No fault of whoever asks, and nothing that counts against them.
                 tell(refusal);
-                return Err(self.not_finished(refusal.as_str(), from).await);
+                self.refuse_sign_in(None, 403, refusal.as_str(), from).await;
+                return Err(ServiceError::OidcRefused);
             }
         };
         let id = Uuid::new_v4();
@@ -146,10 +148,7 @@ impl Service {
     }
 
     async fn not_finished(&self, reason: &str, from: IpAddr) -> ServiceError {
-        let now = self.outside.now();
-        if self.failed(&Failing::SignIn(from), now).await {
-            self.watch.event("sign_in.blocked", "", from, false, now);
-        }
+        self.count_failure(&[Failing::SignIn(from)], from).await;
         self.refuse_sign_in(None, 403, reason, from).await;
         ServiceError::OidcRefused
     }

@@ -11,10 +11,11 @@ use uuid::Uuid;
 
 use super::super::error::Throttled;
 use super::super::{By, Result, Service, ServiceError};
-use super::sessions::{Beginning, NewSession};
+use super::passwords::Checked;
+use super::sessions::{Beginning, NewSession, SignedIn};
 use crate::hot::throttle::Failing;
 use crate::model::people::Email;
-use crate::records::{SignedInBy, UserChange};
+use crate::records::{PasswordHash, SignedInBy, User, UserChange};
 
 impl Service {
     pub async fn sign_in(
@@ -29,17 +30,12 @@ impl Service {
         let email: Option<Email> = email.parse().ok();
         let failing: Vec<Failing<'_>> =
             [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
-        self.check_blocked(&failing, self.outside.now())?;
-        let turn = self.people.passwords.turn().await?;
-        // Of many at once, as many are looked at as of many one after another.
-        let now = self.outside.now();
-        self.check_blocked(&failing, now)?;
         let user = match &email {
             Some(email) => self.records.user_by_email(email).await?,
             None => None,
         };
         let known = user.as_ref().and_then(|user| user.password.as_ref());
-        let checked = turn.check(password, known, &*self.outside).await?;
+        let checked = self.check_password(password, known, &failing).await?;
         let reason = match &user {
             Some(user) if checked.is_right && user.disabled => "disabled",
             Some(_) if checked.is_right => "",
@@ -47,24 +43,64 @@ impl Service {
             None => "unknown_user",
         };
         let (Some(user), "") = (user, reason) else {
-            for who in &failing {
-                if self.failed(who, now).await {
-                    let account = matches!(who, Failing::Account(_));
-                    let target = email.as_ref().filter(|_| account).map_or("", Email::as_str);
-                    self.watch.event("sign_in.blocked", target, from, account, now);
-                }
-            }
+            self.count_failure(&failing, from).await;
             self.refuse_sign_in(email.as_ref().map(Email::as_str), 401, reason, from).await;
             return Err(ServiceError::SignInRefused);
         };
         if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
             let change = UserChange::Rehashed { old: old.clone(), new };
-            self.records.change_user(user.id, &change, now, None).await?;
+            self.records.change_user(user.id, &change, self.outside.now(), None).await?;
         }
         let beginning =
             Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser, from: Some(from), agent };
         let begun = self.begin_session(&Arc::new(user), beginning).await?;
         begun.ok_or_else(|| ServiceError::internal("a session of a fresh id was there already"))
+    }
+
+    /// Somebody who signed in gives themselves another password. All of their sessions are over then, this one too.
+    pub async fn set_own_password(
+        &self,
+        signed_in: &SignedIn,
+        current: &str,
+        new: &str,
+        from: IpAddr,
+        by: &By,
+    ) -> Result<User> {
+        let user = self.user(signed_in.user.id).await?;
+        let failing = [Failing::SignIn(from), Failing::Account(&user.email)];
+        if !self.check_password(current, user.password.as_ref(), &failing).await?.is_right {
+            self.count_failure(&failing, from).await;
+            self.note_refused(by.note(self.outside.now(), "user.password").on(&user.email).refused(422)).await;
+            return Err(ServiceError::invalid("current", "is not your password; without one, ask an admin for one"));
+        }
+        self.set_password(user.id, new, by).await
+    }
+
+    /// A failure counts for all of `failing`, none of which may be blocked: to look at it is what costs.
+    async fn check_password(
+        &self,
+        password: &str,
+        known: Option<&PasswordHash>,
+        failing: &[Failing<'_>],
+    ) -> Result<Checked> {
+        self.check_blocked(failing, self.outside.now())?;
+        let turn = self.people.passwords.turn().await?;
+        // Of many at once, as many are looked at as of many one after another.
+        self.check_blocked(failing, self.outside.now())?;
+        turn.check(password, known, &*self.outside).await
+    }
+
+    pub(super) async fn count_failure(&self, failing: &[Failing<'_>], from: IpAddr) {
+        let now = self.outside.now();
+        for who in failing {
+            if !self.failed(who, now).await {
+                continue;
+            }
+            match who {
+                Failing::Account(email) => self.watch.event("sign_in.blocked", email.as_str(), from, true, now),
+                Failing::Key(_) | Failing::SignIn(_) => self.watch.event("sign_in.blocked", "", from, false, now),
+            }
+        }
     }
 
     pub(super) fn check_blocked(&self, failing: &[Failing<'_>], now: OffsetDateTime) -> Result<()> {

@@ -176,6 +176,33 @@ async fn whatever_ends_all_sessions_of_a_user_ends_them_for_good() {
 }
 
 #[tokio::test]
+async fn a_user_gives_themselves_another_password_with_the_present_one_only() {
+    let (service, _clock, _directory) = service().await;
+    user(&service, "ada@example.test", Role::Member).await;
+    let session = sign_in(&service, "ada@example.test", PASSWORD, 1).await.unwrap();
+    let signed_in = service.signed_in(session.token.expose()).await.unwrap();
+    let set = async |current: &str, new: &str| {
+        service.set_own_password(&signed_in, current, new, address(7), &By::anybody(address(7))).await
+    };
+    for (current, new, field) in [(OTHER, OTHER, "current"), (PASSWORD, "password1", "password")] {
+        let refused = set(current, new).await;
+        assert!(matches!(&refused, Err(ServiceError::Invalid { field: named, .. }) if named == field), "{refused:?}");
+        assert!(good(&service, &session).await);
+    }
+    set(PASSWORD, OTHER).await.unwrap();
+    assert!(!good(&service, &session).await, "a thief's would be over as well");
+    assert!(sign_in(&service, "ada@example.test", PASSWORD, 2).await.is_err());
+    let session = sign_in(&service, "ada@example.test", OTHER, 1).await.unwrap();
+    let signed_in = service.signed_in(session.token.expose()).await.unwrap();
+    let guess =
+        async || service.set_own_password(&signed_in, "wrong", PASSWORD, address(8), &By::anybody(address(8))).await;
+    for _ in 0..3 {
+        assert!(matches!(guess().await, Err(ServiceError::Invalid { .. })));
+    }
+    assert!(matches!(guess().await, Err(ServiceError::AuthBlocked(_))), "a stolen token guesses no password");
+}
+
+#[tokio::test]
 async fn a_sign_in_that_was_under_way_does_not_outlive_what_ends_them_all() {
     let (service, _clock, _directory) = service().await;
     let seen = Arc::new(user(&service, "ada@example.test", Role::Admin).await);
