@@ -18,8 +18,9 @@ fn what_runs_for_ever_is_ended_when_its_time_is_up() {
             let ran = hostile.run(by, &plan);
             println!("{by:?}: {attempt}: ended after {:?}", ran.took);
             assert_eq!(ran.ending, Ending::OutOfTime, "{attempt}");
+            // The sandbox's clock began before ours did.
             assert!(
-                ran.took >= Duration::from_secs(1) && ran.took < Duration::from_secs(11),
+                ran.took >= Duration::from_millis(500) && ran.took < Duration::from_secs(11),
                 "{attempt}: {:?}",
                 ran.took
             );
