@@ -404,6 +404,9 @@ pub struct AdminHost {
     pub host: HostBody,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// The number of the user who installed it for themselves; null: an admin made it.
+    #[serde(default)]
+    pub owner_id: Option<u64>,
     /// The address that the host's key is bound to; null before its first call.
     pub ip: Option<String>,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -429,7 +432,7 @@ impl From<HostView> for AdminHost {
 
 impl AdminHost {
     fn new(listed: ListedHost, status: HostStatus) -> Self {
-        let ListedHost { id, fqdn, rules, created_at, updated_at, activity } = listed;
+        let ListedHost { id, fqdn, rules, owner, created_at, updated_at, activity } = listed;
         let recent_digests: Vec<_> = activity.digests.as_slice().iter().map(ToString::to_string).collect();
         let status = status.as_str().into();
         Self {
@@ -439,6 +442,7 @@ impl AdminHost {
             expires_at: rules.expires_at,
             allowed_networks: rules.allowed_networks.iter().map(|network| network.to_string()).collect(),
             id: id.0,
+            owner_id: owner.map(|owner| owner.0),
             ip: rules.bound_ip.map(|ip| ip.to_string()),
             last_seen: activity.last_seen,
             host: HostBody { status, ..HostBody::new(&fqdn, &rules, activity, updated_at) },

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::errors::Failure;
+use super::oidc::token_of_page;
 use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
@@ -258,7 +259,7 @@ impl<'a> FromRequest<'a> for OnThisMachine {
 /// Notes in the audit log what somebody was refused who is known. What was done is noted with the change itself; reading is not noted.
 pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
     let service = request.data::<Arc<Service>>().cloned();
-    let asking = if request.method().is_safe() { None } else { Asking::of(&request).await.ok() };
+    let asking = if request.method().is_safe() { None } else { somebody_known(&request).await };
     let (operation, answer) = match endpoint.call(request).await {
         Ok(answer) => {
             let answer = answer.into_response();
@@ -282,6 +283,15 @@ pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
         service.note_refusal(&by, operation, answer.status().as_u16()).await;
     }
     Ok(answer)
+}
+
+/// Whoever calls, as a program or with a page.
+async fn somebody_known(request: &Request) -> Option<Asking> {
+    if let Ok(asking) = Asking::of(request).await {
+        return Some(asking);
+    }
+    let token = token_of_page(request.data::<Arc<Service>>()?, request)?;
+    Asking::with_token(request, Some(&token)).await.ok()
 }
 
 /// Finds out who calls, and counts a request of the hosts' listener against that address.

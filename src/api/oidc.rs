@@ -145,12 +145,12 @@ pub fn own_page(path: &str) -> &str {
     if leads_elsewhere { "/" } else { path }
 }
 
-pub fn cookies(headers: &HeaderMap) -> Vec<String> {
+fn cookies(headers: &HeaderMap) -> Vec<String> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(';')).map(|pair| pair.trim().to_owned()).collect()
 }
 
-pub fn cookie_in(cookies: &[String], name: &str) -> Option<String> {
+fn cookie_in(cookies: &[String], name: &str) -> Option<String> {
     let values = cookies.iter().filter_map(|pair| pair.split_once('='));
     let mut found = values.filter(|(known, _)| *known == name).map(|(_, value)| value.to_owned());
     found.next().filter(|value| !value.is_empty())
@@ -165,8 +165,15 @@ fn flow_cookie(tag: &str, secure: bool) -> String {
     format!("{}codex-authd-oidc-{tag}", host_prefix(secure))
 }
 
-pub fn session_cookie_name(secure: bool) -> String {
+fn session_cookie_name(secure: bool) -> String {
     format!("{}codex-authd-session", host_prefix(secure))
+}
+
+/// The session's token of a browser; good for pages only.
+pub fn token_of_page(service: &Service, request: &Request) -> Option<String> {
+    let cookies = cookies(request.headers());
+    let plain = || cookie_in(&cookies, &session_cookie_name(false)).filter(|_| !service.comes_back_over_tls());
+    cookie_in(&cookies, &session_cookie_name(true)).or_else(plain)
 }
 
 /// It is a session of the browser as well: the daemon says when it is over.

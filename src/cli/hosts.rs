@@ -6,7 +6,7 @@ use serde_json::json;
 use super::CliError;
 use super::client::{Client, percent_encoded};
 use super::print::{self, or_dash};
-use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList};
+use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList, UserList};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -113,8 +113,19 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
         Command::List(arguments) => {
             let list: AdminHostList = client.get(&arguments.path()).await?;
-            let head =
-                ["NAME", "STATUS", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN"].map(String::from).into();
+            let head = ["NAME", "STATUS", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN", "OWNER"]
+                .map(String::from)
+                .into();
+            // Few have one, and who has none of those asks for none.
+            let users = match list.hosts.iter().any(|host| host.owner_id.is_some()) {
+                true => client.get::<UserList>("/auth/users").await?.users,
+                false => Vec::new(),
+            };
+            let owner = |host: &AdminHost| {
+                let id = host.owner_id?;
+                let user = users.iter().find(|user| user.id == id);
+                Some(user.map_or_else(|| id.to_string(), |user| user.email.clone()))
+            };
             let row = |host: &AdminHost| {
                 vec![
                     host.host.fqdn.clone(),
@@ -125,6 +136,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     or_dash(host.host.wrapper_version.as_ref()),
                     host.host.api_calls.to_string(),
                     or_dash(host.last_seen.map(print::instant)),
+                    or_dash(owner(host)),
                 ]
             };
             let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.hosts.iter().map(row)).collect();

@@ -24,6 +24,8 @@ struct HostPage {
     shell: Shell,
     host: Row,
     created: When,
+    /// The user who installed it for themselves.
+    owner: Option<String>,
 }
 
 #[derive(Template)]
@@ -43,8 +45,12 @@ pub async fn page(
     let now = dashboard.now();
     let view = dashboard.service.host(HostId(id)).await?;
     let created = When::new(view.host.created_at, now);
+    let owner = view.host.owner.map(|owner| match dashboard.service.known_user(owner) {
+        Some(user) => user.email.to_string(),
+        None => owner.to_string(),
+    });
     let shell = Shell::new(&dashboard, &asking, "Host", &told);
-    show(StatusCode::OK, &HostPage { shell, created, host: Row::new(view, now) })
+    show(StatusCode::OK, &HostPage { shell, created, owner, host: Row::new(view, now) })
 }
 
 #[handler]

@@ -16,7 +16,7 @@ use super::words::When;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::host::{HostRules, NotServed};
-use crate::records::{CanonicalSummary, Host, Source};
+use crate::records::{CanonicalSummary, Source};
 use crate::service::Service;
 use crate::service::directory::{ListQuery, ListedHost, Sort};
 use crate::service::enrol::HostView;
@@ -130,8 +130,7 @@ pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
 
 impl Row {
     pub fn new(HostView { host, activity, .. }: HostView, now: OffsetDateTime) -> Self {
-        let Host { id, fqdn, rules, created_at, updated_at, .. } = host;
-        Self::of(ListedHost { id, fqdn, rules, created_at, updated_at, activity }, now)
+        Self::of(ListedHost::new(&host, activity), now)
     }
 
     fn of(ListedHost { id, fqdn, rules, activity, .. }: ListedHost, now: OffsetDateTime) -> Self {

@@ -30,6 +30,7 @@ use poem::{Endpoint, EndpointExt, IntoResponse, Request, Response, Route, RouteM
 use time::OffsetDateTime;
 
 use crate::api::guards::Asking;
+use crate::api::oidc::token_of_page;
 use crate::config::AdminAccess;
 use crate::model::people::Role;
 use crate::outside::Outside;
@@ -118,7 +119,7 @@ async fn answer<E: Endpoint>(
     page: Arc<E>,
     mut request: Request,
 ) -> poem::Result<Response> {
-    let token = sign_in::token(&dashboard.service, &request);
+    let token = token_of_page(&dashboard.service, &request);
     let asking = match Asking::with_token(&request, token.as_deref()).await {
         Ok(asking) => asking,
         Err(failure) => return Ok(dressed(sign_in::turned_away(failure, &request))),

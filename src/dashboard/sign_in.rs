@@ -16,7 +16,7 @@ use super::{Dashboard, assets, form};
 use crate::api::account::SignInClient;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
-use crate::api::oidc::{cookie_in, cookies, forget_session_cookie, own_page, session_cookie, session_cookie_name};
+use crate::api::oidc::{forget_session_cookie, own_page, session_cookie};
 use crate::service::{Service, ServiceError};
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -98,13 +98,6 @@ pub async fn sign_out(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Resul
         response.headers_mut().append(SET_COOKIE, header(&forget_session_cookie(false))?);
     }
     Ok(response)
-}
-
-/// The session's token of a browser.
-pub fn token(service: &Service, request: &Request) -> Option<String> {
-    let cookies = cookies(request.headers());
-    let plain = || cookie_in(&cookies, &session_cookie_name(false)).filter(|_| !service.comes_back_over_tls());
-    cookie_in(&cookies, &session_cookie_name(true)).or_else(plain)
 }
 
 /// What somebody who is not let in sees: where signing in helps, the page for that, and then the one that was asked for.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::refusals::{Targets, call, operation, refused, upload_again};
 use crate::roles::{LOGIN, Least, ROLES, state};
 use crate::support::daemon::Daemon;
-use crate::support::people::{PASSWORD, add_user, link, me, register, sign_in, tell};
+use crate::support::people::{PASSWORD, add_user, ask, link, me, register, sign_in, tell};
 
 pub const COOKIE: &str = "__Host-codex-authd-session";
 
@@ -249,6 +249,10 @@ async fn pages_and_forms_are_for_their_least_role_and_those_above() {
             assert!(!page.contains("out of date"), "{role}: {} {:?}: it is the role", form.action, form.fields);
         }
         assert_eq!(state(&daemon).await, before, "{role} changed something");
+        let log = ask(&daemon, "/admin/audit?limit=1000").await;
+        let by = |entry: &&Value| entry["actor"] == format!("user {role}@roles.test") && entry["outcome"] == "403";
+        let noted = log["entries"].as_array().unwrap().iter().filter(by).count();
+        assert_eq!(noted, of_fleet.len(), "{role}: each try is noted");
         for page in pages {
             let answer = seat.client.get(daemon.admin_url(page)).header("cookie", &seat.cookie).send().await.unwrap();
             let status = match (may_look, page) {

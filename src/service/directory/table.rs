@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::model::people::UserId;
 use crate::model::version::Version;
 use crate::records::Host;
 
@@ -25,6 +26,7 @@ pub struct ListedHost {
     pub id: HostId,
     pub fqdn: Fqdn,
     pub rules: HostRules,
+    pub owner: Option<UserId>,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
     pub activity: HostActivity,
@@ -97,6 +99,7 @@ struct Row {
     text: Box<str>,
     name_length: usize,
     rules: HostRules,
+    owner: Option<UserId>,
     created_at: OffsetDateTime,
     updated_at: OffsetDateTime,
     api_calls: u64,
@@ -166,6 +169,7 @@ impl Table {
             && row.name() == host.fqdn.as_str()
         {
             row.rules = host.rules.clone();
+            row.owner = host.owner;
             row.created_at = host.created_at;
             row.updated_at = host.updated_at;
             return row.write_text();
@@ -339,6 +343,7 @@ impl ListedHost {
             id: host.id,
             fqdn: host.fqdn.clone(),
             rules: host.rules.clone(),
+            owner: host.owner,
             created_at: host.created_at,
             updated_at: host.updated_at,
             activity,
@@ -348,12 +353,13 @@ impl ListedHost {
 
 impl Row {
     fn new(host: ListedHost, shared: &mut Shared) -> Self {
-        let ListedHost { id, fqdn, rules, created_at, updated_at, activity } = host;
+        let ListedHost { id, fqdn, rules, owner, created_at, updated_at, activity } = host;
         let mut row = Self {
             id,
             name_length: fqdn.as_str().len(),
             text: fqdn.as_str().into(),
             rules,
+            owner,
             created_at,
             updated_at,
             api_calls: 0,
@@ -415,6 +421,7 @@ impl Row {
             id: self.id,
             fqdn: self.name().parse().ok()?,
             rules: self.rules.clone(),
+            owner: self.owner,
             created_at: self.created_at,
             updated_at: self.updated_at,
             activity: self.activity(),

@@ -288,6 +288,8 @@ async fn a_member_has_so_many_hosts_and_nobody_elses() {
     };
     let one = register("one.test", &ada).await.unwrap();
     assert_eq!(one.owner, Some(ada.user.id));
+    let listed = service.list_hosts(crate::service::directory::ListQuery::default()).await.unwrap();
+    assert_eq!(listed.hosts.iter().map(|host| host.owner).collect::<Vec<_>>(), [None, Some(ada.user.id)]);
     register("two.test", &ada).await.unwrap();
     assert!(register("three.test", &ada).await.unwrap_err().contains("2 hosts"));
     assert!(register("fleet.test", &ada).await.unwrap_err().contains("not yours"));
