@@ -32,6 +32,7 @@ async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
         let client = build(daemon.client_builder()).unwrap();
         as_an_admin(&daemon, &admin, version, &mut secrets).await;
         as_a_host(&daemon, &admin, &client, version, &mut secrets).await;
+        as_a_person(&daemon, &admin, &client, version, &mut secrets).await;
         places.extend(by_command(&daemon, version, &mut secrets));
         places.extend(of_process(&daemon));
         reload(&daemon, first);
@@ -248,6 +249,56 @@ async fn as_a_host(daemon: &Daemon, admin: &Client, client: &Client, version: &s
         let status = post(body).await.unwrap().status();
         assert!(status.is_client_error(), "{number}: {status}");
     }
+}
+
+/// Signs in, with good passwords and bad ones, and gets another one.
+async fn as_a_person(daemon: &Daemon, admin: &Client, client: &Client, version: &str, secrets: &mut Secrets) {
+    let mut password = |what: &str| {
+        let name = format!("{version} {what} password");
+        secrets.add(&name, &format!("Canary-{version}-{what}-lantern/orbit+plum"))
+    };
+    let (first, second, third) = (password("first"), password("second"), password("third"));
+    let (wrong, by_command) = (password("wrong"), password("command"));
+    let email = format!("{version}@example.test");
+    let made = json!({ "email": email, "role": "member", "password": first });
+    let made = admin.post(daemon.admin_url("/auth/users")).json(&made).send().await.unwrap();
+    let made: Value = made.json().await.unwrap();
+    let number = made["data"]["user"]["id"].as_u64().unwrap();
+    let sign_in = |email: &str, password: &str| {
+        let body = json!({ "email": email, "password": password });
+        client.post(daemon.hosts_url("/auth/session")).json(&body).send()
+    };
+    // In the wrong field as well.
+    for (email, password) in [(&*email, &*wrong), ("nobody@example.test", &*first), (&*wrong, &*email)] {
+        assert_eq!(sign_in(email, password).await.unwrap().status(), 401);
+    }
+    let answer: Value = sign_in(&email, &first).await.unwrap().json().await.unwrap();
+    let token = answer["access_token"].as_str().unwrap().to_owned();
+    secrets.take(&format!("{version} access token"), &token);
+    for path in ["/auth/me", "/auth/me/sessions", "/auth/me/hosts", "/auth/users"] {
+        client.get(daemon.hosts_url(path)).bearer_auth(&token).send().await.unwrap();
+        admin.get(daemon.admin_url(path)).bearer_auth(&token).send().await.unwrap();
+    }
+    for path in [format!("/auth/me?access_token={token}"), format!("/{token}")] {
+        client.get(daemon.hosts_url(&path)).bearer_auth(&token).send().await.unwrap();
+    }
+    let cut = format!("{{\"email\": \"{email}\", \"password\": \"{first}\"");
+    for body in [cut, format!("{{\"email\": \"{first}\", \"password\": [\"{first}\"]}}")] {
+        let answer = client.post(daemon.hosts_url("/auth/session")).body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+    }
+    for (current, wanted) in [(&wrong, 422), (&first, 200)] {
+        let body = json!({ "current": current, "new": second });
+        let call = client.post(daemon.hosts_url("/auth/me/password")).bearer_auth(&token).json(&body);
+        assert_eq!(call.send().await.unwrap().status(), wanted);
+    }
+    let reset = admin.post(daemon.admin_url(&format!("/auth/users/{number}/password")));
+    assert_eq!(reset.json(&json!({ "password": third })).send().await.unwrap().status(), 200);
+    assert_eq!(sign_in(&email, &third).await.unwrap().status(), 200);
+    let mut create = daemon.command(&["create-admin", &format!("{version}-admin@example.test"), "--password-stdin"]);
+    let mut create = create.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    std::io::Write::write_all(&mut create.stdin.take().unwrap(), by_command.as_bytes()).unwrap();
+    assert!(create.wait().unwrap().success());
 }
 
 /// Bodies that hold a login, or most of one, and are refused.
