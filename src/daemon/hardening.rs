@@ -10,6 +10,7 @@ use super::DaemonError;
 pub fn harden() -> Result<(), DaemonError> {
     // No core dump, no ptrace by the same user, /proc/<pid> is root's. A process that is executed from here starts anew.
     set_dumpable(false).map_err(|errno| DaemonError::Harden(errno.into()))?;
+    super::memory::give_large_pieces_back();
     // sled asks for no mode of its own.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     Ok(())

@@ -14,6 +14,7 @@ pub mod format;
 pub mod hardening;
 pub mod listen_file;
 pub mod logging;
+mod memory;
 pub mod prober;
 mod promotion;
 mod provider;

@@ -294,3 +294,23 @@ async fn passwords_are_not_guessed_through_many_at_once() {
     assert_eq!(let_in.status(), 200, "who guesses keeps nobody else out");
     assert!(control(&daemon).get("http://control/healthz").send().await.unwrap().status().is_success());
 }
+
+/// Each takes 19 MiB while it is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sign_ins_took_of_memory_is_given_back() {
+    let daemon = Daemon::start();
+    add_user(&daemon, "ada@example.test", "member").await;
+    let resident = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    sign_in(&daemon, "ada@example.test").await;
+    let before = resident();
+    for _ in 0..8 {
+        futures_util::future::join_all((0..4).map(|_| sign_in(&daemon, "ada@example.test"))).await;
+    }
+    let more = resident().saturating_sub(before) / 1024;
+    println!("{more} MiB more after 32 sign-ins");
+    assert!(more < 60, "{more} MiB more than the {} MiB of before", before / 1024);
+}
