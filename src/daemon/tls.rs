@@ -133,12 +133,7 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
         codex_release_url: config.install.codex_release_url.clone(),
         document_rules: DocumentRules { min_token_length: config.auth.min_token_length },
-        people: PeoplePolicy {
-            access: config.admin.access,
-            idle: time::Duration::seconds(config.sessions.idle_seconds.into()),
-            lifetime: time::Duration::seconds(config.sessions.lifetime_seconds.into()),
-            max_hosts: config.hosts.max_per_member,
-        },
+        people: PeoplePolicy::from(config),
     }
 }
 

@@ -89,6 +89,13 @@ pub struct Session {
     pub ended_at: Option<OffsetDateTime>,
 }
 
+impl Session {
+    /// Whether nothing has ended all sessions of its user since it began.
+    pub fn is_of_now(&self, user: &User) -> bool {
+        !user.disabled && user.generation == self.generation
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum SignedInBy {

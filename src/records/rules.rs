@@ -180,7 +180,7 @@ impl Session {
 
     /// Whether it may begin, where its user is this one now, and its identity, if it has one, is linked to `linked`.
     pub(super) fn may_begin(&self, user: Option<&User>, linked: Option<UserId>) -> bool {
-        user.is_some_and(|user| user.id == self.user && !user.disabled && user.generation == self.generation)
+        user.is_some_and(|user| user.id == self.user && self.is_of_now(user))
             && (self.identity().is_none() || linked == Some(self.user))
     }
 

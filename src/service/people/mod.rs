@@ -22,7 +22,7 @@ use arc_swap::ArcSwap;
 use time::Duration;
 
 use super::Service;
-use crate::config::{AdminAccess, Hosts, Sessions};
+use crate::config::{AdminAccess, Config};
 use crate::model::digest::Digest;
 use crate::model::people::{Role, UserId};
 use crate::records::{self, Changes, Session, User};
@@ -42,16 +42,21 @@ pub struct PeoplePolicy {
     pub max_hosts: u32,
 }
 
+impl From<&Config> for PeoplePolicy {
+    fn from(config: &Config) -> Self {
+        Self {
+            access: config.admin.access,
+            idle: Duration::seconds(config.sessions.idle_seconds.into()),
+            lifetime: Duration::seconds(config.sessions.lifetime_seconds.into()),
+            max_hosts: config.hosts.max_per_member,
+        }
+    }
+}
+
 /// As where nothing is configured.
 impl Default for PeoplePolicy {
     fn default() -> Self {
-        let (sessions, hosts) = (Sessions::default(), Hosts::default());
-        Self {
-            access: AdminAccess::Mtls,
-            idle: Duration::seconds(sessions.idle_seconds.into()),
-            lifetime: Duration::seconds(sessions.lifetime_seconds.into()),
-            max_hosts: hosts.max_per_member,
-        }
+        Self::from(&Config::default())
     }
 }
 

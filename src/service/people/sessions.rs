@@ -111,8 +111,7 @@ impl Service {
     fn held(&self, token: &Digest, now: OffsetDateTime) -> Option<std::result::Result<SignedIn, Idle>> {
         let held = self.people.sessions.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()?;
         let user = self.people.users.load().get(&held.session.user).cloned()?;
-        let Session { generation, expires_at, .. } = held.session;
-        if user.disabled || user.generation != generation || now >= expires_at {
+        if !held.session.is_of_now(&user) || now >= held.session.expires_at {
             return None;
         }
         if now - held.last_used_at() >= self.policy.load().people.idle {
@@ -188,8 +187,7 @@ impl Service {
                 if let Some(held) = here.get(&session.token) {
                     session.last_used_at = session.last_used_at.max(held.last_used_at());
                 }
-                let user = users.get(&session.user);
-                let of_now = user.is_some_and(|user| !user.disabled && user.generation == session.generation);
+                let of_now = users.get(&session.user).is_some_and(|user| session.is_of_now(user));
                 let in_time = now < session.expires_at && now - session.last_used_at < idle;
                 let in_force = of_now && in_time && session.ended_at.is_none();
                 (session, in_force)
