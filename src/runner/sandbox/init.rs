@@ -290,7 +290,8 @@ fn stamp(path: &CString) -> Option<Stamp> {
     Some((about.st_ino, about.st_size, about.st_mtime, about.st_mtime_nsec, about.st_ctime, about.st_ctime_nsec))
 }
 
-/// How much was read. The program is hostile: a file of another kind, or a larger one, is none.
+/// How much was read. The program is hostile: a file of another kind, or a larger one, is none. Nor is one that changed
+/// its size meanwhile: it is looked at again.
 fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = open(path.as_c_str(), flags, Mode::empty()).ok()?;
@@ -303,15 +304,17 @@ fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
     loop {
         let left = buffer.get_mut(length..)?;
         if left.is_empty() {
-            return Some(length);
+            break;
         }
         match read(&file, left) {
-            Ok(0) => return Some(length),
+            Ok(0) => break,
             Ok(read) => length = length.checked_add(read)?,
             Err(Errno::EINTR) => {}
             Err(_) => return None,
         }
     }
+    let is_whole = usize::try_from(fstat(&file).ok()?.st_size).ok()? == length;
+    is_whole.then_some(length)
 }
 
 /// Tells the daemon, which may be slow to listen.
