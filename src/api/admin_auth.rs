@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::admin_runner::RestoredLoginBody;
 use super::auth::{AuthAnswer, answer};
 use super::guards::{Admin, Asking, Viewer};
 use super::json::{Answer, JsonBody, RawBody, Verbatim, ok};
@@ -51,7 +52,8 @@ impl AdminAuthApi {
         let canonical = if reveal { service.reveal_canonical(&asking.by).await? } else { service.canonical() };
         let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
         let auth = reveal.then(|| Verbatim::new(&canonical.text)).transpose().map_err(ServiceError::internal)?;
-        ok(AuthShown { version: canonical.summary.clone().into(), auth })
+        let restored_login = service.restored_login().map(RestoredLoginBody::from);
+        ok(AuthShown { version: canonical.summary.clone().into(), auth, restored_login })
     }
 
     /// Every version, newest first, without the secrets
@@ -152,6 +154,9 @@ pub struct AuthShown {
     /// The document, byte for byte as it was hashed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Verbatim>,
+    /// It came back from a backup, and its refresh token may have been spent since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_login: Option<RestoredLoginBody>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

@@ -24,7 +24,7 @@ use super::errors::{ErrorBody, Failure};
 use super::guards::OnThisMachine;
 use super::json::{Answer, JsonBody, ok};
 use crate::seal::MasterKey;
-use crate::service::moving::{Backup, Manifest, Moved, Piece, Progress, Restored, Target, Teller};
+use crate::service::moving::{Backup, Manifest, Moved, Piece, Progress, Restored, Rows, Target, Teller};
 use crate::service::{Service, ServiceError};
 
 pub struct AdminCopiesApi;
@@ -51,6 +51,26 @@ impl AdminCopiesApi {
             }
         });
         Ok(answer)
+    }
+
+    /// Seal the keys of a backup under its passphrase
+    ///
+    /// On the control socket only. For the backup whose manifest, as its file has it, has this SHA-256: the master key and
+    /// the daemon's configuration file, which neither leave it in the clear nor go with another backup.
+    #[oai(path = "/backup/keys", method = "post", operation_id = "sealBackupKeys")]
+    async fn keys(
+        &self,
+        service: Data<&Arc<Service>>,
+        OnThisMachine(by): OnThisMachine,
+        body: JsonBody<KeysRequest>,
+    ) -> Answer<SealedKeys> {
+        let mut request = body.0;
+        let passphrase = Zeroizing::new(std::mem::take(&mut request.passphrase));
+        let manifest = request
+            .manifest_sha256
+            .parse()
+            .map_err(|_| ServiceError::invalid("manifest_sha256", "must be 64 hex digits"))?;
+        ok(SealedKeys { sealed: service.seal_backup_keys(&by, passphrase, manifest).await? })
     }
 
     /// Put a backup back
@@ -97,6 +117,21 @@ impl AdminCopiesApi {
         let stood_still = service.abort_migration(&by).await?;
         ok(Aborted { stood_still })
     }
+}
+
+/// It has no `Debug`: the passphrase is a secret.
+#[derive(Object, Serialize, Deserialize, zeroize::ZeroizeOnDrop)]
+pub struct KeysRequest {
+    /// One that is not easily guessed.
+    pub passphrase: String,
+    /// Of the manifest.
+    pub manifest_sha256: String,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct SealedKeys {
+    /// The text of the file `keys.sealed`.
+    pub sealed: String,
 }
 
 /// Where to. Its `Debug` does not show it: the URL holds a password.
@@ -294,5 +329,6 @@ async fn receive(body: Body, spool: &Path) -> crate::service::Result<Backup> {
         body.consume(length);
     }
     file.flush().await.map_err(failed)?;
-    Ok(Backup { manifest: head.manifest, rows: spool.to_path_buf(), master_key: master_key.transpose()? })
+    let rows = Rows::open(spool).map_err(failed)?;
+    Ok(Backup { manifest: head.manifest, rows, master_key: master_key.transpose()? })
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::admin_runner::RestoredLoginBody;
 use super::guards::Viewer;
 use super::json::{Answer, ok};
 use super::versions::VersionsBody;
@@ -39,6 +40,7 @@ impl AdminOverviewApi {
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
+            restored_login: service.restored_login().map(RestoredLoginBody::from),
             degraded: overview.degraded.map(DegradedBody::from),
             store: StoreBody::of(&service),
         })
@@ -63,6 +65,8 @@ pub struct OverviewBody {
     /// `no_canonical_auth`: upload an `auth.json`.
     pub seed_reasons: Vec<String>,
     pub quota_hard_fail: bool,
+    /// The canonical login came back from a backup, and is not proved by itself; null: it did not.
+    pub restored_login: Option<RestoredLoginBody>,
     /// null: everything works.
     pub degraded: Option<DegradedBody>,
     pub store: StoreBody,

@@ -11,9 +11,10 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
-use crate::records::Probe;
+use crate::records::{Probe, RestoredLogin};
 use crate::runner::{Check, Verdict};
 use crate::service::Service;
+use crate::service::probing::restored::reason;
 use crate::service::probing::{RunnerView, Underway};
 
 const MAX_PROBES: usize = 1000;
@@ -39,10 +40,18 @@ impl AdminRunnerApi {
     /// Have the canonical login proved now
     ///
     /// Answered at once; the probe is made in the background. One that is under way for the same login is not made again,
-    /// its result is shared. `getRunner` tells when `answered` has reached `asked` of this answer.
+    /// its result is shared. `getRunner` tells when `answered` has reached `asked` of this answer. A login that came back
+    /// from a backup is refused (409), because its refresh token may be spent.
     #[oai(path = "/run", method = "post", operation_id = "runRunner")]
-    async fn run(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<ProbeAsked> {
-        ok(ProbeAsked { asked: service.ask_for_probe(&admin.0)? })
+    async fn run(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        /// Also if the login came back from a backup: nothing was refreshed since.
+        #[oai(default)]
+        restored: Query<bool>,
+    ) -> Answer<ProbeAsked> {
+        ok(ProbeAsked { asked: service.ask_for_probe(&admin.0, restored.0)? })
     }
 
     /// What probes need, and whether it is there
@@ -108,6 +117,8 @@ pub struct RunnerBody {
     pub state: Option<String>,
     /// Why it is not `ok`: what Codex said last, without secrets, or what is missing and what mends it.
     pub reason: Option<String>,
+    /// The login came back from a backup, and is not tried by itself; null: it did not.
+    pub restored_login: Option<RestoredLoginBody>,
     /// The probe under way on the node that is asked.
     pub running: Option<RunningProbe>,
     /// How many have asked the node for a probe since its start.
@@ -136,6 +147,23 @@ pub struct RunnerBody {
     pub base_url: String,
     /// Always empty: the runner is part of the daemon.
     pub runner_url: String,
+}
+
+/// A canonical login that came back from a backup: its refresh token may have been spent since.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RestoredLoginBody {
+    pub version: u64,
+    /// Of when the backup is.
+    #[serde(with = "time::serde::rfc3339")]
+    pub backup_of: OffsetDateTime,
+    /// What that means, and what to do.
+    pub reason: String,
+}
+
+impl From<RestoredLogin> for RestoredLoginBody {
+    fn from(restored: RestoredLogin) -> Self {
+        Self { reason: reason(&restored), version: restored.version, backup_of: restored.backup_of }
+    }
 }
 
 /// In the last 24 hours.
@@ -197,6 +225,7 @@ impl From<Probe> for ProbeBody {
 
 impl RunnerBody {
     fn of(service: &Service, view: RunnerView) -> Self {
+        let reason = view.reason();
         let running = view.underway.map(|Underway { version, trigger, since }| RunningProbe {
             version,
             trigger: trigger.as_str().into(),
@@ -207,7 +236,8 @@ impl RunnerBody {
         Self {
             enabled: view.enabled,
             state: view.state.as_str().map(String::from),
-            reason: view.latest.and_then(|probe| probe.outcome).and_then(|outcome| outcome.reason),
+            reason,
+            restored_login: view.restored.map(RestoredLoginBody::from),
             running,
             asked: view.asked,
             answered: view.answered,

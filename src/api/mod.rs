@@ -50,7 +50,7 @@ pub use {
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
     admin_authorities::AuthorityList,
     admin_certificates::{CertificateAnswer, CertificateList, CertificateRequest, IssuedCertificate},
-    admin_copies::{Aborted, Line, MigrateLine, Migration, RestoreHead, RestoreLine},
+    admin_copies::{Aborted, KeysRequest, Line, MigrateLine, Migration, RestoreHead, RestoreLine, SealedKeys},
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
     admin_overview::OverviewBody,

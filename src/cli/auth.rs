@@ -10,6 +10,7 @@ use super::CliError;
 use super::client::Client;
 use super::print::{self, or_dash};
 use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack};
+use crate::daemon::owner::as_caller;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -38,7 +39,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 auth: &'a str,
                 probe: bool,
             }
-            let document = std::fs::read_to_string(file)
+            let document = as_caller(|| std::fs::read_to_string(file))
                 .map(Zeroizing::new)
                 .map_err(|cause| CliError::Read { path: file.clone(), cause })?;
             let answer: AuthAnswer =
@@ -71,7 +72,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 version.source_name,
                 print::instant(version.stored_at)
             );
-            print::done(json, &shown, &sentence);
+            let restored = shown.restored_login.as_ref().map(|restored| format!("\n\n{}", restored.reason));
+            print::done(json, &shown, &format!("{sentence}{}", restored.unwrap_or_default()));
         }
         Command::History => {
             let history: AuthHistory = client.get("/admin/auth/history").await?;

@@ -1,11 +1,9 @@
-//! `codex-authd backup DIR`: `DIR/records.jsonl`, one row a line, and `DIR/manifest.json`.
+//! `codex-authd backup DIR`, `backup --into DIR [--keep N]`: a copy of everything, checked by being read back.
 //!
-//! The manifest is written last, as a whole, after the rows are on the disk: a crash before leaves a directory without
-//! one, which no restore takes.
+//! With a passphrase the keys are sealed beside the rows, and the backup is all that a new machine needs.
 
-use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -13,63 +11,97 @@ use poem::Body;
 use poem::http::Method;
 use serde_json::json;
 
-use super::CliError;
+use super::archive::{Archive, New, manifest_text, remove};
 use super::client::Client;
-use super::print;
+use super::passphrase::{Passphrase, for_sealing};
 use super::progress::{Bar, next_line, read_line};
-use crate::api::Line;
+use super::verify::verify;
+use super::{CliError, keep, print};
+use crate::api::{KeysRequest, Line, SealedKeys};
 use crate::config::Config;
-use crate::records::copy::{Row, Tally};
+use crate::daemon::owner::as_caller;
+use crate::model::digest::Digest;
+use crate::outside::{Outside as _, System};
+use crate::records::copy::{Row, Table, Tally};
 use crate::service::moving::Manifest;
 
-pub const ROWS: &str = "records.jsonl";
-pub const MANIFEST: &str = "manifest.json";
-
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["directory", "into", "verify"])))]
 pub struct Arguments {
+    /// Where the backup is made: a directory that is not there, or is empty
     #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    directory: Option<PathBuf>,
+    /// Make the backup in a new directory of this one, called by the time: authd-20261126T205200Z
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+    /// Then remove those that were made so, all but the newest N
+    #[arg(long, value_name = "N", requires = "into", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: Option<u32>,
+    /// Check a backup that was made, with nothing but its files, and change nothing
+    #[arg(long, value_name = "DIR")]
+    pub verify: Option<PathBuf>,
+    /// The passphrase that the keys are sealed under: the first line of FILE, or of standard input (-)
+    ///
+    /// Else the systemd credential backup.passphrase, else it is asked for. Without one the keys are not in the backup.
+    #[arg(long, value_name = "FILE", conflicts_with = "master_key")]
+    pub passphrase_file: Option<PathBuf>,
+    /// With --verify: the master key, for a backup that was made without a passphrase
+    #[arg(long, value_name = "FILE", requires = "verify")]
+    pub master_key: Option<PathBuf>,
 }
 
 pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: bool) -> Result<(), CliError> {
-    let directory = &arguments.directory;
-    let failed = |cause| CliError::Write { path: directory.clone(), cause };
-    let made = !directory.exists();
-    if made {
-        DirBuilder::new().mode(0o700).create(directory).map_err(failed)?;
-    } else if std::fs::read_dir(directory).map_err(failed)?.next().is_some() {
-        return Err(CliError::Refused(format!(
-            "{} is not empty: name a directory for this backup alone",
-            directory.display()
-        )));
-    }
-    let manifest = match copy(directory, client).await {
-        Ok(manifest) => manifest,
-        Err(error) => {
-            // Half a backup is none.
-            for name in [ROWS, MANIFEST, "manifest.json.part"] {
-                let _ = std::fs::remove_file(directory.join(name));
-            }
-            if made {
-                let _ = std::fs::remove_dir(directory);
-            }
-            return Err(error);
+    let directory = match (&arguments.into, &arguments.directory) {
+        (Some(into), _) => {
+            as_caller(|| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(into))
+                .map_err(|cause| CliError::Write { path: into.clone(), cause })?;
+            into.join(keep::name(System.now()))
         }
+        (None, directory) => directory.clone().unwrap_or_default(),
+    };
+    let new = New::begin(&directory)?;
+    let passphrase = as_caller(|| for_sealing(arguments.passphrase_file.as_deref()))?;
+    let manifest = copy(new, client, passphrase.as_ref()).await?;
+    if let Err(error) = read_back(&directory, passphrase.as_ref()).await {
+        let _ = as_caller(|| remove(&directory));
+        return Err(CliError::Refused(format!("what was written cannot be read back, and was removed: {error}")));
+    }
+    let removed = match (&arguments.into, arguments.keep) {
+        (Some(into), Some(count)) => as_caller(|| keep::keep(into, count as usize, &directory))?,
+        _ => Vec::new(),
     };
     let key = master_key(config);
-    let hosts = manifest.tables.get(&crate::records::copy::Table::Hosts).map(|count| count.rows).unwrap_or_default();
+    let hosts = manifest.tables.get(&Table::Hosts).map(|count| count.rows).unwrap_or_default();
+    let keys = match passphrase {
+        Some(_) => {
+            "The keys are there too, sealed under the passphrase: with it a new machine can be restored, without\n\
+                    it nothing."
+                .to_owned()
+        }
+        None => format!(
+            "What is secret in them is sealed under the master key, which is not there: keep a copy of {key}\n\
+             in another place. Together they open everything; without the key the backup opens nothing.\n\
+             (A passphrase puts the key into the backup, sealed: --passphrase-file FILE.)"
+        ),
+    };
+    let gone = match removed.len() {
+        0 => String::new(),
+        count => format!("\n{count} older ones were removed."),
+    };
     let sentence = format!(
-        "{} rows ({hosts} hosts, removed ones included) are in {}.\n\
-         What is secret in them is sealed under the master key, which is not there: keep a copy of {key}\n\
-         in another place. Together they open everything; without the key the backup opens nothing.",
+        "{} rows ({hosts} hosts, removed ones included) are in {}, and were read back.\n{keys}{gone}",
         manifest.rows,
         directory.display()
     );
-    print::done(
-        json,
-        &json!({ "status": "ok", "directory": directory, "manifest": manifest, "master_key": key }),
-        &sentence,
-    );
+    let summary = json!({
+        "status": "ok",
+        "directory": directory,
+        "manifest": manifest,
+        "master_key": key,
+        "has_keys": manifest.has_keys,
+        "removed": removed,
+    });
+    print::done(json, &summary, &sentence);
     Ok(())
 }
 
@@ -79,13 +111,15 @@ fn master_key(config: &Config) -> String {
     if file.exists() { file.display().to_string() } else { "the systemd credential master.key".into() }
 }
 
-async fn copy(directory: &Path, client: &Client) -> Result<Manifest, CliError> {
-    let rows = directory.join(ROWS);
-    let failed = |cause| CliError::Write { path: rows.clone(), cause };
-    let mut file = BufWriter::new(create(&rows).map_err(failed)?);
+async fn copy(new: New, client: &Client, passphrase: Option<&Passphrase>) -> Result<Manifest, CliError> {
+    let failed = |cause| CliError::Write { path: new.directory.clone(), cause };
+    let mut file = BufWriter::new(new.rows().map_err(failed)?);
     let mut lines = client.lines(Method::GET, "/admin/backup", Body::empty()).await?;
     let (mut bar, mut about, mut tally) = (Bar::new(), 0, Tally::default());
-    while let Some(line) = next_line(&mut lines).await? {
+    let mut manifest = loop {
+        let Some(line) = next_line(&mut lines).await? else {
+            return Err(CliError::Refused("the daemon ended before the backup was complete: back up again".into()));
+        };
         if line.starts_with("{\"table\":") {
             let row: Row = serde_json::from_str(&line)
                 .map_err(|error| CliError::Refused(format!("a row cannot be read: {error}")))?;
@@ -97,35 +131,27 @@ async fn copy(directory: &Path, client: &Client) -> Result<Manifest, CliError> {
         match read_line::<()>(&line)? {
             Line::About(rows) => about = rows,
             Line::Error(error) => return Err(CliError::Refused(error.message)),
-            Line::Manifest(manifest) => {
-                if tally.counts().into_iter().any(|(table, count)| manifest.count(table) != Some(count)) {
-                    return Err(CliError::Refused("what arrived is not what was sent: back up again".into()));
-                }
-                file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-                write_manifest(directory, &manifest).map_err(failed)?;
-                return Ok(manifest);
-            }
+            Line::Manifest(manifest) => break manifest,
             Line::Progress(_) | Line::Done(()) => {}
         }
+    };
+    if tally.counts().into_iter().any(|(table, count)| manifest.count(table) != Some(count)) {
+        return Err(CliError::Refused("what arrived is not what was sent: back up again".into()));
     }
-    Err(CliError::Refused("the daemon ended before the backup was complete: back up again".into()))
+    file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+    manifest.has_keys = passphrase.is_some();
+    let text = manifest_text(&manifest).map_err(failed)?;
+    if let Some(passphrase) = passphrase {
+        let request =
+            KeysRequest { passphrase: passphrase.to_string(), manifest_sha256: Digest::of(&text).to_string() };
+        let SealedKeys { sealed } = client.post("/admin/backup/keys", &request).await?;
+        new.keys(&sealed).map_err(failed)?;
+    }
+    let directory = new.directory.clone();
+    new.finish(&text).map_err(|cause| CliError::Write { path: directory, cause })?;
+    Ok(manifest)
 }
 
-fn create(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-fn write_manifest(directory: &Path, manifest: &Manifest) -> std::io::Result<()> {
-    let part = directory.join("manifest.json.part");
-    let mut file = create(&part)?;
-    serde_json::to_writer_pretty(&mut file, manifest)?;
-    writeln!(file)?;
-    file.sync_all()?;
-    std::fs::rename(&part, directory.join(MANIFEST))?;
-    File::open(directory)?.sync_all()?;
-    // The directory's own name, too.
-    match directory.canonicalize()?.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+async fn read_back(directory: &Path, passphrase: Option<&Passphrase>) -> Result<(), CliError> {
+    verify(&Archive::open(directory)?, passphrase, None).await.map(|_| ())
 }

@@ -11,6 +11,7 @@ use super::CliError;
 use super::client::{Client, ClientError};
 use super::print;
 use crate::api::{CertificateRequest, IssuedCertificate};
+use crate::daemon::owner::as_caller;
 
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("where").required(true).multiple(true).args(["out", "pem"])))]
@@ -50,15 +51,12 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
     let mut said = Vec::new();
     if let Some(path) = &arguments.out {
         let bytes = BASE64_STANDARD.decode(&issued.pkcs12).map_err(|error| ClientError::Answer(error.to_string()))?;
-        write_private(path, &bytes)?;
+        as_caller(|| write_private(path, &bytes))?;
         written.push(path.clone());
         said.push(format!("{} (password: {})", path.display(), issued.pkcs12_password));
     }
     if let Some(directory) = &arguments.pem {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
+        as_caller(|| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory))
             .map_err(|cause| CliError::Write { path: directory.clone(), cause })?;
         for (name, content) in [
             (format!("{stem}.crt"), &issued.certificate_pem),
@@ -66,7 +64,7 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
             ("ca.crt".into(), &issued.ca_pem),
         ] {
             let path = directory.join(name);
-            write_private(&path, content.as_bytes())?;
+            as_caller(|| write_private(&path, content.as_bytes()))?;
             said.push(path.display().to_string());
             written.push(path);
         }

@@ -14,6 +14,7 @@ use super::client::Client;
 use super::print;
 use super::progress::follow;
 use crate::api::{Aborted, Migration};
+use crate::daemon::owner::as_caller;
 use crate::service::moving::Moved;
 
 /// What `--to env` reads.
@@ -63,7 +64,7 @@ impl Arguments {
                 let read = if path.as_os_str() == "-" {
                     std::io::stdin().read_to_string(&mut text).map(|_| text)
                 } else {
-                    std::fs::read_to_string(path)
+                    as_caller(|| std::fs::read_to_string(path))
                 };
                 read.map_err(|cause| CliError::Read { path: path.clone(), cause })?
             }
@@ -85,7 +86,7 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
     }
     let ca = arguments.database_ca.as_ref().map(|path| {
         // For the daemon, whose directory is another.
-        path.canonicalize().map_err(|cause| CliError::Read { path: path.clone(), cause })
+        as_caller(|| path.canonicalize()).map_err(|cause| CliError::Read { path: path.clone(), cause })
     });
     let migration = Migration {
         to: arguments.target()?.to_string(),

@@ -6,6 +6,7 @@
 //! Exit codes: 0 done, 1 refused or failed, 2 usage.
 
 mod api;
+mod archive;
 mod audit;
 mod auth;
 mod authorities;
@@ -13,17 +14,21 @@ mod backup;
 mod certificate;
 mod certificates;
 pub(crate) mod client;
+mod configuration;
 mod hosts;
 mod installers;
+mod keep;
 mod keys;
 mod metrics;
 mod migrate;
+mod passphrase;
 mod print;
 mod progress;
 mod restore;
 mod runner;
 mod sandbox;
 mod users;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -98,7 +103,7 @@ enum Command {
     /// The keys that secrets are sealed with
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Copy all records into DIR, which must not be there or be empty
+    /// Copy everything into a directory of its own, for a restore; or check such a backup
     Backup(backup::Arguments),
     /// Check a backup, and put it in the place of all records
     Restore(restore::Arguments),
@@ -152,6 +157,13 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         print!("{}", crate::api::document());
         return Ok(());
     }
+    if let Command::Backup(backup::Arguments { verify: Some(directory), passphrase_file, master_key, .. }) =
+        &arguments.command
+    {
+        daemon::hardening::harden()?;
+        let verifying = verify::run(directory, passphrase_file.as_deref(), master_key.as_deref(), arguments.json);
+        return runtime_of_one()?.block_on(verifying);
+    }
     // The database that is moved to is not the one that is moved from.
     let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
     let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
@@ -172,9 +184,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         }
         command => {
             daemon::hardening::harden()?;
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
-            runtime.block_on(ask(command, &config, arguments.json))
+            runtime_of_one()?.block_on(ask(command, &config, arguments.json))
         }
     }
 }
@@ -219,4 +229,8 @@ const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)
+}
+
+fn runtime_of_one() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)
 }

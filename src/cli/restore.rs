@@ -1,10 +1,11 @@
 //! `codex-authd restore DIR`
 //!
 //! The running daemon is sent the backup, checks it and replaces itself; without one the same is done here, on the state
-//! directory, which may be empty: a new machine needs no first boot.
+//! directory, which may be empty: a new machine needs no first boot. The keys are opened here, with the passphrase, and
+//! nothing of the backup is read after the state was begun to be changed but the rows, which are open by then.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead as _, IsTerminal as _, Seek as _, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,24 +16,36 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::CliError;
-use super::backup::{MANIFEST, ROWS};
+use super::archive::{self, Archive};
 use super::client::Client;
-use super::print;
+use super::passphrase::for_opening;
 use super::progress::{Bar, follow};
+use super::{CliError, configuration, print};
 use crate::api::{OverviewBody, RestoreHead};
 use crate::config::Config;
+use crate::daemon::owner::{as_caller, take_on};
 use crate::daemon::state;
-use crate::seal::MasterKey;
+use crate::service::moving::keys::Keys;
 use crate::service::moving::{Backup, Manifest, Restored, Teller};
 
 #[derive(Args)]
 pub struct Arguments {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// The master key that the backup was made with, where it is not the present one
+    /// The passphrase that the keys of the backup are sealed under: the first line of FILE, or of standard input (-)
+    ///
+    /// Else the systemd credential backup.passphrase, else it is asked for.
+    #[arg(long, value_name = "FILE", conflicts_with = "master_key")]
+    passphrase_file: Option<PathBuf>,
+    /// The master key that the backup was made with, where it is not the present one and not in the backup
     #[arg(long, value_name = "FILE")]
     master_key: Option<PathBuf>,
+    /// Put the configuration file back, too
+    #[arg(long, conflicts_with = "master_key")]
+    with_config: bool,
+    /// Only write the master key and the configuration of the backup into the new directory OUT, in the clear
+    #[arg(long, value_name = "OUT", conflicts_with_all = ["master_key", "with_config", "yes"])]
+    extract: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -43,32 +56,98 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(100);
 
 pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(), CliError> {
-    let directory = &arguments.directory;
-    let path = directory.join(MANIFEST);
-    let text = std::fs::read(&path).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .map_err(|error| CliError::Refused(format!("{} is no manifest of a backup: {error}", path.display())))?;
-    let master_key = arguments.master_key.as_deref().map(read_key).transpose()?;
-    let backup = Backup { manifest, rows: directory.join(ROWS), master_key };
+    let archive = Archive::open(&arguments.directory)?;
+    let keys = keys(arguments, &archive)?;
+    let needs_keys = arguments.with_config || arguments.extract.is_some();
+    let configuration = match &keys {
+        Some(keys) => keys.configuration.clone(),
+        None if needs_keys => {
+            let refusal = "this needs the keys of the backup: give its passphrase with --passphrase-file FILE";
+            return Err(CliError::Refused(refusal.into()));
+        }
+        None => None,
+    };
+    if let (Some(out), Some(keys)) = (&arguments.extract, &keys) {
+        let written = archive::extract(keys, out)?;
+        let sentence = format!(
+            "In {}, in the clear: {}. Remove them once they are in their places.",
+            out.display(),
+            written.iter().filter_map(|path| path.file_name()?.to_str()).collect::<Vec<_>>().join(", ")
+        );
+        print::done(json, &json!({ "status": "ok", "files": written }), &sentence);
+        return Ok(());
+    }
+    if arguments.with_config {
+        let text = configuration.as_ref().ok_or_else(|| {
+            CliError::Refused("the daemon of the backup had no configuration file: leave --with-config out".into())
+        })?;
+        configuration::check(config, text)?;
+    }
+    let master_key = match keys {
+        Some(keys) => Some(keys.master_key),
+        None => arguments.master_key.as_deref().map(archive::read_master_key).transpose()?,
+    };
+    let Archive { manifest, rows, .. } = archive;
+    let backup = Backup { manifest, rows, master_key };
     if !arguments.yes {
         confirm(&backup.manifest)?;
     }
     let made = backup.manifest.created_at;
-    let restored = if Client::is_there(config).await {
+    let is_running = Client::is_there(config).await;
+    let restored = if is_running {
         let restored = by_daemon(backup, config).await?;
         wait_for(&restored, config).await?;
         restored
     } else {
         here(backup, config).await?
     };
-    let sentence = format!("The records are those of {} again. The audit log says so.", print::instant(made));
-    print::done(json, &json!({ "status": "ok", "backup_of": made.to_string(), "restored": restored }), &sentence);
+    let mut said = vec![format!("The records are those of {} again. The audit log says so.", print::instant(made))];
+    said.extend(restored.restored_version.map(spent));
+    let place = configuration::place(config);
+    let is_other = configuration.as_ref().is_some_and(|text| as_caller(|| configuration::differs(config, text)));
+    if arguments.with_config
+        && let Some(text) = &configuration
+        && is_other
+    {
+        as_caller(|| configuration::put_back(config, text))?;
+        let then = if is_running { ": restart the daemon for it (systemctl restart codex-authd)" } else { "" };
+        said.push(format!("{} is that of the backup{then}.", place.display()));
+    } else if is_other {
+        said.push(format!(
+            "The configuration of the backup is another than {}: restore again --with-config to put it there, or look at \
+             it with --extract OUT.",
+            place.display()
+        ));
+    }
+    let summary = json!({
+        "status": "ok",
+        "backup_of": made.to_string(),
+        "restored": restored,
+        "configuration_differs": configuration.is_some().then_some(is_other),
+        "configuration_restored": arguments.with_config,
+    });
+    print::done(json, &summary, &said.join("\n"));
     Ok(())
 }
 
-fn read_key(path: &Path) -> Result<MasterKey, CliError> {
-    let missing = || CliError::Refused(format!("there is no master key in {}", path.display()));
-    MasterKey::read(path).map_err(|error| CliError::Refused(error.to_string()))?.ok_or_else(missing)
+/// What the daemon does not do from here on.
+fn spent(version: u64) -> String {
+    format!(
+        "The canonical login, version {version}, may have been refreshed since the backup, and would then be spent: hosts get \
+         it,\nand Codex is not run on it. Sign in on a machine with Codex and upload that: codex-authd auth upload \
+         ~/.codex/auth.json.\nA newer login that a host brings does as well. If nothing was refreshed since: codex-authd \
+         runner run --restored"
+    )
+}
+
+/// The keys that are sealed in the backup, where a passphrase is given for them.
+fn keys(arguments: &Arguments, archive: &Archive) -> Result<Option<Keys>, CliError> {
+    let option = arguments.passphrase_file.as_deref();
+    if arguments.master_key.is_some() || (option.is_none() && !archive.has_keys()) {
+        return Ok(None);
+    }
+    let passphrase = for_opening(option, "use the present master key")?;
+    passphrase.map(|passphrase| archive.keys(&passphrase)).transpose()
 }
 
 fn confirm(manifest: &Manifest) -> Result<(), CliError> {
@@ -93,7 +172,9 @@ fn confirm(manifest: &Manifest) -> Result<(), CliError> {
 async fn by_daemon(backup: Backup, config: &Config) -> Result<Restored, CliError> {
     let client = Client::connect(config).await?;
     let Backup { manifest, rows, master_key } = backup;
-    let file = tokio::fs::File::open(&rows).await.map_err(|cause| CliError::Read { path: rows.clone(), cause })?;
+    let mut file = rows.into_file();
+    file.rewind().map_err(|cause| CliError::Read { path: "the rows of the backup".into(), cause })?;
+    let file = tokio::fs::File::from_std(file);
     let head = RestoreHead { manifest, master_key: master_key.map(|key| key.to_text()) };
     let mut head = Zeroizing::new(serde_json::to_vec(&head).map_err(|error| CliError::Refused(error.to_string()))?);
     head.push(b'\n');
@@ -123,6 +204,7 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
 }
 
 async fn here(backup: Backup, config: &Config) -> Result<Restored, CliError> {
+    take_on(&config.state_dir).map_err(|cause| CliError::Write { path: config.state_dir.clone(), cause })?;
     let (teller, mut progress) = Teller::new();
     let restoring = state::restore(config, backup, nix::unistd::getuid().as_raw(), teller);
     let shown = async {

@@ -13,7 +13,11 @@ use crate::api::{ProbeAsked, RunnerBody, RunnerChecks};
 #[derive(Subcommand)]
 pub enum Command {
     /// Run the real Codex on the canonical login now, and say whether it works
-    Run,
+    Run {
+        /// Also if the login came back from a backup: you know that nothing was refreshed since
+        #[arg(long)]
+        restored: bool,
+    },
     /// Say what is known of the canonical login
     Show,
     /// Say what probes need, and whether it is there
@@ -27,8 +31,8 @@ const PATIENCE: u64 = 120;
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
-        Command::Run => {
-            let found = prove(client, json).await?;
+        Command::Run { restored } => {
+            let found = prove(client, *restored, json).await?;
             print::done(json, &found, &sentence(&found));
             match found.state.as_deref() {
                 Some("ok") => Ok(()),
@@ -53,8 +57,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
 }
 
 /// Asks for a probe and waits for its end.
-async fn prove(client: &Client, json: bool) -> Result<RunnerBody, CliError> {
-    let ProbeAsked { asked } = client.post(&format!("{PATH}/run"), &json!({})).await?;
+async fn prove(client: &Client, restored: bool, json: bool) -> Result<RunnerBody, CliError> {
+    let ProbeAsked { asked } = client.post(&format!("{PATH}/run?restored={restored}"), &json!({})).await?;
     if !json {
         eprintln!("Codex is run on the canonical login …");
     }

@@ -46,7 +46,8 @@ pub fn load(
         Some(path) => {
             let text = std::fs::read_to_string(&path)
                 .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
-            from_text(path.display().to_string(), &text, &variables)
+            let config = from_text(path.display().to_string(), &text, &variables)?;
+            Ok(Config { file: Some(path), ..config })
         }
         None => from_text("the defaults".into(), "", &variables),
     }
@@ -72,7 +73,6 @@ pub fn environment(
 }
 
 /// As if this text were the file.
-#[cfg(any(test, fuzzing))]
 pub(crate) fn load_text(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,

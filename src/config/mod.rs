@@ -10,7 +10,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(any(test, fuzzing))]
 pub(crate) use load::load_text;
 pub use load::{ConfigError, DEFAULT_PATH, environment, load};
 
@@ -31,6 +30,9 @@ pub struct Config {
     pub hosts: Hosts,
     pub runner: Runner,
     pub upstream: Upstream,
+    /// Where it was read from; `None`: there is no file.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -254,6 +256,7 @@ impl Default for Config {
             hosts: Hosts::default(),
             runner: Runner::default(),
             upstream: Upstream::default(),
+            file: None,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod hardening;
 pub mod listen_file;
 pub mod logging;
 mod memory;
+pub mod owner;
 pub mod prober;
 mod promotion;
 mod provider;

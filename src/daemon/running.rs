@@ -73,6 +73,7 @@ impl Running {
         let service = prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup);
         let service = Arc::new(provider::give(config, outside.clone(), service)?);
         service.warn_of_no_admin();
+        service.warn_of_restored_login();
         tls.write_files(&config.state_dir)?;
         listen_file::write(&config.state_dir, &bound)?;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 use super::promotion;
 use crate::config::{Config, Database};
@@ -18,6 +19,7 @@ use crate::service::{Result, ServiceError};
 pub struct Beside {
     state_dir: PathBuf,
     database: Database,
+    configuration: Option<PathBuf>,
     master_key_is_a_credential: bool,
 }
 
@@ -28,6 +30,7 @@ impl Beside {
         Self {
             state_dir: config.state_dir.clone(),
             database: config.database.clone(),
+            configuration: config.file.clone(),
             master_key_is_a_credential: credential.is_some_and(|path| path.exists()),
         }
     }
@@ -108,6 +111,15 @@ impl Stores for Beside {
 
     fn spool(&self) -> PathBuf {
         self.state_dir.join("restore.spool")
+    }
+
+    fn configuration(&self) -> Result<Option<Zeroizing<String>>> {
+        let read = |path: &PathBuf| {
+            let failed =
+                |error| ServiceError::Refused(format!("cannot read the configuration {}: {error}", path.display()));
+            std::fs::read_to_string(path).map(Zeroizing::new).map_err(failed)
+        };
+        self.configuration.as_ref().map(read).transpose()
     }
 
     fn master_key_is_a_credential(&self) -> bool {

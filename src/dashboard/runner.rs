@@ -9,6 +9,7 @@ use poem::{Response, handler};
 use time::OffsetDateTime;
 
 use super::Dashboard;
+use super::form::Form;
 use super::shell::{Shell, Told, show, tell};
 use super::words::When;
 use crate::api::errors::Failure;
@@ -73,8 +74,12 @@ pub async fn page(
 }
 
 #[handler]
-pub async fn run(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
-    dashboard.service.ask_for_probe(&asking.by)?;
+pub async fn run(
+    dashboard: Data<&Arc<Dashboard>>,
+    asking: Asking,
+    form: Data<&Arc<Form>>,
+) -> Result<Response, Failure> {
+    dashboard.service.ask_for_probe(&asking.by, form.is("restored", "yes"))?;
     let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
     Ok(tell(&dashboard, &asking, "/runner", sentence.into()))
 }
@@ -102,7 +107,7 @@ impl Proof {
             class,
             words: words.into(),
             found: outcome.map(|outcome| When::new(outcome.finished_at, now)),
-            reason: lines(outcome.and_then(|outcome| outcome.reason.as_deref())),
+            reason: lines(view.reason().as_deref()),
             underway: underway.or_else(waiting),
         }
     }

@@ -14,6 +14,7 @@ use crate::api::errors::{self, Failure};
 use crate::api::guards::Asking;
 use crate::model::audit::Actor;
 use crate::model::people::Role;
+use crate::service::probing::restored::reason;
 use crate::service::{ServiceError, degraded};
 
 pub struct Shell {
@@ -24,6 +25,8 @@ pub struct Shell {
     pub api_disabled: bool,
     pub degraded: Option<Degraded>,
     pub standstill: Option<Standstill>,
+    /// Why the canonical login, which came from a backup, is not tried by itself.
+    pub restored: Option<String>,
     /// What became of the last action.
     pub told: Option<String>,
     /// For the forms of the page.
@@ -92,6 +95,7 @@ impl Shell {
                 .service
                 .standstill()
                 .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
+            restored: dashboard.service.restored_login().filter(|_| asking.role >= Role::Viewer).as_ref().map(reason),
             told: dashboard.told.take(asking, told, dashboard.now()),
             token: dashboard.tokens.token(asking),
             may_change: asking.role == Role::Admin,

@@ -169,7 +169,10 @@ impl Row {
     /// the time is written, and they are made with whole microseconds.
     fn cut(mut self) -> Self {
         match &mut self {
-            Self::Settings(settings) => settings.client_release.iter_mut().for_each(|it| cut(&mut it.checked_at)),
+            Self::Settings(settings) => {
+                settings.client_release.iter_mut().for_each(|it| cut(&mut it.checked_at));
+                settings.restored_login.iter_mut().for_each(|it| cut(&mut it.backup_of));
+            }
             Self::SealingKeys(key) => cut(&mut key.created_at),
             Self::Authorities(authority) => cut_any(&mut authority.created_at),
             Self::Users(user) => {

@@ -709,6 +709,19 @@ pub struct Settings {
     pub api_disabled_reason: Option<String>,
     /// The newest Codex that upstream is known to have released.
     pub client_release: Option<ClientRelease>,
+    // Rows of a backup are counted as they are written: those of before there was this did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_login: Option<RestoredLogin>,
+}
+
+/// A version that a backup brought back. It may hold a refresh token which was spent since, and such a token must not be
+/// redeemed again: upstream may take that for theft, and withdraw what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredLogin {
+    pub version: u64,
+    /// Of when the backup is.
+    #[serde(with = "time::serde::rfc3339")]
+    pub backup_of: OffsetDateTime,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,4 +49,8 @@ pub enum SealError {
     Malformed(&'static str),
     #[error("a value is too large to be sealed")]
     TooLarge,
+    #[error(
+        "the passphrase is wrong, or what was sealed under it was changed or belongs to another backup; which of them cannot be told"
+    )]
+    WrongPassphrase,
 }

@@ -7,6 +7,7 @@
 
 mod error;
 mod master_key;
+pub mod passphrase;
 mod ring;
 pub mod secretbox;
 

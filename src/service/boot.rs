@@ -142,7 +142,7 @@ fn lost(path: &Path) -> ServiceError {
     ))
 }
 
-fn server_key_place() -> Place {
+pub(super) fn server_key_place() -> Place {
     Place::new("settings", "server_key", 0)
 }
 

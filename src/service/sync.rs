@@ -148,7 +148,7 @@ impl Service {
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
         if outcome == Outcome::Updated {
-            self.want_probe(ProbeTrigger::Store, None);
+            self.want_probe(ProbeTrigger::Store);
         }
         let in_hand = Some(canonical.in_hand());
         host.seen(self.outside.now(), in_hand, request.client_version(), request.wrapper_version());
@@ -181,7 +181,7 @@ impl Service {
         let note = by.note(self.outside.now(), "auth.upload");
         let (outcome, canonical) = self.store(document, Source::Admin { by: by.actor.to_string() }, note).await?;
         if probe {
-            self.want_probe(ProbeTrigger::Upload, None);
+            self.want_probe(ProbeTrigger::Upload);
         }
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: None })
     }

@@ -81,7 +81,7 @@ impl Service {
         .await
     }
 
-    async fn change_settings(&self, note: &AuditNote, change: impl FnOnce(&mut Settings)) -> Result<()> {
+    pub(super) async fn change_settings(&self, note: &AuditNote, change: impl FnOnce(&mut Settings)) -> Result<()> {
         let _one_at_a_time = self.changing_settings.lock().await;
         let mut settings = self.records.settings().await?;
         change(&mut settings);

@@ -334,7 +334,14 @@ fn by_command(daemon: &Daemon, version: &str, secrets: &mut Secrets) -> Vec<(Str
     let added = daemon.cli_json(&["hosts", "add", &format!("{version}-command.test")]);
     secrets.take(&format!("{version} command API key"), added["host"]["api_key"].as_str().unwrap());
     secrets.take(&format!("{version} command token"), added["installer"]["token"].as_str().unwrap());
-    let commands: [&[&str]; 6] = [
+    let passphrase = daemon.state.path().join("passphrase");
+    std::fs::write(&passphrase, format!("Canary {version} walrus umbrella teapot\n")).unwrap();
+    secrets.take(&format!("{version} passphrase of a backup"), &format!("Canary {version} walrus umbrella teapot"));
+    let backup = daemon.state.path().join(format!("backup-{version}"));
+    let [backed_up, passphrase] = [&backup, &passphrase].map(|path| path.to_str().unwrap());
+    let commands: [&[&str]; 8] = [
+        &["backup", backed_up, "--passphrase-file", passphrase],
+        &["backup", "--verify", backed_up, "--passphrase-file", passphrase],
         &["auth", "upload", file.to_str().unwrap()],
         &["auth", "show"],
         &["auth", "history"],
@@ -342,14 +349,21 @@ fn by_command(daemon: &Daemon, version: &str, secrets: &mut Secrets) -> Vec<(Str
         &["keys", "rotate"],
         &["hosts", "remove", "nobody.test"],
     ];
-    commands
-        .iter()
-        .map(|arguments| {
-            let mut command = daemon.command(arguments);
-            command.env("RUST_LOG", "trace").stdin(Stdio::null());
-            (format!("the answer to {arguments:?}"), said(command.output().unwrap()))
-        })
-        .collect()
+    let answers = commands.iter().map(|arguments| {
+        let mut command = daemon.command(arguments);
+        command.env("RUST_LOG", "trace").stdin(Stdio::null());
+        (format!("the answer to {arguments:?}"), said(command.output().unwrap()))
+    });
+    let mut places: Vec<_> = answers.collect();
+    let files = files_below(&backup);
+    assert_eq!(files.len(), 3);
+    places.extend(files);
+    // The backup holds it, sealed.
+    let key = std::fs::read_to_string(daemon.state_dir().join("master.key")).unwrap();
+    for (place, bytes) in &places {
+        assert!(!String::from_utf8_lossy(bytes).contains(key.trim()), "the master key stands in {place}");
+    }
+    places
 }
 
 fn reload(daemon: &Daemon, times: usize) {

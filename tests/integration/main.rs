@@ -2,6 +2,7 @@
 
 mod support;
 
+mod backups;
 mod canary;
 mod certificates;
 mod cli;

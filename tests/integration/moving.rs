@@ -101,7 +101,7 @@ fn retrieval() -> Value {
     json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" })
 }
 
-async fn retrieve(daemon: &Daemon, key: &str) -> StatusCode {
+pub async fn retrieve(daemon: &Daemon, key: &str) -> StatusCode {
     let body = retrieval();
     let call = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", key).json(&body);
     call.send().await.unwrap().status()
@@ -125,7 +125,7 @@ async fn is_refused_standing_still(answer: reqwest::Response) {
     assert!(body["message"].as_str().unwrap().contains("codex-authd migrate --abort"), "{body}");
 }
 
-fn names(daemon: &Daemon) -> Vec<String> {
+pub fn names(daemon: &Daemon) -> Vec<String> {
     let listed = daemon.cli_json(&["hosts", "list"]);
     listed["hosts"].as_array().unwrap().iter().map(|host| host["fqdn"].as_str().unwrap().to_owned()).collect()
 }
@@ -193,7 +193,7 @@ impl Asking {
 }
 
 /// So many entries that copying them takes a while. No daemon runs.
-async fn write_much(daemon: &Daemon) {
+pub async fn write_much(daemon: &Daemon) {
     let records = Embedded::open(&daemon.state_dir().join("records")).unwrap();
     let at = time::OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap();
     let note = AuditNote::new(at, Actor::Daemon, None, "test.note").with("why", "x".repeat(200));

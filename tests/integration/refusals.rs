@@ -77,6 +77,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/runner/doctor", Needs::Certificate, None),
     ("POST", "/admin/keys/rotate", Needs::Certificate, None),
     ("GET", "/admin/backup", Needs::ControlSocket, None),
+    ("POST", "/admin/backup/keys", Needs::ControlSocket, None),
     ("POST", "/admin/restore", Needs::ControlSocket, None),
     ("POST", "/admin/migrate", Needs::ControlSocket, None),
     ("POST", "/admin/migrate/abort", Needs::ControlSocket, None),

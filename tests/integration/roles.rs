@@ -102,6 +102,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("POST", "/auth/identities", Admin),
     ("POST", "/auth/identities/unlink", Admin),
     ("GET", "/admin/backup", Machine),
+    ("POST", "/admin/backup/keys", Machine),
     ("POST", "/admin/restore", Machine),
     ("POST", "/admin/migrate", Machine),
     ("POST", "/admin/migrate/abort", Machine),

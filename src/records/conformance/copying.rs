@@ -101,8 +101,12 @@ pub async fn furnish(store: &Store) {
         }
     }
     let release = ClientRelease { version: "0.170.0".into(), checked_at: fine };
-    let settings =
-        Settings { api_disabled_reason: Some("why".into()), client_release: Some(release), ..<_>::default() };
+    let settings = Settings {
+        api_disabled_reason: Some("why".into()),
+        client_release: Some(release),
+        restored_login: Some(RestoredLogin { version: 1, backup_of: fine }),
+        ..<_>::default()
+    };
     store.change_settings(&settings, &noted()).await.unwrap();
 }
 

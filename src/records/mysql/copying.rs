@@ -214,7 +214,8 @@ pub(super) async fn begin(change: &mut Change<'_>, filling: &Filling, replaces: 
     change
         .run(
             "UPDATE settings SET initialised = 0, server_key = NULL, server_key_key = NULL, api_disabled = 0, \
-             api_disabled_reason = NULL, client_version = NULL, client_version_checked_at = NULL WHERE id = 0",
+             api_disabled_reason = NULL, client_version = NULL, client_version_checked_at = NULL, restored_version = NULL, \
+             restored_backup_of = NULL WHERE id = 0",
             vec![],
         )
         .await?;

@@ -8,7 +8,7 @@ use super::connections::Outcome;
 use super::rows::{self, Columns};
 use super::{authorities, sealed};
 use crate::model::audit::AuditNote;
-use crate::records::{ClientRelease, Seed, Settings};
+use crate::records::{ClientRelease, RestoredLogin, Seed, Settings};
 use crate::seal::Sealed;
 
 const TABLE: &str = "settings";
@@ -47,12 +47,15 @@ pub(super) async fn server_key(connection: &mut Conn) -> Outcome<Option<Sealed>>
 }
 
 pub(super) async fn present(connection: &mut Conn) -> Outcome<Settings> {
-    let columns = "api_disabled, api_disabled_reason, client_version, client_version_checked_at";
+    let columns = "api_disabled, api_disabled_reason, client_version, client_version_checked_at, restored_version, \
+                   restored_backup_of";
     let mut columns = row(connection, columns).await?;
     let (api_disabled, api_disabled_reason) = (columns.truth()?, columns.optional_text()?);
     let (version, checked_at) = (columns.optional_text()?, columns.optional_time()?);
     let client_release = version.zip(checked_at).map(|(version, checked_at)| ClientRelease { version, checked_at });
-    Ok(Settings { api_disabled, api_disabled_reason, client_release })
+    let (version, backup_of) = (columns.optional_number()?, columns.optional_time()?);
+    let restored_login = version.zip(backup_of).map(|(version, backup_of)| RestoredLogin { version, backup_of });
+    Ok(Settings { api_disabled, api_disabled_reason, client_release, restored_login })
 }
 
 async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
@@ -69,16 +72,19 @@ pub(super) async fn change(change: &mut Change<'_>, settings: &Settings, note: &
 
 pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome<()> {
     let release = settings.client_release.as_ref();
+    let restored = settings.restored_login.as_ref();
     let values = vec![
         settings.api_disabled.into(),
         settings.api_disabled_reason.as_deref().into(),
         release.map(|release| release.version.as_str()).into(),
         rows::optional_time(release.map(|release| release.checked_at)),
+        restored.map(|restored| restored.version).into(),
+        rows::optional_time(restored.map(|restored| restored.backup_of)),
     ];
     change
         .run(
             "UPDATE settings SET api_disabled = ?, api_disabled_reason = ?, client_version = ?, \
-             client_version_checked_at = ? WHERE id = 0",
+             client_version_checked_at = ?, restored_version = ?, restored_backup_of = ? WHERE id = 0",
             values,
         )
         .await

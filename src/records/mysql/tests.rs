@@ -150,7 +150,7 @@ async fn ten_daemons_that_boot_at_once_migrate_once() {
         .await;
     assert_eq!(made.len(), 1);
     let recorded = server.query("SELECT version FROM authd.schema_migrations").await;
-    assert_eq!(recorded.len(), 4);
+    assert_eq!(recorded.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

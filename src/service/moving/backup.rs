@@ -1,7 +1,8 @@
 //! A backup: every row as a line, and a manifest that says what there is to be.
 //!
 //! The lines come from one moment of the store, while it goes on. The manifest comes last, after all of them: whoever has
-//! one knows that the rest was complete. The master key is in neither: together they open nothing.
+//! one knows that the rest was complete. The master key is in neither: together they open nothing. Where the keys are sealed
+//! beside them ([`super::keys`]), the manifest says so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ pub struct Manifest {
     pub epoch: Epoch,
     pub tables: BTreeMap<Table, Count>,
     pub rows: u64,
+    /// The keys are with it, sealed under a passphrase ([`super::keys`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_keys: bool,
 }
 
 impl Manifest {
@@ -76,7 +80,7 @@ impl Service {
         let tables: Counts = tally.counts();
         let version = env!("CARGO_PKG_VERSION").into();
         let epoch = self.records.epoch().await?;
-        let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows };
+        let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows, has_keys: false };
         pieces.send(Piece::Manifest(manifest)).await.map_err(gone)
     }
 

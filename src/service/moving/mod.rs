@@ -7,6 +7,8 @@
 //! How a store is opened, and how one takes the place of another, is the wiring's affair: [`Stores`].
 
 mod backup;
+pub mod check;
+pub mod keys;
 mod migrate;
 pub mod restore;
 
@@ -18,6 +20,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
 
 use super::{Result, ServiceError};
 use crate::model::audit::AuditNote;
@@ -26,6 +29,7 @@ use crate::records::{Filling, Records, RecordsError};
 use crate::seal::MasterKey;
 
 pub use backup::{FORMAT, Manifest, Piece};
+pub use check::Rows;
 pub use migrate::Moved;
 pub use restore::{Backup, Restored};
 
@@ -58,6 +62,8 @@ pub trait Stores: Send + Sync {
     async fn promote(&self, master_key: Option<&MasterKey>) -> Result<()>;
     /// A file for a backup on its way in; it is there for nobody else, and removed afterwards.
     fn spool(&self) -> PathBuf;
+    /// The text of the configuration file that this daemon runs with; `None`: it runs without one.
+    fn configuration(&self) -> Result<Option<Zeroizing<String>>>;
     /// The master key is not a file that could be replaced.
     fn master_key_is_a_credential(&self) -> bool;
 }

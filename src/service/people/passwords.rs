@@ -104,15 +104,25 @@ impl Turn<'_> {
 
 /// Why it may not be a password.
 fn judge(password: &str, email: &Email) -> std::result::Result<(), String> {
+    let parts: Vec<&str> = email.as_str().split(['@', '.', '-', '_', '+']).filter(|part| part.len() > 2).collect();
+    let of_theirs: Vec<&str> = std::iter::once(email.as_str()).chain(parts).collect();
+    weigh(password, &of_theirs)
+}
+
+/// Why it may not be a passphrase, which is no one person's.
+pub fn judge_passphrase(passphrase: &str) -> std::result::Result<(), String> {
+    weigh(passphrase, &["backup"])
+}
+
+fn weigh(password: &str, known: &[&str]) -> std::result::Result<(), String> {
     if password.chars().count() < SHORTEST {
         return Err(format!("must have {SHORTEST} characters or more"));
     }
     if password.len() > LONGEST {
         return Err(format!("must have {LONGEST} bytes at most"));
     }
-    let parts: Vec<&str> = email.as_str().split(['@', '.', '-', '_', '+']).filter(|part| part.len() > 2).collect();
-    let of_theirs: Vec<&str> = [email.as_str(), "codex", "codex-authd", "authd"].into_iter().chain(parts).collect();
-    if zxcvbn::zxcvbn(password, &of_theirs).guesses() < GUESSES {
+    let known: Vec<&str> = ["codex", "codex-authd", "authd"].into_iter().chain(known.iter().copied()).collect();
+    if zxcvbn::zxcvbn(password, &known).guesses() < GUESSES {
         return Err(
             "is too easily guessed: it is a common one, or made of common ones, of a pattern or of the e-mail \
                     address; four words that do not belong together are good"

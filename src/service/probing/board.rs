@@ -42,6 +42,8 @@ pub struct Wanted {
     pub ticket: u64,
     /// Another node's, whose result is waited for.
     pub sharing: Option<Uuid>,
+    /// An admin has said that the login is good though it came back from a backup.
+    pub of_restored: bool,
 }
 
 /// The probe under way.
@@ -56,7 +58,14 @@ pub struct Running {
 
 impl Board {
     /// `version`: the canonical one. Gives the ticket.
-    pub fn ask(&mut self, trigger: ProbeTrigger, by: Option<By>, version: Option<u64>, now: Instant) -> u64 {
+    pub fn ask(
+        &mut self,
+        trigger: ProbeTrigger,
+        by: Option<By>,
+        of_restored: bool,
+        version: Option<u64>,
+        now: Instant,
+    ) -> u64 {
         self.asked += 1;
         let ticket = self.asked;
         if let Some(running) = &mut self.running
@@ -66,9 +75,11 @@ impl Board {
             return ticket;
         }
         let not_before = if is_patient(trigger) { self.quiet_until.unwrap_or(now).max(now) } else { now };
-        let asked = Wanted { trigger, by, not_before, ticket, sharing: None };
+        let asked = Wanted { trigger, by, not_before, ticket, sharing: None, of_restored };
         self.wanted = Some(match self.wanted.take() {
-            Some(known) if weight(known.trigger) >= weight(trigger) => Wanted { ticket, ..known },
+            Some(known) if weight(known.trigger) >= weight(trigger) => {
+                Wanted { ticket, of_restored: known.of_restored || of_restored, ..known }
+            }
             Some(known) => Wanted { not_before: not_before.min(known.not_before), ..asked },
             None => asked,
         });
@@ -88,7 +99,14 @@ impl Board {
         }
         self.retry_at.take_if(|at| *at <= now)?;
         let ticket = self.wanted.as_ref().map_or(self.asked, |_| self.answered);
-        Some(Wanted { trigger: ProbeTrigger::Retry, by: None, not_before: now, ticket, sharing: None })
+        Some(Wanted {
+            trigger: ProbeTrigger::Retry,
+            by: None,
+            not_before: now,
+            ticket,
+            sharing: None,
+            of_restored: false,
+        })
     }
 
     /// It could not be begun just now.
@@ -96,7 +114,12 @@ impl Board {
         let wanted = Wanted { not_before, ..wanted };
         self.wanted = Some(match self.wanted.take() {
             Some(newer) if weight(newer.trigger) > weight(wanted.trigger) => newer,
-            Some(newer) => Wanted { ticket: newer.ticket, not_before: not_before.min(newer.not_before), ..wanted },
+            Some(newer) => Wanted {
+                ticket: newer.ticket,
+                not_before: not_before.min(newer.not_before),
+                of_restored: newer.of_restored || wanted.of_restored,
+                ..wanted
+            },
             None => wanted,
         });
     }
@@ -188,15 +211,15 @@ mod tests {
     #[test]
     fn who_asks_while_the_same_login_is_probed_shares_the_result() {
         let (mut board, now) = (Board::default(), Instant::now());
-        board.ask(ProbeTrigger::Store, None, Some(7), now);
+        board.ask(ProbeTrigger::Store, None, false, Some(7), now);
         let wanted = board.take(now).unwrap();
         board.began(&wanted, 7, AT);
-        let shared = board.ask(ProbeTrigger::Admin, None, Some(7), now);
+        let shared = board.ask(ProbeTrigger::Admin, None, false, Some(7), now);
         assert!(!board.is_wanted() && board.answered() == 0);
         board.made(8);
-        let adopted = board.ask(ProbeTrigger::Admin, None, Some(8), now);
+        let adopted = board.ask(ProbeTrigger::Admin, None, false, Some(8), now);
         assert!(!board.is_wanted(), "what the probe made is being proved as well");
-        let other = board.ask(ProbeTrigger::Store, None, Some(9), now);
+        let other = board.ask(ProbeTrigger::Store, None, false, Some(9), now);
         board.ended(ProbeState::Ok, now);
         assert!(board.answered() >= shared && board.answered() == adopted && board.answered() < other);
         assert_eq!(board.take(now).unwrap().ticket, other);
@@ -206,7 +229,7 @@ mod tests {
     fn many_who_ask_get_one_probe_and_an_admins_name_is_on_it() {
         let (mut board, now) = (Board::default(), Instant::now());
         for trigger in [ProbeTrigger::Daily, ProbeTrigger::Admin, ProbeTrigger::Store] {
-            board.ask(trigger, None, Some(1), now);
+            board.ask(trigger, None, false, Some(1), now);
         }
         let wanted = run(&mut board, 1, now, ProbeState::Ok);
         assert_eq!((wanted.trigger, wanted.ticket, board.answered()), (ProbeTrigger::Admin, 3, 3));
@@ -216,29 +239,29 @@ mod tests {
     #[test]
     fn after_a_failure_it_is_quiet_for_a_minute_and_tried_again_after_a_quarter_of_an_hour() {
         let (mut board, now) = (Board::default(), Instant::now());
-        board.ask(ProbeTrigger::Daily, None, Some(1), now);
+        board.ask(ProbeTrigger::Daily, None, false, Some(1), now);
         run(&mut board, 1, now, ProbeState::Fail);
         assert_eq!(board.due(), Some(now + RETRY));
-        board.ask(ProbeTrigger::Store, None, Some(2), now + Duration::from_secs(5));
+        board.ask(ProbeTrigger::Store, None, false, Some(2), now + Duration::from_secs(5));
         assert_eq!(board.due(), Some(now + QUIET));
         assert!(board.take(now + QUIET - Duration::from_millis(1)).is_none());
-        board.ask(ProbeTrigger::Admin, None, Some(2), now + Duration::from_secs(6));
+        board.ask(ProbeTrigger::Admin, None, false, Some(2), now + Duration::from_secs(6));
         let wanted = run(&mut board, 2, now + Duration::from_secs(6), ProbeState::Unavailable);
         assert_eq!(wanted.trigger, ProbeTrigger::Admin, "an admin does not wait");
         assert!(board.take(now + RETRY).is_none(), "the retry counts from the last one");
         let retried = run(&mut board, 2, now + Duration::from_secs(6) + RETRY, ProbeState::Ok);
         assert_eq!(retried.trigger, ProbeTrigger::Retry);
         assert_eq!(board.due(), None);
-        board.ask(ProbeTrigger::Store, None, Some(3), now);
+        board.ask(ProbeTrigger::Store, None, false, Some(3), now);
         assert_eq!(board.due(), Some(now), "what works is not waited for");
     }
 
     #[test]
     fn what_cannot_begin_is_begun_later_with_those_who_asked_meanwhile() {
         let (mut board, now) = (Board::default(), Instant::now());
-        board.ask(ProbeTrigger::Store, None, Some(1), now);
+        board.ask(ProbeTrigger::Store, None, false, Some(1), now);
         let wanted = board.take(now).unwrap();
-        let later = board.ask(ProbeTrigger::Daily, None, Some(1), now);
+        let later = board.ask(ProbeTrigger::Daily, None, false, Some(1), now);
         board.put_back(wanted, now + QUIET);
         let wanted = board.take(now + QUIET).unwrap();
         assert_eq!((wanted.trigger, wanted.ticket), (ProbeTrigger::Store, later));

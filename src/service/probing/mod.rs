@@ -14,6 +14,7 @@
 
 mod adopt;
 mod board;
+pub mod restored;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -89,14 +90,16 @@ impl Service {
     }
 
     /// An admin asks for a probe. Gives a number: when [`RunnerView::answered`] has reached it, the answer is there.
-    pub fn ask_for_probe(&self, by: &By) -> Result<u64> {
+    /// `of_restored`: also if the login came back from a backup, because nothing was refreshed since.
+    pub fn ask_for_probe(&self, by: &By, of_restored: bool) -> Result<u64> {
         if self.probes.prober.is_none() {
             return Err(ServiceError::RunnerOff);
         }
         if self.canonical().is_none() {
             return Err(ServiceError::NotFound("Canonical auth"));
         }
-        Ok(self.want_probe(ProbeTrigger::Admin, Some(by.clone())))
+        self.check_not_restored(of_restored)?;
+        Ok(self.ask(ProbeTrigger::Admin, Some(by.clone()), of_restored))
     }
 
     /// What the machine and the configuration let the runner do.
@@ -105,12 +108,16 @@ impl Service {
         Ok(prober.examine().await)
     }
 
-    pub(super) fn want_probe(&self, trigger: ProbeTrigger, by: Option<By>) -> u64 {
+    pub(super) fn want_probe(&self, trigger: ProbeTrigger) {
+        self.ask(trigger, None, false);
+    }
+
+    fn ask(&self, trigger: ProbeTrigger, by: Option<By>, of_restored: bool) -> u64 {
         if self.probes.prober.is_none() {
             return 0;
         }
         let version = self.canonical().map(|canonical| canonical.summary.version);
-        let ticket = self.probes.board().ask(trigger, by, version, Instant::now());
+        let ticket = self.probes.board().ask(trigger, by, of_restored, version, Instant::now());
         self.probes.changed.notify_one();
         ticket
     }
@@ -119,7 +126,7 @@ impl Service {
     pub(super) fn note_call(&self, now: OffsetDateTime) {
         let day = now.unix_timestamp().div_euclid(DAY);
         if self.probes.day.load(Ordering::Relaxed) != day && self.probes.day.swap(day, Ordering::Relaxed) != day {
-            self.want_probe(ProbeTrigger::Daily, None);
+            self.want_probe(ProbeTrigger::Daily);
         }
     }
 
@@ -214,7 +221,7 @@ impl Service {
             .unproved(summary.latest_finished.as_ref())
             .is_some_and(|(finished_at, node)| node != self.hot.node() && now - finished_at > LEFT_ALONE);
         if left_alone {
-            self.want_probe(ProbeTrigger::Retry, None);
+            self.want_probe(ProbeTrigger::Retry);
         }
     }
 
@@ -244,6 +251,9 @@ impl Service {
     async fn claim(&self, prober: &dyn Prober, wanted: &Wanted) -> Result<Begin> {
         let Some(canonical) = self.canonical() else { return Ok(Begin::Never) };
         let version = canonical.summary.version;
+        if !self.may_be_redeemed(version, wanted.of_restored).await? {
+            return Ok(Begin::Never);
+        }
         let now = self.outside.now();
         if let Some(id) = wanted.sharing
             && let Some(other) = self.records.probes(LOOKED_AT).await?.iter().find(|probe| probe.id == id)
@@ -296,6 +306,9 @@ impl Service {
         self.metrics.probed(state.as_str(), begun.elapsed());
         tell(version, &outcome);
         self.finish(id, version, &outcome, stopping).await;
+        if state == ProbeState::Ok {
+            self.end_restored(version).await;
+        }
         self.probes.board().ended(state, Instant::now());
     }
 

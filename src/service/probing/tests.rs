@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::hot::HotHost;
 use crate::model::audit::AuditFilter;
-use crate::records::{Records, Source, Standstill};
+use crate::records::embedded::Embedded;
+use crate::records::{Records, RestoredLogin, Settings, Source, Standstill};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, node, service};
 use crate::service::sync::QueryVersions;
@@ -91,7 +92,7 @@ impl Node {
 
     /// The probe that an admin asks for.
     async fn asked_for(&mut self) -> Played {
-        self.service.ask_for_probe(&By::daemon()).unwrap();
+        self.service.ask_for_probe(&By::daemon(), false).unwrap();
         self.next_probe().await
     }
 
@@ -250,7 +251,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
         "other.test": { "token": "another-token-of-somebody-else" },
     });
     upload(&node, &first.to_string()).await;
-    let ticket = node.service.ask_for_probe(&By::daemon()).unwrap();
+    let ticket = node.service.ask_for_probe(&By::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     // The clock of the one who wrote it is behind: it still has to take the place of what it was made of.
     let refreshed = login("two", now(&clock) - time::Duration::HOUR);
@@ -262,7 +263,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     })
     .await;
     assert!(node.service.runner(0).await.unwrap().underway.is_some(), "the probe goes on");
-    let shared = node.service.ask_for_probe(&By::daemon()).unwrap();
+    let shared = node.service.ask_for_probe(&By::daemon(), false).unwrap();
     // And once more, from what it has now.
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("three", now(&clock))))).unwrap();
@@ -323,7 +324,7 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
     upload(&one, &login("one", now(&clock))).await;
     let two = Node::of(node(&directory, "hot-2", records, clock.clone()).await);
     let probe = one.asked_for().await;
-    let ticket = two.service.ask_for_probe(&By::daemon()).unwrap();
+    let ticket = two.service.ask_for_probe(&By::daemon(), false).unwrap();
     // It has asked the records, and waits for the other.
     within(async {
         while two.service.probes.board().due().is_none_or(|due| due <= Instant::now()) {
@@ -340,7 +341,7 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
 async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    let ticket = node.service.ask_for_probe(&By::daemon()).unwrap();
+    let ticket = node.service.ask_for_probe(&By::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
@@ -444,4 +445,78 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
         }
     })
     .await;
+}
+
+/// As a restore leaves it, for whoever looks into the records.
+async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
+    let restored_login = Some(RestoredLogin { version, backup_of });
+    let note = By::daemon().note(backup_of, "test");
+    records.change_settings(&Settings { restored_login, ..Settings::default() }, &note).await.unwrap();
+}
+
+const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Clock::new());
+    let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+    let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
+    upload(&node, &login("one", now(&clock))).await;
+    // What was found before the backup says nothing of what happened since.
+    node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
+    node.state(WORKS).await;
+    clock.step(1);
+    mark(&records, 1, now(&clock)).await;
+
+    // It has not heard of it yet, and asks the records before it begins.
+    let ticket = node.service.ask_for_probe(&By::daemon(), false).unwrap();
+    within(node.answered(ticket)).await;
+    assert_eq!(node.begun(), 1);
+    node.service.catch_up().await.unwrap();
+    assert_eq!(node.service.runner(1).await.unwrap().state, UNTRIED);
+    let refused = node.service.ask_for_probe(&By::daemon(), false).unwrap_err();
+    assert!(matches!(refused, ServiceError::Conflict(_)) && refused.to_string().contains("--restored"), "{refused}");
+    let host = a_host(&node).await;
+    let retrieve = json!({ "command": "retrieve", "digest": "a".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" });
+    assert_eq!(call(&node, &host, &retrieve).await, "outdated", "hosts are served");
+    node.service.upload_text(&login("one", now(&clock) - time::Duration::HOUR), true, &By::daemon()).await.unwrap();
+    node.service.want_probe(ProbeTrigger::Retry);
+    let ticket = node.service.probes.board().asked();
+    within(node.answered(ticket)).await;
+    assert_eq!(node.begun(), 1, "none starts by itself");
+
+    // Found not to work, it stays what it is, and is not tried again by itself.
+    clock.go_on(time::Duration::MINUTE);
+    node.service.ask_for_probe(&By::daemon(), true).unwrap();
+    node.next_probe().await.told.send(Told::Found(Finding::Fails("spent".into()))).unwrap();
+    assert_eq!(node.state(FAILS).await.reason().as_deref(), Some("spent"));
+    assert!(node.service.restored_login().is_some());
+    assert!(node.service.ask_for_probe(&By::daemon(), false).is_err());
+
+    // Found to work, it is a login like any other.
+    node.service.ask_for_probe(&By::daemon(), true).unwrap();
+    node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
+    node.state(WORKS).await;
+    assert_eq!(node.service.restored_login(), None);
+    assert_eq!(records.settings().await.unwrap().restored_login, None);
+    node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_login_than_that_of_a_backup_is_proved_as_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Clock::new());
+    let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+    let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
+    upload(&node, &login("one", now(&clock))).await;
+    mark(&records, 1, now(&clock)).await;
+    node.service.catch_up().await.unwrap();
+    assert!(node.service.restored_login().is_some());
+    let host = a_host(&node).await;
+    clock.step(1);
+    assert_eq!(store(&node, &host, &login("two", now(&clock))).await, "updated");
+    node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
+    node.state(WORKS).await;
+    assert_eq!(node.service.restored_login(), None);
 }

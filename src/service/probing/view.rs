@@ -4,13 +4,16 @@ use time::{Duration, OffsetDateTime};
 
 use super::super::{Result, Service, ServiceError};
 use super::concerns;
-use crate::records::{Probe, ProbeState, ProbeSummary, ProbeTrigger};
+use super::restored::reason;
+use crate::records::{Probe, ProbeState, ProbeSummary, ProbeTrigger, RestoredLogin};
 
 pub struct RunnerView {
     pub enabled: bool,
     pub state: RunnerState,
     /// The probe that the state comes from.
     pub latest: Option<Probe>,
+    /// The login came back from a backup, and is not tried by itself.
+    pub restored: Option<RestoredLogin>,
     /// On this node.
     pub underway: Option<Underway>,
     /// Whether one is asked for on this node and has not begun.
@@ -47,6 +50,14 @@ impl RunnerState {
     }
 }
 
+impl RunnerView {
+    /// Why the state is not `ok`.
+    pub fn reason(&self) -> Option<String> {
+        let found = self.latest.as_ref().and_then(|probe| probe.outcome.as_ref());
+        found.map_or_else(|| self.restored.as_ref().map(reason), |outcome| outcome.reason.clone())
+    }
+}
+
 pub struct Underway {
     pub version: u64,
     pub trigger: ProbeTrigger,
@@ -66,17 +77,26 @@ impl Service {
         let (summary, probes) = found.map_or((None, Vec::new()), |(summary, probes)| (Some(summary), probes));
         let finished = summary.as_ref().and_then(|summary| summary.latest_finished.clone());
         let version = self.canonical().map(|canonical| canonical.summary.version);
+        let restored = self.restored_login();
+        // What was found before the backup says nothing of what happened since.
+        let is_after = |probe: &Probe| {
+            restored
+                .as_ref()
+                .is_none_or(|it| probe.outcome.as_ref().is_some_and(|found| found.finished_at > it.backup_of))
+        };
         // That nothing can be tried here is so whichever the login is.
         let latest = finished.filter(|probe| {
-            state_of(probe) == Some(ProbeState::Unavailable) || version.is_some_and(|version| concerns(probe, version))
+            let is_so = state_of(probe) == Some(ProbeState::Unavailable);
+            (is_so || version.is_some_and(|version| concerns(probe, version))) && is_after(probe)
         });
         view.state = match latest.as_ref().and_then(state_of) {
             _ if !view.enabled => RunnerState::Off,
             _ if summary.is_none() => RunnerState::Unknown,
             Some(state) => RunnerState::Known(state),
+            None if restored.is_some() => RunnerState::Known(ProbeState::Unavailable),
             None => RunnerState::Never,
         };
-        Ok(RunnerView { latest, summary, probes, ..view })
+        Ok(RunnerView { latest, restored, summary, probes, ..view })
     }
 
     /// What this node knows by itself.
@@ -91,6 +111,7 @@ impl Service {
             enabled: self.probes.prober.is_some(),
             state: RunnerState::Unknown,
             latest: None,
+            restored: None,
             underway,
             is_wanted: board.is_wanted(),
             asked: board.asked(),

@@ -1,0 +1,201 @@
+//! The directory that a backup is: `records.jsonl`, one row a line, `keys.sealed`, where a passphrase was given, and
+//! `manifest.json`.
+//!
+//! The manifest is written last, as a whole, after the rest is on the disk: a crash before leaves a directory without one,
+//! which no restore takes. Every file is the caller's and 0600.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::CliError;
+use super::passphrase::Passphrase;
+use crate::daemon::owner::as_caller;
+use crate::model::digest::Digest;
+use crate::seal::{MasterKey, passphrase};
+use crate::service::moving::keys::{self, Keys};
+use crate::service::moving::{Manifest, Rows};
+
+pub const ROWS: &str = "records.jsonl";
+pub const MANIFEST: &str = "manifest.json";
+pub const KEYS: &str = "keys.sealed";
+const MANIFEST_PART: &str = "manifest.json.part";
+/// All that is ever in one.
+pub const FILES: [&str; 3] = [MANIFEST, KEYS, ROWS];
+/// A manifest has some kilobytes.
+const LONGEST_MANIFEST: u64 = 1024 * 1024;
+
+/// A backup that is being written. Dropped before [`New::finish`], it takes away what it made: half a backup is none.
+pub struct New {
+    pub directory: PathBuf,
+    was_made: bool,
+    is_whole: bool,
+}
+
+impl New {
+    /// In a directory that is empty or not there.
+    pub fn begin(directory: &Path) -> Result<Self, CliError> {
+        let failed = |cause| CliError::Write { path: directory.to_path_buf(), cause };
+        as_caller(|| {
+            let was_made = match DirBuilder::new().mode(0o700).create(directory) {
+                Ok(()) => true,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+                Err(error) => return Err(failed(error)),
+            };
+            if !was_made && std::fs::read_dir(directory).map_err(failed)?.next().is_some() {
+                return Err(CliError::Refused(format!(
+                    "{} is not empty: name a directory for this backup alone",
+                    directory.display()
+                )));
+            }
+            Ok(Self { directory: directory.to_path_buf(), was_made, is_whole: false })
+        })
+    }
+
+    pub fn rows(&self) -> std::io::Result<File> {
+        as_caller(|| create(&self.directory.join(ROWS)))
+    }
+
+    pub fn keys(&self, sealed: &str) -> std::io::Result<()> {
+        as_caller(|| write(&self.directory.join(KEYS), sealed.as_bytes()))
+    }
+
+    /// `manifest`: the text of the file.
+    pub fn finish(mut self, manifest: &[u8]) -> std::io::Result<()> {
+        as_caller(|| {
+            let part = self.directory.join(MANIFEST_PART);
+            write(&part, manifest)?;
+            // Whatever comes now, it may be whole.
+            self.is_whole = true;
+            std::fs::rename(&part, self.directory.join(MANIFEST))?;
+            File::open(&self.directory)?.sync_all()?;
+            // The directory's own name, too.
+            match self.directory.canonicalize()?.parent() {
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        as_caller(|| {
+            for name in FILES.into_iter().chain([MANIFEST_PART]) {
+                let _ = std::fs::remove_file(self.directory.join(name));
+            }
+            if self.was_made {
+                let _ = std::fs::remove_dir(&self.directory);
+            }
+        });
+    }
+}
+
+pub fn manifest_text(manifest: &Manifest) -> std::io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(manifest)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// 0600 from its first byte; not there before.
+pub fn create(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+pub fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// A backup that is read: its rows are open, so that it does not matter who reads them later.
+pub struct Archive {
+    pub manifest: Manifest,
+    pub rows: Rows,
+    digest: Digest,
+    sealed: Option<String>,
+    directory: PathBuf,
+}
+
+impl Archive {
+    pub fn open(directory: &Path) -> Result<Self, CliError> {
+        as_caller(|| {
+            let at = |name: &str| directory.join(name);
+            let read = |name, most| text(&at(name), most).map_err(|cause| CliError::Read { path: at(name), cause });
+            let text = read(MANIFEST, LONGEST_MANIFEST)?;
+            let unreadable =
+                |error| CliError::Refused(format!("{} is no manifest of a backup: {error}", at(MANIFEST).display()));
+            let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
+            let sealed = match read(KEYS, passphrase::LONGEST as u64 + 1) {
+                Err(CliError::Read { cause, .. }) if cause.kind() == ErrorKind::NotFound => None,
+                read => Some(read?),
+            };
+            if manifest.has_keys != sealed.is_some() {
+                let found = if manifest.has_keys { "has no file" } else { "has a file that it was not made with:" };
+                let refusal =
+                    format!("the backup is not as it was made: it {found} {}; nothing was changed", at(KEYS).display());
+                return Err(CliError::Refused(refusal));
+            }
+            let rows = Rows::open(&at(ROWS)).map_err(|cause| CliError::Read { path: at(ROWS), cause })?;
+            let digest = Digest::of(text.as_bytes());
+            Ok(Self { manifest, rows, digest, sealed, directory: directory.to_path_buf() })
+        })
+    }
+
+    pub fn has_keys(&self) -> bool {
+        self.sealed.is_some()
+    }
+
+    pub fn keys(&self, passphrase: &Passphrase) -> Result<Keys, CliError> {
+        let sealed = self.sealed.as_ref().ok_or_else(|| {
+            CliError::Refused(format!(
+                "{} has no keys in it: it was made without a passphrase, and is opened with its master key, \
+                 --master-key FILE",
+                self.directory.display()
+            ))
+        })?;
+        keys::open(passphrase, &self.digest, sealed).map_err(|error| CliError::Refused(error.to_string()))
+    }
+}
+
+pub fn read_master_key(path: &Path) -> Result<MasterKey, CliError> {
+    let missing = || CliError::Refused(format!("there is no master key in {}", path.display()));
+    MasterKey::read(path).map_err(|error| CliError::Refused(error.to_string()))?.ok_or_else(missing)
+}
+
+fn text(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(most).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Removes the files of a backup, and the directory if nothing else is in it. The manifest goes last: what a crash leaves
+/// is still told from what was never finished.
+pub fn remove(directory: &Path) -> std::io::Result<()> {
+    for name in [ROWS, KEYS, MANIFEST] {
+        match std::fs::remove_file(directory.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::remove_dir(directory)
+}
+
+/// Writes what stands in the clear nowhere else into a new directory: the master key and the configuration.
+pub fn extract(keys: &Keys, directory: &Path) -> Result<Vec<PathBuf>, CliError> {
+    let failed = |cause| CliError::Write { path: directory.to_path_buf(), cause };
+    DirBuilder::new().mode(0o700).create(directory).map_err(failed)?;
+    let key = directory.join("master.key");
+    keys.master_key.write(&key).map_err(|error| CliError::Refused(error.to_string()))?;
+    let mut written = vec![key];
+    if let Some(configuration) = &keys.configuration {
+        let path = directory.join("config.toml");
+        write(&path, configuration.as_bytes()).map_err(failed)?;
+        written.push(path);
+    }
+    Ok(written)
+}

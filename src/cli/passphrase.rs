@@ -1,0 +1,78 @@
+//! The passphrase of a backup: from a file, from standard input, from a systemd credential, or asked for on the terminal.
+//! Never from the command line, where every user of the machine could read it.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Read};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::CliError;
+use crate::service::people::passwords::judge_passphrase;
+
+/// The name within systemd's credentials directory.
+const CREDENTIAL: &str = "backup.passphrase";
+const LONGEST: u64 = 4096;
+
+pub type Passphrase = Zeroizing<String>;
+
+/// What was given: by the option, else as a credential.
+pub fn given(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
+    let path = match option {
+        Some(path) if path.as_os_str() == "-" => return read(std::io::stdin(), "standard input".into()).map(Some),
+        Some(path) => path.to_path_buf(),
+        None => match std::env::var_os("CREDENTIALS_DIRECTORY").map(|it| PathBuf::from(it).join(CREDENTIAL)) {
+            Some(path) if path.exists() => path,
+            _ => return Ok(None),
+        },
+    };
+    let file = File::open(&path).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
+    read(file, path).map(Some)
+}
+
+/// For a new backup. `None`: none is wanted, or there is nobody to ask.
+pub fn for_sealing(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
+    let found = match given(option)? {
+        Some(given) => Some(given),
+        None if std::io::stdin().is_terminal() => {
+            let passphrase = ask("Passphrase to seal the keys under (empty: leave the keys out): ")?;
+            if !passphrase.is_empty() && *ask("Again: ")? != *passphrase {
+                return Err(CliError::Refused("the two are not the same; nothing was copied".into()));
+            }
+            Some(passphrase).filter(|passphrase| !passphrase.is_empty())
+        }
+        None => None,
+    };
+    // Before everything is copied; who seals asks again.
+    if let Some(Err(reason)) = found.as_ref().map(|passphrase| judge_passphrase(passphrase)) {
+        return Err(CliError::Refused(format!("the passphrase {reason}")));
+    }
+    Ok(found)
+}
+
+/// For a backup that has keys. `None`: there is nobody to ask, or it is not known to who is.
+pub fn for_opening(option: Option<&Path>, otherwise: &str) -> Result<Option<Passphrase>, CliError> {
+    match given(option)? {
+        Some(given) => Ok(Some(given)),
+        None if std::io::stdin().is_terminal() => {
+            let passphrase = ask(&format!("Passphrase of the backup (empty: {otherwise}): "))?;
+            Ok(Some(passphrase).filter(|passphrase| !passphrase.is_empty()))
+        }
+        None => Ok(None),
+    }
+}
+
+fn ask(prompt: &str) -> Result<Passphrase, CliError> {
+    let failed = |cause| CliError::Refused(format!("cannot ask for a passphrase here: {cause}"));
+    rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(failed)
+}
+
+/// The first line.
+fn read(from: impl Read, path: PathBuf) -> Result<Passphrase, CliError> {
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize));
+    from.take(LONGEST).read_to_string(&mut text).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(Zeroizing::new(line.to_owned())),
+        _ => Err(CliError::Refused(format!("there is no passphrase in the first line of {}", path.display()))),
+    }
+}

@@ -1,0 +1,123 @@
+//! `codex-authd backup --verify DIR`: all that a restore checks before it changes anything. It needs the backup and nothing
+//! else: no daemon, no state directory, no configuration. It changes nothing.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::CliError;
+use super::archive::{Archive, read_master_key};
+use super::passphrase::{Passphrase, for_opening};
+use super::print;
+use super::progress::Bar;
+use crate::seal::MasterKey;
+use crate::service::moving::Teller;
+use crate::service::moving::check::{Checked, check};
+
+pub async fn run(
+    directory: &Path,
+    passphrase_file: Option<&Path>,
+    master_key: Option<&Path>,
+    json: bool,
+) -> Result<(), CliError> {
+    let archive = Archive::open(directory)?;
+    let passphrase = match master_key {
+        None if archive.has_keys() || passphrase_file.is_some() => {
+            for_opening(passphrase_file, "leave what is sealed unopened")?
+        }
+        _ => None,
+    };
+    let key = master_key.map(read_master_key).transpose()?;
+    let verified = verify(&archive, passphrase.as_ref(), key).await?;
+    print::done(json, &verified.json(directory), &verified.sentence(directory));
+    Ok(())
+}
+
+pub struct Verified {
+    checked: Checked,
+    rows: u64,
+    made: time::OffsetDateTime,
+    has_keys: bool,
+    is_opened: bool,
+}
+
+/// Everything, again, from the files.
+pub async fn verify(
+    archive: &Archive,
+    passphrase: Option<&Passphrase>,
+    master_key: Option<MasterKey>,
+) -> Result<Verified, CliError> {
+    let key = match passphrase {
+        Some(passphrase) => Some(archive.keys(passphrase)?.master_key),
+        None => master_key,
+    };
+    let (teller, mut progress) = Teller::new();
+    let checking = async {
+        let checked = check(&archive.manifest, &archive.rows, key.as_ref(), &teller).await;
+        drop(teller);
+        checked
+    };
+    let shown = async {
+        let mut bar = Bar::new();
+        while let Some(now) = progress.recv().await {
+            bar.progress(now);
+        }
+    };
+    let (checked, ()) = tokio::join!(checking, shown);
+    Ok(Verified {
+        checked: checked.map_err(|error| CliError::Refused(error.to_string()))?,
+        rows: archive.manifest.rows,
+        made: archive.manifest.created_at,
+        has_keys: archive.has_keys(),
+        is_opened: key.is_some(),
+    })
+}
+
+impl Verified {
+    fn json(&self, directory: &Path) -> Value {
+        json!({
+            "status": "ok",
+            "directory": directory,
+            "backup_of": self.made.to_string(),
+            "rows": self.rows,
+            "canonical_version": self.checked.canonical,
+            "sealed_values": self.checked.sealed,
+            "has_keys": self.has_keys,
+            "is_opened": self.is_opened,
+            "unchecked": self.unchecked(),
+        })
+    }
+
+    fn unchecked(&self) -> Option<String> {
+        let sealed = self.checked.sealed;
+        let keys = if self.has_keys { "the keys in it, and " } else { "" };
+        let with = if self.has_keys { "--passphrase-file FILE" } else { "--master-key FILE" };
+        (!self.is_opened).then(|| {
+            format!(
+                "Not checked, for want of a key: {keys}that the {sealed} values which are sealed can be opened ({with})"
+            )
+        })
+    }
+
+    fn sentence(&self, directory: &Path) -> String {
+        let opened = match self.is_opened {
+            true => format!(", and all {} sealed values open", self.checked.sealed),
+            false => String::new(),
+        };
+        let canonical = match self.checked.canonical {
+            Some(version) => format!("The canonical login is version {version}."),
+            None => "There is no canonical login in it.".into(),
+        };
+        let whole = format!(
+            "{} is as it was made on {}: {} rows, every table with its digest, the audit log whole{opened}. {canonical}",
+            directory.display(),
+            print::instant(self.made),
+            self.rows
+        );
+        [Some(whole), self.unchecked().map(|what| format!("{what}."))]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}

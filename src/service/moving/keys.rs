@@ -1,0 +1,61 @@
+//! The keys of a backup, sealed under a passphrase: what a machine that has nothing else is restored with.
+//!
+//! In it are the master key and the text of the configuration file, which may hold a password. It is bound to the manifest
+//! it was made for, and that to the rows: keys and rows of two backups do not go together. Only who has the master key can
+//! make it, and that is the daemon: it hands out the sealed text and never the key.
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::model::digest::Digest;
+use crate::seal::{MasterKey, SealError, passphrase};
+use crate::service::audit::tell;
+use crate::service::people::passwords::judge_passphrase;
+use crate::service::{By, Result, Service, ServiceError};
+
+/// The master key, and the configuration file where there was one.
+pub struct Keys {
+    pub master_key: MasterKey,
+    pub configuration: Option<Zeroizing<String>>,
+}
+
+/// As it is sealed.
+#[derive(Serialize, Deserialize)]
+struct Plain {
+    master_key: Zeroizing<String>,
+    configuration: Option<Zeroizing<String>>,
+}
+
+/// Whether a passphrase is good enough; else why not.
+pub fn judge(passphrase: &str) -> Result<()> {
+    judge_passphrase(passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))
+}
+
+/// `manifest`: of the manifest's file. Takes some tenths of a second.
+pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
+    let refused = |error: SealError| ServiceError::Refused(format!("the keys of the backup do not open: {error}"));
+    let plain = passphrase::open_under(passphrase, manifest, sealed).map_err(refused)?;
+    // Not its words, which may be of what is secret.
+    let unreadable = || refused(SealError::Malformed("what is in it is of another version"));
+    let Plain { master_key, configuration } = serde_json::from_slice(&plain).map_err(|_| unreadable())?;
+    Ok(Keys { master_key: MasterKey::from_text(&master_key).ok_or_else(unreadable)?, configuration })
+}
+
+impl Service {
+    /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
+    pub async fn seal_backup_keys(&self, by: &By, passphrase: Zeroizing<String>, manifest: Digest) -> Result<String> {
+        judge(&passphrase)?;
+        let plain = Plain { master_key: self.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
+        let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);
+        if self.standstill().is_none() {
+            let note = by.note(self.outside.now(), "state.backup_keys").on(manifest);
+            self.records.append_audit(std::slice::from_ref(&note)).await?;
+            tell(&note);
+        }
+        let outside = std::sync::Arc::clone(&self.outside);
+        let sealing = tokio::task::spawn_blocking(move || {
+            passphrase::seal_under(&passphrase, &manifest, &plain, &*outside).map_err(ServiceError::from)
+        });
+        sealing.await.map_err(ServiceError::internal)?
+    }
+}
