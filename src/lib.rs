@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dashboard;
+pub mod doctor;
 pub mod durable;
 /// For tests and `make fuzz`.
 #[cfg(any(test, fuzzing))]

@@ -11,7 +11,10 @@ mkdir -p "$cache"
 wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm node:nodejs python3:python3
   script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
   chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
-  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux)
+  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux
+  dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev objcopy:binutils rpm:rpm rpm2archive:rpm2cpio lintian:lintian rpmlint:rpmlint
+  faketime:faketime systemd-analyze:systemd debootstrap:debootstrap systemd-nspawn:systemd-container man:man-db
+  mandoc:mandoc groff:groff-base zsh:zsh apparmor_parser:apparmor)
 missing=()
 for pair in "${wanted[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::checks::Checks;
 use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
 use crate::records::{Probe, RestoredLogin};
-use crate::runner::{Check, Verdict};
 use crate::service::Service;
 use crate::service::probing::restored::reason;
 use crate::service::probing::{RunnerView, Underway};
@@ -58,9 +58,8 @@ impl AdminRunnerApi {
     ///
     /// Looked for on the node that is asked, with a sandbox that is built for it and in which nothing is run.
     #[oai(path = "/doctor", method = "get", operation_id = "examineRunner")]
-    async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<RunnerChecks> {
-        let checks: Vec<RunnerCheck> = service.examine_runner().await?.into_iter().map(RunnerCheck::from).collect();
-        ok(RunnerChecks { works: checks.iter().all(|check| check.verdict != MISSING), checks })
+    async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<Checks> {
+        ok(Checks::from(service.examine_runner().await?))
     }
 }
 
@@ -68,44 +67,10 @@ fn default_limit() -> u64 {
     20
 }
 
-const GOOD: &str = "good";
-const WEAK: &str = "weak";
-const MISSING: &str = "missing";
-
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ProbeAsked {
     /// The number of this request.
     pub asked: u64,
-}
-
-#[derive(Debug, Object, Serialize, Deserialize)]
-pub struct RunnerChecks {
-    /// Nothing is `missing`.
-    pub works: bool,
-    pub checks: Vec<RunnerCheck>,
-}
-
-#[derive(Debug, Object, Serialize, Deserialize)]
-pub struct RunnerCheck {
-    pub name: String,
-    /// `good`, `weak` (probes are made, and something is weaker than it could be) or `missing` (no probe can be made).
-    pub verdict: String,
-    /// What was found, in a sentence.
-    pub found: String,
-    /// What mends it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl From<Check> for RunnerCheck {
-    fn from(Check { name, verdict, found, remedy }: Check) -> Self {
-        let verdict = match verdict {
-            Verdict::Good => GOOD,
-            Verdict::Weak => WEAK,
-            Verdict::Missing => MISSING,
-        };
-        Self { name: name.into(), verdict: verdict.into(), found, remedy }
-    }
 }
 
 /// What is known of the canonical login.

@@ -10,12 +10,14 @@ mod admin_auth;
 mod admin_authorities;
 mod admin_certificates;
 pub(crate) mod admin_copies;
+mod admin_doctor;
 mod admin_hosts;
 mod admin_installers;
 mod admin_overview;
 mod admin_runner;
 mod admin_settings;
 mod auth;
+pub(crate) mod checks;
 mod docs;
 pub(crate) mod errors;
 mod front;
@@ -31,7 +33,7 @@ mod users;
 mod versions;
 mod wrapper;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use poem::middleware::{NormalizePath, TrailingSlash};
 use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
@@ -54,9 +56,10 @@ pub use {
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
     admin_overview::OverviewBody,
-    admin_runner::{ProbeAsked, RunnerBody, RunnerChecks},
+    admin_runner::{ProbeAsked, RunnerBody},
     admin_settings::{ApiState, Rotation},
     auth::AuthAnswer,
+    checks::Checks,
     errors::ErrorBody,
     users::{IdentityAnswer, IdentityList, LinkRequest, NewUser, UserAnswer, UserList},
 };
@@ -109,6 +112,7 @@ const DESCRIPTION: &str = "Keeps one canonical Codex `auth.json` and gives it to
 type HostApis = (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 type AdminApis = (
     admin_overview::AdminOverviewApi,
+    admin_doctor::AdminDoctorApi,
     admin_hosts::AdminHostsApi,
     admin_installers::AdminInstallersApi,
     admin_audit::AdminAuditApi,
@@ -128,6 +132,7 @@ const HOST_APIS: HostApis =
     (auth::AuthApi, install::InstallApi, wrapper::WrapperApi, versions::VersionsApi, health::HealthApi);
 const ADMIN_APIS: AdminApis = (
     admin_overview::AdminOverviewApi,
+    admin_doctor::AdminDoctorApi,
     admin_hosts::AdminHostsApi,
     admin_installers::AdminInstallersApi,
     admin_audit::AdminAuditApi,
@@ -251,12 +256,15 @@ pub fn admin_in_process(service: Arc<Service>, uid: u32) -> impl Endpoint<Output
     admin_over_control(service).data(guards::Asking::offline(uid))
 }
 
+/// More than a megabyte, the same on every listener, and seldom asked for: made when it is.
+static PAGE_FOR_PEOPLE: LazyLock<docs::Page> =
+    LazyLock::new(|| docs::Page::new(describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).swagger_ui_html()));
+
 fn with_documents(route: Route) -> Route {
-    let page = docs::Page::new(describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).swagger_ui_html());
     route.at("/openapi.json", get(openapi_document)).at(
         "/docs",
-        poem::endpoint::make_sync(move |_| {
-            let mut answer = page.answer();
+        poem::endpoint::make_sync(|_| {
+            let mut answer = PAGE_FOR_PEOPLE.answer();
             answer.set_data(PAGE);
             answer
         }),

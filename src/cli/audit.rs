@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use super::client::{Client, percent_encoded};
+use super::client::Client;
 use super::print::{self, or_dash};
 use crate::api::{AuditPage, AuditVerification};
+use crate::model::percent;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -65,7 +66,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &page, &print::table(&rows));
         }
         Command::Verify { hash } => {
-            let query = hash.as_ref().map(|hash| format!("?hash={}", percent_encoded(hash))).unwrap_or_default();
+            let query = hash.as_ref().map(|hash| format!("?hash={}", percent::encoded(hash))).unwrap_or_default();
             let found: AuditVerification = client.get(&format!("/admin/audit/verify{query}")).await?;
             let sentence = match (&found.broken, found.noted_found) {
                 (Some(broken), _) => format!("BROKEN: {broken}. The {} entries before it fit.", found.entries),
@@ -79,7 +80,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             };
             print::done(json, &found, &sentence);
             if !found.intact {
-                return Err(CliError::Refused("the audit log is not what was written".into()));
+                return Err(CliError::Found("the audit log is not what was written"));
             }
         }
     }
@@ -98,7 +99,7 @@ fn query(list: &List) -> String {
     ];
     for (name, value) in members {
         if let Some(value) = value {
-            query.push_str(&format!("&{name}={}", percent_encoded(value)));
+            query.push_str(&format!("&{name}={}", percent::encoded(value)));
         }
     }
     if list.alarms {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueHint};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -16,6 +16,8 @@ use crate::daemon::owner::as_caller;
 pub enum Command {
     /// Make FILE the canonical login, if it is newer
     Upload {
+        /// An auth.json as Codex writes it
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
         /// Have it proved with Codex at once; while a daemon runs, nothing waits for that
         #[arg(long)]
@@ -26,9 +28,17 @@ pub enum Command {
     /// Every version, newest first
     History,
     /// What differs between two versions, without the secrets
-    Diff { from: u64, to: u64 },
+    Diff {
+        /// A version, as in the history
+        from: u64,
+        /// Another one
+        to: u64,
+    },
     /// Make the login of an earlier version the canonical one again, as a new version
-    Rollback { version: u64 },
+    Rollback {
+        /// As in the history
+        version: u64,
+    },
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {

@@ -13,9 +13,13 @@ pub enum Command {
     /// The authorities in their slots
     List,
     /// Make the next authority: trusted from here on, signs nothing yet
-    Prepare { role: Role },
+    Prepare {
+        /// Whose authority
+        role: Role,
+    },
     /// Let the next authority sign; the one before stays trusted
     Activate {
+        /// Whose authority
         role: Role,
         /// Also where hosts are cut off
         #[arg(long)]
@@ -23,6 +27,7 @@ pub enum Command {
     },
     /// Trust the old authority no more
     Retire {
+        /// Whose authority
         role: Role,
         /// Also where hosts or admins are cut off
         #[arg(long)]

@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::CliError;
 use super::client::{Client, ClientError};
@@ -19,10 +19,10 @@ pub struct Arguments {
     /// Whose certificate it is
     name: String,
     /// Write a PKCS#12 for browsers; its password is printed
-    #[arg(long, value_name = "FILE.p12")]
+    #[arg(long, value_name = "FILE.p12", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
     /// Write NAME.crt, NAME.key and ca.crt into this directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pem: Option<PathBuf>,
     /// How long it holds
     #[arg(long, value_name = "DAYS")]

@@ -177,15 +177,6 @@ impl Client {
     }
 }
 
-/// Every byte that has a meaning in a query, or may have one, is written as `%XX`.
-pub fn percent_encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
-}
-
 fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, ClientError> {
     #[derive(serde::Deserialize)]
     struct Data<T> {

@@ -4,14 +4,19 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::CliError;
-use super::client::{Client, percent_encoded};
+use super::client::Client;
 use super::print::{self, or_dash};
 use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList, UserList};
+use crate::model::percent;
+
+/// Of each argument that names a host.
+const FQDN: &str = "The host's name";
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Make a host and print its installer command; a known host gets a new key
     Add {
+        #[arg(help = FQDN)]
         fqdn: String,
         /// A shared machine: served only while an admin holds its window open
         #[arg(long)]
@@ -23,33 +28,62 @@ pub enum Command {
     /// Hosts: all of them by name, or a page of those that are asked for
     List(ListArguments),
     /// Remove a host: its key is refused from here on
-    Remove { fqdn: String },
+    Remove {
+        #[arg(help = FQDN)]
+        fqdn: String,
+    },
     /// The hosts that were removed within a day
     Removed,
     /// Undo a removal, within a day
-    Restore { fqdn: String },
+    Restore {
+        #[arg(help = FQDN)]
+        fqdn: String,
+    },
     /// Refuse a host's key until it is enabled again
-    Disable { fqdn: String },
+    Disable {
+        #[arg(help = FQDN)]
+        fqdn: String,
+    },
     /// Serve a disabled host again
-    Enable { fqdn: String },
+    Enable {
+        #[arg(help = FQDN)]
+        fqdn: String,
+    },
     /// Forget the address of a host: it is bound to the next one it calls from
-    Clear { fqdn: String },
+    Clear {
+        #[arg(help = FQDN)]
+        fqdn: String,
+    },
     /// Let a host call from other addresses, or (--off) not
     Roaming {
+        #[arg(help = FQDN)]
         fqdn: String,
+        /// From its own address only
         #[arg(long)]
         off: bool,
     },
     /// Open the window of an insecure host, or (--close) close it
     Window {
+        #[arg(help = FQDN)]
         fqdn: String,
+        /// Close it now
         #[arg(long)]
         close: bool,
     },
     /// Make a host temporary: served until WHEN (RFC 3339), or `never` ending
-    Expiry { fqdn: String, when: String },
+    Expiry {
+        #[arg(help = FQDN)]
+        fqdn: String,
+        /// An instant (RFC 3339), or `never`
+        when: String,
+    },
     /// Serve a host from these networks only (CIDR); none: from the address it is bound to
-    Networks { fqdn: String, networks: Vec<String> },
+    Networks {
+        #[arg(help = FQDN)]
+        fqdn: String,
+        /// Such as 192.0.2.0/24 or 2001:db8::/32
+        networks: Vec<String>,
+    },
 }
 
 /// Given as they are to the daemon, which says what is wrong with them.
@@ -87,7 +121,7 @@ impl ListArguments {
             ("state", self.state.as_ref()),
         ];
         let given = given.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+        let query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent::encoded(value))).collect();
         if query.is_empty() { "/admin/hosts".into() } else { format!("/admin/hosts?{}", query.join("&")) }
     }
 }

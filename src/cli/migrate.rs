@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use poem::Body;
 use poem::http::Method;
 use serde_json::json;
@@ -25,7 +25,7 @@ pub struct Arguments {
     #[command(flatten)]
     destination: Destination,
     /// PEM of the authorities that may have signed the database's certificate [default: as configured]
-    #[arg(long, value_name = "FILE", conflicts_with = "abort")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "abort")]
     database_ca: Option<PathBuf>,
     /// Do not encrypt the connection to the database
     #[arg(long, conflicts_with = "abort")]
@@ -42,7 +42,7 @@ struct Destination {
     #[arg(long, value_name = "WHERE")]
     to: Option<String>,
     /// A file with the URL in it; `-`: standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     to_file: Option<PathBuf>,
     /// Let this store go on, after a migration that was cut short or is not to be
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! The command line: reads what was typed, asks the daemon, prints the answer. No rule lives here.
 //!
-//! Every command but `serve`, `check-config` and `openapi` speaks the admin API: through the control socket of the
+//! Every command but `serve`, `check-config`, `openapi`, `completions` and `man` speaks the admin API: through the control socket of the
 //! running daemon, or, when none runs, with the same endpoint opened in this process (see `client`).
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage.
@@ -14,11 +14,14 @@ mod backup;
 mod certificate;
 mod certificates;
 pub(crate) mod client;
+mod completions;
 mod configuration;
+mod doctor;
 mod hosts;
 mod installers;
 mod keep;
 mod keys;
+mod manual;
 mod metrics;
 mod migrate;
 mod passphrase;
@@ -33,7 +36,7 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueHint};
 
 use crate::config::{self, Config, ConfigError};
 use crate::daemon::{self, DaemonError};
@@ -44,7 +47,7 @@ use client::{Client, ClientError};
 #[command(name = "codex-authd", version, about, disable_help_subcommand = true)]
 struct Arguments {
     /// The configuration file [default: /etc/codex-authd/config.toml if it is there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// Answer in JSON
     #[arg(long, global = true)]
@@ -59,8 +62,19 @@ enum Command {
     Serve,
     /// Say whether the daemon can start with this configuration
     CheckConfig,
+    /// Say what is wrong, and the command that mends it
+    ///
+    /// Looks at the configuration, the state directory and its disk, the clock, the ports, certificates, the database, the
+    /// login, what probes need, and whether upstream and public_base_url can be reached. Each line is `good`, `weak` (it
+    /// works, and something is weaker than it could be, or will be missing soon) or `missing` (what it is needed for does not
+    /// work), with what mends it below. It works while the daemon runs and while it does not; run it as root.
+    Doctor,
     /// Print the OpenAPI document
     Openapi,
+    /// Print what a shell needs to complete this command line
+    Completions(completions::Arguments),
+    /// Write the manual pages into a directory
+    Man(manual::Arguments),
     /// Issue an admin's client certificate
     AdminCert(certificate::Arguments),
     /// Make a user who may do everything
@@ -132,6 +146,9 @@ pub enum CliError {
     Runtime(std::io::Error),
     #[error("{0}")]
     Refused(String),
+    /// What was asked for has been answered in full, and the answer is that something does not work.
+    #[error("{0}")]
+    Found(&'static str),
 }
 
 pub fn main() -> ExitCode {
@@ -143,7 +160,8 @@ pub fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if arguments.json {
+            // One document: the answer itself, where there is one.
+            if arguments.json && !matches!(error, CliError::Found(_)) {
                 println!("{}", serde_json::json!({"status": "error", "message": error.to_string()}));
             }
             eprintln!("codex-authd: {error}");
@@ -153,9 +171,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {
-    if let Command::Openapi = arguments.command {
-        print!("{}", crate::api::document());
-        return Ok(());
+    // What is the same on every machine needs no configuration.
+    match &arguments.command {
+        Command::Openapi => {
+            print!("{}", crate::api::document());
+            return Ok(());
+        }
+        Command::Completions(arguments) => return completions::run(arguments),
+        Command::Man(pages) => return manual::run(pages, arguments.json),
+        _ => {}
     }
     if let Command::Backup(backup::Arguments { verify: Some(directory), passphrase_file, master_key, .. }) =
         &arguments.command
@@ -167,7 +191,21 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     // The database that is moved to is not the one that is moved from.
     let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
     let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
-    let config = config::load(arguments.config.as_deref(), config::environment(environment)?)?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let (environment, unreadable) = match config::environment(environment) {
+        Ok(environment) => (environment, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let file = config::file(arguments.config.as_deref(), &environment);
+    let loaded = match unreadable {
+        Some(error) => Err(error),
+        None => config::load(arguments.config.as_deref(), environment, credentials.as_deref()),
+    };
+    if let Command::Doctor = arguments.command {
+        daemon::hardening::harden()?;
+        return runtime_of_one()?.block_on(doctor::run(loaded, file, arguments.json));
+    }
+    let config = loaded?;
     match &arguments.command {
         Command::CheckConfig => {
             print::done(arguments.json, &serde_json::json!({"status": "ok"}), "The configuration is valid.");
@@ -221,7 +259,15 @@ async fn ask_with(client: &Client, command: &Command, config: &Config, json: boo
         Command::Keys(command) => keys::run(command, client, json).await,
         Command::Backup(arguments) => backup::run(arguments, client, config, json).await,
         Command::Migrate(arguments) => migrate::run(arguments, client, json).await,
-        Command::Serve | Command::CheckConfig | Command::Openapi | Command::Metrics | Command::Restore(_) => Ok(()),
+        // `run` and `ask` have seen to them.
+        Command::Serve
+        | Command::CheckConfig
+        | Command::Doctor
+        | Command::Openapi
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Metrics
+        | Command::Restore(_) => Ok(()),
     }
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::CliError;
 use super::client::Client;
 use super::print::{self, or_dash};
-use crate::api::{ProbeAsked, RunnerBody, RunnerChecks};
+use super::{CliError, doctor};
+use crate::api::{Checks, ProbeAsked, RunnerBody};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -36,7 +36,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &found, &sentence(&found));
             match found.state.as_deref() {
                 Some("ok") => Ok(()),
-                _ => Err(CliError::Refused("the canonical login was not found to work".into())),
+                _ => Err(CliError::Found("the canonical login was not found to work")),
             }
         }
         Command::Show => {
@@ -45,13 +45,9 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             Ok(())
         }
         Command::Doctor => {
-            let found: RunnerChecks = client.get(&format!("{PATH}/doctor")).await?;
-            let lines = found.checks.iter().map(|check| {
-                let remedy = check.remedy.iter().map(|remedy| format!("\n          {remedy}")).collect::<String>();
-                format!("{:<8}  {}: {}{remedy}", check.verdict, check.name, check.found)
-            });
-            print::done(json, &found, &lines.collect::<Vec<_>>().join("\n"));
-            if found.works { Ok(()) } else { Err(CliError::Refused("no probe can be made here".into())) }
+            let found: Checks = client.get(&format!("{PATH}/doctor")).await?;
+            print::done(json, &found, &doctor::lines(&found));
+            if found.works { Ok(()) } else { Err(CliError::Found("no probe can be made here")) }
         }
     }
 }

@@ -31,12 +31,16 @@ pub struct GivenPassword {
     password_stdin: bool,
 }
 
+/// Of each argument that names a user.
+const EMAIL: &str = "The e-mail address that the user signs in with";
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Who may sign in
     List,
     /// Make a user; without a password they sign in through the identity provider only
     Add {
+        #[arg(help = EMAIL)]
         email: String,
         /// admin, viewer or member
         #[arg(long, default_value = "member")]
@@ -46,19 +50,32 @@ pub enum Command {
         password_stdin: bool,
     },
     /// Give a user another role: admin, viewer or member
-    Role { email: String, role: String },
+    Role {
+        #[arg(help = EMAIL)]
+        email: String,
+        /// admin, viewer or member
+        role: String,
+    },
     /// Let a user in no more; their sessions are over
-    Disable { email: String },
+    Disable {
+        #[arg(help = EMAIL)]
+        email: String,
+    },
     /// Let a user in again
-    Enable { email: String },
+    Enable {
+        #[arg(help = EMAIL)]
+        email: String,
+    },
     /// Give a user another password; their sessions are over
     Password {
+        #[arg(help = EMAIL)]
         email: String,
         #[command(flatten)]
         password: GivenPassword,
     },
     /// Say how many hosts of their own a user may have
     MaxHosts {
+        #[arg(help = EMAIL)]
         email: String,
         /// As many as the configuration says where it is left out
         number: Option<u32>,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use super::credentials;
 use super::proxies::network;
 use super::{Config, Oidc};
 use crate::model::egress::Egress;
@@ -25,6 +26,10 @@ pub enum ConfigError {
     NotToml { path: PathBuf, line: usize, message: String },
     #[error("{origin}: there is no key '{key}'{hint}")]
     UnknownKey { origin: String, key: String, hint: String },
+    #[error(
+        "the credential {path} {message}; put one line into what LoadCredential= of the unit names, or take that away"
+    )]
+    Credential { path: PathBuf, message: String },
     #[error("{origin}: {key}: {message}")]
     BadValue { origin: String, key: String, message: String },
 }
@@ -33,24 +38,33 @@ pub enum ConfigError {
 ///
 /// `path` is the file named by `--config`; else `CODEX_AUTHD_CONFIG` of `environment` names it; else
 /// [`DEFAULT_PATH`] is read if it is there. Variables `CODEX_AUTHD_<SECTION>__<KEY>` win over the file, and over
-/// `CODEX_OIDC_<KEY>`, which are the keys of the section `oidc`.
+/// `CODEX_OIDC_<KEY>`, which are the keys of the section `oidc`. What is in `credentials` wins over both.
 pub fn load(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
+    credentials: Option<&Path>,
 ) -> Result<Config, ConfigError> {
     let variables = ours(environment);
-    let named = path
-        .map(Path::to_path_buf)
-        .or_else(|| variables.iter().find(|(name, _)| name == PATH_VARIABLE).map(|(_, value)| PathBuf::from(value)));
-    match named.or_else(|| Path::new(DEFAULT_PATH).exists().then(|| DEFAULT_PATH.into())) {
+    let mut config = match file(path, &variables) {
         Some(path) => {
             let text = std::fs::read_to_string(&path)
                 .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
             let config = from_text(path.display().to_string(), &text, &variables)?;
-            Ok(Config { file: Some(path), ..config })
+            Config { file: Some(path), ..config }
         }
-        None => from_text("the defaults".into(), "", &variables),
+        None => from_text("the defaults".into(), "", &variables)?,
+    };
+    if let Some(directory) = credentials {
+        credentials::apply(&mut config, directory)?;
     }
+    Ok(config)
+}
+
+/// The file that is read; `None`: there is none.
+pub fn file(path: Option<&Path>, environment: &[(String, String)]) -> Option<PathBuf> {
+    let told = || environment.iter().find(|(name, _)| name == PATH_VARIABLE).map(|(_, value)| PathBuf::from(value));
+    let named = path.map(Path::to_path_buf).or_else(told);
+    named.or_else(|| Path::new(DEFAULT_PATH).exists().then(|| DEFAULT_PATH.into()))
 }
 
 /// The variables of a process that concern us. Those of others may hold any bytes; ours are UTF-8 or refused.
@@ -385,7 +399,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let environment = environment.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-        load(Some(file.path()), environment)
+        load(Some(file.path()), environment, None)
     }
 
     #[test]

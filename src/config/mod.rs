@@ -2,6 +2,7 @@
 //!
 //! This room reads a file and environment variables into values and checks each of them; it opens nothing else.
 
+mod credentials;
 mod load;
 pub(crate) mod proxies;
 
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use load::load_text;
-pub use load::{ConfigError, DEFAULT_PATH, environment, load};
+pub use load::{ConfigError, DEFAULT_PATH, environment, file, load};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

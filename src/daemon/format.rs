@@ -77,6 +77,7 @@ pub fn prepare(directory: &Path) -> Result<Option<Upgrade>> {
         }
         None => 1,
     };
+    super::manager::status(&format!("starting: the state is upgraded from format {from} to {CURRENT}"));
     log::info!(event = "upgrading", from, to = CURRENT; "the state is upgraded from format {from} to {CURRENT}");
     if read(&directory.join(UPGRADING))?.is_none() {
         copy_aside(directory, from)?;
@@ -100,6 +101,11 @@ impl Upgrade {
         );
         Ok(())
     }
+}
+
+/// The number that stands in `directory`, for who only looks; `None`: there is none.
+pub fn look(directory: &Path) -> Result<Option<u32>> {
+    read(&directory.join(MARKER))
 }
 
 fn copy_name() -> String {

@@ -1,4 +1,5 @@
-//! The one thing that is asked of the allocator: that large pieces go back to the system when they are freed.
+//! What is asked of the allocator: that large pieces go back to the system when they are freed, and after a start all
+//! that is free.
 //!
 //! A password is hashed in 19 MiB. Once glibc has seen one such piece freed, it takes the next ones from a heap that it
 //! keeps, one for each of up to sixteen threads: hundreds of megabytes after an hour of sign-ins. A threshold that was set
@@ -19,5 +20,14 @@ pub fn give_large_pieces_back() {
     unsafe {
         nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, LARGE);
         nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, SPARE);
+    }
+}
+
+/// What a start has used and freed goes back at once; a daemon may idle for days.
+pub fn give_all_that_is_free_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the allocator returns pages that hold nothing of anybody's; it takes its own locks.
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }

@@ -14,6 +14,7 @@ pub mod format;
 pub mod hardening;
 pub mod listen_file;
 pub mod logging;
+pub mod manager;
 mod memory;
 pub mod owner;
 pub mod prober;
@@ -33,6 +34,7 @@ use crate::listener::ControlError;
 use crate::pki::PkiError;
 use crate::service::ServiceError;
 
+use manager::Telling;
 use recovery::Recovery;
 use running::Running;
 use sockets::{Sockets, SocketsError};
@@ -79,6 +81,7 @@ fn cause_of(error: &ServiceError) -> String {
 pub async fn serve(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
     let recovery = Recovery::begin();
+    let starting = manager::Starting::begin();
     // A successor has its forerunner's sockets, which must not go down with a start that fails.
     let inherited = recovery.is_successor().then(|| Sockets::take(&config.listen)).transpose()?;
     let spare = inherited.as_ref().map(Sockets::duplicate).transpose()?;
@@ -95,10 +98,19 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
         (Err(error), _) => return Err(error),
     };
     log::info!(event = "listening", hosts:% = running.bound.hosts, admin:% = running.bound.admin, control:% = running.bound.control.display(); "ready");
-    notify(&[sd_notify::NotifyState::Status("ready"), sd_notify::NotifyState::Ready]);
+    drop(starting);
+    memory::give_all_that_is_free_back();
+    // Until the very end: a stop that takes its time is no reason to be killed.
+    let telling = manager::Telling::begin(&running.service);
     tokio::select! {
-        () = signals.until_stop(|| reload(&config, &running)) => running.stop().await,
-        why = recovery.wait(&running.service, &config.state_dir) => Err(running.be_replaced(&recovery, why).await),
+        () = signals.until_stop(|| reload(&config, &running, &telling)) => {
+            telling.end_status();
+            running.stop().await
+        }
+        why = recovery.wait(&running.service, &config.state_dir) => {
+            telling.end_status();
+            Err(running.be_replaced(&recovery, why).await)
+        }
     }
 }
 
@@ -110,22 +122,20 @@ fn replace(recovery: &Recovery, sockets: Sockets) -> DaemonError {
     }
 }
 
-fn reload(config: &Config, running: &Running) {
+fn reload(config: &Config, running: &Running, telling: &Telling) {
     let Running { tls, bound, service, .. } = running;
-    notify(&[sd_notify::NotifyState::Reloading]);
+    manager::reloading();
     match tls.reload() {
         Ok(()) => {
             service.set_policy(tls.policy(config, bound));
             log::info!(event = "reloaded"; "certificates were read again");
+            telling.reloaded(None);
         }
-        Err(error) => log::error!(event = "reload_failed", cause:% = error; "the certificates in force stay"),
+        Err(error) => {
+            log::error!(event = "reload_failed", cause:% = error; "the certificates in force stay");
+            telling.reloaded(Some(error.to_string()));
+        }
     }
-    notify(&[sd_notify::NotifyState::Ready]);
-}
-
-fn notify(state: &[sd_notify::NotifyState]) {
-    // Without a service manager there is nobody to tell.
-    let _ = sd_notify::notify(state);
 }
 
 struct Signals {

@@ -102,7 +102,6 @@ impl Recovery {
             sleep(LOOK).await;
         };
         let failure = &degraded.failure;
-        super::notify(&[sd_notify::NotifyState::Status("degraded: the store cannot be written, see the log")]);
         let (mut wait, mut last, mut told) = (self.first_wait(), failure.cause.clone(), None::<Instant>);
         loop {
             if told.is_none_or(|at| at.elapsed() >= REMIND) {

@@ -15,7 +15,7 @@ use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
 use super::tls::Tls;
-use super::{DaemonError, background, listen_file, notify, prober, provider, replace};
+use super::{DaemonError, background, listen_file, manager, prober, provider, replace};
 use crate::api;
 use crate::config::{Config, ForwardedHeader, Listen};
 use crate::dashboard::Dashboard;
@@ -64,6 +64,7 @@ impl Running {
             admin: sockets.admin.local_addr().map_err(SocketsError::Io)?,
             control: config.listen.control.clone(),
         };
+        sockets.warn_of_others(&config.listen, recovery.is_successor());
         let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
         make_parent(&config.listen.control)?;
         let control = ControlAcceptor::bind(&config.listen.control, PATIENT).await?;
@@ -120,7 +121,7 @@ impl Running {
 
     pub async fn stop(self) -> Result<(), DaemonError> {
         log::info!(event = "stopping"; "stopping: calls in flight are finished");
-        notify(&[sd_notify::NotifyState::Stopping]);
+        manager::stopping();
         // Who comes now is refused, not kept waiting.
         drop(self.sockets);
         self.stop.send_replace(true);
@@ -139,6 +140,7 @@ impl Running {
     /// Comes back only where that fails.
     pub async fn be_replaced(self, recovery: &Recovery, why: Why) -> DaemonError {
         log::warn!(event = "replaced"; "{why}: this process is replaced by a fresh one");
+        manager::status(&format!("{why}: this process is replaced by a fresh one"));
         self.stop.send_replace(true);
         let (servers, jobs, service) = (self.servers, self.jobs, &self.service);
         let ended = async {

@@ -61,6 +61,23 @@ impl Sockets {
         })
     }
 
+    /// Says so where a socket that was handed in is not where the configuration would have it: the configuration is not
+    /// what counts then. `is_successor`: they were handed on by the process before, which may have had another one.
+    pub fn warn_of_others(&self, listen: &Listen, is_successor: bool) {
+        for (name, socket, configured) in [(HOSTS, &self.hosts, listen.hosts), (ADMIN, &self.admin, listen.admin)] {
+            let Ok(bound) = socket.local_addr() else { continue };
+            if !is_elsewhere(configured, bound) {
+                continue;
+            }
+            let remedy = if is_successor { "systemctl restart codex-authd" } else { UNIT_REMEDY };
+            log::warn!(
+                event = "other_address", listener = name, configured:% = configured, bound:% = bound;
+                "the socket for '{name}' was handed in and listens on {bound}, while listen.{name} says {configured}: the \
+                 socket is what counts; `{remedy}` changes it"
+            );
+        }
+    }
+
     /// The same two sockets again: they listen until both copies are dropped. To be kept by whoever may hand them on
     /// while the listeners use the others, and dropped in a stop for good.
     pub fn duplicate(&self) -> Result<Self, SocketsError> {
@@ -83,6 +100,18 @@ impl Sockets {
             .env("LISTEN_PID", std::process::id().to_string());
         Ok(())
     }
+}
+
+/// What changes the addresses of sockets that systemd hands in.
+pub const UNIT_REMEDY: &str = "systemctl edit codex-authd.socket";
+
+/// Whether who calls where the configuration says would not reach this socket. One for every address of both families
+/// is as good as one for every IPv4 address.
+pub fn is_elsewhere(configured: SocketAddr, bound: SocketAddr) -> bool {
+    let is_port = configured.port() == 0 || configured.port() == bound.port();
+    let is_address = configured.ip().to_canonical() == bound.ip().to_canonical()
+        || bound.ip().is_unspecified() && (bound.is_ipv6() || configured.is_ipv4());
+    !is_port || !is_address
 }
 
 #[derive(Default)]
@@ -213,6 +242,27 @@ mod tests {
             let of = |socket: &Option<TcpListener>| socket.as_ref().map(|socket| socket.local_addr().unwrap());
             assert_eq!(of(&assigned.hosts), hosts.map(|at: usize| addresses[at]), "{names:?}");
             assert_eq!(of(&assigned.admin), admin.map(|at: usize| addresses[at]), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn a_socket_elsewhere_is_one_that_callers_of_the_configured_address_do_not_reach() {
+        for (configured, bound, elsewhere) in [
+            ("0.0.0.0:8443", "0.0.0.0:8443", false),
+            ("0.0.0.0:8443", "[::]:8443", false),
+            ("127.0.0.1:8443", "[::]:8443", false),
+            ("127.0.0.1:0", "127.0.0.1:34567", false),
+            ("127.0.0.1:8443", "[::ffff:127.0.0.1]:8443", false),
+            ("0.0.0.0:8443", "[::]:443", true),
+            ("0.0.0.0:8443", "127.0.0.1:8443", true),
+            ("[::]:8443", "0.0.0.0:8443", true),
+            ("192.0.2.1:8443", "192.0.2.2:8443", true),
+        ] {
+            assert_eq!(
+                is_elsewhere(configured.parse().unwrap(), bound.parse().unwrap()),
+                elsewhere,
+                "{configured} {bound}"
+            );
         }
     }
 

@@ -25,7 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::format::{self, FormatError};
 use super::stores::Beside;
-use super::{promotion, recovery};
+use super::{manager, promotion, recovery};
 use crate::config::{Config, Database};
 use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{Hot, HotError};
@@ -87,6 +87,11 @@ impl State {
         promotion::apply(directory).map_err(failed)?;
         let upgrade = format::prepare(directory)?;
         let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
+        manager::status(if config.database.url.is_empty() {
+            "starting: the records are opened"
+        } else {
+            "starting: the database is asked"
+        });
         // Both at once: with many hosts most of a start is spent here.
         let (records_path, hot_path, of_hot) = (directory.join("records"), directory.join("hot"), outside.clone());
         let database = database(config).map(|options| MySql::new(&options)).transpose()?;

@@ -109,7 +109,7 @@ pub fn turned_away(failure: Failure, request: &Request) -> Response {
         &Method::GET => request.original_uri().path_and_query().map_or("/", |path| path.as_str()),
         _ => "/",
     };
-    let target = format!("/sign-in?return_to={}", crate::cli::client::percent_encoded(wanted));
+    let target = format!("/sign-in?return_to={}", crate::model::percent::encoded(wanted));
     lead(&target, None).unwrap_or_else(Failure::into_response)
 }
 

@@ -17,6 +17,7 @@ mod leaf;
 pub mod names;
 pub mod pkcs12;
 pub mod server;
+mod shown;
 pub mod tls;
 
 pub use authority::{AuthorityKey, NewAuthority};
@@ -25,6 +26,7 @@ pub use identity::ServerIdentity;
 pub use names::{ServerName, names_for};
 pub use pkcs12::to_pkcs12;
 pub use server::{ServerCertificate, ServerKey, issue_server_certificate, spki_pin, spki_pin_of_certificate};
+pub use shown::Shown;
 pub use tls::{LiveConfig, admin_config, server_config};
 
 /// `server_key::create()`, under the name by which the rest of the house speaks of it.

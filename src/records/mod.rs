@@ -86,6 +86,10 @@ pub trait Records: Send + Sync {
     fn refused_lately(&self) -> bool {
         false
     }
+    /// What a store that is another process says of itself; `None`: it is part of this one.
+    async fn examine(&self) -> Result<Option<ServerHealth>> {
+        Ok(None)
+    }
     /// How often a change of this process lost against another one and was tried again.
     fn conflicts(&self) -> u64;
 
@@ -554,6 +558,19 @@ pub struct HostChange {
     pub bound_ip: Option<Option<IpAddr>>,
     pub insecure_enabled_until: Option<Option<OffsetDateTime>>,
     pub insecure_grace_until: Option<Option<OffsetDateTime>>,
+}
+
+/// How a database's server is.
+#[derive(Clone, Debug)]
+pub struct ServerHealth {
+    pub version: String,
+    pub is_encrypted: bool,
+    /// On this machine: a socket, or a loopback address.
+    pub is_local: bool,
+    pub now: OffsetDateTime,
+    /// The newest migration that is applied, and the newest that this version knows.
+    pub migration: u32,
+    pub newest: u32,
 }
 
 /// Where a canonical version came from.

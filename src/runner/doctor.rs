@@ -5,23 +5,13 @@ use super::sandbox::SandboxError;
 use super::{Check, Runner, Verdict};
 use crate::model::egress::{Destination, Egress};
 
-impl Check {
-    fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Good, found: found.into(), remedy: None }
-    }
-
-    fn not(name: &'static str, verdict: Verdict, found: impl Into<String>, remedy: &str) -> Self {
-        Self { name, verdict, found: found.into(), remedy: Some(remedy.into()) }
-    }
-}
-
 pub async fn examine(runner: &Runner) -> Vec<Check> {
     let settings = runner.settings();
     let codex = match runner.program() {
         Ok(program) => Check::good("codex", program.display().to_string()),
         Err(error) => {
             let (found, remedy) = split(&error.to_string());
-            Check { name: "codex", verdict: Verdict::Missing, found, remedy }
+            Check { name: "codex".into(), verdict: Verdict::Missing, found, remedy }
         }
     };
     let configured = match configuration(&settings.config_toml) {

@@ -10,28 +10,9 @@ mod probe;
 mod proxy;
 pub mod sandbox;
 
+pub use crate::model::check::{Check, Verdict};
 pub use codex::CodexError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use proxy::head as proxy_head;
 
 pub use probe::{Finding, Prober, Probing, Runner, Settings, Told};
-
-/// Something that probes need, as it was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    pub name: &'static str,
-    pub verdict: Verdict,
-    /// What was found, in a sentence.
-    pub found: String,
-    /// What mends it.
-    pub remedy: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Good,
-    /// Probes are made, and something is weaker than it could be.
-    Weak,
-    /// No probe can be made.
-    Missing,
-}

@@ -23,6 +23,7 @@ pub mod delivery;
 pub mod directory;
 pub mod enrol;
 pub mod error;
+mod examine;
 pub mod history;
 pub mod install;
 pub mod keys;
@@ -204,6 +205,18 @@ impl Service {
         // What this very check may have found out.
         self.check_degraded()?;
         checked
+    }
+
+    /// What every call looks at before anything else: whoever waits for it learns that calls are answered.
+    pub fn pulse(&self) {
+        // A store that fails answers, too.
+        let _ = self.hot.host_by_key(&Digest::of(b""));
+        let _ = self.canonical.load();
+    }
+
+    /// As hot state counts them.
+    pub fn host_count(&self) -> u64 {
+        self.hot.host_states().map(|states| states.total()).unwrap_or_default()
     }
 
     /// The wall clock, for what is shown.

@@ -380,7 +380,12 @@ fn form(client: &Client, daemon: &Daemon, path: &str, fields: &[(&str, &str)]) -
 
 async fn token(daemon: &Daemon, admin: &Client) -> String {
     let page = admin.get(daemon.admin_url("/switch")).send().await.unwrap().text().await.unwrap();
-    page.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+    token_in(&page).to_owned()
+}
+
+/// What a form of this page has to be sent with.
+pub fn token_in(page: &str) -> &str {
+    page.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap()
 }
 
 async fn disabled(daemon: &Daemon, admin: &Client) -> bool {
@@ -403,7 +408,7 @@ fn multipart(fields: &[(&str, &[u8])]) -> (String, Vec<u8>) {
 }
 
 /// The text of the element with this id, of which there is one, with nothing inside but text.
-fn text_of(page: &str, id: &str) -> String {
+pub fn text_of(page: &str, id: &str) -> String {
     let inside = page.split(&format!("id=\"{id}\">")).nth(1).unwrap().split('<').next().unwrap();
     inside.replace("&#34;", "\"").replace("&#38;", "&").replace("&#39;", "'")
 }

@@ -121,6 +121,73 @@ fn inherited_sockets_are_served_by_their_names() {
     }
 }
 
+/// Waits for the daemon that `start_inheriting` started.
+fn listens(daemon: &Daemon) -> Listen {
+    eventually_slowly(daemon, || {
+        std::fs::read(daemon.state_dir().join("listen.json")).ok().and_then(|text| serde_json::from_slice(&text).ok())
+    })
+}
+
+fn eventually_slowly<T>(daemon: &Daemon, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < BOUND, "{}", daemon.log());
+        pause();
+    }
+}
+
+#[test]
+fn a_socket_that_is_not_where_the_configuration_says_is_told_of_with_the_command() {
+    let daemon = Daemon::prepare(&[("LISTEN__HOSTS", "127.0.0.1:1")]);
+    let socket = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let child = start_inheriting(&daemon, Sockets { hosts: socket(), admin: socket() }, None);
+    let listen = listens(&daemon);
+    let log = daemon.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("event=other_address")).collect();
+    assert_eq!(told.len(), 1, "the admins' one is where it should be: {log}");
+    for wanted in ["127.0.0.1:1", &listen.hosts.to_string(), "systemctl edit codex-authd.socket"] {
+        assert!(told[0].contains(wanted), "{wanted}: {}", told[0]);
+    }
+    end(child);
+}
+
+/// A socket unit's `ListenStream=8443` is one socket for both families; an IPv4 caller shows there as ::ffff:127.0.0.1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_everywhere() {
+    let mut daemon = Daemon::prepare(&[("LIMITS__AUTH_FAIL_COUNT", "2")]);
+    let made = daemon.cli_json(&["hosts", "add", "h.test"]);
+    let host = Registered::from(&made);
+    let socket = || TcpListener::bind("[::]:0").unwrap();
+    let child = start_inheriting(&daemon, Sockets { hosts: socket(), admin: socket() }, None);
+    let port = listens(&daemon).hosts.port();
+    daemon.listen.hosts = SocketAddr::from(([127, 0, 0, 1], port));
+    let client = daemon.client();
+    assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200);
+    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"], "127.0.0.1", "it is bound so");
+    daemon.cli_json(&["hosts", "networks", "h.test", "127.0.0.0/30"]);
+    assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200, "its network is one of IPv4");
+    // Another address of the same family is another caller: of limits, too.
+    let stranger = daemon.client_from("127.0.0.2".parse().unwrap());
+    let wrong = Registered { api_key: "wrong".into(), ..host.clone() };
+    let mut codes = Vec::new();
+    for _ in 0..3 {
+        codes.push(retrieve(&daemon, &stranger, &wrong, &[]).await.0);
+    }
+    assert_eq!(codes, [401, 401, 429]);
+    assert_eq!(retrieve(&daemon, &client, &wrong, &[]).await.0, 401, "the first one is not blocked with it");
+    // It is written with what else is gathered.
+    let noted = eventually_slowly(&daemon, || {
+        let noted = daemon.cli_json(&["audit", "list", "--action", "address.blocked"]);
+        noted["entries"].as_array().is_some_and(|entries| !entries.is_empty()).then_some(noted)
+    });
+    assert_eq!(noted["entries"][0]["from"], "127.0.0.2", "{noted}");
+    assert!(!daemon.log().contains("::ffff:"), "{}", daemon.log());
+    end(child);
+}
+
 #[test]
 fn a_socket_that_is_no_listener_stops_the_start_with_a_sentence() {
     let daemon = Daemon::prepare(&[]);

@@ -75,6 +75,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/runner", Needs::Certificate, None),
     ("POST", "/admin/runner/run", Needs::Certificate, None),
     ("GET", "/admin/runner/doctor", Needs::Certificate, None),
+    ("GET", "/admin/doctor", Needs::Certificate, None),
     ("POST", "/admin/keys/rotate", Needs::Certificate, None),
     ("GET", "/admin/backup", Needs::ControlSocket, None),
     ("POST", "/admin/backup/keys", Needs::ControlSocket, None),

@@ -68,6 +68,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("GET", "/admin/api/state", Viewer),
     ("GET", "/admin/runner", Viewer),
     ("GET", "/admin/runner/doctor", Viewer),
+    ("GET", "/admin/doctor", Viewer),
     ("GET", "/metrics", Viewer),
     ("POST", "/admin/auth/upload", Admin),
     ("POST", "/admin/auth/rollback", Admin),

@@ -57,7 +57,8 @@ use super::{
     AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
     Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
     ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User, UserChange,
+    Result, SealingKey, Seed, ServerHealth, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User,
+    UserChange,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -252,6 +253,10 @@ impl Records for MySql {
 
     fn refused_lately(&self) -> bool {
         self.no_room().is_some()
+    }
+
+    async fn examine(&self) -> Result<Option<ServerHealth>> {
+        read!(self, |connection| schema::examine(connection)).map(Some)
     }
 
     fn conflicts(&self) -> u64 {

@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connections::{Connections, Outcome, Problem};
 use super::rows::{self, Columns};
 use crate::model::digest::Digest;
-use crate::records::{RecordsError, Result};
+use crate::records::{RecordsError, Result, ServerHealth};
 
 struct Migration {
     version: u32,
@@ -118,6 +119,26 @@ async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
         }
     }
     Ok(missing)
+}
+
+/// How the server, and what was made of it here, is.
+pub(super) async fn examine(connection: &mut Conn) -> Outcome<ServerHealth> {
+    let corrupt = || Problem::from(rows::corrupt("server", "it does not say what time it is"));
+    let told: Option<(String, i64, Option<u32>)> = connection
+        .query_first("SELECT VERSION(), UNIX_TIMESTAMP(), (SELECT MAX(version) FROM schema_migrations)")
+        .await?;
+    let (version, seconds, migration) = told.ok_or_else(corrupt)?;
+    let cipher: Option<(String, String)> = connection.query_first("SHOW SESSION STATUS LIKE 'Ssl_cipher'").await?;
+    let options = connection.opts();
+    let is_loopback = options.ip_or_hostname().parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    Ok(ServerHealth {
+        version,
+        is_encrypted: cipher.is_some_and(|(_, cipher)| !cipher.is_empty()),
+        is_local: options.socket().is_some() || is_loopback || options.ip_or_hostname() == "localhost",
+        now: OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| corrupt())?,
+        migration: migration.unwrap_or_default(),
+        newest: MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default(),
+    })
 }
 
 fn refused(cause: String) -> Problem {

@@ -109,6 +109,12 @@ impl Service {
         self.people.put_sessions(std::mem::take(&mut changes.sessions));
     }
 
+    /// The users who may do everything.
+    pub(super) fn admins(&self) -> Vec<UserId> {
+        let users = self.people.users.load();
+        users.values().filter(|user| user.role == Role::Admin && !user.disabled).map(|user| user.id).collect()
+    }
+
     /// Tells the log if it takes a sign-in to enter the dashboard, and nobody may.
     pub fn warn_of_no_admin(&self) {
         let signs_in = self.policy.load().people.access != AdminAccess::Mtls;

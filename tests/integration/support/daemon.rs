@@ -99,7 +99,9 @@ impl Daemon {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CODEX_AUTHD_")) {
             command.env_remove(name);
         }
-        command.env_remove("NOTIFY_SOCKET").env_remove("CREDENTIALS_DIRECTORY");
+        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"] {
+            command.env_remove(name);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.envs(self.settings.iter().map(|(name, value)| (format!("CODEX_AUTHD_{name}"), value)));
     }

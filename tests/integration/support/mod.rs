@@ -10,6 +10,7 @@ pub mod galera;
 pub mod host;
 pub mod http;
 pub mod load;
+pub mod manager;
 pub mod mariadb;
 pub mod network;
 pub mod oidc_provider;

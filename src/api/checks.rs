@@ -1,0 +1,48 @@
+//! What was looked for and how it was found, as it is told.
+
+use poem_openapi::Object;
+use serde::{Deserialize, Serialize};
+
+use crate::model::check::{Check, Verdict};
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct Checks {
+    /// Nothing is `missing`.
+    pub works: bool,
+    pub checks: Vec<CheckBody>,
+}
+
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct CheckBody {
+    pub name: String,
+    /// `good`, `weak` (it works, and something is weaker than it could be, or will be missing soon) or `missing` (what it
+    /// is needed for does not work).
+    pub verdict: String,
+    /// What was found, in a sentence.
+    pub found: String,
+    /// What mends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl From<Vec<Check>> for Checks {
+    fn from(checks: Vec<Check>) -> Self {
+        let works = checks.iter().all(|check| check.verdict != Verdict::Missing);
+        Self { works, checks: checks.into_iter().map(CheckBody::from).collect() }
+    }
+}
+
+impl From<Check> for CheckBody {
+    fn from(Check { name, verdict, found, remedy }: Check) -> Self {
+        Self { name: name.into_owned(), verdict: verdict.as_str().into(), found, remedy }
+    }
+}
+
+impl Checks {
+    /// Both lists as one.
+    pub fn and(mut self, others: Self) -> Self {
+        self.works &= others.works;
+        self.checks.extend(others.checks);
+        self
+    }
+}

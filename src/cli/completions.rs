@@ -1,0 +1,39 @@
+//! `codex-authd completions bash | zsh | fish`: what a shell needs to complete this command line.
+
+use std::io::Write as _;
+
+use clap::{Args, CommandFactory as _, ValueEnum};
+
+use super::CliError;
+
+#[derive(Args)]
+pub struct Arguments {
+    /// The shell that is to complete
+    shell: Shell,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+pub fn run(arguments: &Arguments) -> Result<(), CliError> {
+    let shell = match arguments.shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    let mut command = super::Arguments::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    if let Shell::Bash = arguments.shell {
+        // clap_complete 4.6 takes the hyphen of the program's own name for the seam of a command in one of two places, and
+        // then completes nothing.
+        script = String::from_utf8_lossy(&script).replace("codex__subcmd__authd", "codex__authd").into_bytes();
+    }
+    // Not `print!`, which panics when nobody reads any more.
+    std::io::stdout().write_all(&script).map_err(|cause| CliError::Write { path: "standard output".into(), cause })
+}

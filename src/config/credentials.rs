@@ -1,0 +1,132 @@
+//! Secrets of the configuration that systemd brings as files (`LoadCredential=`): the password of the database, and the
+//! client's secret at the identity provider. Either wins over what the file and the environment say.
+//!
+//! One that nothing is configured for is left alone: the unit names them all, and most are never there. The master key,
+//! which is no part of the configuration, comes the same way (`seal`).
+
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::{Config, ConfigError};
+use crate::model::percent;
+
+const DATABASE_PASSWORD: &str = "database.password";
+const OIDC_CLIENT_SECRET: &str = "oidc.client_secret";
+const LONGEST: u64 = 4096;
+
+/// Puts what is in `directory` into its place.
+pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigError> {
+    if !config.database.url.is_empty()
+        && let Some(password) = read(&directory.join(DATABASE_PASSWORD))?
+        && let Ok(mut url) = reqwest::Url::parse(&config.database.url)
+    {
+        let encoded = Zeroizing::new(percent::encoded(&password));
+        // Refused only where there is no host, which is refused later by its name.
+        if url.set_password(Some(&encoded)).is_ok() {
+            config.database.url = url.into();
+        }
+    }
+    if config.oidc.is_configured()
+        && let Some(secret) = read(&directory.join(OIDC_CLIENT_SECRET))?
+    {
+        config.oidc.client_secret = secret.to_string();
+    }
+    Ok(())
+}
+
+/// Without the end of its line; `None`: there is no such credential.
+fn read(path: &Path) -> Result<Option<Zeroizing<String>>, ConfigError> {
+    let bad = |message: String| ConfigError::Credential { path: path.into(), message };
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(bad(format!("cannot be read: {error}"))),
+    };
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| bad(format!("cannot be read: {error}")))?;
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.is_empty() {
+        return Err(bad("is empty".into()));
+    }
+    if text.len() as u64 > LONGEST || line.contains(['\n', '\r', '\0']) {
+        return Err(bad("is more than one line of at most 4096 bytes".into()));
+    }
+    Ok(Some(Zeroizing::new(line.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_text;
+
+    fn applied(text: &str, files: &[(&str, &[u8])]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        }
+        let mut config = load_text(text, []).unwrap();
+        apply(&mut config, directory.path())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_databases_password_takes_its_place_in_the_url() {
+        for (url, password, wanted) in [
+            ("mysql://authd@db.test/authd", "secret\n", "mysql://authd:secret@db.test/authd"),
+            (
+                "mysql://authd:old@db.test:3307/authd?pool_min=1",
+                "new",
+                "mysql://authd:new@db.test:3307/authd?pool_min=1",
+            ),
+            (
+                "mysql://authd@db.test/authd",
+                "a@b/c%20:\u{e9} \r\n",
+                "mysql://authd:a%40b%2Fc%2520%3A%C3%A9%20@db.test/authd",
+            ),
+        ] {
+            let text = format!("[database]\nurl = \"{url}\"");
+            let config = applied(&text, &[(DATABASE_PASSWORD, password.as_bytes())]).unwrap();
+            assert_eq!(config.database.url, wanted);
+            let options = mysql_async::Opts::from_url(&config.database.url).unwrap();
+            assert_eq!(options.pass(), Some(password.trim_end_matches(['\r', '\n'])));
+        }
+    }
+
+    #[test]
+    fn the_clients_secret_wins_over_the_file() {
+        let text = "[oidc]\nissuer = \"https://id.test\"\nclient_id = \"c\"\nclient_secret = \"old\"";
+        let config = applied(text, &[(OIDC_CLIENT_SECRET, b"new\n")]).unwrap();
+        assert_eq!(config.oidc.client_secret, "new");
+        assert_eq!(applied(text, &[]).unwrap().oidc.client_secret, "old");
+    }
+
+    #[test]
+    fn what_nothing_is_configured_for_is_left_alone() {
+        let config = applied("", &[(DATABASE_PASSWORD, b""), (OIDC_CLIENT_SECRET, b"\xff")]).unwrap();
+        assert!(config.database.url.is_empty() && config.oidc.client_secret.is_empty());
+    }
+
+    #[test]
+    fn a_credential_that_is_none_is_refused_with_its_name_and_without_what_it_holds() {
+        let text = "[database]\nurl = \"mysql://authd@db.test/authd\"";
+        for (content, reason) in [
+            (&b""[..], "is empty"),
+            (b"\n", "is empty"),
+            (b"canary\nmore\n", "more than one line"),
+            (b"can\xffary", "cannot be read"),
+            (&[b'x'; 5000], "more than one line"),
+        ] {
+            let error = applied(text, &[(DATABASE_PASSWORD, content)]).unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains(DATABASE_PASSWORD), "{error}");
+            assert!(error.contains("LoadCredential") && !error.contains("canary"), "{error}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join(DATABASE_PASSWORD)).unwrap();
+        let mut config = load_text(text, []).unwrap();
+        let error = apply(&mut config, directory.path()).unwrap_err().to_string();
+        assert!(error.contains("cannot be read"), "{error}");
+    }
+}

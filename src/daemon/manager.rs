@@ -1,0 +1,303 @@
+//! What the service manager is told (`sd_notify`): that the daemon is ready, how it is, that it reads its certificates again,
+//! that it stops; and, as long as it works, that it does.
+//!
+//! The watchdog's ping is sent by who waits for an answer from the runtime: each time a task is spawned that goes through the
+//! workers, as every call does, and looks at what calls are answered from. Where it gets no answer no ping is sent, and the
+//! manager ends the process and starts another one. A store that has failed, or is away, answers, and is nobody's death.
+//!
+//! Without a manager nobody is told anything. Nothing is stored here; the variables that name the manager stay in the
+//! environment, for the process that takes this one's place.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::service::Service;
+
+/// A start that takes long asks for so much more time, again and again.
+const EXTENSION_USEC: u32 = 30_000_000;
+const EXTEND: Duration = Duration::from_secs(5);
+/// But not for ever.
+const LONGEST_START: Duration = Duration::from_secs(3600);
+/// How late the status may be.
+const LOOK: Duration = Duration::from_secs(2);
+
+pub fn notify(state: &[NotifyState<'_>]) {
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(state);
+}
+
+pub fn status(line: &str) {
+    notify(&[NotifyState::Status(line)]);
+}
+
+pub fn stopping() {
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: calls in flight are finished")]);
+}
+
+/// That certificates are read again; what became of it is told with [`Telling::reloaded`].
+pub fn reloading() {
+    // The manager takes the clock's time to tell this reload from an earlier one.
+    let now = NotifyState::monotonic_usec_now();
+    let mut state = vec![NotifyState::Reloading, NotifyState::Status("reading the certificates again")];
+    state.extend(now);
+    notify(&state);
+}
+
+/// A start that is under way: the manager's patience is asked for until this is dropped.
+pub struct Starting(JoinHandle<()>);
+
+impl Starting {
+    pub fn begin() -> Self {
+        let period = sd_notify::watchdog_enabled().map_or(EXTEND, |limit| EXTEND.min(limit / 2)).max(SHORTEST);
+        Self(tokio::spawn(async move {
+            let mut ticks = interval(period);
+            for _ in 0..LONGEST_START.as_secs() / period.as_secs().max(1) {
+                ticks.tick().await;
+                // The manager of a process that took another one's place waits for pings all the time.
+                notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION_USEC), NotifyState::Watchdog]);
+            }
+        }))
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What is told of a daemon that runs, until this is dropped.
+pub struct Telling {
+    service: Weak<Service>,
+    /// Why the certificates could not be read the last time.
+    trouble: Arc<Mutex<Option<String>>>,
+    status: JoinHandle<()>,
+    watchdog: Option<JoinHandle<()>>,
+}
+
+const SHORTEST: Duration = Duration::from_millis(10);
+
+impl Telling {
+    /// Says that the daemon is ready, and goes on from there.
+    pub fn begin(service: &Arc<Service>) -> Self {
+        let trouble = Arc::new(Mutex::new(None));
+        let line = Seen::of(service, None).line();
+        notify(&[NotifyState::Ready, NotifyState::Status(&line)]);
+        let told = (Arc::downgrade(service), trouble.clone());
+        let watched = Arc::downgrade(service);
+        let watchdog = sd_notify::watchdog_enabled().map(|limit| {
+            tokio::spawn(ping(
+                (limit / 2).max(SHORTEST),
+                move || pulse(watched.clone()),
+                || notify(&[NotifyState::Watchdog]),
+            ))
+        });
+        Self {
+            service: Arc::downgrade(service),
+            trouble,
+            status: tokio::spawn(tell_status(told.0, told.1, line)),
+            watchdog,
+        }
+    }
+
+    /// That a reload is over, and how it ended.
+    pub fn reloaded(&self, trouble: Option<String>) {
+        let seen = self.service.upgrade().map(|service| Seen::of(&service, trouble.clone()).line());
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        notify(&[NotifyState::Ready, NotifyState::Status(&seen.unwrap_or_default())]);
+    }
+
+    /// From here on somebody else says how it is.
+    pub fn end_status(&self) {
+        self.status.abort();
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.status.abort();
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.abort();
+        }
+    }
+}
+
+async fn tell_status(service: Weak<Service>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
+    let mut ticks = interval(LOOK);
+    loop {
+        ticks.tick().await;
+        let Some(service) = service.upgrade() else { return };
+        let trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let line = Seen::of(&service, trouble).line();
+        if line != told {
+            status(&line);
+            told = line;
+        }
+    }
+}
+
+/// What a call looks at first.
+async fn pulse(service: Weak<Service>) {
+    if let Some(service) = service.upgrade() {
+        service.pulse();
+    }
+}
+
+/// Sends a ping each `period` in which a `pulse` that is given to the workers comes to its end.
+async fn ping<P>(period: Duration, pulse: impl Fn() -> P, send: impl Fn())
+where
+    P: Future<Output = ()> + Send + 'static,
+{
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let answer = tokio::spawn(pulse());
+        match timeout(period, answer).await {
+            Ok(Ok(())) => send(),
+            // One that is late is waited for no longer; the next may be in time.
+            Ok(Err(_)) | Err(_) => {
+                log::error!(event = "watchdog_withheld"; "the runtime does not answer in time: the service manager gets no ping for it");
+            }
+        }
+    }
+}
+
+/// How the daemon is, in a line.
+struct Seen {
+    hosts: u64,
+    login: Option<u64>,
+    degraded: Option<(OffsetDateTime, String)>,
+    trouble: Option<String>,
+}
+
+impl Seen {
+    fn of(service: &Service, trouble: Option<String>) -> Self {
+        Self {
+            hosts: service.host_count(),
+            login: service.canonical().map(|canonical| canonical.summary.version),
+            degraded: service.degraded().map(|degraded| (degraded.since, degraded.why)),
+            trouble,
+        }
+    }
+
+    fn line(&self) -> String {
+        let hosts = if self.hosts == 1 { "1 host".into() } else { format!("{} hosts", self.hosts) };
+        let mut line = match self.login {
+            Some(version) => format!("{hosts}, login version {version}"),
+            None => format!("{hosts}, no login yet: codex-authd auth upload FILE"),
+        };
+        if let Some((since, why)) = &self.degraded {
+            let since = since.replace_nanosecond(0).unwrap_or(*since);
+            line = format!("degraded since {since}: {why}; {line}");
+        }
+        if let Some(trouble) = &self.trouble {
+            line.push_str(&format!("; the last reload failed, the certificates in force stay: {trouble}"));
+        }
+        // One line it has to be.
+        line.replace('\n', " ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use time::macros::datetime;
+
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_millis(20);
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    fn pinged<P: Future<Output = ()> + Send + 'static>(
+        runtime: &tokio::runtime::Runtime,
+        pulse: impl Fn() -> P + Send + Sync + 'static,
+    ) -> Arc<AtomicUsize> {
+        let pings = Arc::new(AtomicUsize::new(0));
+        let counted = pings.clone();
+        runtime.spawn(ping(PERIOD, pulse, move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }));
+        pings
+    }
+
+    #[test]
+    fn workers_that_are_stuck_stop_the_pings_and_workers_that_go_on_send_them_again() {
+        const WORKERS: usize = 2;
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(WORKERS).enable_all().build().unwrap();
+        let pings = pinged(&runtime, async || ());
+        until("pings come", || pings.load(Ordering::SeqCst) > 2);
+        // Each worker waits for something without giving way.
+        let stuck = Arc::new(AtomicUsize::new(0));
+        let releases: Vec<_> = (0..WORKERS)
+            .map(|_| {
+                let (release, held) = mpsc::channel::<()>();
+                let stuck = stuck.clone();
+                runtime.spawn(async move {
+                    stuck.fetch_add(1, Ordering::SeqCst);
+                    let _ = held.recv();
+                });
+                release
+            })
+            .collect();
+        until("all are stuck", || stuck.load(Ordering::SeqCst) == WORKERS);
+        let before = pings.load(Ordering::SeqCst);
+        let begun = Instant::now();
+        until("time goes by", || begun.elapsed() > PERIOD * 10);
+        assert_eq!(pings.load(Ordering::SeqCst), before, "nobody works, and pings are sent");
+        drop(releases);
+        until("pings come again", || pings.load(Ordering::SeqCst) > before);
+    }
+
+    #[test]
+    fn a_pulse_that_does_not_end_stops_the_pings() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (hold, held) = tokio::sync::watch::channel(false);
+        let pings = pinged(&runtime, move || {
+            let mut held = held.clone();
+            async move {
+                let _ = held.wait_for(|held| !held).await;
+            }
+        });
+        until("pings come", || pings.load(Ordering::SeqCst) > 2);
+        hold.send_replace(true);
+        let begun = Instant::now();
+        // The one that is under way may still end.
+        until("time goes by", || begun.elapsed() > PERIOD * 3);
+        let before = pings.load(Ordering::SeqCst);
+        until("more of it", || begun.elapsed() > PERIOD * 12);
+        assert_eq!(pings.load(Ordering::SeqCst), before);
+        hold.send_replace(false);
+        until("pings come again", || pings.load(Ordering::SeqCst) > before);
+    }
+
+    #[test]
+    fn the_status_is_one_line_that_says_what_matters_first() {
+        let seen = |login, degraded: Option<&str>, trouble: Option<&str>| {
+            let degraded = degraded.map(|why| (datetime!(2026-11-26 10:11:12.5 UTC), why.to_owned()));
+            Seen { hosts: 12, login, degraded, trouble: trouble.map(String::from) }.line()
+        };
+        assert_eq!(seen(Some(3), None, None), "12 hosts, login version 3");
+        assert_eq!(seen(None, None, None), "12 hosts, no login yet: codex-authd auth upload FILE");
+        let line = seen(Some(3), Some("the records are not available\n(gone)"), Some("no such file"));
+        assert!(line.starts_with("degraded since 2026-11-26 10:11:12"), "{line}");
+        assert!(line.contains("the last reload failed") && !line.contains('\n'), "{line}");
+    }
+}

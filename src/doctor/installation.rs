@@ -1,0 +1,367 @@
+//! The files: the configuration, the state directory and its lock, the disk they are on, and what they say of the clock.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use time::OffsetDateTime;
+
+use crate::config::Config;
+use crate::daemon::format;
+use crate::model::check::Check;
+use crate::model::checkup::{self, Room};
+
+const CONFIGURATION: &str = "configuration";
+const STATE: &str = "state directory";
+/// Whom the packages make.
+const USER: &str = "codex-authd";
+
+/// The user that the daemon runs as, as far as the state directory tells: its owner; else the packages' one.
+pub fn owner(state_dir: &Path) -> Option<(Uid, Gid)> {
+    match std::fs::metadata(state_dir) {
+        Ok(about) => Some((Uid::from_raw(about.uid()), Gid::from_raw(about.gid()))),
+        Err(_) => User::from_name(USER).ok().flatten().map(|user| (user.uid, user.gid)),
+    }
+}
+
+pub fn configuration(file: Option<&Path>, config: &Config, owner: Option<(Uid, Gid)>) -> Check {
+    let Some(file) = file else {
+        return Check::good(CONFIGURATION, "there is no file: the defaults and the environment are in force");
+    };
+    let place = file.display();
+    let about = match std::fs::metadata(file) {
+        Ok(about) => about,
+        Err(error) => return Check::missing(CONFIGURATION, format!("{place}: {error}"), format!("ls -l {place}")),
+    };
+    let holds_secret = config.database.url.contains("://") && password_stands_in(file);
+    if let Some((uid, gid)) = owner
+        && !may_read(&about, uid, gid)
+    {
+        let user = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+        return Check::missing(
+            CONFIGURATION,
+            format!("{place} cannot be read by the daemon's user {user}"),
+            format!("chown root:{gid} {place} && chmod 640 {place}"),
+        );
+    }
+    if about.mode() & 0o022 != 0 {
+        let found = format!("{place} can be written by others than its owner (mode {:o})", about.mode() & 0o777);
+        return Check::weak(CONFIGURATION, found, format!("chmod go-w {place}"));
+    }
+    if about.mode() & 0o004 != 0 && (holds_secret || !config.oidc.client_secret.is_empty()) {
+        let found = format!("{place} holds a secret and can be read by everybody (mode {:o})", about.mode() & 0o777);
+        return Check::weak(CONFIGURATION, found, format!("chmod o-r {place}"));
+    }
+    Check::good(CONFIGURATION, format!("{place} can be read, and every key of it is known"))
+}
+
+/// Whether a URL with a password stands in the file itself, rather than in a credential.
+fn password_stands_in(file: &Path) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(str::trim_start).any(|line| {
+        line.starts_with("url")
+            && line
+                .split_once("://")
+                .is_some_and(|(_, rest)| rest.split_once('@').is_some_and(|(user, _)| user.contains(':')))
+    })
+}
+
+fn may_read(about: &std::fs::Metadata, uid: Uid, gid: Gid) -> bool {
+    if uid.is_root() {
+        return true;
+    }
+    let mode = about.mode();
+    if about.uid() == uid.as_raw() {
+        return mode & 0o400 != 0;
+    }
+    let name = User::from_uid(uid).ok().flatten().and_then(|user| std::ffi::CString::new(user.name).ok());
+    let groups = name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_else(|| vec![gid]);
+    if groups.iter().any(|group| group.as_raw() == about.gid()) {
+        return mode & 0o040 != 0;
+    }
+    mode & 0o004 != 0
+}
+
+/// Who has the lock of the state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    Nobody,
+    /// With this process id, as far as it was written down.
+    Process(String),
+}
+
+pub struct StateFound {
+    path: PathBuf,
+    pub owner: Option<(Uid, Gid)>,
+    about: io::Result<std::fs::Metadata>,
+    pub holder: Holder,
+    /// `None`: none was written yet.
+    pub format: Result<Option<u32>, String>,
+}
+
+/// How the state directory is. Nothing is locked, made or changed.
+pub fn state(state_dir: &Path) -> StateFound {
+    StateFound {
+        path: state_dir.into(),
+        owner: owner(state_dir),
+        about: std::fs::metadata(state_dir),
+        holder: holder(state_dir),
+        format: format::look(state_dir).map_err(|error| error.to_string()),
+    }
+}
+
+impl StateFound {
+    /// Whether a command may open it without changing what a daemon has to change.
+    pub fn is_ours_to_open(&self) -> bool {
+        self.holder == Holder::Nobody && self.format == Ok(Some(format::CURRENT))
+    }
+
+    pub fn checks(&self, is_running: bool) -> Vec<Check> {
+        let place = self.path.display();
+        let about = match &self.about {
+            Ok(about) => about,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return vec![Check::weak(
+                    STATE,
+                    format!("{place} is not there: no daemon has run yet"),
+                    "systemctl start codex-authd",
+                )];
+            }
+            Err(error) => {
+                let remedy = "run this as root, or as the daemon's user";
+                return vec![Check::missing(STATE, format!("{place} cannot be looked at: {error}"), remedy)];
+            }
+        };
+        let mut checks = Vec::new();
+        if !about.is_dir() {
+            return vec![Check::missing(STATE, format!("{place} is no directory"), "choose another state_dir")];
+        }
+        let strangers = self.strangers(about.uid());
+        if let Some(stranger) = strangers {
+            let found =
+                format!("{} does not belong to the directory's owner: the daemon cannot write it", stranger.display());
+            checks.push(Check::missing(STATE, found, format!("chown -R --reference={place} {place}")));
+        } else if about.mode() & 0o077 != 0 {
+            let found = format!("{place} is open to others (mode {:o})", about.mode() & 0o777);
+            checks.push(Check::weak(STATE, found, format!("chmod 700 {place}")));
+        }
+        match &self.format {
+            Ok(Some(found)) if *found > format::CURRENT => checks.push(Check::missing(
+                STATE,
+                format!("its format is {found}, and this version knows formats up to {}", format::CURRENT),
+                format!("install the version that wrote it, or put the files of {place}/before-format-{found} in their places"),
+            )),
+            Ok(Some(found)) if *found < format::CURRENT => checks.push(Check::weak(
+                STATE,
+                format!("its format is {found}; the daemon brings it to {} at its next start", format::CURRENT),
+                "systemctl restart codex-authd",
+            )),
+            Err(error) => checks.push(Check::missing(STATE, error.clone(), "put it back from a backup: codex-authd restore DIR")),
+            Ok(_) => {}
+        }
+        if let (Holder::Process(id), false) = (&self.holder, is_running) {
+            let found = format!("process {id} has it locked, and no daemon answers on the control socket");
+            checks.push(Check::missing(
+                STATE,
+                found,
+                format!("systemctl restart codex-authd (or look at process {id})"),
+            ));
+        }
+        if checks.is_empty() {
+            let format = self.format.as_ref().ok().copied().flatten();
+            let format = format.map_or("empty".to_owned(), |format| format!("format {format}"));
+            checks.push(Check::good(STATE, format!("{place}, {format}, its owner's alone")));
+        }
+        checks
+    }
+
+    /// A file of the stores that another user made, such as root with a command.
+    fn strangers(&self, uid: u32) -> Option<PathBuf> {
+        let mut places = vec![self.path.clone()];
+        places.extend(["records", "hot", "pki"].map(|name| self.path.join(name)));
+        let entries = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
+        let mut other = entries.filter(|entry| entry.metadata().is_ok_and(|about| about.uid() != uid));
+        // Whoever is root may write everything.
+        if uid == 0 { None } else { other.next().map(|entry| entry.path()) }
+    }
+}
+
+/// Looked up in the kernel's table: taking the lock, for however short, could keep a daemon from starting.
+fn holder(state_dir: &Path) -> Holder {
+    let path = state_dir.join("daemon.lock");
+    let Ok(about) = std::fs::metadata(&path) else { return Holder::Nobody };
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    if !is_locked(&locks, about.dev(), about.ino()) {
+        return Holder::Nobody;
+    }
+    let id = std::fs::read_to_string(&path).unwrap_or_default();
+    Holder::Process(if id.trim().is_empty() { "(unknown)".into() } else { id.trim().to_owned() })
+}
+
+/// Lines such as `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131095 0 EOF`.
+fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
+    let wanted = format!("{:02x}:{:02x}:{inode}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    locks.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.contains(&"FLOCK") && words.contains(&wanted.as_str())
+    })
+}
+
+pub fn disk(state_dir: &Path) -> Option<Check> {
+    if !state_dir.exists() {
+        return None;
+    }
+    let place = state_dir.display().to_string();
+    let found = match statvfs(state_dir) {
+        Ok(found) => found,
+        Err(errno) => {
+            return Some(Check::weak(
+                "disk",
+                format!("{place} cannot be asked for its room: {}", errno.desc()),
+                format!("df {place}"),
+            ));
+        }
+    };
+    let room = Room {
+        free_bytes: found.blocks_available() * found.fragment_size(),
+        free_inodes: found.files_available(),
+        inodes: found.files(),
+        is_read_only: found.flags().contains(FsFlags::ST_RDONLY),
+        used_bytes: size(&state_dir.join("records")) + size(&state_dir.join("hot")),
+    };
+    Some(checkup::disk(room, &place))
+}
+
+fn size(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let about = entry.metadata().ok()?;
+        Some(if about.is_dir() { size(&entry.path()) } else { about.len() })
+    });
+    sizes.sum()
+}
+
+/// What the stores' files say of the clock, where the records cannot be asked.
+pub fn newest_file(state_dir: &Path, now: OffsetDateTime) -> Option<Check> {
+    let times = ["records", "hot"]
+        .iter()
+        .flat_map(|store| std::fs::read_dir(state_dir.join(store)).into_iter().flatten().flatten());
+    let newest = times.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()?;
+    Some(checkup::clock_and_records(now, Some(newest.into()), "the newest file of the stores"))
+}
+
+/// Whether systemd-timesyncd has set the clock since the boot. Others (chrony, ntpd) leave no word here.
+pub fn time_service(directory: &Path) -> Check {
+    const NAME: &str = "time service";
+    if directory.join("synchronized").exists() {
+        Check::good(NAME, "systemd-timesyncd has set the clock")
+    } else if directory.exists() {
+        Check::weak(NAME, "systemd-timesyncd runs and has not set the clock yet", "timedatectl timesync-status")
+    } else {
+        Check::good(NAME, "systemd-timesyncd does not run here; the clocks of others are compared")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use nix::fcntl::{Flock, FlockArg};
+
+    use super::*;
+    use crate::model::check::Verdict;
+
+    #[test]
+    fn a_lock_that_somebody_has_is_seen_without_taking_it() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(holder(directory.path()), Holder::Nobody);
+        let path = directory.path().join("daemon.lock");
+        std::fs::write(&path, "4711\n").unwrap();
+        assert_eq!(holder(directory.path()), Holder::Nobody);
+        let file = std::fs::File::open(&path).unwrap();
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
+        assert_eq!(holder(directory.path()), Holder::Process("4711".into()));
+        assert!(!state(directory.path()).is_ours_to_open());
+        assert_eq!(state(directory.path()).checks(true).len(), 1);
+        let found = state(directory.path()).checks(false);
+        assert!(
+            found.iter().any(|check| check.verdict == Verdict::Missing && check.found.contains("4711")),
+            "{found:?}"
+        );
+        drop(lock);
+        assert_eq!(holder(directory.path()), Holder::Nobody);
+    }
+
+    #[test]
+    fn a_configuration_with_a_secret_is_not_for_everybody() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let text = "[database]\nurl = \"mysql://authd:canary@db.test/authd\"\n";
+        std::fs::write(&file, text).unwrap();
+        let config = crate::config::load_text(text, []).unwrap();
+        let own = Some((nix::unistd::getuid(), nix::unistd::getgid()));
+        let stranger = Some((Uid::from_raw(4_000_000), Gid::from_raw(4_000_000)));
+        for (mode, owner, verdict) in [
+            (0o600, own, Verdict::Good),
+            (0o600, stranger, Verdict::Missing),
+            (0o640, own, Verdict::Good),
+            (0o644, own, Verdict::Weak),
+            (0o660, own, Verdict::Weak),
+        ] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            let check = configuration(Some(&file), &config, owner);
+            assert_eq!(check.verdict, verdict, "{mode:o}: {check:?}");
+            assert!(!check.found.contains("canary"));
+        }
+        std::fs::write(&file, "[limits]\n").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(
+            configuration(Some(&file), &Config::default(), stranger).verdict,
+            Verdict::Good,
+            "it holds no secret"
+        );
+    }
+
+    #[test]
+    fn a_state_directory_is_told_with_what_is_wrong_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |mode| std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o700);
+        let verdicts =
+            || -> Vec<Verdict> { state(directory.path()).checks(false).iter().map(|check| check.verdict).collect() };
+        assert_eq!(verdicts(), [Verdict::Good]);
+        mode(0o755);
+        assert_eq!(verdicts(), [Verdict::Weak]);
+        mode(0o700);
+        for (text, verdict) in
+            [("4\n", Verdict::Good), ("3\n", Verdict::Weak), ("5\n", Verdict::Missing), ("four", Verdict::Missing)]
+        {
+            std::fs::write(directory.path().join("format"), text).unwrap();
+            assert_eq!(verdicts(), [verdict], "{text}");
+        }
+        assert_eq!(state(&directory.path().join("none")).checks(false)[0].verdict, Verdict::Weak);
+    }
+
+    #[test]
+    fn a_file_of_tomorrow_says_that_the_clock_is_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("records")).unwrap();
+        std::fs::write(directory.path().join("records/db"), "").unwrap();
+        let now =
+            OffsetDateTime::from(std::fs::metadata(directory.path().join("records/db")).unwrap().modified().unwrap());
+        assert_eq!(newest_file(directory.path(), now).unwrap().verdict, Verdict::Good);
+        assert_eq!(newest_file(directory.path(), now - time::Duration::DAY).unwrap().verdict, Verdict::Missing);
+        assert!(newest_file(&directory.path().join("none"), now).is_none());
+    }
+
+    #[test]
+    fn the_time_service_is_asked_by_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(time_service(directory.path()).verdict, Verdict::Weak);
+        std::fs::write(directory.path().join("synchronized"), "").unwrap();
+        assert_eq!(time_service(directory.path()).verdict, Verdict::Good);
+        assert_eq!(time_service(&directory.path().join("none")).verdict, Verdict::Good);
+    }
+}

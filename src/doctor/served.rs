@@ -1,0 +1,131 @@
+//! The certificate that hosts are shown, and the address that they were given.
+
+use std::time::Duration as Wait;
+
+use time::Duration;
+
+use super::ports::reachable;
+use crate::config::Config;
+use crate::daemon::listen_file::Bound;
+use crate::model::check::Check;
+use crate::model::checkup;
+use crate::outside::Outside;
+use crate::pki::{ServerIdentity, ServerName, Shown};
+
+const CERTIFICATE: &str = "certificate";
+const PUBLIC: &str = "public_base_url";
+const CONNECT: Wait = Wait::from_secs(5);
+const ANSWER: Wait = Wait::from_secs(10);
+/// Of the operator's own.
+const WARNED: Duration = Duration::days(21);
+/// Ours is renewed a month before its end: nearer to it, that has failed.
+const OVERDUE: Duration = Duration::days(25);
+
+/// Until when the certificate of the hosts' listener holds; where no daemon runs, that of the configured one.
+pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn Outside) -> Vec<Check> {
+    let now = outside.now();
+    let mut checks = Vec::new();
+    let renew = "put a new one into tls.certificate and tls.private_key, then systemctl reload codex-authd";
+    if config.tls.is_own() {
+        match ServerIdentity::load(&config.tls.certificate, &config.tls.private_key) {
+            Ok(own) => checks.push(checkup::ends("tls.certificate", "the file", own.not_after(), now, WARNED, renew)),
+            Err(error) => {
+                let remedy = "put a certificate chain and its key (PEM) there, readable by the daemon's user";
+                checks.push(Check::missing("tls.certificate", error.to_string(), remedy));
+            }
+        }
+    }
+    let Some(bound) = bound.filter(|_| config.listen.hosts_tls) else { return checks };
+    match shown_at(&format!("https://{}/healthz", reachable(bound.hosts))).await {
+        Ok(shown) if config.tls.is_own() => {
+            checks.push(checkup::ends(CERTIFICATE, "what hosts are shown", shown.not_after, now, WARNED, renew));
+        }
+        Ok(shown) if shown.not_before > now => {
+            let found = format!(
+                "what hosts are shown holds from {} on: the clock was ahead when it was made",
+                checkup::shown(shown.not_before)
+            );
+            checks.push(Check::missing(CERTIFICATE, found, "systemctl reload codex-authd"));
+        }
+        Ok(shown) => {
+            let remedy = "systemctl reload codex-authd, and look at the log for certificate_renewal";
+            checks.push(checkup::ends(CERTIFICATE, "what hosts are shown", shown.not_after, now, OVERDUE, remedy));
+        }
+        Err(cause) => {
+            let found = format!("{} shows none: {cause}", bound.hosts);
+            checks.push(Check::missing(CERTIFICATE, found, "systemctl restart codex-authd, and look at its log"));
+        }
+    }
+    checks
+}
+
+/// Whether hosts can come by the address that is baked into them, as seen from here.
+pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
+    let base = config.public_base_url.as_str();
+    if base.is_empty() {
+        return Some(Check::weak(
+            PUBLIC,
+            "it is not set: hosts are given this machine's name and port",
+            "set public_base_url to the address by which hosts reach it, then systemctl restart codex-authd",
+        ));
+    }
+    let url = reqwest::Url::parse(base).ok()?;
+    let host = url.host_str()?.to_owned();
+    let port = url.port_or_known_default()?;
+    let name = ServerName::parse(&host);
+    let looked_up = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host.trim_matches(['[', ']']), port))).await;
+    if !matches!(looked_up, Ok(Ok(_))) {
+        let remedy = format!("give {host} an address in DNS, or mend public_base_url");
+        return Some(Check::missing(PUBLIC, format!("{host} cannot be resolved here"), remedy));
+    }
+    if url.scheme() != "https" {
+        return Some(Check::weak(
+            PUBLIC,
+            format!("{base} is not encrypted: logins travel in the clear"),
+            "set an https:// address",
+        ));
+    }
+    Some(match shown_at(&format!("{base}/healthz")).await {
+        Ok(shown) if !name.as_ref().is_some_and(|name| shown.covers(name)) => Check::missing(
+            PUBLIC,
+            format!("what answers at {host}:{port} shows a certificate that is not for {host}"),
+            "systemctl restart codex-authd (its own certificate takes up the name), or a certificate that has it",
+        ),
+        Ok(shown) if shown.not_after <= outside.now() => Check::missing(
+            PUBLIC,
+            format!("what answers at {host}:{port} shows a certificate that has ended"),
+            "renew it",
+        ),
+        Ok(_) => Check::good(PUBLIC, format!("{base} answers, with a certificate for {host}")),
+        Err(cause) => Check::weak(
+            PUBLIC,
+            format!("{base} does not answer from here: {cause}"),
+            "try it from a host: curl -k ADDRESS/healthz; look at packet filters and at what stands in front",
+        ),
+    })
+}
+
+/// The certificate that is shown there; it is looked at, and not believed.
+async fn shown_at(url: &str) -> Result<Shown, String> {
+    let client = reqwest::Client::builder()
+        .danger_accept_invalid_certs(true)
+        .tls_info(true)
+        .no_proxy()
+        .connect_timeout(CONNECT)
+        .timeout(ANSWER)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let answer = client.get(url).send().await.map_err(|error| innermost(&error))?;
+    let info = answer.extensions().get::<reqwest::tls::TlsInfo>();
+    let certificate = info.and_then(|info| info.peer_certificate()).ok_or("no certificate was shown")?;
+    Shown::read(certificate).map_err(|error| error.to_string())
+}
+
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,345 @@
+//! What is good, what is weak and what is missing, in an installation: rules over what was found, with the time as a
+//! parameter. Who looks (`doctor`, `service/examine`) decides nothing, and nothing here looks anywhere.
+
+use time::macros::format_description;
+use time::{Duration, OffsetDateTime, UtcOffset};
+
+use super::check::Check;
+
+/// Clocks may differ by so much before anything is said.
+const DRIFT: Duration = Duration::seconds(30);
+/// Further apart, certificates and tokens are not taken any more.
+const BROKEN: Duration = Duration::minutes(10);
+
+/// This clock beside the newest thing that is known: nothing can be from the future.
+pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, what: &str) -> Check {
+    const NAME: &str = "clock";
+    let Some(newest) = newest else {
+        return Check::good(NAME, format!("nothing is known yet that it could be behind: {}", shown(now)));
+    };
+    let behind = newest - now;
+    let found = format!("it is {}, and {what} is of {}: it is behind by {}", shown(now), shown(newest), length(behind));
+    if behind > BROKEN {
+        Check::missing(NAME, found, SET_CLOCK)
+    } else if behind > DRIFT {
+        Check::weak(NAME, found, SET_CLOCK)
+    } else {
+        Check::good(NAME, format!("{}, later than {what}", shown(now)))
+    }
+}
+
+const SET_CLOCK: &str = "timedatectl set-ntp true";
+
+/// This clock beside another one's.
+pub fn clock_and_other(name: &'static str, now: OffsetDateTime, other: OffsetDateTime, whose: &str) -> Check {
+    let apart = (now - other).abs();
+    let side = if now > other { "ahead of" } else { "behind" };
+    let found = format!("this clock is {} {side} that of {whose}", length(apart));
+    if apart > BROKEN {
+        Check::missing(name, found, format!("{SET_CLOCK} (here and there)"))
+    } else if apart > DRIFT {
+        Check::weak(name, found, format!("{SET_CLOCK} (here and there)"))
+    } else {
+        Check::good(name, format!("that of {whose} agrees"))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub free_bytes: u64,
+    pub free_inodes: u64,
+    /// File systems without a fixed number of them say 0.
+    pub inodes: u64,
+    pub is_read_only: bool,
+    /// What the records and hot state take.
+    pub used_bytes: u64,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+/// `place` is for people.
+pub fn disk(room: Room, place: &str) -> Check {
+    const NAME: &str = "disk";
+    let Room { free_bytes, free_inodes, inodes, is_read_only, used_bytes } = room;
+    let (free, used) = (free_bytes / MIB, used_bytes.div_ceil(MIB));
+    let make_room = format!("free space on the disk of {place} (df -h {place})");
+    if is_read_only {
+        let remedy = format!(
+            "look at the kernel's log for what the disk has (dmesg), then mount -o remount,rw on what holds {place}"
+        );
+        return Check::missing(NAME, "it is mounted read-only", remedy);
+    }
+    if free_bytes < 16 * MIB {
+        return Check::missing(
+            NAME,
+            format!("{free} MiB are free; what needs the store is refused, or soon will be"),
+            make_room,
+        );
+    }
+    if inodes > 0 && free_inodes < 64 {
+        return Check::missing(
+            NAME,
+            format!("{free_inodes} inodes are free"),
+            format!("remove files from the disk of {place} (df -i {place})"),
+        );
+    }
+    if free_bytes < 2 * used_bytes || free_bytes < 128 * MIB {
+        let found = format!(
+            "{free} MiB are free, the records take {used} MiB: an upgrade or a restore needs as much again, and some"
+        );
+        return Check::weak(NAME, found, make_room);
+    }
+    if inodes > 0 && free_inodes < 1000 {
+        return Check::weak(
+            NAME,
+            format!("{free_inodes} inodes are free"),
+            format!("remove files from the disk of {place} (df -i {place})"),
+        );
+    }
+    Check::good(NAME, format!("{free} MiB are free, the records take {used} MiB"))
+}
+
+/// A certificate, or an authority, that ends. `warned` before that it is weak.
+pub fn ends(
+    name: &'static str,
+    what: &str,
+    end: OffsetDateTime,
+    now: OffsetDateTime,
+    warned: Duration,
+    remedy: &str,
+) -> Check {
+    let until = shown(end);
+    if end <= now {
+        Check::missing(name, format!("{what} ended {until}"), remedy)
+    } else if end - now < warned {
+        Check::weak(name, format!("{what} ends {until}, in {}", length(end - now)), remedy)
+    } else {
+        Check::good(name, format!("{what} holds until {until}"))
+    }
+}
+
+/// Who may enter the admin listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Admins {
+    /// What is asked for.
+    pub certificate: bool,
+    pub login: bool,
+    /// Certificates in force that open everything, and how many of them end within a month.
+    pub certificates: usize,
+    pub ending: usize,
+    /// Users who may do everything.
+    pub users: usize,
+}
+
+pub fn admins(admins: Admins) -> Check {
+    const NAME: &str = "admins";
+    let Admins { certificate, login, certificates, ending, users } = admins;
+    if certificate && certificates == 0 {
+        let found = "nobody has a certificate that opens the dashboard";
+        return Check::weak(NAME, found, "codex-authd admin-cert NAME --out NAME.p12");
+    }
+    if login && users == 0 {
+        let found = "admin.access asks for somebody who signed in, and no user is an admin";
+        return Check::weak(NAME, found, "codex-authd create-admin EMAIL");
+    }
+    if certificate && ending == certificates {
+        let found = format!("every certificate that opens the dashboard ({certificates}) ends within a month");
+        return Check::weak(NAME, found, "codex-authd admin-cert NAME --out NAME.p12");
+    }
+    let with = |asked: bool, count: usize, what: &str| asked.then(|| format!("{count} {what}"));
+    let both = [with(certificate, certificates, "certificates in force"), with(login, users, "users are admins")];
+    Check::good(NAME, both.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+/// The canonical login, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Login {
+    pub version: Option<u64>,
+    /// When its access token ends, where that can be read.
+    pub access_ends: Option<OffsetDateTime>,
+    /// What the last probe found: `ok`, `fail`, …
+    pub probed: Option<&'static str>,
+    pub reason: Option<String>,
+    /// It came back from a backup of then, and nobody has shown since that it is good.
+    pub restored: Option<OffsetDateTime>,
+}
+
+pub fn login(login: &Login, now: OffsetDateTime) -> Check {
+    const NAME: &str = "login";
+    const UPLOAD: &str = "codex-authd auth upload FILE, with the auth.json of a fresh `codex login`";
+    let Some(version) = login.version else {
+        return Check::weak(NAME, "there is none yet, so hosts get nothing", UPLOAD);
+    };
+    if login.probed == Some("fail") {
+        let reason = login.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or("no reason is known");
+        return Check::missing(NAME, format!("version {version} was proved not to work: {reason}"), UPLOAD);
+    }
+    if let Some(backup_of) = login.restored {
+        let of = shown(backup_of);
+        let found =
+            format!("version {version} came back from a backup of {of}: its refresh token may have been spent since");
+        return Check::weak(NAME, found, UPLOAD);
+    }
+    let probed = login.probed.map_or("never tried".to_owned(), |state| format!("the last probe says {state}"));
+    match login.access_ends {
+        Some(end) if end <= now => Check::weak(
+            NAME,
+            format!(
+                "the access token of version {version} ended {}; the next Codex that runs refreshes it ({probed})",
+                shown(end)
+            ),
+            "codex-authd runner run",
+        ),
+        Some(end) => {
+            Check::good(NAME, format!("version {version}, its access token holds until {} ({probed})", shown(end)))
+        }
+        None => Check::good(NAME, format!("version {version} ({probed})")),
+    }
+}
+
+/// When the access token of an auth document ends; `None`: it does not say.
+pub fn access_ends(document: &str) -> Option<OffsetDateTime> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let document: serde_json::Value = serde_json::from_str(document).ok()?;
+    let token = document.get("tokens")?.get("access_token")?.as_str()?;
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    OffsetDateTime::from_unix_timestamp(claims.get("exp")?.as_i64()?).ok()
+}
+
+/// UTC, to the minute.
+pub fn shown(at: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    at.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// In the largest unit that says enough.
+fn length(duration: Duration) -> String {
+    match duration.whole_seconds() {
+        seconds if seconds >= 2 * 86_400 => format!("{} days", seconds / 86_400),
+        seconds if seconds >= 2 * 3600 => format!("{} hours", seconds / 3600),
+        seconds if seconds >= 120 => format!("{} minutes", seconds / 60),
+        seconds => format!("{seconds} seconds"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::model::check::Verdict::{self, Good, Missing, Weak};
+
+    const NOW: OffsetDateTime = datetime!(2026-11-26 12:00 UTC);
+
+    fn remedied(check: &Check) -> Verdict {
+        assert_eq!(check.remedy.is_some(), check.verdict != Good, "{check:?}");
+        check.verdict
+    }
+
+    #[test]
+    fn a_clock_behind_what_is_known_is_told_by_how_much() {
+        for (ahead, verdict) in
+            [(-3600, Good), (0, Good), (30, Good), (31, Weak), (600, Weak), (601, Missing), (86_400, Missing)]
+        {
+            let check =
+                clock_and_records(NOW, Some(NOW + Duration::seconds(ahead)), "the newest entry of the audit log");
+            assert_eq!(remedied(&check), verdict, "{ahead}: {check:?}");
+        }
+        assert_eq!(clock_and_records(NOW, None, "").verdict, Good);
+        let check = clock_and_records(NOW, Some(NOW + Duration::days(3)), "the newest entry");
+        assert!(check.found.contains("behind by 3 days"), "{}", check.found);
+    }
+
+    #[test]
+    fn clocks_apart_are_told_in_both_directions() {
+        for (apart, verdict, side) in
+            [(0, Good, ""), (-29, Good, ""), (40, Weak, "ahead of"), (-40, Weak, "behind"), (-700, Missing, "behind")]
+        {
+            let check = clock_and_other("clock", NOW, NOW - Duration::seconds(apart), "upstream");
+            assert_eq!(remedied(&check), verdict, "{apart}");
+            assert!(check.found.contains(side), "{}", check.found);
+        }
+    }
+
+    #[test]
+    fn a_disk_needs_room_for_a_second_copy() {
+        let room = Room {
+            free_bytes: 1000 * MIB,
+            free_inodes: 5000,
+            inodes: 10_000,
+            is_read_only: false,
+            used_bytes: 100 * MIB,
+        };
+        for (room, verdict) in [
+            (room, Good),
+            (Room { inodes: 0, free_inodes: 0, ..room }, Good),
+            (Room { used_bytes: 501 * MIB, ..room }, Weak),
+            (Room { free_bytes: 100 * MIB, used_bytes: 0, ..room }, Weak),
+            (Room { free_inodes: 500, ..room }, Weak),
+            (Room { free_inodes: 5, ..room }, Missing),
+            (Room { free_bytes: 15 * MIB, ..room }, Missing),
+            (Room { is_read_only: true, ..room }, Missing),
+        ] {
+            let check = disk(room, "/var/lib/codex-authd");
+            assert_eq!(remedied(&check), verdict, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn what_ends_is_weak_before_it_is_missing() {
+        for (days, verdict) in [(31, Good), (29, Weak), (0, Missing), (-1, Missing)] {
+            let check = ends("certificate", "it", NOW + Duration::days(days), NOW, Duration::days(30), "make another");
+            assert_eq!(remedied(&check), verdict, "{days}");
+        }
+    }
+
+    #[test]
+    fn somebody_has_to_be_able_to_get_in() {
+        let some = Admins { certificate: true, login: false, certificates: 2, ending: 1, users: 0 };
+        for (found, verdict) in [
+            (some, Good),
+            (Admins { ending: 2, ..some }, Weak),
+            (Admins { certificates: 0, ending: 0, ..some }, Weak),
+            (Admins { login: true, ..some }, Weak),
+            (Admins { login: true, users: 1, ..some }, Good),
+            (Admins { certificate: false, login: true, certificates: 0, ending: 0, users: 1 }, Good),
+        ] {
+            assert_eq!(remedied(&admins(found)), verdict, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_login_is_judged_by_its_last_probe_and_its_token() {
+        let known = |access_ends: Option<OffsetDateTime>, probed: Option<&'static str>| Login {
+            version: Some(3),
+            access_ends,
+            probed,
+            reason: Some("refresh token was revoked\nmore".into()),
+            restored: None,
+        };
+        for (found, verdict) in [
+            (Login::default(), Weak),
+            (known(None, None), Good),
+            (known(Some(NOW + Duration::DAY), Some("ok")), Good),
+            (known(Some(NOW - Duration::DAY), Some("ok")), Weak),
+            (known(Some(NOW + Duration::DAY), Some("fail")), Missing),
+            (Login { restored: Some(NOW), ..known(Some(NOW + Duration::DAY), None) }, Weak),
+        ] {
+            assert_eq!(remedied(&login(&found, NOW)), verdict, "{found:?}");
+        }
+        let failed = login(&known(None, Some("fail")), NOW);
+        assert!(failed.found.ends_with("refresh token was revoked"), "{}", failed.found);
+    }
+
+    #[test]
+    fn the_end_of_an_access_token_is_read_from_it() {
+        // {"exp":1764158400}
+        let document = r#"{"tokens":{"access_token":"e30.eyJleHAiOjE3NjQxNTg0MDB9.sig"}}"#;
+        assert_eq!(access_ends(document), Some(datetime!(2025-11-26 12:00 UTC)));
+        for none in ["", "{}", r#"{"tokens":{"access_token":"opaque"}}"#, r#"{"tokens":{"access_token":"a.b.c"}}"#] {
+            assert_eq!(access_ends(none), None, "{none}");
+        }
+    }
+}

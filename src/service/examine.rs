@@ -1,0 +1,172 @@
+//! What only the daemon knows of whether it is well: its clock beside the records, the database, certificates, who gets
+//! in, the login, what probes need. The rules are `model/checkup`'s.
+
+use time::{Duration, OffsetDateTime};
+
+use super::probing::RunnerState;
+use super::{Service, ServiceError};
+use crate::config::AdminAccess;
+use crate::model::authority::AuthorityRole;
+use crate::model::check::{Check, Verdict};
+use crate::model::checkup::{self, Admins, Login};
+use crate::records::AuthoritySlot;
+use crate::service::certificates::CertificateState;
+
+/// Whoever looks when something is wrong is not kept waiting by it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// An authority has to be rolled over while every host still calls.
+const AUTHORITY: Duration = Duration::days(90);
+
+impl Service {
+    pub async fn examine(&self) -> Vec<Check> {
+        let now = self.outside.now();
+        let mut checks = vec![self.examine_clock(now).await];
+        checks.extend(self.examine_store(now).await);
+        for role in [AuthorityRole::Server, AuthorityRole::Client] {
+            checks.extend(self.examine_authority(role, now));
+        }
+        checks.push(checkup::admins(self.known_admins()));
+        if self.settings.load().api_disabled {
+            checks.push(Check::missing("kill switch", "no host is served: it is thrown", "codex-authd api enable"));
+        }
+        checks.push(checkup::login(&self.known_login().await, now));
+        checks.extend(self.examine_probes().await);
+        checks
+    }
+
+    async fn examine_clock(&self, now: OffsetDateTime) -> Check {
+        let noted = tokio::time::timeout(PATIENCE, self.overview()).await;
+        let noted = noted.ok().and_then(Result::ok).and_then(|overview| overview.noted_at);
+        let stored = self.canonical().map(|canonical| canonical.summary.stored_at);
+        checkup::clock_and_records(now, noted.max(stored), "the newest thing in the records")
+    }
+
+    async fn examine_store(&self, now: OffsetDateTime) -> Vec<Check> {
+        const STORE: &str = "records";
+        if let Some(failed) = self.store_failed() {
+            let found = format!(
+                "degraded since {}: they could not be written ({})",
+                checkup::shown(failed.since),
+                failed.failure.cause
+            );
+            let remedy = format!(
+                "free space on the disk of {}, or make it writable; the daemon goes on by itself",
+                failed.failure.place.display()
+            );
+            return vec![Check::missing(STORE, found, remedy)];
+        }
+        if let Some(still) = self.standstill() {
+            let found = format!("they take no changes since {}: {}", checkup::shown(still.since), still.reason);
+            return vec![Check::missing(
+                STORE,
+                found,
+                "start the daemon on the store that was moved to, or codex-authd migrate --abort",
+            )];
+        }
+        let asked = tokio::time::timeout(PATIENCE, self.records.examine()).await;
+        let health = match asked {
+            Ok(Ok(health)) => health,
+            failed => {
+                let cause = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer in ten seconds".into(),
+                };
+                let since = self.away().map(|away| format!("degraded since {}: ", checkup::shown(away.since)));
+                let found = format!("{}the database is not available ({cause})", since.unwrap_or_default());
+                return vec![Check::missing(
+                    STORE,
+                    found,
+                    "start the database, or mend [database] and systemctl restart codex-authd",
+                )];
+            }
+        };
+        let Some(health) = health else {
+            return vec![Check::good(STORE, "embedded, and in order")];
+        };
+        if let Some(away) = self.away() {
+            let found = format!("degraded since {}: {}", checkup::shown(away.since), away.why);
+            return vec![Check::missing(STORE, found, "make the database writable; the daemon goes on by itself")];
+        }
+        let found = format!(
+            "database, {}, tables of migration {} (this version: {})",
+            health.version, health.migration, health.newest
+        );
+        let store = if health.migration < health.newest {
+            Check::missing(STORE, found, "systemctl restart codex-authd, which applies what is missing")
+        } else if !health.is_encrypted && !health.is_local {
+            Check::weak(STORE, format!("{found}, not encrypted"), "set database.tls = true")
+        } else {
+            Check::good(STORE, found)
+        };
+        vec![store, checkup::clock_and_other("database clock", now, health.now, "the database")]
+    }
+
+    fn examine_authority(&self, role: AuthorityRole, now: OffsetDateTime) -> Option<Check> {
+        let authorities = self.authorities();
+        let active = authorities.in_slot(role, AuthoritySlot::Active)?;
+        let (name, what, remedy) = match role {
+            AuthorityRole::Server => ("server authority", "what hosts trust", "codex-authd authorities prepare server"),
+            AuthorityRole::Client => {
+                ("client authority", "what signs admins", "codex-authd authorities prepare client")
+            }
+        };
+        Some(checkup::ends(name, what, active.key.not_after(), now, AUTHORITY, remedy))
+    }
+
+    fn known_admins(&self) -> Admins {
+        let access = self.people_policy().access;
+        let admins = self.admins();
+        let certificates = self.certificates.load();
+        // One that is tied to a user opens what the user may.
+        let opens = certificates
+            .values()
+            .filter(|one| self.is_in_force(one) && one.user.is_none_or(|user| admins.contains(&user)));
+        let (mut count, mut ending) = (0, 0);
+        for certificate in opens {
+            count += 1;
+            ending += usize::from(self.state_of(certificate) == CertificateState::Expiring);
+        }
+        Admins {
+            certificate: access != AdminAccess::Login,
+            login: access != AdminAccess::Mtls,
+            certificates: count,
+            ending,
+            users: admins.len(),
+        }
+    }
+
+    async fn known_login(&self) -> Login {
+        let Some(canonical) = self.canonical() else { return Login::default() };
+        let view = tokio::time::timeout(PATIENCE, self.runner(0)).await.ok().and_then(Result::ok);
+        let (probed, reason) = match view {
+            Some(view) => match view.state {
+                RunnerState::Known(state) => (
+                    Some(state.as_str()),
+                    view.latest.and_then(|probe| probe.outcome).and_then(|outcome| outcome.reason),
+                ),
+                _ => (None, None),
+            },
+            None => (None, None),
+        };
+        let access_ends = checkup::access_ends(&canonical.text);
+        let restored = self.restored_login().map(|restored| restored.backup_of);
+        Login { version: Some(canonical.summary.version), access_ends, probed, reason, restored }
+    }
+
+    /// Hosts are served without probes, too.
+    async fn examine_probes(&self) -> Vec<Check> {
+        match self.examine_runner().await {
+            Ok(checks) => checks.into_iter().map(as_part_of_all).collect(),
+            Err(ServiceError::RunnerOff) => vec![Check::good("runner", "switched off (runner.enabled)")],
+            Err(error) => vec![Check::weak("runner", error.to_string(), "look at the daemon's log")],
+        }
+    }
+}
+
+fn as_part_of_all(check: Check) -> Check {
+    let (verdict, found) = match check.verdict {
+        Verdict::Missing => (Verdict::Weak, format!("{}; no probe can be made", check.found)),
+        verdict => (verdict, check.found),
+    };
+    Check { name: format!("runner {}", check.name).into(), verdict, found, remedy: check.remedy }
+}
