@@ -1,7 +1,10 @@
 # make run     build, and start the daemon in the foreground on the embedded store, state in ./var, on 127.0.0.1
-# make test    everything the tests need installed where it is missing, then the whole suite
+# make test    everything the tests need installed where it is missing, then the packages, then the whole suite
+# make test-package  the packages: what is in them, and the life of a machine that one is installed on
 # make fuzz    every fuzz target for AUTHD_FUZZ_SECONDS (default 600); skipped without nightly and cargo-fuzz
 # make torture the mixed load with a kill -9 every six seconds, for ten minutes (AUTHD_TORTURE_SECONDS, AUTHD_TORTURE_SEED)
+# make package dist/*.deb and dist/*.rpm
+# make reproducible  both built twice, in two directories, and compared (half an hour)
 # make bench   the benchmarks, each beside its baseline, a table at the end
 
 SHELL := /bin/bash
@@ -9,16 +12,20 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build test needs lint unit openapi torture bench fuzz
+.PHONY: run build release test needs lint unit openapi package test-package reproducible torture bench fuzz
 
-run:
-	cargo build --release --locked
+run: release
 	@exec ./tests/run-local.sh target/release/codex-authd
 
 build:
 	cargo build --locked
 
-test: needs lint openapi unit
+# Without any path of this machine in it.
+release:
+	./packaging/build.sh
+
+# The suite last: what is printed last is its summary.
+test: needs lint openapi test-package unit
 
 # What Debian, npm and PyPI bring; nothing is touched that is there already.
 needs:
@@ -27,7 +34,7 @@ needs:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh benches/*.sh fuzz/*.sh .ci/run
+	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
 	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
 
@@ -39,6 +46,18 @@ openapi: build
 
 unit: build
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
+
+package: release
+	./packaging/package.sh
+
+# The first is skipped, with the reason, where no container can be booted; it makes the Debian that both install on.
+test-package: export AUTHD_TEST_PACKAGES = $(CURDIR)/dist
+test-package: package
+	cargo test --locked --test integration -- --nocapture appliance
+	./tests/package.sh
+
+reproducible:
+	./packaging/reproducible.sh
 
 torture: export AUTHD_TORTURE_SECONDS ?= 600
 torture: build

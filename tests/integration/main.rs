@@ -2,6 +2,7 @@
 
 mod support;
 
+mod appliance;
 mod backups;
 mod canary;
 mod certificates;

@@ -273,8 +273,18 @@ async fn the_command_prints_them_and_answers_in_json() {
     assert!(said.contains("no daemon runs"), "{said}");
 }
 
+/// What each panel of the dashboard that is packed asks for.
+fn dashboard_expressions() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(include_str!("../../packaging/grafana/codex-authd.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    panels
+        .flat_map(|panel| panel["targets"].as_array().expect("a panel asks for something"))
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn alert_rules_use_names_that_there_are() {
+async fn alert_rules_and_the_dashboard_of_grafana_use_names_that_there_are() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let login = json!({ "auth": auth_json("2025-11-20T09:27:43.5Z", 1) });
@@ -282,12 +292,16 @@ async fn alert_rules_use_names_that_there_are() {
     let there: BTreeSet<String> =
         scrape(&admin, &daemon).await.into_keys().map(|name| name.split('{').next().unwrap().to_owned()).collect();
     let rules = include_str!("../../packaging/prometheus/alerts.yml");
-    let mut used = BTreeSet::new();
-    for expression in rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
-        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        used.extend(words.filter(|word| word.starts_with("codex_authd_") || word.starts_with("process_")));
+    let rules: Vec<String> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(String::from).collect();
+    for (expressions, at_least) in [(rules, 8), (dashboard_expressions(), 18)] {
+        let mut used = BTreeSet::new();
+        for expression in &expressions {
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            used.extend(words.filter(|word| word.starts_with("codex_authd_") || word.starts_with("process_")));
+        }
+        assert!(used.len() >= at_least, "{used:?}");
+        let missing: Vec<_> = used.iter().filter(|name| !there.contains(**name)).collect();
+        assert!(missing.is_empty(), "{missing:?} are in no output: {there:#?}");
     }
-    assert!(used.len() >= 8, "{used:?}");
-    let missing: Vec<_> = used.iter().filter(|name| !there.contains(**name)).collect();
-    assert!(missing.is_empty(), "{missing:?} are in no output: {there:#?}");
 }

@@ -200,7 +200,8 @@ async fn worst(output: &str) -> (Duration, String) {
     assert_eq!(hosts.failed.load(Ordering::SeqCst), 0, "no retrieve fails");
     assert!(during > 20, "they are served meanwhile");
     assert_eq!(state, "fail", "{reason}");
-    assert!(other.load(Ordering::SeqCst) > 100, "it was at its worst");
+    // Beside others that work hard, the sandbox's niceness leaves its bomb little time to grow.
+    assert!(other.load(Ordering::SeqCst) > 20, "it was at its worst");
     assert!(took < Duration::from_secs(25), "{took:?}");
     assert!(memory_during < memory_before + 24 * 1024, "{memory_before} kB before, {memory_during} during");
     assert_eq!(hostile.left(), Vec::<u32>::new(), "nothing is left");

@@ -1,0 +1,76 @@
+//! The Debian that the package is installed on: made once by debootstrap and kept in the cache, copied for each machine.
+//!
+//! It holds systemd, what the package depends on, and what a host needs, and nothing of ours. A stamp is its last file:
+//! what was begun and not finished is made again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+const SUITE: &str = "bookworm";
+const INCLUDED: &[&str] =
+    &["systemd", "systemd-sysv", "dbus", "adduser", "ca-certificates", "curl", "tar", "procps", "iproute2"];
+const STAMP: &str = ".complete";
+
+/// Where it stands, made on first use; takes the network, so it is called before a test leaves it.
+pub fn image() -> Result<PathBuf, String> {
+    let recipe = format!("{SUITE} {}", INCLUDED.join(","));
+    let cache = std::env::var_os("AUTHD_TEST_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/codex-authd-tests")
+    });
+    let image = cache.join(format!("rootfs-{}", &hex::encode(Sha256::digest(&recipe))[..16]));
+    if image.join(STAMP).exists() {
+        return Ok(image);
+    }
+    fs::create_dir_all(&cache).unwrap();
+    // Beside it and then in its place: of two that make it at once, one wins.
+    let making = tempfile::Builder::new().prefix("rootfs-making-").tempdir_in(&cache).unwrap();
+    let root = making.path().join("root");
+    let mut debootstrap = Command::new("debootstrap");
+    debootstrap.args(["--variant=minbase", &format!("--include={}", INCLUDED.join(",")), SUITE]).arg(&root);
+    debootstrap.args(mirror()).env("DEBIAN_FRONTEND", "noninteractive");
+    said(&mut debootstrap)?;
+    // A machine that was installed has a name, and knows it.
+    fs::write(root.join("etc/hostname"), "appliance\n").unwrap();
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost appliance\n").unwrap();
+    for package in fs::read_dir(root.join("var/cache/apt/archives")).unwrap().flatten() {
+        let _ = fs::remove_file(package.path());
+    }
+    fs::write(root.join(STAMP), recipe).unwrap();
+    if image.exists() && !image.join(STAMP).exists() {
+        fs::remove_dir_all(&image).unwrap();
+    }
+    match fs::rename(&root, &image) {
+        Err(_) if image.join(STAMP).exists() => Ok(image),
+        Err(error) => Err(format!("{}: {error}", image.display())),
+        Ok(()) => Ok(image),
+    }
+}
+
+/// A copy of a machine's own.
+pub fn copy(image: &Path) -> TempDir {
+    let directory = tempfile::Builder::new().prefix("appliance-").tempdir().unwrap();
+    let mut copy = Command::new("cp");
+    copy.args(["-a", "--reflink=auto"]).arg(image).arg(directory.path().join("root"));
+    said(&mut copy).unwrap();
+    directory
+}
+
+/// That of this machine, where it says one.
+fn mirror() -> Option<String> {
+    let format = ["indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
+    let listed = Command::new("apt-get").args(format).output().ok()?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let line = listed.lines().find(|line| line.ends_with(&format!(" {SUITE} main")))?;
+    line.split(' ').next().map(String::from)
+}
+
+fn said(command: &mut Command) -> Result<(), String> {
+    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let end = text.lines().rev().take(10).collect::<Vec<_>>();
+    output.status.success().then_some(()).ok_or_else(|| format!("{command:?}: {}: {end:#?}", output.status))
+}

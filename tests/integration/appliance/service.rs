@@ -1,0 +1,126 @@
+//! The daemon as systemd sees it: its hardening, a reload, and what becomes of it when it dies or hangs.
+
+use super::fleet::Fleet;
+use super::install::{SOCKET, UNIT, runs};
+use super::machine::Machine;
+use crate::support::authority::authority;
+use crate::support::eventually;
+
+/// What `systemd-analyze security` may say at most. 2.0 would cost the sandbox of probes its cgroup namespace and the calls
+/// by which it goes after everything else; the unit's comments tell what is left open, and why.
+const EXPOSURE: f32 = 2.2;
+
+pub fn the_doctor_is_content(machine: &Machine) {
+    let doctor = machine.run(&["codex-authd", "doctor"]);
+    println!("{}", doctor.out.trim());
+    assert_eq!(doctor.code, Some(0), "{doctor:#?}");
+}
+
+pub fn it_is_hardened(machine: &Machine) {
+    let told = machine.done(&["systemd-analyze", "security", "--no-pager", UNIT]);
+    for line in told.lines().filter(|line| line.starts_with('✗')) {
+        println!("{line}");
+    }
+    let overall = told.lines().find(|line| line.contains("Overall exposure level")).unwrap();
+    println!("{overall}");
+    let figure: f32 = overall.rsplit(": ").next().unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(figure <= EXPOSURE, "{figure}");
+}
+
+/// The cgroup that is delegated to the daemon is writable where the daemon stands, and the one above it is not. Whether
+/// there are controllers in it is the machine's affair.
+pub fn its_cgroup_is_its_own(fleet: &Fleet) {
+    let within = |script: &str| {
+        let around = "exec nsenter --mount --user --target $0 --setuid $(id -u codex-authd) -- sh -c \"$1\"";
+        fleet.machine.run(&["sh", "-c", around, &fleet.main_pid(), script])
+    };
+    let place = format!("/sys/fs/cgroup{}", fleet.machine.property(UNIT, "ControlGroup"));
+    let made = within(&format!("mkdir {place}/of-the-test && rmdir {place}/of-the-test"));
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let refused = within(&format!("mkdir {place}/../of-the-test"));
+    assert!(refused.code != Some(0) && refused.err.contains("Read-only file system"), "{refused:?}");
+}
+
+/// With a certificate of the operator's own, since that is what a reload is for.
+pub fn a_reload_reads_the_certificate_again(fleet: &Fleet) {
+    let machine = fleet.machine;
+    let put = || {
+        let (ca, certificate, key) = authority("localhost");
+        machine.write("/etc/codex-authd/tls/certificate.pem", &certificate);
+        machine.write("/etc/codex-authd/tls/key.pem", &key);
+        machine.done(&["chown", "-R", "root:codex-authd", "/etc/codex-authd/tls"]);
+        machine.done(&["chmod", "0640", "/etc/codex-authd/tls/key.pem"]);
+        ca
+    };
+    let serves = |ca: &str| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = fleet.client(Some(ca)).build().unwrap();
+        runtime.block_on(async { client.get("https://localhost:8443/healthz").send().await.is_ok() })
+    };
+    let first = put();
+    let files = "/etc/codex-authd/tls";
+    fleet.configure(&format!("[tls]\ncertificate = \"{files}/certificate.pem\"\nprivate_key = \"{files}/key.pem\"\n"));
+    assert!(serves(&first));
+    let (process, second) = (fleet.main_pid(), put());
+    assert!(serves(&first) && !serves(&second), "before the reload nothing changes");
+    // Then systemd tells what it is told.
+    machine.done(&["systemctl", "log-level", "debug"]);
+    machine.done(&["systemctl", "reload", UNIT]);
+    machine.done(&["systemctl", "log-level", "info"]);
+    eventually("the new certificate is served", || serves(&second).then_some(()));
+    assert!(!serves(&first));
+    assert_eq!(fleet.main_pid(), process);
+    let told = machine.done(&["journalctl", "--no-pager", "--output", "cat", "--unit", UNIT]);
+    for state in ["RELOADING=1", "READY=1"] {
+        assert!(told.lines().any(|line| line.contains("Got notification message") && line.contains(state)), "{state}");
+    }
+    fleet.configure("");
+    machine.done(&["rm", "-r", files]);
+}
+
+pub fn a_killed_daemon_comes_back_and_nobody_is_refused(fleet: &Fleet) {
+    let (before, restarts) = (fleet.main_pid(), fleet.restarts());
+    let callers = fleet.callers();
+    fleet.machine.done(&["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);
+    eventually("it runs again", || (fleet.restarts() > restarts && is_active(fleet)).then_some(()));
+    callers.go_on();
+    let met = callers.end();
+    println!("killed: {}", met.told());
+    assert_ne!(fleet.main_pid(), before);
+    // What was under way in the process that died is cut; the sockets are not its own.
+    let refused = met.failed.iter().filter(|reason| reason.contains("ConnectionRefused")).count();
+    assert_eq!(refused, 0, "{met:#?}");
+    assert!(met.failed.len() as u64 <= 8, "{met:#?}");
+    fleet.everybody_goes_on();
+}
+
+pub fn a_daemon_that_hangs_is_replaced(fleet: &Fleet) {
+    let machine = fleet.machine;
+    let own = machine.property(UNIT, "WatchdogUSec");
+    assert!(!["0", "infinity"].contains(&own.as_str()), "the unit has no watchdog: {own}");
+    let place = format!("/etc/systemd/system/{UNIT}.d/impatient.conf");
+    machine.write(&place, "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n");
+    machine.done(&["systemctl", "daemon-reload"]);
+    fleet.restart();
+    let (restarts, process) = (fleet.restarts(), fleet.main_pid());
+    // It is let be while it tells that it is well, for more than one term.
+    let well = std::time::Instant::now();
+    eventually("two terms are over", || (well.elapsed().as_secs() > 4).then_some(()));
+    assert_eq!((fleet.restarts(), fleet.main_pid()), (restarts, process));
+    let opened = machine.property(SOCKET, "ActiveEnterTimestampMonotonic");
+    machine.done(&["systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT]);
+    let begun = std::time::Instant::now();
+    eventually("it is replaced", || (fleet.restarts() > restarts && is_active(fleet)).then_some(()));
+    println!("hung: replaced after {:?}, watchdog of 2 s", begun.elapsed());
+    let told = machine.done(&["journalctl", "--no-pager", "--output", "cat", "--unit", UNIT]);
+    assert!(told.contains("Watchdog timeout"), "{told}");
+    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened);
+    machine.done(&["rm", "-r", &format!("/etc/systemd/system/{UNIT}.d")]);
+    machine.done(&["systemctl", "daemon-reload"]);
+    fleet.restart();
+    runs(machine);
+}
+
+fn is_active(fleet: &Fleet) -> bool {
+    fleet.machine.property(UNIT, "ActiveState") == "active"
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# What is in dist/: the .deb and the .rpm hold the same, nothing of the machine that made them, and nothing that lintian and
+# rpmlint have to say; they are packed to the same bytes again; their scripts work where systemd does not run.
+# The life of an installed machine is another test (tests/integration/appliance). Needs root for the installations.
+#   package.sh [DIRECTORY [PROGRAM]]   another one than dist; what it was packed from, where not from target/release
+#   AUTHD_TEST_ROOT          a Debian that may be copied (default: that of the test above); without one nothing is installed
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export LC_ALL=C.UTF-8
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+dist=${1:-dist}
+deb=$dist/codex-authd_${version}_amd64.deb
+rpm=$dist/codex-authd-$version-1.x86_64.rpm
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+failed=0
+begin() { printf '%s … ' "$1"; }
+good() { echo "${1:-good}"; }
+bad() {
+  failed=1
+  echo "BAD"
+  printf '%s\n' "$@" | sed 's/^/    /'
+}
+# What was printed is what is wrong.
+quiet() { if [ -z "$1" ]; then good; else bad "$1"; fi; }
+
+dpkg-deb -x "$deb" "$work/deb"
+dpkg-deb -e "$deb" "$work/control"
+mkdir "$work/rpm"
+rpm2archive - <"$rpm" | tar -xzf - -C "$work/rpm"
+
+begin "the same files in both, but for what each family has its own way for"
+files() { (cd "$1" && find . -type f -exec sha256sum {} + | sed 's/^\([0-9a-f]*\)  \.\(.*\)$/\2 \1/'); }
+own() {
+  grep -vE '^/usr/share/(doc/codex-authd/(copyright|changelog\.gz)|licenses/codex-authd/LICENSE|lintian/overrides/codex-authd) '
+}
+files "$work/deb" | own | sed 's|^/lib/systemd/|/usr/lib/systemd/|; s|/zsh/vendor-completions/|/zsh/site-functions/|' | sort >"$work/deb.list"
+files "$work/rpm" | own | sort >"$work/rpm.list"
+quiet "$(diff "$work/deb.list" "$work/rpm.list" || true)"
+
+begin "modes and owners"
+want='-rw-r----- root:codex-authd /etc/codex-authd/config.toml'
+modes=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]' "$rpm" 2>/dev/null)
+others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh))$" <<<"$modes" || true)
+[ "$others" = "$want" ] && rpm_modes= || rpm_modes="in the .rpm: $others"
+deb_modes=$(dpkg-deb --fsys-tarfile "$deb" | tar --numeric-owner -tvf - | awk '$1 !~ /^d/ { print $1, $2, substr($6, 2) }' \
+  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh))$|^-rw-r----- 0/0 /etc/codex-authd/config.toml$" || true)
+quiet "$rpm_modes$deb_modes"
+
+begin "the packaged configuration is the daemon's own defaults"
+set_keys=$(grep -vE '^(#.*|\[[a-z]+\]|)$' "$work/deb/etc/codex-authd/config.toml" || true)
+checked=$("$work/deb/usr/bin/codex-authd" check-config --config "$work/deb/etc/codex-authd/config.toml" 2>&1) && checked=
+quiet "$set_keys$checked"
+
+begin "no path of this machine in the program"
+if [ -n "${AUTHD_PACKAGE_UNMAPPED:-}" ]; then
+  good "not looked at: AUTHD_PACKAGE_UNMAPPED"
+else
+  quiet "$(strings -n 6 "$work/deb/usr/bin/codex-authd" "$(echo target/package/build-id/*/*.debug)" \
+    | grep -F -e "$PWD" -e "$(realpath "${CARGO_HOME:-$HOME/.cargo}")" -e "$(rustc --print sysroot)" | sort | uniq -c | sort -rn | head -n 5 || true)"
+fi
+
+begin "the scripts know the format that the daemon writes"
+mkdir "$work/state"
+cat >"$work/config.toml" <<CONFIG
+state_dir = "$work/state"
+[listen]
+hosts = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+control = "$work/control.sock"
+CONFIG
+"$work/deb/usr/bin/codex-authd" --config "$work/config.toml" admin-cert test --out "$work/test.p12" >/dev/null
+writes=$(cat "$work/state/format")
+rpm -qp --scripts "$rpm" 2>/dev/null >"$work/rpm.scripts"
+told=$(grep -ho "found\" -gt [0-9]*" "$work/control/preinst" "$work/rpm.scripts" | sort -u)
+if [ "$told" = "found\" -gt $writes" ]; then good "$writes"; else bad "the daemon writes $writes, the scripts say: $told"; fi
+
+begin "shellcheck of the scripts as they are packed"
+quiet "$(shellcheck -s sh "$work"/control/{preinst,postinst,prerm,postrm} target/package/rpm/*.sh 2>&1 || true)"
+
+begin "lintian"
+quiet "$(lintian --allow-root --tag-display-limit 0 --fail-on none --display-level '>=info' "$dist"/*.deb 2>&1 \
+  | grep -v '^I: codex-authd-dbgsym: ' || true)"
+
+begin "rpmlint"
+found=$(rpmlint -r rpm/rpmlintrc "$dist"/*.rpm 2>&1) || true
+if grep -q '; 0 errors, 0 warnings' <<<"$found"; then good; else bad "$found"; fi
+
+begin "the units"
+sed "s|/usr/bin/codex-authd|$work/deb/usr/bin/codex-authd|" systemd/codex-authd.service >"$work/codex-authd.service"
+sed "s|/usr/bin/codex-authd|$work/deb/usr/bin/codex-authd|" systemd/codex-authd-backup.service >"$work/codex-authd-backup.service"
+cp systemd/codex-authd.socket systemd/codex-authd-backup.timer "$work"
+verified=$(systemd-analyze verify --man=no "$work"/codex-authd*.{service,socket,timer} 2>&1 || true)
+exposure=$(systemd-analyze security --offline=yes "$work/codex-authd.service" | sed -n 's/.*exposure level.*: \([0-9.]*\) .*/\1/p')
+# 2.0 is not to be had while the sandbox of probes is the daemon's child; the unit says what is left.
+if [ -z "$verified" ] && awk -v e="$exposure" 'BEGIN { exit !(e > 0 && e <= 2.2) }'; then
+  good "systemd-analyze security: $exposure"
+else bad "exposure $exposure" "$verified"; fi
+
+begin "AppArmor: the profile is loaded where the parser knows it, and nowhere else"
+# A directory of its own instead of /etc.
+mkdir -p "$work/apparmor/etc/apparmor.d" "$work/apparmor/bin"
+ln -s "$work/deb/usr" "$work/apparmor/usr"
+{ sed "s|/etc/apparmor.d|$work/apparmor&|; s|/usr/share|$work/deb&|; s|/sys/kernel|/none|" packaging/scripts/apparmor.sh; echo apparmor_profile; } >"$work/apparmor/run"
+as_parser() { printf '#!/bin/sh\nexit %s\n' "$1" >"$work/apparmor/bin/apparmor_parser"; chmod +x "$work/apparmor/bin/apparmor_parser"; PATH="$work/apparmor/bin:$PATH" sh -e "$work/apparmor/run"; }
+said=
+as_parser 0 && [ -f "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="not put there where the parser takes it"
+as_parser 1 && [ ! -e "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="$said; left there where the parser refuses it"
+real=$(apparmor_parser -QTK packaging/apparmor 2>&1) && real="this machine's parser takes it" || real="this machine's parser refuses it: $(tail -n 1 <<<"$real")"
+if [ -z "$said" ]; then good "$real"; else bad "$said"; fi
+
+begin "packed again with another umask, time zone and clock: the same bytes"
+clock=()
+command -v faketime >/dev/null && clock=(faketime '2031-05-06 07:08:09')
+# The date is that of the commit they were packed from.
+SOURCE_DATE_EPOCH=$(rpm -qp --qf '%{BUILDTIME}' "$rpm" 2>/dev/null)
+export SOURCE_DATE_EPOCH
+(umask 077 && TZ=Pacific/Kiritimati "${clock[@]}" packaging/package.sh "${2:-target/release/codex-authd}" "$work/again" >/dev/null 2>&1)
+packed=$(realpath "$dist")
+quiet "$(cd "$work/again" && for file in *; do cmp "$file" "$packed/$file" 2>&1 || true; done)"
+
+begin "rpm into an empty tree"
+mkdir "$work/tree"
+installed=$(rpm --root "$work/tree" -i --nodeps --noscripts "$rpm" 2>&1 \
+  | grep -vE 'does not exist - using root|use Alien instead|assuming you know' || true)
+quiet "$installed$(rpm --root "$work/tree" -ql codex-authd | while read -r file; do [ -e "$work/tree$file" ] || echo "$file is missing"; done)"
+
+if [ -z "${AUTHD_TEST_ROOT:-}" ]; then
+  complete=("${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}"/rootfs-*/.complete)
+  [ ! -e "${complete[0]}" ] || AUTHD_TEST_ROOT=$(dirname "${complete[0]}")
+fi
+if [ -z "${AUTHD_TEST_ROOT:-}" ] || [ "$(id -u)" != 0 ]; then
+  echo "nothing was installed: that needs root and AUTHD_TEST_ROOT"
+  exit "$failed"
+fi
+# shellcheck source=tests/package-installed.sh
+. tests/package-installed.sh
+exit "$failed"
