@@ -92,7 +92,14 @@ dpkg-deb --root-owner-group -Zgzip -z1 --build "$dbgsym" "$dist/codex-authd-dbgs
     library && NF == 4 { printf "\"%s(%s)(64bit)\" = \"*\"\n", library, $4; next }
     { library = "" }'
 } >"$made/rpm/requires.toml"
-pack_rpm() { "$tools/bin/cargo-generate-rpm" generate-rpm --auto-req no "$@"; }
-pack_rpm --variant program --metadata-overwrite "$made/rpm/requires.toml" --output "$dist/codex-authd-$version-1.x86_64.rpm"
-pack_rpm --variant debuginfo --payload-compress gzip --output "$dist/codex-authd-debuginfo-$version-1.x86_64.rpm"
+# Its packager takes over when a file was last changed, which is when it was checked out: it packs a copy of one date.
+staged=$made/staged
+mkdir -p "$staged/target"
+cp -r Cargo.toml LICENSE README.md CHANGELOG.md docs migrations openapi packaging systemd wrapper "$staged"
+ln -s "$PWD/$made" "$staged/target/package"
+find "$made" -type f -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
+packed=$(realpath "$dist")
+pack_rpm() { (cd "$staged" && "$tools/bin/cargo-generate-rpm" generate-rpm --auto-req no "$@"); }
+pack_rpm --variant program --metadata-overwrite target/package/rpm/requires.toml --output "$packed/codex-authd-$version-1.x86_64.rpm"
+pack_rpm --variant debuginfo --payload-compress gzip --output "$packed/codex-authd-debuginfo-$version-1.x86_64.rpm"
 ls -l "$dist"
