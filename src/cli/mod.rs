@@ -191,7 +191,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     // The database that is moved to is not the one that is moved from.
     let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
     let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = config::credentials::directory();
     let (environment, unreadable) = match config::environment(environment) {
         Ok(environment) => (environment, None),
         Err(error) => (Vec::new(), Some(error)),

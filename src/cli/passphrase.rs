@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::CliError;
+use crate::config::credentials;
 use crate::service::people::passwords::judge_passphrase;
 
 /// The name within systemd's credentials directory.
@@ -21,7 +22,7 @@ pub fn given(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
     let path = match option {
         Some(path) if path.as_os_str() == "-" => return read(std::io::stdin(), "standard input".into()).map(Some),
         Some(path) => path.to_path_buf(),
-        None => match std::env::var_os("CREDENTIALS_DIRECTORY").map(|it| PathBuf::from(it).join(CREDENTIAL)) {
+        None => match credentials::directory().map(|it| it.join(CREDENTIAL)) {
             Some(path) if path.exists() => path,
             _ => return Ok(None),
         },

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncBufReadExt as _;
+use tokio::sync::mpsc;
 
 use super::CliError;
 use super::client::Lines;
@@ -66,6 +67,14 @@ pub async fn next_line(lines: &mut Lines) -> Result<Option<String>, CliError> {
 pub fn read_line<T: DeserializeOwned>(line: &str) -> Result<Line<T>, CliError> {
     serde_json::from_str(line)
         .map_err(|error| CliError::Refused(format!("the daemon's answer cannot be read: {error}")))
+}
+
+/// How far work is that is done in this process, until it is over.
+pub async fn show(mut progress: mpsc::Receiver<Progress>) {
+    let mut bar = Bar::new();
+    while let Some(now) = progress.recv().await {
+        bar.progress(now);
+    }
 }
 
 /// What became of the work, once it is over.

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::archive::{self, Archive};
 use super::client::Client;
 use super::passphrase::for_opening;
-use super::progress::{Bar, follow};
+use super::progress::{follow, show};
 use super::{CliError, configuration, print};
 use crate::api::{OverviewBody, RestoreHead};
 use crate::config::Config;
@@ -205,14 +205,8 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
 
 async fn here(backup: Backup, config: &Config) -> Result<Restored, CliError> {
     take_on(&config.state_dir).map_err(|cause| CliError::Write { path: config.state_dir.clone(), cause })?;
-    let (teller, mut progress) = Teller::new();
+    let (teller, progress) = Teller::new();
     let restoring = state::restore(config, backup, nix::unistd::getuid().as_raw(), teller);
-    let shown = async {
-        let mut bar = Bar::new();
-        while let Some(now) = progress.recv().await {
-            bar.progress(now);
-        }
-    };
-    let (restored, ()) = tokio::join!(restoring, shown);
+    let (restored, ()) = tokio::join!(restoring, show(progress));
     Ok(restored.map_err(crate::daemon::DaemonError::from)?)
 }

@@ -9,7 +9,7 @@ use super::CliError;
 use super::archive::{Archive, read_master_key};
 use super::passphrase::{Passphrase, for_opening};
 use super::print;
-use super::progress::Bar;
+use super::progress::show;
 use crate::seal::MasterKey;
 use crate::service::moving::Teller;
 use crate::service::moving::check::{Checked, check};
@@ -51,19 +51,13 @@ pub async fn verify(
         Some(passphrase) => Some(archive.keys(passphrase)?.master_key),
         None => master_key,
     };
-    let (teller, mut progress) = Teller::new();
+    let (teller, progress) = Teller::new();
     let checking = async {
         let checked = check(&archive.manifest, &archive.rows, key.as_ref(), &teller).await;
         drop(teller);
         checked
     };
-    let shown = async {
-        let mut bar = Bar::new();
-        while let Some(now) = progress.recv().await {
-            bar.progress(now);
-        }
-    };
-    let (checked, ()) = tokio::join!(checking, shown);
+    let (checked, ()) = tokio::join!(checking, show(progress));
     Ok(Verified {
         checked: checked.map_err(|error| CliError::Refused(error.to_string()))?,
         rows: archive.manifest.rows,

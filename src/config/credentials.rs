@@ -5,7 +5,7 @@
 //! which is no part of the configuration, comes the same way (`seal`).
 
 use std::io::{ErrorKind, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -15,6 +15,11 @@ use crate::model::percent;
 const DATABASE_PASSWORD: &str = "database.password";
 const OIDC_CLIENT_SECRET: &str = "oidc.client_secret";
 const LONGEST: u64 = 4096;
+
+/// Where systemd has put what it brings, for a process that it started with any.
+pub fn directory() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
 
 /// Puts what is in `directory` into its place.
 pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigError> {

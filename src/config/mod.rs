@@ -2,7 +2,7 @@
 //!
 //! This room reads a file and environment variables into values and checks each of them; it opens nothing else.
 
-mod credentials;
+pub mod credentials;
 mod load;
 pub(crate) mod proxies;
 

@@ -26,7 +26,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::format::{self, FormatError};
 use super::stores::Beside;
 use super::{manager, promotion, recovery};
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, credentials};
 use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{Hot, HotError};
 use crate::metrics::{Metrics, MetricsError, Store};
@@ -125,7 +125,7 @@ impl State {
         };
         let hot = Arc::new(hot.map_err(StateError::Ended)??);
         hot.on_flush(metrics.flush_observer(Store::Hot));
-        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let credentials = credentials::directory();
         let secrets =
             boot::unlock_with_hot(&*records, &hot, &directory.join("master.key"), credentials.as_deref(), &*outside)
                 .await
@@ -181,7 +181,7 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
             Arc::new(opened)
         }
     };
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = credentials::directory();
     let present = MasterKey::load(&directory.join("master.key"), credentials.as_deref());
     let present = present.map_err(|error| StateError::Restore(error.into()))?;
     let by = By { actor: Actor::Offline { uid }, from: None };

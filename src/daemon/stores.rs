@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 use super::promotion;
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, credentials};
 use crate::records::Records;
 use crate::records::embedded::Embedded;
 use crate::records::mysql::{MySql, Options, Tls};
@@ -25,8 +25,7 @@ pub struct Beside {
 
 impl Beside {
     pub fn new(config: &Config) -> Self {
-        let credential =
-            std::env::var_os("CREDENTIALS_DIRECTORY").map(|directory| PathBuf::from(directory).join("master.key"));
+        let credential = credentials::directory().map(|directory| directory.join("master.key"));
         Self {
             state_dir: config.state_dir.clone(),
             database: config.database.clone(),

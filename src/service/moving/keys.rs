@@ -26,11 +26,6 @@ struct Plain {
     configuration: Option<Zeroizing<String>>,
 }
 
-/// Whether a passphrase is good enough; else why not.
-pub fn judge(passphrase: &str) -> Result<()> {
-    judge_passphrase(passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))
-}
-
 /// `manifest`: of the manifest's file. Takes some tenths of a second.
 pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
     let refused = |error: SealError| ServiceError::Refused(format!("the keys of the backup do not open: {error}"));
@@ -44,7 +39,7 @@ pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
 impl Service {
     /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
     pub async fn seal_backup_keys(&self, by: &By, passphrase: Zeroizing<String>, manifest: Digest) -> Result<String> {
-        judge(&passphrase)?;
+        judge_passphrase(&passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))?;
         let plain = Plain { master_key: self.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);
         if self.standstill().is_none() {
