@@ -290,6 +290,17 @@ const OF_ADMINS: [&str; 5] = ["/admin/", "/metrics", "/auth/users", "/auth/sessi
 
 /// A client that makes a connection for each call, by HTTP/1.1: over HTTP/2 it waits now and then, until its time is up,
 /// for a connection that was refused and is gone on both sides.
+/// With a key of a host's, which is nothing here; the answer comes in five seconds or not at all.
+async fn called(
+    client: &Client,
+    base: &str,
+    operation: &Operation,
+    host: &Registered,
+) -> reqwest::Result<reqwest::Response> {
+    let patience = std::time::Duration::from_secs(5);
+    call(client, base, operation, host).header("X-API-Key", &host.api_key).timeout(patience).send().await
+}
+
 fn stranger(daemon: &Daemon) -> reqwest::ClientBuilder {
     daemon.client_builder().pool_max_idle_per_host(0).http1_only()
 }
@@ -368,8 +379,13 @@ async fn every_operation_refuses_whoever_may_not() {
                 let strangers =
                     [("nobody", &nobody), ("a foreign certificate", &foreign), ("a revoked one", &revoked())];
                 for (who, stranger) in strangers {
-                    let answer =
-                        call(stranger, &base, operation, &host).header("X-API-Key", &host.api_key).send().await;
+                    // A client may miss that its connection was refused; whoever is refused is refused again.
+                    let mut answer = called(stranger, &base, operation, &host).await;
+                    for _ in 0..3 {
+                        if answer.as_ref().is_err_and(reqwest::Error::is_timeout) {
+                            answer = called(stranger, &base, operation, &host).await;
+                        }
+                    }
                     match answer {
                         Err(error) => assert!(!error.is_timeout(), "{name}, {who}: {error}"),
                         Ok(answer) if who == "a revoked one" => {
