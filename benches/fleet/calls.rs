@@ -204,9 +204,9 @@ impl Script for Stores {
     }
 }
 
-/// An auth.json of the size that `codex login` writes, with made-up tokens.
+/// An auth.json of the size that `codex login` writes, with tokens without claims.
 fn document(last_refresh: &str) -> Value {
-    let jwt = |name: &str| format!("eyJhbGciOiJSUzI1NiJ9.{name}.{}", "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6".repeat(40));
+    let jwt = |name: &str| format!("eyJhbGciOiJSUzI1NiJ9.e30.{name}{}", "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6".repeat(40));
     json!({
         "OPENAI_API_KEY": null,
         "tokens": {

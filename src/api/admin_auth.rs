@@ -26,7 +26,8 @@ pub struct AdminAuthApi;
 impl AdminAuthApi {
     /// Upload an auth.json
     ///
-    /// It becomes the canonical one if it is newer (`updated`), by the same rules as a host's store.
+    /// It becomes the canonical one if it is newer (`updated`), by the same rules as a host's store, and if it is of the
+    /// same account (409 `other_account`), unless the request says that it may change the account or be older.
     #[oai(path = "/upload", method = "post", operation_id = "uploadAuth")]
     async fn upload(
         &self,
@@ -144,6 +145,10 @@ pub struct UploadRequest {
     host_id: Option<u64>,
     /// Have the canonical login proved afterwards, in the background.
     probe: Option<bool>,
+    /// The login may be of another account, user or kind than the canonical one, and takes its place whatever their dates.
+    change_account: Option<bool>,
+    /// The login takes the canonical one's place even if it is older.
+    even_if_older: Option<bool>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -173,7 +178,8 @@ pub struct AuthVersion {
     pub digest: String,
     /// RFC 3339, spelled as in the document.
     pub last_refresh: String,
-    /// `admin`, `host`, `rollback`, or `runner`: Codex refreshed the tokens while a version was probed.
+    /// `admin`, `override` (an admin's upload that won although it was older), `host`, `rollback`, or `runner`: Codex
+    /// refreshed the tokens while a version was probed.
     pub source: String,
     /// Which admin, which host, or of which version.
     pub source_name: String,
@@ -185,6 +191,7 @@ impl From<CanonicalSummary> for AuthVersion {
     fn from(summary: CanonicalSummary) -> Self {
         let (source, source_name) = match summary.source {
             Source::Admin { by } => ("admin", by),
+            Source::Override { by } => ("override", by),
             Source::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
             Source::Runner { of } => ("runner", format!("version {of}")),
             Source::Host { fqdn, .. } => ("host", fqdn.into()),

@@ -73,7 +73,7 @@ pub enum Failure {
     /// It is so already, or something else is in its place.
     #[oai(status = 409)]
     Conflict(JsonBody<ErrorBody>),
-    /// The body is longer than 1 MiB.
+    /// The body is longer than 1 MiB, or the auth.json in it longer than 64 KiB.
     #[oai(status = 413)]
     TooLarge(JsonBody<ErrorBody>),
     /// The body is something else than JSON.
@@ -195,6 +195,8 @@ impl From<ServiceError> for Failure {
             }
             ServiceError::Busy => Self::Unavailable(body("busy", &message), 1),
             ServiceError::Conflict(_) => Self::Conflict(body("conflict", &message)),
+            ServiceError::OtherAccount { .. } => Self::Conflict(body("other_account", &message)),
+            ServiceError::DocumentTooLarge(_) => Self::TooLarge(body("too_large", &message)),
             ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
             // As long as it takes to configure it and start the daemon again.
             ServiceError::RunnerOff => Self::Unavailable(body("runner_off", &message), 60),

@@ -1,6 +1,7 @@
 //! `codex-authd auth upload | show | history | diff | rollback`
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueHint};
 use serde::Serialize;
@@ -11,6 +12,7 @@ use super::client::Client;
 use super::print::{self, or_dash};
 use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack};
 use crate::daemon::owner::as_caller;
+use crate::model::auth_document::MAX_DOCUMENT_BYTES;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -22,6 +24,12 @@ pub enum Command {
         /// Have it proved with Codex at once; while a daemon runs, nothing waits for that
         #[arg(long)]
         probe: bool,
+        /// It may be of another account than the canonical login, and takes its place
+        #[arg(long)]
+        change_account: bool,
+        /// It becomes the canonical login even if it is older
+        #[arg(long)]
+        even_if_older: bool,
     },
     /// The canonical login, without its secrets
     Show,
@@ -43,17 +51,23 @@ pub enum Command {
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
-        Command::Upload { file, probe } => {
+        Command::Upload { file, probe, change_account, even_if_older } => {
             #[derive(Serialize)]
             struct Upload<'a> {
                 auth: &'a str,
                 probe: bool,
+                change_account: bool,
+                even_if_older: bool,
             }
-            let document = as_caller(|| std::fs::read_to_string(file))
-                .map(Zeroizing::new)
-                .map_err(|cause| CliError::Read { path: file.clone(), cause })?;
-            let answer: AuthAnswer =
-                client.post("/admin/auth/upload", &Upload { auth: &document, probe: *probe }).await?;
+            let document =
+                as_caller(|| read_document(file)).map_err(|cause| CliError::Read { path: file.clone(), cause })?;
+            let upload = Upload {
+                auth: &document,
+                probe: *probe,
+                change_account: *change_account,
+                even_if_older: *even_if_older,
+            };
+            let answer: AuthAnswer = client.post("/admin/auth/upload", &upload).await?;
             let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
             let sentence = match answer.status.as_str() {
                 "updated" => format!("This login (last refresh {canonical}) is the canonical one now."),
@@ -67,7 +81,9 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             });
             print::done(json, &summary, &sentence);
             if answer.status == "outdated" {
-                return Err(CliError::Refused("the uploaded login is older than the canonical one".into()));
+                return Err(CliError::Refused(
+                    "the uploaded login is older than the canonical one (--even-if-older lets it win)".into(),
+                ));
             }
         }
         Command::Show => {
@@ -123,4 +139,15 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
     }
     Ok(())
+}
+
+/// An auth.json; a file that is longer than the daemon takes is not read to its end.
+fn read_document(file: &Path) -> std::io::Result<Zeroizing<String>> {
+    let mut document = Zeroizing::new(String::with_capacity(MAX_DOCUMENT_BYTES + 1));
+    std::fs::File::open(file)?.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_string(&mut document)?;
+    if document.len() > MAX_DOCUMENT_BYTES {
+        let reason = format!("it is no auth.json: longer than {MAX_DOCUMENT_BYTES} bytes (64 KiB)");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(document)
 }

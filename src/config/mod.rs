@@ -199,6 +199,8 @@ pub struct Install {
 pub struct Auth {
     /// The shortest token that an auth document may hold; never below 8.
     pub min_token_length: usize,
+    /// Only documents that Codex can load are taken.
+    pub strict: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -290,7 +292,7 @@ impl Default for Install {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { min_token_length: 24 }
+        Self { min_token_length: 24, strict: true }
     }
 }
 

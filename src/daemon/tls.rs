@@ -132,7 +132,7 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         install_token_ttl: time::Duration::seconds(config.install.token_ttl_seconds.into()),
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
         codex_release_url: config.install.codex_release_url.clone(),
-        document_rules: DocumentRules { min_token_length: config.auth.min_token_length },
+        document_rules: DocumentRules { min_token_length: config.auth.min_token_length, strict: config.auth.strict },
         people: PeoplePolicy::from(config),
     }
 }

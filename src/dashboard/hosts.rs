@@ -119,6 +119,7 @@ pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
     let source = match source {
         Source::Admin { by } => format!("uploaded by an admin ({by})"),
+        Source::Override { by } => format!("uploaded by an admin ({by}) in the place of a newer login"),
         Source::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
         Source::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
         Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),

@@ -133,6 +133,9 @@ pub fn explain(body: &ErrorBody) -> Explained {
             "Open the page again and repeat what you did there. This happens after the daemon was restarted."
         }
         "not_found" | "route_not_found" => "It may have been removed meanwhile. Go back to the hosts and look again.",
+        "other_account" => {
+            "If the fleet is to have that account from now on, send it again and tick the box that changes the account."
+        }
         "too_large" => "An auth.json is a few kilobytes long: was it the right file?",
         "invalid_json" => "Take the file as Codex wrote it, ~/.codex/auth.json, and send all of it.",
         _ => "",

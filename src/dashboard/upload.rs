@@ -13,6 +13,7 @@ use super::hosts::{Login, login};
 use super::shell::{Explained, Shell, explain, show, tell};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
+use crate::model::auth_document::Allowed;
 use crate::service::sync::{Outcome, Sync};
 use crate::service::{Result as ServiceResult, ServiceError};
 
@@ -61,7 +62,9 @@ async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceRes
             return Err(ServiceError::Refused("you chose a file and pasted a text too: send one of them".into()));
         }
     };
-    dashboard.service.upload_text(document, form.is("probe", "true"), &asking.by).await
+    let allowed =
+        Allowed { change_account: form.is("change_account", "true"), even_if_older: form.is("even_if_older", "true") };
+    dashboard.service.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
 }
 
 fn became_of_it(sync: &Sync) -> String {
@@ -78,7 +81,8 @@ fn became_of_it(sync: &Sync) -> String {
         }
         Outcome::Outdated => format!(
             "Nothing changed: what you sent is older than the canonical login, version {version}, refreshed \
-             {last_refresh}. Sign in with Codex once more, and upload the file it writes then."
+             {last_refresh}. Sign in with Codex once more, and upload the file it writes then; or tick the box that lets an \
+             older login win."
         ),
         outcome => format!("The login was read: {}.", outcome.as_str()),
     }

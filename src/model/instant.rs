@@ -56,11 +56,6 @@ impl Instant {
         OffsetDateTime::from_unix_timestamp_nanos(self.nanos + 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// The later of this and `now`.
-    pub fn or_later(&self, now: OffsetDateTime) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(self.nanos).map_or(now, |instant| instant.max(now))
-    }
-
     /// Seconds since 1970, for measuring; not exact.
     pub fn unix_seconds(&self) -> f64 {
         self.nanos as f64 / 1e9

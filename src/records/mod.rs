@@ -36,7 +36,6 @@ use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
-use crate::model::instant::Instant;
 use crate::model::people::{Email, UserId};
 use crate::seal::{KeyId, Place, Sealed};
 
@@ -195,8 +194,8 @@ pub trait Records: Send + Sync {
 
     /// Makes `new` the canonical version if the present one meets `condition`, which is decided within the transaction.
     /// The new version's number is one more than the highest there ever was; the entry in the audit log has it as its
-    /// target. Calls that are under way together may be taken in any order; those on [`Condition::OlderThan`] are taken
-    /// the oldest first, where that can be had.
+    /// target. Calls that are under way together may be taken in any order; the latest `last_refresh` first, where that can
+    /// be had, so that most of the others find themselves overtaken at once.
     async fn replace_canonical(
         &self,
         condition: &Condition,
@@ -580,6 +579,10 @@ pub enum Source {
     Admin {
         by: String,
     },
+    /// An admin's upload that was older than the canonical version, and was to win all the same.
+    Override {
+        by: String,
+    },
     /// An admin brought back the login of an earlier version.
     Rollback {
         by: String,
@@ -624,8 +627,6 @@ pub struct AuthEntry {
 pub enum Condition {
     /// It has this number; `None`: there is none yet.
     Version(Option<u64>),
-    /// Its `last_refresh` is before this instant, to the nanosecond; or there is none yet.
-    OlderThan(Instant),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,16 +6,18 @@ use zeroize::Zeroizing;
 
 use super::{By, Result, Service, ServiceError};
 use crate::hot::InHand;
-use crate::model::auth_document::without_host_members;
+use crate::model::auth_document::{LoginFacts, Present, without_host_members};
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
-use crate::records::{CanonicalSummary, CanonicalVersion, Epoch};
+use crate::records::{CanonicalSummary, CanonicalVersion, Epoch, Source};
 use crate::seal::Place;
 
 pub struct Canonical {
     pub summary: CanonicalSummary,
     /// `summary.last_refresh`, parsed once.
     pub last_refresh: Instant,
+    /// Whose login it is.
+    pub(super) login: LoginFacts,
     /// The canonical text without the members of one host or one sign-in; its SHA-256 is `summary.digest`. The records
     /// hold another digest for a version that was stored with such members.
     pub text: Zeroizing<String>,
@@ -24,6 +26,17 @@ pub struct Canonical {
 }
 
 impl Canonical {
+    /// For a document that is to take its place.
+    pub(super) fn present(&self) -> Present<'_> {
+        let is_decided = matches!(self.summary.source, Source::Rollback { .. } | Source::Override { .. });
+        Present {
+            digest: self.summary.digest,
+            last_refresh: &self.last_refresh,
+            login: &self.login,
+            decided_at: is_decided.then_some(self.summary.stored_at),
+        }
+    }
+
     /// For a host that has it.
     pub(super) fn in_hand(&self) -> InHand<'_> {
         InHand { last_refresh: &self.summary.last_refresh, digest: &self.summary.digest }
@@ -76,7 +89,8 @@ impl Service {
             None => Zeroizing::new(text.to_owned()),
         };
         let last_refresh = Instant::parse(&summary.last_refresh).map_err(ServiceError::internal)?;
-        Ok(Canonical { summary, last_refresh, text, as_of })
+        let login = LoginFacts::read(&text, &self.policy.load().document_rules).map_err(ServiceError::internal)?;
+        Ok(Canonical { summary, last_refresh, login, text, as_of })
     }
 
     /// Serves from `canonical`, which is durable, from here on; unless what is served already is of a later epoch.

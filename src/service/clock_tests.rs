@@ -13,7 +13,7 @@ use super::{By, Parts, Policy, Service, ServiceError};
 use crate::hot::Hot;
 use crate::hot::throttle::{Limits, Throttle};
 use crate::metrics::Metrics;
-use crate::model::auth_document::DocumentRules;
+use crate::model::auth_document::{DocumentRules, fixture};
 use crate::outside::{Outside, System};
 use crate::records::Records;
 use crate::records::embedded::Embedded;
@@ -77,7 +77,7 @@ pub(super) async fn node(
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(30),
         codex_release_url: String::new(),
-        document_rules: DocumentRules { min_token_length: 8 },
+        document_rules: DocumentRules { min_token_length: 8, strict: true },
         people: crate::service::people::PeoplePolicy::default(),
     };
     let parts = Parts {
@@ -94,12 +94,7 @@ pub(super) async fn node(
 
 pub(super) fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
     let at = at.format(&time::format_description::well_known::Rfc3339).unwrap();
-    let token = |kind: &str| format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{kind}-{tag}");
-    let auth = serde_json::json!({
-        "tokens": { "id_token": token("id"), "access_token": token("at"), "refresh_token": token("rt") },
-        "last_refresh": at,
-    });
-    (auth.to_string(), at)
+    (fixture::chatgpt("account-1", "user-1", tag, None, &at).to_string(), at)
 }
 
 #[tokio::test]

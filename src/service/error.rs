@@ -58,6 +58,14 @@ pub enum ServiceError {
     /// It is so already, or something else is in its place.
     #[error("{0}")]
     Conflict(String),
+    /// Both are told masked.
+    #[error(
+        "The login is of another account: {present} -> {new}. A host only renews the fleet's login; an admin changes its \
+         account with `codex-authd auth upload --change-account FILE` or on the dashboard's upload page"
+    )]
+    OtherAccount { present: String, new: String },
+    #[error("{0}")]
+    DocumentTooLarge(DocumentError),
     #[error("Too many failed authentication attempts")]
     AuthBlocked(Throttled),
     #[error("Rate limit exceeded")]
@@ -189,6 +197,7 @@ impl From<DocumentError> for ServiceError {
     fn from(error: DocumentError) -> Self {
         match error {
             DocumentError::Json(reason) => Self::InvalidJson { reason },
+            error @ DocumentError::TooLarge { .. } => Self::DocumentTooLarge(error),
             DocumentError::Field { path, message } => Self::Invalid { field: path, message },
         }
     }

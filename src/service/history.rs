@@ -1,7 +1,8 @@
 //! The canonical login's past: what differs between two versions, and bringing one back.
 //!
 //! A roll-back makes a **new** version with the login of an earlier one and the present instant as its `last_refresh`:
-//! with its own, older one every host that has a newer document would push that back at once. The records decide between
+//! with its own, older one every host that has a newer document would push that back at once. For the same reason a token
+//! that was issued before the roll-back is older than it. The records decide between
 //! a roll-back and a store at the same time; the one that is second is compared with what won, and both stand in the
 //! history. A crash before the records have it changes nothing; after it, the new version is the canonical one.
 //!
@@ -11,11 +12,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
-use crate::model::auth_document::{AuthDocument, redated};
+use crate::model::auth_document::AuthDocument;
 use crate::model::digest::Digest;
 use crate::records::{Condition, Epoch, Source};
 
@@ -71,12 +71,10 @@ impl Service {
         self.open_canonical(&version, Epoch(0))
     }
 
-    /// The document `text`, dated now; in any case later than the present one, whose host's clock may run ahead.
-    pub(super) fn dated_after(&self, present: &Canonical, text: &str, now: OffsetDateTime) -> Result<AuthDocument> {
+    /// The stored document `text`, dated now; in any case later than the present one.
+    fn dated_after(&self, present: &Canonical, text: &str, now: OffsetDateTime) -> Result<AuthDocument> {
         let after = present.last_refresh.after().max(now);
-        let dated = after.format(&Rfc3339).map_err(ServiceError::internal)?;
-        let text = redated(text, &dated)?;
-        Ok(AuthDocument::parse(&text, after, &self.policy.load().document_rules)?)
+        Ok(AuthDocument::parse_stored(text, now, &self.policy.load().document_rules)?.dated(after)?)
     }
 }
 

@@ -235,4 +235,6 @@ impl Service {
 }
 
 #[cfg(test)]
+mod login_tests;
+#[cfg(test)]
 mod store_tests;

@@ -11,6 +11,7 @@ use super::*;
 use crate::hot::HotHost;
 use crate::hot::throttle::Limits;
 use crate::metrics::Metrics;
+use crate::model::auth_document::fixture;
 use crate::model::instant::Instant;
 use crate::outside::System;
 use crate::records::Epoch;
@@ -64,8 +65,7 @@ fn instant(number: u32) -> String {
 }
 
 async fn store(service: &Service, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
-    let token = "not-a-token-of-anybody-at-all-0123456789";
-    let auth = json!({ "tokens": { "access_token": token }, "last_refresh": instant(number) });
+    let auth = fixture::chatgpt("account-1", "user-1", "any", None, &instant(number));
     let body = json!({ "command": "store", "auth": auth }).to_string();
     service.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
 }

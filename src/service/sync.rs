@@ -1,7 +1,8 @@
 //! Retrieve and store: the call that matters most.
 //!
-//! A retrieve is answered from memory. A store is answered when it is durable; whether it is newer than what is canonical
-//! is decided by the records, within the transaction that makes it so. A crash before the records have it loses nothing
+//! A retrieve is answered from memory. A store is answered when it is durable. Whether it takes the place of the canonical
+//! login is decided against one version of that ([`decide`]), and the records replace exactly that version or none: where
+//! another one became canonical meanwhile, it is decided again. A crash before the records have it loses nothing
 //! that was acknowledged; a crash after leaves the new version, which the host finds on its next call.
 //!
 //! A store is served from memory once it is durable, without a catching up; hot state follows with the next poll. Each
@@ -21,12 +22,17 @@ use super::delivery;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::{HostRevision, HotHost, Seen};
 use crate::model::audit::{Actor, AuditNote};
-use crate::model::auth_document::{AuthDocument, RequestMembers, split_request, uploaded_text};
+use crate::model::auth_document::{
+    Allowed, AuthDocument, RequestMembers, Verdict, decide, split_request, uploaded_text,
+};
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
-use crate::model::instant::Instant;
+use crate::model::instant::{BadInstant, Instant};
 use crate::model::version::Version;
 use crate::records::{AuthEntry, Condition, NewCanonical, ProbeTrigger, Replacement, Source};
+
+/// How often a store whose canonical version changed under it is decided again.
+const ATTEMPTS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -60,7 +66,7 @@ impl Outcome {
 
     /// Whether the answer holds the canonical document.
     pub fn carries_auth(self) -> bool {
-        matches!(self, Self::Outdated | Self::Updated)
+        matches!(self, Self::Outdated | Self::Updated | Self::Unchanged)
     }
 }
 
@@ -146,7 +152,8 @@ impl Service {
         let document = delivery::accept(document, Some(&host));
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
-        let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
+        let note = by.note(self.outside.now(), "auth.store");
+        let (outcome, canonical) = self.store(document, source, Allowed::default(), note).await?;
         if outcome == Outcome::Updated {
             self.want_probe(ProbeTrigger::Store);
         }
@@ -156,7 +163,8 @@ impl Service {
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }
 
-    /// An admin's upload: the document itself, or a text that holds it. It wins by the same rule as a host's.
+    /// An admin's upload: the document itself, or a text that holds it. It wins by the same rule as a host's, unless the
+    /// request allows more.
     pub async fn upload(&self, body: &str, by: &By) -> Result<Sync> {
         let request = split_request(body)?;
         if let Some(id) = request.raw("host_id").filter(|id| *id != "null") {
@@ -164,52 +172,87 @@ impl Service {
             // Only who the login was meant for; every host is given the canonical one.
             self.host(HostId(id)).await?;
         }
-        let probe = match request.raw("probe") {
-            None | Some("null" | "false") => false,
-            Some("true") => true,
-            Some(_) => return Err(ServiceError::invalid("probe", "probe must be true or false")),
+        let flag = |name: &str| match request.raw(name) {
+            None | Some("null" | "false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(ServiceError::invalid(name, format!("{name} must be true or false"))),
         };
+        let probe = flag("probe")?;
+        let allowed = Allowed { change_account: flag("change_account")?, even_if_older: flag("even_if_older")? };
         let raw = request.raw("auth").ok_or_else(|| ServiceError::invalid("auth", "Auth payload is required"))?;
-        self.upload_text(&uploaded_text(raw)?, probe, by).await.map_err(|error| match error {
+        self.upload_text(&uploaded_text(raw)?, allowed, probe, by).await.map_err(|error| match error {
             ServiceError::InvalidJson { .. } => ServiceError::Refused("auth payload must be valid JSON".into()),
             error => error,
         })
     }
 
     /// The same, with nothing around the document. `probe`: the canonical login is proved at once.
-    pub async fn upload_text(&self, document: &str, probe: bool, by: &By) -> Result<Sync> {
-        let note = by.note(self.outside.now(), "auth.upload");
-        let (outcome, canonical) = self.store(document, Source::Admin { by: by.actor.to_string() }, note).await?;
+    pub async fn upload_text(&self, document: &str, allowed: Allowed, probe: bool, by: &By) -> Result<Sync> {
+        let mut note = by.note(self.outside.now(), "auth.upload");
+        let actor = by.actor.to_string();
+        if allowed.even_if_older {
+            note = note.with("even_if_older", true);
+        }
+        let (outcome, canonical) = self.store(document, Source::Admin { by: actor }, allowed, note).await?;
         if probe {
             self.want_probe(ProbeTrigger::Upload);
         }
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: None })
     }
 
-    /// The time, for judging what is in the future: the canonical's own date was not when it was stored. A clock that is
-    /// set back must not make every host a liar that has the login in hand.
-    pub(super) fn no_earlier_than_the_canonical(&self) -> OffsetDateTime {
+    /// Stores `document` if it takes the canonical login's place. `Updated`: it was the canonical one, and is durable; by
+    /// now there may be a newer one, which is given back then. A login of another account is refused, with an alarm.
+    async fn store(
+        &self,
+        document: &str,
+        source: Source,
+        allowed: Allowed,
+        note: AuditNote,
+    ) -> Result<(Outcome, Arc<Canonical>)> {
         let now = self.outside.now();
-        self.canonical().map_or(now, |canonical| canonical.last_refresh.or_later(now))
-    }
-
-    /// Stores `document` if it is newer than the canonical one. `Updated`: it was the canonical one, and is durable; by
-    /// now there may be a newer one, which is given back then.
-    async fn store(&self, document: &str, source: Source, note: AuditNote) -> Result<(Outcome, Arc<Canonical>)> {
-        let now = self.no_earlier_than_the_canonical();
         let document = AuthDocument::parse(document, now, &self.policy.load().document_rules)?;
-        if let Some(present) = self.canonical()
-            && let Some(outcome) = overtaken(&document, &present)
-        {
-            return Ok((outcome, present));
+        let mut is_caught_up = false;
+        for _ in 0..ATTEMPTS {
+            let present = self.canonical();
+            let decide = |allowed| decide(&document, present.as_deref().map(Canonical::present), allowed, now);
+            let wins = |allowed| matches!(decide(allowed), Ok(Verdict::Replaces(_)));
+            let document = match (decide(allowed)?, present.as_ref()) {
+                (Verdict::Replaces(document), _) => document,
+                (Verdict::Unchanged, Some(present)) => return Ok((Outcome::Unchanged, Arc::clone(present))),
+                (Verdict::Outdated, Some(present)) => return Ok((Outcome::Outdated, Arc::clone(present))),
+                // Another node's admin may have changed the account a moment ago.
+                (Verdict::OtherAccount, Some(_)) if !is_caught_up => {
+                    self.catch_up().await?;
+                    is_caught_up = true;
+                    continue;
+                }
+                (Verdict::OtherAccount, Some(present)) => {
+                    let (present, new) = (present.login.to_string(), document.login().to_string());
+                    let note = note.with("present", &present).with("new", &new);
+                    self.note_alone(note.refused("another account").alarm()).await?;
+                    return Err(ServiceError::OtherAccount { present, new });
+                }
+                (_, None) => return Err(ServiceError::internal("a login was compared with none")),
+            };
+            let mut note = note.clone();
+            if let Some(present) = present.as_ref().filter(|present| !document.login().renews(&present.login)) {
+                note = note.with("present", &present.login).with("new", document.login()).alarm();
+            }
+            let source = match &source {
+                Source::Admin { by } if allowed.even_if_older && !wins(Allowed { even_if_older: false, ..allowed }) => {
+                    Source::Override { by: by.clone() }
+                }
+                source => source.clone(),
+            };
+            let condition = Condition::Version(present.as_ref().map(|present| present.summary.version));
+            if self.make_canonical(&document, source, condition, note).await?.is_some() {
+                let canonical = self.canonical();
+                let canonical =
+                    canonical.ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
+                return Ok((Outcome::Updated, canonical));
+            }
         }
-        let condition = Condition::OlderThan(document.last_refresh().clone());
-        let stored = self.make_canonical(&document, source, condition, note).await?;
-        let canonical =
-            self.canonical().ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
-        let outcome = if stored.is_some() { Some(Outcome::Updated) } else { overtaken(&document, &canonical) };
-        let changed = || ServiceError::Unavailable { cause: "the canonical auth changed while it was replaced".into() };
-        Ok((outcome.ok_or_else(changed)?, canonical))
+        Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
     }
 
     /// Makes `document` the canonical version if the present one meets `condition`: durable, and served, when this returns
@@ -231,6 +274,7 @@ impl Service {
                 self.adopt_canonical(Canonical {
                     summary: version.summary,
                     last_refresh: document.last_refresh().clone(),
+                    login: document.login().clone(),
                     text: Zeroizing::new(document.text().to_owned()),
                     as_of: epoch,
                 });
@@ -272,15 +316,6 @@ impl Service {
             source: source.clone(),
             at: self.outside.now(),
         })
-    }
-}
-
-/// What becomes of a document that is not newer than the canonical one; `None`: it is.
-fn overtaken(document: &AuthDocument, present: &Canonical) -> Option<Outcome> {
-    match document.last_refresh().cmp(&present.last_refresh) {
-        std::cmp::Ordering::Less => Some(Outcome::Outdated),
-        std::cmp::Ordering::Equal => Some(Outcome::Unchanged),
-        std::cmp::Ordering::Greater => None,
     }
 }
 
@@ -339,13 +374,18 @@ fn compare(
         Some(canonical) => Ok(Cow::Borrowed(&canonical.last_refresh)),
         None => Instant::parse(last_refresh).map(Cow::Owned),
     };
-    let last_refresh = last_refresh
-        .and_then(|instant| instant.check(canonical.map_or(now, |it| it.last_refresh.or_later(now))).map(|()| instant))
-        .map_err(|error| ServiceError::invalid("last_refresh", error.to_string()))?;
+    let invalid = |error: BadInstant| ServiceError::invalid("last_refresh", error.to_string());
+    let last_refresh = last_refresh.map_err(invalid)?;
+    let is_ahead = match last_refresh.check(now) {
+        Ok(()) => false,
+        // The clock of the host says nothing then. Its document may: it is asked for.
+        Err(BadInstant::InFuture) => true,
+        Err(error) => return Err(invalid(error)),
+    };
     let Some(canonical) = canonical else { return Ok(Outcome::Missing) };
     Ok(if digest == delivery::deliver(canonical, Some(host)).digest {
         Outcome::Valid
-    } else if *last_refresh > canonical.last_refresh {
+    } else if *last_refresh > canonical.last_refresh || (is_ahead && *last_refresh != canonical.last_refresh) {
         Outcome::UploadRequired
     } else {
         Outcome::Outdated

@@ -15,9 +15,12 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::{BINARY, BOUND, Daemon, Registered, pause};
 
+/// Every member of the logins here is a secret, and none a JWT.
+const MADE_UP_TOKENS: (&str, &str) = ("AUTH__STRICT", "false");
+
 #[tokio::test]
 async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
-    let mut daemon = Daemon::prepare(&[]);
+    let mut daemon = Daemon::prepare(&[MADE_UP_TOKENS]);
     daemon.log_level = Some("trace");
     daemon.launch();
     let mut secrets = Secrets::default();
@@ -75,7 +78,7 @@ fn a_refused_configuration_does_not_show_the_password_in_it() {
     let url = "mysql://authd:Canary-db/Pa55+word@db.example:3306/authd";
     let mut places = Vec::new();
     for command in ["check-config", "serve"] {
-        let daemon = Daemon::prepare(&[("DATABASE__URL", url)]);
+        let daemon = Daemon::prepare(&[("DATABASE__URL", url), MADE_UP_TOKENS]);
         places.push((format!("{command}, environment"), refused(daemon.command(&[command]))));
         for (number, text) in [
             format!("[database]\nurl = \"{url}\"\n"),
@@ -94,7 +97,7 @@ fn a_refused_configuration_does_not_show_the_password_in_it() {
         .into_iter()
         .enumerate()
         {
-            let daemon = Daemon::prepare(&[]);
+            let daemon = Daemon::prepare(&[MADE_UP_TOKENS]);
             let file = daemon.state.path().join("config.toml");
             std::fs::write(&file, text).unwrap();
             let mut command = daemon.command(&[command, "--json", "--config", file.to_str().unwrap()]);
@@ -110,7 +113,7 @@ fn a_refused_configuration_does_not_show_the_password_in_it() {
 
 #[test]
 fn what_the_daemon_writes_is_its_owners_alone() {
-    let mut daemon = Daemon::start();
+    let mut daemon = Daemon::start_with(&[MADE_UP_TOKENS]);
     daemon.cli_json(&["hosts", "add", "a.test"]);
     let control = daemon.state.path().join("control.sock");
     let about = std::fs::metadata(&control).unwrap();
@@ -137,7 +140,7 @@ fn the_process_leaves_no_core_dump_and_is_nobodys_to_read() {
     let directory = tempfile::tempdir().unwrap();
     let mut plain = Command::new("sleep");
     plain.arg("60");
-    let daemon = Daemon::prepare(&[]);
+    let daemon = Daemon::prepare(&[MADE_UP_TOKENS]);
     // Where the user below may execute it.
     let binary = directory.path().join("codex-authd");
     std::fs::hard_link(BINARY, &binary).or_else(|_| std::fs::copy(BINARY, &binary).map(|_| ())).unwrap();

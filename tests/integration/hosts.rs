@@ -260,11 +260,11 @@ async fn a_window_closes_by_itself() {
 
 /// Member order, number spelling, empty objects and non-ASCII are what a rewriting would lose.
 const ODD: &str = r#"{ "z": [1.0, 1E5, -0, 1e-7, 12345678901234567890123, 0.10], "last_refresh": "2025-11-21T11:00:00.100Z",
-    "tokens": {"refresh_token": "rt_a/b", "access_token": "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6", "id_token": "\u0065y"},
+    "tokens": {"refresh_token": "rt_a/b", "access_token": "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6", "id_token": "\u00653.e30.e30"},
     "e": {}, "a": [ ], "u": "é/€ \u2028 😀", "n": null, "b": {"y": true, "x": {}} }"#;
 const ODD_CANONICAL: &str = concat!(
     r#"{"z":[1.0,1E5,-0,1e-7,12345678901234567890123,0.10],"last_refresh":"2025-11-21T11:00:00.100Z","#,
-    r#""tokens":{"refresh_token":"rt_a/b","access_token":"Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6","id_token":"ey"},"#,
+    r#""tokens":{"refresh_token":"rt_a/b","access_token":"Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6","id_token":"e3.e30.e30"},"#,
     "\"e\":{},\"a\":[],\"u\":\"é/€ \u{2028} 😀\",\"n\":null,\"b\":{\"y\":true,\"x\":{}},",
     r#""auths":{"api.openai.com":{"token":"Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6","token_type":"bearer"}}}"#,
 );

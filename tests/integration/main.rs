@@ -32,6 +32,7 @@ mod oidc;
 mod outages;
 mod people;
 mod refusals;
+mod renewals;
 mod roles;
 mod runner;
 mod sandbox;

@@ -61,6 +61,7 @@ const DEVIATIONS: &[Deviation] = &[
     ),
     deviation("auth_hash_as_key_accepted", "status 401", "a stored digest is never a key"),
     deviation("auth_date_words_accepted", "status 422", "only RFC 3339 is a date"),
+    deviation("auth_future_date", "status 200", "the host's clock is wrong: its login is asked for, and decides"),
     deviation("auth_bearer_under_mod_php", "status 200", "the former web server lost the header; it is accepted"),
     deviation(
         "admin_upload_system",
@@ -423,6 +424,8 @@ struct Answer {
 impl<'a> Run<'a> {
     async fn start(section: &Section, vectors: &'a BTreeMap<String, Vector>, releases: &str) -> Self {
         let mut settings = section.settings.to_vec();
+        // The recorded logins have made-up tokens.
+        settings.push(("AUTH__STRICT", "false"));
         if section.knows_releases {
             settings.push(("UPSTREAM__RELEASES_URL", releases));
         }

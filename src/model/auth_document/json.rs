@@ -82,6 +82,11 @@ impl<'a> Members<'a> {
         self.0.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
+    /// Whether the member is there and not null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| !matches!(value, Node::Null))
+    }
+
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Node<'a>> {
         self.0.iter_mut().find(|member| member.name == name).map(|member| &mut member.value)
     }

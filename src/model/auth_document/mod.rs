@@ -7,9 +7,16 @@
 //!
 //! This room knows nothing of hosts, storage or HTTP: what it refuses it refuses with a path and a sentence.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod host_members;
 mod json;
+mod jwt;
+mod kind;
+mod loadable;
+mod login;
 mod refreshed;
+mod renewal;
 mod request;
 mod targets;
 mod token;
@@ -17,16 +24,22 @@ mod token;
 use std::fmt;
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use crate::model::digest::Digest;
-use crate::model::instant::Instant;
+use crate::model::instant::{BadInstant, Instant};
 use json::Node;
 
-pub use refreshed::{accounts, refreshed};
+pub use login::LoginFacts;
+pub use refreshed::refreshed;
+pub use renewal::{Allowed, Present, Verdict, decide};
 pub use request::{RequestMembers, split_request, uploaded_text};
 pub use targets::Target;
 pub use token::DocumentRules;
+
+/// How long a document may be that is sent to us. A login takes about 5 KiB.
+pub const MAX_DOCUMENT_BYTES: usize = 64 * 1024;
 
 /// A document that may become, or is, the canonical one. `Debug` shows none of its secrets.
 #[derive(Clone)]
@@ -35,6 +48,9 @@ pub struct AuthDocument {
     digest: Digest,
     last_refresh: Instant,
     targets: Vec<Target>,
+    login: LoginFacts,
+    /// It was sent without a `last_refresh`.
+    is_undated: bool,
     agent_identity: Option<Zeroizing<String>>,
 }
 
@@ -47,6 +63,8 @@ pub enum DocumentError {
     /// A member breaks a rule. `path` is where, as the wire names it (`auth.last_refresh`).
     #[error("{path}: {message}")]
     Field { path: String, message: String },
+    #[error("The login is {bytes} bytes long; at most {MAX_DOCUMENT_BYTES} (64 KiB) are taken")]
+    TooLarge { bytes: usize },
 }
 
 impl DocumentError {
@@ -57,26 +75,64 @@ impl DocumentError {
 
 impl AuthDocument {
     /// Checks a document as it was sent and brings it into its canonical form. Of several faults the first is named, in
-    /// the order: JSON, `last_refresh`, `auths`, then target by target as they were sent.
+    /// the order: size, JSON, `last_refresh`, what Codex cannot load, `auths`, then target by target as they were sent.
+    ///
+    /// A kind of login that Codex writes without a date (an API key) gets the date `now`. Whether a date is in the future
+    /// is for [`decide`]: that depends on the canonical login.
     pub fn parse(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
+        if text.len() > MAX_DOCUMENT_BYTES {
+            return Err(DocumentError::TooLarge { bytes: text.len() });
+        }
+        Self::parse_stored(text, now, rules)
+    }
+
+    /// The same for a document that was stored, whatever its length: what we add may carry it over the limit.
+    pub fn parse_stored(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
         let mut members = top_level_members(text)?;
-        let agent_identity = host_members::take(&mut members);
+        let needs_date = !rules.strict || kind::LoginKind::told_by(&members).kind().is_none_or(|kind| kind.has_date());
+        let is_undated = !needs_date && !members.has("last_refresh");
+        if is_undated {
+            members.set("last_refresh", Node::string(rfc3339(now)?));
+        }
         let last_refresh = last_refresh(&members)?;
-        last_refresh.check(now).map_err(|error| DocumentError::field(LAST_REFRESH, error))?;
+        if last_refresh.check(now) == Err(BadInstant::TooOld) {
+            return Err(DocumentError::field(LAST_REFRESH, BadInstant::TooOld));
+        }
+        if rules.strict {
+            loadable::check(&members)?;
+        }
+        login::check_one_account(&members)?;
+        let login = LoginFacts::of(&members, rules);
+        let agent_identity = host_members::take(&mut members);
         let targets = targets::canonicalise(&mut members, rules)?;
         let text = json::write(&Node::Object(members), text.len());
-        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, agent_identity })
+        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, login, is_undated, agent_identity })
     }
 
     /// A document that was stored. Its text is taken as the canonical one, byte for byte, and the rules for what may be
     /// sent (dates, tokens) are not applied again: they may have changed since.
-    pub fn from_canonical(text: impl Into<String>) -> Result<Self, DocumentError> {
+    pub fn from_canonical(text: impl Into<String>, rules: &DocumentRules) -> Result<Self, DocumentError> {
         let text = Zeroizing::new(text.into());
         let members = top_level_members(&text)?;
         let last_refresh = last_refresh(&members)?;
         let targets = targets::read(&members)?;
+        let login = LoginFacts::of(&members, rules);
         drop(members);
-        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, agent_identity: None })
+        let digest = Digest::of(text.as_bytes());
+        Ok(Self { digest, text, last_refresh, targets, login, is_undated: false, agent_identity: None })
+    }
+
+    /// The same login with the date `at`.
+    pub fn dated(&self, at: OffsetDateTime) -> Result<Self, DocumentError> {
+        let at = Instant::parse(&rfc3339(at)?).map_err(|error| DocumentError::field(LAST_REFRESH, error))?;
+        self.spelled(&at)
+    }
+
+    /// The same login with the date `at`, spelled as that is.
+    fn spelled(&self, at: &Instant) -> Result<Self, DocumentError> {
+        let text = redated(&self.text, at.text())?;
+        let digest = Digest::of(text.as_bytes());
+        Ok(Self { text, digest, last_refresh: at.clone(), is_undated: false, ..self.clone() })
     }
 
     /// The canonical text: what is hashed, sealed and served.
@@ -92,7 +148,17 @@ impl AuthDocument {
         &self.last_refresh
     }
 
-    /// The targets of `auths`, by name; never empty.
+    /// Whose login it is.
+    pub fn login(&self) -> &LoginFacts {
+        &self.login
+    }
+
+    /// Whether it was sent without a date, and has that of its arrival.
+    pub fn is_undated(&self) -> bool {
+        self.is_undated
+    }
+
+    /// The targets of `auths`, by name; none for a login without a token that could be given to one.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
@@ -136,6 +202,10 @@ pub fn redated(text: &str, last_refresh: &str) -> Result<Zeroizing<String>, Docu
 }
 
 const LAST_REFRESH: &str = "auth.last_refresh";
+
+fn rfc3339(at: OffsetDateTime) -> Result<String, DocumentError> {
+    at.format(&Rfc3339).map_err(|error| DocumentError::field(LAST_REFRESH, error))
+}
 
 fn top_level_members(text: &str) -> Result<json::Members<'_>, DocumentError> {
     match json::read(text)? {

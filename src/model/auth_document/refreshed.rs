@@ -1,18 +1,15 @@
-//! The document that Codex wrote in the place of one that it was given: what it dropped is put back, and whose it is.
+//! The document that Codex wrote in the place of one that it was given: what it dropped is put back.
 //!
 //! Codex keeps the members it knows and drops the others, `auths` among them. Refreshed tokens are taken by it whoever they
-//! belong to; a giver has to check that (the claim is read, not verified: it came from where the tokens come from).
+//! belong to; whoever gave it the document has to check that ([`LoginFacts::renews`](super::LoginFacts::renews)).
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::json::{self, Member, Members, Node};
 use super::{DocumentError, top_level_members};
 
 /// Members that Codex itself writes: where one is missing, Codex has taken it out.
-const OF_CODEX: [&str; 7] = [
+const OF_CODEX: [&str; 8] = [
     "auth_mode",
     "OPENAI_API_KEY",
     "tokens",
@@ -20,8 +17,8 @@ const OF_CODEX: [&str; 7] = [
     "agent_identity",
     "personal_access_token",
     "bedrock_api_key",
+    "bedrock_access_keys",
 ];
-const CLAIM: &str = "https://api.openai.com/auth";
 
 /// `new`, with what `old` had beside it. A target of `old` that has its access token gets the new one.
 pub fn refreshed(old: &str, new: &str) -> Result<Zeroizing<String>, DocumentError> {
@@ -57,23 +54,6 @@ fn access_token<'n>(document: &'n Members<'_>) -> Option<&'n str> {
     }
 }
 
-/// The accounts that a document's tokens say they belong to; empty where none can be read.
-pub fn accounts(document: &str) -> Vec<String> {
-    let Ok(document) = serde_json::from_str::<Value>(document) else { return Vec::new() };
-    let tokens = ["id_token", "access_token"].map(|name| document["tokens"][name].as_str());
-    let mut accounts: Vec<String> = tokens.into_iter().flatten().filter_map(account).collect();
-    accounts.sort();
-    accounts.dedup();
-    accounts
-}
-
-fn account(token: &str) -> Option<String> {
-    let claims = token.split('.').nth(1)?;
-    let claims = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?);
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    claims[CLAIM]["chatgpt_account_id"].as_str().map(str::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,21 +72,5 @@ mod tests {
             r#"{"tokens":{"access_token":"new-token"},"auths":{},"note":1.50}"#
         );
         assert!(refreshed(old, "[]").is_err() && refreshed(old, "{").is_err());
-    }
-
-    #[test]
-    fn the_account_is_read_from_the_tokens() {
-        let token = |account: &str| {
-            let claims = serde_json::json!({ CLAIM: { "chatgpt_account_id": account } }).to_string();
-            format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims))
-        };
-        let document = |id: &str, access: &str| {
-            serde_json::json!({ "tokens": { "id_token": id, "access_token": access, "account_id": "stale" } })
-                .to_string()
-        };
-        assert_eq!(accounts(&document(&token("a"), &token("a"))), ["a"]);
-        assert_eq!(accounts(&document(&token("a"), &token("b"))), ["a", "b"]);
-        assert_eq!(accounts(&document("opaque", "x.y.z")), Vec::<String>::new());
-        assert_eq!(accounts("{}"), Vec::<String>::new());
     }
 }

@@ -32,7 +32,7 @@ const ALIASES: [(&str, &[&str]); 4] = [
 ];
 
 /// Checks `auths` and puts its canonical form in its place; where it is missing, null or empty it is made from the
-/// document's own token.
+/// document's own token. A login without such a token (a personal access token, say) has no `auths`.
 pub(super) fn canonicalise(document: &mut Members<'_>, rules: &DocumentRules) -> Result<Vec<Target>, DocumentError> {
     let found = match document.0.iter_mut().find(|member| member.name == "auths") {
         Some(member) => std::mem::replace(&mut member.value, Node::Null),
@@ -44,7 +44,15 @@ pub(super) fn canonicalise(document: &mut Members<'_>, rules: &DocumentRules) ->
         Node::Object(targets) => targets,
         _ => return Err(DocumentError::field("auth.auths", NOT_TARGETS)),
     };
-    let given = if given.0.is_empty() { synthesise(document)? } else { given };
+    let given = match (given.0.is_empty(), synthesise(document)) {
+        (false, _) => given,
+        (true, Some(made)) => made,
+        (true, None) if rules.strict => {
+            document.0.retain(|member| member.name != "auths");
+            return Ok(Vec::new());
+        }
+        (true, None) => return Err(DocumentError::field("auth.auths", NOT_TARGETS)),
+    };
 
     let mut targets =
         given.0.into_iter().map(|target| canonical_target(target, rules)).collect::<Result<Vec<_>, _>>()?;
@@ -58,24 +66,21 @@ pub(super) fn canonicalise(document: &mut Members<'_>, rules: &DocumentRules) ->
 /// The targets of a document that is canonical already.
 pub(super) fn read(document: &Members<'_>) -> Result<Vec<Target>, DocumentError> {
     match document.get("auths") {
+        None => Ok(Vec::new()),
         Some(Node::Object(targets)) if !targets.0.is_empty() => read_targets(targets),
-        _ => Err(DocumentError::field("auth.auths", NOT_TARGETS)),
+        Some(_) => Err(DocumentError::field("auth.auths", NOT_TARGETS)),
     }
 }
 
 /// One target, from the document's first token that is not blank.
-fn synthesise<'a>(document: &Members<'a>) -> Result<Members<'a>, DocumentError> {
+fn synthesise<'a>(document: &Members<'a>) -> Option<Members<'a>> {
     let access_token = match document.get("tokens") {
         Some(Node::Object(tokens)) => tokens.get("access_token"),
         _ => None,
     };
-    let token = [access_token, document.get("OPENAI_API_KEY")]
-        .into_iter()
-        .flatten()
-        .find_map(non_blank)
-        .ok_or_else(|| DocumentError::field("auth.auths", NOT_TARGETS))?;
+    let token = [access_token, document.get("OPENAI_API_KEY")].into_iter().flatten().find_map(non_blank)?;
     let entry = Members(vec![made("token", Node::string(token))]);
-    Ok(Members(vec![made(DEFAULT_TARGET, Node::Object(entry))]))
+    Some(Members(vec![made(DEFAULT_TARGET, Node::Object(entry))]))
 }
 
 fn canonical_target<'a>(target: Member<'a>, rules: &DocumentRules) -> Result<Member<'a>, DocumentError> {

@@ -5,6 +5,9 @@
 pub struct DocumentRules {
     /// Shortest token that is taken, in bytes. Below [`DocumentRules::FLOOR`] counts as the floor.
     pub min_token_length: usize,
+    /// Only what Codex can load is taken, and an API key is an account of its own. Without it, as in the former service, any
+    /// document with a token is taken.
+    pub strict: bool,
 }
 
 impl DocumentRules {
@@ -13,7 +16,7 @@ impl DocumentRules {
 
 impl Default for DocumentRules {
     fn default() -> Self {
-        Self { min_token_length: 24 }
+        Self { min_token_length: 24, strict: true }
     }
 }
 
@@ -75,7 +78,7 @@ pub(super) fn trim(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    const RULES: DocumentRules = DocumentRules { min_token_length: 8 };
+    const RULES: DocumentRules = DocumentRules { min_token_length: 8, strict: true };
 
     #[test]
     fn the_first_broken_rule_is_named() {
@@ -99,8 +102,8 @@ mod tests {
 
     #[test]
     fn the_shortest_length_can_be_set_but_not_below_the_floor() {
-        assert_eq!(check("abcdefg", &DocumentRules { min_token_length: 1 }), Err(BadToken::TooShort(8)));
-        assert_eq!(check("abcdefgh", &DocumentRules { min_token_length: 1 }), Ok(()));
+        assert_eq!(check("abcdefg", &DocumentRules { min_token_length: 1, ..RULES }), Err(BadToken::TooShort(8)));
+        assert_eq!(check("abcdefgh", &DocumentRules { min_token_length: 1, ..RULES }), Ok(()));
         let default = DocumentRules::default();
         assert_eq!(check("abcdefghijklmnopqrstuvw", &default), Err(BadToken::TooShort(24)));
         assert_eq!(check("abcdefghijklmnopqrstuvwx", &default), Ok(()));

@@ -76,8 +76,7 @@ macro_rules! every_case {
             canonical: the_first_version_needs_that_there_is_none;
             canonical: racing_replacements_make_one_version;
             canonical: version_numbers_have_no_gap_under_racing_writers;
-            canonical: only_a_newer_login_replaces_an_older_one;
-            canonical: racing_newer_logins_make_one_line;
+            canonical: racing_writers_that_decide_again_make_one_line;
             canonical: a_replacement_tells_the_epoch_it_stands_at;
             canonical: a_retried_replacement_answers_as_it_did_then;
             canonical: every_version_is_kept_and_the_newest_comes_first;

@@ -4,7 +4,6 @@ use uuid::Uuid;
 
 use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
-use crate::model::instant::Instant;
 use crate::records::{CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result};
 use crate::seal::Place;
 
@@ -25,7 +24,8 @@ pub(super) fn replace(
         let epoch = pointer.filter(|pointer| pointer.row == number).map(|pointer| pointer.epoch);
         return Ok(Replacement::Replaced { version, epoch: epoch.unwrap_or(Epoch(0)) });
     }
-    if !holds(staged, condition, pointer.as_ref().map(|pointer| pointer.row))? {
+    let Condition::Version(expected) = condition;
+    if pointer.as_ref().map(|pointer| pointer.row) != *expected {
         return Ok(Replacement::Conflict(present(staged)?));
     }
     let made = CanonicalVersion {
@@ -47,19 +47,6 @@ pub(super) fn replace(
     changes::mark(staged, Kind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
     rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
     Ok(Replacement::Replaced { version: made, epoch })
-}
-
-fn holds(source: &impl Source, condition: &Condition, present: Option<u64>) -> Result<bool> {
-    match (condition, present) {
-        (Condition::Version(expected), present) => Ok(present == *expected),
-        (Condition::OlderThan(_), None) => Ok(true),
-        (Condition::OlderThan(instant), Some(number)) => {
-            let summary: Option<CanonicalSummary> = rows::get(source, rows::version_summary(number))?;
-            let present = summary.ok_or_else(|| rows::missing("version-summary"))?.last_refresh;
-            let present = Instant::parse(&present).map_err(|e| rows::corrupt("version-summary", e))?;
-            Ok(present < *instant)
-        }
-    }
 }
 
 pub(super) fn present<S: Source>(source: &S) -> Result<Option<CanonicalVersion>> {

@@ -26,6 +26,7 @@ mod turns;
 mod upgrade;
 mod users;
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ use crate::seal::{KeyId, Place, Sealed};
 pub struct Embedded {
     data: Arc<Durable>,
     /// Stores that wait for their turn, the oldest login first.
-    stores: turns::Turns<Option<Instant>, Replacement>,
+    stores: turns::Turns<Reverse<Option<Instant>>, Replacement>,
 }
 
 impl Embedded {
@@ -308,10 +309,7 @@ impl Records for Embedded {
         new: &NewCanonical,
         audit: &AuditNote,
     ) -> Result<Replacement> {
-        let turn = match condition {
-            Condition::Version(_) => None,
-            Condition::OlderThan(instant) => Some(instant.clone()),
-        };
+        let turn = Reverse(Instant::parse(&new.last_refresh).ok());
         let (condition, new, audit) = (condition.clone(), new.clone(), audit.clone());
         self.stores
             .take(&self.data, turn, move |staged| {

@@ -1,9 +1,8 @@
 //! Changes that arrive together are applied in an order of their own, and made safe together.
 //!
-//! While one round is being made safe, whoever comes waits for the next. Within a round the lower key goes first: of
-//! many stores at once each finds an older version before it, so that all become canonical one after the other, where
-//! in the order of their arrival most would be overtaken. All of them were under way at the same time, so any order is
-//! a true one.
+//! While one round is being made safe, whoever comes waits for the next. Within a round the lower key goes first. Stores
+//! put the latest login first: it becomes canonical, and the others of the round find themselves overtaken at once. All
+//! of them were under way at the same time, so any order is a true one.
 //!
 //! A change sees what those before it in its round have staged, by [`Staged::get`], not by its scans. A round is one batch:
 //! a crash leaves all of it or nothing, and nobody has been told of any.

@@ -10,7 +10,6 @@ use super::rows::{self, Columns};
 use super::sealed;
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
-use crate::model::instant::Instant;
 use crate::records::{
     AuthEntry, CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result, Source,
 };
@@ -28,14 +27,15 @@ pub(super) async fn replace(
     note: &AuditNote,
 ) -> Outcome<Replacement> {
     let present = change.heads.canonical_version;
-    let known = known(change.connection, new.id, present).await?;
+    let known = known(change.connection, new.id).await?;
     if let Some(number) = known.number {
         let version =
             version(change.connection, number).await?.ok_or_else(|| rows::corrupt(TABLE, "a version left"))?;
         let epoch = if present == Some(number) { change.heads.canonical_epoch } else { Epoch(0) };
         return Ok(Replacement::Replaced { version, epoch });
     }
-    if !holds(condition, present, known.last_refresh.as_deref())? {
+    let Condition::Version(expected) = condition;
+    if present != *expected {
         let present = match present {
             Some(number) => version(change.connection, number).await?,
             None => None,
@@ -68,43 +68,29 @@ struct Known {
     /// Of the version with this id.
     number: Option<u64>,
     highest: u64,
-    /// Of the version that is canonical.
-    last_refresh: Option<String>,
     keys: sealed::Known,
 }
 
-async fn known(connection: &mut Conn, id: Uuid, present: Option<u64>) -> Outcome<Known> {
+async fn known(connection: &mut Conn, id: Uuid) -> Outcome<Known> {
     let statement = format!(
         "SELECT (SELECT version FROM auth_payloads WHERE id = ?), (SELECT MAX(version) FROM auth_payloads), \
-         (SELECT last_refresh FROM auth_payloads WHERE version = ?), {}",
+         {}",
         sealed::KNOWN
     );
-    let row: Option<Row> = connection.exec_first(statement, (rows::id(id), present)).await?;
+    let row: Option<Row> = connection.exec_first(statement, (rows::id(id),)).await?;
     let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
     Ok(Known {
         number: columns.optional_number()?,
         highest: columns.optional_number()?.unwrap_or_default(),
-        last_refresh: columns.optional_text()?,
         keys: sealed::Known::read(&mut columns)?,
     })
-}
-
-fn holds(condition: &Condition, present: Option<u64>, last_refresh: Option<&str>) -> Result<bool> {
-    match (condition, present) {
-        (Condition::Version(expected), present) => Ok(present == *expected),
-        (Condition::OlderThan(_), None) => Ok(true),
-        (Condition::OlderThan(instant), Some(_)) => {
-            let present = last_refresh.ok_or_else(|| rows::corrupt(TABLE, "the canonical version is missing"))?;
-            let present = Instant::parse(present).map_err(|error| rows::corrupt(TABLE, error))?;
-            Ok(present < *instant)
-        }
-    }
 }
 
 pub(super) async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> Outcome<()> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at } = &new.summary;
     let (kind, by, of, host): (_, _, Option<u64>, _) = match source {
         Source::Admin { by } => ("admin", Some(by), None, None),
+        Source::Override { by } => ("override", Some(by), None, None),
         Source::Rollback { by, of } => ("rollback", Some(by), Some(*of), None),
         Source::Runner { of } => ("runner", None, Some(*of), None),
         Source::Host { id, fqdn } => ("host", None, None, Some((id, fqdn))),
@@ -192,6 +178,7 @@ fn read_summary(columns: &mut Columns) -> Result<CanonicalSummary> {
     let (host, fqdn) = (columns.optional_number()?, columns.optional_parsed()?);
     let source = match (kind.as_str(), by, of, host, fqdn) {
         ("admin", Some(by), ..) => Source::Admin { by },
+        ("override", Some(by), ..) => Source::Override { by },
         ("rollback", Some(by), Some(of), ..) => Source::Rollback { by, of },
         ("runner", _, Some(of), ..) => Source::Runner { of },
         ("host", _, _, Some(id), Some(fqdn)) => Source::Host { id: HostId(id), fqdn },

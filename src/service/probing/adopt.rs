@@ -2,9 +2,9 @@
 //!
 //! The refresh token of the version that was probed is spent from the moment upstream answered, so the new login counts
 //! whatever the probe finds, and whatever the clocks say: as long as that version is the canonical one, the new one takes
-//! its place, dated later if need be. Where the records do not take it just now, it waits, in hot state as well, so that it
-//! is there at the next start whatever becomes of this process. Where a host or an admin was quicker, the later of the two
-//! logins wins, as always. A login of another account is never taken.
+//! its place, dated anew if need be. Where the records do not take it just now, it waits, in hot state as well, so that it
+//! is there at the next start whatever becomes of this process. Where a host or an admin was quicker, the newer of the two
+//! logins wins, as always. Tokens of another account or user, or of none, are never taken.
 
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -13,7 +13,7 @@ use super::super::canonical::Canonical;
 use super::super::{By, Result, Service, ServiceError};
 use super::{AGAIN, stopped_for_long};
 use crate::hot::Refreshed;
-use crate::model::auth_document::{AuthDocument, accounts, refreshed};
+use crate::model::auth_document::{Allowed, AuthDocument, Verdict, decide, refreshed};
 use crate::records::{Condition, Source};
 use crate::seal::Place;
 
@@ -32,30 +32,25 @@ pub enum Adopted {
 impl Service {
     /// `from` is the version that was probed, or that the probe made before.
     async fn adopt(&self, from: &Canonical, login: &str) -> Result<Adopted> {
-        let (known, new) = (accounts(&from.text), accounts(login));
-        if !known.is_empty() && !new.is_empty() && known != new {
-            let why = "upstream gave Codex tokens of another account, which are not taken; the refresh token of the \
-                       canonical login is spent: sign in anew and upload that login";
-            let note = By::daemon().note(self.outside.now(), "auth.refresh").on(from.summary.version);
-            self.note_alone(note.refused("another account").alarm()).await?;
-            return Ok(Adopted::Refused(why.into()));
-        }
         let text = refreshed(&from.text, login)?;
         for _ in 0..ATTEMPTS {
             let Some(present) = self.canonical() else { return Ok(Adopted::Overtaken) };
-            let now = self.no_earlier_than_the_canonical();
-            let mut document = AuthDocument::parse(&text, now, &self.policy.load().document_rules)?;
-            let condition = if present.summary.version == from.summary.version {
-                if *document.last_refresh() <= present.last_refresh {
-                    document = self.dated_after(&present, &text, self.outside.now())?;
-                }
-                Condition::Version(Some(present.summary.version))
-            } else if *document.last_refresh() > present.last_refresh {
-                Condition::OlderThan(document.last_refresh().clone())
-            } else {
-                return Ok(Adopted::Overtaken);
+            let now = self.outside.now();
+            let document = AuthDocument::parse(&text, now, &self.policy.load().document_rules)?;
+            if !document.login().has_account() {
+                return self.refuse_refreshed(from, &document, "no account").await;
+            }
+            if !document.login().renews(&from.login) {
+                return self.refuse_refreshed(from, &document, "another account").await;
+            }
+            let even_if_older = present.summary.version == from.summary.version;
+            let allowed = Allowed { even_if_older, ..Allowed::default() };
+            let document = match decide(&document, Some(present.present()), allowed, now)? {
+                Verdict::Replaces(document) => document,
+                Verdict::Unchanged | Verdict::Outdated | Verdict::OtherAccount => return Ok(Adopted::Overtaken),
             };
-            let note = By::daemon().note(self.outside.now(), "auth.refresh").with("of", from.summary.version);
+            let condition = Condition::Version(Some(present.summary.version));
+            let note = By::daemon().note(now, "auth.refresh").with("of", from.summary.version);
             let source = Source::Runner { of: from.summary.version };
             if let Some(version) = self.make_canonical(&document, source, condition, note).await? {
                 self.metrics.adopted();
@@ -63,6 +58,19 @@ impl Service {
             }
         }
         Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
+    }
+
+    async fn refuse_refreshed(&self, from: &Canonical, document: &AuthDocument, outcome: &str) -> Result<Adopted> {
+        let why = format!(
+            "upstream gave Codex tokens of {outcome}, which are not taken ({} -> {}); the refresh token of the canonical \
+             login is spent: sign in anew and upload that login",
+            from.login,
+            document.login()
+        );
+        let note = By::daemon().note(self.outside.now(), "auth.refresh").on(from.summary.version);
+        let note = note.with("present", &from.login).with("new", document.login());
+        self.note_alone(note.refused(outcome).alarm()).await?;
+        Ok(Adopted::Refused(why))
     }
 
     /// Until the records take it: nobody else has it. `None`: it is no login, or the daemon has to stop.

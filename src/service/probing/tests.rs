@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::hot::HotHost;
 use crate::model::audit::AuditFilter;
+use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
 use crate::records::{Records, RestoredLogin, Settings, Source, Standstill};
 use crate::service::admission::Purpose;
@@ -155,7 +156,7 @@ fn login(tag: &str, at: OffsetDateTime) -> String {
 }
 
 async fn upload(node: &Node, login: &str) {
-    node.service.upload_text(login, false, &By::daemon()).await.unwrap();
+    node.service.upload_text(login, Allowed::default(), false, &By::daemon()).await.unwrap();
 }
 
 async fn a_host(node: &Node) -> Arc<HotHost> {
@@ -202,7 +203,7 @@ async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_as
     clock.step(1);
     upload(&node, &login("three", now(&clock))).await;
     assert_eq!(node.service.runner(1).await.unwrap().state, RunnerState::Never, "nobody has tried this one");
-    node.service.upload_text(&login("four", now(&clock)), true, &By::daemon()).await.unwrap();
+    node.service.upload_text(&login("four", now(&clock)), Allowed::default(), true, &By::daemon()).await.unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("no\nway".into()))).unwrap();
     let view = node.state(FAILS).await;
     assert_eq!(view.probes[0].trigger, ProbeTrigger::Upload);
@@ -282,20 +283,25 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_of_another_account_are_not_taken() {
-    let (mut node, clock, _directory) = a_node().await;
-    upload(&node, &login("one", now(&clock))).await;
-    let probe = node.asked_for().await;
-    clock.step(1);
-    probe.told.send(Told::Refreshed(Zeroizing::new(login_of("acc-2", "two", now(&clock))))).unwrap();
-    probe.told.send(Told::Found(Finding::Works)).unwrap();
-    let view = node.state(FAILS).await;
-    let reason = view.latest.unwrap().outcome.unwrap().reason.unwrap();
-    assert!(reason.contains("another account") && reason.contains("sign in anew"), "{reason}");
-    assert_eq!(node.service.canonical().unwrap().summary.version, 1);
-    let noted = node.service.audit_log(&AuditFilter::default(), 10).await.unwrap();
-    let refused = noted.iter().find(|entry| entry.note.action == "auth.refresh").unwrap();
-    assert!(refused.note.alarm && refused.note.outcome == "another account");
+async fn tokens_of_another_account_or_of_none_are_not_taken() {
+    // Not in the place of a login that tells no account either.
+    for (present, account, outcome) in
+        [("acc-1", "acc-2", "another account"), ("acc-1", "", "no account"), ("", "", "no account")]
+    {
+        let (mut node, clock, _directory) = a_node().await;
+        upload(&node, &login_of(present, "one", now(&clock))).await;
+        let probe = node.asked_for().await;
+        clock.step(1);
+        probe.told.send(Told::Refreshed(Zeroizing::new(login_of(account, "two", now(&clock))))).unwrap();
+        probe.told.send(Told::Found(Finding::Works)).unwrap();
+        let view = node.state(FAILS).await;
+        let reason = view.latest.unwrap().outcome.unwrap().reason.unwrap();
+        assert!(reason.contains(outcome) && reason.contains("sign in anew"), "{reason}");
+        assert_eq!(node.service.canonical().unwrap().summary.version, 1);
+        let noted = node.service.audit_log(&AuditFilter::default(), 10).await.unwrap();
+        let refused = noted.iter().find(|entry| entry.note.action == "auth.refresh").unwrap();
+        assert!(refused.note.alarm && refused.note.outcome == outcome);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -480,7 +486,10 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     let host = a_host(&node).await;
     let retrieve = json!({ "command": "retrieve", "digest": "a".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" });
     assert_eq!(call(&node, &host, &retrieve).await, "outdated", "hosts are served");
-    node.service.upload_text(&login("one", now(&clock) - time::Duration::HOUR), true, &By::daemon()).await.unwrap();
+    node.service
+        .upload_text(&login("one", now(&clock) - time::Duration::HOUR), Allowed::default(), true, &By::daemon())
+        .await
+        .unwrap();
     node.service.want_probe(ProbeTrigger::Retry);
     let ticket = node.service.probes.board().asked();
     within(node.answered(ticket)).await;

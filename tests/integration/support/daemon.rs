@@ -10,6 +10,8 @@ use reqwest::{Certificate, Client, ClientBuilder, Identity};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::documents::{account_claims, jwt};
+
 pub const BINARY: &str = env!("CARGO_BIN_EXE_codex-authd");
 /// No condition that a test waits for takes longer, however slow the machine.
 pub const BOUND: Duration = Duration::from_secs(60);
@@ -300,13 +302,15 @@ pub fn pause() {
     std::thread::sleep(Duration::from_millis(5));
 }
 
-/// An auth.json as `codex login` writes it, `n` telling one from another.
+/// An auth.json as `codex login` writes it, `n` telling one from another: all are renewals of one login, and only their
+/// dates tell which is newer.
 pub fn auth_json(last_refresh: &str, n: u64) -> Value {
+    let claims = |kind: &str| account_claims("acc-1234", "user-1", &format!("{kind}-{n}"));
     serde_json::json!({
         "OPENAI_API_KEY": null,
         "tokens": {
-            "id_token": format!("eyJhbGciOi.id-{n}"),
-            "access_token": format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{n}"),
+            "id_token": jwt(&claims("id"), &format!("id-{n}")),
+            "access_token": jwt(&claims("access"), &format!("Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6-{n}")),
             "refresh_token": format!("rt_abc/def-{n}"),
             "account_id": "acc-1234",
         },

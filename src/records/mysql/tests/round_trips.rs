@@ -4,7 +4,6 @@ use super::conformance::people::{ISSUER, identity, session, through, user};
 use super::conformance::probes::{claim, outcome};
 use super::conformance::{at, ip, new_canonical, noted, registration, seen};
 use super::*;
-use crate::model::instant::Instant;
 use crate::records::{AuthEntry, ProbeState, ProbeTrigger};
 
 /// What reached the server while `work` was done.
@@ -33,7 +32,7 @@ async fn a_change_asks_the_database_few_things() {
         let second = registration(round + 1, &name, &format!("b{round}"));
         let (id, digest, token) = (first.id, second.key_digest, second.token.digest);
         let last_refresh = format!("2026-11-21T12:00:0{round}Z");
-        let newer = Condition::OlderThan(Instant::parse(&last_refresh).unwrap());
+        let newer = Condition::Version((round > 0).then_some(round));
         let mut login = NewCanonical { last_refresh, ..new_canonical("1") };
         let entry = login.entries[0].clone();
         login.entries = ["a", "b", "c"].map(|target| AuthEntry { target: target.into(), ..entry.clone() }).into();
