@@ -107,6 +107,12 @@ pub(super) fn canonical(text: &str) -> Result<String, Refused> {
     let raw: &RawValue = serde_json::from_str(text).map_err(|_| Refused::Json)?;
     let Tree::Object(mut members) = tree(raw.get(), 64).ok_or(Refused::Json)? else { return Err(Refused::Rule) };
 
+    let is_agent =
+        members.iter().any(|(name, mode)| name == "auth_mode" && said(mode).as_deref() == Some("agentIdentity"));
+    members.retain(|(name, _)| is_agent || name != "agent_identity");
+    if let Some((_, Tree::Object(tokens))) = members.iter_mut().find(|(name, _)| name == "tokens") {
+        tokens.retain(|(name, _)| name != "login_owner_id");
+    }
     let place = members.iter().position(|(name, _)| name == "auths");
     let given = place.map(|place| std::mem::replace(&mut members[place].1, Tree::Plain("null".into())));
     let mut entries = match given {

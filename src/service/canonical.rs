@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{By, Result, Service, ServiceError};
 use crate::hot::InHand;
+use crate::model::auth_document::without_host_members;
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
 use crate::records::{CanonicalSummary, CanonicalVersion, Epoch};
@@ -15,7 +16,8 @@ pub struct Canonical {
     pub summary: CanonicalSummary,
     /// `summary.last_refresh`, parsed once.
     pub last_refresh: Instant,
-    /// The canonical text; its SHA-256 is `summary.digest`.
+    /// The canonical text without the members of one host or one sign-in; its SHA-256 is `summary.digest`. The records
+    /// hold another digest for a version that was stored with such members.
     pub text: Zeroizing<String>,
     /// The records' epoch at which this was the canonical version.
     pub(super) as_of: Epoch,
@@ -59,18 +61,22 @@ impl Service {
     pub(super) fn open_canonical(&self, version: &CanonicalVersion, as_of: Epoch) -> Result<Canonical> {
         let plain = self.ring.load().open(&body_place(version.id), &version.body)?;
         let text = std::str::from_utf8(&plain).map_err(ServiceError::internal)?;
+        let mut summary = version.summary.clone();
         if Digest::of(text.as_bytes()) != version.summary.digest {
             return Err(ServiceError::internal(format!(
                 "version {} of the canonical auth does not have the digest it was stored with",
                 version.summary.version
             )));
         }
-        Ok(Canonical {
-            summary: version.summary.clone(),
-            last_refresh: Instant::parse(&version.summary.last_refresh).map_err(ServiceError::internal)?,
-            text: Zeroizing::new(text.to_owned()),
-            as_of,
-        })
+        let text = match without_host_members(text).map_err(ServiceError::internal)? {
+            Some(text) => {
+                summary.digest = Digest::of(text.as_bytes());
+                text
+            }
+            None => Zeroizing::new(text.to_owned()),
+        };
+        let last_refresh = Instant::parse(&summary.last_refresh).map_err(ServiceError::internal)?;
+        Ok(Canonical { summary, last_refresh, text, as_of })
     }
 
     /// Serves from `canonical`, which is durable, from here on; unless what is served already is of a later epoch.

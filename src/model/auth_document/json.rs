@@ -82,6 +82,10 @@ impl<'a> Members<'a> {
         self.0.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Node<'a>> {
+        self.0.iter_mut().find(|member| member.name == name).map(|member| &mut member.value)
+    }
+
     /// Replaces the value in its place, or appends the member.
     pub(super) fn set(&mut self, name: &str, value: Node<'a>) {
         let made = Member { name: Cow::Owned(name.to_owned()), value, raw: "" };

@@ -1,11 +1,13 @@
 //! The auth document: a Codex `auth.json`, checked and brought into the canonical text that is hashed and served.
 //!
 //! The canonical text is the document as it was sent, written compactly: member order and the spelling of numbers stay,
-//! only the member `auths` is rewritten ([`targets`]). Its digest is the SHA-256 of exactly that text, so that a host can
+//! only the member `auths` is rewritten ([`targets`]), and members of one host or one sign-in are taken out
+//! ([`host_members`]). Its digest is the SHA-256 of exactly that text, so that a host can
 //! check what it was given with `sha256sum`.
 //!
 //! This room knows nothing of hosts, storage or HTTP: what it refuses it refuses with a path and a sentence.
 
+mod host_members;
 mod json;
 mod refreshed;
 mod request;
@@ -33,6 +35,7 @@ pub struct AuthDocument {
     digest: Digest,
     last_refresh: Instant,
     targets: Vec<Target>,
+    agent_identity: Option<Zeroizing<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,11 +60,12 @@ impl AuthDocument {
     /// the order: JSON, `last_refresh`, `auths`, then target by target as they were sent.
     pub fn parse(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
         let mut members = top_level_members(text)?;
+        let agent_identity = host_members::take(&mut members);
         let last_refresh = last_refresh(&members)?;
         last_refresh.check(now).map_err(|error| DocumentError::field(LAST_REFRESH, error))?;
         let targets = targets::canonicalise(&mut members, rules)?;
         let text = json::write(&Node::Object(members), text.len());
-        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets })
+        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, agent_identity })
     }
 
     /// A document that was stored. Its text is taken as the canonical one, byte for byte, and the rules for what may be
@@ -72,7 +76,7 @@ impl AuthDocument {
         let last_refresh = last_refresh(&members)?;
         let targets = targets::read(&members)?;
         drop(members);
-        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets })
+        Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, agent_identity: None })
     }
 
     /// The canonical text: what is hashed, sealed and served.
@@ -92,6 +96,12 @@ impl AuthDocument {
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
+
+    /// The sender's `agent_identity`, which is not in [`Self::text`]: its JSON text as spelled. `None` if absent or null,
+    /// and where it is the login itself (`auth_mode` `agentIdentity`). A private key.
+    pub fn agent_identity(&self) -> Option<&str> {
+        self.agent_identity.as_deref().map(String::as_str)
+    }
 }
 
 impl fmt::Debug for AuthDocument {
@@ -102,6 +112,17 @@ impl fmt::Debug for AuthDocument {
             .field("targets", &self.targets)
             .finish_non_exhaustive()
     }
+}
+
+/// The text of a stored document without the members of one host or one sign-in; `None` if it has none. Versions that
+/// were stored before these were taken out still hold them.
+pub fn without_host_members(text: &str) -> Result<Option<Zeroizing<String>>, DocumentError> {
+    let mut members = top_level_members(text)?;
+    if !host_members::has_any(&members) {
+        return Ok(None);
+    }
+    host_members::take(&mut members);
+    Ok(Some(json::write(&Node::Object(members), text.len())))
 }
 
 /// A document with another `last_refresh`, everything else as it was spelled.

@@ -367,6 +367,38 @@ fn a_stored_document_is_taken_byte_for_byte() {
 }
 
 #[test]
+fn members_of_one_host_or_sign_in_are_taken_out() {
+    let rest =
+        format!(r#""last_refresh":"2025-11-21T11:00:00Z","auths":{{"t":{{"token":"{TOKEN}","token_type":"bearer"}}}}"#);
+    let with = |identity: &str| {
+        format!(r#"{{"tokens":{{"login_owner_id":"owner","account_id":"a"}},"agent_identity" : {identity} ,{rest}}}"#)
+    };
+    for identity in ["\"header.claims.signature\"", r#"{"agent_private_key" : "private", "n":1.0}"#] {
+        let document = parsed(&with(identity));
+        assert_eq!(document.text(), format!(r#"{{"tokens":{{"account_id":"a"}},{rest}}}"#));
+        assert_eq!(document.agent_identity(), Some(identity), "as it was spelled");
+        assert!(!format!("{document:?}").contains("private") && !format!("{document:?}").contains("claims"));
+    }
+    let without = parsed(&with("null"));
+    assert_eq!((without.agent_identity(), without.text().contains("agent_identity")), (None, false));
+    assert_eq!(parsed(&format!("{{{rest}}}")).agent_identity(), None);
+
+    // An agent's login is its identity.
+    let login = format!(r#"{{"auth_mode":"agentIdentity","agent_identity":"header.claims.signature",{rest}}}"#);
+    let document = parsed(&login);
+    assert_eq!((document.text(), document.agent_identity()), (login.as_str(), None));
+}
+
+#[test]
+fn a_stored_document_is_freed_of_the_members_of_one_host() {
+    let stored = r#"{"tokens":{"login_owner_id":"o","access_token":"a"},"agent_identity":"i","n": 1.0}"#;
+    let freed = without_host_members(stored).unwrap().unwrap();
+    assert_eq!(*freed, r#"{"tokens":{"access_token":"a"},"n":1.0}"#);
+    assert_eq!(without_host_members(&freed).unwrap(), None);
+    assert_eq!(without_host_members(r#"{"auth_mode":"agentIdentity","agent_identity":"i"}"#).unwrap(), None);
+}
+
+#[test]
 fn debug_shows_no_secret() {
     let document = parsed(&format!(
         r#"{{"tokens":{{"access_token":"{TOKEN}","refresh_token":"rt_secret"}},"last_refresh":"2025-11-21T11:00:00Z"}}"#
