@@ -199,6 +199,10 @@ pub struct Install {
 pub struct Auth {
     /// The shortest token that an auth document may hold; never below 8.
     pub min_token_length: usize,
+    /// How many versions of the login are kept, beside all of the last 30 days; never below 1.
+    pub keep_versions: u32,
+    /// How many new versions one host may store within an hour; 0: any number.
+    pub stores_per_host_per_hour: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -290,7 +294,7 @@ impl Default for Install {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { min_token_length: 24 }
+        Self { min_token_length: 24, keep_versions: 200, stores_per_host_per_hour: 60 }
     }
 }
 

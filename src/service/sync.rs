@@ -17,9 +17,9 @@ use zeroize::Zeroizing;
 
 use super::audit::tell;
 use super::canonical::{Canonical, body_place, token_place};
-use super::delivery;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::{HostRevision, HotHost, Seen};
+use crate::metrics::Refusal;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::auth_document::{AuthDocument, RequestMembers, split_request, uploaded_text};
 use crate::model::digest::Digest;
@@ -127,7 +127,8 @@ impl Service {
     pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
         self.note_call(now);
         let canonical = self.canonical();
-        let outcome = compare(canonical.as_deref(), &host, &request.members, now)?;
+        let delivered = canonical.as_deref().map(|it| self.delivered_digest(it, Some(&host))).transpose()?;
+        let outcome = compare(canonical.as_deref().zip(delivered), &request.members, now)?;
         let in_hand = canonical
             .as_ref()
             .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
@@ -143,10 +144,11 @@ impl Service {
         request: &SyncRequest<'_>,
         document: &str,
     ) -> Result<Sync> {
-        let document = delivery::accept(document, Some(&host));
+        let document = self.read_document(document)?;
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
-        let (outcome, canonical) = self.store(document, source, by.note(self.outside.now(), "auth.store")).await?;
+        let host = self.accept(&document, host, &by).await?;
+        let (outcome, canonical) = self.store(&document, source, by.note(self.outside.now(), "auth.store")).await?;
         if outcome == Outcome::Updated {
             self.want_probe(ProbeTrigger::Store);
         }
@@ -179,7 +181,8 @@ impl Service {
     /// The same, with nothing around the document. `probe`: the canonical login is proved at once.
     pub async fn upload_text(&self, document: &str, probe: bool, by: &By) -> Result<Sync> {
         let note = by.note(self.outside.now(), "auth.upload");
-        let (outcome, canonical) = self.store(document, Source::Admin { by: by.actor.to_string() }, note).await?;
+        let document = self.read_document(document)?;
+        let (outcome, canonical) = self.store(&document, Source::Admin { by: by.actor.to_string() }, note).await?;
         if probe {
             self.want_probe(ProbeTrigger::Upload);
         }
@@ -193,21 +196,48 @@ impl Service {
         self.canonical().map_or(now, |canonical| canonical.last_refresh.or_later(now))
     }
 
+    fn read_document(&self, text: &str) -> Result<AuthDocument> {
+        let now = self.no_earlier_than_the_canonical();
+        Ok(AuthDocument::parse(text, now, &self.policy.load().document_rules)?)
+    }
+
+    /// Counts a write that a host causes against its hour.
+    pub(super) fn take_store(&self, host: HostId) -> Result<()> {
+        let limit = self.policy.load().versions.stores_per_host_per_hour;
+        self.store_budget.take(host, limit, self.outside.now()).map_err(|throttled| {
+            self.metrics.refused(Refusal::Stores);
+            ServiceError::StoresLimited(throttled)
+        })
+    }
+
     /// Stores `document` if it is newer than the canonical one. `Updated`: it was the canonical one, and is durable; by
     /// now there may be a newer one, which is given back then.
-    async fn store(&self, document: &str, source: Source, note: AuditNote) -> Result<(Outcome, Arc<Canonical>)> {
-        let now = self.no_earlier_than_the_canonical();
-        let document = AuthDocument::parse(document, now, &self.policy.load().document_rules)?;
+    async fn store(
+        &self,
+        document: &AuthDocument,
+        source: Source,
+        note: AuditNote,
+    ) -> Result<(Outcome, Arc<Canonical>)> {
         if let Some(present) = self.canonical()
-            && let Some(outcome) = overtaken(&document, &present)
+            && let Some(outcome) = overtaken(document, &present)
         {
             return Ok((outcome, present));
         }
         let condition = Condition::OlderThan(document.last_refresh().clone());
-        let stored = self.make_canonical(&document, source, condition, note).await?;
+        let stored = match source {
+            Source::Host { id, .. } => {
+                self.take_store(id)?;
+                let stored = self.make_canonical(document, source, condition, note).await;
+                if !matches!(stored, Ok(Some(_))) {
+                    self.store_budget.give_back(id);
+                }
+                stored?
+            }
+            source => self.make_canonical(document, source, condition, note).await?,
+        };
         let canonical =
             self.canonical().ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
-        let outcome = if stored.is_some() { Some(Outcome::Updated) } else { overtaken(&document, &canonical) };
+        let outcome = if stored.is_some() { Some(Outcome::Updated) } else { overtaken(document, &canonical) };
         let changed = || ServiceError::Unavailable { cause: "the canonical auth changed while it was replaced".into() };
         Ok((outcome.ok_or_else(changed)?, canonical))
     }
@@ -227,6 +257,7 @@ impl Service {
             Replacement::Replaced { version, epoch } => {
                 let number = version.summary.version;
                 tell(&note.on(number));
+                self.version_stored.notify_one();
                 // What was sealed here a moment ago need not be read back: it is served from now on.
                 self.adopt_canonical(Canonical {
                     summary: version.summary,
@@ -316,9 +347,9 @@ impl<'a> SyncRequest<'a> {
     }
 }
 
+/// `canonical`: and the digest of what the host is delivered of it.
 fn compare(
-    canonical: Option<&Canonical>,
-    host: &HotHost,
+    canonical: Option<(&Canonical, Digest)>,
     request: &RequestMembers<'_>,
     now: OffsetDateTime,
 ) -> Result<Outcome> {
@@ -335,6 +366,7 @@ fn compare(
         .filter(|text| !text.trim().is_empty())
         .ok_or_else(|| ServiceError::invalid("last_refresh", "last_refresh is required"))?;
     // Whoever has the canonical document spells its instant as it does: that one was parsed already.
+    let (canonical, delivered) = canonical.unzip();
     let last_refresh = match canonical.filter(|canonical| canonical.last_refresh.text() == last_refresh) {
         Some(canonical) => Ok(Cow::Borrowed(&canonical.last_refresh)),
         None => Instant::parse(last_refresh).map(Cow::Owned),
@@ -343,7 +375,7 @@ fn compare(
         .and_then(|instant| instant.check(canonical.map_or(now, |it| it.last_refresh.or_later(now))).map(|()| instant))
         .map_err(|error| ServiceError::invalid("last_refresh", error.to_string()))?;
     let Some(canonical) = canonical else { return Ok(Outcome::Missing) };
-    Ok(if digest == delivery::deliver(canonical, Some(host)).digest {
+    Ok(if delivered == Some(digest) {
         Outcome::Valid
     } else if *last_refresh > canonical.last_refresh {
         Outcome::UploadRequired

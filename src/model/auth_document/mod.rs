@@ -23,6 +23,7 @@ use crate::model::digest::Digest;
 use crate::model::instant::Instant;
 use json::Node;
 
+pub use host_members::with_agent_identity;
 pub use refreshed::{accounts, refreshed};
 pub use request::{RequestMembers, split_request, uploaded_text};
 pub use targets::Target;
