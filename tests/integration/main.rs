@@ -39,4 +39,5 @@ mod sign_in;
 mod state_format;
 mod torture;
 mod vectors;
+mod versions;
 mod wrapper;
