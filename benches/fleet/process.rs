@@ -53,6 +53,7 @@ impl Daemon {
             ("LISTEN__HOSTS_TLS", identity.is_some().to_string()),
             ("LIMITS__GLOBAL_PER_MINUTE", "0".into()),
             ("LIMITS__HOST_PER_MINUTE", "0".into()),
+            ("AUTH__STORES_PER_HOST_PER_HOUR", "0".into()),
             ("UPSTREAM__RELEASES_URL", String::new()),
             ("RUNNER__ENABLED", "false".into()),
         ];

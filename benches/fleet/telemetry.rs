@@ -77,6 +77,7 @@ impl Node {
             insecure_window: Duration::minutes(10),
             codex_release_url: String::new(),
             document_rules: DocumentRules::default(),
+            versions: codex_authd::service::retention::VersionPolicy::default(),
             people: codex_authd::service::people::PeoplePolicy::default(),
         };
         let service = Service::new(Parts {

@@ -22,23 +22,28 @@ pub struct AdminAuditApi;
 #[OpenApi(tag = "Tag::AdminAudit", prefix_path = "/admin")]
 impl AdminAuditApi {
     /// Entries of the audit log as the former service told them, the newest first
+    ///
+    /// `next` of the answer is `before` of the next page.
     #[oai(path = "/logs", method = "get", operation_id = "listLogs")]
     async fn logs(
         &self,
         service: Data<&Arc<Service>>,
         _viewer: Viewer,
+        /// Only entries with a smaller number.
+        before: Query<Option<u64>>,
         /// At most this many, 1 to 1000.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<LogPage> {
         let limit = usize::try_from(limit.0).unwrap_or(1000);
-        let entries = service.audit_log(&AuditFilter::default(), limit).await?;
-        ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect() })
+        let filter = AuditFilter { before: before.0, ..AuditFilter::default() };
+        let (entries, next) = service.audit_page(&filter, limit).await?;
+        ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect(), next })
     }
 
     /// Entries of the audit log, the newest first
     ///
-    /// For the next page, `before` is the number of the last entry of this one.
+    /// `next` of the answer is `before` of the next page.
     #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn list(
@@ -76,8 +81,8 @@ impl AdminAuditApi {
             since: since.0,
             until: until.0,
         };
-        let entries = service.audit_log(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
-        ok(AuditPage { entries: entries.into_iter().map(AuditBody::from).collect() })
+        let (entries, next) = service.audit_page(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
+        ok(AuditPage { entries: entries.into_iter().map(AuditBody::from).collect(), next })
     }
 
     /// Follow the audit log's chain from its first entry to the newest
@@ -109,6 +114,8 @@ fn default_limit() -> u64 {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct LogPage {
     logs: Vec<LogBody>,
+    /// `before` of the next page; null: there are no more.
+    next: Option<u64>,
 }
 
 /// An entry of the audit log in few words.
@@ -141,6 +148,8 @@ impl From<AuditEntry> for LogBody {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AuditPage {
     pub entries: Vec<AuditBody>,
+    /// `before` of the next page; null: there are no more.
+    pub next: Option<u64>,
 }
 
 /// An entry of the audit log.

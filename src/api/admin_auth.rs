@@ -15,6 +15,7 @@ use super::guards::{Admin, Asking, Viewer};
 use super::json::{Answer, JsonBody, RawBody, Verbatim, ok};
 use crate::model::people::Role;
 use crate::records::{CanonicalSummary, Source};
+use crate::service::canonical::History;
 use crate::service::history::Difference;
 use crate::service::{Service, ServiceError};
 
@@ -57,19 +58,24 @@ impl AdminAuthApi {
         ok(AuthShown { version: canonical.summary.clone().into(), auth, restored_login })
     }
 
-    /// Every version, newest first, without the secrets
+    /// The versions that are kept, newest first, without the secrets
+    ///
+    /// Kept are the newest ones (`auth.keep_versions`), those of the last 30 days, and the canonical one. Page by page:
+    /// `next` of the answer is `before` of the next page.
     #[oai(path = "/history", method = "get", operation_id = "getAuthHistory")]
     async fn history(
         &self,
         service: Data<&Arc<Service>>,
         _viewer: Viewer,
+        /// Only versions with a smaller number.
+        before: Query<Option<u64>>,
         /// At most this many, 1 to 1000.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<AuthHistory> {
         let limit = usize::try_from(limit.0).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-        let versions = service.canonical_history(limit).await?;
-        ok(AuthHistory { versions: versions.into_iter().map(AuthVersion::from).collect() })
+        let History { versions, next } = service.canonical_history(before.0, limit).await?;
+        ok(AuthHistory { versions: versions.into_iter().map(AuthVersion::from).collect(), next })
     }
 
     /// What differs between two versions, without the secrets
@@ -167,6 +173,8 @@ pub struct AuthShown {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AuthHistory {
     pub versions: Vec<AuthVersion>,
+    /// `before` of the next page; null: there are no more.
+    pub next: Option<u64>,
 }
 
 /// A version of the canonical login.

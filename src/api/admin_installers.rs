@@ -21,7 +21,7 @@ pub struct AdminInstallersApi;
 impl AdminInstallersApi {
     /// Installers, the newest first
     ///
-    /// Who redeemed which, and from where; the token itself is not kept.
+    /// Who redeemed which, and from where; the token itself is not kept. `next` of the answer is `after` of the next page.
     #[oai(path = "/", method = "get", operation_id = "listInstallers")]
     async fn list(
         &self,
@@ -31,18 +31,29 @@ impl AdminInstallersApi {
         state: Query<Option<InstallerState>>,
         /// Only those of the host with this number.
         host_id: Query<Option<u64>>,
+        /// Only those that stand behind the one with this id.
+        after: Query<Option<String>>,
         /// At most this many, 1 to 1000.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<InstallerList> {
         let now = service.now();
-        let installers = service.installers().await?.into_iter();
-        let installers = installers
-            .filter(|(token, _)| host_id.0.is_none_or(|id| token.host.0 == id))
-            .map(|(token, fqdn)| InstallerEntry::new(token, fqdn, now))
-            .filter(|entry| state.0.is_none_or(|state| entry.state == state))
-            .take(usize::try_from(limit.0).unwrap_or(1000));
-        ok(InstallerList { installers: installers.collect() })
+        let mut installers = service.installers().await?;
+        if let Some(after) = after.0 {
+            let unknown = || ServiceError::invalid("after", "must be the id of an installer");
+            let after = after.trim().parse().map_err(|_| unknown())?;
+            let place = installers.iter().position(|(token, _)| token.digest == after).ok_or_else(unknown)?;
+            installers.drain(..=place);
+        }
+        let limit = usize::try_from(limit.0).unwrap_or(1000);
+        let found = installers.into_iter().filter(|(token, _)| host_id.0.is_none_or(|id| token.host.0 == id));
+        let found = found.map(|(token, fqdn)| InstallerEntry::new(token, fqdn, now));
+        let found = found.filter(|entry| state.0.is_none_or(|state| entry.state == state));
+        let mut installers: Vec<_> = found.take(limit + 1).collect();
+        let is_more = installers.len() > limit;
+        installers.truncate(limit);
+        let next = installers.last().filter(|_| is_more).map(|last| last.id.clone());
+        ok(InstallerList { installers, next })
     }
 
     /// Revoke an outstanding installer
@@ -67,6 +78,8 @@ fn default_limit() -> u64 {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct InstallerList {
     pub installers: Vec<InstallerEntry>,
+    /// `after` of the next page; null: there are no more.
+    pub next: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, Serialize, Deserialize)]

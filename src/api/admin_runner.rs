@@ -29,7 +29,7 @@ impl AdminRunnerApi {
         &self,
         service: Data<&Arc<Service>>,
         _viewer: Viewer,
-        /// How many of the last probes are listed, 0 to 1000.
+        /// How many of the last probes are listed, 0 to 1000; no more are kept.
         #[oai(default = "default_limit", validator(maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<RunnerBody> {
@@ -104,6 +104,8 @@ pub struct RunnerBody {
     pub latest_runner_store: Option<ProbeBody>,
     /// The newest first.
     pub probes: Vec<ProbeBody>,
+    /// Whether older probes are kept than `probes` lists: a higher `limit` lists them.
+    pub has_more_probes: bool,
     /// How long a probe may take.
     pub timeout_seconds: u64,
     /// Names the node that is asked.
@@ -216,6 +218,7 @@ impl RunnerBody {
             latest_validation: summary.and_then(|summary| summary.latest_finished.clone()).map(ProbeBody::from),
             latest_runner_store: summary.and_then(|summary| summary.latest_adoption.clone()).map(ProbeBody::from),
             probes: view.probes.into_iter().map(ProbeBody::from).collect(),
+            has_more_probes: view.has_more_probes,
             timeout_seconds: view.time.as_secs(),
             boot_id: service.node().to_string(),
             base_url: service.policy().base_url.clone(),

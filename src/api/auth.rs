@@ -17,7 +17,6 @@ use super::versions::VersionsBody;
 use crate::hot::HotHost;
 use crate::model::host::{Fqdn, HostActivity, HostRules};
 use crate::service::admission::Purpose;
-use crate::service::delivery::deliver;
 use crate::service::sync::{QueryVersions, Sync};
 use crate::service::{Service, ServiceError};
 
@@ -32,7 +31,8 @@ impl AuthApi {
     /// a newer document becomes the canonical one (`updated`); the same instant is `unchanged`, an older one `outdated`.
     /// Without a command it is a retrieve, or, where the body is itself an auth.json, a store of it.
     ///
-    /// The bytes of `auth` are the canonical text: their SHA-256 is `canonical_digest`.
+    /// The SHA-256 of the bytes of `auth` is `canonical_digest`. A host whose store held `agent_identity` gets that back as
+    /// the last member, and nobody else does: its digest is its own.
     #[oai(path = "/auth", method = "post", operation_id = "syncAuth")]
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn sync(
@@ -87,18 +87,15 @@ impl AuthApi {
 /// The answer to a sync; `data` holds `auth` as its last member when there is one.
 pub fn answer(service: &Service, sync: Sync) -> Result<AuthAnswer, ServiceError> {
     let host = sync.host.as_ref().map(|host| &*host.host);
-    let delivery = sync.canonical.as_deref().map(|canonical| deliver(canonical, host));
-    let auth = delivery
-        .as_ref()
-        .filter(|_| sync.outcome.carries_auth())
-        .map(|delivery| Verbatim::new(delivery.text))
-        .transpose()
-        .map_err(ServiceError::internal)?;
+    let canonical = sync.canonical.as_deref();
+    let canonical_digest = canonical.map(|it| service.delivered_digest(it, host)).transpose()?;
+    let delivery = canonical.filter(|_| sync.outcome.carries_auth()).map(|it| service.deliver(it, host)).transpose()?;
+    let auth = delivery.map(|delivery| Verbatim::new(&delivery.text)).transpose().map_err(ServiceError::internal)?;
     let versions = service.versions(host)?;
     Ok(AuthAnswer {
         status: sync.outcome.as_str().into(),
         canonical_last_refresh: sync.canonical.as_ref().map(|canonical| canonical.summary.last_refresh.clone()),
-        canonical_digest: delivery.map(|delivery| delivery.digest.to_string()),
+        canonical_digest: canonical_digest.map(|digest| digest.to_string()),
         action: sync.outcome.asks_for_store().then(|| "store".into()),
         api_calls: sync.host.as_ref().map_or(0, |host| host.activity.api_calls),
         token_usage_month: sync.host.as_ref().map(|_| TokenUsage::default()),
@@ -158,7 +155,7 @@ pub struct AuthAnswer {
     pub status: String,
     /// RFC 3339, spelled as in the document.
     pub canonical_last_refresh: Option<String>,
-    /// SHA-256 of the canonical text, 64 lower-case hex digits.
+    /// SHA-256 of the document as this host is given it, 64 lower-case hex digits.
     pub canonical_digest: Option<String>,
     /// `store`: the host's own document is wanted.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -49,7 +49,8 @@ impl poem_openapi::types::Example for ErrorBody {
 /// Which limit was reached.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ThrottledBody {
-    /// `global` (requests from the address), `host` (requests with the key) or `auth_failures`.
+    /// `global` (requests from the address), `host` (requests with the key), `host_stores` (new logins of the host) or
+    /// `auth_failures`.
     pub bucket: String,
     #[serde(with = "time::serde::rfc3339")]
     pub reset_at: OffsetDateTime,
@@ -209,6 +210,10 @@ impl From<ServiceError> for Failure {
             ServiceError::HostRateLimited(throttled) => {
                 Self::throttled(body("rate_limited", &message), "host", throttled)
             }
+            ServiceError::StoresLimited(throttled) => {
+                Self::throttled(body("stores_limited", &message), "host_stores", throttled)
+            }
+            ServiceError::VersionNotKept(_) => Self::NotFound(body("version_not_kept", &message)),
             ServiceError::InvalidJson { reason } => {
                 let JsonBody(mut body) = body("invalid_json", &message);
                 body.errors = Some(BTreeMap::from([("body".into(), vec![reason])]));

@@ -13,7 +13,6 @@ use super::auth::{AuthAnswer, answer};
 use super::errors::Failure;
 use super::json::{Envelope, OkStatus};
 use crate::hot::{HostRevision, Pieces};
-use crate::service::delivery::deliver;
 use crate::service::sync::{Outcome, Retrieved};
 use crate::service::{Service, ServiceError};
 
@@ -53,9 +52,9 @@ impl Answers {
         };
         if retrieved.seen.replaced_last_refresh.is_none()
             && let Some(frame) = slot.load().as_ref().filter(|it| it.canonical == canonical && it.shared == shared)
-            && let Some(body) = retrieved.host.told.with(&of_host, |told| frame.filled(told, &retrieved))
+            && let Some(body) = retrieved.host.told.with(&of_host, |told| frame.filled(told, service, &retrieved))
         {
-            return Ok(body);
+            return Ok(body?);
         }
         #[cfg(test)]
         self.rendered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -72,16 +71,21 @@ impl Answers {
 }
 
 impl Frame {
-    fn filled(&self, told: &Pieces<4>, retrieved: &Retrieved) -> Vec<u8> {
+    fn filled(
+        &self,
+        told: &Pieces<4>,
+        service: &Service,
+        retrieved: &Retrieved,
+    ) -> std::result::Result<Vec<u8>, ServiceError> {
         let mut digits = itoa::Buffer::new();
         let calls = digits.format(retrieved.seen.calls);
-        let delivery = retrieved.canonical.as_deref().map(|canonical| deliver(canonical, Some(&retrieved.host)));
+        let (canonical, host) = (retrieved.canonical.as_deref(), Some(&*retrieved.host));
+        let delivered = canonical.map(|it| service.delivered_digest(it, host)).transpose()?;
         let mut digest = [0; 64];
-        let digest = match &delivery {
-            Some(delivery) => delivery.digest.write_hex(&mut digest),
-            None => "",
-        };
-        let document = delivery.filter(|_| retrieved.outcome.carries_auth()).map_or("", |delivery| delivery.text);
+        let digest = delivered.as_ref().map_or("", |delivered| delivered.write_hex(&mut digest));
+        let delivery =
+            canonical.filter(|_| retrieved.outcome.carries_auth()).map(|it| service.deliver(it, host)).transpose()?;
+        let document = delivery.as_ref().map_or("", |delivery| &*delivery.text);
         let [start, digest_to_calls, calls_to_host, host_to_wrapper, wrapper_to_version, rest] = self.pieces.get();
         let [name_to_calls, rules, wrapper, version] = told.get();
         let pieces = [
@@ -103,7 +107,7 @@ impl Frame {
         ];
         let mut body = Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
         pieces.into_iter().for_each(|piece| body.extend_from_slice(piece.as_bytes()));
-        body
+        Ok(body)
     }
 }
 

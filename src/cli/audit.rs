@@ -28,6 +28,9 @@ pub struct List {
     /// Only entries with a smaller number: the next page
     #[arg(long)]
     before: Option<u64>,
+    /// All of them
+    #[arg(long, conflicts_with_all = ["limit", "before"])]
+    all: bool,
     /// `host.register`, or the noun alone: `host`
     #[arg(long)]
     action: Option<String>,
@@ -48,7 +51,7 @@ pub struct List {
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
         Command::List(list) => {
-            let page: AuditPage = client.get(&format!("/admin/audit?{}", query(list))).await?;
+            let page = read(list, client).await?;
             let head = ["NUMBER", "AT", "ACTION", "TARGET", "OUTCOME", "WHO", "FROM"].map(String::from).into();
             let rows: Vec<Vec<String>> = std::iter::once(head)
                 .chain(page.entries.iter().map(|entry| {
@@ -63,7 +66,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            print::done(json, &page, &print::table(&rows));
+            let more = page.next.map(|next| format!("--before {next} shows them, --all shows all"));
+            print::done(json, &page, &print::page(&rows, more));
         }
         Command::Verify { hash } => {
             let query = hash.as_ref().map(|hash| format!("?hash={}", percent::encoded(hash))).unwrap_or_default();
@@ -87,9 +91,25 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
-fn query(list: &List) -> String {
-    let mut query = format!("limit={}", list.limit);
-    let before = list.before.map(|before| before.to_string());
+async fn read(list: &List, client: &Client) -> Result<AuditPage, CliError> {
+    let get = async |limit: u32, before: Option<u64>| -> Result<AuditPage, CliError> {
+        Ok(client.get(&format!("/admin/audit?{}", query(list, limit, before))).await?)
+    };
+    if !list.all {
+        return get(list.limit, list.before).await;
+    }
+    let mut page = get(1000, None).await?;
+    while let Some(next) = page.next {
+        let more = get(1000, Some(next)).await?;
+        page.entries.extend(more.entries);
+        page.next = more.next;
+    }
+    Ok(page)
+}
+
+fn query(list: &List, limit: u32, before: Option<u64>) -> String {
+    let mut query = format!("limit={limit}");
+    let before = before.map(|before| before.to_string());
     let members = [
         ("before", before.as_ref()),
         ("action", list.action.as_ref()),

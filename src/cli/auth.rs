@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Subcommand, ValueHint};
+use clap::{Args, Subcommand, ValueHint};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -33,8 +33,8 @@ pub enum Command {
     },
     /// The canonical login, without its secrets
     Show,
-    /// Every version, newest first
-    History,
+    /// The versions that are kept, newest first
+    History(History),
     /// What differs between two versions, without the secrets
     Diff {
         /// A version, as in the history
@@ -47,6 +47,38 @@ pub enum Command {
         /// As in the history
         version: u64,
     },
+}
+
+#[derive(Args)]
+pub struct History {
+    /// At most this many, 1 to 1000
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    /// Only versions with a smaller number: the next page
+    #[arg(long)]
+    before: Option<u64>,
+    /// All that are kept
+    #[arg(long, conflicts_with_all = ["limit", "before"])]
+    all: bool,
+}
+
+impl History {
+    async fn read(&self, client: &Client) -> Result<AuthHistory, CliError> {
+        let page = async |limit: u32, before: Option<u64>| -> Result<AuthHistory, CliError> {
+            let before = before.map(|before| format!("&before={before}")).unwrap_or_default();
+            Ok(client.get(&format!("/admin/auth/history?limit={limit}{before}")).await?)
+        };
+        if !self.all {
+            return page(self.limit, self.before).await;
+        }
+        let mut history = page(1000, None).await?;
+        while let Some(next) = history.next {
+            let more = page(1000, Some(next)).await?;
+            history.versions.extend(more.versions);
+            history.next = more.next;
+        }
+        Ok(history)
+    }
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
@@ -101,8 +133,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let restored = shown.restored_login.as_ref().map(|restored| format!("\n\n{}", restored.reason));
             print::done(json, &shown, &format!("{sentence}{}", restored.unwrap_or_default()));
         }
-        Command::History => {
-            let history: AuthHistory = client.get("/admin/auth/history").await?;
+        Command::History(arguments) => {
+            let history = arguments.read(client).await?;
             let head = ["VERSION", "LAST REFRESH", "SOURCE", "STORED AT", "DIGEST"].map(String::from).into();
             let rows: Vec<Vec<String>> = std::iter::once(head)
                 .chain(history.versions.iter().map(|version| {
@@ -115,7 +147,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            print::done(json, &history, &print::table(&rows));
+            let more = history.next.map(|next| format!("--before {next} shows them, --all shows all"));
+            print::done(json, &history, &print::page(&rows, more));
         }
         Command::Diff { from, to } => {
             let diff: AuthDiff = client.get(&format!("/admin/auth/diff?from={from}&to={to}")).await?;

@@ -25,6 +25,12 @@ pub fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// A table, and below it how to see more where it is not all of it.
+pub fn page(rows: &[Vec<String>], more: Option<String>) -> String {
+    let table = table(rows);
+    more.map_or_else(|| table.clone(), |more| format!("{table}\n\nThere are more: {more}."))
+}
+
 /// What may be missing, in a table.
 pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".into(), |value| value.to_string())

@@ -19,7 +19,11 @@ pub enum Command {
         restored: bool,
     },
     /// Say what is known of the canonical login
-    Show,
+    Show {
+        /// How many of the last probes are listed, up to 1000; no more are kept
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
     /// Say what probes need, and whether it is there
     Doctor,
 }
@@ -39,8 +43,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 _ => Err(CliError::Found("the canonical login was not found to work")),
             }
         }
-        Command::Show => {
-            let found: RunnerBody = client.get(PATH).await?;
+        Command::Show { limit } => {
+            let found: RunnerBody = client.get(&format!("{PATH}?limit={limit}")).await?;
             print::done(json, &found, &format!("{}\n\n{}", sentence(&found), table(&found)));
             Ok(())
         }
@@ -107,5 +111,5 @@ fn table(found: &RunnerBody) -> String {
             ]
         }))
         .collect();
-    print::table(&rows)
+    print::page(&rows, found.has_more_probes.then(|| "--limit 1000 shows all that are kept".into()))
 }

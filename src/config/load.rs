@@ -302,6 +302,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.auth.min_token_length < 8 {
         return bad("auth.min_token_length", "must be 8 or more");
     }
+    if config.auth.keep_versions < 1 {
+        return bad("auth.keep_versions", "must be 1 or more: the canonical version is always kept");
+    }
     if !(60..=604_800).contains(&config.install.token_ttl_seconds) {
         return bad("install.token_ttl_seconds", "must be from 60 to 604800 (a minute to a week)");
     }
@@ -518,6 +521,7 @@ mod tests {
             ("[listen]\nproxy_protocol = true", None, "listen.proxy_protocol: needs"),
             ("[listen]\nforwarded_header = \"canary\"", None, "expected one of `x-forwarded-for`, `forwarded`, `none`"),
             ("[auth]\nmin_token_length = 7", None, "8 or more"),
+            ("[auth]\nkeep_versions = 0", None, "1 or more"),
             ("public_base_url = \"ftp://x\"", None, "http"),
             ("public_base_url = \"https://x/\"", None, "must not end"),
             ("public_base_url = \"https://x y\"", None, "spaces"),

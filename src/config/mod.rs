@@ -201,6 +201,10 @@ pub struct Auth {
     pub min_token_length: usize,
     /// Only documents that Codex can load are taken.
     pub strict: bool,
+    /// How many versions of the login are kept, beside all of the last 30 days; never below 1.
+    pub keep_versions: u32,
+    /// How many new versions one host may store within an hour; 0: any number.
+    pub stores_per_host_per_hour: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -292,7 +296,7 @@ impl Default for Install {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { min_token_length: 24, strict: true }
+        Self { min_token_length: 24, strict: true, keep_versions: 200, stores_per_host_per_hour: 60 }
     }
 }
 

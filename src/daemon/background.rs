@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::tls::Tls;
 use crate::config::Config;
 use crate::outside::Outside;
+use crate::service::retention::PRUNE_PAUSE;
 use crate::service::{Service, ServiceError};
 use crate::upstream::releases::Releases;
 
@@ -103,6 +104,10 @@ pub fn start(
         let service = warned.clone();
         async move { service.warn_of_expiring_certificates() }
     }));
+    let (pruning, stops) = (service.clone(), stopping.clone());
+    jobs.spawn(async move {
+        pruning.look_after_versions(PRUNE_PAUSE, stops, |outcome| report_use("versions", outcome)).await;
+    });
     let proving = service.clone();
     let stops = stopping.clone();
     jobs.spawn(async move { proving.make_probes(stops).await });

@@ -20,6 +20,7 @@ use crate::records::AuthoritySlot;
 use crate::service::Policy;
 use crate::service::boot::Secrets;
 use crate::service::people::PeoplePolicy;
+use crate::service::retention::VersionPolicy;
 
 pub struct Tls {
     own: Option<(std::path::PathBuf, std::path::PathBuf)>,
@@ -133,6 +134,7 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
         codex_release_url: config.install.codex_release_url.clone(),
         document_rules: DocumentRules { min_token_length: config.auth.min_token_length, strict: config.auth.strict },
+        versions: VersionPolicy::from(&config.auth),
         people: PeoplePolicy::from(config),
     }
 }

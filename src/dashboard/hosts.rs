@@ -117,16 +117,21 @@ pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
         service.canonical()?.summary.clone();
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
-    let source = match source {
+    let source = source_in_words(source);
+    let proof = runner::proof(service, now).await;
+    let stored = When::new(stored_at, now);
+    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
+}
+
+/// Where a version came from.
+pub fn source_in_words(source: Source) -> String {
+    match source {
         Source::Admin { by } => format!("uploaded by an admin ({by})"),
         Source::Override { by } => format!("uploaded by an admin ({by}) in the place of a newer login"),
         Source::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
         Source::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
         Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),
-    };
-    let proof = runner::proof(service, now).await;
-    let stored = When::new(stored_at, now);
-    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
+    }
 }
 
 impl Row {

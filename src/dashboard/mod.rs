@@ -8,6 +8,7 @@
 
 mod assets;
 mod form;
+mod history;
 mod host;
 mod hosts;
 mod mine;
@@ -64,6 +65,7 @@ impl Dashboard {
         let pages: Vec<(&str, Needs, RouteMethod)> = vec![
             ("/hosts", of_fleet, get(hosts::page)),
             ("/login", of_fleet, get(upload::page).post(upload::upload)),
+            ("/login/versions", of_fleet, get(history::page)),
             ("/hosts/new", of_fleet, get(new_host::page).post(new_host::make)),
             ("/hosts/installer/:shown", of_ones_own, get(new_host::installer)),
             ("/hosts/:id", of_fleet, get(host::page)),

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::Dashboard;
 use super::form::Form;
-use super::shell::{Shell, Told, show, tell};
+use super::shell::{Shell, show, tell};
 use super::words::When;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
@@ -18,8 +18,18 @@ use crate::records::{Probe, ProbeState, ProbeTrigger};
 use crate::service::Service;
 use crate::service::probing::{RunnerState, RunnerView, Underway};
 
-/// How many of the last probes the page shows.
+/// How many of the last probes the page shows at first.
 const PROBES: usize = 25;
+/// The records keep no more.
+const MAX_PROBES: usize = 1000;
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Wanted {
+    told: String,
+    /// `all`: all probes that are kept.
+    probes: String,
+}
 
 #[derive(Template)]
 #[template(path = "runner.html")]
@@ -29,6 +39,7 @@ struct RunnerPage {
     enabled: bool,
     proof: Proof,
     probes: Vec<Row>,
+    has_more_probes: bool,
 }
 
 /// What is known of the canonical login.
@@ -59,15 +70,16 @@ struct Row {
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
     asking: Asking,
-    Query(Told { told }): Query<Told>,
+    Query(Wanted { told, probes }): Query<Wanted>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
-    let view = dashboard.service.runner(PROBES).await?;
+    let view = dashboard.service.runner(if probes == "all" { MAX_PROBES } else { PROBES }).await?;
     let page = RunnerPage {
         shell: Shell::new(&dashboard, &asking, "Runner", &told),
         has_login: dashboard.service.canonical().is_some(),
         enabled: view.enabled,
         proof: Proof::of(&view, now),
+        has_more_probes: view.has_more_probes,
         probes: view.probes.into_iter().map(|probe| Row::new(probe, now)).collect(),
     };
     show(StatusCode::OK, &page)

@@ -32,6 +32,8 @@ pub struct HotHost {
     pub fqdn: Fqdn,
     pub rules: HostRules,
     pub api_key: Sealed,
+    /// Few hosts have one.
+    pub agent_identity: Option<Box<AgentIdentity>>,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
     /// Of its own key; names what was baked with it.
@@ -45,6 +47,14 @@ pub struct HotHost {
     /// Shared by all states of this host, so that nothing is lost when its rules change.
     live: Arc<Live>,
     stirred: Arc<Stirred>,
+}
+
+/// The agent identity of a host.
+pub struct AgentIdentity {
+    /// As in the records.
+    pub sealed: Sealed,
+    /// SHA-256 of the login with it, by the digest of the login.
+    pub delivered: Memo<Digest, Digest>,
 }
 
 /// Who did something since it was last gathered.
@@ -302,13 +312,14 @@ impl Cache {
 impl Maps {
     fn insert(&mut self, host: Host, live: Arc<Live>, stirred: &Arc<Stirred>) -> Arc<HotHost> {
         let keys = keys_of(&host);
-        let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, .. } = host;
+        let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, agent_identity, .. } = host;
         let (stirred, stamp) = (Arc::clone(stirred), new_stamp());
         let host = Arc::new(HotHost {
             id,
             fqdn,
             rules,
             api_key,
+            agent_identity: agent_identity.map(|sealed| Box::new(AgentIdentity { sealed, delivered: Memo::default() })),
             created_at,
             updated_at,
             key_digest,

@@ -36,7 +36,7 @@ use crate::model::host::{HostActivity, HostId};
 use crate::outside::Outside;
 use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
-pub use hosts::{HostRevision, HotHost, InHand, Seen};
+pub use hosts::{AgentIdentity, HostRevision, HotHost, InHand, Seen};
 pub use memo::Pieces;
 pub use refreshed::Refreshed;
 pub use states::HostStates;

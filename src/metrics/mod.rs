@@ -53,6 +53,8 @@ pub enum Refusal {
     Global,
     Host,
     AuthFailures,
+    /// New logins of one host.
+    Stores,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +73,7 @@ pub struct Metrics {
     latency: HistogramVec,
     latency_kept: Vec<OnceLock<Histogram>>,
     in_flight: IntGauge,
-    refusals: [IntCounter; 3],
+    refusals: [IntCounter; 4],
     failed_keys: IntCounter,
     flush: HistogramVec,
     probes: IntCounterVec,
@@ -168,7 +170,8 @@ impl Metrics {
             latency,
             latency_kept: (0..operations_and_unknown).map(|_| OnceLock::new()).collect(),
             in_flight,
-            refusals: ["global", "host", "auth_failures"].map(|bucket| refusals.with_label_values(&[bucket])),
+            refusals: ["global", "host", "auth_failures", "host_stores"]
+                .map(|bucket| refusals.with_label_values(&[bucket])),
             failed_keys,
             flush,
             probes,
@@ -228,11 +231,12 @@ impl Metrics {
     }
 
     pub fn refused(&self, refusal: Refusal) {
-        let [global, host, auth_failures] = &self.refusals;
+        let [global, host, auth_failures, stores] = &self.refusals;
         match refusal {
             Refusal::Global => global.inc(),
             Refusal::Host => host.inc(),
             Refusal::AuthFailures => auth_failures.inc(),
+            Refusal::Stores => stores.inc(),
         }
     }
 

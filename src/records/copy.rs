@@ -301,6 +301,7 @@ impl Chunks {
     fn add(&mut self, row: Row) -> Option<Vec<Row>> {
         self.bytes += match &row {
             Row::Versions(version) => version.body.as_bytes().len() * 2,
+            Row::Hosts(host) => 500 + host.agent_identity.as_ref().map_or(0, |identity| identity.as_bytes().len() * 2),
             _ => 500,
         };
         self.rows.push(row.cut());

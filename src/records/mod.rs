@@ -147,8 +147,8 @@ pub trait Records: Send + Sync {
     ) -> Result<Restoration>;
     /// Hosts that were removed and can still be brought back, the last one first.
     async fn removed_hosts(&self) -> Result<Vec<Host>>;
-    /// Forgets the keys (`api_key` is empty from here on) and the activity of the hosts that were removed before `when`;
-    /// says how many.
+    /// Forgets the keys (`api_key` is empty from here on), the agent identities and the activity of the hosts that were
+    /// removed before `when`; says how many.
     async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize>;
     /// Hosts that are not removed, by name.
     async fn hosts(&self) -> Result<Vec<Host>>;
@@ -174,6 +174,16 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<Option<IpAddr>>;
 
+    /// Keeps the agent identity of a host. `false`, and nothing is written: there is no such host, or `key` is not its own
+    /// key (any more). Where the host has this very value, nothing is written. Bumps the epoch.
+    async fn host_keep_agent_identity(
+        &self,
+        id: HostId,
+        key: &Digest,
+        identity: &Sealed,
+        audit: &AuditNote,
+    ) -> Result<bool>;
+
     /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`].
     async fn redeem_install_token(
         &self,
@@ -194,8 +204,8 @@ pub trait Records: Send + Sync {
 
     /// Makes `new` the canonical version if the present one meets `condition`, which is decided within the transaction.
     /// The new version's number is one more than the highest there ever was; the entry in the audit log has it as its
-    /// target. Calls that are under way together may be taken in any order; the latest `last_refresh` first, where that can
-    /// be had, so that most of the others find themselves overtaken at once.
+    /// target. A version that was pruned is not known any more. Calls that are under way together may be taken in any order;
+    /// the latest `last_refresh` first, where that can be had, so that most of the others find themselves overtaken at once.
     async fn replace_canonical(
         &self,
         condition: &Condition,
@@ -204,8 +214,13 @@ pub trait Records: Send + Sync {
     ) -> Result<Replacement>;
     async fn canonical(&self) -> Result<Option<CanonicalVersion>>;
     async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>>;
-    /// Every version, newest first, without the secrets.
-    async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>>;
+    /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
+    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>>;
+    /// Removes up to `limit` versions that `retention` does not keep, with what is sealed of them. The canonical version
+    /// and the newest one always stay, which is decided within the transaction. Returns the numbers of the removed ones,
+    /// the lowest first. The entry in the audit log has the first and the last of them as its target. Nodes are not told:
+    /// they cache the canonical version only.
+    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>>;
 
     /// Applies a batch of telemetry once: a batch whose `seq` is not above the highest applied for `node` changes nothing.
     /// What tells of a host that is not there (any more) is dropped.
@@ -462,6 +477,10 @@ pub struct Host {
     // Rows of a backup are counted as they are written: those of before there were users did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<UserId>,
+    /// The private key that Codex registered for this host: the JSON text of `agent_identity` in its auth.json, at place
+    /// `hosts/agent_identity/<id>`. It lives and dies with the API key: a new key, or the purge of a removed host, takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_identity: Option<Sealed>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -609,6 +628,15 @@ pub struct NewCanonical {
     pub entries: Vec<AuthEntry>,
     pub source: Source,
     pub at: OffsetDateTime,
+}
+
+/// Which versions are kept: one that either member keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// So many of the newest; at least one is kept.
+    pub newest: u64,
+    /// Those that were stored then or later.
+    pub since: OffsetDateTime,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,10 +8,12 @@ use super::{
     Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, Owner, RecordsError, Registered,
     Registration, Session, SignedInBy, User, UserChange,
 };
+use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::host::HostRules;
 use crate::model::people::UserId;
+use crate::seal::Sealed;
 
 impl Host {
     /// Whom nobody knew yet.
@@ -37,6 +39,7 @@ impl Host {
             created_at: registration.at,
             updated_at: registration.at,
             removed_at: None,
+            agent_identity: None,
         }
     }
 
@@ -44,6 +47,8 @@ impl Host {
         self.key_digest = registration.key_digest;
         self.imported_key_digest = None;
         self.api_key = registration.api_key.clone();
+        // The new key may go to another machine.
+        self.agent_identity = None;
         self.updated_at = registration.at;
         // A key is bound to the first address it is used from, and this one was used from none.
         self.rules.bound_ip = None;
@@ -69,6 +74,17 @@ impl Host {
             self.updated_at = at;
         }
         binds
+    }
+
+    /// The host with this identity; `None`: it has it already.
+    pub(super) fn with_agent_identity(&self, identity: &Sealed) -> Option<Self> {
+        let is_new = self.agent_identity.as_ref() != Some(identity);
+        is_new.then(|| Self { agent_identity: Some(identity.clone()), ..self.clone() })
+    }
+
+    /// It can be brought back no more: what is secret of it is forgotten.
+    pub(super) fn purged(&self) -> Self {
+        Self { api_key: Sealed::from_bytes(Vec::new()), agent_identity: None, ..self.clone() }
     }
 
     /// Whether it was removed after `removed_after` and its key is still known.
@@ -216,6 +232,12 @@ pub(super) fn roll(
 /// made by a clock that has been set back since.
 pub(super) fn is_over(from: OffsetDateTime, until: OffsetDateTime, now: OffsetDateTime) -> bool {
     now >= until || from - now > until - from
+}
+
+/// What is noted of versions that were removed, the lowest first; `None`: none were.
+pub(super) fn pruned_note(note: &AuditNote, pruned: &[u64]) -> Option<AuditNote> {
+    let (first, last) = pruned.first().zip(pruned.last())?;
+    Some(note.clone().on(format_args!("{first}-{last}")).with("versions", pruned.len()))
 }
 
 pub(super) fn taken(what: &str) -> RecordsError {

@@ -51,6 +51,15 @@ impl Service {
         Ok(self.records.audit(filter, limit).await?)
     }
 
+    /// The same, and `before` of the next page; `None`: there are no more.
+    pub async fn audit_page(&self, filter: &AuditFilter, limit: usize) -> Result<(Vec<AuditEntry>, Option<u64>)> {
+        let mut entries = self.audit_log(filter, limit.saturating_add(1)).await?;
+        let is_more = entries.len() > limit;
+        entries.truncate(limit);
+        let next = entries.last().filter(|_| is_more).map(|last| last.number);
+        Ok((entries, next))
+    }
+
     /// Follows the chain from its first entry to the newest. `noted`: a hash that was noted elsewhere, which must be there.
     pub async fn verify_audit(&self, noted: Option<Digest>) -> Result<Verification> {
         let newest = self.records.audit_head().await?;

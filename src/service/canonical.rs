@@ -25,6 +25,13 @@ pub struct Canonical {
     pub(super) as_of: Epoch,
 }
 
+/// A page of the versions.
+pub struct History {
+    pub versions: Vec<CanonicalSummary>,
+    /// `before` of the next page; `None`: there is none.
+    pub next: Option<u64>,
+}
+
 impl Canonical {
     /// For a document that is to take its place.
     pub(super) fn present(&self) -> Present<'_> {
@@ -66,9 +73,13 @@ impl Service {
         Ok(Some(canonical))
     }
 
-    /// Every version, newest first, without the secrets.
-    pub async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>> {
-        Ok(self.records.canonical_history(limit).await?)
+    /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
+    pub async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<History> {
+        let mut versions = self.records.canonical_history(before, limit.saturating_add(1)).await?;
+        let is_more = versions.len() > limit;
+        versions.truncate(limit);
+        let next = versions.last().filter(|_| is_more).map(|last| last.version);
+        Ok(History { versions, next })
     }
 
     pub(super) fn open_canonical(&self, version: &CanonicalVersion, as_of: Epoch) -> Result<Canonical> {

@@ -78,6 +78,7 @@ pub(super) async fn node(
         insecure_window: Duration::minutes(30),
         codex_release_url: String::new(),
         document_rules: DocumentRules { min_token_length: 8, strict: true },
+        versions: crate::service::retention::VersionPolicy::default(),
         people: crate::service::people::PeoplePolicy::default(),
     };
     let parts = Parts {

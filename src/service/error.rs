@@ -73,6 +73,18 @@ pub enum ServiceError {
     /// Too many calls with one host's key.
     #[error("Rate limit exceeded")]
     HostRateLimited(Throttled),
+    /// One host stored more logins than it may.
+    #[error(
+        "This host stored {} new logins within an hour, and no more are taken in that hour \
+         (auth.stores_per_host_per_hour); find out what rewrites its auth.json", .0.limit
+    )]
+    StoresLimited(Throttled),
+    /// It is too old, and was removed.
+    #[error(
+        "Version {0} is no longer kept: older versions are removed (auth.keep_versions). `codex-authd auth history --all` \
+         lists those that are"
+    )]
+    VersionNotKept(u64),
     /// The body is no JSON; the text says where.
     #[error("Invalid JSON payload")]
     InvalidJson { reason: String },

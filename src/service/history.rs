@@ -66,7 +66,15 @@ impl Service {
     }
 
     pub(super) async fn version(&self, number: u64) -> Result<Canonical> {
-        let version = self.records.canonical_version(number).await?.ok_or(ServiceError::NotFound("Version"))?;
+        let Some(version) = self.records.canonical_version(number).await? else {
+            let newest = self.canonical().map_or(0, |canonical| canonical.summary.version);
+            let was_there = (1..=newest).contains(&number);
+            return Err(if was_there {
+                ServiceError::VersionNotKept(number)
+            } else {
+                ServiceError::NotFound("Version")
+            });
+        };
         // It is compared, and never served.
         self.open_canonical(&version, Epoch(0))
     }

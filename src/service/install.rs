@@ -79,7 +79,9 @@ impl Service {
 
     /// Every installer there ever was, the newest first, with its host's name.
     pub async fn installers(&self) -> Result<Vec<(InstallToken, Option<Fqdn>)>> {
-        let tokens = self.records.install_tokens().await?;
+        let mut tokens = self.records.install_tokens().await?;
+        // A page goes on where another one ended: equal times need an order.
+        tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), *token.digest.as_bytes()));
         tokens
             .into_iter()
             .map(|token| {

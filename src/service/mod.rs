@@ -32,6 +32,8 @@ pub mod moving;
 pub mod overview;
 pub mod people;
 pub mod probing;
+pub mod retention;
+pub mod store_budget;
 pub mod sync;
 pub mod telemetry;
 pub mod versions;
@@ -73,6 +75,7 @@ pub struct Policy {
     pub insecure_window: time::Duration,
     pub codex_release_url: String,
     pub document_rules: DocumentRules,
+    pub versions: retention::VersionPolicy,
     pub people: people::PeoplePolicy,
 }
 
@@ -115,6 +118,9 @@ pub struct Service {
     moving: Mutex<()>,
     probes: probing::Probes,
     people: people::People,
+    store_budget: store_budget::StoreBudget,
+    /// Turned with every new version.
+    version_stored: tokio::sync::Notify,
 }
 
 /// What [`Service::new`] is built from; `boot` makes it.
@@ -160,6 +166,8 @@ impl Service {
             stores: None,
             moving: Mutex::new(()),
             probes: probing::Probes::new(),
+            store_budget: store_budget::StoreBudget::default(),
+            version_stored: tokio::sync::Notify::new(),
         };
         service.adopt_trust(Some(service.secrets.certificates.clone()), None)?;
         service.hot.restore_throttle(&service.throttle, service.outside.now())?;
@@ -238,3 +246,5 @@ impl Service {
 mod login_tests;
 #[cfg(test)]
 mod store_tests;
+#[cfg(test)]
+mod version_tests;

@@ -40,6 +40,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         insecure_window: time::Duration::minutes(10),
         codex_release_url: String::new(),
         document_rules: DocumentRules::default(),
+        versions: retention::VersionPolicy { stores_per_host_per_hour: 0, ..Default::default() },
         people: crate::service::people::PeoplePolicy::default(),
     };
     let parts = Parts {
@@ -111,7 +112,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
             assert!(told.insert(one), "told twice");
         }
     }
-    let mut line = service.canonical_history(usize::MAX).await.unwrap();
+    let mut line = service.canonical_history(None, usize::MAX).await.unwrap().versions;
     line.reverse();
     let numbers: Vec<_> = line.iter().map(|summary| summary.version).collect();
     assert_eq!(numbers, (1..=line.len() as u64).collect::<Vec<_>>(), "no gap");

@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 
 use super::audit::tell;
 use super::canonical::{Canonical, body_place, token_place};
-use super::delivery;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::{HostRevision, HotHost, Seen};
+use crate::metrics::Refusal;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::auth_document::{
     Allowed, AuthDocument, RequestMembers, Verdict, decide, split_request, uploaded_text,
@@ -133,7 +133,8 @@ impl Service {
     pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
         self.note_call(now);
         let canonical = self.canonical();
-        let outcome = compare(canonical.as_deref(), &host, &request.members, now)?;
+        let delivered = canonical.as_deref().map(|it| self.delivered_digest(it, Some(&host))).transpose()?;
+        let outcome = compare(canonical.as_deref().zip(delivered), &request.members, now)?;
         let in_hand = canonical
             .as_ref()
             .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
@@ -149,11 +150,12 @@ impl Service {
         request: &SyncRequest<'_>,
         document: &str,
     ) -> Result<Sync> {
-        let document = delivery::accept(document, Some(&host));
+        let document = self.read_document(document)?;
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
+        let host = self.accept(&document, host, &by).await?;
         let note = by.note(self.outside.now(), "auth.store");
-        let (outcome, canonical) = self.store(document, source, Allowed::default(), note).await?;
+        let (outcome, canonical) = self.store(&document, source, Allowed::default(), note).await?;
         if outcome == Outcome::Updated {
             self.want_probe(ProbeTrigger::Store);
         }
@@ -193,28 +195,45 @@ impl Service {
         if allowed.even_if_older {
             note = note.with("even_if_older", true);
         }
-        let (outcome, canonical) = self.store(document, Source::Admin { by: actor }, allowed, note).await?;
+        let document = self.read_document(document)?;
+        let (outcome, canonical) = self.store(&document, Source::Admin { by: actor }, allowed, note).await?;
         if probe {
             self.want_probe(ProbeTrigger::Upload);
         }
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: None })
     }
 
+    fn read_document(&self, text: &str) -> Result<AuthDocument> {
+        Ok(AuthDocument::parse(text, self.outside.now(), &self.policy.load().document_rules)?)
+    }
+
+    /// Counts a write that a host causes against its hour.
+    pub(super) fn take_store(&self, host: HostId) -> Result<()> {
+        let limit = self.policy.load().versions.stores_per_host_per_hour;
+        self.store_budget.take(host, limit, self.outside.now()).map_err(|throttled| {
+            self.metrics.refused(Refusal::Stores);
+            ServiceError::StoresLimited(throttled)
+        })
+    }
+
     /// Stores `document` if it takes the canonical login's place. `Updated`: it was the canonical one, and is durable; by
     /// now there may be a newer one, which is given back then. A login of another account is refused, with an alarm.
     async fn store(
         &self,
-        document: &str,
+        document: &AuthDocument,
         source: Source,
         allowed: Allowed,
         note: AuditNote,
     ) -> Result<(Outcome, Arc<Canonical>)> {
         let now = self.outside.now();
-        let document = AuthDocument::parse(document, now, &self.policy.load().document_rules)?;
+        let host = match source {
+            Source::Host { id, .. } => Some(id),
+            _ => None,
+        };
         let mut is_caught_up = false;
         for _ in 0..ATTEMPTS {
             let present = self.canonical();
-            let decide = |allowed| decide(&document, present.as_deref().map(Canonical::present), allowed, now);
+            let decide = |allowed| decide(document, present.as_deref().map(Canonical::present), allowed, now);
             let wins = |allowed| matches!(decide(allowed), Ok(Verdict::Replaces(_)));
             let document = match (decide(allowed)?, present.as_ref()) {
                 (Verdict::Replaces(document), _) => document,
@@ -227,6 +246,8 @@ impl Service {
                     continue;
                 }
                 (Verdict::OtherAccount, Some(present)) => {
+                    // The refusal is written to the audit log.
+                    host.map_or(Ok(()), |id| self.take_store(id))?;
                     let (present, new) = (present.login.to_string(), document.login().to_string());
                     let note = note.with("present", &present).with("new", &new);
                     self.note_alone(note.refused("another account").alarm()).await?;
@@ -245,7 +266,12 @@ impl Service {
                 source => source.clone(),
             };
             let condition = Condition::Version(present.as_ref().map(|present| present.summary.version));
-            if self.make_canonical(&document, source, condition, note).await?.is_some() {
+            host.map_or(Ok(()), |id| self.take_store(id))?;
+            let stored = self.make_canonical(&document, source, condition, note).await;
+            if let (Some(id), Err(_) | Ok(None)) = (host, &stored) {
+                self.store_budget.give_back(id);
+            }
+            if stored?.is_some() {
                 let canonical = self.canonical();
                 let canonical =
                     canonical.ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
@@ -270,6 +296,7 @@ impl Service {
             Replacement::Replaced { version, epoch } => {
                 let number = version.summary.version;
                 tell(&note.on(number));
+                self.version_stored.notify_one();
                 // What was sealed here a moment ago need not be read back: it is served from now on.
                 self.adopt_canonical(Canonical {
                     summary: version.summary,
@@ -351,9 +378,9 @@ impl<'a> SyncRequest<'a> {
     }
 }
 
+/// `canonical`: and the digest of what the host is delivered of it.
 fn compare(
-    canonical: Option<&Canonical>,
-    host: &HotHost,
+    canonical: Option<(&Canonical, Digest)>,
     request: &RequestMembers<'_>,
     now: OffsetDateTime,
 ) -> Result<Outcome> {
@@ -370,6 +397,7 @@ fn compare(
         .filter(|text| !text.trim().is_empty())
         .ok_or_else(|| ServiceError::invalid("last_refresh", "last_refresh is required"))?;
     // Whoever has the canonical document spells its instant as it does: that one was parsed already.
+    let (canonical, delivered) = canonical.unzip();
     let last_refresh = match canonical.filter(|canonical| canonical.last_refresh.text() == last_refresh) {
         Some(canonical) => Ok(Cow::Borrowed(&canonical.last_refresh)),
         None => Instant::parse(last_refresh).map(Cow::Owned),
@@ -383,7 +411,7 @@ fn compare(
         Err(error) => return Err(invalid(error)),
     };
     let Some(canonical) = canonical else { return Ok(Outcome::Missing) };
-    Ok(if digest == delivery::deliver(canonical, Some(host)).digest {
+    Ok(if delivered == Some(digest) {
         Outcome::Valid
     } else if *last_refresh > canonical.last_refresh || (is_ahead && *last_refresh != canonical.last_refresh) {
         Outcome::UploadRequired

@@ -16,7 +16,7 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 async fn without_a_certificate_there_is_no_page() {
     let daemon = Daemon::start();
     assert!(daemon.client().get(daemon.admin_url("/")).send().await.is_err(), "the handshake is refused");
-    for path in ["/", "/login", "/hosts/new", "/runner", "/switch"] {
+    for path in ["/", "/login", "/login/versions", "/hosts/new", "/runner", "/switch"] {
         let answer = daemon.client().get(daemon.hosts_url(path)).send().await.unwrap();
         assert_eq!(answer.status(), 404, "{path} on the hosts' listener");
     }
@@ -117,6 +117,7 @@ async fn every_page_tells_the_browser_what_it_may_do() {
     let paths = [
         "/".into(),
         "/login".into(),
+        "/login/versions".into(),
         "/hosts/new".into(),
         "/hosts/installer/0".into(),
         "/runner".into(),

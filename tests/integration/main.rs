@@ -40,4 +40,5 @@ mod sign_in;
 mod state_format;
 mod torture;
 mod vectors;
+mod versions;
 mod wrapper;

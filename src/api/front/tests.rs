@@ -71,6 +71,7 @@ fn policy(base_url: &str) -> Policy {
         insecure_window: Duration::minutes(10),
         codex_release_url: "https://releases.example.test/codex".into(),
         document_rules: DocumentRules::default(),
+        versions: crate::service::retention::VersionPolicy::default(),
         people: crate::service::people::PeoplePolicy::default(),
     }
 }
@@ -397,6 +398,39 @@ async fn both_ways_count_a_failure_once_and_a_request_once() {
     }
     let limited = pair.ask(&ask(Key::Header(0), body.as_str())).await;
     assert_eq!((limited.status, status_of(&limited).as_str()), (429, "rate_limited"));
+}
+
+#[tokio::test]
+async fn both_ways_deliver_an_agent_identity_to_its_host_alone() {
+    let pair = Pair::new(LIMITS).await;
+    upload(&pair, CANONICAL).await;
+    let shared = pair.usual.service.canonical().unwrap().summary.digest.to_string();
+    let retrieve = |digest: &str| json!({ "digest": digest, "last_refresh": CANONICAL }).to_string();
+    // What is kept of an answer is of before.
+    for host in [0, 1, 0, 1, 0, 1] {
+        assert_eq!(status_of(&pair.ask(&ask(Key::Header(host), retrieve(&"1".repeat(64)))).await), "outdated");
+        assert_eq!(status_of(&pair.ask(&ask(Key::Header(host), retrieve(&shared))).await), "valid");
+    }
+    let mut auth = document(CANONICAL);
+    auth["agent_identity"] = json!({ "private": "\"canonical_digest\":\"canary\"}}" });
+    let stored = pair.ask(&ask(Key::Header(0), json!({ "command": "store", "auth": auth }).to_string())).await;
+    assert_eq!(status_of(&stored), "unchanged", "{stored:?}");
+    let stored: Value = serde_json::from_str(&stored.body).unwrap();
+    let own = stored["data"]["canonical_digest"].as_str().unwrap().to_owned();
+    assert_ne!(own, shared);
+    for _ in 0..3 {
+        let given = pair.ask(&ask(Key::Header(0), retrieve(&shared))).await;
+        assert_eq!(status_of(&given), "outdated");
+        let document = given.body.split_once("\"auth\":").unwrap().1.strip_suffix("}}").unwrap();
+        assert_eq!(Digest::of(document.as_bytes()).to_string(), own);
+        assert!(given.body.contains(&own) && document.contains("canary"));
+        assert_eq!(status_of(&pair.ask(&ask(Key::Header(0), retrieve(&own))).await), "valid");
+
+        let other = pair.ask(&ask(Key::Header(1), retrieve(&own))).await;
+        assert_eq!(status_of(&other), "outdated");
+        assert!(!other.body.contains("canary") && other.body.contains(&shared), "{other:?}");
+        assert_eq!(status_of(&pair.ask(&ask(Key::Header(1), retrieve(&shared))).await), "valid");
+    }
 }
 
 /// Answers are put together from what was kept, for one host as for the other.

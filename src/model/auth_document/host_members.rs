@@ -9,6 +9,7 @@
 use zeroize::Zeroizing;
 
 use super::json::{Members, Node};
+use super::{DocumentError, top_level_members};
 
 const AGENT_IDENTITY: &str = "agent_identity";
 const LOGIN_OWNER: &str = "login_owner_id";
@@ -26,6 +27,21 @@ pub(super) fn take(document: &mut Members<'_>) -> Option<Zeroizing<String>> {
     let at = document.0.iter().position(|member| member.name == AGENT_IDENTITY)?;
     let member = document.0.remove(at);
     (!matches!(member.value, Node::Null)).then(|| Zeroizing::new(member.raw.to_owned()))
+}
+
+/// `text`, which is canonical, with `identity` (JSON text) as its last member: Codex reads members in any order. `None` if
+/// the login itself is an agent identity, which nothing may take the place of.
+pub fn with_agent_identity(text: &str, identity: &str) -> Result<Option<Zeroizing<String>>, DocumentError> {
+    if top_level_members(text)?.get(AGENT_IDENTITY).is_some() {
+        return Ok(None);
+    }
+    let Some(before) = text.trim_end().strip_suffix('}') else { return Ok(None) };
+    // All at once: a text that grows leaves copies behind.
+    let mut with = Zeroizing::new(String::with_capacity(text.len() + identity.len() + AGENT_IDENTITY.len() + 4));
+    for piece in [before, ",\"", AGENT_IDENTITY, "\":", identity, "}"] {
+        with.push_str(piece);
+    }
+    Ok(Some(with))
 }
 
 /// Whether a document has one of them.

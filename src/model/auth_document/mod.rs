@@ -31,6 +31,7 @@ use crate::model::digest::Digest;
 use crate::model::instant::{BadInstant, Instant};
 use json::Node;
 
+pub use host_members::with_agent_identity;
 pub use login::LoginFacts;
 pub use refreshed::refreshed;
 pub use renewal::{Allowed, Present, Verdict, decide};

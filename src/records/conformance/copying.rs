@@ -77,6 +77,11 @@ pub async fn furnish(store: &Store) {
         .append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
         .await
         .unwrap();
+    // Of one that stays, one whose key is forgotten, and one that may be brought back.
+    for id in [1, 3, 4] {
+        let (key, identity) = (key(&id.to_string()), sealed(1, &format!("identity {id}")));
+        assert!(store.host_keep_agent_identity(HostId(id), &key, &identity, &noted()).await.unwrap());
+    }
     store.remove_host(HostId(3), at(2), &noted()).await.unwrap();
     store.purge_removed_hosts(at(3)).await.unwrap();
     store.remove_host(HostId(4), at(4), &noted()).await.unwrap();
@@ -217,8 +222,11 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert_eq!(told.users.as_ref().map(Vec::len), Some(2));
     assert_eq!(told.sessions.len(), 3);
     people_are_who_they_were(&store).await;
-    // Five hosts' keys, two authorities', the server's, and three versions with a token each.
-    assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 1 + 3 * 2);
+    let identity = |host: &Host| host.agent_identity.clone();
+    assert_eq!(store.host(HostId(1)).await.unwrap().as_ref().and_then(identity), Some(sealed(1, "identity 1")));
+    assert_eq!(store.removed_hosts().await.unwrap().first().and_then(identity), Some(sealed(1, "identity 4")));
+    // Five hosts' keys and two agent identities, two authorities', the server's, and three versions with a token each.
+    assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 2 + 1 + 3 * 2);
     assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
     let mut head = AuditHead::default();
     for entry in store.audit_from(1, 1000).await.unwrap() {
@@ -310,7 +318,7 @@ pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
     let state = store.state().await.unwrap();
     assert_eq!(state.incarnation, Some(second.id));
     assert!(state.epoch > first.above);
-    assert_eq!((store.hosts().await.unwrap().len(), store.canonical_history(9).await.unwrap().len()), (1, 0));
+    assert_eq!((store.hosts().await.unwrap().len(), store.canonical_history(None, 9).await.unwrap().len()), (1, 0));
 }
 
 pub async fn records_that_stand_still_refuse_every_change(store: Store) {
@@ -347,6 +355,10 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         ("purge_removed_hosts", store.purge_removed_hosts(at(99)).await.map(drop)),
         ("change_host", store.change_host(id, &change, at(8), &n).await.map(drop)),
         ("bind_ip", store.bind_ip(id, &key("1"), ip("192.0.2.7"), at(8), &n).await.map(drop)),
+        ("host_keep_agent_identity", {
+            store.host_keep_agent_identity(id, &key("1"), &sealed(1, "new"), &n).await.map(drop)
+        }),
+        ("versions_prune", store.versions_prune(&Retention { newest: 1, since: at(9) }, 9, &n).await.map(drop)),
         ("redeem_install_token", store.redeem_install_token(&token("6"), at(8), ip("192.0.2.7"), &n).await.map(drop)),
         ("revoke_install_token", store.revoke_install_token(&token("6"), at(8), &n).await.map(drop)),
         (

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::audit::AuditFilter;
 
 pub async fn a_new_host_has_the_rules_it_was_registered_with(store: Store) {
     let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
@@ -240,4 +241,63 @@ pub async fn the_keys_of_hosts_removed_long_ago_are_forgotten(store: Store) {
     assert_eq!(store.restore_host(HostId(1), at(0), at(40), &noted()).await.unwrap(), Restoration::Unknown);
     assert_eq!(store.activity(HostId(1)).await.unwrap(), HostActivity::default());
     assert_eq!(store.activity(HostId(3)).await.unwrap().api_calls, 1);
+}
+
+pub async fn an_agent_identity_is_kept_for_the_hosts_own_key(store: Store) {
+    let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    assert_eq!(host.agent_identity, None);
+    store.register_host(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
+    let known = store.epoch().await.unwrap();
+    // As long as the longest that a host may bring, sealed.
+    let long = Sealed::from_bytes([sealed(1, "").as_bytes(), &[7; 16 * 1024]].concat());
+    for identity in [sealed(1, "one"), long.clone()] {
+        let before = store.epoch().await.unwrap();
+        assert!(store.host_keep_agent_identity(HostId(1), &key("a"), &identity, &note("identity")).await.unwrap());
+        assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().agent_identity.as_ref(), Some(&identity));
+        assert!(store.epoch().await.unwrap() > before);
+    }
+    let told = store.changes_since(known).await.unwrap();
+    assert_eq!(told.hosts, [Host { agent_identity: Some(long.clone()), ..host }], "nodes are told, and of nobody else");
+    // The same again, another key, another host's key, no host.
+    let (epoch, entries) = (store.epoch().await.unwrap(), store.audit_head().await.unwrap());
+    assert!(store.host_keep_agent_identity(HostId(1), &key("a"), &long, &noted()).await.unwrap());
+    for (id, of) in [(1, "x"), (1, "b"), (3, "a")] {
+        let other = sealed(1, "other");
+        assert!(!store.host_keep_agent_identity(HostId(id), &key(of), &other, &noted()).await.unwrap());
+    }
+    assert_eq!((store.epoch().await.unwrap(), store.audit_head().await.unwrap()), (epoch, entries));
+    assert_eq!(store.host(HostId(2)).await.unwrap().unwrap().agent_identity, None);
+    let noted = store.audit(&AuditFilter { action: Some("identity".into()), ..<_>::default() }, 9).await.unwrap();
+    assert_eq!(noted.len(), 2);
+    // A change of rules leaves it alone.
+    let changed = store.change_host(HostId(1), &HostChange::default(), at(2), &self::noted()).await.unwrap().unwrap();
+    assert_eq!(changed.agent_identity.as_ref(), Some(&long));
+}
+
+pub async fn an_agent_identity_goes_with_the_key_and_with_the_host(store: Store) {
+    for (id, tag) in [(1, "a"), (2, "b")] {
+        store.register_host(&registration(id, &format!("h{id}.test"), tag), &noted()).await.unwrap();
+        assert!(store.host_keep_agent_identity(HostId(id), &key(tag), &sealed(1, tag), &noted()).await.unwrap());
+    }
+    let again = store.register_host(&registration(1, "h1.test", "c"), &noted()).await.unwrap();
+    assert_eq!(again.agent_identity, None, "the new key may go to another machine");
+    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().agent_identity, None);
+
+    store.remove_host(HostId(2), at(10), &noted()).await.unwrap();
+    assert!(!store.host_keep_agent_identity(HostId(2), &key("b"), &sealed(1, "late"), &noted()).await.unwrap());
+    let Restoration::Restored(host) = store.restore_host(HostId(2), at(0), at(11), &noted()).await.unwrap() else {
+        panic!("it was not restored");
+    };
+    assert_eq!(host.agent_identity, Some(sealed(1, "b")), "it comes back with its host");
+
+    store.remove_host(HostId(2), at(12), &noted()).await.unwrap();
+    let place = Place::new("hosts", "agent_identity", 2);
+    let left = store.values_sealed_before(KeyId(9), 10).await.unwrap();
+    assert!(left.contains(&(place.clone(), sealed(1, "b"))), "it may be brought back");
+    store.purge_removed_hosts(at(13)).await.unwrap();
+    let left = store.values_sealed_before(KeyId(9), 10).await.unwrap();
+    assert_eq!(left, [(Place::new("hosts", "api_key", 1), sealed(1, "key c"))]);
+    assert!(!store.reseal(&place, &sealed(1, "b"), &sealed(2, "b")).await.unwrap());
+    let told = store.changes_since(Epoch(0)).await.unwrap().hosts;
+    assert!(told.iter().all(|host| host.agent_identity.is_none()), "{told:?}");
 }

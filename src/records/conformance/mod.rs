@@ -57,6 +57,8 @@ macro_rules! every_case {
             hosts: a_removed_host_comes_back_as_it_was;
             hosts: a_removed_host_whose_name_is_taken_stays_removed;
             hosts: the_keys_of_hosts_removed_long_ago_are_forgotten;
+            hosts: an_agent_identity_is_kept_for_the_hosts_own_key;
+            hosts: an_agent_identity_goes_with_the_key_and_with_the_host;
             install_tokens: two_hundred_racing_redemptions_redeem_once;
             install_tokens: a_spent_installer_token_is_gone;
             install_tokens: an_expired_installer_token_is_refused;
@@ -79,8 +81,13 @@ macro_rules! every_case {
             canonical: racing_writers_that_decide_again_make_one_line;
             canonical: a_replacement_tells_the_epoch_it_stands_at;
             canonical: a_retried_replacement_answers_as_it_did_then;
-            canonical: every_version_is_kept_and_the_newest_comes_first;
+            canonical: versions_come_back_as_stored_and_the_newest_comes_first;
             canonical: a_large_body_comes_back_whole;
+            canonical: versions_are_listed_page_by_page;
+            canonical: versions_that_nothing_keeps_are_pruned;
+            canonical: the_canonical_version_is_never_pruned;
+            canonical: a_version_stored_lately_is_kept_whatever_its_number;
+            canonical: what_is_sealed_of_a_pruned_version_holds_no_data_key;
             probes: racing_claims_begin_one_probe;
             probes: a_claim_that_is_repeated_has_begun_once;
             probes: a_lease_that_is_over_is_taken_over;
@@ -247,6 +254,7 @@ pub fn host(id: u64, name: &str, tag: &str) -> Host {
         created_at: at(0),
         updated_at: at(0),
         removed_at: None,
+        agent_identity: None,
     }
 }
 

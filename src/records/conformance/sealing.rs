@@ -87,8 +87,12 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
     let second =
         replaced(store.replace_canonical(&Condition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap());
 
+    let identity = sealed(1, "identity");
+    assert!(store.host_keep_agent_identity(HostId(5), &super::key("a"), &identity, &noted()).await.unwrap());
+
     let mut expected = vec![
         (Place::new("hosts", "api_key", 5), sealed(1, "key a")),
+        (Place::new("hosts", "agent_identity", 5), identity),
         (Place::new("settings", "server_key", 0), seed.server_key.clone()),
     ];
     for authority in &seed.authorities {
@@ -115,7 +119,9 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
         assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), found.len() - number - 1);
     }
     let new = |place: Place| sealed(2, &format!("new {place:?}"));
-    assert_eq!(store.host(HostId(5)).await.unwrap().unwrap().api_key, new(Place::new("hosts", "api_key", 5)));
+    let host = store.host(HostId(5)).await.unwrap().unwrap();
+    assert_eq!(host.api_key, new(Place::new("hosts", "api_key", 5)));
+    assert_eq!(host.agent_identity, Some(new(Place::new("hosts", "agent_identity", 5))));
     assert_eq!(store.server_key().await.unwrap(), Some(new(Place::new("settings", "server_key", 0))));
     for authority in store.authorities().await.unwrap() {
         assert_eq!(authority.private_key, new(Place::new("authorities", "private_key", authority.id)));

@@ -2,9 +2,12 @@
 
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Durable, Result as DurableResult, Staged};
 use crate::model::audit::AuditNote;
-use crate::records::{CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result};
+use crate::records::rules::pruned_note;
+use crate::records::{
+    CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result, Retention,
+};
 use crate::seal::Place;
 
 use super::audit;
@@ -70,9 +73,74 @@ pub(super) fn number_of(source: &impl Source, id: Uuid) -> Result<Option<u64>> {
     rows::get(source, rows::version_id(id))
 }
 
-pub(super) fn history(data: &Durable, limit: usize) -> Result<Vec<CanonicalSummary>> {
-    let newest_first = data.scan(rows::VERSION_SUMMARY).rev().take(limit);
+pub(super) fn history(data: &Durable, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+    let (from, to) = rows::version_summaries_below(before);
+    let newest_first = data.range(from, to).rev().take(limit);
     newest_first.map(|row| row.map_err(Into::into).and_then(|(key, value)| rows::decode(&key, &value))).collect()
+}
+
+/// Up to `limit` versions that `retention` does not keep, the lowest first.
+pub(super) fn prunable(data: &Durable, retention: &Retention, limit: usize) -> Result<Vec<u64>> {
+    let Some(kept_from) = kept_from(data.scan(rows::VERSION_SUMMARY), retention)? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for row in data.scan(rows::VERSION_SUMMARY) {
+        let (key, value) = row?;
+        let summary: CanonicalSummary = rows::decode(&key, &value)?;
+        if summary.version >= kept_from || found.len() >= limit {
+            break;
+        }
+        if summary.stored_at < retention.since {
+            found.push(summary.version);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes those of `found` that are there and that nothing keeps now.
+pub(super) fn prune(
+    staged: &mut Staged<'_>,
+    found: &[u64],
+    retention: &Retention,
+    note: &AuditNote,
+) -> Result<Vec<u64>> {
+    let canonical = pointer(staged)?.map(|pointer| pointer.row);
+    let Some(kept_from) = kept_from(staged.scan(rows::VERSION_SUMMARY), retention)? else { return Ok(Vec::new()) };
+    let mut pruned = Vec::new();
+    for number in found.iter().copied().filter(|number| *number < kept_from && Some(*number) != canonical) {
+        let Some(version) = version(staged, number)? else { continue };
+        if version.summary.stored_at >= retention.since {
+            continue;
+        }
+        remove(staged, &version)?;
+        pruned.push(number);
+    }
+    if let Some(note) = pruned_note(note, &pruned) {
+        audit::append(staged, &note)?;
+    }
+    Ok(pruned)
+}
+
+/// The lowest of the newest versions that are kept whatever their age; `None`: there are fewer.
+fn kept_from(
+    summaries: impl DoubleEndedIterator<Item = DurableResult<(sled::IVec, sled::IVec)>>,
+    retention: &Retention,
+) -> Result<Option<u64>> {
+    let newest = usize::try_from(retention.newest.max(1)).unwrap_or(usize::MAX);
+    let lowest = summaries.rev().nth(newest - 1).transpose()?;
+    lowest.map(|(key, _)| rows::read_version_summary(&key)).transpose()
+}
+
+/// Removes a version, what is sealed of it, and what points to it.
+fn remove(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result<()> {
+    let number = version.summary.version;
+    staged.remove_large(&rows::version(number))?;
+    staged.remove(rows::version_summary(number));
+    staged.remove(rows::version_id(version.id));
+    sealed::index(staged, &body_place(version.id), Some(&version.body), None);
+    for entry in &version.entries {
+        sealed::index(staged, &token_place(version.id, &entry.target), Some(&entry.token), None);
+    }
+    Ok(())
 }
 
 /// Writes a version that was not there, and what points to it, but for what makes it canonical.

@@ -152,9 +152,8 @@ pub(super) fn purge_removed(staged: &mut Staged<'_>, when: OffsetDateTime) -> Re
         return Ok(0);
     }
     let epoch = changes::bump(staged)?;
-    for host in &mut gone {
-        host.api_key = Sealed::from_bytes(Vec::new());
-        put(staged, host, epoch)?;
+    for host in &gone {
+        put(staged, &host.purged(), epoch)?;
         staged.remove(rows::removed_host(host.id));
         staged.remove(rows::activity(host.id));
     }
@@ -233,6 +232,22 @@ pub(super) fn bind_ip(
     Ok(host.rules.bound_ip)
 }
 
+pub(super) fn keep_agent_identity(
+    staged: &mut Staged<'_>,
+    id: HostId,
+    key: &Digest,
+    identity: &Sealed,
+    note: &AuditNote,
+) -> Result<bool> {
+    let Some(host) = by_id(staged, id)?.filter(|host| host.key_digest == *key) else { return Ok(false) };
+    if let Some(host) = host.with_agent_identity(identity) {
+        let epoch = changes::bump(staged)?;
+        put(staged, &host, epoch)?;
+        audit::append(staged, note)?;
+    }
+    Ok(true)
+}
+
 pub(super) fn redeem(
     staged: &mut Staged<'_>,
     digest: &Digest,
@@ -283,11 +298,14 @@ pub(super) fn revoke_token(
     Ok(Some(token))
 }
 
-/// Writes a host, its mark, and the indexes of its sealed key and its owner.
+/// Writes a host, its mark, and the indexes of its sealed values and its owner.
 pub(super) fn put(staged: &mut Staged<'_>, host: &Host, epoch: Epoch) -> Result<()> {
     let old: Option<Marked<Host>> = rows::get(staged, rows::host(host.id))?;
     let place = Place::new("hosts", "api_key", host.id);
     sealed::index(staged, &place, old.as_ref().map(|old| &old.row.api_key), Some(&host.api_key));
+    let place = Place::new("hosts", "agent_identity", host.id);
+    let had = old.as_ref().and_then(|old| old.row.agent_identity.as_ref());
+    sealed::index(staged, &place, had, host.agent_identity.as_ref());
     let owned = |host: &Host| host.owner.filter(|_| host.removed_at.is_none());
     if let Some(owner) = old.as_ref().and_then(|old| owned(&old.row)) {
         staged.remove(rows::owned_host(owner, host.id));

@@ -41,7 +41,8 @@ use super::{
     AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
     Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
     ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User, UserChange,
+    Result, Retention, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User,
+    UserChange,
 };
 use crate::durable::{Durable, DurableError, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -280,6 +281,16 @@ impl Records for Embedded {
         self.change(|staged| hosts::bind_ip(staged, id, key, ip, at, audit)).await
     }
 
+    async fn host_keep_agent_identity(
+        &self,
+        id: HostId,
+        key: &Digest,
+        identity: &Sealed,
+        audit: &AuditNote,
+    ) -> Result<bool> {
+        self.change(|staged| hosts::keep_agent_identity(staged, id, key, identity, audit)).await
+    }
+
     async fn redeem_install_token(
         &self,
         token: &Digest,
@@ -327,8 +338,18 @@ impl Records for Embedded {
         self.read(|data| canonical::version(data, version)).await
     }
 
-    async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>> {
-        self.read(|data| canonical::history(data, limit)).await
+    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+        self.read_much(move |data| canonical::history(data, before, limit)).await
+    }
+
+    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
+        let kept = *retention;
+        // The search reads every summary: not while changes wait. What it finds is decided anew by the change.
+        let found = self.read_much(move |data| canonical::prunable(data, &kept, limit)).await?;
+        if found.is_empty() {
+            return Ok(found);
+        }
+        self.change(|staged| canonical::prune(staged, &found, retention, audit)).await
     }
 
     async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {

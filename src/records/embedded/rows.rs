@@ -137,6 +137,15 @@ pub(super) fn version_summary(number: u64) -> Vec<u8> {
     key(VERSION_SUMMARY, &[&number.to_be_bytes()])
 }
 
+pub(super) fn read_version_summary(key: &[u8]) -> Result<u64> {
+    Ok(u64::from_be_bytes(id_behind(VERSION_SUMMARY, key)?))
+}
+
+/// The summaries of versions below `before`, or of all.
+pub(super) fn version_summaries_below(before: Option<u64>) -> (Vec<u8>, Vec<u8>) {
+    (key(VERSION_SUMMARY, &[]), before.map_or_else(|| end_of(VERSION_SUMMARY), version_summary))
+}
+
 pub(super) fn version_id(id: Uuid) -> Vec<u8> {
     key(VERSION_ID, &[id.as_bytes()])
 }

@@ -83,7 +83,7 @@ enum Holder {
 impl Holder {
     fn find(source: &impl Source, place: &Place) -> Result<Option<Self>> {
         Ok(match (place.table.as_str(), place.column.as_str()) {
-            ("hosts", "api_key") => match place.id.parse() {
+            ("hosts", "api_key" | "agent_identity") => match place.id.parse() {
                 Ok(id) => {
                     let marked: Option<Marked<Host>> = rows::get(source, rows::host(HostId(id)))?;
                     marked.map(|marked| Self::Host(marked.row))
@@ -113,6 +113,7 @@ impl Holder {
 
     fn value(&self, place: &Place) -> Option<&Sealed> {
         match self {
+            Self::Host(host) if place.column == "agent_identity" => host.agent_identity.as_ref(),
             Self::Host(host) => Some(&host.api_key),
             Self::Authority(authority) => Some(&authority.private_key),
             Self::ServerKey(key) => Some(key),
@@ -126,7 +127,10 @@ impl Holder {
 
     fn value_mut(&mut self, place: &Place) -> Option<&mut Sealed> {
         match self {
-            Self::Host(host) => Some(&mut host.api_key),
+            Self::Host(host) => match place.column.as_str() {
+                "agent_identity" => host.agent_identity.as_mut(),
+                _ => Some(&mut host.api_key),
+            },
             Self::Authority(authority) => Some(&mut authority.private_key),
             Self::ServerKey(key) => Some(key),
             Self::Version(version) => {

@@ -10,8 +10,10 @@ use super::rows::{self, Columns};
 use super::sealed;
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
+use crate::records::rules::pruned_note;
 use crate::records::{
-    AuthEntry, CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result, Source,
+    AuthEntry, CanonicalSummary, CanonicalVersion, Condition, Epoch, NewCanonical, Replacement, Result, Retention,
+    Source,
 };
 
 const TABLE: &str = "auth_payloads";
@@ -164,9 +166,44 @@ pub(super) async fn version(connection: &mut Conn, number: u64) -> Outcome<Optio
     Ok(Some(CanonicalVersion { id, summary, body, entries }))
 }
 
-pub(super) async fn history(connection: &mut Conn, limit: usize) -> Outcome<Vec<CanonicalSummary>> {
-    let statement = format!("SELECT {SUMMARY} FROM auth_payloads ORDER BY version DESC LIMIT ?");
-    let values: Vec<Value> = vec![(limit as u64).into()];
+/// Looked for and removed under the lock; what is large is not read.
+pub(super) async fn prune(
+    change: &mut Change<'_>,
+    retention: &Retention,
+    limit: usize,
+    note: &AuditNote,
+) -> Outcome<Vec<u64>> {
+    let statement = "SELECT version FROM auth_payloads ORDER BY version DESC LIMIT 1 OFFSET ?";
+    let highest: Option<u64> = change.connection.exec_first(statement, (retention.newest.max(1),)).await?;
+    let Some(highest) = highest else { return Ok(Vec::new()) };
+    let canonical = change.heads.canonical_version.unwrap_or_default();
+    let statement = "SELECT version, id FROM auth_payloads WHERE version <= ? AND version <> ? AND stored_at < ? \
+                     ORDER BY stored_at LIMIT ?";
+    let values = vec![highest.into(), canonical.into(), rows::time(retention.since), (limit as u64).into()];
+    let mut found: Vec<(u64, Vec<u8>)> = change.connection.exec(statement, Params::Positional(values)).await?;
+    found.sort();
+    let (pruned, ids): (Vec<u64>, Vec<Value>) =
+        found.into_iter().map(|(number, id)| (number, Value::Bytes(id))).unzip();
+    let Some(note) = pruned_note(note, &pruned) else { return Ok(pruned) };
+    for (table, column) in [("auth_entries", "payload_id"), (TABLE, "id")] {
+        let statement = format!("DELETE FROM {table} WHERE {column} IN {}", rows::places(1, ids.len()));
+        change.run(&statement, ids.clone()).await?;
+    }
+    change.note(&note);
+    Ok(pruned)
+}
+
+pub(super) async fn history(
+    connection: &mut Conn,
+    before: Option<u64>,
+    limit: usize,
+) -> Outcome<Vec<CanonicalSummary>> {
+    let (which, mut values) = match before {
+        Some(before) => ("WHERE version < ?", vec![before.into()]),
+        None => ("", Vec::<Value>::new()),
+    };
+    values.push((limit as u64).into());
+    let statement = format!("SELECT {SUMMARY} FROM auth_payloads {which} ORDER BY version DESC LIMIT ?");
     let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
     let rows = rows.into_iter().map(|row| read_summary(&mut Columns::of(TABLE, row)));
     Ok(rows.collect::<Result<_>>()?)

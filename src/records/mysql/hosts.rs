@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::changes::Change;
 use super::connections::Outcome;
-use super::install_tokens;
 use super::rows::{self, Columns};
+use super::{install_tokens, sealed};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId, HostRules};
@@ -24,7 +24,7 @@ const TABLE: &str = "hosts";
 /// With the networks in one column, so that a host is read as it was at one moment.
 const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
                       insecure_enabled_until, insecure_grace_until, disabled, expires_at, created_at, updated_at, \
-                      removed_at, owner, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
+                      removed_at, owner, agent_identity, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
                       WHERE host_networks.host_id = hosts.id) FROM hosts";
 
 pub(super) async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
@@ -83,17 +83,29 @@ fn read(row: Row) -> Result<Host> {
         allowed_networks: Vec::new(),
     };
     let (created_at, updated_at, removed_at) = (columns.time()?, columns.time()?, columns.optional_time()?);
-    let owner = columns.optional_number()?.map(UserId);
+    let (owner, agent_identity) = (columns.optional_number()?.map(UserId), columns.optional_sealed()?);
     let networks = columns.optional_text()?.unwrap_or_default();
     let networks = networks.split(',').filter(|network| !network.is_empty()).map(str::parse);
     let allowed_networks: Vec<IpNet> =
         networks.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("host_networks", error))?;
     let rules = HostRules { allowed_networks, ..rules };
-    Ok(Host { id, fqdn, key_digest, imported_key_digest, api_key, rules, created_at, updated_at, removed_at, owner })
+    Ok(Host {
+        id,
+        fqdn,
+        key_digest,
+        imported_key_digest,
+        api_key,
+        rules,
+        created_at,
+        updated_at,
+        removed_at,
+        owner,
+        agent_identity,
+    })
 }
 
 /// All columns but the id, in this order.
-const WRITTEN: [&str; 19] = [
+const WRITTEN: [&str; 21] = [
     "fqdn",
     "live_fqdn",
     "key_digest",
@@ -111,6 +123,8 @@ const WRITTEN: [&str; 19] = [
     "updated_at",
     "removed_at",
     "owner",
+    "agent_identity",
+    "agent_identity_key",
     "epoch",
     "id",
 ];
@@ -136,6 +150,8 @@ fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
         rows::time(host.updated_at),
         rows::optional_time(host.removed_at),
         host.owner.map(|owner| owner.0).into(),
+        host.agent_identity.as_ref().map_or(Value::NULL, rows::sealed),
+        host.agent_identity.as_ref().map_or(Value::NULL, rows::key_of),
         epoch.0.into(),
         host.id.0.into(),
     ];
@@ -312,7 +328,7 @@ pub(super) async fn purge_removed(change: &mut Change<'_>, when: OffsetDateTime)
     let which = "WHERE removed_at < ? AND api_key <> ''";
     let gone = select(change.connection, which, vec![rows::time(when)]).await?;
     for host in &gone {
-        update(change, &Host { api_key: Sealed::from_bytes(Vec::new()), ..host.clone() }).await?;
+        update(change, &host.purged()).await?;
         let id = || vec![host.id.0.into()];
         change.run("DELETE FROM host_auth_digests WHERE host_id = ?", id()).await?;
         change
@@ -360,4 +376,21 @@ pub(super) async fn bind_ip(
         change.note(note);
     }
     Ok(host.rules.bound_ip)
+}
+
+pub(super) async fn keep_agent_identity(
+    change: &mut Change<'_>,
+    id: HostId,
+    key: &Digest,
+    identity: &Sealed,
+    note: &AuditNote,
+) -> Outcome<bool> {
+    let host = by_id(change.connection, id).await?.filter(|host| host.key_digest == *key);
+    let Some(host) = host else { return Ok(false) };
+    if let Some(host) = host.with_agent_identity(identity) {
+        sealed::check(change, [identity]).await?;
+        update(change, &host).await?;
+        change.note(note);
+    }
+    Ok(true)
 }

@@ -57,8 +57,8 @@ use super::{
     AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
     Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
     ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
-    Result, SealingKey, Seed, ServerHealth, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User,
-    UserChange,
+    Result, Retention, SealingKey, Seed, ServerHealth, Session, Settings, Standstill, StoreFailure, StoreState,
+    Telemetry, User, UserChange,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -380,6 +380,16 @@ impl Records for MySql {
         change!(self, |tx| hosts::bind_ip(&mut tx, id, key, ip, at, audit))
     }
 
+    async fn host_keep_agent_identity(
+        &self,
+        id: HostId,
+        key: &Digest,
+        identity: &Sealed,
+        audit: &AuditNote,
+    ) -> Result<bool> {
+        change!(self, |tx| hosts::keep_agent_identity(&mut tx, id, key, identity, audit))
+    }
+
     async fn redeem_install_token(
         &self,
         token: &Digest,
@@ -420,8 +430,12 @@ impl Records for MySql {
         read!(self, |connection| canonical::version(connection, version))
     }
 
-    async fn canonical_history(&self, limit: usize) -> Result<Vec<CanonicalSummary>> {
-        read!(self, |connection| canonical::history(connection, limit))
+    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+        read!(self, |connection| canonical::history(connection, before, limit))
+    }
+
+    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
+        change!(self, |tx| canonical::prune(&mut tx, retention, limit, audit))
     }
 
     async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {

@@ -7,7 +7,8 @@
 //! DDL cannot be rolled back, so a crash in the middle leaves a migration half applied and not recorded: the next daemon
 //! waits for the lease to end and applies it from the beginning. Therefore **every statement of a migration may be run
 //! again** (`IF NOT EXISTS`, `INSERT IGNORE`), also beside itself, where a lease ended too early. MySQL has no `ADD COLUMN IF NOT
-//! EXISTS`: that a column is there already is taken for done, and what is added with it is in the same statement.
+//! EXISTS`: that a column is there already is taken for done, and what is added with it is in the same statement. A key that
+//! is added alone is treated alike.
 //!
 //! What is applied is recorded with the SHA-256 of its file. A database with a migration that this version does not know
 //! was used by a newer one, and one whose checksum differs was made by an edited file: both are refused, untouched.
@@ -31,12 +32,13 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 5] = [
+const MIGRATIONS: [Migration; 6] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
     Migration { version: 4, name: "people", text: include_str!("../../../migrations/0004_people.sql") },
     Migration { version: 5, name: "restored_login", text: include_str!("../../../migrations/0005_restored_login.sql") },
+    Migration { version: 6, name: "versions", text: include_str!("../../../migrations/0006_versions.sql") },
 ];
 
 impl Migration {
@@ -69,6 +71,7 @@ const TABLES: [&str; 2] = [
 ];
 const NO_SUCH_TABLE: u16 = 1146;
 const COLUMN_IS_THERE: u16 = 1060;
+const KEY_IS_THERE: u16 = 1061;
 
 pub(super) async fn migrate(connections: &Connections) -> Result<()> {
     let mut lease = connections.lease(connections.deadline()).await?;
@@ -200,7 +203,7 @@ async fn apply(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
             match run
                 .map_err(|_| Problem::Lost(format!("a statement of a migration took longer than {STATEMENT:?}")))?
             {
-                Err(mysql_async::Error::Server(error)) if error.code == COLUMN_IS_THERE => {}
+                Err(mysql_async::Error::Server(error)) if [COLUMN_IS_THERE, KEY_IS_THERE].contains(&error.code) => {}
                 run => run?,
             }
         }
@@ -240,9 +243,14 @@ mod tests {
         for migration in &MIGRATIONS {
             for statement in migration.statements() {
                 let may = ["CREATE TABLE IF NOT EXISTS ", "INSERT IGNORE INTO "];
+                let added: Vec<_> = statement.lines().skip(1).collect();
+                let begins_well = match added[..] {
+                    [only] => only.starts_with("  ADD COLUMN ") || only.starts_with("  ADD KEY "),
+                    _ => added.first().is_some_and(|line| line.starts_with("  ADD COLUMN ")),
+                };
                 let adds = statement.starts_with("ALTER TABLE ")
-                    && statement.lines().nth(1).is_some_and(|line| line.starts_with("  ADD COLUMN "))
-                    && statement.lines().skip(1).all(|line| line.starts_with("  ADD "));
+                    && begins_well
+                    && added.iter().all(|line| line.starts_with("  ADD "));
                 assert!(adds || may.iter().any(|beginning| statement.starts_with(beginning)), "{statement}");
             }
         }

@@ -28,8 +28,9 @@ enum Which {
     Entry,
 }
 
-const HOLDERS: [Holder; 5] = [
+const HOLDERS: [Holder; 6] = [
     Holder { table: "hosts", column: "api_key", id: "CONCAT(id, '')", which: Which::Number },
+    Holder { table: "hosts", column: "agent_identity", id: "CONCAT(id, '')", which: Which::Number },
     Holder { table: "authorities", column: "private_key", id: "HEX(id)", which: Which::Id },
     Holder { table: "settings", column: "server_key", id: "CONCAT(id, '')", which: Which::Number },
     Holder { table: "auth_payloads", column: "body", id: "HEX(id)", which: Which::Id },

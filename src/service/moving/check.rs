@@ -19,6 +19,7 @@ use crate::seal::{KeyId, KeyRing, MasterKey, Place, Sealed};
 use crate::service::authorities::authority_place;
 use crate::service::boot::server_key_place;
 use crate::service::canonical::{body_place, token_place};
+use crate::service::delivery::agent_identity_place;
 use crate::service::{Result, ServiceError};
 
 /// The rows of a backup, open: whoever opened it may be allowed more than who reads it.
@@ -164,6 +165,9 @@ impl Check {
             Row::Versions(version) => self.version(&version)?,
             Row::Hosts(host) if !host.api_key.as_bytes().is_empty() => {
                 self.opens(&Place::new("hosts", "api_key", host.id), &host.api_key)?;
+                if let Some(identity) = &host.agent_identity {
+                    self.opens(&agent_identity_place(host.id), identity)?;
+                }
             }
             Row::AuditLog(entry) => {
                 self.chain.follow(&entry).map_err(|broken| damaged(format!("the audit log: {broken}")))?;

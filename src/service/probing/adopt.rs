@@ -141,7 +141,11 @@ impl Service {
     }
 
     async fn adopt_kept(&self, Refreshed { of, login }: &Refreshed) -> Result<Adopted> {
-        let from = self.version(*of).await?;
+        let from = match self.version(*of).await {
+            // The canonical version is always kept: another one is canonical since long.
+            Err(ServiceError::VersionNotKept(_)) => return Ok(Adopted::Overtaken),
+            from => from?,
+        };
         let login = self.ring.load().open(&refreshed_place(*of), login)?;
         self.adopt(&from, std::str::from_utf8(&login).map_err(ServiceError::internal)?).await
     }

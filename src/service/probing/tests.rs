@@ -278,7 +278,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     let document: Value = serde_json::from_str(&canonical.text).unwrap();
     assert_eq!(document["auths"]["other.test"]["token"], "another-token-of-somebody-else");
     assert_eq!(document["auths"]["api.openai.com"]["token"], document["tokens"]["access_token"]);
-    let history = node.service.canonical_history(10).await.unwrap();
+    let history = node.service.canonical_history(None, 10).await.unwrap().versions;
     assert_eq!(history[1].source, Source::Runner { of: 1 });
 }
 

@@ -25,6 +25,8 @@ pub struct RunnerView {
     pub summary: Option<ProbeSummary>,
     /// The newest first.
     pub probes: Vec<Probe>,
+    /// Whether older ones are kept.
+    pub has_more_probes: bool,
     pub time: std::time::Duration,
 }
 
@@ -74,7 +76,9 @@ impl Service {
             Err(ServiceError::RecordsAway { .. } | ServiceError::StoreFailed { .. }) => None,
             Err(error) => return Err(error),
         };
-        let (summary, probes) = found.map_or((None, Vec::new()), |(summary, probes)| (Some(summary), probes));
+        let (summary, mut probes) = found.map_or((None, Vec::new()), |(summary, probes)| (Some(summary), probes));
+        let has_more_probes = probes.len() > limit;
+        probes.truncate(limit);
         let finished = summary.as_ref().and_then(|summary| summary.latest_finished.clone());
         let version = self.canonical().map(|canonical| canonical.summary.version);
         let restored = self.restored_login();
@@ -96,7 +100,7 @@ impl Service {
             None if restored.is_some() => RunnerState::Known(ProbeState::Unavailable),
             None => RunnerState::Never,
         };
-        Ok(RunnerView { latest, restored, summary, probes, ..view })
+        Ok(RunnerView { latest, restored, summary, probes, has_more_probes, ..view })
     }
 
     /// What this node knows by itself.
@@ -118,13 +122,15 @@ impl Service {
             answered: board.answered(),
             summary: None,
             probes: Vec::new(),
+            has_more_probes: false,
             time: self.probes.prober.as_ref().map(|prober| prober.time()).unwrap_or_default(),
         }
     }
 
+    /// With one probe more than asked for, where there is one.
     async fn read_probes(&self, limit: usize) -> Result<(ProbeSummary, Vec<Probe>)> {
         let summary = self.records.probe_summary(self.outside.now() - Duration::DAY).await?;
-        let probes = if limit == 0 { Vec::new() } else { self.records.probes(limit).await? };
+        let probes = if limit == 0 { Vec::new() } else { self.records.probes(limit.saturating_add(1)).await? };
         Ok((summary, probes))
     }
 }

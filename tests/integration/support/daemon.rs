@@ -58,6 +58,7 @@ impl Daemon {
             ("LIMITS__GLOBAL_PER_MINUTE".into(), "0".into()),
             ("LIMITS__HOST_PER_MINUTE".into(), "0".into()),
             ("LIMITS__AUTH_FAIL_COUNT".into(), "0".into()),
+            ("AUTH__STORES_PER_HOST_PER_HOUR".into(), "0".into()),
             ("UPSTREAM__RELEASES_URL".into(), String::new()),
             ("RUNNER__ENABLED".into(), "false".into()),
         ];

@@ -47,7 +47,7 @@ pub fn look_within(state: &Path) -> Within {
             ids.insert(host.id);
             assert_eq!(twice, None, "{} is there twice", host.fqdn.as_str());
         }
-        let mut history = records.canonical_history(usize::MAX).await.unwrap();
+        let mut history = records.canonical_history(None, usize::MAX).await.unwrap();
         history.reverse();
         let numbers: Vec<u64> = history.iter().map(|version| version.version).collect();
         assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>(), "no gap, nothing twice");

@@ -73,7 +73,7 @@ async fn check(store: &Embedded, all: &Acknowledged) {
         assert_eq!(host.key_digest, registration(1, name, tag).key_digest);
         assert_eq!(store.host(host.id).await.unwrap(), Some(host));
     }
-    let history = store.canonical_history(usize::MAX).await.unwrap();
+    let history = store.canonical_history(None, usize::MAX).await.unwrap();
     let numbers: Vec<_> = history.iter().map(|summary| summary.version).collect();
     assert_eq!(numbers, (1..=history.len() as u64).rev().collect::<Vec<_>>(), "versions have a gap");
     for (number, digest) in &all.versions {

@@ -1,0 +1,343 @@
+//! Versions that are kept and removed, what one host may store, and what belongs to one host alone.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use serde_json::json;
+use time::Duration;
+use tokio::sync::watch;
+
+use super::admission::Purpose;
+use super::clock_tests::{Clock, login, node, service};
+use super::retention::VersionPolicy;
+use super::sync::{Outcome, QueryVersions, Sync};
+use super::{By, Policy, Result, Service, ServiceError};
+use crate::model::digest::Digest;
+use crate::outside::Outside;
+use crate::records::Records;
+use crate::records::embedded::Embedded;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0}"#;
+
+fn set_versions(service: &Service, versions: VersionPolicy) {
+    service.set_policy(Policy { versions, ..(*service.policy()).clone() });
+}
+
+async fn register(service: &Service, name: &str) -> String {
+    service.register(name, None, None, &By::daemon()).await.unwrap().api_key.expose().to_owned()
+}
+
+async fn call(service: &Service, key: &str, body: &str) -> Result<Sync> {
+    let host = service.admit(Some(key), HERE, Purpose::Service).await?;
+    service.sync(host, HERE, body, QueryVersions::default()).await
+}
+
+async fn store(service: &Service, key: &str, auth: &str) -> Result<Sync> {
+    call(service, key, &format!(r#"{{"command":"store","auth":{auth}}}"#)).await
+}
+
+async fn retrieve(service: &Service, key: &str, digest: Digest) -> Sync {
+    let at = service.canonical().unwrap().summary.last_refresh.clone();
+    let body = json!({ "command": "retrieve", "digest": digest.to_string(), "last_refresh": at }).to_string();
+    call(service, key, &body).await.unwrap()
+}
+
+async fn upload(service: &Service, auth: &str) {
+    service.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
+}
+
+/// What the caller of `sync` is given.
+fn delivered(service: &Service, sync: &Sync) -> (String, Digest) {
+    let host = sync.host.as_ref().map(|host| &*host.host);
+    let canonical = sync.canonical.as_deref().unwrap();
+    let delivery = service.deliver(canonical, host).unwrap();
+    assert_eq!(Digest::of(delivery.text.as_bytes()), delivery.digest);
+    assert_eq!(service.delivered_digest(canonical, host).unwrap(), delivery.digest);
+    (delivery.text.to_string(), delivery.digest)
+}
+
+fn with_identity(auth: &str, identity: &str) -> String {
+    format!(r#"{{"agent_identity": {identity}, {}"#, auth.strip_prefix('{').unwrap())
+}
+
+/// One version a day, the last one on the day that the clock shows then.
+async fn store_daily(service: &Service, clock: &Clock, days: u32) {
+    for day in 0..days {
+        if day > 0 {
+            clock.step(24);
+        }
+        upload(service, &login(clock.now(), &day.to_string()).0).await;
+    }
+}
+
+async fn kept(service: &Service) -> Vec<u64> {
+    let history = service.canonical_history(None, 1000).await.unwrap();
+    assert_eq!(history.next, None);
+    history.versions.iter().map(|summary| summary.version).collect()
+}
+
+#[tokio::test]
+async fn an_agent_identity_comes_back_to_its_host_alone() {
+    let (service, clock, _directory) = service().await;
+    let (a, b) = (register(&service, "a.test").await, register(&service, "b.test").await);
+    let (auth, _) = login(clock.now(), "one");
+    upload(&service, &auth).await;
+    let canonical = service.canonical().unwrap();
+    let shared = canonical.summary.digest;
+    assert_eq!(retrieve(&service, &a, shared).await.outcome, Outcome::Valid);
+
+    // Codex has added it to the file; the login is the same.
+    let answer = store(&service, &a, &with_identity(&auth, IDENTITY)).await.unwrap();
+    assert_eq!(answer.outcome, Outcome::Unchanged);
+    assert_eq!(service.canonical().unwrap().summary.version, 1, "no version was made of it");
+    let expected = format!(r#"{},"agent_identity":{IDENTITY}}}"#, canonical.text.strip_suffix('}').unwrap());
+    let given = retrieve(&service, &a, shared).await;
+    assert_eq!(given.outcome, Outcome::Outdated, "its file lacks the identity");
+    let (text, own) = delivered(&service, &given);
+    assert_eq!(text, expected);
+    assert_eq!(retrieve(&service, &a, own).await.outcome, Outcome::Valid);
+
+    // Nobody else.
+    let of_b = retrieve(&service, &b, shared).await;
+    assert_eq!((of_b.outcome, delivered(&service, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
+    assert_eq!(retrieve(&service, &b, own).await.outcome, Outcome::Outdated);
+    let revealed = service.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
+    assert!(!revealed.text.contains("canary"));
+
+    // A newer login of another host takes nothing from this one, and a store of this one without it neither.
+    clock.step(1);
+    store(&service, &b, &login(clock.now(), "two").0).await.unwrap();
+    let (text, _) = delivered(&service, &retrieve(&service, &a, own).await);
+    assert!(text.contains(IDENTITY) && text.contains("-at-two"), "{text}");
+    clock.step(1);
+    let answer = store(&service, &a, &login(clock.now(), "three").0).await.unwrap();
+    assert_eq!(answer.outcome, Outcome::Updated);
+    assert!(delivered(&service, &answer).0.contains(IDENTITY), "the answer to its own store has it");
+
+    // Another one takes its place, also with an older login.
+    let (old, _) = login(clock.now() - Duration::hours(9), "old");
+    let answer = store(&service, &a, &with_identity(&old, r#""second-canary""#)).await.unwrap();
+    assert_eq!(answer.outcome, Outcome::Outdated);
+    let (text, _) = delivered(&service, &answer);
+    assert!(text.ends_with(r#","agent_identity":"second-canary"}"#), "{text}");
+
+    // A key for another machine, perhaps.
+    let again = register(&service, "a.test").await;
+    let answer = retrieve(&service, &again, service.canonical().unwrap().summary.digest).await;
+    assert_eq!(answer.outcome, Outcome::Valid);
+}
+
+#[tokio::test]
+async fn an_agent_identity_outlasts_restarts_rotations_and_is_known_to_every_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Clock::new());
+    let key;
+    let own;
+    {
+        let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+        let one = node(&directory, "one", records.clone(), clock.clone()).await;
+        let two = node(&directory, "two", records.clone(), clock.clone()).await;
+        key = register(&one, "a.test").await;
+        let (auth, _) = login(clock.now(), "one");
+        upload(&one, &auth).await;
+        store(&one, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
+        two.catch_up().await.unwrap();
+        let shared = two.canonical().unwrap().summary.digest;
+        let given = retrieve(&two, &key, shared).await;
+        let (text, digest) = delivered(&two, &given);
+        assert!(text.contains(IDENTITY), "{text}");
+        own = digest;
+        one.rotate_keys(&By::daemon()).await.unwrap();
+        assert!(delivered(&one, &retrieve(&one, &key, shared).await).0.contains(IDENTITY));
+        assert_eq!(retrieve(&one, &key, own).await.outcome, Outcome::Valid);
+    }
+    let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
+    let one = node(&directory, "one", records, clock).await;
+    assert_eq!(retrieve(&one, &key, own).await.outcome, Outcome::Valid);
+    // Nothing of it stands anywhere in the clear.
+    for file in walk(directory.path()) {
+        let bytes = std::fs::read(&file).unwrap();
+        assert!(memchr::memmem::find(&bytes, b"canary-of-one-host").is_none(), "{}", file.display());
+    }
+}
+
+fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test]
+async fn an_agent_identity_that_is_too_long_is_refused_and_one_that_is_known_writes_nothing() {
+    let (service, clock, _directory) = service().await;
+    let key = register(&service, "a.test").await;
+    let (auth, _) = login(clock.now(), "one");
+    upload(&service, &auth).await;
+    let of_length = |length: usize| with_identity(&auth, &format!("\"{}\"", "a".repeat(length - 2)));
+    match store(&service, &key, &of_length(16 * 1024 + 1)).await {
+        Err(ServiceError::Invalid { field, .. }) => assert_eq!(field, "auth.agent_identity"),
+        other => panic!("{:?}", other.map(|sync| sync.outcome)),
+    }
+    store(&service, &key, &of_length(16 * 1024)).await.unwrap();
+    let before = service.records.audit_head().await.unwrap();
+    for identity in [of_length(16 * 1024), with_identity(&auth, "null"), auth.clone()] {
+        assert_eq!(store(&service, &key, &identity).await.unwrap().outcome, Outcome::Unchanged);
+    }
+    assert_eq!(service.records.audit_head().await.unwrap(), before);
+}
+
+/// There the login itself is the member of that name.
+#[tokio::test]
+async fn an_agent_identity_takes_the_place_of_no_login() {
+    let (service, clock, _directory) = service().await;
+    let key = register(&service, "a.test").await;
+    let (auth, _) = login(clock.now(), "one");
+    upload(&service, &auth).await;
+    store(&service, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
+    clock.step(1);
+    let agent = with_identity(&login(clock.now(), "two").0, "\"the.login.itself\"");
+    upload(&service, &format!(r#"{{"auth_mode":"agentIdentity",{}"#, agent.strip_prefix('{').unwrap())).await;
+    let canonical = service.canonical().unwrap();
+    assert!(canonical.text.contains("the.login.itself"));
+    let given = retrieve(&service, &key, canonical.summary.digest).await;
+    assert_eq!((given.outcome, delivered(&service, &given).0), (Outcome::Valid, canonical.text.to_string()));
+}
+
+#[tokio::test]
+async fn old_versions_are_removed_and_a_call_that_names_one_is_told() {
+    let (service, clock, _directory) = service().await;
+    store_daily(&service, &clock, 40).await;
+    set_versions(&service, VersionPolicy { keep: 50, ..VersionPolicy::default() });
+    assert_eq!(service.prune_versions().await.unwrap(), 0, "so many are kept, whatever their age");
+    set_versions(&service, VersionPolicy { keep: 5, ..VersionPolicy::default() });
+    // The last 30 days are kept: versions 10 to 40.
+    assert_eq!(service.prune_versions().await.unwrap(), 9);
+    assert_eq!(kept(&service).await, (10..=40).rev().collect::<Vec<_>>());
+    for named in [service.roll_back(9, &By::daemon()).await.map(drop), service.diff(9, 40).await.map(drop)] {
+        let told = named.unwrap_err();
+        assert!(matches!(told, ServiceError::VersionNotKept(9)), "{told:?}");
+        assert!(told.to_string().contains("auth.keep_versions"), "{told}");
+    }
+    for unknown in [0, 41] {
+        let told = service.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
+        assert!(matches!(told, ServiceError::NotFound("Version")), "{told:?}");
+    }
+    service.roll_back(10, &By::daemon()).await.unwrap();
+    // A year without a store.
+    clock.step(365 * 24);
+    service.prune_versions().await.unwrap();
+    assert_eq!(kept(&service).await, [41, 40, 39, 38, 37]);
+    assert!(service.verify_audit(None).await.unwrap().broken.is_none());
+    service.rotate_keys(&By::daemon()).await.unwrap();
+}
+
+/// More than one transaction removes.
+#[tokio::test]
+async fn any_number_of_old_versions_is_removed() {
+    let (service, clock, _directory) = service().await;
+    store_daily(&service, &clock, 231).await;
+    set_versions(&service, VersionPolicy { keep: 1, ..VersionPolicy::default() });
+    clock.step(31 * 24);
+    assert_eq!(service.prune_versions().await.unwrap(), 230);
+    assert_eq!(kept(&service).await, [231]);
+}
+
+#[tokio::test]
+async fn a_store_has_old_versions_removed() {
+    let (service, clock, _directory) = service().await;
+    let service = Arc::new(service);
+    store_daily(&service, &clock, 3).await;
+    set_versions(&service, VersionPolicy { keep: 2, ..VersionPolicy::default() });
+    let (stop, stopping) = watch::channel(false);
+    let (looked, mut looks) = watch::channel(0);
+    let pruning = service.clone();
+    let looking = tokio::spawn(async move {
+        let report = |outcome: Result<()>| looked.send_modify(|rounds| *rounds += outcome.map_or(0, |()| 1));
+        pruning.look_after_versions(std::time::Duration::from_millis(1), stopping, report).await;
+    });
+    // At the start; what was stored before is looked after once more.
+    bounded(looks.wait_for(|rounds| *rounds >= 2)).await.unwrap();
+    assert_eq!(kept(&service).await, [3, 2, 1]);
+    clock.step(31 * 24);
+    upload(&service, &login(clock.now(), "new").0).await;
+    // The next hour is farther away than the bound.
+    bounded(looks.wait_for(|rounds| *rounds >= 3)).await.unwrap();
+    assert_eq!(kept(&service).await, [4, 3]);
+    stop.send_replace(true);
+    bounded(looking).await.unwrap();
+}
+
+async fn bounded<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(std::time::Duration::from_secs(60), what).await.expect("it takes too long")
+}
+
+#[tokio::test]
+async fn the_history_is_read_page_by_page() {
+    let (service, clock, _directory) = service().await;
+    store_daily(&service, &clock, 7).await;
+    let (mut before, mut pages) = (None, Vec::new());
+    loop {
+        let page = service.canonical_history(before, 3).await.unwrap();
+        pages.push(page.versions.iter().map(|summary| summary.version).collect::<Vec<_>>());
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(pages, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]);
+    let all = service.canonical_history(None, 7).await.unwrap();
+    assert_eq!((all.versions.len(), all.next), (7, None), "a full page that is the last one");
+}
+
+#[tokio::test]
+async fn a_host_stores_so_many_new_logins_within_an_hour() {
+    let (service, clock, _directory) = service().await;
+    set_versions(&service, VersionPolicy { stores_per_host_per_hour: 3, ..VersionPolicy::default() });
+    let (a, b) = (register(&service, "a.test").await, register(&service, "b.test").await);
+    let mut made = 0;
+    let mut newer = |clock: &Clock| {
+        made += 1;
+        clock.go_on(Duration::SECOND);
+        login(clock.now(), &made.to_string()).0
+    };
+    let first = clock.now();
+    for _ in 0..3 {
+        let auth = newer(&clock);
+        assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+        // What makes no version is not counted.
+        for _ in 0..5 {
+            assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Unchanged);
+            let old = login(first - Duration::DAY, "old").0;
+            assert_eq!(store(&service, &a, &old).await.unwrap().outcome, Outcome::Outdated);
+        }
+    }
+    let auth = newer(&clock);
+    let refused = store(&service, &a, &auth).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("auth.stores_per_host_per_hour"), "{refused}");
+    match refused {
+        ServiceError::StoresLimited(throttled) => {
+            assert_eq!(throttled.limit, 3);
+            assert!((3590..=3600).contains(&throttled.retry_after_seconds), "{throttled:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // An agent identity is a write as well.
+    let same = service.canonical().unwrap().text.to_string();
+    let refused = store(&service, &a, &with_identity(&same, IDENTITY)).await.map(drop);
+    assert!(matches!(refused, Err(ServiceError::StoresLimited(_))));
+    assert_eq!(retrieve(&service, &a, Digest::of(b"")).await.outcome, Outcome::Outdated, "it is served all the same");
+    // Others, and admins.
+    assert_eq!(store(&service, &b, &auth).await.unwrap().outcome, Outcome::Updated);
+    for _ in 0..9 {
+        let auth = newer(&clock);
+        upload(&service, &auth).await;
+    }
+    clock.go_on(Duration::HOUR);
+    let auth = newer(&clock);
+    assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+    set_versions(&service, VersionPolicy { stores_per_host_per_hour: 0, ..VersionPolicy::default() });
+    for _ in 0..9 {
+        let auth = newer(&clock);
+        assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+    }
+}
