@@ -153,7 +153,8 @@ mod tests {
                 assert_eq!(taken.login(), document.login());
                 assert_eq!(taken.digest(), Digest::of(taken.text().as_bytes()));
                 assert!(taken.text().contains(taken.last_refresh().text()));
-                Ok(taken.last_refresh().unix_seconds() - NOW.unix_timestamp() as f64)
+                let seconds = taken.last_refresh().unix_seconds() - NOW.unix_timestamp() as f64;
+                Ok((seconds * 1e6).round() / 1e6)
             }
             Ok(Verdict::Unchanged) => Err("unchanged"),
             Ok(Verdict::Outdated) => Err("outdated"),
