@@ -267,6 +267,7 @@ mod tests {
         assert_eq!(decided(&older, Some(present(&replaced)), RENEWAL), Err("outdated"));
         let allowed = Allowed { even_if_older: true, ..RENEWAL };
         assert_eq!(decided(&older, Some(present(&replaced)), allowed), Ok(0.0));
+        assert_eq!(decided(&replaced, Some(present(&replaced)), allowed), Err("unchanged"));
 
         let older = older.dated(NOW).unwrap();
         let winner = Present { decided_at: Some(NOW), ..present(&older) };
