@@ -27,9 +27,12 @@ impl AuthApi {
     /// Retrieve or store the canonical login
     ///
     /// Retrieve: the digest is compared with the canonical one (`valid`); where it differs, the newer `last_refresh`
-    /// decides between `outdated` (the answer holds `auth`) and `upload_required`; `missing`: there is none yet. Store:
-    /// a newer document becomes the canonical one (`updated`); the same instant is `unchanged`, an older one `outdated`.
-    /// Without a command it is a retrieve, or, where the body is itself an auth.json, a store of it.
+    /// decides between `outdated` (the answer holds `auth`) and `upload_required`, which is also the answer to a date that is
+    /// in the future; `missing`: there is none yet. Store: a newer document of the same account becomes the canonical one
+    /// (`updated`), dated anew if the host's clock is wrong; the same one is `unchanged`, an older one `outdated`. Each of
+    /// these answers holds the `auth` that the host should have. Another account: 409 `other_account`. Newer is what the
+    /// access token's `iat` says, or `last_refresh` where a token has none. Without a command it is a retrieve, or, where
+    /// the body is itself an auth.json, a store of it.
     ///
     /// The SHA-256 of the bytes of `auth` is `canonical_digest`. A host whose store held `agent_identity` gets that back as
     /// the last member, and nobody else does: its digest is its own.
@@ -119,7 +122,7 @@ pub enum Format {
 pub struct AuthRequest {
     /// `retrieve` (also when it is left out) or `store`.
     command: Option<String>,
-    /// RFC 3339; of the host's auth.json. Not before 2000-01-01, at most 300 s ahead. For a retrieve.
+    /// RFC 3339; of the host's auth.json. Not before 2000-01-01. For a retrieve.
     last_refresh: Option<String>,
     /// SHA-256 of the host's auth.json, 64 hex digits. For a retrieve.
     digest: Option<String>,

@@ -103,7 +103,9 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
             let sentence = match answer.status.as_str() {
                 "updated" => format!("This login (last refresh {canonical}) is the canonical one now."),
-                "unchanged" => format!("Unchanged: the canonical login is of the same instant ({canonical})."),
+                "unchanged" => {
+                    format!("Unchanged: this is the canonical login already, or one of the same instant ({canonical}).")
+                }
                 _ => format!("Not taken: the canonical login is newer (last refresh {canonical})."),
             };
             let summary = serde_json::json!({

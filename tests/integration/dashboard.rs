@@ -229,7 +229,7 @@ async fn what_cannot_be_a_login_is_refused_in_words() {
         (b"", &good, 200, "Stored: this is the canonical login now, version 1"),
         (good.as_bytes(), "", 200, "this login is the canonical one already"),
         (auth_json("2025-11-19T09:27:43Z", 1).to_string().as_bytes(), "", 200, "older than the canonical login"),
-        (&[b' '; 65 * 1024], "", 413, "64 KiB"),
+        (&[b'x'; 65 * 1024], "", 413, "64 KiB"),
         (b"{\"auth_mode\":\"bogus\",\"last_refresh\":\"2025-11-21T09:27:43Z\"}", "", 422, "auth_mode"),
     ] {
         let (got, page) = upload(file, pasted).await;

@@ -153,7 +153,8 @@ mod tests {
                 assert_eq!(taken.login(), document.login());
                 assert_eq!(taken.digest(), Digest::of(taken.text().as_bytes()));
                 assert!(taken.text().contains(taken.last_refresh().text()));
-                Ok(taken.last_refresh().unix_seconds() - NOW.unix_timestamp() as f64)
+                let seconds = taken.last_refresh().unix_seconds() - NOW.unix_timestamp() as f64;
+                Ok((seconds * 1e6).round() / 1e6)
             }
             Ok(Verdict::Unchanged) => Err("unchanged"),
             Ok(Verdict::Outdated) => Err("outdated"),
@@ -266,6 +267,7 @@ mod tests {
         assert_eq!(decided(&older, Some(present(&replaced)), RENEWAL), Err("outdated"));
         let allowed = Allowed { even_if_older: true, ..RENEWAL };
         assert_eq!(decided(&older, Some(present(&replaced)), allowed), Ok(0.0));
+        assert_eq!(decided(&replaced, Some(present(&replaced)), allowed), Err("unchanged"));
 
         let older = older.dated(NOW).unwrap();
         let winner = Present { decided_at: Some(NOW), ..present(&older) };

@@ -452,6 +452,8 @@ fn an_uploaded_document_may_stand_in_a_string() {
 
 #[test]
 fn a_hostile_document_takes_linear_time() {
+    // Whatever was stored: what is sent is shorter.
+    let parsed = |text: &str| AuthDocument::parse_stored(text, NOW, &LENIENT).unwrap();
     let started = std::time::Instant::now();
     let many_targets: Vec<_> = (0..15_000).map(|number| format!(r#""t{number}":{{"token":"{TOKEN}"}}"#)).collect();
     let document = parsed(&with_auths(&format!("{{{}}}", many_targets.join(","))));
