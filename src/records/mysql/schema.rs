@@ -26,13 +26,13 @@ use super::rows::{self, Columns};
 use crate::model::digest::Digest;
 use crate::records::{RecordsError, Result, ServerHealth};
 
-struct Migration {
+pub(super) struct Migration {
     version: u32,
     name: &'static str,
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 6] = [
+pub(super) const MIGRATIONS: [Migration; 6] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },

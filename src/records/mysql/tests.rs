@@ -150,7 +150,7 @@ async fn ten_daemons_that_boot_at_once_migrate_once() {
         .await;
     assert_eq!(made.len(), 1);
     let recorded = server.query("SELECT version FROM authd.schema_migrations").await;
-    assert_eq!(recorded.len(), 5);
+    assert_eq!(recorded.len(), super::schema::MIGRATIONS.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,9 +159,9 @@ async fn tables_of_another_making_are_refused_and_left_alone() {
     let options = options(server.create("authd").await);
     let refusal = async || open(&options).await.err().unwrap().to_string();
     open(&options).await.unwrap();
-    server.query("INSERT INTO authd.schema_migrations VALUES (9, 'later', REPEAT('x', 32), '2030-01-01')").await;
+    server.query("INSERT INTO authd.schema_migrations VALUES (999, 'later', REPEAT('x', 32), '2030-01-01')").await;
     assert!(refusal().await.contains("by a newer codex-authd"), "{}", refusal().await);
-    server.query("DELETE FROM authd.schema_migrations WHERE version = 9").await;
+    server.query("DELETE FROM authd.schema_migrations WHERE version = 999").await;
     server.query("UPDATE authd.schema_migrations SET checksum = REPEAT('x', 32)").await;
     assert!(refusal().await.contains("was edited"), "{}", refusal().await);
 }
