@@ -62,8 +62,7 @@ fn above_in_version_2(mount: &Path, own: &str) -> Result<PathBuf, String> {
         let there = fs::read_to_string(cgroup.join("cgroup.subtree_control")).unwrap_or_default();
         WANTED.iter().all(|wanted| there.split_whitespace().any(|name| name == *wanted))
     };
-    let above = here.ancestors().take_while(|cgroup| cgroup.starts_with(mount));
-    let found = above.into_iter().find(|cgroup| hands_on(cgroup));
+    let found = here.ancestors().take_while(|cgroup| cgroup.starts_with(mount)).find(|cgroup| hands_on(cgroup));
     let none = || "no cgroup of version 2 above it that hands on limits of memory and processes";
     Ok(found.ok_or_else(none)?.to_path_buf())
 }
