@@ -1,6 +1,7 @@
 # make run     build, and start the daemon in the foreground on the embedded store, state in ./var, on 127.0.0.1
 # make test    everything the tests need installed where it is missing, then the packages, then the whole suite
 # make test-package  the packages: what is in them, and the life of a machine that one is installed on
+# make refusals  the refusal tests AUTHD_REFUSAL_ROUNDS times (default 100), with both cores busy
 # make fuzz    every fuzz target for AUTHD_FUZZ_SECONDS (default 600); skipped without nightly and cargo-fuzz
 # make torture the mixed load with a kill -9 every six seconds, for ten minutes (AUTHD_TORTURE_SECONDS, AUTHD_TORTURE_SEED)
 # make package dist/*.deb and dist/*.rpm
@@ -9,10 +10,12 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
+# AUTHD_REQUIRE_ALL=1 turns each check that would be skipped into a failure.
+
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build release test needs lint unit openapi package test-package reproducible torture bench fuzz
+.PHONY: run build release test needs lint unit openapi package test-package reproducible torture bench fuzz refusals
 
 run: release
 	@exec ./tests/run-local.sh target/release/codex-authd
@@ -35,8 +38,9 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
+	. tests/skip.sh; export PATH="$(AUTHD_TEST_CACHE)/tools/bin:$$PATH"; \
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
-	else echo "skipped: cargo deny is not installed (cargo install cargo-deny)"; fi
+	else skipped "cargo deny is not installed (tests/needs.sh installs it)"; fi
 
 # The document that is checked in is the one the daemon serves.
 openapi: build
@@ -44,8 +48,10 @@ openapi: build
 	  || { echo "openapi/openapi.json differs: target/debug/codex-authd openapi > openapi/openapi.json"; exit 1; }
 	"$(AUTHD_TEST_CACHE)/python/bin/openapi-spec-validator" openapi/openapi.json
 
+# Without the life of a machine: that needs the packages, and is a part of test-package.
 unit: build
-	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked; fi
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked -E 'not test(/^appliance::/)'; \
+	else cargo test --locked -- --skip appliance::; fi
 
 package: release
 	./packaging/package.sh
@@ -62,6 +68,9 @@ reproducible:
 torture: export AUTHD_TORTURE_SECONDS ?= 600
 torture: build
 	cargo test --locked --test integration -- --nocapture torture
+
+refusals: build
+	./tests/refusals.sh
 
 bench:
 	./benches/run.sh

@@ -6,10 +6,12 @@
 # No sanitizer: there is no unsafe code in what the targets call, and without one they run some times faster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/skip.sh
+. tests/skip.sh
 seconds=${AUTHD_FUZZ_SECONDS:-600}
 
-command -v cargo-fuzz >/dev/null || { echo "skipped: cargo-fuzz is not installed (cargo install cargo-fuzz --locked)"; exit 0; }
-cargo +nightly --version >/dev/null 2>&1 || { echo "skipped: there is no nightly toolchain (rustup toolchain install nightly)"; exit 0; }
+command -v cargo-fuzz >/dev/null || { skipped "cargo-fuzz is not installed (cargo install cargo-fuzz --locked)"; exit 0; }
+cargo +nightly --version >/dev/null 2>&1 || { skipped "there is no nightly toolchain (rustup toolchain install nightly)"; exit 0; }
 
 targets=("$@")
 ((${#targets[@]})) || mapfile -t targets < <(cargo +nightly fuzz list)

@@ -26,4 +26,8 @@ pub mod records;
 pub mod runner;
 pub mod seal;
 pub mod service;
+/// The tests' own, shared with the integration tests.
+#[cfg(test)]
+#[path = "../tests/integration/support/skip.rs"]
+mod skip;
 pub mod upstream;

@@ -9,7 +9,7 @@ mkdir -p "$cache"
 
 # command:package
 wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm node:nodejs python3:python3
-  script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
+  busybox:busybox script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
   chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
   mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux
   dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev objcopy:binutils rpm:rpm rpm2archive:rpm2cpio lintian:lintian rpmlint:rpmlint
@@ -43,6 +43,11 @@ fi
 if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   python3 -m venv "$cache/python"
   "$cache/python/bin/pip" install -q --disable-pip-version-check openapi-spec-validator==0.9.0
+fi
+# The licences and sources of what is linked. Minutes to build, once: it is kept in the cache.
+cargo_deny=0.20.2
+if ! command -v cargo-deny >/dev/null && [ ! -x "$cache/tools/bin/cargo-deny" ]; then
+  cargo install --locked --quiet --root "$cache/tools" "cargo-deny@$cargo_deny"
 fi
 tests/install-codex.sh >/dev/null
 tests/install-oidc-provider.sh >/dev/null

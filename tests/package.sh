@@ -7,6 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
+# shellcheck source=tests/skip.sh
+. tests/skip.sh
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 dist=${1:-dist}
 deb=$dist/codex-authd_${version}_amd64.deb
@@ -55,7 +57,7 @@ quiet "$set_keys$checked"
 
 begin "no path of this machine in the program"
 if [ -n "${AUTHD_PACKAGE_UNMAPPED:-}" ]; then
-  good "not looked at: AUTHD_PACKAGE_UNMAPPED"
+  skipped "AUTHD_PACKAGE_UNMAPPED says that the program was not built for a package"
 else
   quiet "$(strings -n 6 "$work/deb/usr/bin/codex-authd" "$(echo target/package/build-id/*/*.debug)" \
     | grep -F -e "$PWD" -e "$(realpath "${CARGO_HOME:-$HOME/.cargo}")" -e "$(rustc --print sysroot)" | sort | uniq -c | sort -rn | head -n 5 || true)"
@@ -114,7 +116,7 @@ begin "packed again with another umask, time zone and clock, from files of anoth
 # As a later check-out has them.
 touch CHANGELOG.md docs/SECURITY.md
 clock=()
-command -v faketime >/dev/null && clock=(faketime '2031-05-06 07:08:09')
+if command -v faketime >/dev/null; then clock=(faketime '2031-05-06 07:08:09'); else skipped "another clock: there is no faketime"; fi
 # The date is that of the commit they were packed from.
 SOURCE_DATE_EPOCH=$(rpm -qp --qf '%{BUILDTIME}' "$rpm" 2>/dev/null)
 export SOURCE_DATE_EPOCH
@@ -133,7 +135,7 @@ if [ -z "${AUTHD_TEST_ROOT:-}" ]; then
   [ ! -e "${complete[0]}" ] || AUTHD_TEST_ROOT=$(dirname "${complete[0]}")
 fi
 if [ -z "${AUTHD_TEST_ROOT:-}" ] || [ "$(id -u)" != 0 ]; then
-  echo "nothing was installed: that needs root and AUTHD_TEST_ROOT"
+  skipped "nothing was installed: that needs root and AUTHD_TEST_ROOT"
   exit "$failed"
 fi
 # shellcheck source=tests/package-installed.sh

@@ -16,6 +16,9 @@ pub fn give(config: &Config, service: Service, cgroup: Result<PathBuf, String>) 
         log::info!(event = "runner_off"; "the canonical login is not proved: runner.enabled is false");
         return service;
     }
+    if let Err(why) = &cgroup {
+        log::warn!(event = "sandbox_without_cgroup", cause = why.as_str(); "probes get no cgroup: {why}. Their memory is bounded for the process, and the kernel's for it only by the number of its sockets; `codex-authd runner doctor` says what mends it");
+    }
     let token_url = &config.upstream.token_url;
     let settings = Settings {
         codex: runner.codex.clone(),

@@ -24,6 +24,7 @@ pub fn egress(data: &[u8]) {
         assert!(head.ends_with("\r\nconnection: close\r\n\r\n"), "{head:?}");
         assert_eq!(head.matches("\r\n\r\n").count(), 1, "one request is passed on: {head:?}");
         assert!(!head.contains("\r\nproxy-authorization:"), "{head:?}");
+        assert_eq!(head.matches("\r\nhost:").count(), 1, "its host is that of its URL: {head:?}");
     }
     if let Some(address) = address {
         lets_nobody_inside(&egress, &asked, address);

@@ -268,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn another_user_is_dropped_even_where_the_file_lets_him_in() {
         if !geteuid().is_root() || Command::new("curl").arg("--version").output().is_err() {
-            eprintln!("skipped: becoming another user takes root, and asking as him takes curl");
+            crate::skip::skipped("becoming another user takes root, and asking as him takes curl");
             return;
         }
         let directory = tempfile::tempdir().unwrap();

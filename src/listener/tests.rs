@@ -358,7 +358,7 @@ async fn a_swapped_certificate_is_seen_by_new_handshakes_while_open_connections_
 #[tokio::test]
 async fn curl_with_the_printed_pin_gets_in_and_with_another_does_not() {
     if Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no curl on PATH");
+        crate::skip::skipped("there is no curl on PATH");
         return;
     }
     let house = House::new();

@@ -182,7 +182,7 @@ mod tests {
                 true
             }
             Err(error) => {
-                eprintln!("skipped: no openssl on PATH ({error})");
+                crate::skip::skipped(format!("no openssl on PATH ({error})"));
                 false
             }
         }

@@ -69,7 +69,7 @@ mod tests {
         match version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()) {
             Ok(version) if version.starts_with("OpenSSL 3") => {}
             other => {
-                eprintln!("skipped: no OpenSSL 3 on PATH ({other:?})");
+                crate::skip::skipped(format!("no OpenSSL 3 on PATH ({other:?})"));
                 return None;
             }
         }

@@ -48,8 +48,11 @@ pub async fn examine(runner: &Runner) -> Vec<Check> {
         Err(why) => Check::not(
             "cgroup",
             Verdict::Weak,
-            format!("{why}; memory is bounded for each process, and not for all of a probe"),
-            "Delegate=memory pids in the unit (systemctl edit codex-authd), on a machine with cgroup v2",
+            format!(
+                "{why}; the memory of a probe's process is bounded, the kernel's for its sockets only by their number"
+            ),
+            "Delegate=memory pids in the unit (systemctl edit codex-authd), on a machine with cgroup v2; as root, a \
+             memory controller whose hierarchy may be written",
         ),
     };
     vec![codex, configured, certificates, sandbox, limits, reach(&settings.egress, settings.token_url.as_deref())]

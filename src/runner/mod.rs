@@ -9,6 +9,7 @@ mod output;
 mod probe;
 mod proxy;
 pub mod sandbox;
+mod tunnel;
 
 pub use crate::model::check::{Check, Verdict};
 pub use codex::CodexError;

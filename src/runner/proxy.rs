@@ -1,7 +1,8 @@
 //! The only way out of the sandbox: a proxy that listens inside, connects outside, and lets through what [`Egress`] lists.
 //!
-//! `CONNECT host:port` becomes a tunnel. A request for an `http://` URL, which a client sends to its proxy as it is, is
-//! passed on by itself: one a connection, so that none can follow it to somewhere else. Whoever speaks is hostile: a head
+//! `CONNECT host:port` becomes a tunnel, once what comes through it is for that name (`tunnel`). A request for an `http://`
+//! URL, which a client sends to its proxy as it is, is passed on by itself: one a connection, so that none can follow it to
+//! somewhere else, and with the URL's host as its `Host`. Whoever speaks is hostile: a head
 //! is read within a time and a size, and nothing is looked up or dialled before the rules have said yes.
 //!
 //! It stores nothing. Each destination goes to the log with the bytes that went there and came back, each refusal with
@@ -19,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::tunnel::{self, TunnelError};
 use crate::model::egress::{Destination, Egress, Host};
 
 /// What asks the system for the addresses of a name.
@@ -100,12 +102,22 @@ impl Proxy {
 
     async fn pass_on(&self, client: &mut TcpStream) -> Result<(), Answer> {
         let read = timeout(HEAD_TIME, Head::read(client)).await;
-        let (head, rest) = read.map_err(|_| Answer::bad("the request took too long"))??;
+        let (head, mut rest) = read.map_err(|_| Answer::bad("the request took too long"))??;
         let mut server = self.connect(&head.destination).await?;
         let _ = server.set_nodelay(true);
         let _ = client.set_nodelay(true);
         match &head.forwarded {
-            None => client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(Answer::gone)?,
+            None => {
+                client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(Answer::gone)?;
+                rest = match tunnel::opening(client, &head.destination, rest).await {
+                    Ok(opening) => opening,
+                    // There is no answer any more: both ends are closed.
+                    Err(why) => {
+                        self.cut(&head.destination, &why);
+                        return Ok(());
+                    }
+                };
+            }
             Some(request) => server.write_all(request).await.map_err(Answer::gone)?,
         }
         server.write_all(&rest).await.map_err(Answer::gone)?;
@@ -146,6 +158,16 @@ impl Proxy {
         log::warn!(event = "egress_refused", destination:% = asked, cause = why.as_str(); "the probe may not connect to {asked}: {why}");
         self.keep(asked, &why);
         Answer { status: "403 Forbidden", message: why }
+    }
+
+    /// A tunnel that was granted and is for something else.
+    fn cut(&self, asked: &Destination, why: &TunnelError) {
+        if let TunnelError::Ended(cause) = why {
+            log::debug!(event = "egress_ended", destination:% = asked, cause:%; "the probe asked for {asked} and sent nothing: {cause}");
+            return;
+        }
+        log::warn!(event = "egress_cut", destination:% = asked, cause:% = why; "a tunnel of the probe's to {asked} was cut: {why}");
+        self.keep(asked, &format!("the tunnel to {asked} was cut: {why}"));
     }
 
     fn fail(&self, asked: &Destination, why: impl Into<String>) -> Answer {
@@ -230,7 +252,8 @@ impl Head {
             .or_else(|_| format!("{authority}:80").parse())
             .map_err(|_| Answer::bad("the URL names no host"))?;
         let slash = if path.starts_with('/') { "" } else { "/" };
-        let mut forwarded = format!("{method} {slash}{path} HTTP/1.1\r\n").into_bytes();
+        // Another name in `Host` would be another destination.
+        let mut forwarded = format!("{method} {slash}{path} HTTP/1.1\r\nHost: {authority}\r\n").into_bytes();
         for header in request.headers.iter().filter(|header| !is_of_this_hop(header.name)) {
             forwarded.extend_from_slice(header.name.as_bytes());
             forwarded.extend_from_slice(b": ");
@@ -243,7 +266,7 @@ impl Head {
 }
 
 fn is_of_this_hop(name: &str) -> bool {
-    ["connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authorization", "te"]
+    ["host", "connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authorization", "te"]
         .iter()
         .any(|ours| name.eq_ignore_ascii_case(ours))
 }
@@ -314,11 +337,60 @@ mod tests {
         let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
         let listed = [format!("upstream.test:{}", server.port()), server.to_string()];
         let (_, address) = proxy(&listed, resolver).await;
+        // A port of its own, where a tunnel need not be TLS.
         for host in ["upstream.test", "UPSTREAM.test.", "127.0.0.1"] {
             let asked = format!("CONNECT {host}:{} HTTP/1.1\r\n\r\nhello\r\n\r\n", server.port());
             let answer = ask(address, &asked).await;
             assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhello\r\n\r\n"), "{answer}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_with_another_name_inside_is_cut_before_the_server_hears_of_it() {
+        use rustls::pki_types::ServerName;
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let listed = [format!("upstream.test:{port}"), format!("127.0.0.1:{port}")];
+        let (proxy, address) = proxy(&listed, resolver).await;
+        let config = rustls::ClientConfig::builder_with_provider(crate::pki::tls::provider());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        for (inside, is_good) in [("evil.test", false), ("192.0.2.1", false), ("upstream.test", true)] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(format!("CONNECT upstream.test:{port} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = [0; 39];
+            client.read_exact(&mut answer).await.unwrap();
+            assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"\r\n\r\n"));
+            let (mut accepted, _) = server.accept().await.unwrap();
+            let name = ServerName::try_from(inside).unwrap();
+            let shaking = tokio::spawn(connector.connect(name, client));
+            let mut heard = Vec::new();
+            if is_good {
+                accepted.read_buf(&mut heard).await.unwrap();
+                assert_eq!(heard[0], 22, "the ClientHello arrives");
+                drop(accepted);
+                let _ = shaking.await.unwrap();
+                continue;
+            }
+            accepted.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, b"", "{inside}");
+            assert!(shaking.await.unwrap().is_err(), "{inside}");
+            let told = &proxy.refused()[&format!("upstream.test:{port}")];
+            assert!(told.starts_with(&format!("the tunnel to upstream.test:{port} was cut: TLS inside")), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_passed_on_for_the_host_of_its_url_and_no_other() {
+        let server = echo().await;
+        let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
+        let (_, address) = proxy(&[server.to_string()], resolver).await;
+        let asked =
+            format!("GET http://{server}/ HTTP/1.1\r\nHOST: evil.test\r\nAccept: */*\r\nhost: evil.test\r\n\r\n");
+        let answer = ask(address, &asked).await;
+        assert_eq!(answer, format!("GET / HTTP/1.1\r\nHost: {server}\r\nAccept: */*\r\nConnection: close\r\n\r\n"));
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use crate::support::daemon::{BOUND, Daemon, Registered, auth_json, pause};
 use crate::support::eventually;
 use crate::support::host::real_codex;
 use crate::support::mariadb::MariaDb;
+use crate::support::skip::skipped;
 use crate::support::upstream::Upstream;
 
 const PASSPHRASE: &str = "canary walrus umbrella nineteen teapot";
@@ -445,7 +446,7 @@ const USER: u32 = 47_110;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_root_does_without_the_daemon_leaves_files_that_the_daemon_can_open() {
     if !nix::unistd::geteuid().is_root() {
-        println!("only root can be another user");
+        skipped("only root can be another user");
         return;
     }
     let mut house = Machine::prepare();

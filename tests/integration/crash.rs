@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::support::crash_points::{CrashPoints, steps};
 use crate::support::daemon::{BOUND, Daemon, auth_json, pause};
+use crate::support::skip::skipped;
 use crate::support::within::{Within, look_within};
 
 /// Crashes of one scenario.
@@ -94,9 +95,9 @@ fn the_crash_points_are_all_the_calls_that_change_the_disk() {
     match Command::new("strace").args(["-f", "-qq", "-e", "trace=none", "true"]).output() {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            return eprintln!("skipped: strace cannot trace here: {}", String::from_utf8_lossy(&output.stderr));
+            return skipped(format!("strace cannot trace here: {}", String::from_utf8_lossy(&output.stderr)));
         }
-        Err(error) => return eprintln!("skipped: strace: {error}"),
+        Err(error) => return skipped(format!("strace: {error}")),
     }
     let points = CrashPoints::build();
     let daemon = Daemon::prepare(&[]);

@@ -4,18 +4,21 @@ use std::time::Instant;
 
 use reqwest::header::{CONTENT_TYPE, ORIGIN};
 use reqwest::{Client, RequestBuilder, Response};
+use rustls::AlertDescription;
 use serde_json::{Value, json};
 
 use crate::support::browser::{Browser, Looks};
 use crate::support::daemon::{BOUND, Daemon, auth_json, pause};
 use crate::support::http::{HttpServer, Reply};
+use crate::support::raw_tls::{Outcome, RawClient};
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_certificate_there_is_no_page() {
     let daemon = Daemon::start();
-    assert!(daemon.client().get(daemon.admin_url("/")).send().await.is_err(), "the handshake is refused");
+    let stranger = RawClient::anonymous(&daemon).call(daemon.client().get(daemon.admin_url("/"))).await;
+    assert_eq!(stranger, Outcome::Alert(AlertDescription::CertificateRequired), "the handshake is refused");
     for path in ["/", "/login", "/login/versions", "/hosts/new", "/runner", "/switch"] {
         let answer = daemon.client().get(daemon.hosts_url(path)).send().await.unwrap();
         assert_eq!(answer.status(), 404, "{path} on the hosts' listener");

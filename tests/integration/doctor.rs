@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::support::daemon::{Daemon, auth_json};
 use crate::support::disk::{Disk, Kind};
 use crate::support::mariadb::MariaDb;
+use crate::support::skip::skipped;
 use crate::support::{eventually, now};
 
 struct Found {
@@ -263,7 +264,7 @@ fn no_codex_and_an_upstream_that_refuses_or_hangs_are_told_and_keep_nothing_from
 #[test]
 fn a_file_of_somebody_else_among_the_stores_is_told() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: giving files away takes root");
+        skipped("giving files away takes root");
         return;
     }
     let mut daemon = Daemon::prepare(&[]);

@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::support::daemon::{BOUND, Daemon, Registered, auth_json, pause};
+use crate::support::skip::skipped;
 
 const OTHER_ADDRESS: &str = "127.0.0.2";
 const FIRST: &str = "2025-11-20T09:27:43.373506211Z";
@@ -176,7 +177,7 @@ async fn the_kill_switch_stops_every_host_and_outlives_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_socket_for_both_a_v4_caller_is_its_v4_and_a_v6_caller_its_v6() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("skipped: this machine has no IPv6 loopback");
+        skipped("this machine has no IPv6 loopback");
         return;
     }
     let daemon = Daemon::start_with(&[("LISTEN__HOSTS", "[::]:0")]);

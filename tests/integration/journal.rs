@@ -5,11 +5,12 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use crate::support::daemon::{BINARY, BOUND, Daemon};
+use crate::support::skip::skipped;
 
 #[test]
 fn the_journal_gets_fields() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root can put a socket in the journal's place, in a mount namespace");
+        skipped("only root can put a socket in the journal's place, in a mount namespace");
         return;
     }
     let daemon = Daemon::prepare(&[]);

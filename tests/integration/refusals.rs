@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use codex_authd::model::digest::Digest;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder};
+use rustls::AlertDescription;
 use serde_json::{Value, json};
 
-use crate::support::daemon::{Daemon, Registered, auth_json, identity};
+use crate::support::daemon::{Daemon, Registered, auth_json};
 use crate::support::people;
+use crate::support::raw_tls::{Outcome, RawClient};
 
 pub const DOCUMENT: &str = include_str!("../../openapi/openapi.json");
 
@@ -288,56 +291,118 @@ async fn whoever_has_what_it_needs_is_let_in() {
 /// How the paths of all operations of admins begin.
 const OF_ADMINS: [&str; 5] = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
 
-/// A client that makes a connection for each call, by HTTP/1.1: over HTTP/2 it waits now and then, until its time is up,
-/// for a connection that was refused and is gone on both sides.
-/// With a key of a host's, which is nothing here; the answer comes in five seconds or not at all.
-async fn called(
-    client: &Client,
-    base: &str,
-    operation: &Operation,
-    host: &Registered,
-) -> reqwest::Result<reqwest::Response> {
-    let patience = std::time::Duration::from_secs(5);
-    call(client, base, operation, host).header("X-API-Key", &host.api_key).timeout(patience).send().await
+/// Whoever is refused is refused by a daemon that is there and answers others.
+async fn assert_alive(daemon: &Daemon, admin: &Client) {
+    for (client, url) in [(admin, daemon.admin_url("/healthz")), (&daemon.client(), daemon.hosts_url("/healthz"))] {
+        assert_eq!(client.get(&url).send().await.unwrap().status(), 200, "{url}");
+    }
 }
 
-fn stranger(daemon: &Daemon) -> reqwest::ClientBuilder {
-    daemon.client_builder().pool_max_idle_per_host(0).http1_only()
+/// Clients that show no certificate of ours, and the alerts that they are refused with.
+fn strangers(daemon: &Daemon) -> Vec<(&'static str, RawClient, AlertDescription)> {
+    let foreign = Daemon::prepare(&[]);
+    let mallory = foreign.admin_certificate("mallory");
+    vec![
+        ("no certificate", RawClient::anonymous(daemon), AlertDescription::CertificateRequired),
+        (
+            "a foreign certificate",
+            RawClient::with_certificate(daemon, &mallory, "mallory"),
+            AlertDescription::UnknownCA,
+        ),
+        (
+            "no certificate, TLS 1.2",
+            RawClient::new(daemon, None, &[&rustls::version::TLS12]),
+            AlertDescription::HandshakeFailure,
+        ),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
     let daemon = Daemon::start();
-    let host = daemon.register(&daemon.admin(), "h.test").await;
-    let foreign = Daemon::prepare(&[]);
-    let mallory = identity(&foreign.admin_certificate("mallory"), "mallory");
-    let strangers = [
-        ("no certificate", stranger(&daemon).build().unwrap()),
-        ("a foreign certificate", stranger(&daemon).identity(mallory).build().unwrap()),
-        ("no certificate, TLS 1.2", {
-            let builder = stranger(&daemon).max_tls_version(reqwest::tls::Version::TLS_1_2);
-            builder.build().unwrap()
-        }),
-    ];
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "h.test").await;
+    let strangers = strangers(&daemon);
     let mut admin_operations = 0;
     let of_admins = [Needs::Certificate, Needs::ControlSocket];
     for operation in OPERATIONS.iter().filter(|(.., needs, _)| of_admins.contains(needs)) {
-        for (who, stranger) in &strangers {
-            let answer = call(stranger, &daemon.admin_url(""), operation, &host)
+        for (who, stranger, alert) in &strangers {
+            let call = call(&admin, &daemon.admin_url(""), operation, &host)
                 .header("X-API-Key", &host.api_key)
                 .header("X-mTLS-Present", "1")
-                .header("X-mTLS-Fingerprint", "ab".repeat(32))
-                .send()
-                .await;
-            let error = answer.map(|answer| answer.status()).expect_err(&format!("{operation:?} answered {who}"));
-            assert!(!error.is_timeout() && error.status().is_none(), "{operation:?}, {who}: {error:?}");
+                .header("X-mTLS-Fingerprint", "ab".repeat(32));
+            assert_eq!(stranger.call(call).await, Outcome::Alert(*alert), "{operation:?}, {who}");
         }
+        assert_alive(&daemon, &admin).await;
         admin_operations += 1;
     }
     assert_eq!(
         admin_operations,
         OPERATIONS.iter().filter(|(_, path, ..)| OF_ADMINS.iter().any(|start| path.starts_with(start))).count()
     );
+}
+
+/// Round after round, many at once: each stranger is told by an alert, and none waits for it.
+/// `AUTHD_REFUSAL_ROUNDS` sets how many rounds (`make refusals`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_stranger_hears_the_alert_every_time() {
+    const AT_ONCE: usize = 8;
+    let rounds = std::env::var("AUTHD_REFUSAL_ROUNDS").ok().map_or(20, |rounds| rounds.parse::<u32>().unwrap());
+    let mut daemon = Daemon::prepare(&[]);
+    daemon.log_level = Some("info");
+    daemon.launch();
+    let admin = daemon.admin();
+    let strangers = strangers(&daemon);
+    let (mut refused, mut slowest) = (0_u32, Duration::ZERO);
+    for _ in 0..rounds {
+        for (who, stranger, alert) in &strangers {
+            let mut calls = tokio::task::JoinSet::new();
+            for _ in 0..AT_ONCE {
+                let call = stranger.call(admin.get(daemon.admin_url("/admin/hosts")));
+                calls.spawn(async move {
+                    let begun = Instant::now();
+                    (call.await, begun.elapsed())
+                });
+            }
+            while let Some(called) = calls.join_next().await {
+                let (outcome, took) = called.unwrap();
+                assert_eq!(outcome, Outcome::Alert(*alert), "{who}");
+                slowest = slowest.max(took);
+                refused += 1;
+            }
+        }
+    }
+    assert_alive(&daemon, &admin).await;
+    println!("{refused} refusals in {rounds} rounds, the slowest after {slowest:?}");
+}
+
+/// The client that the tests above rely on takes nothing for a refusal but what the daemon said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_a_dead_daemon_nor_silence_nor_a_reset_is_a_refusal() {
+    let mut daemon = Daemon::start();
+    let admin = daemon.admin();
+    let call = |url: String| admin.get(url);
+    let stranger = RawClient::anonymous(&daemon);
+    let url = daemon.admin_url("/admin/hosts");
+    assert_eq!(stranger.call(call(url.clone())).await, Outcome::Alert(AlertDescription::CertificateRequired));
+    daemon.kill();
+    let dead = stranger.try_call(call(url)).await.unwrap_err();
+    assert!(dead.contains("refused"), "{dead}");
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    // The kernel takes the connection, and nobody says anything.
+    let silent = stranger.clone().bounded(Duration::from_millis(300)).try_call(call(url.clone())).await.unwrap_err();
+    assert!(silent.contains("no connection within"), "{silent}");
+    let (reset, _) = tokio::join!(stranger.try_call(call(url)), async {
+        // The one that gave up, then the one that waits.
+        for _ in 0..2 {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_zero_linger().unwrap();
+        }
+    });
+    let reset = reset.unwrap_err();
+    assert!(reset.contains("without an alert"), "{reset}");
 }
 
 /// Every operation, tried by everybody who has no right to it, or no right to it now.
@@ -349,7 +414,6 @@ async fn every_operation_refuses_whoever_may_not() {
     let disabled = daemon.register(&admin, "disabled.test").await;
     let switch_off = admin.post(daemon.admin_url(&format!("/admin/hosts/{}/disable", disabled.id)));
     assert_eq!(switch_off.send().await.unwrap().status(), 200);
-    let nobody = stranger(&daemon).build().unwrap();
     let (client, elsewhere) = (daemon.client(), daemon.client_from([127, 0, 0, 2].into()));
     // Binds the host to this address.
     let bind =
@@ -357,18 +421,14 @@ async fn every_operation_refuses_whoever_may_not() {
     assert_eq!(bind.send().await.unwrap().status(), 200);
 
     let directory = daemon.admin_certificate("mallory");
-    let revoked = || stranger(&daemon).identity(identity(&directory, "mallory")).build().unwrap();
-    // Its pool may wait for a connection that was cut: not for as long as others.
-    let patience = std::time::Duration::from_secs(5);
-    let open_connection = daemon.client_builder().identity(identity(&directory, "mallory")).timeout(patience);
-    let open_connection = open_connection.build().unwrap();
-    assert_eq!(open_connection.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
+    let revoked = RawClient::with_certificate(&daemon, &directory, "mallory");
+    let mut open_connection = revoked.open(admin.get(daemon.admin_url("/admin/hosts"))).await;
     let certificates = daemon.cli_json(&["certificates", "list"]);
     let found = certificates["certificates"].as_array().unwrap().iter().find(|it| it["name"] == "mallory").unwrap();
     daemon.cli_json(&["certificates", "revoke", found["fingerprint"].as_str().unwrap()]);
-    let foreign = Daemon::prepare(&[]);
-    let foreign = identity(&foreign.admin_certificate("mallory"), "mallory");
-    let foreign = stranger(&daemon).identity(foreign).build().unwrap();
+    let on_the_open_one = open_connection.call(admin.get(daemon.admin_url("/admin/hosts"))).await;
+    assert!(matches!(on_the_open_one, None | Some(403)), "{on_the_open_one:?}");
+    let strangers = strangers(&daemon);
 
     let mut tried = 0;
     for operation in OPERATIONS {
@@ -376,28 +436,12 @@ async fn every_operation_refuses_whoever_may_not() {
         match operation.2 {
             Needs::Certificate | Needs::ControlSocket => {
                 let base = daemon.admin_url("");
-                let strangers =
-                    [("nobody", &nobody), ("a foreign certificate", &foreign), ("a revoked one", &revoked())];
-                for (who, stranger) in strangers {
-                    // A client may miss that its connection was refused; whoever is refused is refused again.
-                    let mut answer = called(stranger, &base, operation, &host).await;
-                    for _ in 0..3 {
-                        if answer.as_ref().is_err_and(reqwest::Error::is_timeout) {
-                            answer = called(stranger, &base, operation, &host).await;
-                        }
-                    }
-                    match answer {
-                        Err(error) => assert!(!error.is_timeout(), "{name}, {who}: {error}"),
-                        Ok(answer) if who == "a revoked one" => {
-                            refused(answer, 403, "certificate_refused", &name).await
-                        }
-                        Ok(answer) => panic!("{name} answered {who}: {}", answer.status()),
-                    }
+                let made = || call(&admin, &base, operation, &host).header("X-API-Key", &host.api_key);
+                for (who, stranger, alert) in &strangers {
+                    assert_eq!(stranger.call(made()).await, Outcome::Alert(*alert), "{name}, {who}");
                 }
-                match call(&open_connection, &base, operation, &host).send().await {
-                    Err(error) => assert!(error.status().is_none(), "{name}: {error}"),
-                    Ok(answer) => refused(answer, 403, "certificate_refused", &name).await,
-                }
+                assert_eq!(revoked.call(made()).await, Outcome::Closed, "{name}, a revoked certificate");
+                assert_alive(&daemon, &admin).await;
             }
             Needs::Key => {
                 let base = daemon.hosts_url("");

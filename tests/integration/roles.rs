@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 
 use reqwest::{Client, Response};
+use rustls::AlertDescription;
 use serde_json::{Value, json};
 
 use crate::forms::{COOKIE, is_sign_in};
 use crate::refusals::{DOCUMENT, Targets, call, operation, refused, upload_again};
 use crate::support::daemon::{Daemon, identity};
 use crate::support::people::{PASSWORD, add_user, ask, me, register, sign_in, tell};
+use crate::support::raw_tls::{Outcome, RawClient};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Least {
@@ -471,8 +473,8 @@ async fn certificate_and_session_go_together() {
         client.post(daemon.admin_url("/admin/api/state")).bearer_auth(token).json(&json!({ "disabled": false })).send()
     };
 
-    let without = daemon.client_builder().pool_max_idle_per_host(0).http1_only().build().unwrap();
-    assert!(without.get(&hosts).bearer_auth(&ada).send().await.is_err(), "no certificate: no handshake");
+    let without = RawClient::anonymous(&daemon).call(daemon.client().get(&hosts).bearer_auth(&ada)).await;
+    assert_eq!(without, Outcome::Alert(AlertDescription::CertificateRequired), "no certificate: no handshake");
     for client in [&of_ada, &of_nobody] {
         refused(client.get(&hosts).send().await.unwrap(), 401, "session_required", "no session").await;
         let made_up = client.get(&hosts).bearer_auth(format!("cxa_{}", "A".repeat(43)));
@@ -498,8 +500,8 @@ async fn certificate_and_session_go_together() {
 
     // A certificate that is revoked takes the session with it.
     daemon.cli_json(&["certificates", "revoke", &fingerprint(&daemon, "ada")]);
-    match change(&of_ada, &ada).await {
-        Err(error) => assert!(!error.is_timeout(), "{error}"),
-        Ok(answer) => refused(answer, 403, "certificate_refused", "revoked").await,
-    }
+    let revoked = RawClient::with_certificate(&daemon, &daemon.state.path().join("admin-ada"), "ada");
+    let call = daemon.client().post(daemon.admin_url("/admin/api/state")).bearer_auth(&ada);
+    assert_eq!(revoked.call(call.json(&json!({ "disabled": false }))).await, Outcome::Closed, "revoked");
+    assert_eq!(change(&of_nobody, &ada).await.unwrap().status(), 200, "and nobody else is");
 }

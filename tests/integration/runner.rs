@@ -13,6 +13,7 @@ use crate::support::host::{codex_itself, real_codex};
 use crate::support::mariadb::MariaDb;
 use crate::support::processes::{descendants, is_alive};
 use crate::support::program::build;
+use crate::support::skip::skipped;
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, now};
 
@@ -399,7 +400,7 @@ fn where_user_namespaces_are_switched_off_it_says_so_and_what_mends_it() {
 #[test]
 fn a_daemon_without_any_rights_proves_the_login_as_well() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: the tests do not run as root, so every other test is this one");
+        skipped("the tests do not run as root, so every other test is this one");
         return;
     }
     const USER: u32 = 4711;

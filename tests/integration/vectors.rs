@@ -21,6 +21,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::support::daemon::{BOUND, Daemon, identity, pause};
+use crate::support::raw_tls::{Outcome, RawClient};
 
 struct Deviation {
     /// `*`: every exchange whose recording has the member.
@@ -518,13 +519,12 @@ impl<'a> Run<'a> {
         } else {
             assert_ne!(request.method, "POST", "{name}: the body was not recorded");
         }
-        let answer = match call.send().await {
-            Ok(answer) => answer,
-            Err(error) if is_admin && !error.is_timeout() => {
-                return Answer { status: None, headers: BTreeMap::new(), text: error.to_string() };
-            }
-            Err(error) => panic!("{name}: {error:?}"),
-        };
+        if is_admin && header("X-mTLS-Present").is_none() {
+            let outcome = RawClient::anonymous(&self.daemon).call(call).await;
+            assert!(matches!(outcome, Outcome::Alert(_)), "{name}: {outcome:?}");
+            return Answer { status: None, headers: BTreeMap::new(), text: format!("{outcome:?}") };
+        }
+        let answer = call.send().await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         let told = |(name, value): (&reqwest::header::HeaderName, &reqwest::header::HeaderValue)| {
             (name.to_string(), value.to_str().unwrap().to_owned())
         };

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::support::authority::authority;
 use crate::support::eventually;
 use crate::support::host::{Host, Ran, baked};
+use crate::support::skip::{Unavailable, bash32, skipped};
 use crate::support::standin::{KEY, StandIn, lines};
 use crate::support::upstream::Upstream;
 
@@ -839,15 +840,9 @@ fn sparse_path(host: &Host, more: &[&str]) -> String {
 /// The shells that the scripts must run under: that of this machine, and bash 3.2 (what macOS has) where one is given by
 /// `AUTHD_TEST_BASH32` or lies in the tests' cache.
 fn shells() -> Vec<Option<PathBuf>> {
-    let cache = std::env::var_os("AUTHD_TEST_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/codex-authd-tests")));
-    let old = std::env::var_os("AUTHD_TEST_BASH32")
-        .map(PathBuf::from)
-        .or_else(|| cache.map(|cache| cache.join("bash-3.2/bash")))
-        .filter(|bash| bash.exists());
+    let old = bash32();
     if old.is_none() {
-        eprintln!("no bash 3.2 here: that half is skipped");
+        Unavailable::Bash32.skipped();
     }
     std::iter::once(None).chain(old.map(Some)).collect()
 }
@@ -858,7 +853,7 @@ fn the_whole_story_runs_in_every_shell_on_a_bare_path() {
     for shell in shells() {
         for tools in ["coreutils", "busybox"] {
             if tools == "busybox" && !busybox.exists() {
-                eprintln!("no busybox here: that part is skipped");
+                skipped("no busybox here");
                 continue;
             }
             let (daemon, mut host, _) = in_step();
@@ -938,7 +933,7 @@ fn the_scripts_are_clean_to_shellcheck() {
 fn codex_is_installed_here() -> bool {
     let here = Path::new("/usr/local/bin/codex").exists();
     if here {
-        eprintln!("skipped: there is a codex in /usr/local/bin, and the test is about a host without one");
+        skipped("there is a codex in /usr/local/bin, and the test is about a host without one");
     }
     here
 }

@@ -4,9 +4,14 @@
 //! Measured with Codex 0.169. What is missing on purpose: everything that asks the kernel for more than a process, a file
 //! of its own or a connection (`ptrace`, `mount`, `bpf`, `keyctl`, `userfaultfd`, `perf_event_open`, `io_uring_*`,
 //! modules, `kexec`, `unshare`, `setns` …), what changes ids, and memory that no limit counts (`memfd_create`, shared
-//! anonymous mappings, System V memory), and new sessions, each of which the scheduler may give a share of its own.
+//! anonymous mappings, System V memory), larger buffers of sockets and pipes, and new sessions, each of which the
+//! scheduler may give a share of its own.
 //!
-//! It is compiled before the clone; installing it allocates nothing.
+//! There are two on top of each other: that of the first process, and that of the program, which is stricter. Where the
+//! program is to be alone it may start threads and no process, and its threads share one table of open files. Then what
+//! the kernel limits for one process is limited for the whole sandbox: memory, open files, and so the buffers of sockets.
+//!
+//! They are compiled before the clone; installing them allocates nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -34,9 +39,20 @@ impl Program {
     }
 }
 
-pub fn compile() -> Result<Program, String> {
+/// Whose calls are filtered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtered {
+    /// It starts the program, and may put the program's filter in force.
+    FirstProcess,
+    /// A program that may start others.
+    Program,
+    /// A program that may start threads only.
+    LoneProgram,
+}
+
+pub fn compile(whose: Filtered) -> Result<Program, String> {
     let arch = std::env::consts::ARCH.try_into().map_err(|e: seccompiler::BackendError| e.to_string())?;
-    let rules = rules().map_err(|e| e.to_string())?;
+    let rules = rules(whose).map_err(|e| e.to_string())?;
     let refused = SeccompAction::Errno(Errno::ENOSYS as u32);
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, arch).map_err(|e| e.to_string())?;
     Ok(Program(filter.try_into().map_err(|e: seccompiler::BackendError| e.to_string())?))
@@ -44,15 +60,26 @@ pub fn compile() -> Result<Program, String> {
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-fn rules() -> Result<Rules, seccompiler::BackendError> {
+fn rules(whose: Filtered) -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = ALLOWED.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    if whose == Filtered::LoneProgram {
+        rules.retain(|call, _| !PROCESSES.contains(call));
+    }
     let mut when = |call: c_long, alternatives: Vec<Vec<SeccompCondition>>| {
         let alternatives = alternatives.into_iter().map(SeccompRule::new).collect::<Result<_, _>>()?;
         rules.insert(call, alternatives);
         Ok::<_, seccompiler::BackendError>(())
     };
     // Threads and processes, in the namespaces that are there. clone3 hides its flags from a filter: it is out.
-    when(libc::SYS_clone, vec![vec![masked(0, NAMESPACES, 0)?]])?;
+    let clones = if whose == Filtered::LoneProgram {
+        masked(0, NAMESPACES | THREAD, THREAD)?
+    } else {
+        masked(0, NAMESPACES, 0)?
+    };
+    when(libc::SYS_clone, vec![vec![clones]])?;
+    if whose == Filtered::FirstProcess {
+        when(libc::SYS_seccomp, vec![vec![number(0, libc::SECCOMP_SET_MODE_FILTER.into())?]])?;
+    }
     let mut sockets = Vec::new();
     for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
         for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
@@ -70,9 +97,13 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     when(
         libc::SYS_setsockopt,
         vec![
-            // No program in the kernel's hands.
+            // No program in the kernel's hands, and no more of the kernel's memory than each socket has anyway.
             vec![
                 equal(1, libc::SOL_SOCKET)?,
+                differs(2, libc::SO_SNDBUF)?,
+                differs(2, libc::SO_RCVBUF)?,
+                differs(2, libc::SO_SNDBUFFORCE)?,
+                differs(2, libc::SO_RCVBUFFORCE)?,
                 differs(2, libc::SO_ATTACH_FILTER)?,
                 differs(2, libc::SO_ATTACH_BPF)?,
                 differs(2, libc::SO_ATTACH_REUSEPORT_CBPF)?,
@@ -82,6 +113,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
             vec![equal(1, libc::IPPROTO_IPV6)?, equal(2, libc::IPV6_V6ONLY)?],
         ],
     )?;
+    when(libc::SYS_fcntl, vec![vec![differs(1, libc::F_SETPIPE_SZ)?]])?;
     // Of a terminal only what it is; none is there, and none may be fed (TIOCSTI, TIOCLINUX).
     let ioctls = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX];
     let ioctls = ioctls.into_iter().map(|request| Ok(vec![number(1, request)?])).collect::<Result<_, _>>()?;
@@ -105,6 +137,15 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
+
+/// What a thread shares with its process, its open files above all.
+const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
+
+/// What starts a process besides `clone`.
+#[cfg(target_arch = "x86_64")]
+const PROCESSES: &[c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const PROCESSES: &[c_long] = &[];
 
 type Condition = Result<SeccompCondition, seccompiler::BackendError>;
 
@@ -180,7 +221,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_flock,
-    libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_pipe2,

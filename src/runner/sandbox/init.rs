@@ -34,7 +34,7 @@ use super::perform::{Built, perform};
 use super::steps::Planned;
 use super::sys::{self, Asker, Reaped};
 use super::wire::{self, Kind};
-use super::{Ending, Part};
+use super::{Ending, Part, filter};
 
 /// How long the daemon may take to read what it is told once all is over.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -50,6 +50,8 @@ const MOST_TOLD: u32 = 64;
 pub struct Init {
     pub steps: Vec<Planned>,
     pub program: sys::Program,
+    /// On top of the one that is among the steps.
+    pub program_filter: filter::Program,
     pub socket: OwnedFd,
     /// A byte comes by it once the ids are mapped; its end is the launcher's death.
     pub lifeline: OwnedFd,
@@ -239,7 +241,10 @@ impl Init {
 
     fn execute(&self) -> Errno {
         umask(Mode::from_bits_truncate(0o077));
-        if let Err(errno) = setpgid(Pid::from_raw(0), Pid::from_raw(0)).and_then(|()| sys::default_signals()) {
+        if let Err(errno) = setpgid(Pid::from_raw(0), Pid::from_raw(0))
+            .and_then(|()| sys::default_signals())
+            .and_then(|()| self.program_filter.apply())
+        {
             return errno;
         }
         self.program.execute()

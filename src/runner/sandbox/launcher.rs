@@ -104,10 +104,7 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     let failed = |what| move |e: io::Error| Failure::new(Part::Cgroup, what)(errno(&e));
     // Removed after the child is gone: of what is declared, the last goes first.
     let cgroup = match &plan.cgroup {
-        Some(parent) => {
-            let name = format!("sandbox-{}", std::process::id());
-            Some(Cgroup::make(parent, &name, &plan.limits).map_err(failed("make a cgroup with its limits"))?)
-        }
+        Some(parent) => Some(Cgroup::make(parent, &plan.limits).map_err(failed("make a cgroup with its limits"))?),
         None => None,
     };
     drop(plan);
@@ -193,6 +190,7 @@ fn init(plan: &Plan, launch: &Launch, socket: &UnixStream, lifeline: OwnedFd) ->
     Ok(Init {
         steps: steps::steps(plan, launch)?,
         program: sys::Program::new(text(super::PROGRAM.to_owned())?, arguments, environment),
+        program_filter: steps::program_filter(&plan.limits)?,
         socket: socket.into(),
         lifeline,
         time: plan.limits.time,

@@ -62,7 +62,11 @@ pub struct Limits {
     pub time: Duration,
     /// Bytes of memory, of a process and, with a cgroup, of all.
     pub memory: u64,
+    /// The program may start threads and no process: then each limit of a process is one of all.
+    pub one_process: bool,
+    /// Processes and threads.
     pub processes: u64,
+    /// Of a process. Each may be a socket, with buffers in the kernel's memory of some 200 KiB.
     pub open_files: u64,
     /// Bytes of the home, and as many of `/tmp`; of one file as well.
     pub disk: u64,
@@ -78,8 +82,9 @@ impl Default for Limits {
         Self {
             time: Duration::from_secs(60),
             memory: 768 << 20,
+            one_process: true,
             processes: 256,
-            open_files: 256,
+            open_files: 128,
             disk: 64 << 20,
             files: 4096,
             cpu_seconds: 60,

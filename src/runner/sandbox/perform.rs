@@ -50,6 +50,11 @@ fn step(step: &Step, built: &mut Built) -> Result<(), Errno> {
         Step::Bind { from, to, flags } => bind_file(from, to, *flags),
         Step::Symlink { target, path } => symlinkat(target.as_c_str(), nix::fcntl::AT_FDCWD, path.as_c_str()),
         Step::Tmpfs { path, options } => tmpfs(path, MsFlags::MS_NOEXEC, options),
+        Step::Sysctl { path, value } => match set_sysctl(path, value) {
+            // It is read-only, or hidden, by whoever runs the daemon.
+            Err(Errno::EROFS | Errno::EACCES | Errno::EPERM | Errno::ENOENT) => Ok(()),
+            other => other,
+        },
         Step::LeaveOldRoot => {
             umount2(c"/old", MntFlags::MNT_DETACH)?;
             unistd::unlinkat(nix::fcntl::AT_FDCWD, c"/old", unistd::UnlinkatFlags::RemoveDir)
@@ -137,6 +142,11 @@ fn listener() -> Result<OwnedFd, Errno> {
     bind(listener.as_raw_fd(), &SockaddrIn::new(a, b, c, d, PROXY_PORT))?;
     listen(&listener, Backlog::MAXCONN)?;
     Ok(listener)
+}
+
+fn set_sysctl(path: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let file = open(path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    write(&file, value).map(drop)
 }
 
 fn write_file(path: &CStr, content: &[u8], mode: u32) -> Result<(), Errno> {

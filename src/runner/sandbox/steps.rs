@@ -17,6 +17,7 @@ use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Uid};
 use zeroize::Zeroizing;
 
+use super::filter::Filtered;
 use super::{CA_BUNDLE, HOME, Limits, PROGRAM, Part, Plan, filter};
 
 /// Whoever built the sandbox as root runs the program as this one.
@@ -29,6 +30,9 @@ const PROCESSORS: usize = 4;
 /// Nobody inside answers a question for a name, and musl waits five seconds for that unless it is told to wait for none
 /// (Codex 0.169 asks for one before it exits, past its proxy).
 const NO_NAMES: &[u8] = b"options timeout:0 attempts:1\n";
+
+/// How large the buffers of a TCP connection may grow, in the network namespace: not to 10 MiB, as they may by default.
+const TCP_BUFFERS: [(&str, &[u8]); 2] = [("tcp_rmem", b"4096 131072 262144"), ("tcp_wmem", b"4096 16384 262144")];
 
 /// What the launcher found, and decided by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,12 @@ pub enum Step {
     Tmpfs {
         path: CString,
         options: CString,
+    },
+    /// A sysctl of the network namespace, where /proc/sys may be written (in a hardened unit it may not, and there
+    /// is a cgroup).
+    Sysctl {
+        path: CString,
+        value: &'static [u8],
     },
     /// The old root is gone.
     LeaveOldRoot,
@@ -172,9 +182,15 @@ pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
     list.add(Part::Privileges, "give up new privileges", Step::NoNewPrivileges);
     list.add(Part::Privileges, "keep others out of its memory", Step::NotDumpable);
     list.add(Part::Privileges, "die with its parent", Step::DieWithParent);
-    let program = filter::compile().map_err(PlanError::Filter)?;
+    let program = filter::compile(Filtered::FirstProcess).map_err(PlanError::Filter)?;
     list.add(Part::Filter, "filter system calls", Step::Filter(program));
     Ok(list.0)
+}
+
+/// What the program's calls are filtered by, besides the filter of the first process.
+pub fn program_filter(limits: &Limits) -> Result<filter::Program, PlanError> {
+    let whose = if limits.one_process { Filtered::LoneProgram } else { Filtered::Program };
+    filter::compile(whose).map_err(PlanError::Filter)
 }
 
 /// Where a path of the plan is in the sandbox.
@@ -232,7 +248,8 @@ fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> 
         list.bind(Part::Program, bundle, CA_BUNDLE, flags)?;
     }
     list.directory(Part::Mounts, "/dev", 0o755)?;
-    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+    // Not /dev/zero: a shared mapping of it is shared memory that no limit counts.
+    for device in ["/dev/null", "/dev/full", "/dev/random", "/dev/urandom"] {
         list.bind(Part::Mounts, Path::new(device), device, strict | MsFlags::MS_NOEXEC)?;
     }
     // No proc file system: the program asks it for its own path, and for nothing else.
@@ -248,6 +265,10 @@ fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> 
     for path in [HOME, "/tmp"] {
         list.directory(Part::Mounts, path, 0o755)?;
         list.tmpfs(path, owner, &plan.limits)?;
+    }
+    for (name, value) in TCP_BUFFERS {
+        let step = Step::Sysctl { path: CString::new(format!("/old/proc/sys/net/ipv4/{name}"))?, value };
+        list.add(Part::Network, format!("set {name}"), step);
     }
     list.add(Part::Mounts, "leave the old root", Step::LeaveOldRoot);
     list.add(Part::Mounts, "make the root read-only", Step::ReadOnlyRoot);

@@ -36,6 +36,10 @@ fn tmpfs(path: &str, owner: u32) -> Step {
     Step::Tmpfs { path: CString::new(path).unwrap(), options: CString::new(options).unwrap() }
 }
 
+fn sysctl(name: &str, value: &'static [u8]) -> Step {
+    Step::Sysctl { path: CString::new(format!("/old/proc/sys/net/ipv4/{name}")).unwrap(), value }
+}
+
 fn file(path: &str, content: &str, mode: u32) -> Step {
     Step::File { path: CString::new(path).unwrap(), content: Content(Zeroizing::new(content.into())), mode }
 }
@@ -56,7 +60,6 @@ fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
         bind("/old/usr/share/ca.crt", "/etc/ssl/certs/ca-certificates.crt", MsFlags::MS_NODEV | MsFlags::MS_NOEXEC),
         directory("/dev", 0o755),
         device("/dev/null"),
-        device("/dev/zero"),
         device("/dev/full"),
         device("/dev/random"),
         device("/dev/urandom"),
@@ -68,6 +71,8 @@ fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
         tmpfs("/home/probe", owner),
         directory("/tmp", 0o755),
         tmpfs("/tmp", owner),
+        sysctl("tcp_rmem", b"4096 131072 262144"),
+        sysctl("tcp_wmem", b"4096 16384 262144"),
         Step::LeaveOldRoot,
         Step::ReadOnlyRoot,
         Step::Names,
@@ -88,7 +93,7 @@ fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
         limit(Resource::RLIMIT_AS, (768 << 20) + (1 << 20) + (64 << 20)),
         limit(Resource::RLIMIT_DATA, 768 << 20),
         limit(Resource::RLIMIT_NPROC, 256),
-        limit(Resource::RLIMIT_NOFILE, 256),
+        limit(Resource::RLIMIT_NOFILE, 128),
         limit(Resource::RLIMIT_FSIZE, 64 << 20),
         limit(Resource::RLIMIT_CPU, 60),
         limit(Resource::RLIMIT_CORE, 0),
@@ -98,7 +103,7 @@ fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
         Step::NoNewPrivileges,
         Step::NotDumpable,
         Step::DieWithParent,
-        Step::Filter(filter::compile().unwrap()),
+        Step::Filter(filter::compile(Filtered::FirstProcess).unwrap()),
     ];
     [before, becomes.into_iter().collect(), after].concat()
 }

@@ -18,6 +18,7 @@ mod upgrade;
 use std::time::Instant;
 
 use crate::support::network;
+use crate::support::skip::skipped;
 use fleet::Fleet;
 use leftovers::Listing;
 use machine::Machine;
@@ -82,5 +83,5 @@ fn ready() -> Option<(Machine, Package)> {
         println!("booted in {:?}", begun.elapsed());
         Ok((machine, package))
     };
-    tried().map_err(|reason: String| eprintln!("skipped: no appliance: {reason}")).ok()
+    tried().map_err(|reason: String| skipped(format!("no appliance: {reason}"))).ok()
 }

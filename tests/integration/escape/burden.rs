@@ -1,12 +1,15 @@
 //! Memory, processes and room: what one sandbox can take of them.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use codex_authd::runner::delegation;
 use codex_authd::runner::sandbox::Ending;
 
-use super::{By, HOME, Hostile, REFUSED, Ran, Running, assert_escapes, assert_refused};
+use super::{By, HOME, Hostile, REFUSED, Ran, Running, assert_escapes, assert_refused, lines};
+use crate::support::daemon::BOUND;
 use crate::support::eventually;
+use crate::support::skip::{Unavailable, skipped};
 
 const BOTH: [By; 2] = [By::Root, By::Nobody];
 
@@ -21,14 +24,15 @@ fn after(ran: &Ran, error: &str) -> u64 {
 #[test]
 fn a_process_gets_no_gibibyte_of_memory() {
     let hostile = Hostile::build();
-    for attempt in ["memory", "zero-memory"] {
-        assert_escapes(&hostile.outside(&[attempt, "1024"]));
-        for by in BOTH {
-            let got = after(&hostile.inside(by, &[attempt, "1024"]), "ENOMEM");
-            println!("{by:?}: {attempt}: {got} MiB");
-            assert!((512..=848).contains(&got), "{by:?}: {attempt}: {got} MiB");
-        }
+    assert_escapes(&hostile.outside(&["memory", "1024"]));
+    for by in BOTH {
+        let got = after(&hostile.inside(by, &["memory", "1024"]), "ENOMEM");
+        println!("{by:?}: {got} MiB");
+        assert!((512..=848).contains(&got), "{by:?}: {got} MiB");
     }
+    // A shared mapping of /dev/zero is shared memory by another name: the device is not there.
+    assert_escapes(&hostile.outside(&["zero-memory", "64"]));
+    assert_refused(&hostile, &["zero-memory", "16"], "ENOENT");
     // What no limit counts there is none of; memfd_create and shmget are among the calls that are not there.
     assert_escapes(&hostile.outside(&["shared-memory", "1024"]));
     assert_refused(&hostile, &["shared-memory", "1024"], "ENOSYS");
@@ -62,6 +66,80 @@ fn the_memory_of_many_processes_is_bounded_by_their_number_and_the_first_that_th
         assert!(granted <= 8 * 96, "{by:?}: {granted}");
         assert_eq!(hostile.left(), Vec::<u32>::new());
     }
+}
+
+#[test]
+fn a_probe_is_one_process_with_threads_that_share_its_files() {
+    let hostile = Hostile::build();
+    let ways = ["fork", "vfork", "clone", "clone-in-its-memory", "thread-with-its-own-files"];
+    let control = hostile.contained(&["processes"]);
+    let control = String::from_utf8_lossy(&control.stdout).into_owned();
+    assert_eq!(lines(&control), ways.map(|way| (way, "ESCAPED: it has one")), "the control");
+    for by in BOTH {
+        let ran = hostile.run(by, &hostile.plan_of_one(&["processes"]));
+        assert_eq!(lines(&ran.output), ways.map(|way| (way, "refused: ENOSYS")), "{by:?}");
+        // Then a limit of the process is one of the sandbox.
+        assert_eq!(after(&hostile.run(by, &hostile.plan_of_one(&["fork-bomb"])), "ENOSYS"), 0, "{by:?}");
+        let got = after(&hostile.run(by, &hostile.plan_of_one(&["memory", "1024"])), "ENOMEM");
+        assert!((512..=848).contains(&got), "{by:?}: {got} MiB");
+    }
+}
+
+#[test]
+fn the_kernel_keeps_little_for_the_sockets_of_a_probe_even_without_a_cgroup() {
+    const MOST: u64 = 96;
+    let hostile = Hostile::build();
+    for kind in ["unix", "tcp"] {
+        assert_escapes(&hostile.outside(&["socket-memory", kind, "8", "256"]));
+        for by in BOTH {
+            let ran = hostile.run(by, &hostile.plan_of_one(&["socket-memory", kind, "8", "4096"]));
+            let rest = ran.output.strip_prefix("refused: no more after ").unwrap_or_else(|| panic!("{ran:#?}"));
+            let held: u64 = rest.split_whitespace().next().unwrap().parse().unwrap();
+            println!("{by:?}: {kind}: {held} MiB");
+            assert!((1..=MOST).contains(&held), "{by:?}: {kind}: {held} MiB");
+        }
+    }
+}
+
+/// What is left where a program may start others, and where buffers are larger: with a cgroup all of it is counted.
+#[tokio::test]
+async fn a_daemon_of_roots_has_a_cgroup_that_bounds_what_many_processes_have_together() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root makes itself a cgroup");
+    }
+    let place = match delegation::prepare() {
+        Ok(place) => place,
+        Err(why) => return skipped(format!("no memory controller of any version may be used here: {why}")),
+    };
+    if !place.join("cgroup.controllers").exists() {
+        // What follows is made with version 1, and says nothing of version 2.
+        Unavailable::MemoryControllerOfCgroup2.skipped();
+    }
+    let hostile = Hostile::build();
+    let limit = 192 << 20;
+    let mut plan = hostile.plan(&["memory-of-many", "12", "64"]);
+    plan.limits.memory = limit;
+    plan.limits.time = Duration::from_secs(5);
+    plan.cgroup = Some(place.clone());
+    let running = Running::start(&hostile, By::Root, &plan).await;
+    let seen = eventually("it is there", || hostile.left().last().copied());
+    let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let named = of(seen);
+    assert!(named.lines().any(|line| line.contains("/codex-authd-sandbox-")), "{named}");
+    let own = named.lines().find_map(|line| line.rsplit_once('/')?.1.strip_prefix("codex-authd-sandbox-"));
+    let cgroup = place.join(format!("codex-authd-sandbox-{}", own.unwrap()));
+    let highest = ["memory.max_usage_in_bytes", "memory.peak", "memory.current"].map(|name| cgroup.join(name));
+    let (mut most, begun) = (0, Instant::now());
+    while let Some(Ok(used)) = highest.iter().map(fs::read_to_string).find(|read| read.is_ok()) {
+        most = most.max(used.trim().parse::<u64>().unwrap_or_default());
+        assert!(begun.elapsed() < BOUND, "it is never removed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ran = running.end().await;
+    println!("{} MiB at most of {}: {ran:?}", most >> 20, limit >> 20);
+    assert!((64 << 20..=limit).contains(&most), "{most}");
+    assert_eq!(hostile.left(), Vec::<u32>::new());
+    assert!(!cgroup.exists(), "it is removed");
 }
 
 #[test]

@@ -95,7 +95,6 @@ fn there_is_nothing_but_what_it_needs() {
             "/dev/null",
             "/dev/random",
             "/dev/urandom",
-            "/dev/zero",
             "/etc",
             "/etc/ssl",
             "/etc/ssl/certs",

@@ -88,10 +88,18 @@ impl Hostile {
             ca_bundle: Some("/etc/ssl/certs/ca-certificates.crt".into()),
             home: vec![HomeFile { path: ".codex/auth.json".into(), content: text(LOGIN) }],
             watched: ".codex/auth.json".into(),
-            limits: Limits { time: Duration::from_secs(20), ..Limits::default() },
+            // What is asserted has to hold for a program that may start others, too.
+            limits: Limits { time: Duration::from_secs(20), one_process: false, ..Limits::default() },
             cgroup: None,
             only_build: false,
         }
+    }
+
+    /// For the attempt as a probe has it: one process.
+    fn plan_of_one(&self, attempt: &[&str]) -> Plan {
+        let mut plan = self.plan(attempt);
+        plan.limits.one_process = true;
+        plan
     }
 
     /// The attempt, in a sandbox, to its end.

@@ -18,6 +18,7 @@ use super::{Bench, DAEMON, EVERYBODY, plan};
 use crate::support::daemon::pause;
 use crate::support::host::codex_itself;
 use crate::support::processes::{children, is_alive};
+use crate::support::skip::skipped;
 use crate::support::upstream::Upstream;
 
 async fn started(plan: &Plan) -> Sandbox {
@@ -163,11 +164,11 @@ async fn what_is_no_plain_file_of_a_mebibyte_is_no_login() {
 async fn ending_it_or_letting_go_of_it_leaves_nothing_behind() {
     let bench = Bench::new();
     let word = format!("marker-{}", std::process::id());
-    assert_eq!(told(&bench.plan(&["daemon", &word])).await, (Vec::new(), Ending::Exited(7)));
+    assert_eq!(told(&bench.plan_of_many(&["daemon", &word])).await, (Vec::new(), Ending::Exited(7)));
     assert!(family(&word).is_empty(), "what the program left behind is gone with it");
     for (round, attempt) in ["both", "for ever", "both", "for ever"].into_iter().enumerate() {
         let word = format!("marker-{}-{round}", std::process::id());
-        let mut sandbox = started(&bench.plan(&[attempt, &word])).await;
+        let mut sandbox = started(&bench.plan_of_many(&[attempt, &word])).await;
         sandbox.go().unwrap();
         until("it runs", || family(&word).len() >= if attempt == "for ever" { 1 } else { 2 });
         if round < 2 {
@@ -186,7 +187,7 @@ fn whoever_of_the_three_is_killed_takes_the_sandbox_along() {
     for who in EVERYBODY {
         for victim in ["daemon", "launcher", "first process"] {
             let word = format!("marker-{}-{who:?}-{}", std::process::id(), victim.len());
-            let mut command = bench.command(who, &bench.plan(&["both", &word]));
+            let mut command = bench.command(who, &bench.plan_of_many(&["both", &word]));
             let mut daemon = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             until("it runs", || family(&word).len() >= 2);
             let pid = daemon.id();
@@ -263,11 +264,11 @@ async fn a_cgroup_without_its_controllers_is_refused_and_removed() {
         .into_iter()
         .find(|root| root.join("cgroup.controllers").exists())
     else {
-        return println!("skipped: no cgroup v2 here");
+        return skipped("no cgroup v2 here");
     };
     let parent = root.join(format!("authd-test-{}", std::process::id()));
     if let Err(e) = fs::create_dir(&parent) {
-        return println!("skipped: no cgroup can be made here: {e}");
+        return skipped(format!("no cgroup can be made here: {e}"));
     }
     let bench = Bench::new();
     let mut plan = bench.plan(&["open"]);

@@ -60,6 +60,13 @@ impl Bench {
         plan(&self.program(), arguments)
     }
 
+    /// For a program that starts others.
+    fn plan_of_many(&self, arguments: &[&str]) -> Plan {
+        let mut plan = self.plan(arguments);
+        plan.limits.one_process = false;
+        plan
+    }
+
     /// `sandbox-exec --plan`, by hand.
     fn command(&self, who: Who, plan: &Plan) -> Command {
         let file = self.file("plan.json");

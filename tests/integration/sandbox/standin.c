@@ -91,8 +91,10 @@ int main(int count, char **arguments) {
     symlink("/etc/ssl/certs/ca-certificates.crt", "/home/probe/.codex/auth.json");
   } else if (!strcmp(attempt, "huge login")) {
     static char block[1 << 20];
-    int fd = open("/home/probe/.codex/auth.json", O_WRONLY | O_TRUNC);
+    /* Renamed: one that is being written may be heard when it is still small enough. */
+    int fd = open("/home/probe/.codex/new", O_CREAT | O_WRONLY, 0600);
     for (int n = 0; n < 3; n++) write(fd, block, sizeof block);
+    rename("/home/probe/.codex/new", "/home/probe/.codex/auth.json");
   } else if (!strcmp(attempt, "rewrite")) {
     char text[99];
     for (int n = 0; n < 20000; n++) {

@@ -27,7 +27,7 @@ impl Disk {
     /// on: for the thread of a test, before it starts anything.
     pub fn mount(kind: Kind, at: &Path, megabytes: u64) -> Option<Self> {
         if let Err(reason) = Self::try_mount(kind, at, megabytes) {
-            eprintln!("skipped: no {kind:?} of the test's own: {reason}");
+            super::skip::skipped(format!("no {kind:?} of the test's own: {reason}"));
             return None;
         }
         std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o700)).unwrap();

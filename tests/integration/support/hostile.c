@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -384,6 +385,7 @@ static const struct attempt ATTEMPTS[] = {
     {"x32-calls", 0, x32_calls},
     {"sockets", 0, sockets},
     {"options", 0, options},
+    {"processes", 0, processes},
     {"prctls", 0, prctls},
     {"terminal", 1, terminal},
     {"namespaces", 0, namespaces},
@@ -392,6 +394,7 @@ static const struct attempt ATTEMPTS[] = {
     {"shared-memory", 1, shared_memory},
     {"zero-memory", 1, zero_memory},
     {"memory-of-many", 2, memory_of_many},
+    {"socket-memory", 3, socket_memory},
     {"fork-bomb", 0, fork_bomb},
     {"fork-storm", 0, fork_storm},
     {"fill", 1, fill},

@@ -30,6 +30,68 @@ static int zero_memory(char **a) {
   return say(ESCAPED, "%s MiB", a[0]);
 }
 
+/* The bytes that the kernel holds in sockets whose other end nobody reads, up to `most`. */
+static long fill_sockets(long most) {
+  static char block[1 << 16];
+  long held = 0;
+  int large = 1 << 30, pair[2];
+  while (held < most && socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0) {
+    for (int end = 0; end < 2; end++) {
+      setsockopt(pair[end], SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+      for (ssize_t length; held < most && (length = write(pair[end], block, sizeof block)) > 0;) held += length;
+    }
+  }
+  return held;
+}
+
+/* The same over TCP on the loopback, whose buffers grow with what is read: each end reads for a while, then no more. */
+static long fill_connections(long most) {
+  static char block[1 << 16];
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t length = sizeof at;
+  long held = 0;
+  int large = 1 << 30, listener = socket(AF_INET, SOCK_STREAM, 0);
+  if (bind(listener, (void *)&at, length) < 0 || listen(listener, 8) < 0) return 0;
+  getsockname(listener, (void *)&at, &length);
+  while (held < most) {
+    int ends[2] = {socket(AF_INET, SOCK_STREAM, 0), -1};
+    if (ends[0] < 0 || connect(ends[0], (void *)&at, sizeof at) < 0 || (ends[1] = accept(listener, NULL, NULL)) < 0) break;
+    for (int end = 0; end < 2; end++) {
+      setsockopt(ends[end], SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+      fcntl(ends[end], F_SETFL, O_NONBLOCK);
+    }
+    for (int round = 0; round < 12; round++) {
+      for (int end = 0; end < 2; end++) while (write(ends[end], block, sizeof block) > 0) {}
+      for (int end = 0; end < 2; end++) while (read(ends[end], block, sizeof block) > 0) {}
+    }
+    for (int end = 0; end < 2; end++)
+      for (ssize_t wrote; held < most && (wrote = write(ends[end], block, sizeof block)) > 0;) held += wrote;
+  }
+  return held;
+}
+
+/* KIND PROCESSES MIB: how much of the kernel's memory so many processes can have by sockets, MIB at most. */
+static int socket_memory(char **a) {
+  int ready[2];
+  long held = 0, started = 0, of_one, most = number(a[2]) * (long)MIB;
+  long (*fill)(long) = strcmp(a[0], "tcp") ? fill_sockets : fill_connections;
+  if (pipe(ready) < 0) return say(CANNOT, "make a pipe");
+  for (long n = 1; n < number(a[1]); n++) {
+    pid_t pid = fork();
+    if (pid < 0) break;
+    started++;
+    if (pid > 0) continue;
+    of_one = fill(most / number(a[1]));
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (write(ready[1], &of_one, sizeof of_one) < 0) _exit(1);
+    stay();
+  }
+  held = fill(most / number(a[1]));
+  for (; started > 0 && read(ready[0], &of_one, sizeof of_one) == sizeof of_one; started--) held += of_one;
+  if (held >= most) return say(ESCAPED, "%ld MiB", held / (long)MIB);
+  return say(REFUSED, "no more after %ld MiB", held / (long)MIB);
+}
+
 /* PROCESSES MIB: each has that much and stays; what they have together. */
 static int memory_of_many(char **a) {
   int ready[2];
@@ -243,16 +305,29 @@ static void trickle(void) {
     if (write(1, line, sizeof line) < 0) stay();
 }
 
-/* "flood" or "trickle": all of it at once. */
+/* What the worst program does at once: the first threads one thing each, all others spin. */
+static void *one_of_the_worst(void *a) {
+  static char *room[2][2] = {{"/home/probe", "file"}, {"/tmp", "file"}}, *much[] = {"256"};
+  static _Atomic int next;
+  int n = next++;
+  if (n == 0) !strcmp(a, "flood") ? (void)flood(NULL) : trickle();
+  if (n < 3) fill(room[n - 1]);
+  else if (n < 5) files(room[n - 3]);
+  else if (n < 7) memory(much);
+  else if (n == 7) fill_sockets(1L << 30);
+  else spin(NULL);
+  stay();
+  return NULL;
+}
+
+/* "flood" or "trickle": all of it at once. It forks as well, where it may. */
 static int worst(char **a) {
-  char *room[2][2] = {{"/home/probe", "file"}, {"/tmp", "file"}}, *much[] = {"1024"};
+  pthread_attr_t small;
+  pthread_t thread;
   deaf();
-  for (int n = 0; n < 2; n++) {
-    if (fork() == 0) fill(room[n]), stay();
-    if (fork() == 0) files(room[n]), stay();
-    if (fork() == 0) memory(much), stay();
-  }
-  if (fork() == 0) !strcmp(a[0], "flood") ? (void)flood(NULL) : trickle();
+  pthread_attr_init(&small);
+  pthread_attr_setstacksize(&small, 1 << 17);
+  while (pthread_create(&thread, &small, one_of_the_worst, a[0]) == 0) {}
   /* A session of its own has a share of the processors of its own, where the scheduler groups by session. */
   for (;;)
     if (fork() == 0) setsid();

@@ -102,6 +102,8 @@ static int options(char **a) {
       {"reuseport-cbpf", SOL_SOCKET, 51, 0}, {"reuseport-ebpf", SOL_SOCKET, 52, 0},
       {"tcp-ulp", IPPROTO_TCP, 31, 0},       {"iptables", IPPROTO_IP, 64, 0},
       {"ip6tables", IPPROTO_IPV6, 64, 0},    {"ip-options", IPPROTO_IP, 4, 0},
+      {"sndbuf", SOL_SOCKET, SO_SNDBUF, 0},  {"rcvbuf", SOL_SOCKET, SO_RCVBUF, 0},
+      {"sndbufforce", SOL_SOCKET, SO_SNDBUFFORCE, 0}, {"rcvbufforce", SOL_SOCKET, SO_RCVBUFFORCE, 0},
       {"high-bits", SOL_SOCKET, (1L << 32) | 26, 0}, {NULL, 0, 0, 0}};
   int fd = socket(AF_INET, SOCK_STREAM, 0), code = REFUSED;
   (void)a;
@@ -109,6 +111,41 @@ static int options(char **a) {
   EACH(it, rows) {
     dprintf(1, "%s ", it->name);
     if (looked_at(syscall(SYS_setsockopt, fd, it->a, it->b, -1L, 16L)) == ESCAPED) code = ESCAPED;
+  }
+  return code;
+}
+
+static int in_another_table(void *a) {
+  (void)a;
+  syscall(SYS_exit, 0);
+  return 0;
+}
+
+/* Each way to start something that has limits of its own: another process, or a thread with its own open files. */
+static int processes(char **a) {
+  static char stack[65536];
+  int code = REFUSED;
+  (void)a;
+  for (int way = 0; way < 5; way++) {
+    static const char *names[] = {"fork", "vfork", "clone", "clone-in-its-memory", "thread-with-its-own-files"};
+    long pid;
+    dprintf(1, "%s ", names[way]);
+    if (way == 0) {
+      pid = syscall(SYS_fork);
+      if (pid == 0) _exit(0);
+    } else if (way == 1) {
+      pid = vfork();
+      if (pid == 0) _exit(0);
+    } else if (way == 2) {
+      pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+      if (pid == 0) _exit(0);
+    } else if (way == 3) {
+      pid = clone(in_another_table, stack + sizeof stack, CLONE_VM | CLONE_FILES | CLONE_SIGHAND | SIGCHLD, NULL);
+    } else {
+      pid = clone(in_another_table, stack + sizeof stack, CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, NULL);
+    }
+    if (answered(pid, "it has one") == ESCAPED) code = ESCAPED;
+    wait_ms(20);
   }
   return code;
 }

@@ -18,6 +18,8 @@ pub mod people;
 pub mod processes;
 pub mod program;
 pub mod provider;
+pub mod raw_tls;
+pub mod skip;
 pub mod standin;
 pub mod upstream;
 pub mod within;

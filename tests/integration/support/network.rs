@@ -25,7 +25,7 @@ pub fn leave() -> bool {
     match left.and_then(|()| run("ip", "link set lo up")) {
         Ok(()) => true,
         Err(reason) => {
-            eprintln!("skipped: no network of the test's own: {reason}");
+            super::skip::skipped(format!("no network of the test's own: {reason}"));
             false
         }
     }
