@@ -13,6 +13,8 @@
 set +aefkuvxC +o posix +o pipefail
 shopt -u expand_aliases nocasematch nullglob failglob dotglob extglob
 unalias -a
+trap - EXIT DEBUG ERR
+unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
 IFS=$' \t\n'
 set -u
 

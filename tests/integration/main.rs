@@ -40,3 +40,7 @@ mod state_format;
 mod torture;
 mod vectors;
 mod wrapper;
+mod wrapper_fleet;
+mod wrapper_machine;
+mod wrapper_offers;
+mod wrapper_saving;
