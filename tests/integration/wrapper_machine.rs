@@ -313,7 +313,7 @@ fn the_root_directory_can_be_the_home() {
             host.env("CODEX_HOME", home);
             let root = r#"R="$HOME/root"; mkdir "$R" && cp -P /bin /sbin /lib /lib64 "$R" &&
                 for d in usr proc dev etc tmp; do mkdir "$R/$d" && mount --rbind "/$d" "$R/$d" || exit 99; done;
-                exec chroot "$R" "$@""#;
+                exec /usr/sbin/chroot "$R" "$@""#;
             let ran = host.cdx_within(root, &["x"]);
             assert_eq!(ran.code, Some(0), "{home} {ran:?}");
             assert_eq!(fs::read_to_string(host.file("root/auth.json")).unwrap(), canonical, "{home} {ran:?}");

@@ -173,7 +173,7 @@ fn a_file_that_is_no_login_is_named_kept_and_replaced() {
         ([b"\xef\xbb\xbf", whole.as_bytes()].concat(), "byte order mark"),
         (whole.replace("access-", "acc\0ess-").into_bytes(), "NUL byte"),
         ([whole.as_bytes(), b"\0"].concat(), "NUL byte"),
-        (whole[..whole.len() - 1].into(), "no whole JSON"),
+        (whole[..whole.len() - 3].into(), "no whole JSON"),
         (b"not json".to_vec(), "no whole JSON"),
         (b"{\"last_refresh\": \"2031-01-01T00:00:00Z\"}".to_vec(), "no login"),
         (vec![b' '; 2 << 20], "longer than 1 MiB"),
