@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+set +xva # before bash reads on: a shell told to trace, echo or export everything must not spread the key
+{ # One command: bash reads it to its end before it runs any of it.
 # Sets this host up for the fleet's Codex login: installs cdx, and Codex where it is missing.
 #
 # It is served once, and run as `curl … | bash`. Half a download is half a command: bash runs none of it and fails.
@@ -7,16 +9,10 @@
 #   CDX_GROUP=name   for an install by root: only root and this group may run cdx, and with it read the host's API key.
 #                    Without it, every user of the machine can. An install over one with a group keeps the group.
 
-{ # The whole script is one command: bash reads it to its end before it runs any of it.
-
-# What SHELLOPTS, BASHOPTS and BASH_ENV may have changed.
-set +aefkuvxC +o posix +o pipefail
-shopt -u expand_aliases nocasematch nullglob failglob dotglob extglob
-unalias -a
-trap - EXIT DEBUG ERR
-unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
-IFS=$' \t\n'
 set -u
+unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
+trap - EXIT DEBUG ERR
+IFS=$' \t\n'
 
 # --- baked: begin
 CDX_BASE_URL=''

@@ -674,7 +674,8 @@ fn quiet_leaves_only_errors() {
 
 /// Pipes a script into bash, as `curl … | bash` does.
 pub fn pipe_installer(host: &Host, script: &[u8]) -> Ran {
-    let mut child = host.command("bash").stdin(Stdio::piped()).spawn().unwrap();
+    let bash = host.shell.clone().unwrap_or_else(|| "bash".into());
+    let mut child = host.command(bash).stdin(Stdio::piped()).spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(script);
     Ran::from(child.wait_with_output().unwrap())
 }

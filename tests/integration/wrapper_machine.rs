@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use codex_authd::model::digest::Digest;
 
 use crate::support::host::{Host, Ran, baked, is_root};
-use crate::support::standin::StandIn;
+use crate::support::standin::{KEY, StandIn};
 use crate::support::upstream::Upstream;
 use crate::wrapper::{bare_host, codex_is_installed_here, in_step, litter, login, pipe_installer, shells, sparse_path};
 
@@ -421,8 +421,11 @@ fn half_an_installer_fails() {
     let host = bare_host(&daemon);
     let (_, installer) = baked(&daemon.server.url(), "", "");
     let script = installer.expose().as_bytes();
-    let cuts = (1..24).map(|part| script.len() * part / 24).chain(script.len() - 20..script.len() - 1);
-    // The first line or two are a comment, which is a whole script.
+    // What comes before 64 bytes is a whole script that does nothing.
+    let cuts = [64, 200, 500]
+        .into_iter()
+        .chain((1..24).map(|part| script.len() * part / 24))
+        .chain(script.len() - 20..script.len() - 1);
     for cut in cuts {
         for appended in [&b""[..], b"\n[ 200 = 200 ]"] {
             let ran = pipe_installer(&host, &[&script[..cut], appended].concat());
@@ -457,18 +460,29 @@ fn missing_tools_are_named_before_anything_is_done() {
 
 #[test]
 fn an_installer_survives_an_odd_shell_setup() {
-    for (name, value) in [
-        ("SHELLOPTS", "noclobber:noglob:errexit"),
-        ("BASHOPTS", "nullglob:failglob:nocasematch"),
-        ("POSIXLY_CORRECT", "1"),
-    ] {
-        let daemon = StandIn::start();
-        let canonical = daemon.set_canonical(&login(10));
-        let mut host = bare_host(&daemon);
-        host.env(name, value);
-        let (_, installer) = baked(&daemon.server.url(), "", "");
-        let ran = pipe_installer(&host, installer.expose().as_bytes());
-        assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical)), "{name}={value}: {ran:?}");
-        assert_eq!(fs::metadata(host.cdx_file()).unwrap().permissions().mode() & 0o777, 0o700);
+    let functions = "curl() { exit 3; }\nmv() { :; }\nsed() { :; }\nset -Cefu\nIFS=0a/\ntrap 'exit 4' EXIT\n";
+    for shell in shells() {
+        for (name, value) in [
+            ("SHELLOPTS", "noclobber:noglob:errexit"),
+            ("SHELLOPTS", "xtrace:verbose:allexport"),
+            ("BASHOPTS", "nullglob:failglob:nocasematch"),
+            ("POSIXLY_CORRECT", "1"),
+            ("BASH_ENV", "bash-env"),
+        ] {
+            let daemon = StandIn::start();
+            let canonical = daemon.set_canonical(&login(10));
+            let mut host = bare_host(&daemon);
+            host.shell = shell.clone();
+            host.write_program("bin/id", "#!/bin/sh\nenv >\"$HOME/id.environment\"\necho 1000\n", 0o755);
+            host.write_program("bash-env", functions, 0o600);
+            let value = if name == "BASH_ENV" { host.file(value).display().to_string() } else { value.to_owned() };
+            host.env(name, &value);
+            let (_, installer) = baked(&daemon.server.url(), "", "");
+            let ran = pipe_installer(&host, installer.expose().as_bytes());
+            assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical)), "{name}={value}: {ran:?}");
+            assert_eq!(fs::metadata(host.cdx_file()).unwrap().permissions().mode() & 0o777, 0o700);
+            let environment = fs::read_to_string(host.file("id.environment")).unwrap();
+            assert!(!environment.contains(KEY) && !format!("{ran:?}").contains(KEY), "{name}={value}");
+        }
     }
 }

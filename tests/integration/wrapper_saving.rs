@@ -70,6 +70,8 @@ fn a_file_that_is_mounted_by_itself_is_written_in_place() {
         host.env("AT", host.auth_file().to_str().unwrap());
         let mount = r#"mount --bind "$HOME/mounted.json" "$AT""#;
         assert_eq!(host.cdx_within(mount, &["--sync"]).code, Some(0));
+        let ran = host.cdx_within(mount, &["x"]);
+        assert_eq!((ran.code, ran.err.contains("mounted by itself")), (Some(74), true), "{ran:?}");
         let newer = daemon.set_canonical(&login(20));
         let ran = host.cdx_within(mount, &["--sync"]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
