@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-set +xva # before bash reads on: a shell told to trace, echo or export everything must not spread the key
+set +xva # before bash reads the key, which must not be traced, echoed or exported
 { # One command: bash reads it to its end before it runs any of it.
 # Sets this host up for the fleet's Codex login: installs cdx, and Codex where it is missing.
 #
@@ -60,7 +60,7 @@ main() {
 # The cdx that is carried here knows what it needs; it is asked before anything is done.
 check_tools() {
   local missing
-  missing=$(printf '%s' "$CDX_SCRIPT" | "$BASH" -s -- --missing-tools) || fail "this bash cannot run cdx: version 3.2 or later is needed"
+  missing=$(printf '%s' "$CDX_SCRIPT" | (unset POSIXLY_CORRECT && exec "$BASH" +o posix -s -- --missing-tools)) || fail "this bash cannot run cdx: version 3.2 or later is needed"
   [ -z "${CDX_GROUP:-}" ] || command -v chgrp >/dev/null || missing="$missing chgrp"
   command -v id >/dev/null || missing="$missing id"
   [ -z "$missing" ] || fail "missing here:$missing. Nothing was done; install them, then run a new installer command"
@@ -84,7 +84,7 @@ place_cdx() {
   (umask 077 && set -C && printf '%s' "$CDX_SCRIPT" >"$TEMP") || fail "cannot write in $DIRECTORY"
   [ -z "$GROUP" ] || chgrp -- "$GROUP" "$TEMP" || fail "there is no group $GROUP: make it (groupadd $GROUP), or leave CDX_GROUP out"
   chmod "$MODE" "$TEMP" || fail "cannot set the mode of $TEMP"
-  "$BASH" -n "$TEMP" || fail "the cdx that came is damaged"
+  (unset POSIXLY_CORRECT && "$BASH" +o posix -n "$TEMP") || fail "the cdx that came is damaged"
   if [ -e "$CDX" ] || [ -L "$CDX" ]; then
     BACKUP=$CDX.before.$$
     cp -pP -- "$CDX" "$BACKUP" || fail "cannot keep the cdx that is here"

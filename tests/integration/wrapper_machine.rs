@@ -341,7 +341,7 @@ fn an_odd_shell_setup_changes_nothing() {
             // The codex of this host is no bash, which would trip over it too.
             host.write_program(
                 "bin/codex",
-                "#!/bin/sh\n[ \"$1\" != --version ] || { echo codex 0.1.2; exit; }\ncp \"$HOME/renewed.json\" \"$HOME/.codex/auth.json\"\nexit 7\n",
+                "#!/bin/sh\n[ \"$1\" != --version ] || { echo codex 0.1.2; exit; }\nenv >\"$HOME/codex.environment\"\ncp \"$HOME/renewed.json\" \"$HOME/.codex/auth.json\"\nexit 7\n",
                 0o755,
             );
             host.write_program("renewed.json", &login(30).to_string(), 0o600);
@@ -352,6 +352,10 @@ fn an_odd_shell_setup_changes_nothing() {
             assert_eq!((ran.code, ran.err.as_str()), (Some(7), ""), "{name}={value} {shell:?}: {ran:?}");
             assert_eq!(daemon.canonical(), Some(login(30).to_string()), "{name}={value} {shell:?}: {ran:?}");
             assert_eq!(litter(&host), Vec::<PathBuf>::new(), "{name}={value} {shell:?}");
+            if ["POSIXLY_CORRECT", "BASH_ENV"].contains(&name) {
+                let environment = fs::read_to_string(host.file("codex.environment")).unwrap();
+                assert!(environment.lines().any(|line| line == format!("{name}={value}")), "{environment}");
+            }
         }
     }
 }
@@ -421,8 +425,8 @@ fn half_an_installer_fails() {
     let host = bare_host(&daemon);
     let (_, installer) = baked(&daemon.server.url(), "", "");
     let script = installer.expose().as_bytes();
-    // What comes before 64 bytes is a whole script that does nothing.
-    let cuts = [64, 200, 500]
+    // The first hundred bytes are a whole script that does nothing.
+    let cuts = [100, 200, 500]
         .into_iter()
         .chain((1..24).map(|part| script.len() * part / 24))
         .chain(script.len() - 20..script.len() - 1);
