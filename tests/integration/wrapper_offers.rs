@@ -107,6 +107,20 @@ fn a_login_renewed_under_a_wrong_clock_reaches_the_daemon_when_it_is_back() {
 }
 
 #[test]
+fn the_same_login_under_another_date_becomes_the_canonical_text() {
+    for days in [-1, 1] {
+        let (_upstream, daemon, host, canonical) = in_step_with_tokens();
+        let login: Value = serde_json::from_str(&canonical).unwrap();
+        host.set_auth(&dated(login, days).to_string());
+        assert_eq!(host.run(&["x"]).code, Some(0));
+        assert_eq!((host.auth(), kept(&host)), (Some(canonical), None), "{days}");
+        daemon.server.forget_calls();
+        assert_eq!(host.run(&["x"]).code, Some(0));
+        assert_eq!(daemon.commands(), ["retrieve"], "{days}: and it is over");
+    }
+}
+
+#[test]
 fn a_login_of_another_account_gives_way_to_the_fleets() {
     let (upstream, daemon, host, canonical) = in_step_with_tokens();
     let others = upstream.login("acc-2", 864_000);

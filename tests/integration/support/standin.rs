@@ -142,6 +142,9 @@ impl State {
                             b"status error\ncode 409\nmessage other_account: it belongs to another account\n".to_vec(),
                         );
                     }
+                    if present["tokens"] == sent["tokens"] && ours["iat"].is_i64() {
+                        return (200, lines("unchanged", self.canonical.as_deref()));
+                    }
                     let newer = match (ours["iat"].as_i64(), theirs["iat"].as_i64()) {
                         (Some(ours), Some(theirs)) if ours != theirs => theirs > ours,
                         _ => date(&sent) >= date(&present),
