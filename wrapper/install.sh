@@ -11,7 +11,6 @@ set +xva # before bash reads the key, which must not be traced, echoed or export
 
 set -u
 unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
-trap - EXIT DEBUG ERR
 IFS=$' \t\n'
 
 # --- baked: begin

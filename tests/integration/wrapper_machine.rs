@@ -205,7 +205,7 @@ fn a_group_can_be_given_the_key_and_nobody_else() {
     let daemon = StandIn::start();
     daemon.set_canonical(&login(10));
     let (cdx, installer) = baked(&daemon.server.url(), "", "");
-    let host = Host::new(&daemon.server.url());
+    let mut host = Host::new(&daemon.server.url());
     let placed = host.file("usr-local-bin/cdx");
     let seen = || {
         let metadata = fs::metadata(&placed).unwrap();
@@ -218,6 +218,8 @@ fn a_group_can_be_given_the_key_and_nobody_else() {
     // With a group, over that; again without one; and over an update: it stays closed.
     assert_eq!(install_as_root(&host, installer.expose(), Some("daemon")).code, Some(0));
     assert_eq!(seen(), (0o750, 0, gid));
+    host.write_program("bash-env", "IFS=0a/\n", 0o600);
+    host.env("BASH_ENV", host.file("bash-env").to_str().unwrap());
     let ran = install_as_root(&host, installer.expose(), None);
     assert_eq!((ran.code, seen()), (Some(0), (0o750, 0, gid)), "{ran:?}");
     host.write_program("bin/npm", "#!/bin/sh\nexit 1\n", 0o755);
@@ -313,7 +315,7 @@ fn the_root_directory_can_be_the_home() {
             host.env("CODEX_HOME", home);
             let root = r#"R="$HOME/root"; mkdir "$R" && cp -P /bin /sbin /lib /lib64 "$R" &&
                 for d in usr proc dev etc tmp; do mkdir "$R/$d" && mount --rbind "/$d" "$R/$d" || exit 99; done;
-                exec /usr/sbin/chroot "$R" "$@""#;
+                exec /usr/sbin/chroot "$R" sh -c 'cd /tmp && exec "$@"' sh "$@""#;
             let ran = host.cdx_within(root, &["x"]);
             assert_eq!(ran.code, Some(0), "{home} {ran:?}");
             assert_eq!(fs::read_to_string(host.file("root/auth.json")).unwrap(), canonical, "{home} {ran:?}");
