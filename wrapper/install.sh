@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
+set +xva # before bash reads the key, which must not be traced, echoed or exported
+{ # One command: bash reads it to its end before it runs any of it.
 # Sets this host up for the fleet's Codex login: installs cdx, and Codex where it is missing.
 #
-# It is served once, and run as `curl … | bash`. Nothing happens before the last line, so half a download does nothing.
+# It is served once, and run as `curl … | bash`. Half a download is half a command: bash runs none of it and fails.
 # When a step fails, what was done is undone: a cdx that was here before is back, a Codex that came is gone.
+#
+#   CDX_GROUP=name   for an install by root: only root and this group may run cdx, and with it read the host's API key.
+#                    Without it, every user of the machine can. An install over one with a group keeps the group.
 
-set +xva
 set -u
+unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
+IFS=$' \t\n'
 
 # --- baked: begin
 CDX_BASE_URL=''
@@ -15,16 +21,18 @@ CDX_SCRIPT=''
 
 main() {
   if [ -z "$CDX_SCRIPT" ]; then fail "this is the bare template; the installer comes from codex-authd, by its installer command"; fi
-  command -v curl >/dev/null || fail "curl is needed: install it, then ask for a new installer command"
-  command -v tar >/dev/null || fail "tar is needed: install it, then ask for a new installer command"
-
+  check_tools
   if [ "$(id -u)" = 0 ]; then
-    DIRECTORY=/usr/local/bin MODE=755
+    # With sudo, PATH may lead into somebody's home: what the system has comes first.
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+    DIRECTORY=/usr/local/bin MODE=755 GROUP=${CDX_GROUP:-}
   else
     # It holds this host's key, so it is for its owner only.
-    DIRECTORY=$HOME_DIR/.local/bin MODE=700
+    DIRECTORY=$HOME_DIR/.local/bin MODE=700 GROUP=''
+    [ -z "${CDX_GROUP:-}" ] || say "CDX_GROUP counts only when root installs"
   fi
   CDX=$DIRECTORY/cdx
+  [ "$MODE" = 700 ] || choose_group
   trap undo EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
@@ -48,14 +56,34 @@ main() {
   esac
 }
 
+# The cdx that is carried here knows what it needs; it is asked before anything is done.
+check_tools() {
+  local missing
+  missing=$(printf '%s' "$CDX_SCRIPT" | (unset POSIXLY_CORRECT && exec "$BASH" +o posix -s -- --missing-tools)) || fail "this bash cannot run cdx: version 3.2 or later is needed"
+  [ -z "${CDX_GROUP:-}" ] || command -v chgrp >/dev/null || missing="$missing chgrp"
+  command -v id >/dev/null || missing="$missing id"
+  [ -z "$missing" ] || fail "missing here:$missing. Nothing was done; install them, then run a new installer command"
+}
+
+# The group that CDX_GROUP names, or else that of a cdx which is closed to others already.
+choose_group() {
+  if [ -z "$GROUP" ] && [ -f "$CDX" ]; then
+    # shellcheck disable=SC2046 # mode, links, owner, group
+    set -- $(ls -ldn -- "$CDX")
+    case $1 in -rwxr-x---*) GROUP=$4 ;; esac
+  fi
+  [ -z "$GROUP" ] || MODE=750
+}
+
 place_cdx() {
   say "installing $CDX"
   [ -d "$DIRECTORY" ] || mkdir -p -- "$DIRECTORY" || fail "cannot make $DIRECTORY"
   [ ! -d "$CDX" ] || fail "$CDX is a directory: move it away"
   TEMP=$CDX.installing.$$
   (umask 077 && set -C && printf '%s' "$CDX_SCRIPT" >"$TEMP") || fail "cannot write in $DIRECTORY"
+  [ -z "$GROUP" ] || chgrp -- "$GROUP" "$TEMP" || fail "there is no group $GROUP: make it (groupadd $GROUP), or leave CDX_GROUP out"
   chmod "$MODE" "$TEMP" || fail "cannot set the mode of $TEMP"
-  bash -n "$TEMP" || fail "the cdx that came is damaged"
+  (unset POSIXLY_CORRECT && "$BASH" +o posix -n "$TEMP") || fail "the cdx that came is damaged"
   if [ -e "$CDX" ] || [ -L "$CDX" ]; then
     BACKUP=$CDX.before.$$
     cp -pP -- "$CDX" "$BACKUP" || fail "cannot keep the cdx that is here"
@@ -76,11 +104,6 @@ install_codex() {
 }
 
 first_sync() {
-  if [ ! -O "$HOME_DIR" ]; then
-    # With sudo, HOME may be that of somebody else: leave no files of root's in it.
-    say "$HOME_DIR belongs to somebody else: cdx fetches the login when they first run it"
-    return
-  fi
   "$CDX" --sync </dev/null || fail "the login could not be fetched"
 }
 
@@ -106,5 +129,7 @@ fail() {
   exit 1
 }
 
-HOME_DIR=${HOME:-~} DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT=''
-{ main </dev/null; exit; }
+HOME_DIR=${HOME:-~} DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT='' GROUP=''
+main </dev/null
+exit
+}

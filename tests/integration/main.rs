@@ -42,3 +42,7 @@ mod torture;
 mod vectors;
 mod versions;
 mod wrapper;
+mod wrapper_fleet;
+mod wrapper_machine;
+mod wrapper_offers;
+mod wrapper_saving;

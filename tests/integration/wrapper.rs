@@ -18,15 +18,16 @@ use crate::support::skip::{Unavailable, bash32, skipped};
 use crate::support::standin::{KEY, StandIn, lines};
 use crate::support::upstream::Upstream;
 
-const BANANA: [&str; 5] = ["exec", "Reply Banana if this works.", "-s", "read-only", "--skip-git-repo-check"];
+pub const BANANA: [&str; 5] = ["exec", "Reply Banana if this works.", "-s", "read-only", "--skip-git-repo-check"];
 
 /// A login whose `last_refresh` is that second of an hour long past.
-fn login(second: u8) -> Value {
-    json!({"tokens": {"access_token": format!("access-{second}")}, "last_refresh": format!("2025-11-20T09:27:{second:02}Z")})
+pub fn login(second: u8) -> Value {
+    let tokens = json!({"access_token": format!("access-{second}"), "refresh_token": format!("refresh-{second}")});
+    json!({"tokens": tokens, "last_refresh": format!("2025-11-20T09:27:{second:02}Z")})
 }
 
 /// A daemon with a canonical login, and a host of it that is in step.
-fn in_step() -> (StandIn, Host, String) {
+pub fn in_step() -> (StandIn, Host, String) {
     let daemon = StandIn::start();
     let canonical = daemon.set_canonical(&login(10));
     let host = Host::new(&daemon.server.url());
@@ -363,7 +364,7 @@ fn a_large_login_goes_both_ways() {
 }
 
 /// Files of cdx's that should not be there any more.
-fn litter(host: &Host) -> Vec<PathBuf> {
+pub fn litter(host: &Host) -> Vec<PathBuf> {
     let state = host.state_file().parent().unwrap().to_owned();
     let mut left = Vec::new();
     for directory in [&host.codex_home, &state] {
@@ -673,14 +674,15 @@ fn quiet_leaves_only_errors() {
 // ------------------------------------------------------------------------------------------------ the installer
 
 /// Pipes a script into bash, as `curl … | bash` does.
-fn pipe_installer(host: &Host, script: &[u8]) -> Ran {
-    let mut child = host.command("bash").stdin(Stdio::piped()).spawn().unwrap();
+pub fn pipe_installer(host: &Host, script: &[u8]) -> Ran {
+    let bash = host.shell.clone().unwrap_or_else(|| "bash".into());
+    let mut child = host.command(bash).stdin(Stdio::piped()).spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(script);
     Ran::from(child.wait_with_output().unwrap())
 }
 
 /// A host on which `id -u` says 1000, so that the installer installs for that user.
-fn bare_host(daemon: &StandIn) -> Host {
+pub fn bare_host(daemon: &StandIn) -> Host {
     let host = Host::new(&daemon.server.url());
     fs::remove_file(host.cdx_file()).unwrap();
     host.write_program("bin/id", "#!/bin/sh\necho 1000\n", 0o755);
@@ -794,7 +796,7 @@ fn codex_comes_from_the_release_url_that_the_operator_set() {
 // ------------------------------------------------------------------------------------------------ everywhere
 
 /// A PATH with nothing but bash, curl, tar, and what POSIX and coreutils have.
-fn sparse_path(host: &Host, more: &[&str]) -> String {
+pub fn sparse_path(host: &Host, more: &[&str]) -> String {
     let directory = host.file("sparse");
     fs::create_dir_all(&directory).unwrap();
     for program in [
@@ -839,7 +841,7 @@ fn sparse_path(host: &Host, more: &[&str]) -> String {
 
 /// The shells that the scripts must run under: that of this machine, and bash 3.2 (what macOS has) where one is given by
 /// `AUTHD_TEST_BASH32` or lies in the tests' cache.
-fn shells() -> Vec<Option<PathBuf>> {
+pub fn shells() -> Vec<Option<PathBuf>> {
     let old = bash32();
     if old.is_none() {
         Unavailable::Bash32.skipped();
@@ -930,7 +932,7 @@ fn the_scripts_are_clean_to_shellcheck() {
 }
 
 /// `cdx` finds a codex in /usr/local/bin wherever PATH leads: then there is no host without one on this machine.
-fn codex_is_installed_here() -> bool {
+pub fn codex_is_installed_here() -> bool {
     let here = Path::new("/usr/local/bin/codex").exists();
     if here {
         skipped("there is a codex in /usr/local/bin, and the test is about a host without one");

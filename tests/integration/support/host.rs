@@ -125,6 +125,15 @@ impl Host {
         command
     }
 
+    /// `cdx` in mounts of its own, after a line of the shell that makes them.
+    pub fn cdx_within(&self, setup: &str, arguments: &[&str]) -> Ran {
+        let mut command = self.command("unshare");
+        let script = format!("{{ {setup}; }} && exec \"$@\"");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
+        command.args(&self.shell).arg(self.cdx_file()).args(arguments);
+        Ran::from(command.output().unwrap())
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Ran {
         Ran::from(self.cdx(arguments).output().unwrap())
     }
@@ -166,7 +175,37 @@ impl Host {
 pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
     let key = Secret::new(KEY);
     let values = Values { base_url, api_key: &key, fqdn: "h1.example.test", ca_pem, codex_release_url, codex_npm: "" };
-    (bake::wrapper(&values).unwrap(), bake::installer(&values).unwrap())
+    match std::env::var_os("AUTHD_TEST_WRAPPER") {
+        Some(directory) => baked_from(Path::new(&directory), &values),
+        None => (bake::wrapper(&values).unwrap(), bake::installer(&values).unwrap()),
+    }
+}
+
+/// The same from templates in a directory: a change, or a deliberate fault, can be tried without a build.
+fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
+    let read = |name| fs::read_to_string(directory.join(name)).unwrap();
+    let cdx = [
+        ("CDX_BASE_URL", values.base_url),
+        ("CDX_API_KEY", values.api_key.expose()),
+        ("CDX_FQDN", values.fqdn),
+        ("CDX_CA_PEM", values.ca_pem),
+        ("CDX_WRAPPER_VERSION", bake::WRAPPER_VERSION),
+        ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
+    ];
+    let cdx = bake::bake(&read("cdx"), &cdx).unwrap();
+    let installer = [("CDX_BASE_URL", values.base_url), ("CDX_FQDN", values.fqdn), ("CDX_SCRIPT", cdx.as_str())];
+    let installer = bake::bake(&read("install.sh"), &installer).unwrap();
+    (Secret::new(cdx), Secret::new(installer))
+}
+
+/// Whether this test can have mounts of its own and other users; says so where it cannot.
+pub fn is_root(what: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        assert!(std::env::var_os("AUTHD_REQUIRE_ALL").is_none(), "{what}: needs root");
+        eprintln!("skipped: {what}: needs root");
+    }
+    root
 }
 
 /// The real Codex CLI, installed on first use.

@@ -3,8 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use codex_authd::model::digest::Digest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::http::{Call, HttpServer, Reply};
 
@@ -19,6 +20,7 @@ pub struct StandIn {
 struct State {
     canonical: Option<String>,
     override_answer: Option<(u16, Vec<u8>)>,
+    override_store: Option<(u16, Vec<u8>)>,
     wrapper: Option<(Vec<u8>, String)>,
     on_call: Option<Box<dyn FnMut() + Send>>,
 }
@@ -53,8 +55,14 @@ impl StandIn {
         self.state.lock().unwrap().override_answer = Some((status, body.into()));
     }
 
+    /// Every store is answered with this from now on.
+    pub fn answer_stores(&self, status: u16, body: impl Into<Vec<u8>>) {
+        self.state.lock().unwrap().override_store = Some((status, body.into()));
+    }
+
     pub fn answer_well(&self) {
-        self.state.lock().unwrap().override_answer = None;
+        let mut state = self.state.lock().unwrap();
+        (state.override_answer, state.override_store) = (None, None);
     }
 
     /// What `/wrapper/download` gives, and the digest it announces.
@@ -96,7 +104,13 @@ impl State {
             return plain(401, b"status error\ncode 401\nmessage Invalid API key\n".to_vec());
         }
         match (call.method.as_str(), call.path.as_str(), call.query.as_str()) {
-            ("POST", "/auth", "format=lines") => plain(200, self.auth(&call.json())),
+            ("POST", "/auth", "format=lines") => match (&self.override_store, &call.json()) {
+                (Some((status, body)), asked) if asked["command"] == "store" => plain(*status, body.clone()),
+                (_, asked) => {
+                    let (status, body) = self.auth(asked);
+                    plain(status, body)
+                }
+            },
             ("DELETE", "/auth", "format=lines") => plain(200, b"status ok\n".to_vec()),
             ("GET", "/wrapper/download", "") => match &self.wrapper {
                 Some((script, announced)) => {
@@ -110,27 +124,68 @@ impl State {
         }
     }
 
-    fn auth(&mut self, asked: &Value) -> Vec<u8> {
-        let date = |text: &str| serde_json::from_str::<Value>(text).unwrap()["last_refresh"].as_str().map(String::from);
-        match (asked["command"].as_str(), &self.canonical) {
-            (Some("store"), canonical) => {
-                let sent = asked["auth"].to_string();
-                if canonical.as_ref().is_some_and(|present| date(present) > date(&sent)) {
-                    return lines("outdated", canonical.as_deref());
+    /// Decides as the daemon does: by account, then by the issuer's clock where both tokens have one, else by date.
+    fn auth(&mut self, asked: &Value) -> (u16, Vec<u8>) {
+        let claims = |login: &Value| jwt_claims(login["tokens"]["access_token"].as_str().unwrap_or_default());
+        let date = |login: &Value| login["last_refresh"].as_str().unwrap_or("2000-01-01T00:00:00Z").to_owned();
+        let present: Option<Value> = self.canonical.as_deref().map(|text| serde_json::from_str(text).unwrap());
+        let store = asked["command"] == "store";
+        let body = match (store, present) {
+            (false, None) => lines("missing", None),
+            (true, present) => {
+                let mut sent = asked["auth"].clone();
+                if let Some(present) = present {
+                    let (ours, theirs) = (claims(&present), claims(&sent));
+                    if ours["account"].is_string() && ours["account"] != theirs["account"] {
+                        return (
+                            409,
+                            b"status error\ncode 409\nmessage other_account: it belongs to another account\n".to_vec(),
+                        );
+                    }
+                    if present["tokens"] == sent["tokens"] && ours["iat"].is_i64() {
+                        return (200, lines("unchanged", self.canonical.as_deref()));
+                    }
+                    let newer = match (ours["iat"].as_i64(), theirs["iat"].as_i64()) {
+                        (Some(ours), Some(theirs)) if ours != theirs => theirs > ours,
+                        _ => date(&sent) >= date(&present),
+                    };
+                    if !newer {
+                        return (200, lines("outdated", self.canonical.as_deref()));
+                    }
                 }
-                self.canonical = Some(sent.clone());
-                lines("updated", Some(&sent))
+                if date(&sent) > in_five_minutes() {
+                    sent["last_refresh"] = rfc3339(super::now()).into();
+                }
+                let text = sent.to_string();
+                self.canonical = Some(text.clone());
+                lines("updated", Some(&text))
             }
-            (_, None) => lines("missing", None),
-            (_, Some(canonical)) => {
-                if asked["digest"] == Digest::of(canonical.as_bytes()).to_string() {
+            (false, Some(present)) => {
+                let canonical = self.canonical.as_deref();
+                if asked["digest"] == Digest::of(canonical.unwrap().as_bytes()).to_string() {
                     lines("valid", None)
-                } else if asked["last_refresh"].as_str().map(String::from) > date(canonical) {
+                } else if asked["last_refresh"].as_str() > Some(date(&present).as_str()) {
                     lines("upload_required", None)
                 } else {
-                    lines("outdated", Some(canonical))
+                    lines("outdated", canonical)
                 }
             }
-        }
+        };
+        (200, body)
     }
+}
+
+/// `iat` and `account` of a JWT; null where it is none.
+fn jwt_claims(token: &str) -> Value {
+    let payload = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
+    let claims: Value = payload.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    json!({"iat": claims["iat"], "account": claims["https://api.openai.com/auth"]["chatgpt_account_id"]})
+}
+
+fn rfc3339(moment: time::OffsetDateTime) -> String {
+    moment.format(&time::format_description::well_known::Rfc3339).unwrap()
+}
+
+fn in_five_minutes() -> String {
+    rfc3339(super::now() + time::Duration::minutes(5))
 }

@@ -20,6 +20,8 @@ pub struct Upstream {
 
 struct State {
     serial: u64,
+    /// When the first tokens were issued; each set is ten seconds younger than the one before.
+    first_issued: i64,
     /// How long the access tokens live that are handed out from now on, in seconds; below zero: born expired.
     lifetime: i64,
     /// Live refresh tokens and whose they are.
@@ -45,6 +47,7 @@ impl Upstream {
     fn over(start: impl FnOnce(Box<dyn Fn(&Call) -> Reply + Send + Sync>) -> HttpServer) -> Self {
         let state = Arc::new(Mutex::new(State {
             serial: 0,
+            first_issued: now().unix_timestamp() - 86_400,
             lifetime: 864_000,
             refresh: HashMap::new(),
             used: HashSet::new(),
@@ -206,9 +209,10 @@ impl State {
     fn tokens(&mut self, account: &str, lifetime: i64) -> Value {
         self.serial += 1;
         let (serial, now) = (self.serial, now().unix_timestamp());
+        let issued = self.first_issued + 10 * serial as i64;
         let jwt = |kind: &str| {
             let claims = json!({
-                "iat": now, "exp": now + lifetime, "jti": format!("{kind}-{serial}"), "email": "fleet@example.test",
+                "iat": issued, "exp": now + lifetime, "jti": format!("{kind}-{serial}"), "email": "fleet@example.test",
                 "https://api.openai.com/auth": {"chatgpt_account_id": account, "chatgpt_plan_type": "pro", "chatgpt_user_id": "user-1"},
             });
             let encode = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

@@ -1,0 +1,494 @@
+//! What `cdx` and its installer must not do to a machine: spend the fleet's login, trust somebody else's home, leave
+//! secrets behind, or trip over an odd environment.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use codex_authd::model::digest::Digest;
+
+use crate::support::host::{Host, Ran, baked, is_root};
+use crate::support::standin::{KEY, StandIn};
+use crate::support::upstream::Upstream;
+use crate::wrapper::{bare_host, codex_is_installed_here, in_step, litter, login, pipe_installer, shells, sparse_path};
+
+// ------------------------------------------------------------------------------------------------ login and logout
+
+#[test]
+fn login_and_logout_are_stopped_and_explained() {
+    for shell in shells() {
+        let (_daemon, mut host, _) = in_step();
+        host.shell = shell;
+        for (arguments, command) in [
+            (&["login"][..], "codex-authd auth upload"),
+            (&["login", "--device-auth"], "codex-authd auth upload"),
+            (&["login", "--with-api-key"], "cdx -- login"),
+            (&["-c", "model=\"o3\"", "--search", "--profile=x", "login"], "codex-authd auth upload"),
+            (&["logout"], "cdx --uninstall"),
+            (&["-m", "o3", "logout"], "cdx -- logout"),
+        ] {
+            let ran = host.run(arguments);
+            assert_eq!((ran.code, host.codex_was_started()), (Some(64), false), "{arguments:?} {ran:?}");
+            assert!(ran.err.contains("whole fleet") && ran.err.contains(command), "{arguments:?} {ran:?}");
+        }
+        for arguments in [
+            &["--", "login"][..],
+            &["--", "logout"],
+            &["login", "status"],
+            &["logout", "--help"],
+            &["help", "login"],
+            &["exec", "login"],
+            &["-m", "logout", "exec", "x"],
+            &["--search", "--", "logout"],
+            &["mcp", "login", "server"],
+        ] {
+            assert_eq!(host.run(arguments).code, Some(0), "{arguments:?}");
+            assert!(host.codex_was_started(), "{arguments:?}");
+            fs::remove_file(host.file("codex.arguments")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_fleets_login_is_not_revoked_by_one_host() {
+    let (upstream, daemon) = (Upstream::start(), StandIn::start());
+    let canonical = daemon.set_canonical(&upstream.login("acc-1", 864_000));
+    let host = Host::new(&daemon.server.url()).with_real_codex(&upstream);
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    for command in ["logout", "login"] {
+        assert_eq!(host.run(&[command]).code, Some(64));
+        assert_eq!((upstream.calls_to("POST", "/oauth/revoke").len(), host.auth()), (0, Some(canonical.clone())));
+    }
+    // What is prevented: this.
+    assert_eq!(host.run(&["--", "logout"]).code, Some(0));
+    assert_eq!((upstream.calls_to("POST", "/oauth/revoke").len(), host.auth()), (1, None));
+}
+
+// ------------------------------------------------------------------------------------------------ somebody else's home
+
+/// A home of user 4242 with traps in it, and the `cdx` of a machine that root runs with that home (`sudo -E`).
+struct Borrowed {
+    home: Host,
+    machine: Host,
+}
+
+impl Borrowed {
+    fn new(daemon: &StandIn) -> Self {
+        let (home, machine) = (Host::bare(), Host::new(&daemon.server.url()));
+        let trap = format!("#!/bin/sh\ntouch {}\n", machine.file("trapped").display());
+        for program in ["codex", "curl", "npm", "mv", "sha256sum"] {
+            home.write_program(&format!("bin/{program}"), &trap, 0o755);
+            home.write_program(&format!(".local/bin/{program}"), &trap, 0o755);
+        }
+        home.set_auth(&login(50).to_string());
+        // There is no codex to be had from the network.
+        machine.write_program("bin/npm", "#!/bin/sh\nexit 1\n", 0o755);
+        assert!(Command::new("chown").args(["-R", "4242:4242"]).arg(home.file("")).status().unwrap().success());
+        Self { home, machine }
+    }
+
+    /// `cdx` as root, whose own home is empty and this call's alone.
+    fn run(&self, arguments: &[&str], then: &str) -> Ran {
+        let mut command = self.machine.command("unshare");
+        let script = format!("mount -t tmpfs -o mode=700 none /root || exit 99; \"$@\"; code=$?; {then}; exit $code");
+        let path = format!(
+            "{0}/bin:{0}/.local/bin:relative:{1}",
+            self.home.file("").display().to_string().trim_end_matches('/'),
+            self.machine.path
+        );
+        command.env("HOME", self.home.file("")).env("PATH", path).env("SUDO_UID", "4242");
+        command.env("XDG_CACHE_HOME", self.home.file(".cache")).env("CODEX_HOME", &self.home.codex_home);
+        command.env("FAKE_CODEX", r#"echo "$HOME ${CODEX_HOME-none} ${XDG_CACHE_HOME-none}""#);
+        command.args(["--mount", "--propagation", "private", "/bin/sh", "-c", &script, "sh"]);
+        command.args(&self.machine.shell).arg(self.machine.cdx_file()).args(arguments);
+        Ran::from(command.output().unwrap())
+    }
+
+    fn is_unharmed(&self, what: &str) {
+        assert!(!self.machine.file("trapped").exists(), "{what}: something of theirs was run");
+        let mut left = vec![self.home.file("")];
+        while let Some(path) = left.pop() {
+            assert_eq!(fs::symlink_metadata(&path).unwrap().uid(), 4242, "{what}: {}", path.display());
+            if path.is_dir() {
+                left.extend(fs::read_dir(path).unwrap().map(|file| file.unwrap().path()));
+            }
+        }
+        assert_eq!(self.home.auth(), Some(login(50).to_string()), "{what}");
+    }
+}
+
+#[test]
+fn root_trusts_nothing_in_somebody_elses_home() {
+    if !is_root("a home of another user") {
+        return;
+    }
+    for shell in shells() {
+        let daemon = StandIn::start();
+        daemon.set_canonical(&login(10));
+        let mut borrowed = Borrowed::new(&daemon);
+        borrowed.machine.shell = shell;
+        for (arguments, then) in [
+            (&["x"][..], "cat /root/.codex/auth.json"),
+            (&["--sync"], "cat /root/.codex/auth.json"),
+            (&["--doctor"], ":"),
+            (&["--version"], ":"),
+        ] {
+            let ran = borrowed.run(arguments, then);
+            assert_eq!(ran.code, Some(0), "{arguments:?} {ran:?}");
+            assert!(ran.err.contains("not root's"), "{arguments:?} {ran:?}");
+            if then != ":" {
+                assert!(ran.out.contains("access-10"), "the login is in root's own home: {ran:?}");
+            }
+            if arguments == ["x"] {
+                assert!(ran.out.starts_with("/root none none\n"), "{ran:?}");
+            }
+            borrowed.is_unharmed(&format!("{arguments:?}"));
+        }
+    }
+}
+
+#[test]
+fn root_updates_by_way_of_nobodys_cache() {
+    if !is_root("a home of another user") {
+        return;
+    }
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let borrowed = Borrowed::new(&daemon);
+    let newer = fs::read_to_string(borrowed.machine.cdx_file()).unwrap().replace("VERSION='", "VERSION='9");
+    daemon.set_wrapper(newer.as_bytes(), &Digest::of(newer.as_bytes()).to_string());
+    let ran = borrowed.run(&["--update"], "ls -A /root/.cache/cdx");
+    assert!(ran.err.contains("cdx is now 9") && ran.out.contains("http"), "{ran:?}");
+    assert_eq!(fs::read_to_string(borrowed.machine.cdx_file()).unwrap(), newer);
+    borrowed.is_unharmed("--update");
+}
+
+#[test]
+fn root_with_a_home_of_its_own_leaves_no_files_where_sudo_pointed() {
+    if !is_root("a directory of another user") {
+        return;
+    }
+    let daemon = StandIn::start();
+    let canonical = daemon.set_canonical(&login(10));
+    let mut host = Host::new(&daemon.server.url());
+    let theirs = Host::bare();
+    assert!(Command::new("chown").arg("4242:4242").arg(theirs.file("")).status().unwrap().success());
+    host.env("XDG_CACHE_HOME", theirs.file(".cache").to_str().unwrap());
+    host.env("CODEX_HOME", theirs.file(".codex").to_str().unwrap());
+    host.env("SUDO_UID", "4242");
+    assert_eq!(host.run(&["x"]).code, Some(0));
+    assert_eq!(host.auth(), Some(canonical));
+    assert_eq!(fs::read_dir(theirs.file("")).unwrap().count(), 0);
+}
+
+// ------------------------------------------------------------------------------------------------ who reads the key
+
+/// Runs the installer as root, with a /usr/local/bin of the host's own.
+fn install_as_root(host: &Host, installer: &str, group: Option<&str>) -> Ran {
+    host.write_program("installer", installer, 0o600);
+    fs::create_dir_all(host.file("usr-local-bin")).unwrap();
+    let mut command = host.command("unshare");
+    let own = "mount --bind \"$HOME/usr-local-bin\" /usr/local/bin && exec bash";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", own]);
+    command.envs(group.map(|group| ("CDX_GROUP", group)));
+    command.stdin(fs::File::open(host.file("installer")).unwrap());
+    Ran::from(command.output().unwrap())
+}
+
+#[test]
+fn a_group_can_be_given_the_key_and_nobody_else() {
+    if !is_root("an installation by root") {
+        return;
+    }
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let (cdx, installer) = baked(&daemon.server.url(), "", "");
+    let mut host = Host::new(&daemon.server.url());
+    let placed = host.file("usr-local-bin/cdx");
+    let seen = || {
+        let metadata = fs::metadata(&placed).unwrap();
+        (metadata.mode() & 0o7777, metadata.uid(), metadata.gid())
+    };
+    let gid = nix::unistd::Group::from_name("daemon").unwrap().unwrap().gid.as_raw();
+
+    assert_eq!(install_as_root(&host, installer.expose(), None).code, Some(0));
+    assert_eq!(seen(), (0o755, 0, 0), "the default: everybody can run cdx, and read the key in it");
+    // With a group, over that; again without one; and over an update: it stays closed.
+    assert_eq!(install_as_root(&host, installer.expose(), Some("daemon")).code, Some(0));
+    assert_eq!(seen(), (0o750, 0, gid));
+    host.write_program("bash-env", "IFS=0a/\n", 0o600);
+    host.env("BASH_ENV", host.file("bash-env").to_str().unwrap());
+    let ran = install_as_root(&host, installer.expose(), None);
+    assert_eq!((ran.code, seen()), (Some(0), (0o750, 0, gid)), "{ran:?}");
+    host.write_program("bin/npm", "#!/bin/sh\nexit 1\n", 0o755);
+    let newer = cdx.expose().replace("VERSION='", "VERSION='9");
+    daemon.set_wrapper(newer.as_bytes(), &Digest::of(newer.as_bytes()).to_string());
+    let ran = Ran::from(host.command(&placed).arg("--update").output().unwrap());
+    assert!(ran.err.contains("cdx is now 9"), "{ran:?}");
+    assert_eq!(seen(), (0o750, 0, gid));
+
+    let ran = install_as_root(&host, installer.expose(), Some("no-such-group"));
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.contains("no-such-group"), "{ran:?}");
+    assert_eq!((fs::read_to_string(&placed).unwrap(), seen()), (newer, (0o750, 0, gid)), "undone");
+    assert_eq!(fs::read_dir(host.file("usr-local-bin")).unwrap().count(), 1, "no litter");
+}
+
+// ------------------------------------------------------------------------------------------------ what a kill leaves
+
+#[test]
+fn a_login_on_its_way_is_in_no_file_but_its_own() {
+    for shell in shells() {
+        let (daemon, mut host, _) = in_step();
+        host.shell = shell;
+        host.set_auth(&login(20).to_string());
+        let (home, own) = (host.file(""), host.auth_file());
+        let seen: Arc<Mutex<Vec<PathBuf>>> = Arc::default();
+        let found = Arc::clone(&seen);
+        daemon.on_call(move || {
+            let mut left = vec![home.clone()];
+            while let Some(path) = left.pop() {
+                if path.is_dir() {
+                    left.extend(fs::read_dir(path).unwrap().map(|file| file.unwrap().path()));
+                } else if path != own && String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("access-20") {
+                    found.lock().unwrap().push(path);
+                }
+            }
+        });
+        assert_eq!(host.run(&["--sync"]).code, Some(0));
+        assert_eq!(daemon.commands(), ["retrieve", "store"]);
+        assert_eq!(*seen.lock().unwrap(), Vec::<PathBuf>::new(), "a kill -9 now would leave it");
+    }
+}
+
+#[test]
+fn what_a_killed_cdx_left_is_swept() {
+    let mut gone = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+    let dead = gone.id();
+    gone.wait().unwrap();
+    for shell in shells() {
+        for arguments in [&["--sync"][..], &["x"], &["--uninstall"]] {
+            let (_daemon, mut host, _) = in_step();
+            host.shell = shell.clone();
+            let state = host.state_file().parent().unwrap().to_owned();
+            let beside = |name: &str, process: u32| host.cdx_file().with_file_name(format!("cdx.{name}.{process}"));
+            let files = |process: u32| {
+                let mut files: Vec<PathBuf> = ["store", "head", "cdx", "codex-version.cdx"]
+                    .map(|name| state.join(format!("{name}.{process}")))
+                    .into();
+                files.push(state.join(format!("cdx.{process}.head")));
+                files.push(state.join(format!("ca.pem.{process}.12345")));
+                files.push(host.codex_home.join(format!("auth.json.cdx.{process}.12345")));
+                files.push(host.codex_home.join(format!("auth.json.cdx.{process}")));
+                files.extend(["new", "installing", "before", "cdx"].map(|name| beside(name, process)));
+                files
+            };
+            for file in files(dead).iter().chain(&files(std::process::id())) {
+                fs::write(file, "refresh-token").unwrap();
+            }
+            assert_eq!(host.run(arguments).code, Some(0), "{arguments:?}");
+            for file in files(dead) {
+                assert!(!file.exists(), "{arguments:?}: {} is left", file.display());
+            }
+            for file in files(std::process::id()) {
+                assert!(file.exists(), "{arguments:?}: {} belongs to one that lives", file.display());
+                fs::remove_file(file).unwrap();
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ odd environments
+
+#[test]
+fn the_root_directory_can_be_the_home() {
+    if !is_root("a root directory of the test's own") {
+        return;
+    }
+    for shell in shells() {
+        for home in ["/", "//", "///"] {
+            let (daemon, mut host, _) = in_step();
+            host.shell = shell.clone();
+            let canonical = daemon.set_canonical(&login(20));
+            host.env("CODEX_HOME", home);
+            let root = r#"R="$HOME/root"; mkdir "$R" && cp -P /bin /sbin /lib /lib64 "$R" &&
+                for d in usr proc dev etc tmp; do mkdir "$R/$d" && mount --rbind "/$d" "$R/$d" || exit 99; done;
+                exec /usr/sbin/chroot "$R" sh -c 'cd /tmp && exec "$@"' sh "$@""#;
+            let ran = host.cdx_within(root, &["x"]);
+            assert_eq!(ran.code, Some(0), "{home} {ran:?}");
+            assert_eq!(fs::read_to_string(host.file("root/auth.json")).unwrap(), canonical, "{home} {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn an_odd_shell_setup_changes_nothing() {
+    let functions = "curl() { exit 3; }\nmv() { :; }\nsha256sum() { echo 0; }\nsed() { :; }\nalias rm=false printf=false\n\
+                     shopt -s expand_aliases\nset -Cefu\nIFS=0a/\ntrap 'exit 4' EXIT\nGLOBIGNORE=*\n";
+    for shell in shells() {
+        for (name, value) in [
+            ("SHELLOPTS", "noclobber"),
+            ("SHELLOPTS", "errexit:noglob:nounset:pipefail"),
+            ("SHELLOPTS", "posix:keyword"),
+            ("POSIXLY_CORRECT", "1"),
+            ("BASHOPTS", "nullglob:failglob:nocasematch:dotglob:extglob:expand_aliases"),
+            ("BASH_ENV", "bash-env"),
+            ("BASH_FUNC_curl%%", "() { exit 3; }"),
+        ] {
+            let (daemon, mut host, _) = in_step();
+            host.shell = shell.clone();
+            host.write_program("bash-env", functions, 0o600);
+            // The codex of this host is no bash, which would trip over it too.
+            host.write_program(
+                "bin/codex",
+                "#!/bin/sh\n[ \"$1\" != --version ] || { echo codex 0.1.2; exit; }\nenv >\"$HOME/codex.environment\"\ncp \"$HOME/renewed.json\" \"$HOME/.codex/auth.json\"\nexit 7\n",
+                0o755,
+            );
+            host.write_program("renewed.json", &login(30).to_string(), 0o600);
+            let value = if name == "BASH_ENV" { host.file(value).display().to_string() } else { value.to_owned() };
+            host.env(name, &value);
+            daemon.set_canonical(&login(20));
+            let ran = host.run(&["x"]);
+            assert_eq!((ran.code, ran.err.as_str()), (Some(7), ""), "{name}={value} {shell:?}: {ran:?}");
+            assert_eq!(daemon.canonical(), Some(login(30).to_string()), "{name}={value} {shell:?}: {ran:?}");
+            assert_eq!(litter(&host), Vec::<PathBuf>::new(), "{name}={value} {shell:?}");
+            if ["POSIXLY_CORRECT", "BASH_ENV"].contains(&name) {
+                let environment = fs::read_to_string(host.file("codex.environment")).unwrap();
+                assert!(environment.lines().any(|line| line == format!("{name}={value}")), "{environment}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_codex_that_is_a_script_around_cdx_is_passed_over() {
+    for shell in shells() {
+        for script in ["exec cdx \"$@\"", "cdx -m o3 \"$@\"", "exec cdx -- \"$@\""] {
+            let (_daemon, mut host, _) = in_step();
+            host.shell = shell.clone();
+            host.write_program("around/codex", &format!("#!/bin/sh\n{script}\n"), 0o755);
+            host.path =
+                format!("{}:{}:{}", host.file("around").display(), host.file(".local/bin").display(), host.path);
+            let ran = host.run_codex("exit 7", &["x"]);
+            assert_eq!(ran.code, Some(7), "{script}: {ran:?}");
+            assert_eq!(fs::read_to_string(host.file("codex.arguments")).unwrap(), "x\n", "{script}");
+            assert!(ran.err.contains("around/codex is a script around cdx"), "{script}: {ran:?}");
+            if !codex_is_installed_here() {
+                fs::remove_file(host.file("bin/codex")).unwrap();
+                assert_eq!(host.run(&["x"]).code, Some(127), "{script}");
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ the way to the daemon
+
+#[test]
+fn only_a_failed_verification_is_distrust() {
+    let (_daemon, host, _) = in_step();
+    for code in [51, 60, 77, 90, 91] {
+        host.write_program("bin/curl", &format!("#!/bin/sh\ncat >/dev/null\nprintf 000\nexit {code}\n"), 0o755);
+        let ran = host.run(&["x"]);
+        assert_eq!((ran.code, host.codex_was_started()), (Some(76), false), "{code}: {ran:?}");
+        assert!(ran.err.contains("cannot be trusted"), "{code}: {ran:?}");
+    }
+    for code in [2, 5, 6, 7, 16, 26, 28, 35, 52, 53, 54, 55, 56, 58, 59, 66, 80, 82, 92, 97] {
+        host.write_program("bin/curl", &format!("#!/bin/sh\ncat >/dev/null\nprintf 000\nexit {code}\n"), 0o755);
+        let ran = host.run(&["x"]);
+        assert_eq!(ran.code, Some(0), "the login of a moment ago is good enough: {code}: {ran:?}");
+        assert!(!ran.err.contains("trusted") && ran.err.contains("going on with the login"), "{code}: {ran:?}");
+        let local = ran.err.contains("something of this machine");
+        assert_eq!(local, matches!(code, 26 | 53 | 54 | 58 | 59 | 66 | 82), "{code}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_plain_text_answer_within_the_handshake_is_absence() {
+    let (daemon, host, canonical) = in_step();
+    // The daemon's place is taken by something that speaks no TLS, as a captive portal or a proxy does.
+    let url = daemon.server.url();
+    let (cdx, _) = baked(&url, "", "");
+    let with_tls = cdx.expose().replace(&url, &url.replace("http:", "https:"));
+    host.write_program(".local/bin/cdx", &with_tls, 0o700);
+    let ran = host.run(&["x"]);
+    assert_eq!(ran.code, Some(69), "never in step with this address: {ran:?}");
+    assert!(ran.err.contains("handshake") && !ran.err.contains("trusted"), "{ran:?}");
+    assert_eq!(host.auth(), Some(canonical));
+}
+
+// ------------------------------------------------------------------------------------------------ the installer
+
+#[test]
+fn half_an_installer_fails() {
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let host = bare_host(&daemon);
+    let (_, installer) = baked(&daemon.server.url(), "", "");
+    let script = installer.expose().as_bytes();
+    // The first hundred bytes are a whole script that does nothing.
+    let cuts = [100, 200, 500]
+        .into_iter()
+        .chain((1..24).map(|part| script.len() * part / 24))
+        .chain(script.len() - 20..script.len() - 1);
+    for cut in cuts {
+        for appended in [&b""[..], b"\n[ 200 = 200 ]"] {
+            let ran = pipe_installer(&host, &[&script[..cut], appended].concat());
+            assert_ne!(ran.code, Some(0), "cut at {cut} of {}", script.len());
+            assert!(!host.cdx_file().exists() && host.auth().is_none(), "cut at {cut} of {}", script.len());
+        }
+    }
+    assert!(daemon.server.calls().is_empty());
+    let ran = pipe_installer(&host, &[script, b"\n[ 200 = 200 ]"].concat());
+    assert_eq!((ran.code, host.cdx_file().exists()), (Some(0), true), "{ran:?}");
+}
+
+#[test]
+fn missing_tools_are_named_before_anything_is_done() {
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let (_, installer) = baked(&daemon.server.url(), "", "");
+    for tools in [&["curl"][..], &["tar", "sed"], &["sha256sum"], &["head", "grep", "date"], &["id"]] {
+        let mut host = bare_host(&daemon);
+        host.path = sparse_path(&host, &["bin/id", "bin/codex"]);
+        for tool in tools {
+            fs::remove_file(host.file("sparse").join(tool)).unwrap();
+        }
+        let ran = pipe_installer(&host, installer.expose().as_bytes());
+        assert_eq!(ran.code, Some(1), "{tools:?}: {ran:?}");
+        let named = tools.iter().all(|tool| ran.err.contains(&format!(" {tool}")));
+        assert!(named && ran.err.contains("Nothing was done"), "{tools:?}: {ran:?}");
+        assert!(!host.file(".local/bin").read_dir().is_ok_and(|mut files| files.next().is_some()), "{tools:?}");
+    }
+    assert!(daemon.server.calls().is_empty());
+}
+
+#[test]
+fn an_installer_survives_an_odd_shell_setup() {
+    let functions = "curl() { exit 3; }\nmv() { :; }\nsed() { :; }\nset -Cefu\nIFS=0a/\ntrap 'exit 4' EXIT\n";
+    for shell in shells() {
+        for (name, value) in [
+            ("SHELLOPTS", "noclobber:noglob:errexit"),
+            ("SHELLOPTS", "xtrace:verbose:allexport"),
+            ("BASHOPTS", "nullglob:failglob:nocasematch"),
+            ("POSIXLY_CORRECT", "1"),
+            ("BASH_ENV", "bash-env"),
+        ] {
+            let daemon = StandIn::start();
+            let canonical = daemon.set_canonical(&login(10));
+            let mut host = bare_host(&daemon);
+            host.shell = shell.clone();
+            host.write_program("bin/id", "#!/bin/sh\nenv >\"$HOME/id.environment\"\necho 1000\n", 0o755);
+            host.write_program("bash-env", functions, 0o600);
+            let value = if name == "BASH_ENV" { host.file(value).display().to_string() } else { value.to_owned() };
+            host.env(name, &value);
+            let (_, installer) = baked(&daemon.server.url(), "", "");
+            let ran = pipe_installer(&host, installer.expose().as_bytes());
+            assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical)), "{name}={value}: {ran:?}");
+            assert_eq!(fs::metadata(host.cdx_file()).unwrap().permissions().mode() & 0o777, 0o700);
+            let environment = fs::read_to_string(host.file("id.environment")).unwrap();
+            assert!(!environment.contains(KEY) && !format!("{ran:?}").contains(KEY), "{name}={value}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Who decides which login stays: `cdx` offers what it did not bring itself to the daemon, obeys the answer, and keeps
+//! what it replaces.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::support::host::{Host, Ran};
+use crate::support::standin::{StandIn, lines};
+use crate::support::upstream::Upstream;
+use crate::wrapper::{in_step, litter, login, shells};
+
+fn kept_file(host: &Host) -> PathBuf {
+    host.codex_home.join("auth.json.cdx-replaced")
+}
+
+fn kept(host: &Host) -> Option<String> {
+    fs::read(kept_file(host)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What codex does when it renews a login: another document in the place of the first.
+fn write_with_codex(host: &Host, document: &Value) -> Ran {
+    host.write_program("renewed.json", &document.to_string(), 0o600);
+    host.run_codex(r#"cp "$HOME/renewed.json" "$HOME/.codex/auth.json""#, &[])
+}
+
+/// A daemon and a host that is in step with it, on tokens that carry account and issuer's time.
+fn in_step_with_tokens() -> (Upstream, StandIn, Host, String) {
+    let (upstream, daemon) = (Upstream::start(), StandIn::start());
+    let canonical = daemon.set_canonical(&upstream.login("acc-1", 864_000));
+    let host = Host::new(&daemon.server.url());
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    daemon.server.forget_calls();
+    (upstream, daemon, host, canonical)
+}
+
+fn dated(mut document: Value, days: i64) -> Value {
+    let moment = crate::support::now() + time::Duration::days(days);
+    document["last_refresh"] = moment.format(&time::format_description::well_known::Rfc3339).unwrap().into();
+    document
+}
+
+#[test]
+fn a_login_that_was_here_before_cdx_is_offered_and_kept() {
+    for shell in shells() {
+        let daemon = StandIn::start();
+        let canonical = daemon.set_canonical(&login(10));
+        let mut host = Host::new(&daemon.server.url());
+        host.shell = shell;
+        let own = login(5).to_string();
+        host.set_auth(&own);
+        let ran = host.run(&["--sync"]);
+        assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical)), "{ran:?}");
+        assert_eq!(daemon.commands(), ["retrieve", "store"], "the daemon decides");
+        assert_eq!(kept(&host), Some(own), "{ran:?}");
+        assert_eq!(fs::metadata(kept_file(&host)).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(ran.err.contains("auth.json.cdx-replaced"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_login_that_cdx_brought_or_handed_over_gives_way_without_a_copy() {
+    let (daemon, host, _) = in_step();
+    let canonical = daemon.set_canonical(&login(20));
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    assert_eq!((host.auth(), daemon.commands()), (Some(canonical), vec!["retrieve".to_owned()]));
+    host.set_auth(&login(30).to_string());
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    assert_eq!(daemon.canonical(), Some(login(30).to_string()));
+    let canonical = daemon.set_canonical(&login(40));
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    assert_eq!((host.auth(), kept(&host)), (Some(canonical), None));
+    assert_eq!(litter(&host), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_login_renewed_under_a_wrong_clock_reaches_the_daemon() {
+    for days in [-1, 1, -400, 400] {
+        let (upstream, daemon, host, _) = in_step_with_tokens();
+        let renewed = dated(upstream.login("acc-1", 864_000), days);
+        let ran = write_with_codex(&host, &renewed);
+        assert_eq!(ran.code, Some(0), "{days}: {ran:?}");
+        let canonical: Value = serde_json::from_str(&daemon.canonical().unwrap()).unwrap();
+        assert_eq!(canonical["tokens"], renewed["tokens"], "{days}");
+        assert_eq!(host.auth(), daemon.canonical(), "{days}: re-dated or not, the host holds the canonical text");
+        assert_eq!(kept(&host), None, "{days}: nothing was lost: {ran:?}");
+    }
+}
+
+#[test]
+fn a_login_renewed_under_a_wrong_clock_reaches_the_daemon_when_it_is_back() {
+    for days in [-1, 1] {
+        let (upstream, daemon, host, _) = in_step_with_tokens();
+        let renewed = dated(upstream.login("acc-1", 864_000), days);
+        daemon.answer_stores(503, "");
+        let ran = write_with_codex(&host, &renewed);
+        assert!(ran.err.contains("the next cdx does it"), "{days}: {ran:?}");
+        daemon.answer_well();
+        daemon.server.forget_calls();
+        assert_eq!(host.run(&["x"]).code, Some(0));
+        assert_eq!(daemon.commands(), ["retrieve", "store"], "{days}");
+        let canonical: Value = serde_json::from_str(&daemon.canonical().unwrap()).unwrap();
+        assert_eq!((&canonical["tokens"], kept(&host)), (&renewed["tokens"], None), "{days}");
+    }
+}
+
+#[test]
+fn the_same_login_under_another_date_becomes_the_canonical_text() {
+    for days in [-1, 1] {
+        let (_upstream, daemon, host, canonical) = in_step_with_tokens();
+        let login: Value = serde_json::from_str(&canonical).unwrap();
+        host.set_auth(&dated(login, days).to_string());
+        assert_eq!(host.run(&["x"]).code, Some(0));
+        assert_eq!((host.auth(), kept(&host)), (Some(canonical), None), "{days}");
+        daemon.server.forget_calls();
+        assert_eq!(host.run(&["x"]).code, Some(0));
+        assert_eq!(daemon.commands(), ["retrieve"], "{days}: and it is over");
+    }
+}
+
+#[test]
+fn a_login_of_another_account_gives_way_to_the_fleets() {
+    let (upstream, daemon, host, canonical) = in_step_with_tokens();
+    let others = upstream.login("acc-2", 864_000);
+    let ran = write_with_codex(&host, &others);
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.err.contains("refused: other_account"), "{ran:?}");
+    assert!(!ran.err.contains("the next cdx does it"), "{ran:?}");
+    assert_eq!(host.auth(), Some(others.to_string()), "after codex it stays, and is said");
+
+    let ran = host.run(&["x"]);
+    assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical.clone())), "{ran:?}");
+    assert_eq!((kept(&host), daemon.canonical()), (Some(others.to_string()), Some(canonical)));
+    daemon.server.forget_calls();
+    assert_eq!(host.run(&["x"]).err, "");
+    assert_eq!(daemon.commands(), ["retrieve"], "and it is over");
+}
+
+#[test]
+fn a_refused_store_is_no_promise_and_changes_nothing() {
+    for status in [400, 404, 405, 408, 413, 415] {
+        let (daemon, host, _) = in_step();
+        daemon.answer_stores(status, "status error\nmessage Not like that\n");
+        let renewed = login(40);
+        let ran = write_with_codex(&host, &renewed);
+        assert_eq!((ran.code, host.auth()), (Some(0), Some(renewed.to_string())), "{status}: {ran:?}");
+        assert!(ran.err.contains("refused: Not like that"), "{status}: {ran:?}");
+        assert!(!ran.err.contains("the next cdx does it"), "{status}: {ran:?}");
+        let ran = host.run(&["--sync"]);
+        assert_eq!((ran.code, host.auth()), (Some(65), Some(renewed.to_string())), "{status}: {ran:?}");
+        assert_eq!(host.run(&["x"]).code, Some(0), "codex still runs on what is here");
+        assert_eq!(kept(&host), None);
+    }
+}
+
+#[test]
+fn a_refused_retrieve_goes_on_with_the_login_of_today() {
+    let (daemon, host, canonical) = in_step();
+    for status in [400, 404, 451] {
+        daemon.answer_always(status, "status error\nmessage Not like that\n");
+        let ran = host.run(&["x"]);
+        assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical.clone())), "{status}: {ran:?}");
+        assert!(ran.err.contains("refused: Not like that"), "{status}: {ran:?}");
+        assert_eq!(host.run(&["--update"]).code, Some(69), "{status}");
+    }
+}
+
+#[test]
+fn a_store_that_has_to_wait_overwrites_nothing() {
+    let (daemon, host, _) = in_step();
+    let own = login(5).to_string();
+    for status in [429, 500, 503] {
+        host.set_auth(&own);
+        daemon.answer_stores(status, "");
+        let ran = host.run(&["x"]);
+        assert_eq!((ran.code, host.auth()), (Some(0), Some(own.clone())), "{status}: {ran:?}");
+        assert!(ran.err.contains("the next cdx does it"), "{status}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_login_is_named_kept_and_replaced() {
+    let whole = login(50).to_string();
+    let faults: Vec<(Vec<u8>, &str)> = vec![
+        ([b"\xef\xbb\xbf", whole.as_bytes()].concat(), "byte order mark"),
+        (whole.replace("access-", "acc\0ess-").into_bytes(), "NUL byte"),
+        ([whole.as_bytes(), b"\0"].concat(), "NUL byte"),
+        (whole[..whole.len() - 3].into(), "no whole JSON"),
+        (b"not json".to_vec(), "no whole JSON"),
+        (b"{\"last_refresh\": \"2031-01-01T00:00:00Z\"}".to_vec(), "no login"),
+        (vec![b' '; 2 << 20], "longer than 1 MiB"),
+        (Vec::new(), "is empty"),
+    ];
+    for shell in shells() {
+        let (daemon, mut host, canonical) = in_step();
+        host.shell = shell;
+        for (bytes, said) in &faults {
+            fs::write(host.auth_file(), bytes).unwrap();
+            let _ = fs::remove_file(kept_file(&host));
+            daemon.server.forget_calls();
+            let ran = host.run(&["x"]);
+            assert_eq!((ran.code, host.auth().as_ref()), (Some(0), Some(&canonical)), "{said}: {ran:?}");
+            assert!(ran.err.contains(said), "{said}: {ran:?}");
+            assert_eq!(fs::read(kept_file(&host)).unwrap_or_default(), *bytes, "{said}");
+            assert_eq!(daemon.commands(), ["retrieve"], "{said}: it is not handed over");
+        }
+    }
+}
+
+#[test]
+fn a_login_with_other_line_ends_is_a_login() {
+    for shell in shells() {
+        for (before, after) in [("", "\r\n"), ("\r\n", "\r\n\r\n"), (" \t", "\n"), ("", " ")] {
+            let (daemon, mut host, _) = in_step();
+            host.shell = shell.clone();
+            let pretty = serde_json::to_string_pretty(&login(50)).unwrap().replace('\n', "\r\n");
+            host.set_auth(&format!("{before}{pretty}{after}"));
+            let ran = host.run(&["--sync"]);
+            assert_eq!(ran.code, Some(0), "{before:?} {after:?} {ran:?}");
+            assert_eq!(daemon.canonical(), Some(login(50).to_string()), "{before:?} {after:?}");
+            assert_eq!(host.auth(), daemon.canonical());
+        }
+    }
+}
+
+#[test]
+fn a_date_is_sent_as_the_daemon_reads_it() {
+    for shell in shells() {
+        let (daemon, mut host, _) = in_step();
+        host.shell = shell;
+        for (written, sent) in [
+            ("2025-11-20T09:27:43.123456789Z", "2025-11-20T09:27:43.123456789Z"),
+            ("2025-11-20t09:27:43z", "2025-11-20T09:27:43Z"),
+            ("2025-11-20 09:27:43Z", "2025-11-20T09:27:43Z"),
+            ("2025-11-20T09:27:43.123456789012345Z", "2025-11-20T09:27:43.123456789Z"),
+            ("2025-11-20T09:27:43.5+02:00", "2025-11-20T09:27:43.5+02:00"),
+            ("yesterday", "2000-01-01T00:00:00Z"),
+            ("", "2000-01-01T00:00:00Z"),
+        ] {
+            let mut document = login(1);
+            document["last_refresh"] = written.into();
+            host.set_auth(&document.to_string());
+            daemon.server.forget_calls();
+            assert_eq!(host.run(&["--sync"]).code, Some(0));
+            assert_eq!(daemon.server.calls()[0].json()["last_refresh"], sent, "{written}");
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_login_goes_both_ways() {
+    for document in [
+        json!({"auth_mode": "apikey", "OPENAI_API_KEY": "key-1"}),
+        json!({"auth_mode": "chatgpt", "personal_access_token": "at-1"}),
+        json!({"bedrock_api_key": "b-1"}),
+        json!({"agent_identity": {"agent_id": "a"}}),
+        json!({"auths": {"api.openai.com": {"token": "t"}}, "last_refresh": "2025-11-20T09:27:43Z"}),
+    ] {
+        let daemon = StandIn::start();
+        let first = Host::new(&daemon.server.url());
+        first.set_auth(&document.to_string());
+        assert_eq!(first.run(&["--sync"]).code, Some(0), "{document}");
+        assert_eq!(daemon.canonical(), Some(document.to_string()));
+        let second = Host::new(&daemon.server.url());
+        assert_eq!(second.run(&["x"]).code, Some(0), "{document}");
+        assert_eq!(second.auth(), Some(document.to_string()));
+    }
+}
+
+#[test]
+fn nothing_is_replaced_that_cannot_be_kept() {
+    let (daemon, host, _) = in_step();
+    let own = login(5).to_string();
+    host.set_auth(&own);
+    fs::create_dir(kept_file(&host)).unwrap();
+    let ran = host.run(&["x"]);
+    assert_eq!((ran.code, host.auth(), host.codex_was_started()), (Some(74), Some(own), false), "{ran:?}");
+    assert!(ran.err.contains("auth.json.cdx-replaced"), "{ran:?}");
+    drop(daemon);
+}
+
+#[test]
+fn uninstall_names_the_login_that_was_kept() {
+    let (_daemon, host, _) = in_step();
+    host.set_auth(&login(5).to_string());
+    assert_eq!(host.run(&["--sync"]).code, Some(0));
+    let ran = host.run(&["--uninstall"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.err.contains("left") && ran.err.contains("auth.json.cdx-replaced"), "{ran:?}");
+    assert_eq!(kept(&host), Some(login(5).to_string()));
+}
+
+#[test]
+fn an_answer_to_an_offer_that_is_not_whole_changes_nothing() {
+    let (daemon, host, _) = in_step();
+    let own = login(5).to_string();
+    host.set_auth(&own);
+    let answer = lines("outdated", Some(&login(50).to_string()));
+    daemon.answer_stores(200, answer[..answer.len() - 3].to_vec());
+    let ran = host.run(&["x"]);
+    assert_eq!((host.auth(), kept(&host)), (Some(own), None), "{ran:?}");
+}
