@@ -6,13 +6,15 @@
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use poem::Response;
+use bytes::Bytes;
+use poem::{Body, Response};
 
 use crate::model::digest::Digest;
 
 #[derive(Clone)]
 pub struct Page {
-    html: Arc<str>,
+    /// Shared by all answers: a copy for each would be megabytes that a slow reader holds.
+    html: Bytes,
     policy: Arc<str>,
 }
 
@@ -34,7 +36,7 @@ impl Page {
             .header("x-frame-options", "DENY")
             .header("cross-origin-opener-policy", "same-origin")
             .header("cross-origin-resource-policy", "same-origin")
-            .body(self.html.to_string())
+            .body(Body::from_bytes(self.html.clone()))
     }
 }
 

@@ -35,8 +35,9 @@ mod wrapper;
 
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
 use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
 
@@ -243,7 +244,7 @@ pub fn admin_listener<E: Endpoint + 'static>(
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
-    endpoint.around(guards::refuse_cross_site).around(guards::note_refusals)
+    endpoint.around(guards::refuse_cross_site).around(guards::watch_callers)
 }
 
 /// Without a provider there is no such route.
@@ -271,9 +272,13 @@ fn with_documents(route: Route) -> Route {
     )
 }
 
+/// Made once, and shared by all answers.
+static DOCUMENT_TEXT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(document()));
+
 #[handler]
 fn openapi_document() -> Response {
-    let mut answer = Response::builder().content_type("application/json").body(document());
+    let text = Body::from_bytes(DOCUMENT_TEXT.clone());
+    let mut answer = Response::builder().content_type("application/json").body(text);
     answer.set_data(DOCUMENT);
     answer
 }
@@ -285,7 +290,8 @@ fn finish(
 ) -> impl Endpoint<Output = Response> + 'static {
     let metrics = service.metrics().clone();
     endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).data(listener).around(
-        move |endpoint, request| {
+        move |endpoint, mut request| {
+            request.set_data(guards::CallerKnown::default());
             let metrics = metrics.clone();
             async move {
                 let measured = Measured::begin(&metrics, listener);
@@ -302,3 +308,6 @@ fn finish(
         },
     )
 }
+
+#[cfg(test)]
+mod unread_tests;
