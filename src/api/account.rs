@@ -77,9 +77,8 @@ impl AccountApi {
         let OwnPasswordRequest { current, new } = body.0;
         let (current, new) = (zeroize::Zeroizing::new(current), zeroize::Zeroizing::new(new));
         let service = Arc::clone(&service);
-        let setting = async move {
-            service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await
-        };
+        let setting =
+            async move { service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await };
         ok(OwnPasswordSet { user: UserBody::from(&to_its_end(setting).await?) })
     }
 

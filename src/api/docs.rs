@@ -67,4 +67,12 @@ mod tests {
         assert!(page.policy.contains(&scripts), "{}", page.policy);
         assert!(page.policy.contains(&format!("style-src 'sha256-{}';", digest("x"))), "{}", page.policy);
     }
+
+    #[tokio::test]
+    async fn answers_share_one_copy_of_the_page() {
+        let page = Page::new("<p>".repeat(100_000));
+        let (one, two) = (page.answer().into_body(), page.answer().into_body());
+        let (one, two) = (one.into_bytes().await.unwrap(), two.into_bytes().await.unwrap());
+        assert_eq!((one.as_ptr(), one.len()), (two.as_ptr(), 300_000));
+    }
 }

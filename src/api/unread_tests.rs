@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use poem::http::uri::Scheme;
 use poem::http::{Method, Request as HttpRequest};
@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::front::tests::{LIMITS, World};
 use super::json::MAX_STRANGERS_BODY;
 use crate::hot::throttle::Limits;
+use crate::model::audit::AuditFilter;
 use crate::service::By;
 
 /// A body without an end, which counts what was taken of it.
@@ -94,7 +95,8 @@ async fn no_operation_reads_the_body_of_a_stranger() {
 
 #[tokio::test]
 async fn a_host_that_is_refused_sends_its_body_to_nobody() {
-    let mut world = World::new("", Limits { host_per_minute: 2, global_per_minute: 30, ..LIMITS }).await;
+    let mut world =
+        World::new("", Limits { host_per_minute: 2, global_per_minute: 30, auth_fail_count: 0, ..LIMITS }).await;
     world.add_host("h1.example.test", None).await;
     world.add_host("h2.example.test", None).await;
     let [used_up, other] = [world.keys[0].clone(), world.keys[1].clone()];
@@ -126,4 +128,43 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         last = call(&world.front, &Method::POST, "/auth", &[]).await;
     }
     assert_eq!(last, (429, 0));
+}
+
+/// The page and the document are the same for everybody, and megabytes.
+#[tokio::test]
+async fn the_document_is_made_once() {
+    let world = World::new("", LIMITS).await;
+    for path in ["/openapi.json", "/docs"] {
+        let ask = async || {
+            let request = Request::builder().uri_str(path).method(Method::GET);
+            let answer = super::with_documents(poem::Route::new()).get_response(request.finish()).await;
+            answer.into_body().into_bytes().await.unwrap()
+        };
+        let (one, two) = (ask().await, ask().await);
+        assert!(one.len() > 50_000 && one.as_ptr() == two.as_ptr(), "{path}: {} bytes", one.len());
+    }
+    drop(world);
+}
+
+/// A password is tried whether or not anybody waits for the answer, so it counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_sign_in_counts_when_its_caller_hangs_up() {
+    let world = World::new("", LIMITS).await;
+    let body = serde_json::json!({ "email": "ada@example.test", "password": "wrong" }).to_string();
+    let request = HttpRequest::post("/auth/session").header("content-type", "application/json");
+    let (parts, ()) = request.header("content-length", body.len()).body(()).unwrap().into_parts();
+    let remote = RemoteAddr(Addr::SocketAddr(SocketAddr::from(([192, 0, 2, 1], 40000))));
+    let parts = RequestParts::from((parts, LocalAddr::default(), remote, Scheme::HTTPS));
+    let mut calling = Box::pin(world.front.get_response(Request::from_parts(parts, Body::from_string(body))));
+    assert!(calling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(calling);
+    let begun = std::time::Instant::now();
+    loop {
+        let filter = AuditFilter { action: Some("session.begin".into()), ..AuditFilter::default() };
+        if !world.service.audit_log(&filter, 1).await.unwrap().is_empty() {
+            return;
+        }
+        assert!(begun.elapsed().as_secs() < 30, "the refusal is not noted");
+        tokio::task::yield_now().await;
+    }
 }

@@ -113,9 +113,8 @@ pub async fn set_password(
     let from = SignInClient::of(request)?.from;
     let (service, who, by) = (Arc::clone(&dashboard.service), signed_in(&asking)?.clone(), asking.by.clone());
     let form = Arc::clone(&form);
-    let setting = async move {
-        service.set_own_password(&who, form.exact("current"), form.exact("new"), from, &by).await
-    };
+    let setting =
+        async move { service.set_own_password(&who, form.exact("current"), form.exact("new"), from, &by).await };
     match to_its_end(setting).await {
         Ok(_) => Ok(Redirect::see_other("/sign-in?return_to=%2Fmine").into_response()),
         Err(error @ ServiceError::Invalid { .. }) => {

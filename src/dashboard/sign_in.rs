@@ -67,9 +67,10 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
     let service = &dashboard.service;
     let (signing_in, address) = (Arc::clone(service), email.to_owned());
     let password = zeroize::Zeroizing::new(form.exact("password").to_owned());
-    let session = to_its_end(async move {
-        signing_in.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await
-    });
+    let session =
+        to_its_end(
+            async move { signing_in.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await },
+        );
     match session.await {
         Ok(session) => {
             let cookie = session_cookie(session.token.expose(), true);

@@ -48,7 +48,13 @@ impl Service {
     /// Counts a request of the hosts' listener: against the host or the user whose credential it carries, if that is good,
     /// else against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
     /// nobody's. `leaves`: the host takes itself out, which is refused only where the address has called too often as well.
-    pub fn count_request(&self, credential: Option<&str>, leaves: bool, from: IpAddr, now: OffsetDateTime) -> Result<()> {
+    pub fn count_request(
+        &self,
+        credential: Option<&str>,
+        leaves: bool,
+        from: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<()> {
         let counted = match self.known_by(credential, now) {
             Some(Known::Host(host)) => self.throttle.host(host, now),
             Some(Known::User(user)) => self.throttle.user(user, now),

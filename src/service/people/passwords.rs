@@ -310,8 +310,13 @@ mod tests {
         let kept = PasswordHash(kept.to_string());
         let wrong = passwords.turn(None).await.unwrap().check("wrong", Some(&kept), &System).await.unwrap();
         assert!(!wrong.is_right && wrong.rehashed.is_none());
-        let right =
-            passwords.turn(None).await.unwrap().check("correct horse battery staple", Some(&kept), &System).await.unwrap();
+        let right = passwords
+            .turn(None)
+            .await
+            .unwrap()
+            .check("correct horse battery staple", Some(&kept), &System)
+            .await
+            .unwrap();
         let rehashed = right.rehashed.unwrap();
         assert!(rehashed.0.contains("m=19456,t=2"));
         assert!(
