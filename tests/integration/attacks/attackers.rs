@@ -169,13 +169,17 @@ impl Prepared {
     }
 }
 
+/// As many as there are after ten seconds at that rate, and then that rate.
 async fn silent(to: SocketAddr, end: Instant) -> String {
-    let mut held = Vec::new();
+    let silence = async |_| timeout(STEP, connect(to)).await.ok()?.ok();
+    let mut held = in_turns(usize::try_from(SILENT_PER_SECOND * 10).unwrap(), silence).await;
+    let (begun, first) = (Instant::now(), held.len());
     while Instant::now() < end {
-        if let Ok(Ok(connection)) = timeout(STEP, connect(to)).await {
-            held.push(connection);
+        if begun.elapsed() * SILENT_PER_SECOND < Duration::from_secs(1) * u32::try_from(held.len() - first).unwrap() {
+            rest(Duration::from_millis(5)).await;
+            continue;
         }
-        rest(Duration::from_secs(1) / SILENT_PER_SECOND).await;
+        held.extend(silence(0).await);
     }
     format!("{} silent connections", held.len())
 }

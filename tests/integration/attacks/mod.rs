@@ -59,7 +59,9 @@ async fn attacks_from_one_address_leave_the_fleet_unmoved() {
 async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     let mut daemon = Daemon::prepare(attack.settings());
     daemon.log_level = Some("error");
-    daemon.within = ["prlimit", &format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")].map(String::from).into();
+    if attack == Attack::Descriptors {
+        daemon.within = ["prlimit", &format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")].map(String::from).into();
+    }
     if let Some(program) = program {
         daemon.binary = program.clone();
         // An earlier version does not know it.
