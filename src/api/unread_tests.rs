@@ -130,6 +130,20 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     assert_eq!(last, (429, 0));
 }
 
+/// It is never refused for its own calls, but a stolen key is no way around the limit of an address.
+#[tokio::test]
+async fn a_host_that_leaves_is_refused_where_its_address_called_too_often_as_well() {
+    let mut world = World::new("", Limits { host_per_minute: 1, global_per_minute: 2, ..LIMITS }).await;
+    world.add_host("h1.example.test", None).await;
+    let key = world.keys[0].clone();
+    // Bound to another address: it may not leave from here.
+    let elsewhere = [192, 0, 2, 9].into();
+    world.service.admit(Some(&key), elsewhere, crate::service::admission::Purpose::Service).await.unwrap();
+    for status in [403, 403, 403, 429] {
+        assert_eq!(call(&world.front, &Method::DELETE, "/auth", &[("x-api-key", &key)]).await.0, status);
+    }
+}
+
 /// The page and the document are the same for everybody, and megabytes.
 #[tokio::test]
 async fn the_document_is_made_once() {
