@@ -4,6 +4,8 @@
 # make refusals  the refusal tests AUTHD_REFUSAL_ROUNDS times (default 100), with both cores busy
 # make fuzz    every fuzz target for AUTHD_FUZZ_SECONDS (default 600); skipped without nightly and cargo-fuzz
 # make torture the mixed load with a kill -9 every six seconds, for ten minutes (AUTHD_TORTURE_SECONDS, AUTHD_TORTURE_SEED)
+# make attack  attacks from one address or with one credential, ten seconds each (AUTHD_ATTACK_SECONDS), and what the fleet
+#              notices of them; AUTHD_ATTACK_DAEMON=/path attacks another program, AUTHD_ATTACK_ONLY="store flood" makes one
 # make package dist/*.deb and dist/*.rpm
 # make reproducible  both built twice, in two directories, and compared (half an hour)
 # make bench   the benchmarks, each beside its baseline, a table at the end
@@ -15,7 +17,7 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build release test needs lint unit openapi package test-package reproducible torture bench fuzz refusals
+.PHONY: run build release test needs lint unit openapi package test-package reproducible torture attack bench fuzz refusals
 
 run: release
 	@exec ./tests/run-local.sh target/release/codex-authd
@@ -68,6 +70,9 @@ reproducible:
 torture: export AUTHD_TORTURE_SECONDS ?= 600
 torture: build
 	cargo test --locked --test integration -- --nocapture torture
+
+attack: build
+	cargo test --locked --test integration -- --nocapture --ignored attacks::
 
 refusals: build
 	./tests/refusals.sh

@@ -39,8 +39,12 @@ impl AccountApi {
     ) -> Result<JsonBody<TokenAnswer>, Failure> {
         let Credentials { email, password } = body.0;
         let password = zeroize::Zeroizing::new(password);
-        let session = service.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await?;
-        Ok(JsonBody(TokenAnswer::new(session, service.now())))
+        let service = Arc::clone(&service);
+        let signing_in = Arc::clone(&service);
+        let session = to_its_end(async move {
+            signing_in.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await
+        });
+        Ok(JsonBody(TokenAnswer::new(session.await?, service.now())))
     }
 
     /// Sign out
@@ -72,8 +76,10 @@ impl AccountApi {
     ) -> Answer<OwnPasswordSet> {
         let OwnPasswordRequest { current, new } = body.0;
         let (current, new) = (zeroize::Zeroizing::new(current), zeroize::Zeroizing::new(new));
-        let user = service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await?;
-        ok(OwnPasswordSet { user: UserBody::from(&user) })
+        let service = Arc::clone(&service);
+        let setting =
+            async move { service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await };
+        ok(OwnPasswordSet { user: UserBody::from(&to_its_end(setting).await?) })
     }
 
     /// One's own sessions, the newest first
@@ -117,6 +123,13 @@ impl AccountApi {
         let host = service.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }
+}
+
+/// Does what tries a password even if the caller hangs up: a failure counts then too.
+pub async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, ServiceError> {
+    tokio::spawn(work).await.map_err(ServiceError::internal)?
 }
 
 /// Where a sign-in comes from, and what the client calls itself.

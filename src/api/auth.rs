@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::errors::Failure;
 use super::guards::{Caller, HostKey};
-use super::json::{Answer, Envelope, JsonBody, RawBody, Verbatim, ok};
+use super::json::{Answer, Envelope, JsonBody, UnreadBody, Verbatim, ok};
 use super::lines::Lines;
 use super::versions::VersionsBody;
 use crate::hot::HotHost;
@@ -49,18 +49,19 @@ impl AuthApi {
         wrapper_version: Query<Option<String>>,
         /// `lines`: the answer as lines of text, for shells (see the default response).
         format: Query<Option<Format>>,
-        body: RawBody<AuthRequest>,
+        body: UnreadBody<AuthRequest>,
     ) -> Result<SyncAnswer, Failure> {
         let versions = QueryVersions {
             client_version: client_version.0.as_deref(),
             wrapper_version: wrapper_version.0.as_deref(),
         };
         let done = async {
+            // Before a byte of the body: who is refused has sent none that counts.
             let host = key.admit(&service, caller, Purpose::Service).await?;
-            answer(&service, service.sync(host, caller.0, &body.text, versions).await?)
+            let text = body.read(&host).await?;
+            Ok::<_, Failure>(answer(&service, service.sync(host, caller.0, &text, versions).await?)?)
         }
-        .await
-        .map_err(Failure::from);
+        .await;
         match (format.0, done) {
             (None, done) => ok(done?).map(SyncAnswer::Done),
             (Some(Format::Lines), Ok(data)) => Ok(SyncAnswer::lines(Lines::of_answer(&data))),

@@ -49,8 +49,8 @@ impl poem_openapi::types::Example for ErrorBody {
 /// Which limit was reached.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ThrottledBody {
-    /// `global` (requests from the address), `host` (requests with the key), `host_stores` (new logins of the host) or
-    /// `auth_failures`.
+    /// `global` (requests from the address without a good credential), `host` (requests with the key, or of the user who is
+    /// signed in), `host_stores` (new logins of the host) or `auth_failures`.
     pub bucket: String,
     #[serde(with = "time::serde::rfc3339")]
     pub reset_at: OffsetDateTime,
@@ -74,7 +74,8 @@ pub enum Failure {
     /// It is so already, or something else is in its place.
     #[oai(status = 409)]
     Conflict(JsonBody<ErrorBody>),
-    /// The body is longer than 1 MiB, or the auth.json in it longer than 64 KiB.
+    /// The body is longer than 1 MiB, or than 16 KiB where the caller is not known; or the auth.json in it is longer than
+    /// 64 KiB.
     #[oai(status = 413)]
     TooLarge(JsonBody<ErrorBody>),
     /// The body is something else than JSON.
@@ -83,7 +84,7 @@ pub enum Failure {
     /// The request can be read and is refused.
     #[oai(status = 422)]
     Unprocessable(JsonBody<ErrorBody>),
-    /// Too many requests or failures from this address, or requests with this key.
+    /// Too many requests or failures from this address, or requests with this credential.
     #[oai(status = 429)]
     Throttled(
         JsonBody<ErrorBody>,
@@ -103,6 +104,11 @@ pub enum Failure {
 impl Failure {
     pub fn too_large() -> Self {
         Self::TooLarge(body("too_large", "The body is longer than 1 MiB"))
+    }
+
+    /// Of whoever signs in, or does not say who they are.
+    pub fn too_large_of_stranger() -> Self {
+        Self::TooLarge(body("too_large", "The body is longer than 16 KiB, which is the most before a caller is known"))
     }
 
     pub fn unsupported_media_type(given: &str) -> Self {

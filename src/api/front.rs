@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use poem::endpoint::{DynEndpoint, ToDynEndpoint};
-use poem::http::header::{CONTENT_LENGTH, HeaderMap};
+use poem::http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
 use poem::http::{Method, StatusCode};
 use poem::{Body, Endpoint, IntoResponse, Request, Response};
 use time::OffsetDateTime;
@@ -19,6 +19,7 @@ use super::errors::Failure;
 use super::guards::{Caller, HostKey, count_request, harden};
 use super::json::{self, ok};
 use super::kept::Answers;
+use super::lines::Lines;
 use super::metrics::Measured;
 use crate::metrics::{Listener, Metrics, Operation};
 use crate::model::forwarded::Trust;
@@ -60,16 +61,16 @@ impl Front {
         caller: Caller,
         now: OffsetDateTime,
     ) -> Result<Response, Failure> {
-        let body = request.take_body();
-        let body = json::read_bytes(request, body).await?;
-        let body = json::text(&body)?;
         let host = match self.service.admit_now(Some(key.text()), caller.0, Purpose::Service, now) {
             Ok(Admission::Admitted(host)) => host,
             Ok(Admission::Unbound(host, key)) => Box::pin(self.service.bind(host, &key, caller.0, now)).await?,
             Err(ServiceError::KeyInvalid) => return Err(Box::pin(self.service.key_failed(caller.0, now)).await.into()),
             Err(refusal) => return Err(refusal.into()),
         };
-        let sync = SyncRequest::read(body, QueryVersions::default())?;
+        // The key is good: only now is the body read.
+        let body = request.take_body();
+        let body = json::read_bytes(request, body, json::MAX_BODY).await?;
+        let sync = SyncRequest::read(json::text(&body)?, QueryVersions::default())?;
         if sync.is_retrieve() {
             let retrieved = self.service.retrieve(host, &sync, now)?;
             return Ok(self.answer(self.answers.body(&self.service, retrieved)?));
@@ -93,9 +94,10 @@ impl Endpoint for Front {
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
         let now = self.service.now();
         let measured = Measured::begin(&self.metrics, Listener::Hosts);
-        let (operation, answered) = match count_request(&self.service, &self.trust, &mut request, now) {
+        let key = HostKey::of(&request);
+        let (operation, answered) = match count_request(&self.service, &self.trust, &mut request, key.as_ref(), now) {
             Err(failure) => (self.metrics.unknown_operation(), Err(failure)),
-            Ok(caller) => match usual(&request) {
+            Ok(caller) => match key.filter(|_| is_usual(&request)) {
                 Some(key) => (self.sync, self.sync(&mut request, key, caller, now).await),
                 None => {
                     // They measure for themselves.
@@ -104,20 +106,33 @@ impl Endpoint for Front {
                 }
             },
         };
-        let answer = answered.unwrap_or_else(|failure| harden(failure.into_response()));
+        let answer = answered.unwrap_or_else(|failure| harden(refusal(&request, failure)));
         measured.end_as(operation, &answer);
         Ok(answer)
     }
 }
 
-/// The key of a `POST /auth` that can be answered here.
-fn usual(request: &Request) -> Option<HostKey> {
-    let is_sync = request.method() == Method::POST
-        && matches!(request.uri().path(), "/auth" | "/auth/")
-        && request.uri().query().is_none()
-        && request.headers().contains_key(CONTENT_LENGTH);
-    if is_sync { HostKey::of(request) } else { None }
+/// Whether it can be answered here, if it has a key.
+fn is_usual(request: &Request) -> bool {
+    is_sync(request) && request.uri().query().is_none() && request.headers().contains_key(CONTENT_LENGTH)
+}
+
+fn is_sync(request: &Request) -> bool {
+    request.method() == Method::POST && matches!(request.uri().path(), "/auth" | "/auth/")
+}
+
+/// In the form that the caller asked for.
+fn refusal(request: &Request, failure: Failure) -> Response {
+    let mut parameters = request.uri().query().unwrap_or_default().split('&');
+    if is_sync(request) && parameters.any(|parameter| parameter == "format=lines") {
+        let (status, lines) = Lines::of_failure(&failure);
+        let mut answer = lines.with_status(status).into_response();
+        let wait = failure.retry_after().map(HeaderValue::from);
+        answer.headers_mut().extend(wait.map(|seconds| (RETRY_AFTER, seconds)));
+        return answer;
+    }
+    failure.into_response()
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use poem::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use poem::http::{Method, StatusCode};
@@ -18,6 +19,7 @@ use super::oidc::token_of_page;
 use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
+use crate::metrics::Listener;
 use crate::model::audit::Actor;
 use crate::model::forwarded::Trust;
 use crate::model::people::Role;
@@ -70,6 +72,23 @@ impl HostKey {
         match self {
             Self::Header(KeyHeader(key)) => &key.key,
             Self::Bearer(KeyBearer(bearer)) => &bearer.token,
+        }
+    }
+}
+
+/// Whether a guard of this request has let its caller in. Each request of a listener carries one; until then a body is read
+/// as far as a stranger's ([`super::json::bound_of`]).
+#[derive(Clone, Default)]
+pub struct CallerKnown(Arc<AtomicBool>);
+
+impl CallerKnown {
+    pub fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn note(request: &Request) {
+        if let Some(known) = request.data::<Self>() {
+            known.0.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -139,13 +158,22 @@ impl Asking {
     async fn of(request: &Request) -> Result<Self, Failure> {
         match request.data::<Self>() {
             // A page of the dashboard, whose session stands in a cookie, or a command.
-            Some(known) => Ok(known.clone()),
+            Some(known) => {
+                CallerKnown::note(request);
+                Ok(known.clone())
+            }
             None => Self::with_token(request, bearer(request).as_ref().map(|token| token.as_str())).await,
         }
     }
 
     /// `token`: of a session, where there is one.
     pub async fn with_token(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
+        let asking = Self::find(request, token).await?;
+        CallerKnown::note(request);
+        Ok(asking)
+    }
+
+    async fn find(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
         if let Some(peer) = listener::control_peer(request) {
             return Ok(Self::admin(Actor::Control { uid: peer.uid }));
         }
@@ -240,6 +268,7 @@ impl<'a> FromRequest<'a> for Member {
         let from = Caller::of(request)?;
         let service = request.data::<Arc<Service>>().ok_or_else(Failure::certificate_required)?;
         let signed_in = signed_in(request, service, bearer(request).as_ref().map(|token| token.as_str())).await?;
+        CallerKnown::note(request);
         Ok(Self { by: signed_in.by(Some(from.0)), signed_in })
     }
 }
@@ -256,10 +285,19 @@ impl<'a> FromRequest<'a> for OnThisMachine {
     }
 }
 
-/// Notes in the audit log what somebody was refused who is known. What was done is noted with the change itself; reading is not noted.
-pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
+/// Counts strangers' calls of the admin listener against their address, and notes in the audit log what somebody was refused
+/// who is known. What was done is noted with the change itself; reading is not noted.
+pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
     let service = request.data::<Arc<Service>>().cloned();
-    let asking = if request.method().is_safe() { None } else { somebody_known(&request).await };
+    let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
+    let reads = request.method().is_safe();
+    let asking = if reads && !comes_by_network { None } else { somebody_known(&request).await };
+    if comes_by_network
+        && asking.is_none()
+        && let Some(service) = &service
+    {
+        service.count_stranger_of_admins(Caller::of(&request)?.0, service.now()).map_err(Failure::from)?;
+    }
     let (operation, answer) = match endpoint.call(request).await {
         Ok(answer) => {
             let answer = answer.into_response();
@@ -275,6 +313,7 @@ pub async fn note_refusals<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
         }
     };
     if let (Some(service), Some(Asking { by, .. })) = (service, asking)
+        && !reads
         && (answer.status().is_client_error() || answer.status().is_server_error())
         // Nothing was decided, and the log that it would stand in is not available either.
         && answer.status() != StatusCode::SERVICE_UNAVAILABLE
@@ -294,11 +333,13 @@ async fn somebody_known(request: &Request) -> Option<Asking> {
     Asking::with_token(request, Some(&token)).await.ok()
 }
 
-/// Finds out who calls, and counts a request of the hosts' listener against that address.
+/// Finds out who calls, and counts a request of the hosts' listener: against the host or user whose credential it carries,
+/// else against the address.
 pub fn count_request(
     service: &Service,
     trust: &Trust,
     request: &mut Request,
+    key: Option<&HostKey>,
     now: OffsetDateTime,
 ) -> Result<Caller, Failure> {
     let peer = peer(request)?;
@@ -307,7 +348,8 @@ pub fn count_request(
         request.set_data(Forwarded(caller.0));
     }
     log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller.0; "a request of a host");
-    service.count_request(caller.0, now)?;
+    let leaves = request.method() == Method::DELETE && matches!(request.uri().path(), "/auth" | "/auth/");
+    service.count_request(key.map(HostKey::text), leaves, caller.0, now)?;
     Ok(caller)
 }
 

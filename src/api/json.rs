@@ -18,10 +18,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::errors::Failure;
+use super::guards::CallerKnown;
+use crate::hot::HotHost;
 use crate::service::ServiceError;
 
-/// The longest body that is read, in bytes.
+/// The longest body that is read of a caller who is known, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
+/// The longest body that is read of a stranger, in bytes: somebody signs in with an address and a password.
+pub const MAX_STRANGERS_BODY: usize = 16 * 1024;
 
 /// `{"status": "ok", "data": …}`
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -148,6 +152,43 @@ impl<'a, T: Type> ApiExtractor<'a> for RawBody<T> {
     }
 }
 
+/// A body that is read when the handler knows that the caller may send it, not before. Described as `T`, not parsed here.
+pub struct UnreadBody<T> {
+    head: BodyHead,
+    body: Body,
+    described_as: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> UnreadBody<T> {
+    /// For the host that was admitted.
+    pub async fn read(self, _admitted: &HotHost) -> Result<String, Failure> {
+        let bytes = self.head.read(self.body, MAX_BODY).await?;
+        Ok(text(&bytes)?.to_owned())
+    }
+}
+
+impl<'a, T: Type> ApiExtractor<'a> for UnreadBody<T> {
+    const TYPES: &'static [ApiExtractorType] = RawBody::<T>::TYPES;
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        <RawBody<T> as ApiExtractor>::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        RawBody::<T>::request_meta()
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        Ok(Self { head: BodyHead::of(request), body: body.take()?, described_as: std::marker::PhantomData })
+    }
+}
+
 fn request_meta<T: Type>() -> MetaRequest {
     MetaRequest {
         description: None,
@@ -157,26 +198,52 @@ fn request_meta<T: Type>() -> MetaRequest {
 }
 
 async fn read(request: &Request, body: &mut RequestBody) -> poem::Result<String> {
-    let bytes = read_bytes(request, body.take()?).await?;
+    let bytes = read_bytes(request, body.take()?, bound_of(request)).await?;
     Ok(text(&bytes)?.to_owned())
 }
 
+/// How long a body of this caller may be. A guard that let the caller in has said so in the request; it stands before the
+/// body among the parameters of a handler.
+pub fn bound_of(request: &Request) -> usize {
+    if request.data::<CallerKnown>().is_some_and(CallerKnown::is_known) { MAX_BODY } else { MAX_STRANGERS_BODY }
+}
+
 /// The body. No content type at all is taken for JSON: scripts forget it.
-pub async fn read_bytes(request: &Request, body: Body) -> Result<Bytes, Failure> {
-    if let Some(other) = request.content_type().filter(|content_type| !is_json(content_type)) {
-        return Err(Failure::unsupported_media_type(other));
+pub async fn read_bytes(request: &Request, body: Body, bound: usize) -> Result<Bytes, Failure> {
+    BodyHead::of(request).read(body, bound).await
+}
+
+/// What the head of a request says of its body.
+struct BodyHead {
+    /// The content type, where it is none of JSON's.
+    other_type: Option<String>,
+    /// `None` where the body's end is told in some other way.
+    length: Option<usize>,
+}
+
+impl BodyHead {
+    fn of(request: &Request) -> Self {
+        let other_type = request.content_type().filter(|content_type| !is_json(content_type)).map(str::to_owned);
+        Self { other_type, length: declared_length(request) }
     }
-    let bytes = match declared_length(request) {
-        // It is no longer than was declared: whoever reads the connection sees to that.
-        Some(length) if length <= MAX_BODY => body.into_bytes().await,
-        // Read as far as it may be, also where it is said to be too long: whoever is still sending would not see the answer.
-        // Boxed, for it carries a buffer about that few callers need.
-        _ => Box::pin(body.into_bytes_limit(MAX_BODY)).await,
-    };
-    bytes.map_err(|error| match error {
-        ReadBodyError::PayloadTooLarge => Failure::too_large(),
-        error => ServiceError::InvalidJson { reason: error.to_string() }.into(),
-    })
+
+    async fn read(self, body: Body, bound: usize) -> Result<Bytes, Failure> {
+        if let Some(other) = self.other_type {
+            return Err(Failure::unsupported_media_type(&other));
+        }
+        let bytes = match self.length {
+            // It is no longer than was declared: whoever reads the connection sees to that.
+            Some(length) if length <= bound => body.into_bytes().await,
+            // Read as far as it may be, also where it is said to be too long: whoever is still sending would not see the
+            // answer. Boxed, for it carries a buffer about that few callers need.
+            _ => Box::pin(body.into_bytes_limit(bound)).await,
+        };
+        bytes.map_err(|error| match error {
+            ReadBodyError::PayloadTooLarge if bound < MAX_BODY => Failure::too_large_of_stranger(),
+            ReadBodyError::PayloadTooLarge => Failure::too_large(),
+            error => ServiceError::InvalidJson { reason: error.to_string() }.into(),
+        })
+    }
 }
 
 pub fn text(body: &[u8]) -> Result<&str, Failure> {

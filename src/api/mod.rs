@@ -33,16 +33,18 @@ mod users;
 mod versions;
 mod wrapper;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
 use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
-use crate::service::Service;
+use crate::service::{Service, ServiceError};
 use metrics::Measured;
 
 pub use json::{Envelope, MAX_BODY};
@@ -243,7 +245,7 @@ pub fn admin_listener<E: Endpoint + 'static>(
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
-    endpoint.around(guards::refuse_cross_site).around(guards::note_refusals)
+    endpoint.around(guards::refuse_cross_site).around(guards::watch_callers)
 }
 
 /// Without a provider there is no such route.
@@ -256,26 +258,36 @@ pub fn admin_in_process(service: Arc<Service>, uid: u32) -> impl Endpoint<Output
     admin_over_control(service).data(guards::Asking::offline(uid))
 }
 
-/// More than a megabyte, the same on every listener, and seldom asked for: made when it is.
-static PAGE_FOR_PEOPLE: LazyLock<docs::Page> =
-    LazyLock::new(|| docs::Page::new(describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).swagger_ui_html()));
+/// Megabytes, the same on every listener, and seldom asked for: made once, when they are, and shared by all answers.
+static PAGE_FOR_PEOPLE: OnceCell<docs::Page> = OnceCell::const_new();
+static DOCUMENT_TEXT: OnceCell<Bytes> = OnceCell::const_new();
+
+/// Not on a thread of the async runtime: making it takes a processor for long.
+async fn made_once<T: Send + 'static>(
+    cell: &'static OnceCell<T>,
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<&'static T, errors::Failure> {
+    let making = || async move { tokio::task::spawn_blocking(make).await.map_err(ServiceError::internal) };
+    Ok(cell.get_or_try_init(making).await?)
+}
 
 fn with_documents(route: Route) -> Route {
-    route.at("/openapi.json", get(openapi_document)).at(
-        "/docs",
-        poem::endpoint::make_sync(|_| {
-            let mut answer = PAGE_FOR_PEOPLE.answer();
-            answer.set_data(PAGE);
-            answer
-        }),
-    )
+    route.at("/openapi.json", get(openapi_document)).at("/docs", poem::endpoint::make(|_| page_for_people()))
+}
+
+async fn page_for_people() -> poem::Result<Response> {
+    let make = || docs::Page::new(describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).swagger_ui_html());
+    let mut answer = made_once(&PAGE_FOR_PEOPLE, make).await?.answer();
+    answer.set_data(PAGE);
+    Ok(answer)
 }
 
 #[handler]
-fn openapi_document() -> Response {
-    let mut answer = Response::builder().content_type("application/json").body(document());
+async fn openapi_document() -> poem::Result<Response> {
+    let text = made_once(&DOCUMENT_TEXT, || Bytes::from(document())).await?;
+    let mut answer = Response::builder().content_type("application/json").body(Body::from_bytes(text.clone()));
     answer.set_data(DOCUMENT);
-    answer
+    Ok(answer)
 }
 
 fn finish(
@@ -285,7 +297,8 @@ fn finish(
 ) -> impl Endpoint<Output = Response> + 'static {
     let metrics = service.metrics().clone();
     endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).data(listener).around(
-        move |endpoint, request| {
+        move |endpoint, mut request| {
+            request.set_data(guards::CallerKnown::default());
             let metrics = metrics.clone();
             async move {
                 let measured = Measured::begin(&metrics, listener);
@@ -302,3 +315,6 @@ fn finish(
         },
     )
 }
+
+#[cfg(test)]
+mod unread_tests;

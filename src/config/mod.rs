@@ -210,7 +210,9 @@ pub struct Auth {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
+    /// Of strangers, by address.
     pub global_per_minute: u32,
+    /// Of a good key, or of a user who is signed in.
     pub host_per_minute: u32,
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,

@@ -2,9 +2,10 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use poem::http::StatusCode;
 use poem::web::Path;
-use poem::{Response, handler};
+use poem::{Body, Response, handler};
 
 use crate::model::digest::Digest;
 
@@ -38,7 +39,7 @@ pub fn asset(Path(name): Path<String>) -> Response {
             .content_type(asset.content_type)
             .header("cache-control", "private, max-age=31536000, immutable")
             .header("cross-origin-resource-policy", "same-origin")
-            .body(asset.text),
+            .body(Body::from_bytes(Bytes::from_static(asset.text.as_bytes()))),
         None => StatusCode::NOT_FOUND.into(),
     }
 }

@@ -14,9 +14,9 @@ use poem::{Body, FromRequest, Request, RequestBody};
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
-use crate::api::MAX_BODY;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
+use crate::api::json::{MAX_BODY, MAX_STRANGERS_BODY, bound_of};
 use crate::outside::{Outside, random};
 use crate::service::ServiceError;
 
@@ -89,7 +89,7 @@ pub async fn check(tokens: &Tokens, asking: &Asking, request: &mut Request) -> p
 }
 
 pub async fn read(request: &Request, body: Body) -> poem::Result<Form> {
-    let mut body = RequestBody::new(Body::from_bytes(gather(body).await?.into()));
+    let mut body = RequestBody::new(Body::from_bytes(gather(body, bound_of(request)).await?.into()));
     match request.content_type().and_then(|given| given.split(';').next()).map(str::trim) {
         Some("application/x-www-form-urlencoded") => {
             let fields = poem::web::Form::<Vec<(String, String)>>::from_request(request, &mut body).await?.0;
@@ -119,7 +119,10 @@ fn refused(why: &str) -> poem::Error {
     Failure::from(ServiceError::Refused(why.into())).into()
 }
 
-async fn gather(body: Body) -> poem::Result<Vec<u8>> {
+/// `bound`: of what this caller may send. A stranger sends no document, and nothing too long of theirs is drained.
+async fn gather(body: Body, bound: usize) -> poem::Result<Vec<u8>> {
+    let is_known = bound > MAX_STRANGERS_BODY;
+    let (bound, drained) = if is_known { (bound + BORDERS, DRAINED) } else { (bound, bound) };
     let mut reader = body.into_async_read();
     let (mut gathered, mut seen) = (Vec::new(), 0);
     let mut chunk = Zeroizing::new(vec![0; 16 * 1024]);
@@ -127,12 +130,16 @@ async fn gather(body: Body) -> poem::Result<Vec<u8>> {
         let read =
             reader.read(&mut chunk).await.map_err(|error| refused(&format!("The form did not arrive: {error}")))?;
         seen += read;
-        if read == 0 || seen > DRAINED {
+        if read == 0 || seen > drained {
             break;
         }
-        if seen <= MAX_BODY + BORDERS {
+        if seen <= bound {
             gathered.extend_from_slice(&chunk[..read]);
         }
     }
-    if seen > MAX_BODY + BORDERS { Err(Failure::too_large().into()) } else { Ok(gathered) }
+    match seen > bound {
+        false => Ok(gathered),
+        true if is_known => Err(Failure::too_large().into()),
+        true => Err(Failure::too_large_of_stranger().into()),
+    }
 }

@@ -14,7 +14,7 @@ use super::hosts::Row;
 use super::new_host::Shown;
 use super::shell::{Explained, Shell, Told, explain, show, tell};
 use super::users::SessionRow;
-use crate::api::account::SignInClient;
+use crate::api::account::{SignInClient, to_its_end};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::host::HostId;
@@ -110,9 +110,12 @@ pub async fn set_password(
     request: &Request,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
-    let (current, new) = (form.exact("current"), form.exact("new"));
     let from = SignInClient::of(request)?.from;
-    match dashboard.service.set_own_password(signed_in(&asking)?, current, new, from, &asking.by).await {
+    let (service, who, by) = (Arc::clone(&dashboard.service), signed_in(&asking)?.clone(), asking.by.clone());
+    let form = Arc::clone(&form);
+    let setting =
+        async move { service.set_own_password(&who, form.exact("current"), form.exact("new"), from, &by).await };
+    match to_its_end(setting).await {
         Ok(_) => Ok(Redirect::see_other("/sign-in?return_to=%2Fmine").into_response()),
         Err(error @ ServiceError::Invalid { .. }) => {
             let failure = Failure::from(error);

@@ -13,7 +13,7 @@ use poem::{Body, IntoResponse, Request, Response, handler};
 
 use super::shell::{Explained, explain, show};
 use super::{Dashboard, assets, form};
-use crate::api::account::SignInClient;
+use crate::api::account::{SignInClient, to_its_end};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::api::oidc::{forget_session_cookie, own_page, session_cookie};
@@ -65,7 +65,13 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
     let form = form::read(request, body).await?;
     let (email, return_to) = (form.text("email"), form.text("return_to"));
     let service = &dashboard.service;
-    match service.sign_in(email, form.exact("password"), true, client.from, client.agent.as_deref()).await {
+    let (signing_in, address) = (Arc::clone(service), email.to_owned());
+    let password = zeroize::Zeroizing::new(form.exact("password").to_owned());
+    let session =
+        to_its_end(
+            async move { signing_in.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await },
+        );
+    match session.await {
         Ok(session) => {
             let cookie = session_cookie(session.token.expose(), true);
             Ok(lead(own_page(return_to), Some(&cookie))?)

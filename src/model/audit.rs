@@ -16,7 +16,7 @@ use super::host::{Fqdn, HostId};
 use super::people::{Email, UserId};
 
 /// Who did it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Actor {
     /// An admin, by client certificate.
@@ -62,7 +62,7 @@ impl fmt::Display for Actor {
 }
 
 /// What is to be written. Holds no secret, whatever was done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AuditNote {
     /// In whole microseconds: what every store keeps.
     #[serde(with = "time::serde::rfc3339")]
@@ -84,10 +84,8 @@ pub struct AuditNote {
 
 impl AuditNote {
     pub fn new(at: OffsetDateTime, actor: Actor, from: Option<IpAddr>, action: &str) -> Self {
-        let whole = at.nanosecond() / 1000 * 1000;
         Self {
-            // Below a second: always in range.
-            at: at.replace_nanosecond(whole).unwrap_or(at),
+            at: whole_microseconds(at),
             actor,
             from: from.map(|from| from.to_canonical()),
             action: action.into(),
@@ -96,6 +94,11 @@ impl AuditNote {
             alarm: false,
             details: BTreeMap::new(),
         }
+    }
+
+    /// The same, at another time.
+    pub fn at(&self, at: OffsetDateTime) -> Self {
+        Self { at: whole_microseconds(at), ..self.clone() }
     }
 
     pub fn on(mut self, target: impl fmt::Display) -> Self {
@@ -117,6 +120,12 @@ impl AuditNote {
         self.alarm = true;
         self
     }
+}
+
+fn whole_microseconds(at: OffsetDateTime) -> OffsetDateTime {
+    let whole = at.nanosecond() / 1000 * 1000;
+    // Below a second: always in range.
+    at.replace_nanosecond(whole).unwrap_or(at)
 }
 
 /// An entry in its place in the chain.

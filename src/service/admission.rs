@@ -12,11 +12,12 @@ use super::audit::tell;
 use super::error::Throttled;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
-use crate::hot::throttle::Failing;
+use crate::hot::throttle::{Failing, Limited};
 use crate::metrics::Refusal;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::host::AddressRule;
+use crate::model::host::{AddressRule, HostId};
+use crate::model::people::UserId;
 
 /// What memory says of a call.
 pub enum Admission {
@@ -25,13 +26,18 @@ pub enum Admission {
     Unbound(Arc<HotHost>, Digest),
 }
 
+/// Whose credential a call carries.
+enum Known {
+    Host(HostId),
+    User(UserId),
+}
+
 /// What a host comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// To be served.
     Service,
-    /// To take itself out. It is never refused for calling too often; `anywhere` leaves the address rule out (a host that
-    /// leaves from a new address).
+    /// To take itself out. `anywhere` leaves the address rule out (a host that leaves from a new address).
     Leave { anywhere: bool },
 }
 
@@ -39,12 +45,50 @@ pub enum Purpose {
 const LONGEST_WINDOW: Duration = Duration::hours(1);
 
 impl Service {
-    /// Counts a request of the hosts' listener against its address.
-    pub fn count_request(&self, from: IpAddr, now: OffsetDateTime) -> Result<()> {
-        self.throttle.global(from, now).map_err(|limited| {
+    /// Counts a request of the hosts' listener: against the host or the user whose credential it carries, if that is good,
+    /// else against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
+    /// nobody's. `leaves`: the host takes itself out, which is refused only where the address has called too often as well.
+    pub fn count_request(
+        &self,
+        credential: Option<&str>,
+        leaves: bool,
+        from: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<()> {
+        let counted = match self.known_by(credential, now) {
+            Some(Known::Host(host)) => self.throttle.host(host, now),
+            Some(Known::User(user)) => self.throttle.user(user, now),
+            None => return self.count_stranger(self.throttle.global(from, now), now),
+        };
+        match counted {
+            Err(_) if leaves => self.count_stranger(self.throttle.global(from, now), now),
+            counted => counted.map_err(|limited| {
+                self.metrics.refused(Refusal::Host);
+                ServiceError::HostRateLimited(Throttled::new(limited.limit, limited.reset_at, now))
+            }),
+        }
+    }
+
+    /// Counts a request of the admin listener by somebody who is not known, against its address and apart from the hosts'
+    /// listener: whoever floods that one keeps no admin of the same address from signing in.
+    pub fn count_stranger_of_admins(&self, from: IpAddr, now: OffsetDateTime) -> Result<()> {
+        self.count_stranger(self.throttle.admins(from, now), now)
+    }
+
+    fn count_stranger(&self, counted: std::result::Result<(), Limited>, now: OffsetDateTime) -> Result<()> {
+        counted.map_err(|limited| {
             self.metrics.refused(Refusal::Global);
             ServiceError::RateLimited(Throttled::new(limited.limit, limited.reset_at, now))
         })
+    }
+
+    /// From memory alone. Hot state that cannot be read knows nobody; whoever serves the call finds that out.
+    fn known_by(&self, credential: Option<&str>, now: OffsetDateTime) -> Option<Known> {
+        let digest = Digest::of(credential?.trim().as_bytes());
+        if let Ok(Some(host)) = self.hot.host_by_key(&digest) {
+            return Some(Known::Host(host.id));
+        }
+        self.user_of_session(&digest, now).map(Known::User)
     }
 
     /// The host that `key` belongs to, if it is served now and from this address.
@@ -71,9 +115,6 @@ impl Service {
             return Err(refusal);
         }
         let (key, host) = self.host_of(key, from, now)?;
-        if purpose == Purpose::Service {
-            self.count_host(&host, now)?;
-        }
         host.rules.served(now, self.policy.load().insecure_window.max(LONGEST_WINDOW))?;
         match host.rules.address(from) {
             _ if purpose == Purpose::Leave { anywhere: true } => Ok(Admission::Admitted(host)),
@@ -81,14 +122,6 @@ impl Service {
             AddressRule::ToBeBound => Ok(Admission::Unbound(host, key)),
             AddressRule::Refused => Err(self.address_refused(&host, from, now)),
         }
-    }
-
-    /// Counts a call with this host's good key, wherever it comes from.
-    fn count_host(&self, host: &HotHost, now: OffsetDateTime) -> Result<()> {
-        self.throttle.host(host.id, now).map_err(|limited| {
-            self.metrics.refused(Refusal::Host);
-            ServiceError::HostRateLimited(Throttled::new(limited.limit, limited.reset_at, now))
-        })
     }
 
     /// A good key is never refused for failures from its address: only failures count, and only failures are answered so.

@@ -1,7 +1,8 @@
 //! Who asks, what is noted of it, and the audit log read back.
 //!
 //! A change and its entry are one transaction of the records: there is none without the other. What changes nothing (a
-//! refusal, a secret that was shown) is appended by itself, before the answer leaves. Each entry goes to the journal too,
+//! refusal, a secret that was shown) is appended by itself, before the answer leaves; refusals of one kind once a minute
+//! (`watch`). Each entry goes to the journal too,
 //! once it is durable.
 
 use std::net::IpAddr;
@@ -88,12 +89,17 @@ impl Service {
         Ok(Verification { good, broken: None, noted_found })
     }
 
-    /// Notes that an admin was refused something. It is told to the log where the store is away: there is nothing to undo.
+    /// Notes that somebody known was refused something.
     pub async fn note_refusal(&self, by: &By, operation: &str, status: u16) {
         self.note_refused(by.note(self.outside.now(), operation).refused(status)).await;
     }
 
+    /// The first refusal of its kind is in the audit log before the answer leaves; what follows it within a minute is one
+    /// entry with a count, as for hosts (`watch`). It is told to the log where the store is away: there is nothing to undo.
     pub(super) async fn note_refused(&self, note: AuditNote) {
+        if !self.watch.is_first(&note) {
+            return;
+        }
         match self.records.append_audit(std::slice::from_ref(&note)).await {
             Ok(()) => tell(&note),
             Err(error) => {

@@ -75,7 +75,10 @@ impl Service {
             _ => Secret::new_install_token(&*self.outside),
         };
         let authority_pem = authority.key.certificate_pem().to_owned();
-        let pkcs12 = to_pkcs12(&issued, &authority_pem, password.expose())?;
+        // The key of the file is derived from the password with a great many rounds.
+        let (to_pack, ca_pem, passphrase) = (issued.clone(), authority_pem.clone(), password.clone());
+        let packing = move || Ok(to_pkcs12(&to_pack, &ca_pem, passphrase.expose())?);
+        let pkcs12 = self.people.passwords.turn(by.from).await?.spend(packing).await?;
         let record = AdminCertificate {
             user: None,
             fingerprint: issued.fingerprint,

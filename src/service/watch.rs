@@ -1,8 +1,11 @@
-//! Security events of hosts' calls, on their way to the audit log: the first of a kind at once, what follows it within a
-//! minute as one entry with a count.
+//! Refusals and other security events, on their way to the audit log: the first of a kind at once, what follows it within
+//! a minute as one entry with a count. The rule is the same for hosts, strangers and users.
 //!
-//! They go by the outbox (`telemetry`): a crash loses at most those of the last second, which nobody was promised. How
-//! many kinds are remembered at once is bounded; beyond that only the count of all is kept.
+//! Events of hosts' calls go by the outbox (`telemetry`): a crash loses at most those of the last second, which nobody was
+//! promised. The first refusal of a kind to a user or an admin is written by the caller (`audit`). Counts go by the outbox.
+//!
+//! The number of kinds that are remembered at once is bounded; beyond that only the count of all is kept. Strangers share
+//! one bound, and each known actor has its own: nobody hides another one's refusals.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,26 +14,33 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use time::{Duration, OffsetDateTime};
 
 use super::audit::{By, tell};
-use crate::model::audit::AuditNote;
+use crate::model::audit::{Actor, AuditNote};
 use crate::records::Telemetry;
 
 const MINUTE: Duration = Duration::minutes(1);
+/// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
+const SLACK: Duration = Duration::seconds(2);
 /// Each leaves an entry at once, and strangers choose how many there are.
-const MOST_KINDS: usize = 256;
+const MAX_KINDS_OF_STRANGERS: usize = 256;
+/// Kinds of one user, certificate or host.
+const MAX_KINDS_PER_ACTOR: usize = 64;
+/// Known actors with refusals in the same minute.
+const MAX_ACTORS: usize = 256;
 
-/// What counts as the same event.
+/// What counts as the same event: a note, without its time.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Kind {
-    action: &'static str,
-    target: String,
-    from: IpAddr,
+struct Kind(AuditNote);
+
+impl Kind {
+    fn of(note: &AuditNote) -> Self {
+        Self(note.at(OffsetDateTime::UNIX_EPOCH))
+    }
 }
 
 struct Window {
     begun: OffsetDateTime,
     /// Since the entry that began the window.
     more: u64,
-    alarm: bool,
 }
 
 #[derive(Default)]
@@ -38,46 +48,40 @@ pub(super) struct Watch(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    windows: HashMap<Kind, Window>,
+    windows: HashMap<Actor, HashMap<Kind, Window>>,
     /// Of kinds for which there was no room, since when.
     unnamed: Option<(u64, OffsetDateTime)>,
     notes: Vec<AuditNote>,
 }
 
 impl Watch {
-    /// `action` was refused to whoever called from `from`; `target` is a host's name, or empty.
+    /// `action` was refused to whoever called from `from`; `target` is a host's name, or empty. It is written by the outbox.
     pub fn event(&self, action: &'static str, target: &str, from: IpAddr, alarm: bool, now: OffsetDateTime) {
+        let note = By::anybody(from).note(now, action).refused("refused");
+        let note = if target.is_empty() { note } else { note.on(target) };
+        let note = if alarm { note.alarm() } else { note };
         let mut state = self.lock();
-        let kind = Kind { action, target: target.into(), from };
-        if let Some(window) = state.windows.get_mut(&kind).filter(|window| !window.is_over(now)) {
-            window.more += 1;
-            return;
+        if state.is_first(&note) {
+            tell(&note);
+            state.notes.push(note);
         }
-        if let Some(over) = state.windows.remove(&kind) {
-            state.close(&kind, &over, now);
-        }
-        // Whoever floods the log with wrong keys hides no alarm in it.
-        let room = if alarm { 2 * MOST_KINDS } else { MOST_KINDS };
-        if state.windows.len() >= room {
-            state.unnamed.get_or_insert((0, now)).0 += 1;
-            return;
-        }
-        let note = note(&kind, alarm, now);
-        tell(&note);
-        state.notes.push(note);
-        state.windows.insert(kind, Window { begun: now, more: 0, alarm });
+    }
+
+    /// Whether this refusal is the first of its kind within a minute: the caller writes it. The rest is counted here.
+    pub fn is_first(&self, refusal: &AuditNote) -> bool {
+        self.lock().is_first(refusal)
     }
 
     /// What is to be written now.
     pub fn gather(&self, now: OffsetDateTime) -> Vec<Telemetry> {
         let mut state = self.lock();
-        let over: Vec<Kind> =
-            state.windows.iter().filter(|(_, window)| window.is_over(now)).map(|(kind, _)| kind.clone()).collect();
-        for kind in over {
-            if let Some(window) = state.windows.remove(&kind) {
-                state.close(&kind, &window, now);
+        let State { windows, notes, .. } = &mut *state;
+        windows.retain(|_, kinds| {
+            for (kind, window) in kinds.extract_if(|_, window| is_over(window.begun, now)) {
+                notes.extend(closing(&kind, &window, now));
             }
-        }
+            !kinds.is_empty()
+        });
         if let Some((count, _)) = state.unnamed.take_if(|(_, since)| is_over(*since, now)) {
             state.notes.push(By::daemon().note(now, "events.unnamed").with("count", count).alarm());
         }
@@ -90,28 +94,46 @@ impl Watch {
 }
 
 impl State {
-    fn close(&mut self, kind: &Kind, window: &Window, now: OffsetDateTime) {
-        if window.more > 0 {
-            self.notes.push(note(kind, window.alarm, now).with("count", window.more));
+    /// Counts the event where it is not the first.
+    fn is_first(&mut self, note: &AuditNote) -> bool {
+        let (kind, now) = (Kind::of(note), note.at);
+        let actors = self.windows.len();
+        let kinds = self.windows.get_mut(&note.actor);
+        let mut known = 0;
+        if let Some(kinds) = kinds {
+            if let Some(window) = kinds.get_mut(&kind).filter(|window| !is_over(window.begun, now)) {
+                window.more += 1;
+                return false;
+            }
+            if let Some(over) = kinds.remove(&kind) {
+                self.notes.extend(closing(&kind, &over, now));
+            }
+            known = kinds.len();
         }
+        let room = match note.actor {
+            // Whoever floods the log with wrong keys hides no alarm in it.
+            Actor::Anybody if note.alarm => 2 * MAX_KINDS_OF_STRANGERS,
+            Actor::Anybody => MAX_KINDS_OF_STRANGERS,
+            _ if known == 0 && actors >= MAX_ACTORS => 0,
+            _ => MAX_KINDS_PER_ACTOR,
+        };
+        if known >= room {
+            self.unnamed.get_or_insert((0, now)).0 += 1;
+            return false;
+        }
+        self.windows.entry(note.actor.clone()).or_default().insert(kind, Window { begun: now, more: 0 });
+        true
     }
 }
 
-impl Window {
-    fn is_over(&self, now: OffsetDateTime) -> bool {
-        is_over(self.begun, now)
-    }
+/// The entry with the count, where there is anything to count.
+fn closing(kind: &Kind, window: &Window, now: OffsetDateTime) -> Option<AuditNote> {
+    (window.more > 0).then(|| kind.0.at(now).with("count", window.more))
 }
 
 /// Whether a minute has gone by. A clock that was set back ends it too.
 fn is_over(begun: OffsetDateTime, now: OffsetDateTime) -> bool {
-    now < begun || now - begun >= MINUTE
-}
-
-fn note(kind: &Kind, alarm: bool, now: OffsetDateTime) -> AuditNote {
-    let note = By::anybody(kind.from).note(now, kind.action).refused("refused");
-    let note = if kind.target.is_empty() { note } else { note.on(&kind.target) };
-    if alarm { note.alarm() } else { note }
+    now - begun >= MINUTE || begun - now >= SLACK
 }
 
 #[cfg(test)]
@@ -119,6 +141,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::model::people::UserId;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
 
@@ -161,11 +184,55 @@ mod tests {
         for number in 0..1_000_000u32 {
             watch.event("key.refused", "", IpAddr::from(number.to_be_bytes()), false, NOW);
         }
-        assert_eq!(watch.lock().windows.len(), MOST_KINDS);
-        assert_eq!(notes(&watch, NOW).len(), MOST_KINDS);
+        assert_eq!(watch.lock().windows[&Actor::Anybody].len(), MAX_KINDS_OF_STRANGERS);
+        assert_eq!(notes(&watch, NOW).len(), MAX_KINDS_OF_STRANGERS);
         watch.event("installer.used_again", "h1.test", IpAddr::from([192, 0, 2, 1]), true, NOW);
         assert_eq!(notes(&watch, NOW), [("installer.used_again".into(), None)], "a flood hides no alarm");
         let last = notes(&watch, NOW + MINUTE);
-        assert_eq!(last, [("events.unnamed".into(), Some((1_000_000 - MOST_KINDS).to_string()))]);
+        assert_eq!(last, [("events.unnamed".into(), Some((1_000_000 - MAX_KINDS_OF_STRANGERS).to_string()))]);
+    }
+
+    fn user(number: u64) -> Actor {
+        Actor::User { id: UserId(number), email: format!("u{number}@example.test").parse().unwrap() }
+    }
+
+    fn refusal(actor: &Actor, action: &str, now: OffsetDateTime) -> AuditNote {
+        AuditNote::new(now, actor.clone(), Some(IpAddr::from([192, 0, 2, 1])), action).refused(403)
+    }
+
+    #[test]
+    fn refusals_of_a_user_are_counted_after_the_first() {
+        let watch = Watch::default();
+        let ada = user(1);
+        let first = (0..700).filter(|_| watch.is_first(&refusal(&ada, "removeHost", NOW))).count();
+        assert_eq!(first, 1, "one entry is written at once");
+        // One that read the clock a moment before the first one came.
+        assert!(!watch.is_first(&refusal(&ada, "removeHost", NOW - Duration::milliseconds(3))));
+        // Another operation, status or user is another kind.
+        assert!(watch.is_first(&refusal(&ada, "addUser", NOW)));
+        assert!(watch.is_first(&refusal(&ada, "removeHost", NOW).refused(422)));
+        assert!(watch.is_first(&refusal(&user(2), "removeHost", NOW)));
+        assert_eq!(notes(&watch, NOW), [], "the caller wrote the first ones");
+        let Some(Telemetry::Noted { note }) = watch.gather(NOW + MINUTE).pop() else { panic!("one entry") };
+        assert_eq!((note.actor, note.action.as_str(), note.outcome.as_str()), (ada.clone(), "removeHost", "403"));
+        assert_eq!(note.details["count"], "700");
+        assert!(watch.lock().windows.is_empty(), "nothing is remembered after the minute");
+        assert!(watch.is_first(&refusal(&ada, "removeHost", NOW + MINUTE)));
+    }
+
+    #[test]
+    fn neither_strangers_nor_another_user_hide_a_users_refusal() {
+        let watch = Watch::default();
+        for number in 0..100_000u32 {
+            watch.event("key.refused", "", IpAddr::from(number.to_be_bytes()), false, NOW);
+        }
+        let mallory = user(1);
+        let written = (0..1000).filter(|n| watch.is_first(&refusal(&mallory, &format!("operation{n}"), NOW))).count();
+        assert_eq!(written, MAX_KINDS_PER_ACTOR);
+        assert!(watch.is_first(&refusal(&user(2), "removeHost", NOW)));
+        for number in 3..10_000 {
+            watch.is_first(&refusal(&user(number), "removeHost", NOW));
+        }
+        assert_eq!(watch.lock().windows.len(), MAX_ACTORS, "memory is bounded");
     }
 }

@@ -8,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::support::daemon::{BOUND, Daemon, Registered, pause};
 use crate::support::now;
+use crate::support::people::{add_user, ask, control, sign_in};
 
 fn retrieve(daemon: &Daemon, client: &Client) -> RequestBuilder {
     let body = json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) });
@@ -117,4 +118,99 @@ async fn a_block_is_there_after_a_kill_at_once() {
     let body: Value = answer.json().await.unwrap();
     assert_eq!((&body["code"], &body["data"]["bucket"]), (&json!("auth_blocked"), &json!("auth_failures")));
     assert_eq!(call(&daemon, &daemon.client(), &host.api_key).await, 200, "a good key is never blocked");
+}
+
+async fn status(request: RequestBuilder) -> u16 {
+    request.send().await.unwrap().status().as_u16()
+}
+
+/// Where nobody shows a certificate, the admin listener is as open to strangers as the hosts' one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_limited_on_the_admin_listener_and_who_is_known_is_not() {
+    let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login"), ("LIMITS__GLOBAL_PER_MINUTE", "6")]);
+    add_user(&daemon, "root@limits.test", "admin").await;
+    let (token, client) = (sign_in(&daemon, "root@limits.test").await, daemon.client());
+    let url = |path: &str| daemon.admin_url(path);
+    // Pages, assets, documents, refusals and sign-ins are all counted.
+    for (path, wanted) in [("/sign-in", 200), ("/docs", 200), ("/admin/hosts", 401), ("/nothing", 404)] {
+        assert_eq!(status(client.get(url(path))).await, wanted, "{path}");
+    }
+    let wrong = json!({ "email": "root@limits.test", "password": "wrong" });
+    assert_eq!(status(client.post(url("/auth/session")).json(&wrong)).await, 401);
+    assert_eq!(status(client.post(url("/admin/hosts/register")).bearer_auth("cxa_wrong").json(&wrong)).await, 401);
+    for path in ["/sign-in", "/docs", "/admin/hosts", "/healthz", "/assets/none"] {
+        refused(client.get(url(path)).send().await.unwrap(), "global", 6).await;
+    }
+    assert_eq!(status(client.post(url("/auth/session")).json(&wrong)).await, 429);
+    // Who signed in goes on, from the same address; so do another address, the other listener and the control socket.
+    for _ in 0..10 {
+        assert_eq!(status(client.get(url("/admin/hosts")).bearer_auth(&token)).await, 200);
+    }
+    let cookie = format!("__Host-codex-authd-session={token}");
+    assert_eq!(status(client.get(url("/hosts")).header("cookie", &cookie)).await, 200);
+    assert_eq!(status(daemon.client_from([127, 0, 0, 2].into()).get(url("/sign-in"))).await, 200);
+    assert_eq!(status(client.get(daemon.hosts_url("/versions"))).await, 200);
+    assert_eq!(status(control(&daemon).get("http://control/admin/hosts")).await, 200);
+}
+
+/// On the hosts' listener too, who signed in is counted for themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_has_calls_of_their_own_on_the_hosts_listener() {
+    let daemon = Daemon::start_with(&[("LIMITS__GLOBAL_PER_MINUTE", "5"), ("LIMITS__HOST_PER_MINUTE", "4")]);
+    add_user(&daemon, "ada@limits.test", "member").await;
+    let (token, client) = (sign_in(&daemon, "ada@limits.test").await, daemon.client());
+    for _ in 0..4 {
+        assert_eq!(status(client.get(daemon.hosts_url("/auth/me")).bearer_auth(&token)).await, 200);
+    }
+    let me = client.get(daemon.hosts_url("/auth/me")).bearer_auth(&token).send().await.unwrap();
+    refused(me, "host", 4).await;
+    // The sign-in itself was a stranger's.
+    for _ in 0..4 {
+        assert_eq!(status(client.get(daemon.hosts_url("/versions"))).await, 200);
+    }
+    refused(client.get(daemon.hosts_url("/versions")).send().await.unwrap(), "global", 5).await;
+}
+
+/// One that is refused again and again is no flood of durable entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_a_known_user_are_one_entry_in_a_minute() {
+    let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login")]);
+    add_user(&daemon, "ada@limits.test", "member").await;
+    let (token, client) = (sign_in(&daemon, "ada@limits.test").await, daemon.client());
+    let noted = async || {
+        let log = ask(&daemon, "/admin/audit?limit=1000").await;
+        let entries = log["entries"].as_array().unwrap().clone();
+        let of = |action: &str| entries.iter().filter(|entry| entry["action"] == action).count();
+        [of("registerHost"), of("addUser")]
+    };
+    let begun = Instant::now();
+    for number in 1..=40 {
+        let register = client.post(daemon.admin_url("/admin/hosts/register")).bearer_auth(&token);
+        assert_eq!(status(register.json(&json!({ "fqdn": "x.test" }))).await, 403);
+        if number == 1 {
+            assert_eq!(noted().await, [1, 0], "the first one is noted before it is answered");
+        }
+    }
+    let add = client.post(daemon.admin_url("/auth/users")).bearer_auth(&token);
+    assert_eq!(status(add.json(&json!({ "email": "eve@limits.test", "role": "admin" }))).await, 403);
+    // On a machine so slow that the minute is over there are two.
+    if begun.elapsed().as_secs() < 55 {
+        assert_eq!(noted().await, [1, 1]);
+    }
+}
+
+/// Somebody who signs in sends an address and a password, no megabyte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_body_of_a_sign_in_is_bounded() {
+    let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login")]);
+    add_user(&daemon, "ada@limits.test", "member").await;
+    let client = daemon.client();
+    for (length, wanted) in [(1000, 401), (20_000, 413)] {
+        let body = json!({ "email": "ada@limits.test", "password": "x".repeat(length) });
+        for url in [daemon.hosts_url("/auth/session"), daemon.admin_url("/auth/session")] {
+            assert_eq!(status(client.post(url).json(&body)).await, wanted, "{length}");
+        }
+        let form = [("email", "ada@limits.test"), ("password", &"x".repeat(length))];
+        assert_eq!(status(client.post(daemon.admin_url("/sign-in")).form(&form)).await, wanted, "{length}");
+    }
 }

@@ -276,12 +276,17 @@ async fn passwords_are_not_guessed_through_many_at_once() {
         let body = json!({ "email": "ada@example.test", "password": format!("wrong-{n}") });
         client.post(daemon.hosts_url("/auth/session")).json(&body).send()
     };
-    let answers = futures_util::future::join_all((0..200).map(guess)).await;
     let mut by_status = std::collections::BTreeMap::<u16, u32>::new();
-    for answer in answers {
-        *by_status.entry(answer.unwrap().status().as_u16()).or_default() += 1;
+    // Of many at once, a few have a place in the queue; the rest is `busy`.
+    for _ in 0..10 {
+        for answer in futures_util::future::join_all((0..200).map(guess)).await {
+            *by_status.entry(answer.unwrap().status().as_u16()).or_default() += 1;
+        }
+        if by_status.contains_key(&429) {
+            break;
+        }
     }
-    println!("200 guesses at once: {by_status:?}");
+    println!("guesses, 200 at once: {by_status:?}");
     assert!(by_status.keys().all(|status| [401, 429, 503].contains(status)), "{by_status:?}");
     // `auth_fail_count`, and the one that was looked at beside the last of them.
     assert!((20..=21).contains(&by_status[&401]), "{by_status:?}");

@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 use crate::model::digest::Digest;
 use crate::model::host::HostId;
-use crate::model::people::Email;
+use crate::model::people::{Email, UserId};
 
 use clock::Clock;
 use counts::{Counts, Window};
@@ -28,7 +28,9 @@ pub use rows::Rows;
 /// 0 anywhere turns that limit off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Of strangers, by address.
     pub global_per_minute: u32,
+    /// Of a good key, or of a user who is signed in.
     pub host_per_minute: u32,
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
@@ -108,14 +110,27 @@ impl Throttle {
         }
     }
 
-    /// Counts a call from this address, in windows of a minute that begin with the first call of each.
+    /// Counts a call of a stranger from this address to the hosts' listener, in windows of a minute that begin with the first
+    /// call of each.
     pub fn global(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
         self.per_minute(&self.calls, network(ip), self.limits.global_per_minute, now)
+    }
+
+    /// The same for the admin listener, counted apart.
+    pub fn admins(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
+        let who = digest("admins", &network(ip).to_be_bytes());
+        self.per_minute(&self.calls, who, self.limits.global_per_minute, now)
     }
 
     /// Counts a call with the key of this host, in windows of a minute as well.
     pub fn host(&self, host: HostId, now: OffsetDateTime) -> Result<(), Limited> {
         self.per_minute(&self.hosts, host.0.into(), self.limits.host_per_minute, now)
+    }
+
+    /// Counts a call of this user, who is signed in, in the same way.
+    pub fn user(&self, user: UserId, now: OffsetDateTime) -> Result<(), Limited> {
+        let who = digest("user", &user.0.to_be_bytes());
+        self.per_minute(&self.hosts, who, self.limits.host_per_minute, now)
     }
 
     fn per_minute(&self, counts: &Counts, who: u128, limit: u32, now: OffsetDateTime) -> Result<(), Limited> {
@@ -182,7 +197,7 @@ impl Throttle {
 
 /// Who is counted as one: an IPv4 address, or an IPv6 /64, which anybody who has one address of it has whole. As the bits
 /// of an IPv6 address; the v4-mapped ones are the v4 ones, and no /64 looks like them.
-fn network(ip: IpAddr) -> u128 {
+pub fn network(ip: IpAddr) -> u128 {
     match ip.to_canonical() {
         IpAddr::V6(ip) => ip.to_bits() & (u128::MAX << 64),
         IpAddr::V4(ip) => Ipv6Addr::to_bits(ip.to_ipv6_mapped()),

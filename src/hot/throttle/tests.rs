@@ -35,6 +35,28 @@ fn an_address_has_so_many_calls_a_minute() {
     assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(41)), None);
 }
 
+/// Whoever floods one listener keeps nobody of the same address from the other.
+#[test]
+fn the_listeners_are_counted_apart_and_users_apart_from_hosts() {
+    let throttle = Throttle::new(LIMITS);
+    for _ in 0..3 {
+        assert_eq!(throttle.global(ip("192.0.2.1"), at(0)), Ok(()));
+    }
+    assert!(throttle.global(ip("192.0.2.1"), at(1)).is_err());
+    for last in [1, 2, 3] {
+        assert_eq!(throttle.admins(ip(&format!("2001:db8::{last}")), at(1)), Ok(()));
+        assert_eq!(throttle.admins(ip("192.0.2.1"), at(1)), Ok(()));
+    }
+    assert!(throttle.admins(ip("192.0.2.1"), at(1)).is_err());
+    assert!(throttle.admins(ip("2001:db8::9"), at(1)).is_err(), "one network");
+    for _ in 0..2 {
+        assert_eq!(throttle.host(HostId(7), at(1)), Ok(()));
+        assert_eq!(throttle.user(UserId(7), at(1)), Ok(()));
+    }
+    assert!(throttle.host(HostId(7), at(1)).is_err());
+    assert_eq!(throttle.user(UserId(7), at(1)), Err(Limited { limit: 2, reset_at: at(61) }));
+}
+
 #[test]
 fn the_twenty_first_wrong_key_in_the_window_is_turned_away() {
     let throttle = Throttle::new(LIMITS);

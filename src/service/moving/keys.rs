@@ -39,18 +39,19 @@ pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
 impl Service {
     /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
     pub async fn seal_backup_keys(&self, by: &By, passphrase: Zeroizing<String>, manifest: Digest) -> Result<String> {
-        judge_passphrase(&passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))?;
         let plain = Plain { master_key: self.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);
+        let outside = std::sync::Arc::clone(&self.outside);
+        let sealing = move || {
+            judge_passphrase(&passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))?;
+            Ok(passphrase::seal_under(&passphrase, &manifest, &plain, &*outside)?)
+        };
+        let sealed = self.people.passwords.turn(by.from).await?.spend(sealing).await?;
         if self.standstill().is_none() {
             let note = by.note(self.outside.now(), "state.backup_keys").on(manifest);
             self.records.append_audit(std::slice::from_ref(&note)).await?;
             tell(&note);
         }
-        let outside = std::sync::Arc::clone(&self.outside);
-        let sealing = tokio::task::spawn_blocking(move || {
-            passphrase::seal_under(&passphrase, &manifest, &plain, &*outside).map_err(ServiceError::from)
-        });
-        sealing.await.map_err(ServiceError::internal)?
+        Ok(sealed)
     }
 }

@@ -62,7 +62,8 @@ impl Default for PeoplePolicy {
 
 #[derive(Default)]
 pub struct People {
-    passwords: Passwords,
+    /// The queue for what takes a processor for long.
+    pub(super) passwords: Passwords,
     users: ArcSwap<HashMap<UserId, Arc<User>>>,
     /// By the SHA-256 of the token. Ended ones are not here.
     sessions: RwLock<HashMap<Digest, Arc<Held>>>,

@@ -3,13 +3,22 @@
 //! Kept as Argon2id under the parameters that OWASP's Password Storage Cheat Sheet names; whoever signs in with one that is
 //! kept under weaker parameters has it hashed anew. Checking takes as long for a user who is not there as for a wrong
 //! password. Hashing takes 19 MiB and a processor for some 20 ms, so few are hashed at once and few may wait.
+//!
+//! The queue is for all work of that kind: judging the strength of a password, sealing under a passphrase, writing a
+//! PKCS#12. That work never runs on a thread of the async runtime. It keeps its place until it is done, even when the
+//! caller hangs up. One address cannot take all places.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use argon2::password_hash::phc::PasswordHash as Phc;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
+use crate::hot::throttle::network;
 use crate::model::people::Email;
 use crate::outside::{Outside, random};
 use crate::records::PasswordHash;
@@ -22,6 +31,9 @@ const SHORTEST: usize = 8;
 const LONGEST: usize = 1024;
 /// As many guesses as an online attack, throttled, makes in years (zxcvbn's score 3 begins here).
 const GUESSES: u64 = 100_000_000;
+/// Only so many characters are judged, from the beginning: the time that zxcvbn takes grows much faster than the length
+/// (1.6 s for 1024 bytes), and what these are worth is enough or is not.
+const JUDGED_CHARACTERS: usize = 100;
 
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
@@ -34,11 +46,55 @@ const DECOY: &str = "$argon2id$v=19$m=19456,t=2,p=1$0Up6k/20tRubrVKAyOnxlA$5lfCB
 const AT_ONCE: usize = 2;
 /// Waiting for their turn.
 const WAITING: usize = 64;
+/// Places, hashed or waiting, that calls of one address can have together. An IPv6 address counts as its /64.
+const PLACES_PER_ADDRESS: usize = 8;
 
 pub struct Passwords {
     /// One for each that is hashed or waits for its turn.
-    places: Semaphore,
-    turns: Semaphore,
+    places: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    shares: Arc<Shares>,
+}
+
+/// The places that each network has now. There are never more entries than places.
+#[derive(Default)]
+struct Shares(Mutex<HashMap<u128, usize>>);
+
+impl Shares {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u128, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place of one network, given back when it is dropped.
+struct Share {
+    shares: Arc<Shares>,
+    network: u128,
+}
+
+impl Share {
+    /// `None`: the network has as many as it may have.
+    fn take(shares: &Arc<Shares>, network: u128) -> Option<Self> {
+        let mut held = shares.lock();
+        let places = held.entry(network).or_default();
+        if *places >= PLACES_PER_ADDRESS {
+            return None;
+        }
+        *places += 1;
+        Some(Self { shares: Arc::clone(shares), network })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.lock();
+        if let Some(places) = held.get_mut(&self.network) {
+            *places = places.saturating_sub(1);
+            if *places == 0 {
+                held.remove(&self.network);
+            }
+        }
+    }
 }
 
 pub struct Checked {
@@ -49,35 +105,53 @@ pub struct Checked {
 
 impl Default for Passwords {
     fn default() -> Self {
-        Self { places: Semaphore::new(AT_ONCE + WAITING), turns: Semaphore::new(AT_ONCE) }
+        Self {
+            places: Arc::new(Semaphore::new(AT_ONCE + WAITING)),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            shares: Arc::default(),
+        }
     }
 }
 
 impl Passwords {
-    /// The hash of a new password, if it may be one.
-    pub async fn hash(&self, password: &str, email: &Email, outside: &dyn Outside) -> Result<PasswordHash> {
-        if let Err(reason) = judge(password, email) {
-            return Err(ServiceError::invalid("password", reason));
-        }
-        let (password, salt) = (Zeroizing::new(password.to_owned()), random::<16>(outside));
-        self.turn().await?.spend(move || hash(&password, &salt)).await
+    /// The hash of a new password, if it may be one. `from`: as for [`Self::turn`].
+    pub async fn hash(
+        &self,
+        password: &str,
+        email: &Email,
+        from: Option<IpAddr>,
+        outside: &dyn Outside,
+    ) -> Result<PasswordHash> {
+        let (password, email) = (Zeroizing::new(password.to_owned()), email.clone());
+        let salt = random::<16>(outside);
+        let work = move || {
+            judge(&password, &email).map_err(|reason| ServiceError::invalid("password", reason))?;
+            hash(&password, &salt)
+        };
+        self.turn(from).await?.spend(work).await
     }
 
-    /// Waits until something may be hashed. [`ServiceError::Busy`]: too many do.
-    pub async fn turn(&self) -> Result<Turn<'_>> {
-        let place = self.places.try_acquire().map_err(|_| ServiceError::Busy)?;
-        let turn = self.turns.acquire().await.map_err(ServiceError::internal)?;
-        Ok(Turn { _place: place, _turn: turn })
+    /// Waits until something may be hashed. [`ServiceError::Busy`]: too many do, or too many of this address. `from`: the
+    /// address that asks; `None` on this machine, which has no share of its own.
+    pub async fn turn(&self, from: Option<IpAddr>) -> Result<Turn> {
+        let share = match from {
+            Some(from) => Some(Share::take(&self.shares, network(from)).ok_or(ServiceError::Busy)?),
+            None => None,
+        };
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ServiceError::Busy)?;
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(ServiceError::internal)?;
+        Ok(Turn { _share: share, _place: place, _turn: turn })
     }
 }
 
-/// One password may be hashed.
-pub struct Turn<'a> {
-    _place: SemaphorePermit<'a>,
-    _turn: SemaphorePermit<'a>,
+/// One piece of work that takes a processor for long may be done.
+pub struct Turn {
+    _share: Option<Share>,
+    _place: OwnedSemaphorePermit,
+    _turn: OwnedSemaphorePermit,
 }
 
-impl Turn<'_> {
+impl Turn {
     /// `None`: there is no such user, or they have none. It takes as long.
     pub async fn check(self, password: &str, known: Option<&PasswordHash>, outside: &dyn Outside) -> Result<Checked> {
         if password.len() > LONGEST {
@@ -97,7 +171,13 @@ impl Turn<'_> {
         .await
     }
 
-    async fn spend<T: Send + 'static>(self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    /// Does the work outside the async runtime. The turn goes with it: a caller who hangs up does not make room for the
+    /// next one while the work still runs.
+    pub async fn spend<T: Send + 'static>(self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let work = move || {
+            let _turn = self;
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(ServiceError::internal)?
     }
 }
@@ -122,7 +202,7 @@ fn weigh(password: &str, known: &[&str]) -> std::result::Result<(), String> {
         return Err(format!("must have {LONGEST} bytes at most"));
     }
     let known: Vec<&str> = ["codex", "codex-authd", "authd"].into_iter().chain(known.iter().copied()).collect();
-    if zxcvbn::zxcvbn(password, &known).guesses() < GUESSES {
+    if zxcvbn::zxcvbn(judged(password), &known).guesses() < GUESSES {
         return Err(
             "is too easily guessed: it is a common one, or made of common ones, of a pattern or of the e-mail \
                     address; four words that do not belong together are good"
@@ -130,6 +210,11 @@ fn weigh(password: &str, known: &[&str]) -> std::result::Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// The part of a password whose strength is judged.
+fn judged(password: &str) -> &str {
+    password.char_indices().nth(JUDGED_CHARACTERS).map_or(password, |(end, _)| &password[..end])
 }
 
 fn params() -> Result<Params> {
@@ -152,8 +237,23 @@ fn is_weaker(phc: &Phc) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
     use crate::outside::System;
+
+    fn is_pending<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> bool {
+        waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// At once: a call that waits is not refused.
+    fn is_busy(turn: impl Future<Output = Result<Turn>>) -> bool {
+        matches!(
+            Box::pin(turn).as_mut().poll(&mut Context::from_waker(Waker::noop())),
+            Poll::Ready(Err(ServiceError::Busy))
+        )
+    }
 
     fn email() -> Email {
         "ada.lovelace@example.test".parse().unwrap()
@@ -185,11 +285,11 @@ mod tests {
     #[tokio::test]
     async fn only_the_right_password_is_right_and_never_without_a_user() {
         let passwords = Passwords::default();
-        let kept = passwords.hash("correct horse battery staple", &email(), &System).await.unwrap();
+        let kept = passwords.hash("correct horse battery staple", &email(), None, &System).await.unwrap();
         assert!(kept.0.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", kept.0);
         assert_eq!(format!("{kept:?}"), "***");
         let check = async |password: &str, known| {
-            passwords.turn().await.unwrap().check(password, known, &System).await.unwrap()
+            passwords.turn(None).await.unwrap().check(password, known, &System).await.unwrap()
         };
         let checked = check("correct horse battery staple", Some(&kept)).await;
         assert!(checked.is_right && checked.rehashed.is_none());
@@ -216,15 +316,20 @@ mod tests {
         let weaker = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8 * 1024, 1, 1, None).unwrap());
         let kept: Phc = weaker.hash_password_with_salt(b"correct horse battery staple", &[7; 16]).unwrap();
         let kept = PasswordHash(kept.to_string());
-        let wrong = passwords.turn().await.unwrap().check("wrong", Some(&kept), &System).await.unwrap();
+        let wrong = passwords.turn(None).await.unwrap().check("wrong", Some(&kept), &System).await.unwrap();
         assert!(!wrong.is_right && wrong.rehashed.is_none());
-        let right =
-            passwords.turn().await.unwrap().check("correct horse battery staple", Some(&kept), &System).await.unwrap();
+        let right = passwords
+            .turn(None)
+            .await
+            .unwrap()
+            .check("correct horse battery staple", Some(&kept), &System)
+            .await
+            .unwrap();
         let rehashed = right.rehashed.unwrap();
         assert!(rehashed.0.contains("m=19456,t=2"));
         assert!(
             passwords
-                .turn()
+                .turn(None)
                 .await
                 .unwrap()
                 .check("correct horse battery staple", Some(&rehashed), &System)
@@ -232,5 +337,73 @@ mod tests {
                 .unwrap()
                 .is_right
         );
+    }
+
+    #[test]
+    fn only_the_first_hundred_characters_are_judged() {
+        assert_eq!(judged("short"), "short");
+        let long: String = "é".repeat(500);
+        assert_eq!(judged(&long).chars().count(), JUDGED_CHARACTERS);
+        // What comes later does not count: a common beginning stays common.
+        let padded = format!("{}{}", "a".repeat(JUDGED_CHARACTERS), "correct horse battery staple k8#vQ2!pLz");
+        assert!(judge(&padded, &email()).is_err());
+        assert_eq!(judge(&"Zürich–Käse–Löffel 9 ".repeat(30), &email()), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_address_cannot_take_all_places() {
+        let passwords = Passwords::default();
+        let (greedy, other) = (Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([192, 0, 2, 2])));
+        // Both turns are taken, so that the rest waits.
+        let turns = [passwords.turn(None).await.unwrap(), passwords.turn(None).await.unwrap()];
+        let mut waiting: Vec<_> = (0..PLACES_PER_ADDRESS).map(|_| Box::pin(passwords.turn(greedy))).collect();
+        for one in &mut waiting {
+            assert!(is_pending(one));
+        }
+        assert!(is_busy(passwords.turn(greedy)));
+        // A v4-mapped address is the same one.
+        let mapped = Some("::ffff:192.0.2.1".parse().unwrap());
+        assert!(is_busy(passwords.turn(mapped)));
+        let mut others = Box::pin(passwords.turn(other));
+        assert!(is_pending(&mut others), "there is a place for another address");
+        // A caller who hangs up gives its share back.
+        drop(waiting);
+        drop(turns);
+        assert!(others.await.is_ok());
+        assert!(passwords.turn(greedy).await.is_ok());
+        assert!(passwords.shares.lock().is_empty(), "nothing is remembered of addresses that have no place");
+    }
+
+    #[tokio::test]
+    async fn addresses_of_one_network_share_their_places() {
+        let passwords = Passwords::default();
+        let mut turns = Vec::new();
+        for host in 0..PLACES_PER_ADDRESS {
+            let from = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(host).unwrap()]);
+            turns.push(Share::take(&passwords.shares, network(from)).unwrap());
+        }
+        let from = Some("2001:db8::ffff:0:1".parse().unwrap());
+        assert!(is_busy(passwords.turn(from)));
+        assert!(passwords.turn(Some("2001:db8:0:1::1".parse().unwrap())).await.is_ok());
+    }
+
+    /// The work cannot be stopped: whoever hangs up must not make room for more of it.
+    #[tokio::test]
+    async fn work_keeps_its_place_after_its_caller_hung_up() {
+        let passwords = Passwords::default();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let turn = passwords.turn(Some(IpAddr::from([192, 0, 2, 1]))).await.unwrap();
+        let mut work = Box::pin(turn.spend(move || {
+            let _ = wait.recv();
+            Ok(())
+        }));
+        assert!(is_pending(&mut work));
+        drop(work);
+        assert_eq!(passwords.turns.available_permits(), AT_ONCE - 1);
+        assert_eq!(passwords.shares.lock().len(), 1);
+        drop(go);
+        // Ends when the work does.
+        let both = Arc::clone(&passwords.turns).acquire_many_owned(u32::try_from(AT_ONCE).unwrap()).await;
+        assert!(both.is_ok());
     }
 }

@@ -108,6 +108,14 @@ impl Service {
         }
     }
 
+    /// Whose session this is, if it is in force as far as this node knows.
+    pub(in crate::service) fn user_of_session(&self, token: &Digest, now: OffsetDateTime) -> Option<UserId> {
+        match self.held(token, now) {
+            Some(Ok(signed_in)) => Some(signed_in.user.id),
+            _ => None,
+        }
+    }
+
     fn held(&self, token: &Digest, now: OffsetDateTime) -> Option<std::result::Result<SignedIn, Idle>> {
         let held = self.people.sessions.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()?;
         let user = self.people.users.load().get(&held.session.user).cloned()?;

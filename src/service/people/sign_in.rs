@@ -30,12 +30,14 @@ impl Service {
         let email: Option<Email> = email.parse().ok();
         let failing: Vec<Failing<'_>> =
             [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
+        // Before the records are asked: whoever is blocked costs nothing.
+        self.check_blocked(&failing, self.outside.now())?;
         let user = match &email {
             Some(email) => self.records.user_by_email(email).await?,
             None => None,
         };
         let known = user.as_ref().and_then(|user| user.password.as_ref());
-        let checked = self.check_password(password, known, &failing).await?;
+        let checked = self.check_password(password, known, &failing, from).await?;
         let reason = match &user {
             Some(user) if checked.is_right && user.disabled => "disabled",
             Some(_) if checked.is_right => "",
@@ -68,7 +70,7 @@ impl Service {
     ) -> Result<User> {
         let user = self.user(signed_in.user.id).await?;
         let failing = [Failing::SignIn(from), Failing::Account(&user.email)];
-        if !self.check_password(current, user.password.as_ref(), &failing).await?.is_right {
+        if !self.check_password(current, user.password.as_ref(), &failing, from).await?.is_right {
             self.count_failure(&failing, from).await;
             self.note_refused(by.note(self.outside.now(), "user.password").on(&user.email).refused(422)).await;
             return Err(ServiceError::invalid("current", "is not your password; without one, ask an admin for one"));
@@ -82,9 +84,10 @@ impl Service {
         password: &str,
         known: Option<&PasswordHash>,
         failing: &[Failing<'_>],
+        from: IpAddr,
     ) -> Result<Checked> {
         self.check_blocked(failing, self.outside.now())?;
-        let turn = self.people.passwords.turn().await?;
+        let turn = self.people.passwords.turn(Some(from)).await?;
         // Of many at once, as many are looked at as of many one after another.
         self.check_blocked(failing, self.outside.now())?;
         turn.check(password, known, &*self.outside).await

@@ -19,7 +19,7 @@ impl Service {
     pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &By) -> Result<User> {
         let email = read_email(email)?;
         let password = match password {
-            Some(password) => Some(self.people.passwords.hash(password, &email, &*self.outside).await?),
+            Some(password) => Some(self.people.passwords.hash(password, &email, by.from, &*self.outside).await?),
             None => None,
         };
         let now = self.outside.now();
@@ -85,7 +85,7 @@ impl Service {
     /// All sessions of the user are over.
     pub async fn set_password(&self, id: UserId, password: &str, by: &By) -> Result<User> {
         let user = self.user(id).await?;
-        let hash = self.people.passwords.hash(password, &user.email, &*self.outside).await?;
+        let hash = self.people.passwords.hash(password, &user.email, by.from, &*self.outside).await?;
         let note = by.note(self.outside.now(), "user.password");
         self.change_user(id, UserChange::Password(hash), note).await
     }

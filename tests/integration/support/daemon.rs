@@ -25,6 +25,8 @@ pub struct Daemon {
     pub environment: Vec<(String, String)>,
     /// A command that becomes the daemon, given as its last arguments: for one with other rights.
     pub within: Vec<String>,
+    /// The program: of this build, unless a test compares it with another one.
+    pub binary: PathBuf,
     /// What is logged; else `RUST_LOG` of the tests, else all there is.
     pub log_level: Option<&'static str>,
 }
@@ -74,8 +76,14 @@ impl Daemon {
             listen: Listen { hosts: nowhere, admin: nowhere },
             environment: Vec::new(),
             within: Vec::new(),
+            binary: BINARY.into(),
             log_level: None,
         }
+    }
+
+    /// Takes back what [`Self::prepare`] set: the program's own default holds. `prefix`: of the names.
+    pub fn unset(&mut self, prefix: &str) {
+        self.settings.retain(|(name, _)| !name.starts_with(prefix));
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -92,7 +100,7 @@ impl Daemon {
 
     /// The binary with this daemon's settings in its environment and nothing else's.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(&self.binary);
         self.settings_for(&mut command);
         command.args(arguments);
         command
@@ -132,7 +140,7 @@ impl Daemon {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
                 self.settings_for(&mut command);
-                command.args(rest).args([BINARY, "serve"]);
+                command.args(rest).arg(&self.binary).arg("serve");
                 command
             }
         };
