@@ -3,6 +3,7 @@
 mod support;
 
 mod appliance;
+mod attacks;
 mod backups;
 mod canary;
 mod certificates;
