@@ -299,6 +299,18 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "needs listen.trusted_proxies: the PROXY header of nobody else is believed",
         );
     }
+    if config.limits.connections != 0 && !(16..=60_000).contains(&config.limits.connections) {
+        return bad("limits.connections", "must be 0 (as many as there are descriptors for), or from 16 to 60000");
+    }
+    if !(8..=60_000).contains(&config.limits.connections_per_address) {
+        return bad("limits.connections_per_address", "must be from 8 to 60000");
+    }
+    if !(4..=1024).contains(&config.limits.handshakes_per_address) {
+        return bad("limits.handshakes_per_address", "must be from 4 to 1024");
+    }
+    if !(16..=4096).contains(&config.limits.buffered_mib) {
+        return bad("limits.buffered_mib", "must be from 16 to 4096");
+    }
     if config.auth.min_token_length < 8 {
         return bad("auth.min_token_length", "must be 8 or more");
     }

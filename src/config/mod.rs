@@ -217,6 +217,14 @@ pub struct Limits {
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
     pub auth_fail_block_seconds: u32,
+    /// Open connections of the hosts' listener; 0: by the descriptors that the process may have.
+    pub connections: u32,
+    /// Open connections of one address, on each listener.
+    pub connections_per_address: u32,
+    /// TLS handshakes of one address that are under way, on each listener.
+    pub handshakes_per_address: u32,
+    /// Request bodies and answers that are in memory at once, on each listener, in MiB.
+    pub buffered_mib: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -310,6 +318,10 @@ impl Default for Limits {
             auth_fail_count: 20,
             auth_fail_window_seconds: 600,
             auth_fail_block_seconds: 1800,
+            connections: 0,
+            connections_per_address: 256,
+            handshakes_per_address: 64,
+            buffered_mib: 64,
         }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod background;
 mod certificates;
+mod descriptors;
 pub mod format;
 pub mod hardening;
 pub mod listen_file;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use poem::Server;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -15,11 +14,13 @@ use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
 use super::tls::Tls;
-use super::{DaemonError, background, listen_file, manager, prober, provider, replace};
+use super::{DaemonError, background, descriptors, listen_file, manager, prober, provider, replace};
 use crate::api;
 use crate::config::{Config, ForwardedHeader, Listen};
 use crate::dashboard::Dashboard;
-use crate::listener::{Behind, ControlAcceptor, Counters, Drain, Gate, Limits, PlainAcceptor, TlsAcceptor};
+use crate::listener::{
+    Behind, ControlAcceptor, Counters, Drain, Gate, Handed, Limits, PlainAcceptor, RefusalReason, Server, TlsAcceptor,
+};
 use crate::metrics::{Connections, Listener, Metrics};
 use crate::model::forwarded::{Header, Trust};
 use crate::outside::{Outside, System};
@@ -30,9 +31,7 @@ use crate::service::Service;
 const DRAIN: Duration = Duration::from_secs(20);
 /// And when it is to be replaced: what waits for the store waits for nothing.
 const SHORT_DRAIN: Duration = Duration::from_secs(5);
-/// Requests at once on one HTTP/2 connection.
-const STREAMS: u32 = 128;
-/// Admins' calls may take long, and whoever makes them has been let in by name.
+/// Admins' calls may take long.
 const PATIENT: Limits = Limits::patient();
 
 pub struct Running {
@@ -54,6 +53,7 @@ impl Running {
             recovery::reread_stores(&config.state_dir);
         }
         let outside: Arc<dyn Outside> = Arc::new(System);
+        let shares = descriptors::share_out(config);
         let state = State::open(config, outside.clone()).await?;
         // After the lock: left-overs are removed, and another daemon's are none.
         let cgroup = delegation::prepare();
@@ -67,7 +67,9 @@ impl Running {
         sockets.warn_of_others(&config.listen, recovery.is_successor());
         let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
         make_parent(&config.listen.control)?;
-        let control = ControlAcceptor::bind(&config.listen.control, PATIENT).await?;
+        let control =
+            ControlAcceptor::bind(&config.listen.control, descriptors::bounded(PATIENT, shares.control, config))
+                .await?;
         watch(&state.metrics, Listener::Control, control.counters());
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
@@ -82,19 +84,21 @@ impl Running {
         let Sockets { hosts, admin } = sockets.duplicate()?;
         let trust = Arc::new(trust(&config.listen));
         let hosts_endpoint = api::hosts_listener(service.clone(), trust.clone());
+        let hosts_limits = descriptors::bounded(Limits::default(), shares.hosts, config);
         let hosts_server = if config.listen.hosts_tls {
-            let gate = Gate { proxies: config.listen.proxy_protocol.then_some(trust), ..Gate::default() };
-            let acceptor = TlsAcceptor::guarded(hosts, tls.hosts(), Limits::default(), gate);
+            let proxies = config.listen.proxy_protocol.then(|| trust.clone());
+            let gate = Gate { proxies, forwarders: trust, ..Gate::default() };
+            let acceptor = TlsAcceptor::guarded(hosts, tls.hosts(), hosts_limits, gate);
             let acceptor = acceptor.map_err(DaemonError::Listener)?;
             watch(&state.metrics, Listener::Hosts, acceptor.counters());
             let drain = acceptor.drain();
-            tokio::spawn(run(server(acceptor), hosts_endpoint, drain, stopping.clone()))
+            tokio::spawn(run(Server::new(acceptor), hosts_endpoint, drain, stopping.clone()))
         } else {
             let behind = Behind { proxies: trust, proxy_protocol: config.listen.proxy_protocol };
-            let acceptor = PlainAcceptor::behind(hosts, Limits::default(), behind).map_err(DaemonError::Listener)?;
+            let acceptor = PlainAcceptor::behind(hosts, hosts_limits, behind).map_err(DaemonError::Listener)?;
             watch(&state.metrics, Listener::Hosts, acceptor.counters());
             let drain = acceptor.drain();
-            tokio::spawn(run(server(acceptor), hosts_endpoint, drain, stopping.clone()))
+            tokio::spawn(run(Server::new(acceptor), hosts_endpoint, drain, stopping.clone()))
         };
         // Whoever shows a certificate is asked about twice: in the handshake, and again for every call.
         let admitting = service.clone();
@@ -103,15 +107,17 @@ impl Running {
             ..Gate::default()
         };
         let admins = gate.connections.clone();
-        let acceptor = TlsAcceptor::guarded(admin, tls.admin(), PATIENT, gate).map_err(DaemonError::Listener)?;
+        let acceptor =
+            TlsAcceptor::guarded(admin, tls.admin(), descriptors::bounded(PATIENT, shares.admin, config), gate);
+        let acceptor = acceptor.map_err(DaemonError::Listener)?;
         watch(&state.metrics, Listener::Admin, acceptor.counters());
         let drain = acceptor.drain();
         let dashboard = Dashboard::new(service.clone(), outside.clone());
         let admin_endpoint = api::admin_listener(service.clone(), |route| dashboard.mount(route));
-        let admin_server = tokio::spawn(run(server(acceptor), admin_endpoint, drain, stopping.clone()));
+        let admin_server = tokio::spawn(run(Server::new(acceptor), admin_endpoint, drain, stopping.clone()));
         let drain = control.drain();
         let control_endpoint = api::admin_over_control(service.clone());
-        let control_server = tokio::spawn(run(server(control), control_endpoint, drain, stopping.clone()));
+        let control_server = tokio::spawn(run(Server::new(control), control_endpoint, drain, stopping.clone()));
         let mut jobs = background::start(config, service.clone(), tls.clone(), outside, stopping.clone());
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone(), admins };
         jobs.add(certificates.follow(service.clone(), stopping));
@@ -165,22 +171,20 @@ fn watch(metrics: &Metrics, listener: Listener, counters: Arc<Counters>) {
         refused: counters.refused.load(Ordering::Relaxed),
         accept_errors: counters.accept_errors.load(Ordering::Relaxed),
         open: counters.open.load(Ordering::Relaxed),
+        refused_by_reason: RefusalReason::ALL
+            .map(|reason| (reason.name(), counters.by_reason[reason as usize].load(Ordering::Relaxed))),
     });
 }
 
-/// Who says nothing, or says it too slowly, is cut by the connection itself (`listener`).
-fn server<A: poem::listener::Acceptor + 'static>(acceptor: A) -> Server<std::convert::Infallible, A> {
-    Server::new_with_acceptor(acceptor).http2_max_concurrent_streams(STREAMS)
-}
-
 async fn run<A, E>(
-    server: Server<std::convert::Infallible, A>,
+    server: Server<A>,
     endpoint: E,
     drain: Drain,
     mut stopping: watch::Receiver<bool>,
 ) -> std::io::Result<()>
 where
-    A: poem::listener::Acceptor + 'static,
+    A: poem::listener::Acceptor,
+    A::Io: Handed + 'static,
     E: poem::Endpoint + 'static,
 {
     let stopped = async move {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::syncfs;
 
 use super::{DurableError, Result};
 
@@ -146,6 +147,11 @@ fn clear_half_made(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// This process, or the machine, has as many files open as it may have. It passes.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
+}
+
 impl DiskFiles {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let db = OpenOptions::new().read(true).write(true).open(dir.join("db"))?;
@@ -181,7 +187,11 @@ impl DiskFiles {
 
 impl Files for DiskFiles {
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_new_blobs()?;
+        match self.sync_new_blobs() {
+            // Whoever has taken all descriptors must not fail the store: without one, the whole file system is synced.
+            Err(error) if is_out_of_descriptors(&error) => syncfs(&self.db)?,
+            synced => synced?,
+        }
         self.db.sync_data()
     }
 }

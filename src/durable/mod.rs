@@ -50,6 +50,7 @@ pub enum DurableError {
 
 pub type Result<T> = std::result::Result<T, DurableError>;
 
+pub(crate) use files::is_out_of_descriptors;
 pub use files::reread;
 pub use snapshot::Snapshot;
 

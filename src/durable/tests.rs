@@ -340,3 +340,46 @@ fn a_large_value_that_was_staged_is_seen_by_the_same_change() {
     store.write(replace).unwrap();
     assert_eq!(store.get_large(b"new").unwrap(), None);
 }
+
+/// Runs in a process of its own, which has to live with very few file descriptors.
+const ALONE: &str = "AUTHD_TEST_FEW_FILES";
+
+#[test]
+fn a_process_without_file_descriptors_goes_on_writing() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if std::env::var_os(ALONE).is_none() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "durable::tests::a_process_without_file_descriptors_goes_on_writing"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let durable = Durable::open(dir.path()).unwrap();
+    put(&durable, "before", b"1");
+    durable.commit_blocking().unwrap();
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+    let mut files = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        files.push(file);
+    }
+    for number in 0..5u8 {
+        put(&durable, "during", &[number]);
+        durable.commit_blocking().unwrap();
+    }
+    assert!(durable.healthy());
+    drop(files);
+    put(&durable, "after", b"1");
+    durable.commit_blocking().unwrap();
+    drop(durable);
+    assert_eq!(Durable::open(dir.path()).unwrap().get("during").unwrap().unwrap(), [4]);
+}

@@ -2,18 +2,21 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use poem::http::uri::Scheme;
 use poem::web::{LocalAddr, RemoteAddr};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::Limits;
 use super::connection::{Connection, Entry};
+use super::counters::{Counters, RefusalReason};
+use super::places::{Place, Places};
 
 /// What poem wants of an acceptor.
 pub(super) type Accepted<Io> = (Io, LocalAddr, RemoteAddr, Scheme);
@@ -27,7 +30,7 @@ pub(super) trait Source: Send + Sync + 'static {
 /// Connections that are ready to be served. Dropping it closes the listening socket and ends the handshakes under way;
 /// connections already handed out go on. [`Drain`] is the way to stop that cuts nobody off.
 pub(super) struct Incoming<Io> {
-    ready: mpsc::Receiver<Accepted<Io>>,
+    ready: mpsc::Receiver<(Accepted<Io>, Arc<Place>)>,
     counters: Arc<Counters>,
     limits: Limits,
     stop: Arc<Stop>,
@@ -86,25 +89,19 @@ impl Drop for Counted {
     }
 }
 
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections handed to the server.
-    pub admitted: AtomicU64,
-    /// Connections refused: handshake failed or took too long, peer not allowed.
-    pub refused: AtomicU64,
-    /// Times the system would not accept.
-    pub accept_errors: AtomicU64,
-    /// Connections handed to the server and not closed yet.
-    pub open: AtomicU64,
-}
-
 impl<Io: Send + 'static> Incoming<Io> {
-    /// Begins accepting, on the current runtime. `prepare` makes a raw connection ready, in a task of its own and within
-    /// the handshake's time; `None`, which it has logged, drops the connection.
-    pub fn start<S, P, F>(source: S, limits: Limits, prepare: P) -> Self
+    /// Begins accepting, on the current runtime. `share`: in whose share of the places a connection counts. `prepare` makes
+    /// a raw connection ready, in a task of its own and within the handshake's time; `None`, which it has logged, drops the
+    /// connection.
+    pub fn start<S, P, F>(
+        source: S,
+        limits: Limits,
+        share: impl Fn(&S::Raw) -> Option<IpAddr> + Send + 'static,
+        prepare: P,
+    ) -> Self
     where
         S: Source,
-        P: Fn(S::Raw) -> F + Send + 'static,
+        P: Fn(S::Raw, Arc<Place>) -> F + Send + 'static,
         F: Future<Output = Option<Accepted<Io>>> + Send + 'static,
     {
         // Room for one: what is done waits with its permit until the server takes it.
@@ -117,12 +114,13 @@ impl<Io: Send + 'static> Incoming<Io> {
             first_request: limits.first_request,
         });
         let asked = stop.asked.subscribe();
-        let accepting = tokio::spawn(accept_all(source, limits, prepare, out, counters.clone(), asked)).abort_handle();
+        let handshakes = Handshakes { prepare, share, limits, out, counters: counters.clone() };
+        let accepting = tokio::spawn(accept_all(source, handshakes, asked)).abort_handle();
         Self { ready, counters, limits, stop, accepting }
     }
 
     /// Never an error: poem would ask again at once, and at full speed.
-    pub async fn next(&mut self) -> io::Result<Accepted<Io>> {
+    pub async fn next(&mut self) -> io::Result<(Accepted<Io>, Arc<Place>)> {
         match self.ready.recv().await {
             Some(connection) => Ok(connection),
             None if *self.stop.asked.borrow() => {
@@ -137,13 +135,14 @@ impl<Io: Send + 'static> Incoming<Io> {
     }
 
     /// What the server is given for it.
-    pub fn hand_out(&self, io: Io) -> Connection<Io> {
-        self.hand_out_as(io, None)
+    pub fn hand_out(&self, io: Io, place: Arc<Place>) -> Connection<Io> {
+        self.hand_out_as(io, None, place)
     }
 
-    pub fn hand_out_as<Other>(&self, io: Other, entry: Option<Entry>) -> Connection<Other> {
+    pub fn hand_out_as<Other>(&self, io: Other, entry: Option<Entry>, place: Arc<Place>) -> Connection<Other> {
         self.stop.fresh.send_modify(|fresh| *fresh += 1);
-        Connection::new(io, entry, Fresh(self.stop.clone()), Counted::new(self.counters.clone()), self.limits)
+        let counted = Counted::new(self.counters.clone());
+        Connection::new(io, entry, Fresh(self.stop.clone()), counted, place, self.limits)
     }
 
     pub fn drain(&self) -> Drain {
@@ -162,34 +161,51 @@ impl<Io> Drop for Incoming<Io> {
     }
 }
 
-async fn accept_all<S, P, F, Io>(
-    source: S,
-    limits: Limits,
+/// What begins handshakes, and where their connections go.
+struct Handshakes<P, K, Io> {
     prepare: P,
-    out: mpsc::Sender<Accepted<Io>>,
+    share: K,
+    limits: Limits,
+    out: mpsc::Sender<(Accepted<Io>, Arc<Place>)>,
     counters: Arc<Counters>,
+}
+
+async fn accept_all<S, P, K, F, Io>(
+    source: S,
+    handshakes: Handshakes<P, K, Io>,
     mut asked_to_stop: watch::Receiver<bool>,
 ) where
     S: Source,
-    P: Fn(S::Raw) -> F,
+    P: Fn(S::Raw, Arc<Place>) -> F,
+    K: Fn(&S::Raw) -> Option<IpAddr>,
     F: Future<Output = Option<Accepted<Io>>> + Send + 'static,
     Io: Send + 'static,
 {
-    let permits = Arc::new(Semaphore::new(limits.max_handshakes.clamp(1, Semaphore::MAX_PERMITS)));
-    let mut handshakes = JoinSet::new();
+    let Handshakes { prepare, share, limits, out, counters } = handshakes;
+    let places = Places::new(limits, counters.clone());
+    let mut under_way = JoinSet::new();
     let counted = counters.clone();
-    let begin = move |handshakes: &mut JoinSet<()>, raw, permit| {
-        while handshakes.try_join_next().is_some() {}
-        handshakes.spawn(shake_hands(prepare(raw), limits, out.clone(), counted.clone(), permit));
+    // Where there is no place left, the oldest silent connection makes room: a queue in the kernel would be filled by
+    // whoever connects the most, and everybody else would wait in it.
+    let begin = move |under_way: &mut JoinSet<()>, raw| {
+        while under_way.try_join_next().is_some() {}
+        match places.enter(share(&raw)) {
+            Ok(place) => {
+                let handshake = prepare(raw, place.clone());
+                under_way.spawn(shake_hands(handshake, place, limits, out.clone(), counted.clone()));
+            }
+            Err(reason) => {
+                counted.count(reason);
+                log::debug!("a connection was refused: {}", reason.name());
+            }
+        }
     };
     let mut trouble = Trouble::new(limits);
     loop {
-        // Before accepting: what is beyond the bound stays in the kernel's queue and costs us nothing.
         let accepted = async {
-            let permit = permits.clone().acquire_owned().await;
             loop {
                 match source.accept().await {
-                    Ok(raw) => return (raw, permit),
+                    Ok(raw) => return raw,
                     Err(error) => {
                         counters.accept_errors.fetch_add(1, Ordering::Relaxed);
                         trouble.met(&error).await;
@@ -197,24 +213,23 @@ async fn accept_all<S, P, F, Io>(
                 }
             }
         };
-        let (raw, permit) = tokio::select! {
-            accepted = accepted => accepted,
+        let raw = tokio::select! {
+            raw = accepted => raw,
             _ = asked_to_stop.wait_for(|stop| *stop) => break,
         };
         trouble.over();
-        begin(&mut handshakes, raw, permit.ok());
+        begin(&mut under_way, raw);
     }
     // Who is in the kernel's queue has been let in already, as far as the client can see. It never empties where
     // clients go on coming, and they must not keep the daemon from stopping.
     let closing = Instant::now() + LAST_CALL;
     while Instant::now() < closing
-        && let Ok(permit) = permits.clone().try_acquire_owned()
         && let Ok(Ok(raw)) = tokio::time::timeout(QUIET, source.accept()).await
     {
-        begin(&mut handshakes, raw, Some(permit));
+        begin(&mut under_way, raw);
     }
     drop(source);
-    while handshakes.join_next().await.is_some() {}
+    while under_way.join_next().await.is_some() {}
 }
 
 /// So long without another connection, and the queue was empty.
@@ -223,25 +238,30 @@ const QUIET: Duration = Duration::from_millis(10);
 /// How long a stop takes connections from the queue at most.
 const LAST_CALL: Duration = Duration::from_millis(100);
 
-/// The permit is kept until the server has taken the connection.
 async fn shake_hands<Io>(
     handshake: impl Future<Output = Option<Accepted<Io>>>,
+    place: Arc<Place>,
     limits: Limits,
-    out: mpsc::Sender<Accepted<Io>>,
+    out: mpsc::Sender<(Accepted<Io>, Arc<Place>)>,
     counters: Arc<Counters>,
-    _permit: Option<OwnedSemaphorePermit>,
 ) {
-    match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(limits.handshake_timeout, handshake) => outcome,
+        () = place.evicted() => {
+            counters.count(RefusalReason::HandshakeEvicted);
+            return;
+        }
+    };
+    match outcome {
         Ok(Some(connection)) => {
+            place.established();
             counters.admitted.fetch_add(1, Ordering::Relaxed);
             // An error means that the listener is gone, and this connection with it.
-            let _ = out.send(connection).await;
+            let _ = out.send((connection, place)).await;
         }
-        Ok(None) => {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-        }
+        Ok(None) => counters.count(RefusalReason::Handshake),
         Err(_) => {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
+            counters.count(RefusalReason::HandshakeTimeout);
             log::debug!("a connection was cut: no handshake within {:?}", limits.handshake_timeout);
         }
     }
@@ -310,7 +330,12 @@ impl Incoming<()> {
                 std::future::pending().await
             }
         }
-        Self::start(Nobody, Limits::default(), |()| std::future::ready(None))
+        Self::start(Nobody, Limits::default(), |()| None, |(), _| std::future::ready(None))
+    }
+
+    /// A place as a connection has it that the server was just given.
+    pub fn place(&self) -> Arc<Place> {
+        Places::new(self.limits, self.counters.clone()).enter(None).unwrap()
     }
 }
 
@@ -318,6 +343,7 @@ impl Incoming<()> {
 mod tests {
     use std::collections::VecDeque;
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicU64;
 
     use poem::Addr;
 
@@ -360,7 +386,7 @@ mod tests {
     const BOUND: Duration = Duration::from_secs(20);
 
     async fn next(incoming: &mut Incoming<u32>) -> u32 {
-        tokio::time::timeout(BOUND, incoming.next()).await.expect("a connection comes").unwrap().0
+        tokio::time::timeout(BOUND, incoming.next()).await.expect("a connection comes").unwrap().0.0
     }
 
     #[tokio::test]
@@ -368,7 +394,7 @@ mod tests {
         let (source, asked) = scripted(vec![Err(out_of_files()), Err(out_of_files()), Ok(7)], None);
         let limits = Limits { accept_pause: Duration::from_millis(30), ..Limits::default() };
         let begun = Instant::now();
-        let mut incoming = Incoming::start(source, limits, admit);
+        let mut incoming = Incoming::start(source, limits, |_| None, |raw, _| admit(raw));
         assert_eq!(next(&mut incoming).await, 7);
         assert!(begun.elapsed() >= 2 * limits.accept_pause, "it did not wait");
         assert!(asked.load(Ordering::Relaxed) <= 4);
@@ -380,7 +406,7 @@ mod tests {
         for kind in [io::ErrorKind::Other, io::ErrorKind::ConnectionAborted] {
             let (source, asked) = scripted(vec![], Some(kind));
             let limits = Limits { accept_pause: Duration::from_millis(50), ..Limits::default() };
-            let mut incoming = Incoming::start(source, limits, admit);
+            let mut incoming = Incoming::start(source, limits, |_| None, |raw, _| admit(raw));
             let none = tokio::time::timeout(Duration::from_millis(300), incoming.next()).await;
             assert!(none.is_err());
             let asked = asked.load(Ordering::Relaxed);
@@ -393,43 +419,46 @@ mod tests {
         let hung_up = || Err(io::ErrorKind::ConnectionAborted.into());
         let (source, _) = scripted(vec![hung_up(), hung_up(), Ok(7)], None);
         let limits = Limits { accept_pause: 10 * BOUND, ..Limits::default() };
-        assert_eq!(next(&mut Incoming::start(source, limits, admit)).await, 7);
+        assert_eq!(next(&mut Incoming::start(source, limits, |_| None, |raw, _| admit(raw))).await, 7);
     }
 
     #[tokio::test]
-    async fn beyond_the_bound_nothing_is_accepted_and_nothing_is_lost() {
-        let (source, asked) = scripted((0..6).map(Ok).collect(), None);
-        let limits = Limits { max_handshakes: 2, handshake_timeout: Duration::from_millis(200), ..Limits::default() };
+    async fn beyond_the_bound_the_oldest_silent_one_makes_room() {
+        let (source, _) = scripted((0..6).map(Ok).collect(), None);
+        let limits = Limits { max_handshakes: 2, handshake_timeout: 10 * BOUND, ..Limits::default() };
         let at_once = Arc::new(AtomicU64::new(0));
-        let most = Arc::new(AtomicU64::new(0));
-        let (counted, peak) = (at_once.clone(), most.clone());
-        // The first four say nothing until they are cut.
-        let mut incoming = Incoming::start(source, limits, move |raw| {
-            struct Leaving(Arc<AtomicU64>);
-            impl Drop for Leaving {
-                fn drop(&mut self) {
-                    self.0.fetch_sub(1, Ordering::SeqCst);
+        let counted = at_once.clone();
+        // The first four say nothing.
+        let mut incoming = Incoming::start(
+            source,
+            limits,
+            |_| None,
+            move |raw, _| {
+                struct Leaving(Arc<AtomicU64>);
+                impl Drop for Leaving {
+                    fn drop(&mut self) {
+                        self.0.fetch_sub(1, Ordering::SeqCst);
+                    }
                 }
-            }
-            peak.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            let leaving = Leaving(counted.clone());
-            async move {
-                let _leaving = leaving;
-                if raw < 4 { std::future::pending().await } else { admit(raw).await }
-            }
-        });
+                counted.fetch_add(1, Ordering::SeqCst);
+                let leaving = Leaving(counted.clone());
+                async move {
+                    let _leaving = leaving;
+                    if raw < 4 { std::future::pending().await } else { admit(raw).await }
+                }
+            },
+        );
         let mut came = [next(&mut incoming).await, next(&mut incoming).await];
         came.sort();
         assert_eq!(came, [4, 5]);
         let counters = incoming.counters();
-        let all_cut = async {
-            while counters.refused.load(Ordering::Relaxed) < 4 {
+        let evicted = &counters.by_reason[RefusalReason::HandshakeEvicted as usize];
+        let bounded = async {
+            while at_once.load(Ordering::SeqCst) > 2 || evicted.load(Ordering::Relaxed) < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(BOUND, all_cut).await.expect("the silent ones are cut");
-        assert_eq!(most.load(Ordering::SeqCst), 2);
-        assert!(asked.load(Ordering::Relaxed) <= 7);
+        tokio::time::timeout(BOUND, bounded).await.expect("the oldest are dropped");
     }
 
     #[tokio::test]
@@ -438,14 +467,19 @@ mod tests {
         let (held, mut gone) = mpsc::channel::<()>(1);
         let begun = Arc::new(tokio::sync::Notify::new());
         let begin = begun.clone();
-        let incoming = Incoming::<u32>::start(source, Limits::default(), move |_| {
-            let (held, begin) = (held.clone(), begin.clone());
-            async move {
-                let _held = held;
-                begin.notify_one();
-                std::future::pending().await
-            }
-        });
+        let incoming = Incoming::<u32>::start(
+            source,
+            Limits::default(),
+            |_| None,
+            move |_, _| {
+                let (held, begin) = (held.clone(), begin.clone());
+                async move {
+                    let _held = held;
+                    begin.notify_one();
+                    std::future::pending().await
+                }
+            },
+        );
         begun.notified().await;
         drop(incoming);
         let ended = tokio::time::timeout(Duration::from_secs(5), gone.recv()).await;
@@ -463,7 +497,8 @@ mod tests {
                 Ok(7)
             }
         }
-        let mut incoming = Incoming::<u32>::start(Endless, Limits::default(), |_| std::future::ready(None));
+        let mut incoming =
+            Incoming::<u32>::start(Endless, Limits::default(), |_| None, |_, _| std::future::ready(None));
         let drain = incoming.drain();
         let ended = tokio::select! {
             ended = tokio::time::timeout(BOUND, drain.finish()) => ended,
@@ -477,16 +512,21 @@ mod tests {
         let (source, _) = scripted((0..3).map(Ok).collect(), None);
         let release = Arc::new(tokio::sync::Semaphore::new(0));
         let gate = release.clone();
-        let mut incoming = Incoming::start(source, Limits::default(), move |raw| {
-            let gate = gate.clone();
-            async move {
-                // The last is still in its handshake when the stop comes; the others are done and not yet taken.
-                if raw == 2 {
-                    let _ = gate.acquire().await;
+        let mut incoming = Incoming::start(
+            source,
+            Limits::default(),
+            |_| None,
+            move |raw, _| {
+                let gate = gate.clone();
+                async move {
+                    // The last is still in its handshake when the stop comes; the others are done and not yet taken.
+                    if raw == 2 {
+                        let _ = gate.acquire().await;
+                    }
+                    admit(raw).await
                 }
-                admit(raw).await
-            }
-        });
+            },
+        );
         let counters = incoming.counters();
         while counters.admitted.load(Ordering::Relaxed) < 2 {
             tokio::task::yield_now().await;

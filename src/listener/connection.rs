@@ -1,8 +1,9 @@
 //! An open connection as the server has it: one that ends. It can be cut by the certificate it was opened with, and it
 //! does not outlive a client that says nothing, half a request, or does not take its answer.
 //!
-//! The server's own idle time-out ends a connection politely, which a client in the middle of a request, or one that
-//! reads nothing, can put off for ever; so there is a harder one here.
+//! Here a connection ends on which bytes arrive and nothing is answered; the deadlines of requests and answers, and that
+//! of an idle connection, are in `exchange`. A connection that we close takes what its client is still sending for a
+//! moment and throws it away: else the system resets the connection, and the client loses the answer.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,6 +12,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,6 +20,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::Limits;
 use super::accept::{Counted, Fresh};
+use super::places::Place;
+use super::server::Handed;
 use crate::model::digest::Digest;
 
 /// The open connections of a listener that asks for client certificates, by certificate.
@@ -101,13 +105,25 @@ pub struct Connection<Io> {
     /// Until the client has said something.
     fresh: Option<Fresh>,
     pace: Pace,
+    /// The client has closed its side, or the connection has failed.
+    is_over: bool,
+    linger: Option<Linger>,
+    place: Arc<Place>,
     _counted: Counted,
     io: Io,
 }
 
 impl<Io> Connection<Io> {
-    pub(super) fn new(io: Io, entry: Option<Entry>, fresh: Fresh, counted: Counted, limits: Limits) -> Self {
-        Self { entry, fresh: Some(fresh), pace: Pace::new(limits), _counted: counted, io }
+    pub(super) fn new(
+        io: Io,
+        entry: Option<Entry>,
+        fresh: Fresh,
+        counted: Counted,
+        place: Arc<Place>,
+        limits: Limits,
+    ) -> Self {
+        let pace = Pace::new(limits);
+        Self { entry, fresh: Some(fresh), pace, is_over: false, linger: None, place, _counted: counted, io }
     }
 
     pub fn get_ref(&self) -> &Io {
@@ -137,6 +153,8 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Connection<Io> {
                 self.fresh = None;
                 if buffer.filled().len() > before {
                     self.pace.heard();
+                } else {
+                    self.is_over = true;
                 }
                 ready
             }
@@ -144,7 +162,7 @@ impl<Io: AsyncRead + Unpin> AsyncRead for Connection<Io> {
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check()?;
         match Pin::new(&mut self.io).poll_write(cx, bytes) {
@@ -183,17 +201,66 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Connection<Io> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.io).poll_shutdown(cx) {
-            Poll::Pending => self.wait(cx),
-            ready => ready,
+        if self.linger.is_none() {
+            match Pin::new(&mut self.io).poll_shutdown(cx) {
+                Poll::Pending => return self.wait(cx),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        let is_cut = self.check().is_err();
+        let this = &mut *self;
+        if this.is_over || is_cut {
+            return Poll::Ready(Ok(()));
+        }
+        this.linger.get_or_insert_with(Linger::new).poll(&mut this.io, cx).map(Ok)
+    }
+}
+
+impl<Io> Handed for Connection<Io> {
+    fn place(&self) -> Arc<Place> {
+        self.place.clone()
+    }
+
+    fn limits(&self) -> Limits {
+        self.pace.limits
+    }
+}
+
+/// What a closed connection still takes from its client.
+struct Linger {
+    left: usize,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Linger {
+    const MAX_BYTES: usize = 1024 * 1024;
+    const MAX_TIME: Duration = Duration::from_secs(1);
+
+    fn new() -> Self {
+        Self { left: Self::MAX_BYTES, end: Box::pin(tokio::time::sleep(Self::MAX_TIME)) }
+    }
+
+    fn poll(&mut self, io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0; 4096];
+        loop {
+            if self.end.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut buffer = ReadBuf::new(&mut space);
+            match std::task::ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() && self.left > buffer.filled().len() => {
+                    self.left -= buffer.filled().len();
+                }
+                _ => return Poll::Ready(()),
+            }
         }
     }
 }
 
-/// How long a client may take.
+/// How long a client may take for what is not a whole request yet.
 struct Pace {
     limits: Limits,
-    heard: Instant,
     /// Since the first bytes after the last answer.
     receiving_since: Option<Instant>,
     /// Rings now and then, and is then set anew: cheaper than setting it for every request.
@@ -202,36 +269,30 @@ struct Pace {
 
 impl Pace {
     fn new(limits: Limits) -> Self {
-        Self { limits, heard: Instant::now(), receiving_since: None, alarm: None }
+        Self { limits, receiving_since: None, alarm: None }
     }
 
     fn heard(&mut self) {
-        self.heard = Instant::now();
-        self.receiving_since.get_or_insert(self.heard);
+        self.receiving_since.get_or_insert_with(Instant::now);
     }
 
     fn answered(&mut self) {
         self.receiving_since = None;
     }
 
-    fn deadline(&self) -> Instant {
-        let silent = self.heard + self.limits.silence;
-        self.receiving_since.map_or(silent, |since| silent.min(since + self.limits.receive_timeout))
-    }
-
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let deadline = self.deadline();
-        // Never further off than the shortest patience: whatever begins before it rings ends after it.
-        let shortest = self.limits.silence.min(self.limits.receive_timeout);
-        let next = |now: Instant| deadline.min(now + shortest);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next(Instant::now()))));
+        let timeout = self.limits.receive_timeout;
+        // With nothing under way: whatever begins before the alarm rings ends after it.
+        let deadline = |since: Option<Instant>| since.unwrap_or_else(Instant::now) + timeout;
+        let since = self.receiving_since;
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline(since))));
         loop {
             std::task::ready!(alarm.as_mut().poll(cx));
-            let now = Instant::now();
-            if now >= deadline {
+            let deadline = deadline(since);
+            if since.is_some() && Instant::now() >= deadline {
                 return Poll::Ready(());
             }
-            alarm.as_mut().reset(next(now));
+            alarm.as_mut().reset(deadline);
         }
     }
 }

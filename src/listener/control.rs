@@ -24,8 +24,9 @@ use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::accept::{Accepted, Counters, Drain, Incoming, Source};
+use super::accept::{Accepted, Drain, Incoming, Source};
 use super::connection::Connection;
+use super::counters::Counters;
 use super::{Limits, peer_address};
 
 /// Who is at the other end of a control connection.
@@ -70,7 +71,9 @@ impl ControlAcceptor {
         let listener = listen_at(path).map_err(failed)?;
         let file = SocketFile(path.into());
         let listener = UnixListener::from_std(listener).map_err(failed)?;
-        let incoming = Incoming::start(listener, limits, move |stream| {
+        // One user has them all.
+        let share = |_: &UnixStream| None;
+        let incoming = Incoming::start(listener, limits, share, move |stream, _| {
             let admitted = admit(stream, &admits);
             async move { admitted }
         });
@@ -98,8 +101,8 @@ impl Acceptor for ControlAcceptor {
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        let (stream, local, remote, scheme) = self.incoming.next().await?;
-        Ok((self.incoming.hand_out(stream), local, remote, scheme))
+        let ((stream, local, remote, scheme), place) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out(stream, place), local, remote, scheme))
     }
 }
 
@@ -198,11 +201,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use poem::{Request, Server, handler};
+    use poem::{Request, handler};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::listener::control_peer;
+    use crate::listener::{Server, control_peer};
 
     const BOUND: Duration = Duration::from_secs(20);
 
@@ -236,7 +239,7 @@ mod tests {
         for file in [path.clone(), directory.path().join("control.sock.lock")] {
             assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
         }
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(who));
+        tokio::spawn(Server::new(acceptor).run(who));
         let me = format!("{}:{}", geteuid(), std::process::id());
         let answer = ask(&path).await;
         assert!(answer.ends_with(&format!("\r\n\r\n{me}")), "{answer}");
@@ -250,7 +253,7 @@ mod tests {
         let counters = acceptor.counters();
         let reached = Arc::new(AtomicUsize::new(0));
         let count = reached.clone();
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(poem::endpoint::make_sync(move |_| {
+        tokio::spawn(Server::new(acceptor).run(poem::endpoint::make_sync(move |_| {
             count.fetch_add(1, Ordering::SeqCst);
         })));
         assert_eq!(ask(&path).await, "");
@@ -276,7 +279,7 @@ mod tests {
         let path = directory.path().join("control.sock");
         let acceptor = ControlAcceptor::bind(&path, Limits::default()).await.unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(who));
+        tokio::spawn(Server::new(acceptor).run(who));
         let curl = |uid: u32| {
             let path = path.clone();
             tokio::task::spawn_blocking(move || {

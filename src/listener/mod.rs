@@ -1,7 +1,7 @@
 //! How connections come in: TLS for hosts and admins, plain TCP behind a proxy, the control socket.
 //!
-//! These are poem `Acceptor`s of our own, because poem's hide the client certificate from handlers, let a silent client
-//! wait for ever, and spin when the process has no file descriptors left. Who is at the other end travels in the *local*
+//! These are poem `Acceptor`s of our own, and a server of our own that asks a poem `Endpoint`, because poem's hide the client certificate from handlers, let a silent client
+//! wait for ever, spin when the process has no file descriptors left, and bound neither heads nor bodies nor answers. Who is at the other end travels in the *local*
 //! address of a request ([`client_fingerprint`], [`control_peer`]), so that the remote address stays the peer's.
 //!
 //! This module admits connections; it must not know what a request may do, nor which certificates are revoked: it asks
@@ -10,14 +10,20 @@
 mod accept;
 mod connection;
 mod control;
+mod counters;
+mod exchange;
+mod places;
 pub(crate) mod proxy;
+mod server;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{Counters, Drain};
+pub use accept::Drain;
 pub use connection::{Connection, Connections};
 pub use control::{ControlAcceptor, ControlError, Peer};
+pub use counters::{Counters, RefusalReason};
+pub use server::{Handed, Server};
 pub use tcp::{Admission, Behind, Gate, PlainAcceptor, TlsAcceptor};
 
 use std::time::Duration;
@@ -35,15 +41,24 @@ const CONTROL_PEER: &str = "control-peer";
 pub struct Limits {
     /// From the accepted connection to the finished handshake, a PROXY header included.
     pub handshake_timeout: Duration,
-    /// Handshakes in progress at once. Beyond it connections wait in the kernel's queue; none is dropped.
+    /// Handshakes in progress at once, in all and of one address. Beyond it, the oldest silent one is dropped.
     pub max_handshakes: usize,
+    pub max_handshakes_per_address: usize,
+    /// Open connections, those in their handshake included. Beyond it, one without a request makes room.
+    pub max_connections: usize,
+    pub max_connections_per_address: usize,
+    /// Bytes of request bodies and answers that are in memory at once.
+    pub max_buffered_bytes: usize,
+    pub max_buffered_bytes_per_address: usize,
     /// How long to wait after the system refused to accept (no file descriptors left, say) before asking again.
     pub accept_pause: Duration,
     /// Such refusals are logged once in this time.
     pub report_every: Duration,
     /// From the first bytes of a request to the first of its answer. Not less than a slow upload or a slow handler needs.
     pub receive_timeout: Duration,
-    /// How long a connection on which nothing arrives is kept, whatever is under way on it.
+    /// From the first bytes of an answer to its last.
+    pub response_timeout: Duration,
+    /// How long a connection is kept without a request, whatever else arrives on it.
     pub silence: Duration,
     /// In a stop, how long clients that are just through their handshake have to begin their first request.
     pub first_request: Duration,
@@ -53,16 +68,27 @@ impl Limits {
     const DEFAULT: Self = Self {
         handshake_timeout: Duration::from_secs(10),
         max_handshakes: 1024,
+        max_handshakes_per_address: 64,
+        max_connections: 4096,
+        max_connections_per_address: 256,
+        max_buffered_bytes: 64 * 1024 * 1024,
+        max_buffered_bytes_per_address: 16 * 1024 * 1024,
         accept_pause: Duration::from_millis(100),
         report_every: Duration::from_secs(60),
         receive_timeout: Duration::from_secs(60),
+        response_timeout: Duration::from_secs(120),
         silence: Duration::from_secs(180),
         first_request: Duration::from_secs(2),
     };
 
     /// For callers that are known by then, and whose calls may take long.
     pub const fn patient() -> Self {
-        Self { receive_timeout: Duration::from_secs(600), silence: Duration::from_secs(900), ..Self::DEFAULT }
+        Self {
+            receive_timeout: Duration::from_secs(600),
+            response_timeout: Duration::from_secs(3600),
+            silence: Duration::from_secs(900),
+            ..Self::DEFAULT
+        }
     }
 }
 

@@ -12,8 +12,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::accept::{Accepted, Counters, Drain, Incoming, Source};
+use super::accept::{Accepted, Drain, Incoming, Source};
 use super::connection::{Connection, Connections, Entry};
+use super::counters::Counters;
+use super::places::Place;
 use super::{Limits, fingerprint_address, proxy};
 use crate::model::digest::Digest;
 use crate::model::forwarded::Trust;
@@ -34,6 +36,8 @@ pub struct Gate {
     pub connections: Connections,
     /// With it, every connection begins with a PROXY header, and comes from one of these.
     pub proxies: Option<Arc<Trust>>,
+    /// Proxies that pass on the calls of many clients and say whose each is: none of them is limited like one client.
+    pub forwarders: Arc<Trust>,
 }
 
 /// Accepts TLS connections; each handshake is made with the configuration in force when it begins.
@@ -59,8 +63,10 @@ impl TlsAcceptor {
 
     fn start(listener: TcpListener, live: LiveConfig, limits: Limits, gate: Gate) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let incoming = Incoming::start(listener, limits, move |(stream, remote)| {
-            handshake(stream, remote, live.clone(), gate.clone())
+        let forwarders = gate.forwarders.clone();
+        let share = move |(_, remote): &(TcpStream, SocketAddr)| share(remote.ip(), &forwarders);
+        let incoming = Incoming::start(listener, limits, share, move |(stream, remote), place| {
+            handshake(stream, remote, place, live.clone(), gate.clone())
         });
         Ok(Self { incoming, address })
     }
@@ -87,8 +93,8 @@ impl Acceptor for TlsAcceptor {
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        let ((stream, entry), local, remote, scheme) = self.incoming.next().await?;
-        Ok((self.incoming.hand_out_as(stream, entry), local, remote, scheme))
+        let (((stream, entry), local, remote, scheme), place) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out_as(stream, entry, place), local, remote, scheme))
     }
 }
 
@@ -124,7 +130,15 @@ impl PlainAcceptor {
 
     fn start(listener: TcpListener, limits: Limits, behind: Option<Behind>) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let incoming = Incoming::start(listener, limits, move |(stream, remote)| admit(stream, remote, behind.clone()));
+        let proxies = behind.as_ref().map(|behind| behind.proxies.clone());
+        let share = move |(_, remote): &(TcpStream, SocketAddr)| match &proxies {
+            // A proxy on this machine needs no naming to be let in.
+            Some(proxies) if may_come_in_the_clear(remote.ip(), proxies) => None,
+            _ => Some(remote.ip()),
+        };
+        let incoming = Incoming::start(listener, limits, share, move |(stream, remote), place| {
+            admit(stream, remote, place, behind.clone())
+        });
         Ok(Self { incoming, address })
     }
 
@@ -149,8 +163,8 @@ impl Acceptor for PlainAcceptor {
     }
 
     async fn accept(&mut self) -> io::Result<(Self::Io, LocalAddr, RemoteAddr, Scheme)> {
-        let (stream, local, remote, scheme) = self.incoming.next().await?;
-        Ok((self.incoming.hand_out(stream), local, remote, scheme))
+        let ((stream, local, remote, scheme), place) = self.incoming.next().await?;
+        Ok((self.incoming.hand_out(stream, place), local, remote, scheme))
     }
 }
 
@@ -162,11 +176,21 @@ impl Source for TcpListener {
     }
 }
 
-async fn admit(mut stream: TcpStream, remote: SocketAddr, behind: Option<Behind>) -> Option<Accepted<TcpStream>> {
+/// In whose share of the places a connection counts.
+fn share(peer: IpAddr, forwarders: &Trust) -> Option<IpAddr> {
+    (!forwarders.trusts(peer)).then_some(peer)
+}
+
+async fn admit(
+    mut stream: TcpStream,
+    remote: SocketAddr,
+    place: Arc<Place>,
+    behind: Option<Behind>,
+) -> Option<Accepted<TcpStream>> {
     let local = local_address(&stream, remote)?;
     let remote = match behind {
         None => remote,
-        Some(Behind { proxies, proxy_protocol: true }) => behind_proxy(&mut stream, remote, &proxies).await?,
+        Some(Behind { proxies, proxy_protocol: true }) => behind_proxy(&mut stream, remote, &place, &proxies).await?,
         Some(Behind { proxies, .. }) if may_come_in_the_clear(remote.ip(), &proxies) => remote,
         Some(_) => {
             log::debug!("connection from {remote} was refused: plain HTTP is for trusted proxies only");
@@ -182,12 +206,21 @@ fn may_come_in_the_clear(peer: IpAddr, proxies: &Trust) -> bool {
 
 type Admitted = Accepted<(TlsStream<TcpStream>, Option<Entry>)>;
 
-async fn handshake(mut stream: TcpStream, remote: SocketAddr, live: LiveConfig, gate: Gate) -> Option<Admitted> {
+async fn handshake(
+    mut stream: TcpStream,
+    remote: SocketAddr,
+    place: Arc<Place>,
+    live: LiveConfig,
+    gate: Gate,
+) -> Option<Admitted> {
     let local = local_address(&stream, remote)?;
     let remote = match &gate.proxies {
-        Some(proxies) => behind_proxy(&mut stream, remote, proxies).await?,
+        Some(proxies) => behind_proxy(&mut stream, remote, &place, proxies).await?,
         None => remote,
     };
+    // Silence is what a connection is dropped for first. An error shows again in the handshake.
+    let _ = stream.readable().await;
+    place.heard();
     let mut stream = match tokio_rustls::TlsAcceptor::from(live.current()).accept(stream).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -210,9 +243,23 @@ async fn handshake(mut stream: TcpStream, remote: SocketAddr, live: LiveConfig, 
     Some(((stream, Some(entry)), fingerprint_address(certificate), remote_address(remote), Scheme::HTTPS))
 }
 
-async fn behind_proxy(stream: &mut TcpStream, remote: SocketAddr, proxies: &Trust) -> Option<SocketAddr> {
+/// The client for whom a proxy connects, in whose share the connection counts from here on.
+async fn behind_proxy(
+    stream: &mut TcpStream,
+    remote: SocketAddr,
+    place: &Place,
+    proxies: &Trust,
+) -> Option<SocketAddr> {
     match proxy::read(stream, remote, proxies).await {
-        Ok(caller) => Some(caller),
+        // The proxy speaks for itself: its health check.
+        Ok(caller) if caller == remote => Some(caller),
+        Ok(caller) => match place.belongs_to(caller.ip()) {
+            Ok(()) => Some(caller),
+            Err(reason) => {
+                log::debug!("connection from {caller} was refused: {}", reason.name());
+                None
+            }
+        },
         Err(error) => {
             log::debug!("connection from {remote} was refused: {error}");
             None

@@ -1,5 +1,6 @@
-//! The TCP listeners with real sockets, real handshakes and a real poem server.
+//! The TCP listeners with real sockets, real handshakes and the real server.
 
+mod bounds;
 mod ending;
 
 use std::io::{self, Read as _};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use poem::listener::Acceptor;
-use poem::{Endpoint, Request, Server};
+use poem::{Endpoint, Request};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName as TlsName};
 use rustls::version::{TLS12, TLS13};
@@ -23,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Limits, PlainAcceptor, TlsAcceptor, client_fingerprint, control_peer};
+use super::{Limits, PlainAcceptor, Server, TlsAcceptor, client_fingerprint, control_peer};
 use crate::model::authority::AuthorityRole;
 use crate::outside::{Outside as _, System};
 use crate::pki::tls::provider;
@@ -103,7 +104,7 @@ struct Served {
 fn serve(acceptor: TlsAcceptor) -> Served {
     let address = acceptor.address();
     let (endpoint, calls) = endpoint();
-    tokio::spawn(Server::new_with_acceptor(acceptor).run(endpoint));
+    tokio::spawn(Server::new(acceptor).run(endpoint));
     Served { address, calls }
 }
 
@@ -306,35 +307,6 @@ async fn a_silent_client_is_cut_at_the_time_out_and_delays_nobody() {
 }
 
 #[tokio::test]
-async fn two_hundred_silent_connections_do_not_stop_a_good_one() {
-    let house = House::new();
-    let served = serve(TlsAcceptor::bind(LOOPBACK, house.hosts(), Limits::default()).unwrap());
-    let mut silent = Vec::new();
-    for _ in 0..200 {
-        silent.push(TcpStream::connect(served.address).await.unwrap());
-    }
-    let begun = Instant::now();
-    get(served.address, house.client(&TLS13, None)).await.unwrap();
-    assert!(begun.elapsed() < Limits::default().handshake_timeout / 2, "it waited for the silent ones to be cut");
-    for client in &silent {
-        let still_open = client.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        assert!(still_open, "a silent one was cut before its time");
-    }
-}
-
-#[tokio::test]
-async fn beyond_the_bound_a_good_client_waits_and_is_served() {
-    let house = House::new();
-    let limits = Limits { max_handshakes: 2, handshake_timeout: Duration::from_millis(300), ..Limits::default() };
-    let served = serve(TlsAcceptor::bind(LOOPBACK, house.hosts(), limits).unwrap());
-    let mut silent = Vec::new();
-    for _ in 0..5 {
-        silent.push(TcpStream::connect(served.address).await.unwrap());
-    }
-    get(served.address, house.client(&TLS13, None)).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_swapped_certificate_is_seen_by_new_handshakes_while_open_connections_go_on() {
     let house = House::new();
     let (first, second) = (house.identity(), house.identity());
@@ -430,7 +402,7 @@ async fn behind_a_proxy_plain_http_is_served_until_the_server_is_told_to_stop() 
     let signal = async move {
         let _ = stopped.await;
     };
-    let server = tokio::spawn(Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(endpoint, signal, None));
+    let server = tokio::spawn(Server::new(acceptor).run_with_graceful_shutdown(endpoint, signal, None));
     // A v4 client of a v6 socket is that v4 address.
     let answer = get_plain(address).await.unwrap();
     assert!(answer.contains("none Some(127.0.0.1) HTTP/1.1 \"http\" None"), "{answer}");
@@ -471,7 +443,7 @@ fn a_process_without_file_descriptors_serves_again_once_it_has_some() {
         let acceptor = PlainAcceptor::bind(LOOPBACK, limits).unwrap();
         let (address, counters) = (acceptor.address(), acceptor.counters());
         let (endpoint, _) = endpoint();
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(endpoint));
+        tokio::spawn(Server::new(acceptor).run(endpoint));
 
         let client = tokio::net::TcpSocket::new_v4().unwrap();
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

@@ -46,6 +46,8 @@ pub struct Connections {
     pub refused: u64,
     pub accept_errors: u64,
     pub open: u64,
+    /// Refused, or closed before their clients wanted it, by a name of the reason.
+    pub refused_by_reason: [(&'static str, u64); 9],
 }
 
 impl Metrics {
@@ -114,6 +116,9 @@ impl Now {
         let handshakes = "Connections by listener and outcome of their handshake: ok, or refused (failed, too slow, not \
                           allowed).";
         let handshakes = self.counters("codex_authd_handshakes_total", handshakes, &["listener", "outcome"])?;
+        let refused =
+            "Connections that were refused, or closed before their clients wanted it, by listener and reason.";
+        let refused = self.counters("codex_authd_connections_refused_total", refused, &["listener", "reason"])?;
         let errors = "Times the system would not accept a connection, by listener.";
         let errors = self.counters("codex_authd_accept_errors_total", errors, &["listener"])?;
         let open =
@@ -122,6 +127,9 @@ impl Now {
             let (name, connections) = (listener.name(), watcher());
             handshakes.with_label_values(&[name, "ok"]).inc_by(connections.admitted);
             handshakes.with_label_values(&[name, "refused"]).inc_by(connections.refused);
+            for (reason, count) in connections.refused_by_reason {
+                refused.with_label_values(&[name, reason]).inc_by(count);
+            }
             errors.with_label_values(&[name]).inc_by(connections.accept_errors);
             open.with_label_values(&[name]).set(connections.open as f64);
         }

@@ -72,7 +72,15 @@ type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], f64);
 #[test]
 fn what_is_asked_for_is_told_as_it_is() {
     let metrics = metrics();
-    metrics.watch_listener(Listener::Hosts, || Connections { admitted: 5, refused: 2, accept_errors: 1, open: 3 });
+    let mut refused_by_reason = [("handshake", 2); 9];
+    refused_by_reason[1..].iter_mut().for_each(|reason| *reason = ("idle_evicted", 1));
+    metrics.watch_listener(Listener::Hosts, move || Connections {
+        admitted: 5,
+        refused: 2,
+        accept_errors: 1,
+        open: 3,
+        refused_by_reason,
+    });
     metrics.watch_server_certificate(|| 42);
     metrics.refused(Refusal::Host);
     metrics.key_failed();
@@ -81,7 +89,7 @@ fn what_is_asked_for_is_told_as_it_is() {
     let samples = read(&metrics);
     drop(in_flight);
     let admin = [("kind", "admin"), ("name", "a\"b\\c\nd"), ("fingerprint", "0123")];
-    let expected: [Expected; 15] = [
+    let expected: [Expected; 16] = [
         ("codex_authd_canonical_version", &[], 3.0),
         ("codex_authd_canonical_last_refresh_age_seconds", &[], 9.5),
         ("codex_authd_hosts", &[("state", "active")], 2.0),
@@ -90,6 +98,7 @@ fn what_is_asked_for_is_told_as_it_is() {
         ("codex_authd_kill_switch", &[], 1.0),
         ("codex_authd_degraded", &[], 0.0),
         ("codex_authd_handshakes_total", &[("listener", "hosts"), ("outcome", "refused")], 2.0),
+        ("codex_authd_connections_refused_total", &[("listener", "hosts"), ("reason", "handshake")], 2.0),
         ("codex_authd_accept_errors_total", &[("listener", "hosts")], 1.0),
         ("codex_authd_open_connections", &[("listener", "hosts")], 3.0),
         ("codex_authd_certificate_expiry_timestamp_seconds", &admin, 7.0),

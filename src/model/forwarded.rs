@@ -15,6 +15,15 @@ const MAX_HOPS: usize = 32;
 /// Nor more bytes of header than this.
 const MAX_BYTES: usize = 8 * 1024;
 
+/// What counts as one address wherever callers are limited: an IPv4 address, or an IPv6 /64, which whoever has one address
+/// of it has whole. As the bits of an IPv6 address; v4-mapped ones are the v4 ones, and no /64 looks like them.
+pub fn share_of(ip: IpAddr) -> u128 {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => ip.to_bits() & (u128::MAX << 64),
+        IpAddr::V4(ip) => Ipv6Addr::to_bits(ip.to_ipv6_mapped()),
+    }
+}
+
 /// The one header that is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {

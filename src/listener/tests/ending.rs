@@ -88,7 +88,7 @@ async fn what_a_cut_connection_has_sent_already_is_not_served() {
     };
     let entry = connections.enter(Digest::of(b"a certificate"), &server);
     let incoming = super::super::accept::Incoming::<()>::silent();
-    let mut server = incoming.hand_out_as(server, Some(entry));
+    let mut server = incoming.hand_out_as(server, Some(entry), incoming.place());
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     timeout(BOUND, server.get_ref().readable()).await.unwrap().unwrap();
     assert_eq!(connections.cut(&Digest::of(b"a certificate")), 1);
@@ -177,7 +177,7 @@ async fn half_a_request_a_trickle_and_silence_are_cut() {
         let acceptor = PlainAcceptor::bind(LOOPBACK, limits).unwrap();
         let address = acceptor.address();
         let (endpoint, calls) = endpoint();
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(endpoint));
+        tokio::spawn(Server::new(acceptor).run(endpoint));
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx: ").await.unwrap();
         let begun = Instant::now();
@@ -220,8 +220,7 @@ async fn a_stop_serves_who_is_in_a_handshake_and_who_is_just_through_it() {
         let _ = stopped.await;
         drain.finish().await;
     };
-    let server =
-        tokio::spawn(Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(endpoint, signal, Some(BOUND)));
+    let server = tokio::spawn(Server::new(acceptor).run_with_graceful_shutdown(endpoint, signal, Some(BOUND)));
     let config = Arc::new(house.client(&TLS13, None));
     let mut through = connect(address, &config).await.unwrap();
     let begun = TcpStream::connect(address).await.unwrap();
@@ -250,8 +249,7 @@ async fn a_stop_does_not_wait_for_clients_that_say_nothing() {
         let _ = stopped.await;
         drain.finish().await;
     };
-    let server =
-        tokio::spawn(Server::new_with_acceptor(acceptor).run_with_graceful_shutdown(endpoint, signal, Some(BOUND)));
+    let server = tokio::spawn(Server::new(acceptor).run_with_graceful_shutdown(endpoint, signal, Some(BOUND)));
     let _through = connect(address, &Arc::new(house.client(&TLS13, None))).await.unwrap();
     let _begun = TcpStream::connect(address).await.unwrap();
     let begun = Instant::now();
@@ -293,7 +291,7 @@ async fn plain_http_with_a_proxy_header_is_for_proxies_only() {
         let acceptor = PlainAcceptor::behind(listening(), Limits::default(), behind).unwrap();
         let address = acceptor.address();
         let (endpoint, calls) = endpoint();
-        tokio::spawn(Server::new_with_acceptor(acceptor).run(endpoint));
+        tokio::spawn(Server::new(acceptor).run(endpoint));
         let mut stream = TcpStream::connect(address).await.unwrap();
         let call = b"PROXY TCP4 203.0.113.9 10.0.0.1 1 2\r\nGET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(call).await.unwrap();

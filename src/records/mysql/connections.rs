@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Options, Tls};
+use crate::durable::is_out_of_descriptors;
 use crate::records::{RecordsError, Result};
 
 /// Why something came to nothing.
@@ -122,6 +123,9 @@ impl From<Problem> for RecordsError {
     }
 }
 
+/// How long to wait before a descriptor is asked for again.
+const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
+
 pub(super) type Outcome<T> = std::result::Result<T, Problem>;
 
 pub(super) struct Connections {
@@ -192,7 +196,7 @@ impl Connections {
     }
 
     async fn connect(&self) -> Outcome<Conn> {
-        let mut connection = Conn::new(self.options.clone()).await?;
+        let mut connection = self.open().await?;
         let seconds = self.seconds();
         // What does not fit is an error, not cut to fit.
         connection.query_drop("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'").await?;
@@ -206,6 +210,18 @@ impl Connections {
             connection.query_drop("SET SESSION wsrep_sync_wait = 3").await?;
         }
         Ok(connection)
+    }
+
+    /// Waits for a descriptor where this process has none left: the database is not away. The caller's deadline bounds it.
+    async fn open(&self) -> Outcome<Conn> {
+        loop {
+            match Conn::new(self.options.clone()).await {
+                Err(mysql_async::Error::Io(IoError::Io(error))) if is_out_of_descriptors(&error) => {
+                    tokio::time::sleep(DESCRIPTOR_RETRY).await;
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
     }
 
     /// How long the server waits for what is to come, a second more than we do, before it lets go of what it holds for us.
@@ -298,5 +314,53 @@ impl Drop for Lease<'_> {
         if let Some(connection) = self.connection.take() {
             self.connections.close(connection);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+
+    /// Runs in a process of its own, which has to live with very few file descriptors.
+    const ALONE: &str = "AUTHD_TEST_FEW_FILES";
+
+    #[test]
+    fn a_connection_waits_for_a_descriptor_and_the_database_is_not_away() {
+        if std::env::var_os(ALONE).is_none() {
+            let name = "records::mysql::connections::tests::\
+                        a_connection_waits_for_a_descriptor_and_the_database_is_not_away";
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture", "--test-threads=1"])
+                .env(ALONE, "1")
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+            return;
+        }
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("mysql://u:p@{}/authd", server.local_addr().unwrap());
+            let options = Options { url, tls: Tls::Off, ca: None, connections: 1, timeout: Duration::from_secs(60) };
+            let connections = Connections::new(&options).unwrap();
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+            let mut files = Vec::new();
+            while let Ok(file) = std::fs::File::open("/dev/null") {
+                files.push(file);
+            }
+            let lease = connections.lease(connections.deadline());
+            tokio::pin!(lease);
+            let early = tokio::time::timeout(10 * DESCRIPTOR_RETRY, &mut lease).await;
+            assert!(early.is_err(), "it did not wait: {:?}", early.map(|lease| lease.err()));
+            drop(files);
+            tokio::select! {
+                lease = &mut lease => panic!("nobody has answered yet: {:?}", lease.err()),
+                accepted = server.accept() => accepted.unwrap(),
+            };
+        });
     }
 }

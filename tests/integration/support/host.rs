@@ -202,7 +202,7 @@ fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
 pub fn is_root(what: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        skipped(format_args!("{what}: needs root"));
+        super::skip::skipped(format_args!("{what}: needs root"));
     }
     root
 }
