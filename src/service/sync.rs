@@ -143,6 +143,8 @@ impl Service {
         request: &SyncRequest<'_>,
         document: &str,
     ) -> Result<Sync> {
+        // The answer names it. After the store nothing may fail.
+        self.wrapper_digest(&host)?;
         let document = delivery::accept(document, Some(&host));
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };

@@ -31,12 +31,13 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: [Migration; 5] = [
+const MIGRATIONS: [Migration; 6] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
     Migration { version: 4, name: "people", text: include_str!("../../../migrations/0004_people.sql") },
     Migration { version: 5, name: "restored_login", text: include_str!("../../../migrations/0005_restored_login.sql") },
+    Migration { version: 7, name: "hosts_of_users", text: include_str!("../../../migrations/0007_hosts_of_users.sql") },
 ];
 
 impl Migration {
