@@ -98,7 +98,7 @@ pub async fn one(records: &dyn Records, secrets: &boot::Secrets, id: HostId, ind
     };
     let note = AuditNote::new(now, Actor::Daemon, None, "host.register");
     records.register_host(&registration, &note).await?;
-    records.redeem_install_token(&token, now, from, &note).await?;
-    records.bind_ip(id, &key.digest(), from, now, &note).await?;
+    records.redeem_install_token(&token, &key.digest(), now, from, &note).await?;
+    records.bind_ip(id, &key.digest(), from, 64, now, &note).await?;
     Ok(())
 }

@@ -75,6 +75,7 @@ impl Node {
             server_pin: None,
             install_token_ttl: Duration::minutes(30),
             insecure_window: Duration::minutes(10),
+            ipv6_prefix: 64,
             codex_release_url: String::new(),
             document_rules: DocumentRules::default(),
             versions: codex_authd::service::retention::VersionPolicy::default(),

@@ -167,9 +167,9 @@ impl AdminHostsApi {
         ok(service.close_window(HostId(id.0), &admin.0).await?.into())
     }
 
-    /// Forget the address that a host is bound to
+    /// Forget the addresses that a host is bound to
     ///
-    /// It is bound to the next address that it calls from.
+    /// It is bound to the next address that it calls from, one IPv4 address and one IPv6 network.
     #[oai(path = "/:id/clear", method = "post", operation_id = "clearHost")]
     async fn clear(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<ClearedHost> {
         ok(ClearedHost::of(service.clear(HostId(id.0), &admin.0).await?))
@@ -180,17 +180,15 @@ impl AdminHostsApi {
     /// Its key stays and is refused with `host_disabled`.
     #[oai(path = "/:id/disable", method = "post", operation_id = "disableHost")]
     async fn disable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        let id = HostId(id.0);
-        service.disable(id, true, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+        let host = service.disable(HostId(id.0), true, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.view(host).into() })
     }
 
     /// Switch a host on again
     #[oai(path = "/:id/enable", method = "post", operation_id = "enableHost")]
     async fn enable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        let id = HostId(id.0);
-        service.disable(id, false, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+        let host = service.disable(HostId(id.0), false, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.view(host).into() })
     }
 
     /// Make a host temporary, or lasting again
@@ -204,9 +202,8 @@ impl AdminHostsApi {
         id: Path<u64>,
         body: JsonBody<ExpiryRequest>,
     ) -> Answer<AdminHostAnswer> {
-        let id = HostId(id.0);
-        service.set_expiry(id, body.0.expires_at, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+        let host = service.set_expiry(HostId(id.0), body.0.expires_at, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.view(host).into() })
     }
 
     /// Say from which networks a host may call
@@ -221,9 +218,8 @@ impl AdminHostsApi {
         id: Path<u64>,
         body: JsonBody<NetworksRequest>,
     ) -> Answer<AdminHostAnswer> {
-        let id = HostId(id.0);
-        service.set_networks(id, &body.0.networks, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.host(id).await?.into() })
+        let host = service.set_networks(HostId(id.0), &body.0.networks, &admin.0).await?;
+        ok(AdminHostAnswer { host: service.view(host).into() })
     }
 
     /// The hosts that were removed within a day, the last one first
@@ -407,8 +403,14 @@ pub struct AdminHost {
     /// The number of the user who installed it for themselves; null: an admin made it.
     #[serde(default)]
     pub owner_id: Option<u64>,
-    /// The address that the host's key is bound to; null before its first call.
+    /// The address that the host's key was first bound to; null before its first call.
     pub ip: Option<String>,
+    /// The address of the other family (IPv4, IPv6) that the key is bound to as well; left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_ip: Option<String>,
+    /// `true`: it is disabled because its owner is, and is enabled with them; else left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_with_user: Option<bool>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_seen: Option<OffsetDateTime>,
     /// Of a temporary host: until when it is served.
@@ -444,6 +446,8 @@ impl AdminHost {
             id: id.0,
             owner_id: owner.map(|owner| owner.0),
             ip: rules.bound_ip.map(|ip| ip.to_string()),
+            other_ip: rules.bound_ip_other.map(|ip| ip.to_string()),
+            disabled_with_user: rules.disabled_with_user.then_some(true),
             last_seen: activity.last_seen,
             host: HostBody { status, ..HostBody::new(&fqdn, &rules, activity, updated_at) },
             created_at,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use poem::web::Data;
-use poem_openapi::param::Path;
+use poem_openapi::param::{Path, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -14,7 +14,7 @@ use super::account::{SessionEnded, SessionList, UserBody};
 use super::guards::{Admin, Viewer};
 use super::json::{Answer, JsonBody, ok};
 use crate::model::people::{Role, UserId};
-use crate::records::{ExternalIdentity, User};
+use crate::records::{ChangedUser, ExternalIdentity, User};
 use crate::service::{Service, ServiceError};
 
 pub struct UsersApi;
@@ -60,16 +60,27 @@ impl UsersApi {
 
     /// Let a user in no more
     ///
-    /// All of their sessions are over, on every node within a second, and stay so when they are let in again.
+    /// All of their sessions are over, on every node within a second, and stay so when they are let in again. Their own
+    /// hosts are disabled with them, unless `keep_hosts`.
     #[oai(path = "/users/:id/disable", method = "post", operation_id = "disableUser")]
-    async fn disable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
-        answer(service.set_disabled(UserId(id.0), true, &admin.0).await?)
+    async fn disable(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        id: Path<u64>,
+        /// Their own hosts stay as they are.
+        keep_hosts: Query<Option<bool>>,
+    ) -> Answer<UserAnswer> {
+        let keep_hosts = keep_hosts.0.unwrap_or_default();
+        answer_changed(service.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
     }
 
     /// Let a user in again
+    ///
+    /// Hosts that were disabled with them are enabled; those that an admin disabled stay disabled.
     #[oai(path = "/users/:id/enable", method = "post", operation_id = "enableUser")]
     async fn enable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
-        answer(service.set_disabled(UserId(id.0), false, &admin.0).await?)
+        answer_changed(service.enable_user(UserId(id.0), &admin.0).await?)
     }
 
     /// Give a user another password
@@ -164,7 +175,12 @@ impl UsersApi {
 }
 
 fn answer(user: User) -> Answer<UserAnswer> {
-    ok(UserAnswer { user: UserBody::from(&user) })
+    ok(UserAnswer { user: UserBody::from(&user), hosts_changed: None })
+}
+
+fn answer_changed(changed: ChangedUser) -> Answer<UserAnswer> {
+    let hosts_changed = Some(changed.host_count() as u64);
+    ok(UserAnswer { user: UserBody::from(&changed.user), hosts_changed })
 }
 
 fn read_role(text: &str) -> Result<Role, ServiceError> {
@@ -179,6 +195,9 @@ pub struct UserList {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct UserAnswer {
     pub user: UserBody,
+    /// How many of their hosts were disabled, or enabled, with them; left out by every other change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts_changed: Option<u64>,
 }
 
 #[derive(Object, Serialize, Deserialize)]

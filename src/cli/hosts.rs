@@ -165,7 +165,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     host.host.fqdn.clone(),
                     host.host.status.clone(),
                     host.id.to_string(),
-                    or_dash(host.ip.as_ref()),
+                    or_dash(addresses(host)),
                     or_dash(host.host.client_version.as_ref()),
                     or_dash(host.host.wrapper_version.as_ref()),
                     host.host.api_calls.to_string(),
@@ -247,6 +247,12 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
     }
     Ok(())
+}
+
+/// One, or one of each family.
+fn addresses(host: &AdminHost) -> Option<String> {
+    let first = host.ip.as_ref()?;
+    Some(host.other_ip.iter().fold(first.clone(), |text, other| format!("{text} {other}")))
 }
 
 async fn find(client: &Client, fqdn: &str) -> Result<AdminHost, CliError> {

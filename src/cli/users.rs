@@ -56,12 +56,15 @@ pub enum Command {
         /// admin, viewer or member
         role: String,
     },
-    /// Let a user in no more; their sessions are over
+    /// Let a user in no more; their sessions are over, and their own hosts are disabled with them
     Disable {
         #[arg(help = EMAIL)]
         email: String,
+        /// Keep serving the hosts that they installed for themselves
+        #[arg(long)]
+        keep_hosts: bool,
     },
-    /// Let a user in again
+    /// Let a user in again; hosts that were disabled with them are enabled
     Enable {
         #[arg(help = EMAIL)]
         email: String,
@@ -139,7 +142,15 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             return add(client, email, role, password.as_ref(), json).await;
         }
         Command::Role { email, role } => (email, "role", json!({ "role": role }), "has another role."),
-        Command::Disable { email } => (email, "disable", json!({}), "is let in no more; their sessions are over."),
+        Command::Disable { email, keep_hosts: true } => (
+            email,
+            "disable?keep_hosts=true",
+            json!({}),
+            "is let in no more; their sessions are over. Their hosts stay.",
+        ),
+        Command::Disable { email, keep_hosts: false } => {
+            (email, "disable", json!({}), "is let in no more; their sessions are over.")
+        }
         Command::Enable { email } => (email, "enable", json!({}), "may sign in again."),
         Command::Password { email, password } => {
             let body = json!({ "password": password.read()?.as_str() });
@@ -151,7 +162,12 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     };
     let user = find(client, email).await?;
     let changed: UserAnswer = client.post(&format!("/auth/users/{}/{change}", user.id), &body).await?;
-    print::done(json, &changed, &format!("{} {sentence}", changed.user.email));
+    let hosts = match (changed.hosts_changed, changed.user.disabled) {
+        (None | Some(0), _) => String::new(),
+        (Some(count), true) => format!(" Hosts disabled with them: {count}."),
+        (Some(count), false) => format!(" Hosts enabled with them: {count}."),
+    };
+    print::done(json, &changed, &format!("{} {sentence}{hosts}", changed.user.email));
     Ok(())
 }
 

@@ -320,6 +320,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(60..=604_800).contains(&config.install.token_ttl_seconds) {
         return bad("install.token_ttl_seconds", "must be from 60 to 604800 (a minute to a week)");
     }
+    if !(48..=128).contains(&config.hosts.ipv6_prefix) {
+        return bad("hosts.ipv6_prefix", "must be from 48 to 128 (bits of the network that a host is bound to)");
+    }
     if let Err((entry, error)) = Egress::parse(&config.runner.egress) {
         return bad("runner.egress", &format!("entry {entry} {error}"));
     }
@@ -534,6 +537,8 @@ mod tests {
             ("[listen]\nforwarded_header = \"canary\"", None, "expected one of `x-forwarded-for`, `forwarded`, `none`"),
             ("[auth]\nmin_token_length = 7", None, "8 or more"),
             ("[auth]\nkeep_versions = 0", None, "1 or more"),
+            ("[hosts]\nipv6_prefix = 47", None, "hosts.ipv6_prefix: must be from 48 to 128"),
+            ("[hosts]\nipv6_prefix = 129", None, "hosts.ipv6_prefix: must be from 48 to 128"),
             ("public_base_url = \"ftp://x\"", None, "http"),
             ("public_base_url = \"https://x/\"", None, "must not end"),
             ("public_base_url = \"https://x y\"", None, "spaces"),

@@ -235,6 +235,8 @@ pub struct Hosts {
     pub insecure_window_seconds: u32,
     /// How many hosts of their own a member may have, where nothing else is said of that member.
     pub max_per_member: u32,
+    /// How many bits of an IPv6 address name the network that a host is bound to.
+    pub ipv6_prefix: u8,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -328,7 +330,7 @@ impl Default for Limits {
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { inactivity_days: 30, insecure_window_seconds: 1800, max_per_member: 5 }
+        Self { inactivity_days: 30, insecure_window_seconds: 1800, max_per_member: 5, ipv6_prefix: 64 }
     }
 }
 

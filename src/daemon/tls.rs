@@ -132,6 +132,7 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         server_pin: pin,
         install_token_ttl: time::Duration::seconds(config.install.token_ttl_seconds.into()),
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
+        ipv6_prefix: config.hosts.ipv6_prefix,
         codex_release_url: config.install.codex_release_url.clone(),
         document_rules: DocumentRules { min_token_length: config.auth.min_token_length, strict: config.auth.strict },
         versions: VersionPolicy::from(&config.auth),

@@ -65,6 +65,8 @@ pub struct Row {
     pub name: String,
     pub state: State,
     pub address: Option<String>,
+    /// Of the other family.
+    pub other_address: Option<String>,
     pub roaming: bool,
     pub secure: bool,
     pub seen: Option<When>,
@@ -145,6 +147,7 @@ impl Row {
             state: State::new(&rules, now),
             name: fqdn.into(),
             address: rules.bound_ip.map(|ip| ip.to_string()),
+            other_address: rules.bound_ip_other.map(|ip| ip.to_string()),
             roaming: rules.allow_roaming_ips,
             secure: rules.secure,
             seen: activity.last_seen.map(|seen| When::new(seen, now)),
@@ -158,6 +161,9 @@ impl Row {
 impl State {
     fn new(rules: &HostRules, now: OffsetDateTime) -> Self {
         match rules.served(now, time::Duration::MAX) {
+            Err(NotServed::Disabled) if rules.disabled_with_user => {
+                return Self { words: "Disabled with its user, refused".into(), class: "closed" };
+            }
             Err(NotServed::Disabled) => return Self { words: "Disabled, refused".into(), class: "closed" },
             Err(NotServed::Expired) => return Self { words: "Expired, refused".into(), class: "closed" },
             Ok(()) | Err(NotServed::WindowClosed) => {}

@@ -16,7 +16,7 @@ use super::words::When;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::people::{NotARole, Role, UserId};
-use crate::records::{ExternalIdentity, Session, SignedInBy, User};
+use crate::records::{ChangedUser, ExternalIdentity, Session, SignedInBy, User};
 use crate::service::ServiceError;
 
 #[derive(Template)]
@@ -141,10 +141,14 @@ pub async fn change(
             format!("{} has the role {} from now on.", user.email, user.role)
         }
         "disable" => {
-            let user = service.set_disabled(id, true, by).await?;
-            format!("{} is let in no more; their sessions are over.", user.email)
+            let changed = service.disable_user(id, form.is("keep_hosts", "true"), by).await?;
+            let hosts = hosts_of(&changed, "disabled");
+            format!("{} is let in no more; their sessions are over{hosts}.", changed.user.email)
         }
-        "enable" => format!("{} may sign in again.", service.set_disabled(id, false, by).await?.email),
+        "enable" => {
+            let changed = service.enable_user(id, by).await?;
+            format!("{} may sign in again{}.", changed.user.email, hosts_of(&changed, "enabled"))
+        }
         "password" => {
             let user = service.set_password(id, form.exact("password"), by).await?;
             format!("{} has another password; their sessions are over.", user.email)
@@ -174,6 +178,15 @@ pub async fn change(
         _ => return Err(ServiceError::Refused("The form does not say what to change".into()).into()),
     };
     Ok(tell(&dashboard, &asking, &format!("/users/{id}"), sentence))
+}
+
+/// What became of a user's hosts.
+fn hosts_of(changed: &ChangedUser, done: &str) -> String {
+    match changed.host_count() {
+        0 => String::new(),
+        1 => format!("; 1 host is {done}"),
+        many => format!("; {many} hosts are {done}"),
+    }
 }
 
 fn role(form: &Form) -> Result<Role, ServiceError> {

@@ -204,13 +204,15 @@ fn networks(text: &str) {
             secure: true,
             allow_roaming_ips: false,
             bound_ip: None,
+            bound_ip_other: None,
             insecure_enabled_until: None,
             insecure_grace_until: None,
             disabled: false,
+            disabled_with_user: false,
             expires_at: None,
             allowed_networks: vec![network],
         };
         // Where a host calls from is canonical. A network that admits nobody would lock the host out without a word.
-        assert_eq!(rules.address(network.network().to_canonical()), AddressRule::Admitted, "{network}");
+        assert_eq!(rules.address(network.network().to_canonical(), 64), AddressRule::Admitted, "{network}");
     }
 }

@@ -4,7 +4,7 @@
 //! changes are applied must not enter it as it was before them: each change turns a generation, and who loaded under an
 //! older one loads again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -208,6 +208,8 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Maps {
     generation: u64,
+    /// Hosts whose state in memory counts, and not the stored one: those that are in neither map are removed.
+    overruled: HashSet<HostId>,
     by_key: HashMap<Digest, Arc<HotHost>>,
     by_id: HashMap<HostId, Arc<HotHost>>,
 }
@@ -248,6 +250,9 @@ impl Cache {
             if let Some(host) = cached(&maps) {
                 return Ok(Some(host));
             }
+            if maps.overruled.contains(&host.id) {
+                return Ok(None);
+            }
             if maps.generation == generation {
                 let live = Arc::new(Live(Mutex::new(LiveState::new(activity))));
                 return Ok(Some(maps.insert(host, live, &self.stirred)));
@@ -260,13 +265,27 @@ impl Cache {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.generation += 1;
         for host in hosts {
+            maps.overruled.remove(&host.id);
             // Who has not called yet is loaded when it does.
-            let Some(old) = maps.by_id.remove(&host.id) else { continue };
-            for key in old.keys.iter().flatten() {
-                maps.by_key.remove(key);
-            }
+            let Some(old) = maps.take(host.id) else { continue };
             if host.removed_at.is_none() {
                 maps.insert(host.clone(), Arc::clone(&old.live), &self.stirred);
+            }
+        }
+    }
+
+    /// Puts `hosts` over what is stored, until they are replaced.
+    pub(super) fn overrule(&self, data: &Durable, hosts: &[Host]) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        maps.generation += 1;
+        for host in hosts {
+            let live = maps.take(host.id).map(|old| Arc::clone(&old.live)).unwrap_or_else(|| {
+                let activity = get(data, activity_key(host.id)).ok().flatten().unwrap_or_default();
+                Arc::new(Live(Mutex::new(LiveState::new(activity))))
+            });
+            maps.overruled.insert(host.id);
+            if host.removed_at.is_none() {
+                maps.insert(host.clone(), live, &self.stirred);
             }
         }
     }
@@ -274,6 +293,7 @@ impl Cache {
     pub(super) fn clear(&self) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.generation += 1;
+        maps.overruled.clear();
         maps.by_key.clear();
         maps.by_id.clear();
     }
@@ -310,6 +330,14 @@ impl Cache {
 }
 
 impl Maps {
+    fn take(&mut self, id: HostId) -> Option<Arc<HotHost>> {
+        let old = self.by_id.remove(&id)?;
+        for key in old.keys.iter().flatten() {
+            self.by_key.remove(key);
+        }
+        Some(old)
+    }
+
     fn insert(&mut self, host: Host, live: Arc<Live>, stirred: &Arc<Stirred>) -> Arc<HotHost> {
         let keys = keys_of(&host);
         let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, agent_identity, .. } = host;

@@ -69,6 +69,16 @@ impl Hot {
         Self::on(Durable::open(dir)?, outside)
     }
 
+    /// On a disk that fails as long as `failing` is set.
+    #[cfg(test)]
+    pub(crate) fn on_failing_disk(
+        dir: &Path,
+        failing: Arc<std::sync::atomic::AtomicBool>,
+        outside: &dyn Outside,
+    ) -> Result<Self> {
+        Self::on(Durable::open_on_failing_disk(dir, failing)?, outside)
+    }
+
     fn on(data: Durable, outside: &dyn Outside) -> Result<Self> {
         let node = outbox::node(&data, outside)?;
         states::count_if_missing(&data)?;
@@ -151,6 +161,17 @@ impl Hot {
         }
         self.epoch.store(changes.epoch.0, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Puts hosts and settings over what is stored, in memory: for where that cannot be written, or may be newer. What the
+    /// records tell after `changes.epoch`, which is to be asked for again, takes their place.
+    pub fn overrule(&self, changes: &Changes) {
+        let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.hosts.overrule(&self.data, &changes.hosts);
+        if let Some(settings) = &changes.settings {
+            self.settings.store(Arc::new(settings.clone()));
+        }
+        self.epoch.fetch_min(changes.epoch.0, Ordering::SeqCst);
     }
 
     /// Forgets everything that comes from the records, when it is ahead of them or of others. The outbox stays.

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::outside::System;
 use crate::records::conformance::{
-    self, at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token,
+    self, at, fqdn, ip, kill_switch, new_canonical, noted, registration, replaced, sealed, seen, token,
 };
 use crate::records::embedded::Embedded;
 use crate::records::{Condition, Host, HostChange, Records};
@@ -40,7 +40,7 @@ async fn what_the_records_hold_is_found_here_and_again_after_a_restart() {
     records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let version =
         replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    records.change_settings(&kill_switch(true), &noted()).await.unwrap();
     {
         let hot = open(&dir);
         assert_eq!((hot.epoch(), hot.canonical()), (Epoch(0), None));
@@ -398,7 +398,7 @@ async fn a_cache_of_other_records_is_dropped_and_the_outbox_kept() {
     assert!(!hot.belongs_to("ours").unwrap());
     records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    records.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    records.change_settings(&kill_switch(true), &noted()).await.unwrap();
     follow(&hot, &records).await;
     let host = hot.host_by_key(&key("a")).unwrap().unwrap();
     host.seen(at(1), None, None, None);
@@ -431,7 +431,7 @@ async fn long_expired_installer_tokens_are_forgotten() {
         registration.token.expires_at = at(expires);
         records.register_host(&registration, &noted()).await.unwrap();
     }
-    records.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    records.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     follow(&hot, &records).await;
     assert_eq!(hot.purge_install_tokens(at(200)).unwrap(), 1);
     let left = ["a", "b", "c"].map(|tag| hot.install_token(&token(tag)).unwrap().is_some());

@@ -1,7 +1,7 @@
 //! Hosts: who they are, and what holds for them.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -101,6 +101,9 @@ pub struct HostRules {
     pub allow_roaming_ips: bool,
     /// The first address the key was used from; `None` until then. A v4-mapped address is its v4.
     pub bound_ip: Option<IpAddr>,
+    /// The first address of the other family (IPv4, IPv6) that the key was used from. `None` as long as `bound_ip` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_ip_other: Option<IpAddr>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub insecure_enabled_until: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -108,6 +111,9 @@ pub struct HostRules {
     /// Switched off by an admin: its key is good and refused.
     #[serde(default)]
     pub disabled: bool,
+    /// It is disabled because its owner is, and is enabled with them. `false` as long as `disabled` is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disabled_with_user: bool,
     /// A temporary host is served until then.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
@@ -150,18 +156,55 @@ impl HostRules {
         }
     }
 
-    /// `from` is canonical: a v4-mapped address is its v4.
-    pub fn address(&self, from: IpAddr) -> AddressRule {
+    /// `from` is canonical: a v4-mapped address is its v4. `ipv6_prefix`: see [`same_address`].
+    pub fn address(&self, from: IpAddr, ipv6_prefix: u8) -> AddressRule {
         if !self.allowed_networks.is_empty() {
             let inside = self.allowed_networks.iter().any(|network| network.contains(&from));
             return if inside { AddressRule::Admitted } else { AddressRule::Refused };
         }
-        match self.bound_ip {
-            Some(bound) if bound == from => AddressRule::Admitted,
+        match self.bound_like(from) {
+            Some(bound) if same_address(bound, from, ipv6_prefix) => AddressRule::Admitted,
             Some(_) if !self.allow_roaming_ips => AddressRule::Refused,
             _ => AddressRule::ToBeBound,
         }
     }
+
+    /// The addresses that the key is bound to: none, one, or one of each family; the first one first.
+    pub fn bound(&self) -> impl Iterator<Item = IpAddr> {
+        [self.bound_ip, self.bound_ip_other].into_iter().flatten()
+    }
+
+    /// The address of the family of `ip` that the key is bound to.
+    pub fn bound_like(&self, ip: IpAddr) -> Option<IpAddr> {
+        self.bound().find(|bound| bound.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// Binds the key to `ip`, in place of the address of that family, if there is one.
+    pub fn bind(&mut self, ip: IpAddr) {
+        match self.bound_ip {
+            Some(bound) if bound.is_ipv4() != ip.is_ipv4() => self.bound_ip_other = Some(ip),
+            _ => self.bound_ip = Some(ip),
+        }
+    }
+}
+
+/// Whether two canonical addresses are one to the binding of a host. IPv4: if they are equal. IPv6: if they are in one
+/// network with a prefix of `ipv6_prefix` bits, because a host changes the rest of its address by itself (RFC 8981).
+/// Addresses of blocks where the prefix does not belong to one network are compared whole: loopback, link-local, Teredo
+/// (RFC 4380) and translated IPv4 (RFC 6052, RFC 8215).
+pub fn same_address(one: IpAddr, other: IpAddr, ipv6_prefix: u8) -> bool {
+    match (one, other) {
+        (IpAddr::V6(a), IpAddr::V6(b)) if !is_shared_block(a) && !is_shared_block(b) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(ipv6_prefix.min(128))).unwrap_or_default();
+            (a.to_bits() ^ b.to_bits()) & mask == 0
+        }
+        _ => one == other,
+    }
+}
+
+fn is_shared_block(ip: Ipv6Addr) -> bool {
+    let [first, second, ..] = ip.segments();
+    ip.is_loopback() || ip.is_unicast_link_local() || matches!((first, second), (0x2001, 0) | (0x64, 0xff9b))
 }
 
 /// What a host was last seen with: telemetry, gathered in hot state and written to the records in batches.
@@ -240,6 +283,31 @@ mod tests {
             let mut joined = after(earlier);
             joined.follow(&after(later));
             assert_eq!(joined, after(&format!("{earlier}{later}")), "{earlier} {later}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_compared_by_its_network() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (one, other, prefix, same) in [
+            ("192.0.2.1", "192.0.2.1", 64, true),
+            ("192.0.2.1", "192.0.2.2", 64, false),
+            ("192.0.2.1", "2001:db8::1", 64, false),
+            ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", 64, true),
+            ("2001:db8:0:1::1", "2001:db8:0:2::1", 64, false),
+            ("2001:db8:0:1::1", "2001:db8:0:2::1", 48, true),
+            ("2001:db8:0:1::1", "2001:db8:1:1::1", 48, false),
+            ("2001:db8:0:1::1", "2001:db8:0:1::2", 128, false),
+            ("2001:db8:0:1::1", "2001:db8:0:1::1", 128, true),
+            // One prefix, many machines that have nothing to do with each other.
+            ("fe80::1", "fe80::2", 64, false),
+            ("64:ff9b::c000:201", "64:ff9b::c000:202", 64, false),
+            ("64:ff9b:1::c000:201", "64:ff9b:1::c000:202", 64, false),
+            ("2001:0:4136:e378::1", "2001:0:4136:e378::2", 64, false),
+            ("::1", "::2", 64, false),
+        ] {
+            assert_eq!(same_address(ip(one), ip(other), prefix), same, "{one} {other} /{prefix}");
+            assert_eq!(same_address(ip(other), ip(one), prefix), same, "{other} {one} /{prefix}");
         }
     }
 

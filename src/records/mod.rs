@@ -40,8 +40,8 @@ use crate::model::people::{Email, UserId};
 use crate::seal::{KeyId, Place, Sealed};
 
 pub use people::{
-    Begun, ExternalIdentity, ExternalIdentitySeed, LONGEST_IDENTITY_PART, Linked, Owner, PasswordHash, Session,
-    SignedInBy, User, UserChange, seed_external_identities,
+    Begun, ChangedUser, ExternalIdentity, ExternalIdentitySeed, LONGEST_IDENTITY_PART, Linked, Owner, PasswordHash,
+    Session, SignedInBy, User, UserChange, seed_external_identities,
 };
 pub use probes::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeSummary, ProbeTrigger};
 
@@ -103,8 +103,14 @@ pub trait Records: Send + Sync {
     async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool>;
 
     async fn authorities(&self) -> Result<Vec<Authority>>;
-    /// Moves the authorities of a role one slot on, if `step` fits what is there now; else `false`. Bumps the epoch.
-    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool>;
+    /// Moves the authorities of a role one slot on and gives all authorities as they are then. `None`: `step` does not fit
+    /// what is there now. Bumps the epoch.
+    async fn roll_authority(
+        &self,
+        role: AuthorityRole,
+        step: &AuthorityStep,
+        audit: &AuditNote,
+    ) -> Result<Option<Vec<Authority>>>;
     async fn server_key(&self) -> Result<Option<Sealed>>;
     /// Once: a certificate that is known already stays as it is. Bumps the epoch, as [`Records::revoke_certificate`] does:
     /// nodes cache who is let in.
@@ -123,11 +129,13 @@ pub trait Records: Send + Sync {
     /// from here on), bound to no address yet, and with it a new installer token; all of the host's pending tokens are
     /// revoked. Repeated with a token that is known already it writes nothing and gives back the host as it is now. An
     /// id that another host has, or had, is an error, and nothing is written: the caller makes a new one.
-    /// A known host stays whose it is.
+    /// A host that a user installed for themselves is nobody's from then on: the entry in the audit log names the user it
+    /// was taken from. If it was disabled with that user it is enabled.
     async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
     /// The same for a host that is, or becomes, the owner's; whether it may is decided within the transaction. A host that
     /// is nobody's is not theirs. The limit holds for a host of theirs that is registered again, too: who has more than
-    /// they may have by now registers none. Whether the user is there, or disabled, is not looked at.
+    /// they may have by now registers none. A user who is disabled registers none; whether the user is there is not
+    /// checked.
     async fn register_owned_host(
         &self,
         registration: &Registration,
@@ -136,6 +144,14 @@ pub trait Records: Send + Sync {
     ) -> Result<Registered>;
     /// Removes a host: its key and its pending tokens are refused, its name is free. `None`: no such host.
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>>;
+    /// The same for a host of this owner's. `None`: there is none, or it is not theirs (any more).
+    async fn remove_owned_host(
+        &self,
+        id: HostId,
+        owner: UserId,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>>;
     /// Brings back a host that was removed after `removed_after`, with the key, rules and activity that it had; its
     /// installer tokens stay revoked.
     async fn restore_host(
@@ -163,16 +179,19 @@ pub trait Records: Send + Sync {
         at: OffsetDateTime,
         audit: &AuditNote,
     ) -> Result<Option<Host>>;
-    /// Binds the key with this digest to the address, if it is bound to none yet, or its host may roam; of several racing
-    /// first calls exactly one binds. Says what it is bound to now. `None`: it is no host's key (any more).
+    /// Binds the key with this digest to the address, if it is bound to none of this family (IPv4, IPv6) yet, or its host
+    /// may roam; of several racing first calls of one family exactly one binds. An IPv6 address in the network that the key
+    /// is bound to, which has a prefix of `ipv6_prefix` bits, changes nothing. Gives the host as it is then. `None`: it is
+    /// no host's key (any more).
     async fn bind_ip(
         &self,
         id: HostId,
         key: &Digest,
         ip: IpAddr,
+        ipv6_prefix: u8,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<IpAddr>>;
+    ) -> Result<Option<Host>>;
 
     /// Keeps the agent identity of a host. `false`, and nothing is written: there is no such host, or `key` is not its own
     /// key (any more). Where the host has this very value, nothing is written. Bumps the epoch.
@@ -184,10 +203,12 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<bool>;
 
-    /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`].
+    /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`]. `key` is what the caller's script
+    /// was made with: if the host has another key by now nothing is redeemed.
     async fn redeem_install_token(
         &self,
         token: &Digest,
+        key: &Digest,
         at: OffsetDateTime,
         from: IpAddr,
         audit: &AuditNote,
@@ -246,15 +267,15 @@ pub trait Records: Send + Sync {
     /// By e-mail address.
     async fn users(&self) -> Result<Vec<User>>;
     async fn user_by_email(&self, email: &Email) -> Result<Option<User>>;
-    /// Gives the user as it is then. `None`: no such user, or, of a rehashed password, another one by now. Where it is so
-    /// already nothing is written.
+    /// Gives the user, and the hosts that changed with it, as they are then. `None`: no such user, or, of a rehashed
+    /// password, another one by now. Where it is so already nothing is written.
     async fn change_user(
         &self,
         id: UserId,
         change: &UserChange,
         at: OffsetDateTime,
         audit: Option<&AuditNote>,
-    ) -> Result<Option<User>>;
+    ) -> Result<Option<ChangedUser>>;
     /// Begins a session, if its user is still what it was when the sign-in was decided; one through a provider also needs
     /// that its identity is still linked to this user. Repeated with the same id and token: [`Begun::Begun`], whatever has
     /// become of it since. The id of a session that was purged is not known any more.
@@ -271,14 +292,14 @@ pub trait Records: Send + Sync {
     /// Bytes in issuer and subject: up to [`LONGEST_IDENTITY_PART`], and in the e-mail address no more either, which the
     /// caller sees to. Compared byte by byte. An identity that is linked stays as it is. Nodes are not told.
     async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked>;
-    /// Turns the generation of its user, too. `None`: it was not linked.
+    /// Turns the generation of its user, too; gives both. `None`: it was not linked.
     async fn unlink_identity(
         &self,
         issuer: &str,
         subject: &str,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<ExternalIdentity>>;
+    ) -> Result<Option<(ExternalIdentity, User)>>;
     /// By issuer and subject. Read from the store each time: rows that somebody else put there count.
     async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>>;
     /// By user, then issuer and subject.
@@ -293,7 +314,9 @@ pub trait Records: Send + Sync {
     ) -> Result<Option<AdminCertificate>>;
 
     async fn settings(&self) -> Result<Settings>;
-    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()>;
+    /// Applies one change to the settings as they are within the transaction; gives all of them as they are then. `None`:
+    /// it does not fit what is there now, and nothing is written.
+    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>>;
 
     /// Appends what is no change of anything else: a refusal, a secret that was shown.
     async fn append_audit(&self, notes: &[AuditNote]) -> Result<()>;
@@ -426,12 +449,13 @@ pub struct Authority {
 /// One step of a roll-over. Every step refuses to be done twice.
 #[derive(Clone, Debug)]
 pub enum AuthorityStep {
-    /// Puts an authority into the empty slot `next`.
-    Prepare(Box<Authority>),
-    /// `next` becomes `active`, `active` becomes `old`, which must be empty.
-    Activate,
-    /// Empties `old`.
-    Retire,
+    /// Puts an authority into the empty slot `next`. `active` must be the one that was active when it was made, because
+    /// that one may have certified it.
+    Prepare { made: Box<Authority>, active: Uuid },
+    /// `next`, which must be this one, becomes `active`, `active` becomes `old`, which must be empty.
+    Activate(Uuid),
+    /// Empties `old`, which must be this one.
+    Retire(Uuid),
 }
 
 /// An admin's certificate that was issued. The private key is not kept.
@@ -490,6 +514,8 @@ pub enum Registered {
     NotTheirs,
     /// The owner has as many as they may have.
     TooMany,
+    /// The owner is disabled.
+    OwnerDisabled,
 }
 
 #[derive(Clone, Debug)]
@@ -552,6 +578,8 @@ pub enum Redemption {
     },
     AlreadyUsed,
     Expired,
+    /// The host has another key than the caller expects. The token is still good.
+    KeyChanged,
     /// Never issued, revoked, or its host removed.
     Unknown,
 }
@@ -569,10 +597,12 @@ pub enum Restoration {
 #[derive(Clone, Debug, Default)]
 pub struct HostChange {
     pub secure: Option<bool>,
+    /// An admin's decision: the user's being disabled or enabled does not change it later.
     pub disabled: Option<bool>,
     pub expires_at: Option<Option<OffsetDateTime>>,
     pub allowed_networks: Option<Vec<IpNet>>,
     pub allow_roaming_ips: Option<bool>,
+    /// Replaces the addresses of both families.
     pub bound_ip: Option<Option<IpAddr>>,
     pub insecure_enabled_until: Option<Option<OffsetDateTime>>,
     pub insecure_grace_until: Option<Option<OffsetDateTime>>,
@@ -758,6 +788,24 @@ pub struct Settings {
     // Rows of a backup are counted as they are written: those of before there was this did not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_login: Option<RestoredLogin>,
+}
+
+/// One change of the settings. Each changes its own members and no others, so that nodes which change the settings at the
+/// same time undo nothing of each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingsChange {
+    /// The kill switch. Off: there is no reason then.
+    Api {
+        disabled: bool,
+        reason: Option<String>,
+    },
+    ClientRelease(ClientRelease),
+    /// Marks a version as brought back by a backup.
+    MarkRestored(RestoredLogin),
+    /// Removes the mark, if it is of this version.
+    ClearRestored {
+        version: u64,
+    },
 }
 
 /// A version that a backup brought back. It may hold a refresh token which was spent since, and such a token must not be

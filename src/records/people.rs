@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Records, RecordsError, Result};
+use super::{Host, Records, RecordsError, Result};
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::digest::Digest;
 use crate::model::people::{Email, Role, UserId};
@@ -50,8 +50,13 @@ impl std::fmt::Debug for PasswordHash {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserChange {
     Role(Role),
-    /// Turns the generation, in both directions.
-    Disabled(bool),
+    /// Turns the generation. Their hosts that are not disabled are disabled with them, those included whose removal can be
+    /// undone, unless `keep_hosts`.
+    Disable {
+        keep_hosts: bool,
+    },
+    /// Turns the generation. Hosts that were disabled with them are enabled.
+    Enable,
     /// Turns the generation.
     Password(PasswordHash),
     /// The same password under today's parameters, if the hash is still `old`. Ends nothing.
@@ -60,6 +65,21 @@ pub enum UserChange {
         new: PasswordHash,
     },
     MaxHosts(Option<u32>),
+}
+
+/// What a change of a user wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedUser {
+    pub user: User,
+    /// Hosts that changed with the user; removed ones included.
+    pub hosts: Vec<Host>,
+}
+
+impl ChangedUser {
+    /// How many hosts changed that are not removed.
+    pub fn host_count(&self) -> usize {
+        self.hosts.iter().filter(|host| host.removed_at.is_none()).count()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,12 +6,12 @@ use time::OffsetDateTime;
 
 use super::{
     Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, Owner, RecordsError, Registered,
-    Registration, Session, SignedInBy, User, UserChange,
+    Registration, Session, Settings, SettingsChange, SignedInBy, User, UserChange,
 };
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
-use crate::model::host::HostRules;
+use crate::model::host::{HostRules, same_address};
 use crate::model::people::UserId;
 use crate::seal::Sealed;
 
@@ -30,9 +30,11 @@ impl Host {
                 secure,
                 allow_roaming_ips: false,
                 bound_ip: None,
+                bound_ip_other: None,
                 insecure_enabled_until: registration.insecure_enabled_until.filter(|_| !secure),
                 insecure_grace_until: None,
                 disabled: false,
+                disabled_with_user: false,
                 expires_at: registration.expires_at,
                 allowed_networks: Vec::new(),
             },
@@ -43,7 +45,12 @@ impl Host {
         }
     }
 
-    pub(super) fn given_new_key(mut self, registration: &Registration) -> Self {
+    /// Registered again: by its owner, or by an admin (`None`), and then it is nobody's from here on.
+    pub(super) fn given_new_key(mut self, registration: &Registration, owner: Option<UserId>) -> Self {
+        if self.owner != owner {
+            self.owner = owner;
+            self.enable_with_user();
+        }
         self.key_digest = registration.key_digest;
         self.imported_key_digest = None;
         self.api_key = registration.api_key.clone();
@@ -52,6 +59,7 @@ impl Host {
         self.updated_at = registration.at;
         // A key is bound to the first address it is used from, and this one was used from none.
         self.rules.bound_ip = None;
+        self.rules.bound_ip_other = None;
         self.rules.expires_at = registration.expires_at.or(self.rules.expires_at);
         if let Some(secure) = registration.secure {
             self.rules.secure = secure;
@@ -66,11 +74,14 @@ impl Host {
     }
 
     /// Binds it to an address, if it may be; says whether that changed anything.
-    pub(super) fn bind(&mut self, ip: IpAddr, at: OffsetDateTime) -> bool {
-        let ip = Some(ip.to_canonical());
-        let binds = self.rules.bound_ip != ip && (self.rules.bound_ip.is_none() || self.rules.allow_roaming_ips);
+    pub(super) fn bind(&mut self, ip: IpAddr, ipv6_prefix: u8, at: OffsetDateTime) -> bool {
+        let ip = ip.to_canonical();
+        let binds = match self.rules.bound_like(ip) {
+            Some(bound) => self.rules.allow_roaming_ips && !same_address(bound, ip, ipv6_prefix),
+            None => true,
+        };
         if binds {
-            self.rules.bound_ip = ip;
+            self.rules.bind(ip);
             self.updated_at = at;
         }
         binds
@@ -87,6 +98,26 @@ impl Host {
         Self { api_key: Sealed::from_bytes(Vec::new()), agent_identity: None, ..self.clone() }
     }
 
+    /// Its owner is disabled; says whether that changed anything. A host that an admin disabled stays as it is.
+    pub(super) fn disable_with_user(&mut self) -> bool {
+        let disables = !self.rules.disabled;
+        if disables {
+            self.rules.disabled = true;
+            self.rules.disabled_with_user = true;
+        }
+        disables
+    }
+
+    /// The reverse; says whether that changed anything.
+    pub(super) fn enable_with_user(&mut self) -> bool {
+        let enables = self.rules.disabled_with_user;
+        if enables {
+            self.rules.disabled = false;
+            self.rules.disabled_with_user = false;
+        }
+        enables
+    }
+
     /// Whether it was removed after `removed_after` and its key is still known.
     pub(super) fn can_be_restored(&self, removed_after: OffsetDateTime) -> bool {
         self.removed_at.is_some_and(|removed| removed > removed_after) && !self.api_key.as_bytes().is_empty()
@@ -101,6 +132,7 @@ impl HostChange {
         }
         if let Some(disabled) = self.disabled {
             rules.disabled = disabled;
+            rules.disabled_with_user = false;
         }
         if let Some(end) = self.expires_at {
             rules.expires_at = end;
@@ -113,6 +145,7 @@ impl HostChange {
         }
         if let Some(ip) = self.bound_ip {
             rules.bound_ip = ip.map(|ip| ip.to_canonical());
+            rules.bound_ip_other = None;
         }
         if let Some(until) = self.insecure_enabled_until {
             rules.insecure_enabled_until = until;
@@ -143,9 +176,41 @@ impl InstallToken {
     }
 }
 
+impl Registration {
+    /// The audit entry: `note`, with the user whom the host that has the name now is taken from.
+    pub(super) fn noted(&self, present: Option<&Host>, owner: Option<UserId>, note: &AuditNote) -> AuditNote {
+        match present.and_then(|host| host.owner).filter(|_| owner.is_none()) {
+            Some(user) => note.clone().with("taken_from", user),
+            None => note.clone(),
+        }
+    }
+}
+
+impl SettingsChange {
+    /// The settings with this change. `None`: it does not fit what is there.
+    pub(super) fn applied(&self, settings: &Settings) -> Option<Settings> {
+        let mut changed = settings.clone();
+        match self {
+            Self::Api { disabled, reason } => {
+                changed.api_disabled = *disabled;
+                changed.api_disabled_reason = reason.clone().filter(|_| *disabled);
+            }
+            Self::ClientRelease(release) => changed.client_release = Some(release.clone()),
+            Self::MarkRestored(restored) => changed.restored_login = Some(restored.clone()),
+            Self::ClearRestored { version } => {
+                changed.restored_login.take_if(|restored| restored.version == *version)?;
+            }
+        }
+        Some(changed)
+    }
+}
+
 impl Owner {
     /// Why they may not register the host that has the name now; they have `count` hosts.
-    pub(super) fn refused(&self, present: Option<&Host>, count: u64) -> Option<Registered> {
+    pub(super) fn refused(&self, is_disabled: bool, present: Option<&Host>, count: u64) -> Option<Registered> {
+        if is_disabled {
+            return Some(Registered::OwnerDisabled);
+        }
         match present {
             Some(host) if host.owner != Some(self.user) => Some(Registered::NotTheirs),
             Some(_) => (count > self.at_most.into()).then_some(Registered::TooMany),
@@ -160,7 +225,8 @@ impl UserChange {
         let mut changed = user.clone();
         match self {
             Self::Role(role) => changed.role = *role,
-            Self::Disabled(disabled) => changed.disabled = *disabled,
+            Self::Disable { .. } => changed.disabled = true,
+            Self::Enable => changed.disabled = false,
             Self::Password(password) => changed.password = Some(password.clone()),
             Self::Rehashed { old, new } if [Some(old), Some(new)].contains(&user.password.as_ref()) => {
                 changed.password = Some(new.clone());
@@ -170,11 +236,27 @@ impl UserChange {
         }
         if changed != *user {
             changed.updated_at = at;
-            if matches!(self, Self::Disabled(_) | Self::Password(_)) {
+            if matches!(self, Self::Disable { .. } | Self::Enable | Self::Password(_)) {
                 changed.generation += 1;
             }
         }
         Some(changed)
+    }
+
+    /// What it makes of the user's hosts, removed ones included: those that change, as they are then.
+    pub(super) fn applied_to_hosts(&self, hosts: impl IntoIterator<Item = Host>, at: OffsetDateTime) -> Vec<Host> {
+        let change = match self {
+            Self::Disable { keep_hosts: false } => Host::disable_with_user,
+            Self::Enable => Host::enable_with_user,
+            _ => return Vec::new(),
+        };
+        let changed = hosts.into_iter().filter_map(|mut host| change(&mut host).then_some(host));
+        changed.map(|host| Host { updated_at: at, ..host }).collect()
+    }
+
+    /// Whether [`UserChange::applied_to_hosts`] may change any.
+    pub(super) fn concerns_hosts(&self) -> bool {
+        matches!(self, Self::Disable { keep_hosts: false } | Self::Enable)
     }
 }
 
@@ -216,16 +298,26 @@ pub(super) fn roll(
     let (next, active, old) =
         (in_slot(AuthoritySlot::Next), in_slot(AuthoritySlot::Active), in_slot(AuthoritySlot::Old));
     match (step, next, active, old) {
-        (AuthorityStep::Prepare(made), None, Some(_), _) if made.role == role => {
+        (AuthorityStep::Prepare { made, active }, None, Some(present), _)
+            if made.role == role && present.id == *active =>
+        {
             Some((vec![Authority { slot: AuthoritySlot::Next, ..(**made).clone() }], None))
         }
-        (AuthorityStep::Activate, Some(next), Some(active), None) => {
+        (AuthorityStep::Activate(id), Some(next), Some(active), None) if next.id == *id => {
             let active = Authority { slot: AuthoritySlot::Old, ..active };
             Some((vec![active, Authority { slot: AuthoritySlot::Active, ..next }], None))
         }
-        (AuthorityStep::Retire, _, _, Some(old)) => Some((Vec::new(), Some(old))),
+        (AuthorityStep::Retire(id), _, _, Some(old)) if old.id == *id => Some((Vec::new(), Some(old))),
         _ => None,
     }
+}
+
+/// The authorities after a step of [`roll`].
+pub(super) fn rolled(present: Vec<Authority>, written: Vec<Authority>, gone: Option<Authority>) -> Vec<Authority> {
+    let replaced = |known: &Authority| written.iter().chain(&gone).any(|other| other.id == known.id);
+    let mut after: Vec<_> = present.into_iter().filter(|known| !replaced(known)).collect();
+    after.extend(written);
+    after
 }
 
 /// What is good for a while is so whichever way the clock is set: what would be good for longer than it was made for was

@@ -18,6 +18,7 @@ use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::host::{AddressRule, HostId};
 use crate::model::people::UserId;
+use crate::records::Host;
 
 /// What memory says of a call.
 pub enum Admission {
@@ -116,7 +117,7 @@ impl Service {
         }
         let (key, host) = self.host_of(key, from, now)?;
         host.rules.served(now, self.policy.load().insecure_window.max(LONGEST_WINDOW))?;
-        match host.rules.address(from) {
+        match host.rules.address(from, self.policy.load().ipv6_prefix) {
             _ if purpose == Purpose::Leave { anywhere: true } => Ok(Admission::Admitted(host)),
             AddressRule::Admitted => Ok(Admission::Admitted(host)),
             AddressRule::ToBeBound => Ok(Admission::Unbound(host, key)),
@@ -175,20 +176,28 @@ impl Service {
         now: OffsetDateTime,
     ) -> Result<Arc<HotHost>> {
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
-        let note = match host.rules.bound_ip {
+        let known = host.rules.bound_like(from);
+        let note = match known {
             None => by.note(now, "host.bind"),
             Some(previous) => by.note(now, "host.rebind").with("previous", previous),
         };
         let note = note.on(&host.fqdn).with("address", from);
-        let bound = self.records.bind_ip(host.id, key, from, now, &note).await?.ok_or(ServiceError::KeyInvalid)?;
-        if Some(bound) != host.rules.bound_ip {
-            self.catch_up().await?;
-        }
-        if bound != from {
+        let ipv6_prefix = self.policy.load().ipv6_prefix;
+        let binding = self.records.bind_ip(host.id, key, from, ipv6_prefix, now, &note);
+        let is_news = |bound: &&Host| bound.rules.bound_like(from) != known;
+        let bound = self.commit_untold(binding, |bound| bound.as_ref().filter(is_news).map(Into::into)).await?;
+        let bound = bound.ok_or(ServiceError::KeyInvalid)?;
+        if bound.rules.address(from, ipv6_prefix) != AddressRule::Admitted {
             return Err(self.address_refused(&host, from, now));
         }
         tell(&note);
-        self.hot.host_by_id(host.id)?.ok_or(ServiceError::KeyInvalid)
+        match self.hot.host_by_id(host.id) {
+            Ok(host) => host.ok_or(ServiceError::KeyInvalid),
+            Err(error) => {
+                log::warn!(event = "host_unread", cause:% = error; "a host is bound to its address; it is answered from what was known before");
+                Ok(host)
+            }
+        }
     }
 
     fn address_refused(&self, host: &HotHost, from: IpAddr, now: OffsetDateTime) -> ServiceError {

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::audit::tell;
 use super::{By, Result, Service, ServiceError};
 use crate::model::authority::AuthorityRole;
 use crate::pki::authority::{self, AuthorityKey};
@@ -109,10 +108,9 @@ impl Service {
             return Err(ServiceError::Conflict("an authority is prepared already: activate it".into()));
         }
         let made = authority::create(role, now, &*self.outside)?;
+        let active = authorities.active(role)?;
         let cross = match role {
-            AuthorityRole::Server => {
-                authority::cross_certify(&authorities.active(role)?.key, &made, now, &*self.outside)?
-            }
+            AuthorityRole::Server => authority::cross_certify(&active.key, &made, now, &*self.outside)?,
             AuthorityRole::Client => None,
         };
         let ring = self.ring.load_full();
@@ -125,7 +123,13 @@ impl Service {
             cross_certificate_pem: cross,
             created_at: Some(now),
         };
-        self.roll(role, AuthorityStep::Prepare(Box::new(authority)), "authority.prepare", by).await
+        self.roll(
+            role,
+            AuthorityStep::Prepare { made: Box::new(authority), active: active.id },
+            "authority.prepare",
+            by,
+        )
+        .await
     }
 
     /// `force`: also where hosts are cut off that do not know the new one yet.
@@ -141,7 +145,7 @@ impl Service {
         if role == AuthorityRole::Server && next.cross_certificate_pem.is_none() && !force {
             self.refuse_if_hosts_depend(next.created_at).await?;
         }
-        self.roll(role, AuthorityStep::Activate, "authority.activate", by).await
+        self.roll(role, AuthorityStep::Activate(next.id), "authority.activate", by).await
     }
 
     /// `force`: also where hosts or admins are cut off that know, or have certificates of, the old one only.
@@ -166,7 +170,7 @@ impl Service {
                 }
             }
         }
-        self.roll(role, AuthorityStep::Retire, "authority.retire", by).await
+        self.roll(role, AuthorityStep::Retire(old.id), "authority.retire", by).await
     }
 
     /// Hosts whose wrapper was fetched before `since` do not know the authority that was made then.
@@ -188,11 +192,9 @@ impl Service {
             AuthorityRole::Client => "client",
         };
         let note = by.note(self.outside.now(), action).on(name);
-        if !self.records.roll_authority(role, &step, &note).await? {
-            return Err(ServiceError::Conflict("the authorities changed meanwhile: look again".into()));
-        }
-        tell(&note);
-        self.catch_up().await
+        let rolling = self.records.roll_authority(role, &step, &note);
+        let rolled = self.commit(&note, rolling, |rolled| rolled.as_ref().map(Into::into)).await?;
+        rolled.map(drop).ok_or_else(|| ServiceError::Conflict("the authorities changed meanwhile: look again".into()))
     }
 
     /// Takes over who is trusted, as far as it is told, and tells whoever waits for it.

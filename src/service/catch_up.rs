@@ -18,8 +18,8 @@ pub(super) struct CaughtUp {
 }
 
 impl Service {
-    /// Applies what changed in the records. Called after each change of our own (a store alone takes itself over), and by
-    /// the background poll.
+    /// Applies what changed in the records. Called after each change of our own by [`Service::commit`] (a store alone takes
+    /// itself over), and by the background poll.
     ///
     /// Each waits for a flush or two, so those who queue up are served together: whoever asked before the present one
     /// began to read has what it read. Whoever waited for one that did not reach the records is not kept waiting for

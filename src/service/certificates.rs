@@ -2,7 +2,6 @@
 
 use time::Duration;
 
-use super::audit::tell;
 use super::{By, Result, Service, ServiceError};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
@@ -90,9 +89,7 @@ impl Service {
             authority: Some(authority.id),
         };
         let note = by.note(now, "certificate.issue").on(&record.name).with("fingerprint", record.fingerprint);
-        self.records.record_certificate(&record, &note).await?;
-        tell(&note);
-        self.catch_up().await?;
+        self.commit(&note, self.records.record_certificate(&record, &note), |()| Some((&record).into())).await?;
         Ok(IssuedCertificate {
             record,
             certificate_pem: issued.certificate_pem,
@@ -117,11 +114,9 @@ impl Service {
         }
         let name = name().ok_or(ServiceError::NotFound("Certificate"))?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
-        let revoked = self.records.revoke_certificate(fingerprint, now, &note).await?;
-        let revoked = revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(revoked)
+        let revoking = self.records.revoke_certificate(fingerprint, now, &note);
+        let revoked = self.commit(&note, revoking, |revoked| revoked.as_ref().map(Into::into)).await?;
+        revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))
     }
 
     /// The certificate with this fingerprint, if whoever shows it is to be let in: we issued it, it is neither revoked nor

@@ -61,7 +61,17 @@ pub(super) async fn node(
     records: Arc<dyn Records>,
     clock: Arc<Clock>,
 ) -> Service {
-    let hot = Arc::new(Hot::open(&directory.path().join(hot), &*clock).unwrap());
+    let hot = Hot::open(&directory.path().join(hot), &*clock).unwrap();
+    node_on(directory, hot, records, clock).await
+}
+
+pub(super) async fn node_on(
+    directory: &tempfile::TempDir,
+    hot: Hot,
+    records: Arc<dyn Records>,
+    clock: Arc<Clock>,
+) -> Service {
+    let hot = Arc::new(hot);
     let secrets = boot::unlock(&*records, &directory.path().join("master.key"), None, &*clock).await.unwrap();
     let limits = Limits {
         global_per_minute: 0,
@@ -76,6 +86,7 @@ pub(super) async fn node(
         server_pin: None,
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(30),
+        ipv6_prefix: 64,
         codex_release_url: String::new(),
         document_rules: DocumentRules { min_token_length: 8, strict: true },
         versions: crate::service::retention::VersionPolicy::default(),

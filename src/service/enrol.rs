@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use time::{Duration, OffsetDateTime};
 
-use super::audit::tell;
+use super::commit::Written;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, NotServed};
+use crate::model::people::UserId;
 use crate::model::secret::Secret;
 use crate::records::{
     Host, HostChange, NewInstallToken, Owner, Registered as RegisteredOwned, Registration, Restoration,
@@ -83,7 +84,8 @@ impl HostStatus {
 }
 
 impl Service {
-    /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on.
+    /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on. A host that a
+    /// user installed for themselves is nobody's from then on.
     pub async fn register(
         &self,
         fqdn: &str,
@@ -132,59 +134,80 @@ impl Service {
                 token: NewInstallToken { digest: token.digest(), base_url: policy.base_url.clone(), expires_at },
                 at: now,
             };
-            let host = match owner {
-                None => self.records.register_host(&registration, &note).await?,
-                Some(owner) => match self.records.register_owned_host(&registration, owner, &note).await? {
-                    RegisteredOwned::Host(host) => *host,
-                    RegisteredOwned::NotTheirs => {
-                        return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
+            let registering = async {
+                match owner {
+                    None => {
+                        let host = self.records.register_host(&registration, &note).await?;
+                        Ok(RegisteredOwned::Host(Box::new(host)))
                     }
-                    RegisteredOwned::TooMany => {
-                        return Err(ServiceError::Conflict(format!(
-                            "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
-                            owner.at_most
-                        )));
-                    }
-                },
+                    Some(owner) => self.records.register_owned_host(&registration, owner, &note).await,
+                }
             };
-            if host.key_digest != api_key.digest() {
+            let is_new = |host: &Host| host.key_digest == api_key.digest();
+            let registered = self
+                .commit(&note, registering, |registered| match registered {
+                    RegisteredOwned::Host(host) if is_new(host) => Some((&**host).into()),
+                    _ => None,
+                })
+                .await?;
+            let host = match registered {
+                RegisteredOwned::Host(host) => *host,
+                RegisteredOwned::NotTheirs => {
+                    return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
+                }
+                RegisteredOwned::TooMany => {
+                    return Err(ServiceError::Conflict(format!(
+                        "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
+                        owner.map_or(0, |owner| owner.at_most)
+                    )));
+                }
+                RegisteredOwned::OwnerDisabled => {
+                    return Err(ServiceError::Conflict("your account is disabled; ask an admin".into()));
+                }
+            };
+            if !is_new(&host) {
                 // The name belongs to a host with another id: the key must be sealed for that one.
                 id = host.id;
                 continue;
             }
-            tell(&note);
-            self.catch_up().await?;
             let installer = installer(&policy, token, expires_at);
-            return Ok(Registered { host: self.view(host)?, api_key, installer });
+            return Ok(Registered { host: self.view(host), api_key, installer });
         }
         Err(ServiceError::Unavailable { cause: format!("the host {fqdn} changed under every attempt to register it") })
     }
 
     pub async fn hosts(&self) -> Result<Vec<HostView>> {
         let hosts = self.records.hosts().await?;
-        hosts.into_iter().map(|host| self.view(host)).collect()
+        Ok(hosts.into_iter().map(|host| self.view(host)).collect())
     }
 
     pub async fn host(&self, id: HostId) -> Result<HostView> {
         let host = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?;
-        self.view(host)
+        Ok(self.view(host))
     }
 
     /// The host of this name; a name that no host can have is nobody's.
     pub async fn host_named(&self, name: &str) -> Result<Option<HostView>> {
         let Ok(fqdn) = name.parse::<Fqdn>() else { return Ok(None) };
-        self.records.host_by_name(&fqdn).await?.map(|host| self.view(host)).transpose()
+        Ok(self.records.host_by_name(&fqdn).await?.map(|host| self.view(host)))
     }
 
     /// Removes a host: its key and its pending installers are refused from here on. For [`UNDO`] it can be brought back.
     pub async fn remove(&self, id: HostId, by: &By) -> Result<Host> {
+        self.remove_for(id, None, by).await
+    }
+
+    /// The same; with an owner, only a host of theirs.
+    pub(super) async fn remove_for(&self, id: HostId, owner: Option<UserId>, by: &By) -> Result<Host> {
         let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
         let now = self.outside.now();
         let note = by.note(now, "host.remove").on(fqdn).with("id", id);
-        let removed = self.records.remove_host(id, now, &note).await?.ok_or(ServiceError::NotFound("Host"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(removed)
+        let removing = match owner {
+            None => self.records.remove_host(id, now, &note),
+            Some(owner) => self.records.remove_owned_host(id, owner, now, &note),
+        };
+        let removed = self.commit(&note, removing, |removed| removed.as_ref().map(Into::into)).await?;
+        removed.ok_or(ServiceError::NotFound("Host"))
     }
 
     /// A host takes itself out.
@@ -206,14 +229,17 @@ impl Service {
         let removed = self.removed_hosts().await?.into_iter().find(|host| host.id == id);
         let fqdn = removed.ok_or(ServiceError::NotFound("Removed host"))?.fqdn;
         let note = by.note(now, "host.restore").on(&fqdn).with("id", id);
-        match self.records.restore_host(id, now - UNDO, now, &note).await? {
+        let restoring = self.records.restore_host(id, now - UNDO, now, &note);
+        let restored = self.commit(&note, restoring, |restored| match restored {
+            Restoration::Restored(host) => Some(host.into()),
+            Restoration::NameTaken | Restoration::Unknown => None,
+        });
+        match restored.await? {
             Restoration::Restored(host) => {
-                tell(&note);
-                self.catch_up().await?;
-                let activity = self.records.activity(id).await?;
-                self.hot.set_activities(&[(id, activity.clone())])?;
-                self.directory.set_activity([(id, activity)]);
-                self.view(host)
+                if let Err(error) = self.take_activity(id).await {
+                    log::warn!(event = "activity_unread", cause:% = error; "a host is restored; its counts are read again with the next start");
+                }
+                Ok(self.view(host))
             }
             Restoration::NameTaken => Err(ServiceError::Conflict(format!(
                 "another host is called {fqdn} by now; remove that one first, or leave this one removed"
@@ -222,12 +248,20 @@ impl Service {
         }
     }
 
+    /// What the records know of what a host did.
+    async fn take_activity(&self, id: HostId) -> Result<()> {
+        let activity = self.records.activity(id).await?;
+        self.hot.set_activities(&[(id, activity.clone())])?;
+        self.directory.set_activity([(id, activity)]);
+        Ok(())
+    }
+
     /// Forgets the keys of hosts whose removal cannot be undone any more.
     pub async fn purge_removed(&self) -> Result<()> {
-        let purged = self.records.purge_removed_hosts(self.outside.now() - UNDO).await?;
+        let purging = self.records.purge_removed_hosts(self.outside.now() - UNDO);
+        let purged = self.commit_untold(purging, |purged| (*purged > 0).then(Written::default)).await?;
         if purged > 0 {
             log::info!(event = "removed_hosts_purged", hosts = purged; "the keys of hosts that were removed a day ago are forgotten");
-            self.catch_up().await?;
         }
         Ok(())
     }
@@ -303,16 +337,21 @@ impl Service {
     async fn change(&self, id: HostId, change: HostChange, note: AuditNote) -> Result<Host> {
         let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
         let note = note.on(fqdn);
-        let changed = self.records.change_host(id, &change, note.at, &note).await?;
-        let host = changed.ok_or(ServiceError::NotFound("Host"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(host)
+        let changing = self.records.change_host(id, &change, note.at, &note);
+        let changed = self.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
+        changed.ok_or(ServiceError::NotFound("Host"))
     }
 
-    fn view(&self, host: Host) -> Result<HostView> {
-        let activity = self.hot.host_by_id(host.id)?.map(|hot| hot.activity()).unwrap_or_default();
-        Ok(HostView { status: HostStatus::of(&host, self.outside.now()), activity, host })
+    /// A host with what this node knows of what it did. Cannot fail: it is also made after a change.
+    pub fn view(&self, host: Host) -> HostView {
+        let activity = match self.hot.host_by_id(host.id) {
+            Ok(hot) => hot.map(|hot| hot.activity()).unwrap_or_default(),
+            Err(error) => {
+                log::warn!(event = "activity_unread", cause:% = error; "the counts of a host cannot be read");
+                HostActivity::default()
+            }
+        };
+        HostView { status: HostStatus::of(&host, self.outside.now()), activity, host }
     }
 }
 

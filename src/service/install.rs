@@ -1,6 +1,7 @@
 //! Redeeming an installer token: once, ever, for a script that makes the machine a host.
 //!
-//! The script is baked before the token is redeemed, so that a fault of ours does not spend it. A crash between the
+//! The script is baked before the token is redeemed, and the token is redeemed only for the key in the script, so that a
+//! fault of ours does not spend it. Nothing that comes after the redemption can fail. A crash between the
 //! redemption and the answer leaves a spent token: the admin registers the host again. The other order could hand the
 //! same key to two machines.
 
@@ -8,7 +9,7 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::audit::tell;
+use super::commit::Written;
 use super::error::InstallerRefusal;
 use super::{By, Result, Service, ServiceError};
 use crate::model::digest::Digest;
@@ -35,7 +36,7 @@ impl Service {
         // Turned away without a question to the records: never issued, spent, revoked or too late.
         let pending = self.hot.install_token(&digest)?.ok_or(InstallerRefusal::Unknown)?;
         if pending.redeemed_at.is_some() {
-            self.used_again(&pending, from, now)?;
+            self.used_again(&pending, from, now);
             return Err(InstallerRefusal::Used.into());
         }
         if pending.revoked_at.is_some() {
@@ -47,34 +48,31 @@ impl Service {
         let host = self.hot.host_by_id(pending.host)?.ok_or(InstallerRefusal::Unknown)?;
         let script = self.bake_installer(&host, &pending.base_url)?;
         let note = By::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
-        match self.records.redeem_install_token(&digest, now, from, &note).await? {
-            Redemption::Redeemed { host: redeemed, token } => {
-                self.catch_up().await?;
-                if redeemed.key_digest != host.key_digest {
-                    return Err(ServiceError::Unavailable {
-                        cause: "the host's key changed during the redemption".into(),
-                    });
-                }
-                tell(&note);
+        let redeeming = self.records.redeem_install_token(&digest, &host.key_digest, now, from, &note);
+        let is_redeemed = |redemption: &Redemption| matches!(redemption, Redemption::Redeemed { .. });
+        match self.commit(&note, redeeming, |redemption| is_redeemed(redemption).then(Written::default)).await? {
+            Redemption::Redeemed { token, .. } => {
                 // The script carries the wrapper, and with it the authorities that the host trusts from now on.
                 host.fetched_wrapper(now);
                 Ok(InstallScript { script, expires_at: token.expires_at })
             }
             Redemption::AlreadyUsed => {
-                self.used_again(&pending, from, now)?;
+                self.used_again(&pending, from, now);
                 Err(InstallerRefusal::Used.into())
             }
             Redemption::Expired => Err(InstallerRefusal::Expired.into()),
+            Redemption::KeyChanged => {
+                Err(ServiceError::Unavailable { cause: "the host was given another key a moment ago".into() })
+            }
             Redemption::Unknown => Err(InstallerRefusal::Unknown.into()),
         }
     }
 
     /// Whoever comes second has a command that was meant for somebody else; or came first, and then the host is his.
-    fn used_again(&self, token: &InstallToken, from: IpAddr, now: OffsetDateTime) -> Result<()> {
-        let host = self.hot.host_by_id(token.host)?;
+    fn used_again(&self, token: &InstallToken, from: IpAddr, now: OffsetDateTime) {
+        let host = self.hot.host_by_id(token.host).ok().flatten();
         let name = host.as_ref().map_or("", |host| host.fqdn.as_str());
         self.watch.event("installer.used_again", name, from, true, now);
-        Ok(())
     }
 
     /// Every installer there ever was, the newest first, with its host's name.
@@ -106,10 +104,8 @@ impl Service {
         let note = by.note(now, "installer.revoke").with("installer", token);
         let host = self.hot.install_token(token)?.map(|known| self.hot.host_by_id(known.host)).transpose()?.flatten();
         let note = host.iter().fold(note, |note, host| note.on(&host.fqdn));
-        let revoked = self.records.revoke_install_token(token, now, &note).await?;
-        let revoked = revoked.ok_or(ServiceError::NotFound("Outstanding installer"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(revoked)
+        let revoking = self.records.revoke_install_token(token, now, &note);
+        let revoked = self.commit(&note, revoking, |revoked| revoked.as_ref().map(|_| Written::default())).await?;
+        revoked.ok_or(ServiceError::NotFound("Outstanding installer"))
     }
 }

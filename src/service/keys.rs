@@ -80,9 +80,15 @@ impl Service {
                 break;
             }
         }
-        // Hot state holds sealed values too: it takes over the resealed ones while the ring still opens the others.
-        self.catch_up().await?;
-        self.reload_ring().await?;
+        // Hot state holds sealed values too: it takes over the resealed ones while the ring still opens the others. Where
+        // that fails the ring goes on opening all of them.
+        let followed = async {
+            self.catch_up().await?;
+            self.reload_ring().await
+        };
+        if let Err(error) = followed.await {
+            log::warn!(event = "old_keys_in_memory", cause:% = error; "the data keys are rotated; this node keeps the old ones in memory until it is started again");
+        }
         Ok(rotation)
     }
 

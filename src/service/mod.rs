@@ -4,9 +4,9 @@
 //! on: the records are the truth and decide what must happen once; hot state answers what a call may be answered from
 //! without waiting for them.
 //!
-//! After every change of its own a service method *catches up* ([`Service::catch_up`]) before it answers, so that what
-//! an answer says holds for the next call on this node. A crash between the change and the catching up is mended by the
-//! boot, which catches up before it listens.
+//! Every change goes through [`Service::commit`]: this node follows it before the method answers, so that what an answer
+//! says holds for the next call on this node. After the commit a method may fail no more. A crash between the change and
+//! the catching up is mended by the boot, which catches up before it listens.
 
 pub mod admission;
 pub mod audit;
@@ -18,6 +18,7 @@ pub mod catch_up;
 pub mod certificates;
 #[cfg(test)]
 mod clock_tests;
+mod commit;
 pub mod degraded;
 pub mod delivery;
 pub mod directory;
@@ -73,6 +74,8 @@ pub struct Policy {
     pub server_pin: Option<String>,
     pub install_token_ttl: time::Duration,
     pub insecure_window: time::Duration,
+    /// How many bits of an IPv6 address name the network that a host is bound to.
+    pub ipv6_prefix: u8,
     pub codex_release_url: String,
     pub document_rules: DocumentRules,
     pub versions: retention::VersionPolicy,
@@ -106,8 +109,6 @@ pub struct Service {
     catch_ups_asked: AtomicU64,
     /// One rotation of the data keys at a time.
     rotating: Mutex<()>,
-    /// Settings are read, changed and written as a whole.
-    changing_settings: Mutex<()>,
     store_failed: ArcSwapOption<degraded::Failed>,
     away: ArcSwapOption<degraded::Away>,
     standstill: ArcSwapOption<Standstill>,
@@ -158,7 +159,6 @@ impl Service {
             catching_up: Mutex::default(),
             catch_ups_asked: AtomicU64::new(0),
             rotating: Mutex::new(()),
-            changing_settings: Mutex::new(()),
             store_failed: ArcSwapOption::empty(),
             away: ArcSwapOption::empty(),
             standstill: ArcSwapOption::empty(),

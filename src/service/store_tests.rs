@@ -38,6 +38,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         server_pin: None,
         install_token_ttl: time::Duration::minutes(30),
         insecure_window: time::Duration::minutes(10),
+        ipv6_prefix: 64,
         codex_release_url: String::new(),
         document_rules: DocumentRules::default(),
         versions: retention::VersionPolicy { stores_per_host_per_hour: 0, ..Default::default() },

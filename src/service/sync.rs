@@ -151,6 +151,8 @@ impl Service {
         document: &str,
     ) -> Result<Sync> {
         let document = self.read_document(document)?;
+        // The answer names it. After the store nothing may fail.
+        self.wrapper_digest(&host)?;
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let host = self.accept(&document, host, &by).await?;

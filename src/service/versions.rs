@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::audit::tell;
 use super::{By, Result, Service, ServiceError, bake};
 use crate::hot::HotHost;
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::version::Version;
-use crate::records::{ClientRelease, Settings};
+use crate::records::{ClientRelease, Settings, SettingsChange};
 
 /// The longest reason of a kill switch, in characters.
 const MAX_REASON: usize = 200;
@@ -49,7 +48,7 @@ impl Service {
         };
         let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.outside.now() };
         let note = By::daemon().note(release.checked_at, "release.found").on(&release.version);
-        self.change_settings(&note, |settings| settings.client_release = Some(release)).await?;
+        self.change_settings(&note, SettingsChange::ClientRelease(release)).await?;
         Ok(())
     }
 
@@ -74,19 +73,13 @@ impl Service {
         }
         let note = by.note(self.outside.now(), if disabled { "api.disable" } else { "api.enable" });
         let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
-        self.change_settings(&note, |settings| {
-            settings.api_disabled = disabled;
-            settings.api_disabled_reason = reason.map(String::from);
-        })
-        .await
+        self.change_settings(&note, SettingsChange::Api { disabled, reason: reason.map(String::from) }).await?;
+        Ok(())
     }
 
-    pub(super) async fn change_settings(&self, note: &AuditNote, change: impl FnOnce(&mut Settings)) -> Result<()> {
-        let _one_at_a_time = self.changing_settings.lock().await;
-        let mut settings = self.records.settings().await?;
-        change(&mut settings);
-        self.records.change_settings(&settings, note).await?;
-        tell(note);
-        self.catch_up().await
+    /// `None`: the change does not fit the settings as they are by now.
+    pub(super) async fn change_settings(&self, note: &AuditNote, change: SettingsChange) -> Result<Option<Settings>> {
+        let changing = self.records.change_settings(&change, note);
+        self.commit(note, changing, |changed| changed.as_ref().map(Into::into)).await
     }
 }

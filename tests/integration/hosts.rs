@@ -187,11 +187,19 @@ async fn on_a_socket_for_both_a_v4_caller_is_its_v4_and_a_v6_caller_its_v6() {
         let call = client.post(format!("https://{address}:{port}/auth")).header("X-API-Key", &host.api_key);
         call.json(&question()).send().await.unwrap().status().as_u16()
     };
-    for (own, other, ip) in [("127.0.0.1", "[::1]", "127.0.0.1"), ("[::1]", "127.0.0.1", "::1")] {
+    let elsewhere = daemon.client_from(OTHER_ADDRESS.parse().unwrap());
+    for (own, other, ip, other_ip) in
+        [("127.0.0.1", "[::1]", "127.0.0.1", "::1"), ("[::1]", "127.0.0.1", "::1", "127.0.0.1")]
+    {
         let host = daemon.register(&admin, "h.test").await;
         assert_eq!(status(own, &host).await, 200);
-        assert_eq!(status(other, &host).await, 403, "bound to {own}");
-        assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"], ip);
+        let listed = daemon.cli_json(&["hosts", "list"])["hosts"][0].clone();
+        assert_eq!((&listed["ip"], listed.get("other_ip")), (&json!(ip), None), "one address is told as ever");
+        assert_eq!(status(other, &host).await, 200, "one of each family");
+        let listed = daemon.cli_json(&["hosts", "list"])["hosts"][0].clone();
+        assert_eq!((&listed["ip"], &listed["other_ip"]), (&json!(ip), &json!(other_ip)));
+        let call = elsewhere.post(format!("https://127.0.0.1:{port}/auth")).header("X-API-Key", &host.api_key);
+        assert_eq!(call.json(&question()).send().await.unwrap().status(), 403, "bound to 127.0.0.1");
     }
 }
 

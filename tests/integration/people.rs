@@ -66,6 +66,44 @@ async fn who_is_disabled_on_one_daemon_is_refused_by_the_others_within_a_second(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_of_a_user_who_is_disabled_are_refused_by_every_daemon_within_a_second() {
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let one = start(&url, None);
+    let two = start(&url, Some(&one));
+    let (on_one, on_two) = (one.client(), two.client());
+    let id = add_user(&one, "ada@example.test", "member").await;
+    let token = sign_in(&one, "ada@example.test").await;
+    let own = on_one.post(one.hosts_url("/auth/me/hosts")).bearer_auth(&token).json(&json!({ "fqdn": "own.test" }));
+    let own: Value = own.send().await.unwrap().json().await.unwrap();
+    let key = own["data"]["host"]["api_key"].as_str().unwrap().to_owned();
+    let code = async |daemon: &Daemon, client: &Client| {
+        let call = client.get(daemon.hosts_url("/wrapper")).header("X-API-Key", &key);
+        let body: Value = call.send().await.unwrap().json().await.unwrap();
+        body["code"].as_str().unwrap_or_default().to_owned()
+    };
+    until("the other daemon serves the host", async || code(&two, &on_two).await.is_empty()).await;
+    for (query, refused, changed) in [("?keep_hosts=true", "", 0), ("", "host_disabled", 1)] {
+        let told = tell(&one, &format!("/auth/users/{id}/disable{query}"), &json!({})).await;
+        assert_eq!(told["hosts_changed"], changed);
+        let begun = Instant::now();
+        assert_eq!(code(&one, &on_one).await, refused, "here at once");
+        until("the other daemon does the same", async || code(&two, &on_two).await == refused).await;
+        assert!(begun.elapsed() < IN_FORCE, "{:?}", begun.elapsed());
+    }
+    let list = one.cli_json(&["hosts", "list"]);
+    assert_eq!(
+        (&list["hosts"][0]["status"], &list["hosts"][0]["disabled_with_user"]),
+        (&json!("disabled"), &json!(true))
+    );
+    one.cli_json(&["users", "enable", "ada@example.test"]);
+    assert_eq!(code(&one, &on_one).await, "");
+    until("the other daemon serves it again", async || code(&two, &on_two).await.is_empty()).await;
+    one.cli_json(&["users", "disable", "ada@example.test", "--keep-hosts"]);
+    assert_eq!(code(&one, &on_one).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_a_session_keeps_it_while_the_database_is_away_and_nobody_gets_one() {
     let mut server = MariaDb::start();
     let mut daemon = on_database(&server.create("authd").await, &[]);

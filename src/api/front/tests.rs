@@ -69,6 +69,7 @@ fn policy(base_url: &str) -> Policy {
         server_pin: None,
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(10),
+        ipv6_prefix: 64,
         codex_release_url: "https://releases.example.test/codex".into(),
         document_rules: DocumentRules::default(),
         versions: crate::service::retention::VersionPolicy::default(),

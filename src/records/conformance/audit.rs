@@ -16,10 +16,10 @@ pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
     assert_eq!(store.audit_head().await.unwrap(), AuditHead::default());
     store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
     store.change_host(HostId(1), &HostChange::default(), at(1), &note("change")).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &note("bind")).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
     store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
-    store.change_settings(&Settings::default(), &note("settings")).await.unwrap();
+    store.change_settings(&kill_switch(false), &note("settings")).await.unwrap();
     store.register_host(&registration(2, "h2.test", "b"), &note("register")).await.unwrap();
     store.revoke_install_token(&token("b"), at(2), &note("revoke")).await.unwrap();
     store.remove_host(HostId(1), at(3), &note("remove")).await.unwrap();
@@ -36,25 +36,28 @@ pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
 
 pub async fn what_changes_nothing_is_not_noted(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &note("bind")).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
     store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
     let before = follow(&store).await;
     let never = note("never");
     store.register_host(&registration(1, "h1.test", "a"), &never).await.unwrap();
     store.register_host(&registration(2, "h1.test", "b"), &never).await.unwrap();
     assert!(store.register_host(&registration(1, "h2.test", "c"), &never).await.is_err());
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), at(2), &never).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(2), &never).await.unwrap();
-    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
-    store.redeem_install_token(&token("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), 64, at(2), &never).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(2), &never).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.redeem_install_token(&token("x"), &key("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
     store.revoke_install_token(&token("a"), at(2), &never).await.unwrap();
     store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &never).await.unwrap();
     store.change_host(HostId(9), &HostChange::default(), at(2), &never).await.unwrap();
     store.remove_host(HostId(9), at(2), &never).await.unwrap();
     store.restore_host(HostId(1), at(0), at(2), &never).await.unwrap();
     store.revoke_certificate(&token("x"), at(2), &never).await.unwrap();
-    store.roll_authority(AuthorityRole::Server, &AuthorityStep::Activate, &never).await.unwrap();
+    store
+        .roll_authority(AuthorityRole::Server, &AuthorityStep::Activate(Uuid::from_bytes([1; 16])), &never)
+        .await
+        .unwrap();
     store.append_audit(&[]).await.unwrap();
     assert_eq!(follow(&store).await, before);
 }
@@ -142,24 +145,36 @@ pub async fn authorities_move_through_their_slots_and_never_skip_one(store: Stor
     };
     assert!(store.initialise(&seed, &note("initialise")).await.unwrap());
     let epoch = store.epoch().await.unwrap();
-    let prepare = |number| AuthorityStep::Prepare(Box::new(authority(number, AuthoritySlot::Next)));
+    let id = |number| Uuid::from_bytes([number; 16]);
+    let prepare = |number, active| AuthorityStep::Prepare {
+        made: Box::new(authority(number, AuthoritySlot::Next)),
+        active: id(active),
+    };
     let roll = |step: AuthorityStep| {
         let store = Arc::clone(&store);
         async move { store.roll_authority(AuthorityRole::Server, &step, &note("roll")).await.unwrap() }
     };
-    assert!(!roll(AuthorityStep::Activate).await && !roll(AuthorityStep::Retire).await);
-    assert!(roll(prepare(2)).await);
-    assert!(!roll(prepare(3)).await, "the slot is taken");
-    assert!(!roll(AuthorityStep::Retire).await);
-    assert!(roll(AuthorityStep::Activate).await);
-    assert!(!roll(AuthorityStep::Activate).await);
-    assert!(roll(prepare(3)).await);
-    assert!(!roll(AuthorityStep::Activate).await, "the old one is still trusted");
-    assert!(roll(AuthorityStep::Retire).await);
-    assert!(roll(AuthorityStep::Activate).await);
-    let mut slots: Vec<_> =
-        store.authorities().await.unwrap().into_iter().map(|it| (it.id.as_bytes()[0], it.slot)).collect();
-    slots.sort_by_key(|(number, _)| *number);
+    let slots = |authorities: Option<Vec<Authority>>| {
+        let mut slots: Vec<_> = authorities?.into_iter().map(|it| (it.id.as_bytes()[0], it.slot)).collect();
+        slots.sort_by_key(|(number, _)| *number);
+        Some(slots)
+    };
+    use AuthoritySlot::{Active, Next, Old};
+    let (activate, retire) = (|number| AuthorityStep::Activate(id(number)), |number| AuthorityStep::Retire(id(number)));
+    assert_eq!((roll(activate(1)).await, roll(retire(1)).await), (None, None));
+    assert_eq!(roll(prepare(2, 3)).await, None, "another one is active than the one that certified it");
+    assert_eq!(slots(roll(prepare(2, 1)).await), Some(vec![(1, Active), (2, Next)]));
+    assert_eq!(roll(prepare(3, 1)).await, None, "the slot is taken");
+    assert_eq!(roll(retire(1)).await, None);
+    assert_eq!(roll(activate(3)).await, None, "another one is prepared");
+    assert_eq!(slots(roll(activate(2)).await), Some(vec![(1, Old), (2, Active)]));
+    assert_eq!(roll(activate(2)).await, None);
+    assert_eq!(slots(roll(prepare(3, 2)).await), Some(vec![(1, Old), (2, Active), (3, Next)]));
+    assert_eq!(roll(activate(3)).await, None, "the old one is still trusted");
+    assert_eq!(roll(retire(2)).await, None, "another one is old");
+    assert_eq!(slots(roll(retire(1)).await), Some(vec![(2, Active), (3, Next)]));
+    assert_eq!(slots(roll(activate(3)).await), Some(vec![(2, Old), (3, Active)]));
+    let slots = slots(store.authorities().await.ok()).unwrap();
     assert_eq!(slots, [(2, AuthoritySlot::Old), (3, AuthoritySlot::Active)]);
     assert_eq!(store.changes_since(epoch).await.unwrap().authorities.unwrap().len(), 2);
     assert_eq!(follow(&store).await.len(), 6, "what was refused is not noted");

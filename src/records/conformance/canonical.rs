@@ -101,7 +101,7 @@ pub async fn racing_writers_that_decide_again_make_one_line(store: Store) {
 }
 
 pub async fn a_replacement_tells_the_epoch_it_stands_at(store: Store) {
-    store.change_settings(&Settings::default(), &noted()).await.unwrap();
+    store.change_settings(&kill_switch(false), &noted()).await.unwrap();
     let new = new_canonical("1");
     for _ in 0..2 {
         let answer = store.replace_canonical(&Condition::Version(None), &new, &noted()).await.unwrap();

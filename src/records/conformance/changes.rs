@@ -4,8 +4,77 @@ use super::*;
 
 pub async fn settings_are_kept(store: Store) {
     assert_eq!(store.settings().await.unwrap(), Settings::default());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    store.change_settings(&kill_switch(true), &noted()).await.unwrap();
     assert_eq!(store.settings().await.unwrap(), Settings { api_disabled: true, ..Settings::default() });
+}
+
+pub async fn settings_change_only_where_told(store: Store) {
+    let release = ClientRelease { version: "0.170.0".into(), checked_at: at(1) };
+    let restored = RestoredLogin { version: 3, backup_of: at(2) };
+    let off = SettingsChange::Api { disabled: true, reason: Some("why".into()) };
+    let mut expected = Settings::default();
+    for (change, apply) in [
+        (off, (|it| (it.api_disabled, it.api_disabled_reason) = (true, Some("why".into()))) as fn(&mut Settings)),
+        (SettingsChange::ClientRelease(release.clone()), |it| {
+            it.client_release = Some(ClientRelease { version: "0.170.0".into(), checked_at: at(1) });
+        }),
+        (SettingsChange::MarkRestored(restored), |it| {
+            it.restored_login = Some(RestoredLogin { version: 3, backup_of: at(2) });
+        }),
+        (SettingsChange::Api { disabled: false, reason: Some("ignored".into()) }, |it| {
+            (it.api_disabled, it.api_disabled_reason) = (false, None);
+        }),
+        (SettingsChange::ClearRestored { version: 3 }, |it| it.restored_login = None),
+    ] {
+        apply(&mut expected);
+        let before = store.epoch().await.unwrap();
+        assert_eq!(store.change_settings(&change, &noted()).await.unwrap(), Some(expected.clone()), "{change:?}");
+        assert_eq!(store.settings().await.unwrap(), expected);
+        assert_eq!(store.changes_since(before).await.unwrap().settings, Some(expected.clone()));
+    }
+    people::changes_nothing(&store, async {
+        let clear = SettingsChange::ClearRestored { version: 3 };
+        assert_eq!(store.change_settings(&clear, &noted()).await.unwrap(), None, "there is no mark");
+    })
+    .await;
+    let mark = SettingsChange::MarkRestored(RestoredLogin { version: 4, backup_of: at(2) });
+    store.change_settings(&mark, &noted()).await.unwrap();
+    people::changes_nothing(&store, async {
+        let clear = SettingsChange::ClearRestored { version: 3 };
+        assert_eq!(store.change_settings(&clear, &noted()).await.unwrap(), None, "the mark is of another version");
+    })
+    .await;
+}
+
+pub async fn racing_changes_of_the_settings_undo_nothing(store: Store) {
+    settings_race(&[Arc::clone(&store)]).await;
+}
+
+/// The kill switch is turned on while releases are noted and a mark is cleared, each by any of the nodes.
+pub async fn settings_race(nodes: &[Store]) {
+    for round in 0..20_u64 {
+        let mark = SettingsChange::MarkRestored(RestoredLogin { version: round, backup_of: at(0) });
+        nodes[0].change_settings(&mark, &noted()).await.unwrap();
+        nodes[0].change_settings(&kill_switch(false), &noted()).await.unwrap();
+        race(6, |number| {
+            let node = Arc::clone(&nodes[number % nodes.len()]);
+            let change = match number {
+                0 => SettingsChange::Api { disabled: true, reason: Some("stop".into()) },
+                1 => SettingsChange::ClearRestored { version: round },
+                _ => SettingsChange::ClientRelease(ClientRelease {
+                    version: format!("0.{round}.0"),
+                    checked_at: at(number as i64),
+                }),
+            };
+            async move { node.change_settings(&change, &noted()).await.unwrap().unwrap() }
+        })
+        .await;
+        let settings = nodes[0].settings().await.unwrap();
+        assert!(settings.api_disabled, "round {round}: the kill switch was undone");
+        assert_eq!(settings.api_disabled_reason.as_deref(), Some("stop"));
+        assert_eq!(settings.restored_login, None, "round {round}: the mark came back");
+        assert_eq!(settings.client_release.unwrap().version, format!("0.{round}.0"));
+    }
 }
 
 pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
@@ -15,12 +84,12 @@ pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
             0 => drop(store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap()),
             1 => drop(store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap()),
             2 => drop(store.change_host(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap()),
-            3 => drop(store.bind_ip(HostId(1), &key("b"), ip("192.0.2.1"), at(1), &noted()).await.unwrap()),
-            4 => drop(store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap()),
+            3 => drop(store.bind_ip(HostId(1), &key("b"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap()),
+            4 => drop(
+                store.redeem_install_token(&token("b"), &key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap(),
+            ),
             5 => drop(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap()),
-            6 => {
-                store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap()
-            }
+            6 => drop(store.change_settings(&kill_switch(true), &noted()).await.unwrap()),
             _ => drop(store.remove_host(HostId(1), at(2), &noted()).await.unwrap()),
         }
         let now = store.epoch().await.unwrap();
@@ -31,13 +100,13 @@ pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
 
 pub async fn what_nodes_do_not_cache_leaves_the_epoch_alone(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     let epoch = store.epoch().await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 1, 1, None)]).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), at(2), &noted()).await.unwrap();
-    store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), 64, at(2), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
     store.remove_host(HostId(9), at(2), &noted()).await.unwrap();
     let probe = probes::claim(1, ProbeTrigger::Daily);
@@ -54,7 +123,7 @@ pub async fn only_what_changed_is_told(store: Store) {
             .unwrap();
     }
     replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    store.change_settings(&kill_switch(true), &noted()).await.unwrap();
 
     let all = store.changes_since(Epoch(0)).await.unwrap();
     assert_eq!((all.hosts.len(), all.install_tokens.len()), (3, 3));
@@ -72,7 +141,7 @@ pub async fn only_what_changed_is_told(store: Store) {
     assert_eq!(one.hosts, [store.host(HostId(2)).await.unwrap().unwrap()], "each once, as it is now");
     assert!(one.install_tokens.is_empty() && one.canonical.is_none() && one.settings.is_none());
 
-    store.redeem_install_token(&token("3"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("3"), &key("3"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     let spent = store.changes_since(one.epoch).await.unwrap();
     assert!(spent.hosts.is_empty());
     assert_eq!(spent.install_tokens.len(), 1);
@@ -136,7 +205,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
                 let id = number as u64 + 1;
                 let tag = format!("{number}.{round}");
                 store.register_host(&registration(id, &format!("h{id}.test"), &tag), &noted()).await.unwrap();
-                store.redeem_install_token(&token(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+                store.redeem_install_token(&token(&tag), &key(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
                 store
                     .replace_canonical(
                         &Condition::Version((round > 0).then_some(round)),
@@ -150,7 +219,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
     })
     .await;
     // The end is told through what is followed, so that the follower has seen all before it.
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    store.change_settings(&kill_switch(true), &noted()).await.unwrap();
     let (hosts, tokens, canonical, told) = follower.await.unwrap();
     let all = store.changes_since(Epoch(0)).await.unwrap();
     assert_eq!(hosts, all.hosts.into_iter().map(|host| (host.id, host)).collect());

@@ -39,7 +39,7 @@ pub async fn furnish(store: &Store) {
         assert_eq!(store.begin_session(&session, &noted()).await.unwrap(), Begun::Begun);
     }
     store.end_session(session(2, 2).id, fine, &noted()).await.unwrap();
-    store.change_user(UserId(7), &UserChange::Disabled(true), fine, Some(&noted())).await.unwrap();
+    store.change_user(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
     for (number, name) in ["z", "a"].iter().enumerate() {
         let certificate = AdminCertificate {
             user: None,
@@ -71,8 +71,8 @@ pub async fn furnish(store: &Store) {
         ..HostChange::default()
     };
     store.change_host(HostId(1), &change, fine, &noted()).await.unwrap();
-    store.bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), fine, &noted()).await.unwrap();
-    store.redeem_install_token(&token("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
+    store.bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), 64, fine, &noted()).await.unwrap();
+    store.redeem_install_token(&token("2"), &key("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
     store
         .append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
         .await
@@ -105,14 +105,13 @@ pub async fn furnish(store: &Store) {
             assert!(store.finish_probe(probe.id, &found, None).await.unwrap());
         }
     }
-    let release = ClientRelease { version: "0.170.0".into(), checked_at: fine };
-    let settings = Settings {
-        api_disabled_reason: Some("why".into()),
-        client_release: Some(release),
-        restored_login: Some(RestoredLogin { version: 1, backup_of: fine }),
-        ..<_>::default()
-    };
-    store.change_settings(&settings, &noted()).await.unwrap();
+    for change in [
+        SettingsChange::Api { disabled: true, reason: Some("why".into()) },
+        SettingsChange::ClientRelease(ClientRelease { version: "0.170.0".into(), checked_at: fine }),
+        SettingsChange::MarkRestored(RestoredLogin { version: 1, backup_of: fine }),
+    ] {
+        store.change_settings(&change, &noted()).await.unwrap();
+    }
 }
 
 pub async fn export(store: &Store) -> Vec<Row> {
@@ -194,9 +193,9 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert_eq!(store.removed_hosts().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().rules.allowed_networks.len(), 2);
     assert_eq!(store.activity(HostId(2)).await.unwrap(), activity);
-    let spent = store.redeem_install_token(&token("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    let spent = store.redeem_install_token(&token("2"), &key("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert_eq!(spent, Redemption::AlreadyUsed);
-    let fresh = store.redeem_install_token(&token("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    let fresh = store.redeem_install_token(&token("6"), &key("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert!(matches!(fresh, Redemption::Redeemed { .. }), "{fresh:?}");
     store.append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
     assert_eq!(store.activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
@@ -346,20 +345,30 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         ),
         ("remove_sealing_key", store.remove_sealing_key(KeyId(1)).await.map(drop)),
         ("reseal", store.reseal(&stored.0, &stored.1, &sealed(1, "new")).await.map(drop)),
-        ("roll_authority", store.roll_authority(AuthorityRole::Server, &AuthorityStep::Retire, &n).await.map(drop)),
+        (
+            "roll_authority",
+            store
+                .roll_authority(AuthorityRole::Server, &AuthorityStep::Retire(Uuid::from_bytes([1; 16])), &n)
+                .await
+                .map(drop),
+        ),
         ("record_certificate", store.record_certificate(&certificate, &n).await),
         ("revoke_certificate", store.revoke_certificate(&certificate.fingerprint, at(8), &n).await.map(drop)),
         ("register_host", store.register_host(&new, &n).await.map(drop)),
         ("remove_host", store.remove_host(id, at(8), &n).await.map(drop)),
+        ("remove_owned_host", store.remove_owned_host(id, UserId(2), at(8), &n).await.map(drop)),
         ("restore_host", store.restore_host(HostId(4), at(0), at(8), &n).await.map(drop)),
         ("purge_removed_hosts", store.purge_removed_hosts(at(99)).await.map(drop)),
         ("change_host", store.change_host(id, &change, at(8), &n).await.map(drop)),
-        ("bind_ip", store.bind_ip(id, &key("1"), ip("192.0.2.7"), at(8), &n).await.map(drop)),
+        ("bind_ip", store.bind_ip(id, &key("1"), ip("192.0.2.7"), 64, at(8), &n).await.map(drop)),
         ("host_keep_agent_identity", {
             store.host_keep_agent_identity(id, &key("1"), &sealed(1, "new"), &n).await.map(drop)
         }),
         ("versions_prune", store.versions_prune(&Retention { newest: 1, since: at(9) }, 9, &n).await.map(drop)),
-        ("redeem_install_token", store.redeem_install_token(&token("6"), at(8), ip("192.0.2.7"), &n).await.map(drop)),
+        (
+            "redeem_install_token",
+            store.redeem_install_token(&token("6"), &key("6"), at(8), ip("192.0.2.7"), &n).await.map(drop),
+        ),
         ("revoke_install_token", store.revoke_install_token(&token("6"), at(8), &n).await.map(drop)),
         (
             "replace_canonical",
@@ -370,7 +379,10 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
             store.register_owned_host(&new, &owner, &n).await.map(drop)
         }),
         ("add_user", store.add_user(&user(9, "new@example.test"), &n).await.map(drop)),
-        ("change_user", store.change_user(UserId(2), &UserChange::Disabled(true), at(8), Some(&n)).await.map(drop)),
+        (
+            "change_user",
+            store.change_user(UserId(2), &UserChange::Disable { keep_hosts: false }, at(8), Some(&n)).await.map(drop),
+        ),
         ("begin_session", store.begin_session(&session(9, 2), &n).await.map(drop)),
         ("end_session", store.end_session(session(1, 2).id, at(8), &n).await.map(drop)),
         ("touch_sessions", store.touch_sessions(&[(session(1, 2).id, at(99))]).await),
@@ -384,7 +396,7 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
             store.finish_probe(Uuid::from_bytes([3; 16]), &outcome(ProbeState::Ok, 9), None).await.map(drop),
         ),
         ("append_telemetry", store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await),
-        ("change_settings", store.change_settings(&Settings::default(), &n).await),
+        ("change_settings", store.change_settings(&kill_switch(false), &n).await.map(drop)),
         ("append_audit", store.append_audit(&[noted()]).await),
     ];
     for (method, outcome) in refused {

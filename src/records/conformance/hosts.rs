@@ -24,7 +24,7 @@ pub async fn a_name_registered_again_keeps_its_id_and_gets_a_new_key(store: Stor
     let insecure =
         Registration { secure: Some(false), insecure_enabled_until: Some(at(9)), ..registration(1, "h1.test", "a") };
     store.register_host(&insecure, &noted()).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
     let again =
         store.register_host(&Registration { at: at(5), ..registration(1, "h1.test", "b") }, &noted()).await.unwrap();
     assert_eq!(again.id, HostId(1));
@@ -51,18 +51,21 @@ pub async fn registering_for_another_id_changes_nothing(store: Store) {
     assert_eq!(answer, first, "the host as it was, so that the caller can seal for its id");
     assert_eq!(store.epoch().await.unwrap(), epoch);
     assert_eq!(store.host(HostId(2)).await.unwrap(), None);
-    let redemption = store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("b"), &key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::Unknown);
-    let redemption = store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert!(matches!(redemption, Redemption::Redeemed { .. }));
 }
 
 pub async fn a_registration_done_twice_is_done_once(store: Store) {
     let first = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    store.redeem_install_token(&token("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     let again = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert_eq!(again, first);
-    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed, "a repeated call must not bring a spent token back to life");
 
     // A repeated call that arrives late does not undo what came after it.
@@ -116,7 +119,7 @@ pub async fn a_removed_host_is_gone_and_its_name_free(store: Store) {
     assert_eq!(store.host(HostId(1)).await.unwrap(), None);
     assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap(), None);
     assert_eq!(store.change_host(HostId(1), &HostChange::default(), at(10), &noted()).await.unwrap(), None);
-    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(10), &noted()).await.unwrap(), None);
+    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(10), &noted()).await.unwrap(), None);
     let successor = store.register_host(&registration(2, "h1.test", "b"), &noted()).await.unwrap();
     assert_eq!(successor.id, HostId(2));
     assert_eq!(store.hosts().await.unwrap(), [successor]);
@@ -149,20 +152,19 @@ pub async fn racing_first_contacts_bind_one_address(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let answers = race(100, |number| {
         let store = Arc::clone(&store);
-        async move { store.bind_ip(HostId(1), &key("a"), ip(&format!("192.0.2.{number}")), at(1), &noted()).await }
+        async move { bind(&store, "a", &format!("192.0.2.{number}")).await }
     })
     .await;
     let bound = store.host(HostId(1)).await.unwrap().unwrap().rules.bound_ip;
     assert!(bound.is_some());
     for answer in answers {
-        assert_eq!(answer.unwrap(), bound);
+        assert_eq!(answer.unwrap().rules.bound_ip, bound);
     }
 }
 
 pub async fn a_mapped_address_is_bound_as_its_v4(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    let bound = store.bind_ip(HostId(1), &key("a"), ip("::ffff:192.0.2.1"), at(1), &noted()).await.unwrap();
-    assert_eq!(bound, Some(ip("192.0.2.1")));
+    assert_eq!(bound(&store, "a", "::ffff:192.0.2.1").await, ["192.0.2.1"]);
     let change = HostChange { bound_ip: Some(Some(ip("::ffff:192.0.2.2"))), ..<_>::default() };
     let host = store.change_host(HostId(1), &change, at(2), &noted()).await.unwrap().unwrap();
     assert_eq!(host.rules.bound_ip, Some(ip("192.0.2.2")));
@@ -170,32 +172,93 @@ pub async fn a_mapped_address_is_bound_as_its_v4(store: Store) {
 
 pub async fn a_roaming_host_is_bound_anew_and_another_is_not(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    let bind = |address: &'static str| {
-        let store = Arc::clone(&store);
-        async move { store.bind_ip(HostId(1), &key("a"), ip(address), at(1), &noted()).await.unwrap() }
-    };
-    assert_eq!(bind("192.0.2.1").await, Some(ip("192.0.2.1")));
-    assert_eq!(bind("192.0.2.2").await, Some(ip("192.0.2.1")));
+    assert_eq!(bound(&store, "a", "192.0.2.1").await, ["192.0.2.1"]);
+    assert_eq!(bound(&store, "a", "192.0.2.2").await, ["192.0.2.1"]);
+    assert_eq!(bound(&store, "a", "2001:db8:1::1").await, ["192.0.2.1", "2001:db8:1::1"]);
+    assert_eq!(bound(&store, "a", "2001:db8:2::2").await, ["192.0.2.1", "2001:db8:1::1"]);
     let roam = HostChange { allow_roaming_ips: Some(true), ..<_>::default() };
     store.change_host(HostId(1), &roam, at(2), &noted()).await.unwrap();
-    assert_eq!(bind("2001:db8::2").await, Some(ip("2001:db8::2")));
+    assert_eq!(bound(&store, "a", "2001:db8:2::2").await, ["192.0.2.1", "2001:db8:2::2"]);
+    assert_eq!(bound(&store, "a", "192.0.2.2").await, ["192.0.2.2", "2001:db8:2::2"]);
     let stay = HostChange { allow_roaming_ips: Some(false), ..<_>::default() };
     store.change_host(HostId(1), &stay, at(3), &noted()).await.unwrap();
-    assert_eq!(bind("192.0.2.3").await, Some(ip("2001:db8::2")));
+    assert_eq!(bound(&store, "a", "192.0.2.3").await, ["192.0.2.2", "2001:db8:2::2"]);
+}
+
+/// The host after a call with the key of `tag` from `address`.
+async fn bind(store: &Store, tag: &str, address: &str) -> Option<Host> {
+    store.bind_ip(HostId(1), &key(tag), ip(address), 64, at(1), &note("bind")).await.unwrap()
+}
+
+/// The addresses that the key is bound to after that.
+async fn bound(store: &Store, tag: &str, address: &str) -> Vec<String> {
+    let host = bind(store, tag, address).await.unwrap();
+    assert_eq!(store.host(HostId(1)).await.unwrap().as_ref(), Some(&host));
+    host.rules.bound().map(|ip| ip.to_string()).collect()
+}
+
+pub async fn a_host_is_bound_to_one_address_of_each_family(store: Store) {
+    for (tag, first, second) in [("a", "192.0.2.1", "2001:db8::1"), ("b", "2001:db8::1", "192.0.2.1")] {
+        // A new key is bound to nothing.
+        let made = store.register_host(&registration(1, "h1.test", tag), &noted()).await.unwrap();
+        assert_eq!(made.rules.bound().next(), None);
+        assert_eq!(bound(&store, tag, first).await, [first]);
+        assert_eq!(bound(&store, tag, second).await, [first, second]);
+        people::changes_nothing(&store, async {
+            for address in ["192.0.2.1", "192.0.2.9", "2001:db8::1", "2001:db8:9::1"] {
+                assert_eq!(bound(&store, tag, address).await, [first, second]);
+            }
+        })
+        .await;
+    }
+    let clear = HostChange { bound_ip: Some(None), ..<_>::default() };
+    let cleared = store.change_host(HostId(1), &clear, at(5), &noted()).await.unwrap().unwrap();
+    assert_eq!((cleared.rules.bound_ip, cleared.rules.bound_ip_other), (None, None));
+    assert_eq!(bound(&store, "b", "192.0.2.9").await, ["192.0.2.9"]);
+}
+
+pub async fn an_ipv6_address_in_the_bound_network_changes_nothing(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let roam = HostChange { allow_roaming_ips: Some(true), ..<_>::default() };
+    store.change_host(HostId(1), &roam, at(2), &noted()).await.unwrap();
+    assert_eq!(bound(&store, "a", "2001:db8:0:1::1").await, ["2001:db8:0:1::1"]);
+    people::changes_nothing(&store, async {
+        assert_eq!(bound(&store, "a", "2001:db8:0:1:ffff::9").await, ["2001:db8:0:1::1"]);
+    })
+    .await;
+    assert_eq!(bound(&store, "a", "2001:db8:0:2::1").await, ["2001:db8:0:2::1"]);
+    let one = ip("2001:db8:0:2::2");
+    let host = store.bind_ip(HostId(1), &key("a"), one, 128, at(1), &noted()).await.unwrap().unwrap();
+    assert_eq!(host.rules.bound_ip, Some(one), "with a prefix of 128 bits each address is one");
+}
+
+pub async fn racing_first_contacts_of_both_families_bind_one_each(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    race(40, |number| {
+        let store = Arc::clone(&store);
+        let address = match number % 2 {
+            0 => format!("192.0.2.{number}"),
+            _ => format!("2001:db8:{number}::1"),
+        };
+        async move { bind(&store, "a", &address).await.unwrap() }
+    })
+    .await;
+    let rules = store.host(HostId(1)).await.unwrap().unwrap().rules;
+    assert_eq!(rules.bound().count(), 2, "{rules:?}");
+    assert_eq!(people::actions(&store).await.iter().filter(|action| **action == "bind").count(), 2);
 }
 
 pub async fn a_key_that_was_replaced_binds_nothing(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
-    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap(), None);
+    assert_eq!(store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap(), None);
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().rules.bound_ip, None);
-    let bound = store.bind_ip(HostId(1), &key("b"), ip("192.0.2.2"), at(1), &noted()).await.unwrap();
-    assert_eq!(bound, Some(ip("192.0.2.2")));
+    assert_eq!(bound(&store, "b", "192.0.2.2").await, ["192.0.2.2"]);
 }
 
 pub async fn a_removed_host_comes_back_as_it_was(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
     store.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 7, 5, Some("0.169.0"))]).await.unwrap();
     let before = store.host(HostId(1)).await.unwrap().unwrap();
     assert_eq!(store.restore_host(HostId(1), at(0), at(9), &noted()).await.unwrap(), Restoration::Unknown);
@@ -215,7 +278,8 @@ pub async fn a_removed_host_comes_back_as_it_was(store: Store) {
     assert_eq!(store.host_by_name(&fqdn("h1.test")).await.unwrap().unwrap(), restored);
     assert_eq!(store.activity(HostId(1)).await.unwrap().api_calls, 7);
     assert_eq!(store.removed_hosts().await.unwrap(), []);
-    let redemption = store.redeem_install_token(&token("a"), at(21), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("a"), &key("a"), at(21), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::Unknown, "its installers stay revoked");
 }
 

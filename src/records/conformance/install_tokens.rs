@@ -1,7 +1,7 @@
 use super::*;
 
 async fn redeem(store: &Store, tag: &str, when: i64) -> Redemption {
-    store.redeem_install_token(&token(tag), at(when), ip("192.0.2.1"), &noted()).await.unwrap()
+    store.redeem_install_token(&token(tag), &key(tag), at(when), ip("192.0.2.1"), &noted()).await.unwrap()
 }
 
 pub async fn two_hundred_racing_redemptions_redeem_once(store: Store) {
@@ -25,6 +25,17 @@ pub async fn a_spent_installer_token_is_gone(store: Store) {
     assert_eq!((token.redeemed_at, token.redeemed_from, token.revoked_at), (Some(at(7)), Some(ip("192.0.2.1")), None));
     assert_eq!(redeem(&store, "a", 8).await, Redemption::AlreadyUsed);
     assert_eq!(redeem(&store, "a", 99_999).await, Redemption::AlreadyUsed);
+}
+
+pub async fn a_token_is_redeemed_only_for_the_key_that_its_host_has(store: Store) {
+    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    people::changes_nothing(&store, async {
+        let other = store.redeem_install_token(&token("a"), &key("b"), at(1), ip("192.0.2.1"), &noted()).await;
+        assert_eq!(other.unwrap(), Redemption::KeyChanged);
+    })
+    .await;
+    let good = store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await;
+    assert!(matches!(good.unwrap(), Redemption::Redeemed { .. }), "it is not spent by that");
 }
 
 pub async fn an_expired_installer_token_is_refused(store: Store) {
@@ -73,11 +84,12 @@ pub async fn a_revoked_installer_token_is_gone(store: Store) {
     assert_eq!(revoked.revoked_at, Some(at(5)));
     assert_eq!(store.revoke_install_token(&token("a"), at(6), &noted()).await.unwrap(), None);
     assert_eq!(store.revoke_install_token(&token("x"), at(6), &noted()).await.unwrap(), None);
-    let redemption = store.redeem_install_token(&token("a"), at(7), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("a"), &key("a"), at(7), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::Unknown);
 
     store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
-    store.redeem_install_token(&token("b"), at(7), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("b"), &key("b"), at(7), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(store.revoke_install_token(&token("b"), at(8), &noted()).await.unwrap(), None, "it is spent");
 }
 
@@ -86,7 +98,7 @@ pub async fn tokens_are_listed_the_newest_first(store: Store) {
         let registration = Registration { at: at(second), ..registration(1, "h1.test", tag) };
         store.register_host(&registration, &noted()).await.unwrap();
     }
-    store.redeem_install_token(&token("b"), at(3), ip("::ffff:192.0.2.1"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("b"), &key("b"), at(3), ip("::ffff:192.0.2.1"), &noted()).await.unwrap();
     let tokens = store.install_tokens().await.unwrap();
     assert_eq!(tokens.iter().map(|it| it.digest).collect::<Vec<_>>(), [token("c"), token("b"), token("a")]);
     assert_eq!(tokens[1].redeemed_from, Some(ip("192.0.2.1")));
@@ -103,7 +115,9 @@ pub async fn a_removal_and_a_redemption_race_to_one_outcome(store: Store) {
         });
         let redeeming = tokio::spawn({
             let store = Arc::clone(&store);
-            async move { store.redeem_install_token(&token(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap() }
+            async move {
+                store.redeem_install_token(&token(&tag), &key(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap()
+            }
         });
         assert!(removing.await.unwrap().is_some());
         let token = store.install_tokens().await.unwrap().into_iter().find(|it| it.host == HostId(round + 1)).unwrap();

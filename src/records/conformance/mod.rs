@@ -52,6 +52,9 @@ macro_rules! every_case {
             hosts: rules_change_only_where_told;
             hosts: racing_first_contacts_bind_one_address;
             hosts: a_mapped_address_is_bound_as_its_v4;
+            hosts: a_host_is_bound_to_one_address_of_each_family;
+            hosts: an_ipv6_address_in_the_bound_network_changes_nothing;
+            hosts: racing_first_contacts_of_both_families_bind_one_each;
             hosts: a_roaming_host_is_bound_anew_and_another_is_not;
             hosts: a_key_that_was_replaced_binds_nothing;
             hosts: a_removed_host_comes_back_as_it_was;
@@ -61,6 +64,7 @@ macro_rules! every_case {
             hosts: an_agent_identity_goes_with_the_key_and_with_the_host;
             install_tokens: two_hundred_racing_redemptions_redeem_once;
             install_tokens: a_spent_installer_token_is_gone;
+            install_tokens: a_token_is_redeemed_only_for_the_key_that_its_host_has;
             install_tokens: an_expired_installer_token_is_refused;
             install_tokens: an_unknown_installer_token_is_unknown;
             install_tokens: registering_again_revokes_what_is_pending_and_nothing_else;
@@ -113,6 +117,10 @@ macro_rules! every_case {
             owners: a_host_is_its_owners_from_then_on;
             owners: an_owner_has_as_many_hosts_as_they_may;
             owners: racing_owners_of_one_name_make_one_host;
+            owners: an_admin_who_registers_a_users_host_takes_it;
+            owners: an_owner_removes_only_their_own_host;
+            owners: hosts_are_disabled_and_enabled_with_their_user;
+            owners: a_user_who_is_being_disabled_leaves_no_host_served;
             owners: a_certificate_is_tied_to_a_user_and_untied;
             people: only_what_changed_of_people_is_told;
             people: a_session_is_noted_in_the_transaction_that_begins_it;
@@ -129,6 +137,8 @@ macro_rules! every_case {
             telemetry: later_sightings_win_whatever_the_order;
             telemetry: telemetry_of_no_host_is_dropped;
             changes: settings_are_kept;
+            changes: settings_change_only_where_told;
+            changes: racing_changes_of_the_settings_undo_nothing;
             changes: each_change_that_nodes_cache_bumps_the_epoch;
             changes: what_nodes_do_not_cache_leaves_the_epoch_alone;
             changes: only_what_changed_is_told;
@@ -192,6 +202,8 @@ pub mod cases {
     pub use super::telemetry::*;
 }
 
+pub use changes::settings_race;
+
 pub type Store = Arc<dyn Records>;
 
 pub fn at(seconds: i64) -> OffsetDateTime {
@@ -245,9 +257,11 @@ pub fn host(id: u64, name: &str, tag: &str) -> Host {
             secure: true,
             allow_roaming_ips: false,
             bound_ip: None,
+            bound_ip_other: None,
             insecure_enabled_until: None,
             insecure_grace_until: None,
             disabled: false,
+            disabled_with_user: false,
             expires_at: None,
             allowed_networks: Vec::new(),
         },
@@ -260,6 +274,11 @@ pub fn host(id: u64, name: &str, tag: &str) -> Host {
 
 pub fn key(tag: &str) -> Digest {
     Digest::of(format!("key {tag}").as_bytes())
+}
+
+/// The kill switch, on or off.
+pub fn kill_switch(disabled: bool) -> SettingsChange {
+    SettingsChange::Api { disabled, reason: None }
 }
 
 /// What goes to the audit log with a change whose entry does not matter to the case.

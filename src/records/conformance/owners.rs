@@ -44,10 +44,9 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
     .await;
     let again = host_of(register(&store, &registration(1, "h1.test", "b"), owner(1, 2)).await);
     assert_eq!((again.owner, again.key_digest), (Some(UserId(1)), key("b")));
-    let by_admin = store.register_host(&registration(1, "h1.test", "c"), &noted()).await.unwrap();
-    assert_eq!((by_admin.owner, by_admin.key_digest), (Some(UserId(1)), key("c")));
+    host_of(register(&store, &registration(1, "h1.test", "c"), owner(1, 2)).await);
     store.change_host(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap();
-    store.bind_ip(HostId(1), &key("c"), ip("192.0.2.1"), at(1), &noted()).await.unwrap();
+    store.bind_ip(HostId(1), &key("c"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
     assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().owner, Some(UserId(1)));
 
     store.register_host(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
@@ -57,8 +56,153 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
     })
     .await;
     assert_eq!(store.host(HostId(2)).await.unwrap().unwrap().owner, None);
-    let redeemed = store.redeem_install_token(&token("c"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redeemed = store.redeem_install_token(&token("c"), &key("c"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert!(matches!(redeemed, Redemption::Redeemed { host, .. } if host.owner == Some(UserId(1))));
+}
+
+pub async fn an_admin_who_registers_a_users_host_takes_it(store: Store) {
+    add(&store, 1, "ada@example.test").await;
+    host_of(register(&store, &registration(1, "h1.test", "a"), owner(1, 1)).await);
+    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
+    // Disabled with the user, and not by an admin: who registers it now wants it served.
+    disable(&store, 1, false).await;
+    let taken = store.register_host(&registration(1, "h1.test", "b"), &note("take")).await.unwrap();
+    assert_eq!((taken.owner, taken.key_digest), (None, key("b")));
+    assert!(!taken.rules.disabled && !taken.rules.disabled_with_user && taken.rules.bound_ip.is_none());
+    assert_eq!(store.host(HostId(1)).await.unwrap(), Some(taken));
+    let entries = store.audit_from(1, 100).await.unwrap();
+    let entry = &entries.last().unwrap().note;
+    let details: Vec<_> = entry.details.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!((&*entry.action, details), ("take", vec![("taken_from", "1")]));
+    enable(&store, 1).await;
+    changes_nothing(&store, async {
+        let refused = register(&store, &registration(1, "h1.test", "c"), owner(1, 1)).await;
+        assert_eq!(refused, Registered::NotTheirs);
+        let removed = store.remove_owned_host(HostId(1), UserId(1), at(3), &noted()).await.unwrap();
+        assert_eq!(removed, None, "it is not theirs any more");
+    })
+    .await;
+    // It does not count as theirs.
+    host_of(register(&store, &registration(2, "h2.test", "d"), owner(1, 1)).await);
+    // One that is nobody's is taken from nobody.
+    store.register_host(&registration(1, "h1.test", "e"), &note("again")).await.unwrap();
+    assert!(store.audit_from(1, 100).await.unwrap().last().unwrap().note.details.is_empty());
+}
+
+pub async fn an_owner_removes_only_their_own_host(store: Store) {
+    for user in [1, 2] {
+        add(&store, user, &format!("u{user}@example.test")).await;
+        host_of(
+            register(&store, &registration(user, &format!("h{user}.test"), &user.to_string()), owner(user, 1)).await,
+        );
+    }
+    changes_nothing(&store, async {
+        for (host, user) in [(1, 2), (2, 1), (3, 1)] {
+            let removed = store.remove_owned_host(HostId(host), UserId(user), at(3), &noted()).await.unwrap();
+            assert_eq!(removed, None);
+        }
+    })
+    .await;
+    let removed = store.remove_owned_host(HostId(1), UserId(1), at(3), &note("remove")).await.unwrap();
+    assert_eq!(removed.unwrap().removed_at, Some(at(3)));
+    assert_eq!(store.hosts().await.unwrap().len(), 1);
+}
+
+async fn disable(store: &Store, user: u64, keep_hosts: bool) -> ChangedUser {
+    let change = UserChange::Disable { keep_hosts };
+    store.change_user(UserId(user), &change, at(8), Some(&note("disable"))).await.unwrap().unwrap()
+}
+
+async fn enable(store: &Store, user: u64) -> ChangedUser {
+    store.change_user(UserId(user), &UserChange::Enable, at(9), Some(&note("enable"))).await.unwrap().unwrap()
+}
+
+pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
+    add(&store, 1, "ada@example.test").await;
+    add(&store, 2, "bob@example.test").await;
+    // 1 is served, 2 was disabled by an admin, 3 is removed and can come back, 4 is another user's, 5 is nobody's.
+    for (id, user) in [(1, 1), (2, 1), (3, 1), (4, 2)] {
+        host_of(register(&store, &registration(id, &format!("h{id}.test"), &id.to_string()), owner(user, 9)).await);
+    }
+    store.register_host(&registration(5, "h5.test", "5"), &noted()).await.unwrap();
+    let switch = |disabled| HostChange { disabled: Some(disabled), ..<_>::default() };
+    store.change_host(HostId(2), &switch(true), at(1), &noted()).await.unwrap();
+    store.remove_host(HostId(3), at(5), &noted()).await.unwrap();
+    let states = async || {
+        let mut hosts = store.hosts().await.unwrap();
+        hosts.extend(store.removed_hosts().await.unwrap());
+        hosts.sort_by_key(|host| host.id);
+        hosts.iter().map(|host| (host.rules.disabled, host.rules.disabled_with_user)).collect::<Vec<_>>()
+    };
+    const SERVED: (bool, bool) = (false, false);
+    const BY_ADMIN: (bool, bool) = (true, false);
+    const WITH_USER: (bool, bool) = (true, true);
+    let before = [SERVED, BY_ADMIN, SERVED, SERVED, SERVED];
+    assert_eq!(states().await, before);
+
+    let kept = disable(&store, 1, true).await;
+    assert_eq!((kept.hosts, states().await), (vec![], before.into()));
+    // Asked again, for the hosts too.
+    let epoch = store.epoch().await.unwrap();
+    let disabled = disable(&store, 1, false).await;
+    assert_eq!(disabled.host_count(), 1);
+    assert_eq!(states().await, [WITH_USER, BY_ADMIN, WITH_USER, SERVED, SERVED]);
+    let told = store.changes_since(epoch).await.unwrap();
+    let mut ids: Vec<_> = told.hosts.iter().map(|host| (host.id.0, host.rules.disabled, host.updated_at)).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [(1, true, at(8)), (3, true, at(8))], "other nodes hear of it with the user");
+    let mut changed = disabled.hosts;
+    changed.sort_by_key(|host| host.id);
+    let mut known = told.hosts;
+    known.sort_by_key(|host| host.id);
+    assert_eq!(changed, known);
+    changes_nothing(&store, async {
+        disable(&store, 1, false).await;
+        let refused = register(&store, &registration(6, "h6.test", "6"), owner(1, 9)).await;
+        assert_eq!(refused, Registered::OwnerDisabled);
+        let refused = register(&store, &registration(1, "h1.test", "7"), owner(1, 9)).await;
+        assert_eq!(refused, Registered::OwnerDisabled);
+    })
+    .await;
+    let restored = store.restore_host(HostId(3), at(1), at(6), &noted()).await.unwrap();
+    assert!(matches!(&restored, Restoration::Restored(host) if host.rules.disabled), "{restored:?}");
+
+    let enabled = enable(&store, 1).await;
+    assert_eq!(enabled.host_count(), 2);
+    assert_eq!(states().await, before, "those that an admin disabled stay disabled");
+
+    // An admin's decision while the user is disabled stands.
+    disable(&store, 1, false).await;
+    store.change_host(HostId(1), &switch(true), at(10), &noted()).await.unwrap();
+    store.change_host(HostId(3), &switch(false), at(10), &noted()).await.unwrap();
+    assert_eq!(states().await, [BY_ADMIN, BY_ADMIN, SERVED, SERVED, SERVED]);
+    enable(&store, 1).await;
+    assert_eq!(states().await, [BY_ADMIN, BY_ADMIN, SERVED, SERVED, SERVED]);
+}
+
+pub async fn a_user_who_is_being_disabled_leaves_no_host_served(store: Store) {
+    for round in 1..=8_u64 {
+        add(&store, round, &format!("u{round}@example.test")).await;
+        race(9, |number| {
+            let (store, id) = (Arc::clone(&store), round * 100 + number as u64);
+            async move {
+                if number == 4 {
+                    disable(&store, round, false).await;
+                } else {
+                    let registration = registration(id, &format!("h{id}.test"), &id.to_string());
+                    register(&store, &registration, owner(round, 99)).await;
+                }
+            }
+        })
+        .await;
+        let hosts = store.hosts().await.unwrap();
+        let served: Vec<_> = hosts
+            .iter()
+            .filter(|host| host.owner == Some(UserId(round)) && !host.rules.disabled)
+            .map(|host| host.id)
+            .collect();
+        assert_eq!(served, [], "round {round}");
+    }
 }
 
 pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {

@@ -60,7 +60,7 @@ pub async fn add(store: &Store, id: u64, address: &str) -> User {
 }
 
 pub async fn change(store: &Store, id: u64, change: UserChange) -> Option<User> {
-    store.change_user(UserId(id), &change, at(9), Some(&note("change"))).await.unwrap()
+    store.change_user(UserId(id), &change, at(9), Some(&note("change"))).await.unwrap().map(|changed| changed.user)
 }
 
 pub async fn begin(store: &Store, session: &Session) -> Begun {
@@ -134,8 +134,8 @@ pub async fn a_user_changes_only_where_told_and_turns_the_generation(store: Stor
     let now = |user: &User, generation| User { generation, updated_at: at(9), ..user.clone() };
     let course = [
         (UserChange::Role(Role::Admin), now(&User { role: Role::Admin, ..added.clone() }, 3)),
-        (UserChange::Disabled(true), User { disabled: true, ..added.clone() }),
-        (UserChange::Disabled(false), added.clone()),
+        (UserChange::Disable { keep_hosts: false }, User { disabled: true, ..added.clone() }),
+        (UserChange::Enable, added.clone()),
         (UserChange::Password(hash("b")), User { password: Some(hash("b")), ..added.clone() }),
         (UserChange::Rehashed { old: hash("b"), new: hash("c") }, User { password: Some(hash("c")), ..added.clone() }),
         (UserChange::MaxHosts(Some(2)), User { password: Some(hash("c")), max_hosts: Some(2), ..added.clone() }),
@@ -155,7 +155,7 @@ pub async fn a_user_changes_only_where_told_and_turns_the_generation(store: Stor
     changes_nothing(&store, async {
         let rehashed = UserChange::Rehashed { old: hash("b"), new: hash("d") };
         assert_eq!(change(&store, 1, rehashed).await, None, "the password is another one by now");
-        assert_eq!(change(&store, 2, UserChange::Disabled(true)).await, None);
+        assert_eq!(change(&store, 2, UserChange::Disable { keep_hosts: false }).await, None);
     })
     .await;
     // A rehash is nobody's doing.
@@ -196,7 +196,7 @@ pub async fn a_session_begins_once_and_of_the_user_as_it_is(store: Store) {
         }
     })
     .await;
-    let disabled = change(&store, 1, UserChange::Disabled(true)).await.unwrap();
+    let disabled = change(&store, 1, UserChange::Disable { keep_hosts: false }).await.unwrap();
     changes_nothing(&store, async {
         for generation in [3, disabled.generation] {
             assert_eq!(begin(&store, &Session { generation, ..session(2, 1) }).await, Begun::Refused);
@@ -205,7 +205,7 @@ pub async fn a_session_begins_once_and_of_the_user_as_it_is(store: Store) {
     })
     .await;
     assert_eq!(begin(&store, &session(2, 2)).await, Begun::Begun, "another user's");
-    let enabled = change(&store, 1, UserChange::Disabled(false)).await.unwrap();
+    let enabled = change(&store, 1, UserChange::Enable).await.unwrap();
     assert!(enabled.generation > first.generation, "what was over stays over");
     assert_eq!(begin(&store, &Session { generation: enabled.generation, ..session(3, 1) }).await, Begun::Begun);
     let ids: Vec<_> = store.sessions().await.unwrap().into_iter().map(|session| session.id.as_bytes()[0]).collect();
@@ -244,7 +244,7 @@ pub async fn no_session_begins_of_a_generation_that_is_over(store: Store) {
                     (0 | 1, _) => Some(store.begin_session(&session, &of("begin")).await.unwrap()),
                     (3, _) => None,
                     (_, 0) => {
-                        let disabled = UserChange::Disabled(true);
+                        let disabled = UserChange::Disable { keep_hosts: false };
                         store.change_user(added.id, &disabled, at(9), Some(&of("turn"))).await.unwrap().unwrap();
                         None
                     }
@@ -290,7 +290,8 @@ pub async fn a_session_through_a_provider_needs_its_identity(store: Store) {
     assert_eq!(store.sessions().await.unwrap(), [begun]);
     let before = position(&store).await;
     let unlinked = store.unlink_identity(ISSUER, "ada", at(9), &note("unlink")).await.unwrap();
-    assert_eq!(unlinked, Some(identity(ISSUER, "ada", 1)));
+    let (unlinked, user) = unlinked.unwrap();
+    assert_eq!((unlinked, user.generation), (identity(ISSUER, "ada", 1), 4));
     let told = store.changes_since(before.0).await.unwrap().users.unwrap();
     let generations: Vec<_> = told.iter().map(|user| (user.generation, user.updated_at)).collect();
     assert_eq!(generations, [(4, at(9)), (3, at(0))], "and the sessions that began with it are over");
@@ -393,7 +394,7 @@ pub async fn only_what_changed_of_people_is_told(store: Store) {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let other = store.changes_since(all.epoch).await.unwrap();
     assert_eq!((other.users, other.sessions, other.hosts.len()), (None, vec![], 1));
-    let disabled = change(&store, 1, UserChange::Disabled(true)).await.unwrap();
+    let disabled = change(&store, 1, UserChange::Disable { keep_hosts: false }).await.unwrap();
     let told = store.changes_since(other.epoch).await.unwrap();
     assert_eq!((told.users, told.sessions), (Some(vec![disabled]), vec![]), "its sessions need no row");
     store.end_session(session(1, 1).id, at(9), &noted()).await.unwrap();

@@ -18,24 +18,24 @@ pub(super) fn roll(
     role: AuthorityRole,
     step: &AuthorityStep,
     note: &AuditNote,
-) -> Result<bool> {
+) -> Result<Option<Vec<Authority>>> {
     let mut present: Vec<Authority> = Vec::new();
     for row in staged.scan(rows::AUTHORITY) {
         let (key, value) = row?;
         present.push(rows::decode(&key, &value)?);
     }
-    let Some((written, gone)) = rules::roll(&present, role, step) else { return Ok(false) };
+    let Some((written, gone)) = rules::roll(&present, role, step) else { return Ok(None) };
     for authority in &written {
         put(staged, authority)?;
     }
-    if let Some(gone) = gone {
+    if let Some(gone) = &gone {
         staged.remove(rows::authority(gone.id));
-        sealed::index(staged, &place(&gone), Some(&gone.private_key), None);
+        sealed::index(staged, &place(gone), Some(&gone.private_key), None);
     }
     let epoch = changes::bump(staged)?;
     changes::mark_set(staged, Kind::Authorities, epoch)?;
     audit::append(staged, note)?;
-    Ok(true)
+    Ok(Some(rules::rolled(present, written, gone)))
 }
 
 /// Writes an authority and the index of its sealed key.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
-use crate::records::{Changes, Epoch, Host, InstallToken, Result, Session, Settings};
+use crate::records::{Changes, Epoch, Host, InstallToken, Result, Session, Settings, SettingsChange};
 
 use super::rows::{self, Marked, Source};
 use super::{audit, authorities, canonical, users};
@@ -125,10 +125,19 @@ pub(super) fn settings(source: &impl Source) -> Result<Option<Marked<Settings>>>
     rows::get(source, rows::SETTINGS)
 }
 
-pub(super) fn change_settings(staged: &mut Staged<'_>, settings: &Settings, note: &AuditNote) -> Result<()> {
-    let old = self::settings(staged)?;
+pub(super) fn change_settings(
+    staged: &mut Staged<'_>,
+    change: &SettingsChange,
+    note: &AuditNote,
+) -> Result<Option<Settings>> {
+    let (old, present) = match settings(staged)? {
+        Some(Marked { epoch, row }) => (Some(epoch), row),
+        None => (None, Settings::default()),
+    };
+    let Some(settings) = change.applied(&present) else { return Ok(None) };
     let epoch = bump(staged)?;
-    mark(staged, Kind::Settings, b"", old.map(|old| old.epoch), epoch);
+    mark(staged, Kind::Settings, b"", old, epoch);
     audit::append(staged, note)?;
-    rows::put(staged, rows::SETTINGS, &Marked { epoch, row: settings })
+    rows::put(staged, rows::SETTINGS, &Marked { epoch, row: &settings })?;
+    Ok(Some(settings))
 }

@@ -17,7 +17,7 @@ use crate::seal::{Place, Sealed};
 
 use super::changes::{self, Kind};
 use super::rows::{self, Marked, Source};
-use super::{audit, sealed};
+use super::{audit, sealed, users};
 
 pub(super) fn register(staged: &mut Staged<'_>, registration: &Registration, note: &AuditNote) -> Result<Host> {
     if let Some(host) = registered_before(staged, registration)? {
@@ -43,7 +43,8 @@ pub(super) fn register_owned(
         host?;
         count += 1;
     }
-    if let Some(refused) = owner.refused(present.as_ref(), count) {
+    let is_disabled = users::by_id(staged, owner.user)?.is_some_and(|user| user.disabled);
+    if let Some(refused) = owner.refused(is_disabled, present.as_ref(), count) {
         return Ok(refused);
     }
     put_registered(staged, registration, present, Some(owner.user), note).map(of_owner)
@@ -56,7 +57,7 @@ fn registered_before(staged: &Staged<'_>, registration: &Registration) -> Result
     by_id(staged, token.row.host)?.map(Some).ok_or_else(|| taken("installer token"))
 }
 
-/// Over the host that has the name, if there is one; a new one becomes the owner's.
+/// Over the host that has the name, if there is one; it is the owner's from here on.
 fn put_registered(
     staged: &mut Staged<'_>,
     registration: &Registration,
@@ -64,9 +65,10 @@ fn put_registered(
     owner: Option<UserId>,
     note: &AuditNote,
 ) -> Result<Host> {
+    let note = &registration.noted(present.as_ref(), owner, note);
     let host = match present {
         Some(present) if present.id != registration.id => return Ok(present),
-        Some(present) => present.given_new_key(registration),
+        Some(present) => present.given_new_key(registration, owner),
         None if staged.get(rows::host(registration.id))?.is_some() => return Err(taken("host id")),
         None => {
             rows::put(staged, rows::host_name(&registration.fqdn), &registration.id)?;
@@ -81,13 +83,16 @@ fn put_registered(
     Ok(host)
 }
 
+/// `owner`: only if it is theirs.
 pub(super) fn remove(
     staged: &mut Staged<'_>,
     id: HostId,
+    owner: Option<UserId>,
     at: OffsetDateTime,
     note: &AuditNote,
 ) -> Result<Option<Host>> {
-    let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
+    let found = by_id(staged, id)?.filter(|host| owner.is_none() || host.owner == owner);
+    let Some(mut host) = found else { return Ok(None) };
     host.removed_at = Some(at);
     host.updated_at = at;
     let epoch = changes::bump(staged)?;
@@ -123,6 +128,22 @@ pub(super) fn restore(
     staged.remove(rows::removed_host(id));
     audit::append(staged, note)?;
     Ok(Restoration::Restored(host))
+}
+
+/// The hosts of a user, those included whose removal can be undone.
+pub(super) fn of_user(staged: &Staged<'_>, user: UserId) -> Result<Vec<Host>> {
+    let mut hosts = Vec::new();
+    let prefix = rows::owned_hosts(user);
+    for row in staged.scan(&prefix) {
+        let id = rows::read_owned_host(&prefix, &row?.0)?;
+        hosts.push(by_id(staged, id)?.ok_or_else(|| rows::missing("host"))?);
+    }
+    for row in staged.scan(rows::REMOVED_HOST) {
+        let id = rows::read_removed_host(&row?.0)?;
+        let marked: Marked<Host> = rows::get(staged, rows::host(id))?.ok_or_else(|| rows::missing("host"))?;
+        hosts.extend(Some(marked.row).filter(|host| host.owner == Some(user)));
+    }
+    Ok(hosts)
 }
 
 /// The last one first.
@@ -217,19 +238,20 @@ pub(super) fn bind_ip(
     id: HostId,
     key: &Digest,
     ip: IpAddr,
+    ipv6_prefix: u8,
     at: OffsetDateTime,
     note: &AuditNote,
-) -> Result<Option<IpAddr>> {
+) -> Result<Option<Host>> {
     let Some(mut host) = by_id(staged, id)? else { return Ok(None) };
     if !host.has_key(key) {
         return Ok(None);
     }
-    if host.bind(ip, at) {
+    if host.bind(ip, ipv6_prefix, at) {
         let epoch = changes::bump(staged)?;
         put(staged, &host, epoch)?;
         audit::append(staged, note)?;
     }
-    Ok(host.rules.bound_ip)
+    Ok(Some(host))
 }
 
 pub(super) fn keep_agent_identity(
@@ -251,6 +273,7 @@ pub(super) fn keep_agent_identity(
 pub(super) fn redeem(
     staged: &mut Staged<'_>,
     digest: &Digest,
+    key: &Digest,
     at: OffsetDateTime,
     from: IpAddr,
     note: &AuditNote,
@@ -266,6 +289,9 @@ pub(super) fn redeem(
     }
     if token.is_over(at) {
         return Ok(Redemption::Expired);
+    }
+    if host.key_digest != *key {
+        return Ok(Redemption::KeyChanged);
     }
     token.redeemed_at = Some(at);
     token.redeemed_from = Some(from.to_canonical());

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
-use crate::records::{ExternalIdentity, Linked, Result};
+use crate::records::{ExternalIdentity, Linked, Result, User};
 
 use super::rows::{self, Source};
 use super::{audit, users};
@@ -30,13 +30,14 @@ pub(super) fn unlink(
     subject: &str,
     at: OffsetDateTime,
     note: &AuditNote,
-) -> Result<Option<ExternalIdentity>> {
+) -> Result<Option<(ExternalIdentity, User)>> {
     let Some(identity) = find(staged, issuer, subject)? else { return Ok(None) };
     let user = users::by_id(staged, identity.user)?.ok_or_else(|| rows::missing("user"))?;
     staged.remove(rows::identity(issuer, subject));
-    users::put(staged, &user.turned(at))?;
+    let user = user.turned(at);
+    users::put(staged, &user)?;
     audit::append(staged, note)?;
-    Ok(Some(identity))
+    Ok(Some((identity, user)))
 }
 
 pub(super) fn find(source: &impl Source, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {

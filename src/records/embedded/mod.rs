@@ -38,11 +38,11 @@ use uuid::Uuid;
 
 use super::copy::{Chunks, Row};
 use super::{
-    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
-    Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
-    ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
-    Result, Retention, SealingKey, Seed, Session, Settings, Standstill, StoreFailure, StoreState, Telemetry, User,
-    UserChange,
+    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, ChangedUser, Changes,
+    Claimed, Condition, Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner,
+    Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration,
+    Replacement, Restoration, Result, Retention, SealingKey, Seed, Session, Settings, SettingsChange, Standstill,
+    StoreFailure, StoreState, Telemetry, User, UserChange,
 };
 use crate::durable::{Durable, DurableError, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
@@ -58,6 +58,9 @@ pub struct Embedded {
     data: Arc<Durable>,
     /// Stores that wait for their turn, the oldest login first.
     stores: turns::Turns<Reverse<Option<Instant>>, Replacement>,
+    /// A test cuts nodes off from what changed: changes are made, and following them fails.
+    #[cfg(test)]
+    pub(crate) following_fails: std::sync::atomic::AtomicBool,
 }
 
 impl Embedded {
@@ -67,7 +70,12 @@ impl Embedded {
     }
 
     pub(crate) fn on(data: Durable) -> Self {
-        Self { data: Arc::new(data), stores: turns::Turns::new() }
+        Self {
+            data: Arc::new(data),
+            stores: turns::Turns::new(),
+            #[cfg(test)]
+            following_fails: std::sync::atomic::AtomicBool::default(),
+        }
     }
 
     /// Brings the rows of the format `from` to the next one; power-safe when it returns.
@@ -192,7 +200,12 @@ impl Records for Embedded {
         self.read(|data| rows::get(data, rows::SERVER_KEY)).await
     }
 
-    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool> {
+    async fn roll_authority(
+        &self,
+        role: AuthorityRole,
+        step: &AuthorityStep,
+        audit: &AuditNote,
+    ) -> Result<Option<Vec<Authority>>> {
         self.change(|staged| authorities::roll(staged, role, step, audit)).await
     }
 
@@ -227,7 +240,17 @@ impl Records for Embedded {
     }
 
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
-        self.change(|staged| hosts::remove(staged, id, at, audit)).await
+        self.change(|staged| hosts::remove(staged, id, None, at, audit)).await
+    }
+
+    async fn remove_owned_host(
+        &self,
+        id: HostId,
+        owner: UserId,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>> {
+        self.change(|staged| hosts::remove(staged, id, Some(owner), at, audit)).await
     }
 
     async fn restore_host(
@@ -275,10 +298,11 @@ impl Records for Embedded {
         id: HostId,
         key: &Digest,
         ip: IpAddr,
+        ipv6_prefix: u8,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<IpAddr>> {
-        self.change(|staged| hosts::bind_ip(staged, id, key, ip, at, audit)).await
+    ) -> Result<Option<Host>> {
+        self.change(|staged| hosts::bind_ip(staged, id, key, ip, ipv6_prefix, at, audit)).await
     }
 
     async fn host_keep_agent_identity(
@@ -294,11 +318,12 @@ impl Records for Embedded {
     async fn redeem_install_token(
         &self,
         token: &Digest,
+        key: &Digest,
         at: OffsetDateTime,
         from: IpAddr,
         audit: &AuditNote,
     ) -> Result<Redemption> {
-        self.change(|staged| hosts::redeem(staged, token, at, from, audit)).await
+        self.change(|staged| hosts::redeem(staged, token, key, at, from, audit)).await
     }
 
     async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
@@ -394,7 +419,7 @@ impl Records for Embedded {
         change: &UserChange,
         at: OffsetDateTime,
         audit: Option<&AuditNote>,
-    ) -> Result<Option<User>> {
+    ) -> Result<Option<ChangedUser>> {
         self.change(|staged| users::change(staged, id, change, at, audit)).await
     }
 
@@ -428,7 +453,7 @@ impl Records for Embedded {
         subject: &str,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<ExternalIdentity>> {
+    ) -> Result<Option<(ExternalIdentity, User)>> {
         self.change(|staged| identities::unlink(staged, issuer, subject, at, audit)).await
     }
 
@@ -453,8 +478,8 @@ impl Records for Embedded {
         self.read(|data| Ok(changes::settings(data)?.map(|marked| marked.row).unwrap_or_default())).await
     }
 
-    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()> {
-        self.change(|staged| changes::change_settings(staged, settings, audit)).await
+    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
+        self.change(|staged| changes::change_settings(staged, change, audit)).await
     }
 
     async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {
@@ -507,6 +532,10 @@ impl Records for Embedded {
     }
 
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes> {
+        #[cfg(test)]
+        if self.following_fails.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(RecordsError::Unavailable("a test cut this node off".into()));
+        }
         // Nearly every poll finds nothing; only the others go to another thread.
         let now = self.epoch().await?;
         if now <= epoch {

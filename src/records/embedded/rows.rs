@@ -109,6 +109,12 @@ pub(super) fn owned_hosts(owner: UserId) -> Vec<u8> {
     key(OWNED_HOST, &[&owner.0.to_be_bytes()])
 }
 
+/// The host of a row below [`owned_hosts`].
+pub(super) fn read_owned_host(prefix: &[u8], key: &[u8]) -> Result<HostId> {
+    let id = key.get(prefix.len()..).and_then(|id| id.try_into().ok());
+    id.map(|id| HostId(u64::from_be_bytes(id))).ok_or_else(|| corrupt("owned-host", "its key is wrong"))
+}
+
 pub(super) fn owned_host(owner: UserId, id: HostId) -> Vec<u8> {
     key(OWNED_HOST, &[&owner.0.to_be_bytes(), &id.0.to_be_bytes()])
 }

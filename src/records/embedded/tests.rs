@@ -17,7 +17,9 @@ mod conformance {
 mod crash;
 
 use crate::records::conformance::probes::{claim, outcome};
-use crate::records::conformance::{at, fqdn, ip, new_canonical, noted, registration, replaced, sealed, seen, token};
+use crate::records::conformance::{
+    at, fqdn, ip, key as host_key, kill_switch, new_canonical, noted, registration, replaced, sealed, seen, token,
+};
 
 #[tokio::test]
 async fn everything_is_there_when_opened_again() {
@@ -28,10 +30,10 @@ async fn everything_is_there_when_opened_again() {
     store.add_sealing_key(&key, &noted()).await.unwrap();
     let host = store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.register_host(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
-    store.redeem_install_token(&token("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    store.redeem_install_token(&token("b"), &host_key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     let version =
         replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    store.change_settings(&Settings { api_disabled: true, ..Settings::default() }, &noted()).await.unwrap();
+    store.change_settings(&kill_switch(true), &noted()).await.unwrap();
     store.append_telemetry(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     let probe = claim(0, ProbeTrigger::Admin);
     store.claim_probe(&probe, None).await.unwrap();
@@ -46,7 +48,8 @@ async fn everything_is_there_when_opened_again() {
     assert!(store.settings().await.unwrap().api_disabled);
     assert_eq!(store.epoch().await.unwrap(), epoch);
     assert_eq!(store.changes_since(Epoch(0)).await.unwrap().install_tokens.len(), 2);
-    let redemption = store.redeem_install_token(&token("b"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
+    let redemption =
+        store.redeem_install_token(&token("b"), &host_key("b"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed);
     let another = store.claim_probe(&claim(1, ProbeTrigger::Admin), None).await.unwrap();
     assert!(matches!(&another, Claimed::Busy(known) if known.id == probe.id), "{another:?}");
@@ -97,12 +100,12 @@ async fn no_answer_rests_on_what_the_disk_did_not_take() {
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert!(store.healthy());
     failing.store(true, Ordering::SeqCst);
-    let redemption = store.redeem_install_token(&token("a"), at(2), ip("192.0.2.1"), &noted()).await;
+    let redemption = store.redeem_install_token(&token("a"), &host_key("a"), at(2), ip("192.0.2.1"), &noted()).await;
     assert!(matches!(redemption, Err(RecordsError::Failed(_))), "{redemption:?}");
     failing.store(false, Ordering::SeqCst);
     // "It is used already", and the spent token as a change, are just what a power cut might take back.
     assert!(!store.healthy());
-    assert!(store.redeem_install_token(&token("a"), at(3), ip("192.0.2.1"), &noted()).await.is_err());
+    assert!(store.redeem_install_token(&token("a"), &host_key("a"), at(3), ip("192.0.2.1"), &noted()).await.is_err());
     assert!(store.changes_since(Epoch(0)).await.is_err());
     assert!(store.host(HostId(1)).await.is_err());
     assert!(store.hosts().await.is_err());

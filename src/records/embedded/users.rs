@@ -6,11 +6,11 @@ use crate::durable::{Durable, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::people::{Email, UserId};
 use crate::records::rules::taken;
-use crate::records::{Result, User, UserChange};
+use crate::records::{ChangedUser, Epoch, Result, User, UserChange};
 
-use super::audit;
 use super::changes::{self, Kind};
 use super::rows::{self, Source};
+use super::{audit, hosts};
 
 pub(super) fn add(staged: &mut Staged<'_>, user: &User, note: &AuditNote) -> Result<bool> {
     match by_id(staged, user.id)? {
@@ -57,23 +57,27 @@ pub(super) fn change(
     change: &UserChange,
     at: OffsetDateTime,
     note: Option<&AuditNote>,
-) -> Result<Option<User>> {
-    let Some(user) = by_id(staged, id)? else { return Ok(None) };
-    let Some(changed) = change.applied(&user, at) else { return Ok(None) };
-    if changed != user {
-        put(staged, &changed)?;
+) -> Result<Option<ChangedUser>> {
+    let Some(before) = by_id(staged, id)? else { return Ok(None) };
+    let Some(user) = change.applied(&before, at) else { return Ok(None) };
+    let owned = if change.concerns_hosts() { hosts::of_user(staged, id)? } else { Vec::new() };
+    let changed = ChangedUser { hosts: change.applied_to_hosts(owned, at), user };
+    if changed.user != before || !changed.hosts.is_empty() {
+        let epoch = put(staged, &changed.user)?;
+        changed.hosts.iter().try_for_each(|host| hosts::put(staged, host, epoch))?;
         note.map_or(Ok(()), |note| audit::append(staged, note))?;
     }
     Ok(Some(changed))
 }
 
-/// Writes one that is there, whose address is the same.
-pub(super) fn put(staged: &mut Staged<'_>, user: &User) -> Result<()> {
-    mark(staged)?;
-    rows::put(staged, rows::user(user.id), user)
+/// Writes one that is there, whose address is the same; gives the epoch.
+pub(super) fn put(staged: &mut Staged<'_>, user: &User) -> Result<Epoch> {
+    rows::put(staged, rows::user(user.id), user)?;
+    mark(staged)
 }
 
-fn mark(staged: &mut Staged<'_>) -> Result<()> {
+fn mark(staged: &mut Staged<'_>) -> Result<Epoch> {
     let epoch = changes::bump(staged)?;
-    changes::mark_set(staged, Kind::Users, epoch)
+    changes::mark_set(staged, Kind::Users, epoch)?;
+    Ok(epoch)
 }

@@ -90,9 +90,9 @@ pub(super) async fn roll(
     role: AuthorityRole,
     step: &AuthorityStep,
     note: &AuditNote,
-) -> Outcome<bool> {
+) -> Outcome<Option<Vec<Authority>>> {
     let present = all(change.connection).await?;
-    let Some((written, gone)) = rules::roll(&present, role, step) else { return Ok(false) };
+    let Some((written, gone)) = rules::roll(&present, role, step) else { return Ok(None) };
     sealed::check(change, written.iter().map(|authority| &authority.private_key)).await?;
     for authority in &written {
         if present.iter().any(|known| known.id == authority.id) {
@@ -102,12 +102,12 @@ pub(super) async fn roll(
             insert(change, authority).await?;
         }
     }
-    if let Some(gone) = gone {
+    if let Some(gone) = &gone {
         change.run("DELETE FROM authorities WHERE id = ?", vec![rows::id(gone.id)]).await?;
     }
     change.mark(Set::Authorities);
     change.note(note);
-    Ok(true)
+    Ok(Some(rules::rolled(present, written, gone)))
 }
 
 const CERTIFICATE: &str = "SELECT fingerprint, name, serial, issued_at, expires_at, revoked_at, authority, user_id \

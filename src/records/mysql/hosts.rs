@@ -23,8 +23,9 @@ const TABLE: &str = "hosts";
 
 /// With the networks in one column, so that a host is read as it was at one moment.
 const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
-                      insecure_enabled_until, insecure_grace_until, disabled, expires_at, created_at, updated_at, \
-                      removed_at, owner, agent_identity, (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
+                      bound_ip_other, insecure_enabled_until, insecure_grace_until, disabled, disabled_with_user, \
+                      expires_at, created_at, updated_at, removed_at, owner, agent_identity, \
+                      (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
                       WHERE host_networks.host_id = hosts.id) FROM hosts";
 
 pub(super) async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
@@ -42,6 +43,12 @@ pub(super) async fn by_name(connection: &mut Conn, fqdn: &Fqdn) -> Outcome<Optio
 
 pub(super) async fn all(connection: &mut Conn) -> Outcome<Vec<Host>> {
     select(connection, "WHERE live_fqdn IS NOT NULL ORDER BY live_fqdn", vec![]).await
+}
+
+/// The hosts of a user, those included whose removal can be undone.
+pub(super) async fn of_user(connection: &mut Conn, user: UserId) -> Outcome<Vec<Host>> {
+    let which = "WHERE owner = ? AND (removed_at IS NULL OR api_key <> '') ORDER BY removed_at IS NOT NULL, id";
+    select(connection, which, vec![user.0.into()]).await
 }
 
 /// The last one first.
@@ -76,9 +83,11 @@ fn read(row: Row) -> Result<Host> {
         secure: columns.truth()?,
         allow_roaming_ips: columns.truth()?,
         bound_ip: columns.optional_parsed()?,
+        bound_ip_other: columns.optional_parsed()?,
         insecure_enabled_until: columns.optional_time()?,
         insecure_grace_until: columns.optional_time()?,
         disabled: columns.truth()?,
+        disabled_with_user: columns.truth()?,
         expires_at: columns.optional_time()?,
         allowed_networks: Vec::new(),
     };
@@ -115,9 +124,11 @@ const WRITTEN: [&str; 21] = [
     "secure",
     "allow_roaming_ips",
     "bound_ip",
+    "bound_ip_other",
     "insecure_enabled_until",
     "insecure_grace_until",
     "disabled",
+    "disabled_with_user",
     "expires_at",
     "created_at",
     "updated_at",
@@ -142,9 +153,11 @@ fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
         rules.secure.into(),
         rules.allow_roaming_ips.into(),
         rows::address(rules.bound_ip),
+        rows::address(rules.bound_ip_other),
         rows::optional_time(rules.insecure_enabled_until),
         rows::optional_time(rules.insecure_grace_until),
         rules.disabled.into(),
+        rules.disabled_with_user.into(),
         rows::optional_time(rules.expires_at),
         rows::time(host.created_at),
         rows::time(host.updated_at),
@@ -226,7 +239,7 @@ pub(super) async fn register_owned(
     known.keys.check([&registration.api_key])?;
     let present = of_name_or_id(change, registration).await?;
     let named = present.iter().find(|host| is_named(host, registration));
-    if let Some(refused) = owner.refused(named, known.owned) {
+    if let Some(refused) = owner.refused(known.owner_disabled, named, known.owned) {
         return Ok(refused);
     }
     put_registered(change, registration, present, Some(owner.user), note).await.map(of_owner)
@@ -246,7 +259,7 @@ fn is_named(host: &Host, registration: &Registration) -> bool {
     host.removed_at.is_none() && host.fqdn == registration.fqdn
 }
 
-/// Over the host that has the name, if there is one in `known`; a new one becomes the owner's.
+/// Over the host that has the name, if there is one in `known`; it is the owner's from here on.
 async fn put_registered(
     change: &mut Change<'_>,
     registration: &Registration,
@@ -254,10 +267,12 @@ async fn put_registered(
     owner: Option<UserId>,
     note: &AuditNote,
 ) -> Outcome<Host> {
-    let host = match known.iter().find(|host| is_named(host, registration)) {
+    let named = known.iter().find(|host| is_named(host, registration));
+    let note = &registration.noted(named, owner, note);
+    let host = match named {
         Some(present) if present.id != registration.id => return Ok(present.clone()),
         Some(present) => {
-            let host = present.clone().given_new_key(registration);
+            let host = present.clone().given_new_key(registration, owner);
             update(change, &host).await?;
             install_tokens::revoke_pending(change, host.id, registration.at).await?;
             host
@@ -286,13 +301,16 @@ fn kept(mut host: Host) -> Host {
     host
 }
 
+/// `owner`: only if it is theirs.
 pub(super) async fn remove(
     change: &mut Change<'_>,
     id: HostId,
+    owner: Option<UserId>,
     at: OffsetDateTime,
     note: &AuditNote,
 ) -> Outcome<Option<Host>> {
-    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
+    let found = by_id(change.connection, id).await?.filter(|host| owner.is_none() || host.owner == owner);
+    let Some(mut host) = found else { return Ok(None) };
     let at = rows::cut(at);
     host.removed_at = Some(at);
     host.updated_at = at;
@@ -364,18 +382,19 @@ pub(super) async fn bind_ip(
     id: HostId,
     key: &Digest,
     ip: IpAddr,
+    ipv6_prefix: u8,
     at: OffsetDateTime,
     note: &AuditNote,
-) -> Outcome<Option<IpAddr>> {
+) -> Outcome<Option<Host>> {
     let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
     if !host.has_key(key) {
         return Ok(None);
     }
-    if host.bind(ip, at) {
+    if host.bind(ip, ipv6_prefix, at) {
         update(change, &host).await?;
         change.note(note);
     }
-    Ok(host.rules.bound_ip)
+    Ok(Some(kept(host)))
 }
 
 pub(super) async fn keep_agent_identity(

@@ -11,7 +11,7 @@ use super::telemetry::DUPLICATE;
 use super::users;
 use crate::model::audit::AuditNote;
 use crate::model::people::UserId;
-use crate::records::{ExternalIdentity, Linked, Result};
+use crate::records::{ExternalIdentity, Linked, Result, User};
 
 const TABLE: &str = "external_identities";
 const COLUMNS: &str = "issuer, subject, user_id, external_identities.email, linked_at";
@@ -103,7 +103,7 @@ pub(super) async fn unlink(
     subject: &str,
     at: OffsetDateTime,
     note: &AuditNote,
-) -> Outcome<Option<ExternalIdentity>> {
+) -> Outcome<Option<(ExternalIdentity, User)>> {
     let statement = format!(
         "SELECT {COLUMNS}, {} FROM external_identities JOIN users ON users.id = user_id WHERE issuer = ? AND subject = ?",
         users::COLUMNS
@@ -114,7 +114,8 @@ pub(super) async fn unlink(
     let (identity, user) = (read(&mut columns)?, users::read(&mut columns)?);
     let values = vec![issuer.into(), subject.into()];
     change.run("DELETE FROM external_identities WHERE issuer = ? AND subject = ?", values).await?;
-    users::update(change, &user.turned(rows::cut(at))).await?;
+    let user = user.turned(rows::cut(at));
+    users::update(change, &user).await?;
     change.note(note);
-    Ok(Some(identity))
+    Ok(Some((identity, user)))
 }

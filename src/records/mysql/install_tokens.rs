@@ -38,6 +38,7 @@ pub(super) struct Known {
     pub host: Option<HostId>,
     /// How many hosts the owner has.
     pub owned: u64,
+    pub owner_disabled: bool,
     /// Which data keys there are.
     pub keys: sealed::Known,
 }
@@ -45,14 +46,17 @@ pub(super) struct Known {
 pub(super) async fn known(connection: &mut Conn, digest: &Digest, owner: Option<UserId>) -> Outcome<Known> {
     let statement = format!(
         "SELECT (SELECT host_id FROM install_tokens WHERE digest = ?), \
-         (SELECT COUNT(*) FROM hosts WHERE owner = ? AND removed_at IS NULL), {}",
+         (SELECT COUNT(*) FROM hosts WHERE owner = ? AND removed_at IS NULL), \
+         (SELECT disabled FROM users WHERE id = ?), {}",
         sealed::KNOWN
     );
-    let values = (rows::digest(digest), owner.map(|owner| owner.0));
+    let owner = owner.map(|owner| owner.0);
+    let values = (rows::digest(digest), owner, owner);
     let row: Option<Row> = connection.exec_first(statement, values).await?;
     let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
     let (host, owned) = (columns.optional_number()?.map(HostId), columns.number()?);
-    Ok(Known { host, owned, keys: sealed::Known::read(&mut columns)? })
+    let owner_disabled = columns.optional_number()?.is_some_and(|disabled| disabled != 0);
+    Ok(Known { host, owned, owner_disabled, keys: sealed::Known::read(&mut columns)? })
 }
 
 /// By digest, from the first one after `after`.
@@ -128,6 +132,7 @@ pub(super) async fn revoke_pending(change: &mut Change<'_>, host: HostId, at: Of
 pub(super) async fn redeem(
     change: &mut Change<'_>,
     digest: &Digest,
+    key: &Digest,
     at: OffsetDateTime,
     from: IpAddr,
     note: &AuditNote,
@@ -142,6 +147,9 @@ pub(super) async fn redeem(
     }
     if token.is_over(at) {
         return Ok(Redemption::Expired);
+    }
+    if host.key_digest != *key {
+        return Ok(Redemption::KeyChanged);
     }
     let from = from.to_canonical();
     let values = vec![rows::time(at), rows::address(Some(from)), change.epoch().0.into(), rows::digest(digest)];

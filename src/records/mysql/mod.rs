@@ -54,11 +54,11 @@ use uuid::Uuid;
 
 use super::copy::Row;
 use super::{
-    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, Changes, Claimed, Condition,
-    Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner, Probe, ProbeClaim,
-    ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration, Replacement, Restoration,
-    Result, Retention, SealingKey, Seed, ServerHealth, Session, Settings, Standstill, StoreFailure, StoreState,
-    Telemetry, User, UserChange,
+    AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, ChangedUser, Changes,
+    Claimed, Condition, Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner,
+    Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration,
+    Replacement, Restoration, Result, Retention, SealingKey, Seed, ServerHealth, Session, Settings, SettingsChange, Standstill,
+    StoreFailure, StoreState, Telemetry, User, UserChange,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
@@ -287,7 +287,12 @@ impl Records for MySql {
         read!(self, |connection| authorities::all(connection))
     }
 
-    async fn roll_authority(&self, role: AuthorityRole, step: &AuthorityStep, audit: &AuditNote) -> Result<bool> {
+    async fn roll_authority(
+        &self,
+        role: AuthorityRole,
+        step: &AuthorityStep,
+        audit: &AuditNote,
+    ) -> Result<Option<Vec<Authority>>> {
         change!(self, |tx| authorities::roll(&mut tx, role, step, audit))
     }
 
@@ -326,7 +331,17 @@ impl Records for MySql {
     }
 
     async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
-        change!(self, |tx| hosts::remove(&mut tx, id, at, audit))
+        change!(self, |tx| hosts::remove(&mut tx, id, None, at, audit))
+    }
+
+    async fn remove_owned_host(
+        &self,
+        id: HostId,
+        owner: UserId,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>> {
+        change!(self, |tx| hosts::remove(&mut tx, id, Some(owner), at, audit))
     }
 
     async fn restore_host(
@@ -374,10 +389,11 @@ impl Records for MySql {
         id: HostId,
         key: &Digest,
         ip: IpAddr,
+        ipv6_prefix: u8,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<IpAddr>> {
-        change!(self, |tx| hosts::bind_ip(&mut tx, id, key, ip, at, audit))
+    ) -> Result<Option<Host>> {
+        change!(self, |tx| hosts::bind_ip(&mut tx, id, key, ip, ipv6_prefix, at, audit))
     }
 
     async fn host_keep_agent_identity(
@@ -393,11 +409,12 @@ impl Records for MySql {
     async fn redeem_install_token(
         &self,
         token: &Digest,
+        key: &Digest,
         at: OffsetDateTime,
         from: IpAddr,
         audit: &AuditNote,
     ) -> Result<Redemption> {
-        change!(self, |tx| install_tokens::redeem(&mut tx, token, at, from, audit))
+        change!(self, |tx| install_tokens::redeem(&mut tx, token, key, at, from, audit))
     }
 
     async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
@@ -485,7 +502,7 @@ impl Records for MySql {
         change: &UserChange,
         at: OffsetDateTime,
         audit: Option<&AuditNote>,
-    ) -> Result<Option<User>> {
+    ) -> Result<Option<ChangedUser>> {
         change!(self, |tx| users::change(&mut tx, id, change, at, audit))
     }
 
@@ -519,7 +536,7 @@ impl Records for MySql {
         subject: &str,
         at: OffsetDateTime,
         audit: &AuditNote,
-    ) -> Result<Option<ExternalIdentity>> {
+    ) -> Result<Option<(ExternalIdentity, User)>> {
         change!(self, |tx| identities::unlink(&mut tx, issuer, subject, at, audit))
     }
 
@@ -544,8 +561,8 @@ impl Records for MySql {
         read!(self, |connection| settings::present(connection))
     }
 
-    async fn change_settings(&self, settings: &Settings, audit: &AuditNote) -> Result<()> {
-        change!(self, |tx| settings::change(&mut tx, settings, audit))
+    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
+        change!(self, |tx| settings::change(&mut tx, change, audit))
     }
 
     async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {

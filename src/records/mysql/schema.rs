@@ -32,13 +32,14 @@ pub(super) struct Migration {
     text: &'static str,
 }
 
-pub(super) const MIGRATIONS: [Migration; 6] = [
+pub(super) const MIGRATIONS: [Migration; 7] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
     Migration { version: 4, name: "people", text: include_str!("../../../migrations/0004_people.sql") },
     Migration { version: 5, name: "restored_login", text: include_str!("../../../migrations/0005_restored_login.sql") },
     Migration { version: 6, name: "versions", text: include_str!("../../../migrations/0006_versions.sql") },
+    Migration { version: 7, name: "hosts_of_users", text: include_str!("../../../migrations/0007_hosts_of_users.sql") },
 ];
 
 impl Migration {

@@ -8,7 +8,7 @@ use super::connections::Outcome;
 use super::rows::{self, Columns};
 use super::{authorities, sealed};
 use crate::model::audit::AuditNote;
-use crate::records::{ClientRelease, RestoredLogin, Seed, Settings};
+use crate::records::{ClientRelease, RestoredLogin, Seed, Settings, SettingsChange};
 use crate::seal::Sealed;
 
 const TABLE: &str = "settings";
@@ -63,11 +63,24 @@ async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
     Ok(Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "its row is missing"))?))
 }
 
-pub(super) async fn change(change: &mut Change<'_>, settings: &Settings, note: &AuditNote) -> Outcome<()> {
-    put(change, settings).await?;
+pub(super) async fn change(
+    change: &mut Change<'_>,
+    wanted: &SettingsChange,
+    note: &AuditNote,
+) -> Outcome<Option<Settings>> {
+    let present = present(change.connection).await?;
+    let Some(settings) = wanted.applied(&present).map(kept) else { return Ok(None) };
+    put(change, &settings).await?;
     change.mark(Set::Settings);
     change.note(note);
-    Ok(())
+    Ok(Some(settings))
+}
+
+/// As they are read back.
+fn kept(mut settings: Settings) -> Settings {
+    settings.client_release.iter_mut().for_each(|release| release.checked_at = rows::cut(release.checked_at));
+    settings.restored_login.iter_mut().for_each(|login| login.backup_of = rows::cut(login.backup_of));
+    settings
 }
 
 pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome<()> {

@@ -101,12 +101,12 @@ async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
     }
     let registration = conformance::registration(1, "h1.test", "a");
     nodes[0].register_host(&registration, &conformance::noted()).await.unwrap();
-    let token = registration.token.digest;
+    let (token, key) = (registration.token.digest, registration.key_digest);
     let redemptions = conformance::race(60, |number| {
         let node = Arc::clone(&nodes[number % 3]);
         async move {
             let from = conformance::ip("192.0.2.1");
-            node.redeem_install_token(&token, conformance::at(1), from, &conformance::noted()).await.unwrap()
+            node.redeem_install_token(&token, &key, conformance::at(1), from, &conformance::noted()).await.unwrap()
         }
     })
     .await;
@@ -130,6 +130,15 @@ async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
     }
     assert_eq!(head, nodes[2].audit_head().await.unwrap());
     assert_eq!(head.number, 2 + 2 * 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_change_the_settings_undo_nothing_of_each_other() {
+    let server = MariaDb::start();
+    let options = options(server.create("authd").await);
+    let nodes: [conformance::Store; 2] =
+        [Arc::new(open(&options).await.unwrap()), Arc::new(open(&options).await.unwrap())];
+    conformance::settings_race(&nodes).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

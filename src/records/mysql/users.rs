@@ -6,11 +6,12 @@ use time::OffsetDateTime;
 
 use super::changes::{Change, Set};
 use super::connections::Outcome;
+use super::hosts;
 use super::rows::{self, Columns};
 use crate::model::audit::AuditNote;
 use crate::model::people::{Email, UserId};
 use crate::records::rules::taken;
-use crate::records::{PasswordHash, Result, User, UserChange};
+use crate::records::{ChangedUser, PasswordHash, Result, User, UserChange};
 
 const TABLE: &str = "users";
 
@@ -106,11 +107,17 @@ pub(super) async fn change(
     wanted: &UserChange,
     at: OffsetDateTime,
     note: Option<&AuditNote>,
-) -> Outcome<Option<User>> {
-    let Some(user) = by_id(change.connection, id).await? else { return Ok(None) };
-    let Some(changed) = wanted.applied(&user, rows::cut(at)) else { return Ok(None) };
-    if changed != user {
-        update(change, &changed).await?;
+) -> Outcome<Option<ChangedUser>> {
+    let at = rows::cut(at);
+    let Some(before) = by_id(change.connection, id).await? else { return Ok(None) };
+    let Some(user) = wanted.applied(&before, at) else { return Ok(None) };
+    let owned = if wanted.concerns_hosts() { hosts::of_user(change.connection, id).await? } else { Vec::new() };
+    let changed = ChangedUser { hosts: wanted.applied_to_hosts(owned, at), user };
+    if changed.user != before || !changed.hosts.is_empty() {
+        update(change, &changed.user).await?;
+        for host in &changed.hosts {
+            hosts::update(change, host).await?;
+        }
         note.into_iter().for_each(|note| change.note(note));
     }
     Ok(Some(changed))

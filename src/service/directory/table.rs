@@ -429,9 +429,9 @@ impl Row {
     }
 
     fn write_text(&mut self) {
-        let address = self.rules.bound_ip.map(|ip| ip.to_string()).unwrap_or_default();
+        let addresses = self.rules.bound().fold(String::new(), |text, ip| format!("{text}{BETWEEN}{ip}"));
         let version = self.client_version.as_deref().unwrap_or_default();
-        let text = format!("{}{BETWEEN}{address}{BETWEEN}{version}", self.name()).to_lowercase();
+        let text = format!("{}{addresses}{BETWEEN}{version}", self.name()).to_lowercase();
         if *self.text != text {
             self.text = text.into();
         }

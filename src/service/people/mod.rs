@@ -77,7 +77,15 @@ impl People {
         self.users.store(Arc::new(users.into_iter().map(|user| (user.id, Arc::new(user))).collect()));
     }
 
-    fn put_sessions(&self, changed: Vec<Session>) {
+    pub(super) fn put_users(&self, changed: Vec<User>) {
+        self.users.rcu(|present| {
+            let mut users = HashMap::clone(present);
+            users.extend(changed.iter().map(|user| (user.id, Arc::new(user.clone()))));
+            users
+        });
+    }
+
+    pub(super) fn put_sessions(&self, changed: Vec<Session>) {
         let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
         for session in changed {
             match sessions.get(&session.token) {

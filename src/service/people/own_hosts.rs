@@ -1,7 +1,7 @@
 //! Hosts that a user installs for themselves: theirs alone to see, to install again and to remove.
 
 use super::super::enrol::{HostView, Registered};
-use super::super::{By, Result, Service, ServiceError};
+use super::super::{By, Result, Service};
 use super::sessions::SignedIn;
 use crate::model::host::HostId;
 use crate::records::{Host, Owner};
@@ -24,10 +24,6 @@ impl Service {
     }
 
     pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &By) -> Result<Host> {
-        // Whose it is does not change while it is there.
-        match self.records.host(id).await? {
-            Some(host) if host.owner == Some(signed_in.user.id) => self.remove(id, by).await,
-            _ => Err(ServiceError::NotFound("Host")),
-        }
+        self.remove_for(id, Some(signed_in.user.id), by).await
     }
 }

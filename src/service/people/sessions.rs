@@ -9,7 +9,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::super::audit::tell;
 use super::super::{By, Result, Service, ServiceError};
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::digest::Digest;
@@ -157,12 +156,9 @@ impl Service {
             agent,
             ended_at: None,
         };
-        match self.records.begin_session(&session, &note).await? {
-            Begun::Begun => {
-                tell(&note);
-                self.catch_up().await?;
-                Ok(Some(NewSession { token, session, user: user.clone() }))
-            }
+        let beginning = self.records.begin_session(&session, &note);
+        match self.commit(&note, beginning, |begun| (*begun == Begun::Begun).then(|| (&session).into())).await? {
+            Begun::Begun => Ok(Some(NewSession { token, session, user: user.clone() })),
             Begun::Known => Ok(None),
             Begun::Refused => Err(ServiceError::SignInRefused),
         }
@@ -177,10 +173,9 @@ impl Service {
         let email = self.people.users.load().get(&session.user).map(|user| user.email.to_string());
         let note =
             by.note(now, "session.end").on(email.unwrap_or_else(|| session.user.to_string())).with("session", id);
-        let ended = self.records.end_session(id, now, &note).await?.ok_or(ServiceError::NotFound("Session"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(ended)
+        let ending = self.records.end_session(id, now, &note);
+        let ended = self.commit(&note, ending, |ended| ended.as_ref().map(Into::into)).await?;
+        ended.ok_or(ServiceError::NotFound("Session"))
     }
 
     /// Sessions that are kept, the newest first, with whether each is in force; `of`: of this user only.

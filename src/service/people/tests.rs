@@ -50,7 +50,7 @@ async fn whatever_is_wrong_the_refusal_is_the_same_and_the_reason_is_noted() {
     let ada = user(&service, "ada@example.test", Role::Admin).await;
     service.add_user("no-password@example.test", Role::Member, None, &By::daemon()).await.unwrap();
     let off = user(&service, "off@example.test", Role::Member).await;
-    service.set_disabled(off.id, true, &By::daemon()).await.unwrap();
+    service.disable_user(off.id, false, &By::daemon()).await.unwrap();
     let mut words = Vec::new();
     for (from, email, password, reason) in [
         (1, "ada@example.test", "wrong", "password"),
@@ -153,9 +153,9 @@ async fn whatever_ends_all_sessions_of_a_user_ends_them_for_good() {
     let others = sign_in(&service, "bob@example.test", PASSWORD, 1).await.unwrap();
 
     let session = sign_in(&service, "ada@example.test", PASSWORD, 1).await.unwrap();
-    service.set_disabled(ada.id, true, &by).await.unwrap();
+    service.disable_user(ada.id, false, &by).await.unwrap();
     assert!(!good(&service, &session).await);
-    service.set_disabled(ada.id, false, &by).await.unwrap();
+    service.enable_user(ada.id, &by).await.unwrap();
     assert!(!good(&service, &session).await, "it comes back with nobody");
 
     let session = sign_in(&service, "ada@example.test", PASSWORD, 1).await.unwrap();
@@ -239,7 +239,7 @@ async fn another_node_knows_of_it_once_it_has_caught_up_and_a_new_one_at_once() 
     assert!(good(&two, &session).await);
     let three = node(&directory, "three", records, clock).await;
     assert!(good(&three, &session).await);
-    one.set_disabled(ada.id, true, &By::daemon()).await.unwrap();
+    one.disable_user(ada.id, false, &By::daemon()).await.unwrap();
     for node in [&two, &three] {
         node.catch_up().await.unwrap();
         assert!(!good(node, &session).await);

@@ -7,7 +7,9 @@ use super::super::{By, Result, Service, ServiceError};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::people::{Email, Role, UserId};
-use crate::records::{AdminCertificate, ExternalIdentity, LONGEST_IDENTITY_PART, Linked, User, UserChange};
+use crate::records::{
+    AdminCertificate, ChangedUser, ExternalIdentity, LONGEST_IDENTITY_PART, Linked, User, UserChange,
+};
 
 /// More hosts than one person has machines.
 const MOST_HOSTS: u32 = 10_000;
@@ -39,13 +41,12 @@ impl Service {
             if self.people.users.load().contains_key(&user.id) {
                 continue;
             }
-            if !self.records.add_user(&user, &note).await? {
+            let adding = self.records.add_user(&user, &note);
+            if !self.commit(&note, adding, |added| added.then(|| (&user).into())).await? {
                 return Err(ServiceError::Conflict(format!(
                     "there is a user {email} already; give them another role or password instead"
                 )));
             }
-            tell(&note);
-            self.catch_up().await?;
             return Ok(user);
         }
         Err(ServiceError::internal("no free number for a user"))
@@ -73,13 +74,20 @@ impl Service {
 
     pub async fn set_role(&self, id: UserId, role: Role, by: &By) -> Result<User> {
         let note = by.note(self.outside.now(), "user.role").with("role", role);
-        self.change_user(id, UserChange::Role(role), note).await
+        Ok(self.change_user(id, UserChange::Role(role), note).await?.user)
     }
 
-    /// All sessions of a user who is disabled are over, and stay so when they are enabled again.
-    pub async fn set_disabled(&self, id: UserId, disabled: bool, by: &By) -> Result<User> {
-        let note = by.note(self.outside.now(), if disabled { "user.disable" } else { "user.enable" });
-        self.change_user(id, UserChange::Disabled(disabled), note).await
+    /// All sessions of a user who is disabled are over, and stay so when they are enabled again. Their own hosts are
+    /// disabled with them, unless `keep_hosts`.
+    pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &By) -> Result<ChangedUser> {
+        let note =
+            by.note(self.outside.now(), "user.disable").with("hosts", if keep_hosts { "kept" } else { "disabled" });
+        self.change_user(id, UserChange::Disable { keep_hosts }, note).await
+    }
+
+    /// Hosts that were disabled with them are enabled.
+    pub async fn enable_user(&self, id: UserId, by: &By) -> Result<ChangedUser> {
+        self.change_user(id, UserChange::Enable, by.note(self.outside.now(), "user.enable")).await
     }
 
     /// All sessions of the user are over.
@@ -87,7 +95,7 @@ impl Service {
         let user = self.user(id).await?;
         let hash = self.people.passwords.hash(password, &user.email, by.from, &*self.outside).await?;
         let note = by.note(self.outside.now(), "user.password");
-        self.change_user(id, UserChange::Password(hash), note).await
+        Ok(self.change_user(id, UserChange::Password(hash), note).await?.user)
     }
 
     pub async fn set_max_hosts(&self, id: UserId, max_hosts: Option<u32>, by: &By) -> Result<User> {
@@ -96,16 +104,14 @@ impl Service {
         }
         let told = max_hosts.map_or("default".into(), |max| max.to_string());
         let note = by.note(self.outside.now(), "user.max_hosts").with("max_hosts", told);
-        self.change_user(id, UserChange::MaxHosts(max_hosts), note).await
+        Ok(self.change_user(id, UserChange::MaxHosts(max_hosts), note).await?.user)
     }
 
-    async fn change_user(&self, id: UserId, change: UserChange, note: AuditNote) -> Result<User> {
+    async fn change_user(&self, id: UserId, change: UserChange, note: AuditNote) -> Result<ChangedUser> {
         let note = note.on(self.user(id).await?.email);
-        let changed = self.records.change_user(id, &change, note.at, Some(&note)).await?;
-        let user = changed.ok_or(ServiceError::NotFound("User"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(user)
+        let changing = self.records.change_user(id, &change, note.at, Some(&note));
+        let changed = self.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
+        changed.ok_or(ServiceError::NotFound("User"))
     }
 
     pub async fn identities(&self) -> Result<Vec<ExternalIdentity>> {
@@ -156,11 +162,10 @@ impl Service {
             Some(user) => note.on(&user.email),
             None => note.on(known.user),
         };
-        let unlinked = self.records.unlink_identity(issuer, subject, now, &note).await?;
-        let unlinked = unlinked.ok_or(ServiceError::NotFound("Linked identity"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(unlinked)
+        let unlinking = self.records.unlink_identity(issuer, subject, now, &note);
+        let unlinked = self.commit(&note, unlinking, |unlinked| unlinked.as_ref().map(|(_, user)| user.into())).await?;
+        let (identity, _) = unlinked.ok_or(ServiceError::NotFound("Linked identity"))?;
+        Ok(identity)
     }
 
     /// Says whose a certificate is; whoever shows it has that user's role. `None`: nobody's in particular, an admin's.
@@ -173,11 +178,9 @@ impl Service {
         let note = by.note(self.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
         let known = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
         let note = known.iter().fold(note, |note, name| note.on(name));
-        let tied = self.records.tie_certificate(fingerprint, user.map(|user| user.id), &note).await?;
-        let tied = tied.ok_or(ServiceError::NotFound("Certificate"))?;
-        tell(&note);
-        self.catch_up().await?;
-        Ok(tied)
+        let tying = self.records.tie_certificate(fingerprint, user.map(|user| user.id), &note);
+        let tied = self.commit(&note, tying, |tied| tied.as_ref().map(Into::into)).await?;
+        tied.ok_or(ServiceError::NotFound("Certificate"))
     }
 }
 

@@ -11,7 +11,7 @@
 use time::format_description::well_known::Rfc3339;
 
 use super::super::{By, Result, Service, ServiceError};
-use crate::records::{RestoredLogin, Settings};
+use crate::records::{RestoredLogin, Settings, SettingsChange};
 
 impl Service {
     /// The canonical login came from a backup, and nobody has shown since that it is good.
@@ -47,7 +47,7 @@ impl Service {
         }
         let note = By::daemon().note(self.outside.now(), "runner.restored_login_works").on(version);
         // Told to the log by whoever changes settings.
-        if let Err(error) = self.change_settings(&note, |settings| settings.restored_login = None).await {
+        if let Err(error) = self.change_settings(&note, SettingsChange::ClearRestored { version }).await {
             log::warn!(event = "restored_login_kept", cause:% = error; "the login of a backup works, and that could not be written: {error}");
         }
     }

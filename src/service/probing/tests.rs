@@ -13,7 +13,7 @@ use crate::hot::HotHost;
 use crate::model::audit::AuditFilter;
 use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
-use crate::records::{Records, RestoredLogin, Settings, Source, Standstill};
+use crate::records::{Records, RestoredLogin, SettingsChange, Source, Standstill};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, node, service};
 use crate::service::sync::QueryVersions;
@@ -455,9 +455,8 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
 
 /// As a restore leaves it, for whoever looks into the records.
 async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
-    let restored_login = Some(RestoredLogin { version, backup_of });
-    let note = By::daemon().note(backup_of, "test");
-    records.change_settings(&Settings { restored_login, ..Settings::default() }, &note).await.unwrap();
+    let mark = SettingsChange::MarkRestored(RestoredLogin { version, backup_of });
+    records.change_settings(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
 }
 
 const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);

@@ -49,15 +49,19 @@ async fn a_change_asks_the_database_few_things() {
         let linked = identity(ISSUER, &name, round + 1);
         let begun = through(session(round as u8, round + 1), &name);
         let used = [(begun.id, at(500)), (uuid::Uuid::from_u128(8), at(500))];
-        let disabled = UserChange::Disabled(true);
+        let disabled = UserChange::Disable { keep_hosts: false };
         let counted = [
             ("a new host", 10, asked(&server, records.register_host(&first, &note)).await),
             ("a new key", 10, asked(&server, records.register_host(&second, &note)).await),
-            ("a first contact", 7, asked(&server, records.bind_ip(id, &digest, ip("192.0.2.1"), at(1), &note)).await),
+            (
+                "a first contact",
+                7,
+                asked(&server, records.bind_ip(id, &digest, ip("192.0.2.1"), 64, at(1), &note)).await,
+            ),
             (
                 "an installer redeemed",
                 8,
-                asked(&server, records.redeem_install_token(&token, at(1), ip("192.0.2.1"), &note)).await,
+                asked(&server, records.redeem_install_token(&token, &digest, at(1), ip("192.0.2.1"), &note)).await,
             ),
             ("a change of a host", 7, asked(&server, records.change_host(id, &rename, at(2), &note)).await),
             ("a store with three entries", 8, asked(&server, records.replace_canonical(&newer, &login, &note)).await),
@@ -72,7 +76,11 @@ async fn a_change_asks_the_database_few_things() {
             ("sessions used", 4, asked(&server, records.touch_sessions(&used)).await),
             ("a session ended", 7, asked(&server, records.end_session(begun.id, at(9), &note)).await),
             ("an identity taken away", 8, asked(&server, records.unlink_identity(ISSUER, &name, at(9), &note)).await),
-            ("a user disabled", 7, asked(&server, records.change_user(person.id, &disabled, at(9), Some(&note))).await),
+            (
+                "a user and their host disabled",
+                9,
+                asked(&server, records.change_user(person.id, &disabled, at(9), Some(&note))).await,
+            ),
             ("another login in hand", 8, asked(&server, records.append_telemetry(node, 2 * round + 1, &batch)).await),
             ("telemetry", 7, asked(&server, records.append_telemetry(node, 2 * round + 2, &batch)).await),
             ("a removal", 8, asked(&server, records.remove_host(id, at(3), &note)).await),
