@@ -114,7 +114,7 @@ fn read(row: Row) -> Result<Host> {
 }
 
 /// All columns but the id, in this order.
-const WRITTEN: [&str; 21] = [
+const WRITTEN: [&str; 23] = [
     "fqdn",
     "live_fqdn",
     "key_digest",

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use time::Duration;
 
 use crate::hot::Hot;
+use crate::model::auth_document::Allowed;
 use crate::model::authority::AuthorityRole;
 use crate::model::people::Role;
 use crate::records::embedded::Embedded;
@@ -221,7 +222,7 @@ async fn settings_and_login_change(world: &World) {
     let version = |it: &Service| it.canonical().map(|canonical| canonical.summary.version);
     for number in 1..=2 {
         let (document, _) = login(world.service.now(), &number.to_string());
-        step!(world, service.upload_text(&document, false, by), |it| version(it) == Some(number));
+        step!(world, service.upload_text(&document, Allowed::default(), false, by), |it| version(it) == Some(number));
         world.clock.go_on(Duration::minutes(1));
     }
     step!(world, service.roll_back(1, by), |it| version(it) == Some(3));
