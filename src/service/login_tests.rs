@@ -106,6 +106,7 @@ async fn an_api_key_is_replaced_by_an_admin_only() {
     let canonical = service.canonical().unwrap();
     assert!(canonical.text.contains("last_refresh"), "it is dated by the server");
     let same = store(&service, &host, &api_key("one")).await.unwrap();
+    assert!(same.outcome.carries_auth(), "with the date that it has by now");
     assert_eq!((same.outcome, same.canonical.unwrap().summary.version), (Outcome::Unchanged, 1));
     let refused = store(&service, &host, &api_key("two")).await.err();
     assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?}");
