@@ -323,7 +323,7 @@ impl Body for Answered {
 
     /// Of the whole body: it is asked for once, before the first piece is taken.
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }
 
