@@ -171,14 +171,12 @@ impl Turn {
         .await
     }
 
-    /// Does the work outside the async runtime. The turn goes with it: a caller who hangs up does not make room for the
-    /// next one while the work still runs.
+    /// Does the work outside the async runtime. The turn goes with it and comes back with the outcome: a caller who hangs up
+    /// does not make room for the next one while the work still runs, and nobody is next before the outcome is known.
     pub async fn spend<T: Send + 'static>(self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let work = move || {
-            let _turn = self;
-            work()
-        };
-        tokio::task::spawn_blocking(work).await.map_err(ServiceError::internal)?
+        let (outcome, _turn) =
+            tokio::task::spawn_blocking(move || (work(), self)).await.map_err(ServiceError::internal)?;
+        outcome
     }
 }
 
