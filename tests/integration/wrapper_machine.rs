@@ -427,8 +427,8 @@ fn half_an_installer_fails() {
     let host = bare_host(&daemon);
     let (_, installer) = baked(&daemon.server.url(), "", "");
     let script = installer.expose().as_bytes();
-    // The first hundred bytes are a whole script that does nothing.
-    let cuts = [100, 200, 500]
+    // The first two lines are a whole script that does nothing.
+    let cuts = [120, 200, 500]
         .into_iter()
         .chain((1..24).map(|part| script.len() * part / 24))
         .chain(script.len() - 20..script.len() - 1);
