@@ -17,9 +17,11 @@ use time::OffsetDateTime;
 use super::auth::answer;
 use super::errors::Failure;
 use super::guards::{Caller, HostKey, count_request, harden};
+use super::install;
 use super::json::{self, ok};
 use super::kept::Answers;
 use super::metrics::Measured;
+use super::origins::is_from_browser;
 use crate::metrics::{Listener, Metrics, Operation};
 use crate::model::forwarded::Trust;
 use crate::service::admission::{Admission, Purpose};
@@ -93,6 +95,7 @@ impl Endpoint for Front {
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
         let now = self.service.now();
         let measured = Measured::begin(&self.metrics, Listener::Hosts);
+        let is_installer = install::is_installer(request.uri().path());
         let (operation, answered) = match count_request(&self.service, &self.trust, &mut request, now) {
             Err(failure) => (self.metrics.unknown_operation(), Err(failure)),
             Ok(caller) => match usual(&request) {
@@ -104,7 +107,11 @@ impl Endpoint for Front {
                 }
             },
         };
-        let answer = answered.unwrap_or_else(|failure| harden(failure.into_response()));
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(failure) if is_installer => harden(Box::pin(install::script_of(failure.into_response())).await),
+            Err(failure) => harden(failure.into_response()),
+        };
         measured.end_as(operation, &answer);
         Ok(answer)
     }
@@ -115,7 +122,8 @@ fn usual(request: &Request) -> Option<HostKey> {
     let is_sync = request.method() == Method::POST
         && matches!(request.uri().path(), "/auth" | "/auth/")
         && request.uri().query().is_none()
-        && request.headers().contains_key(CONTENT_LENGTH);
+        && request.headers().contains_key(CONTENT_LENGTH)
+        && !is_from_browser(request);
     if is_sync { HostKey::of(request) } else { None }
 }
 

@@ -77,6 +77,7 @@ pub(super) async fn node(
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(30),
         codex_release_url: String::new(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules { min_token_length: 8 },
         people: crate::service::people::PeoplePolicy::default(),
     };

@@ -72,6 +72,8 @@ pub struct Policy {
     pub install_token_ttl: time::Duration,
     pub insecure_window: time::Duration,
     pub codex_release_url: String,
+    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    pub codex_release_sha256: String,
     pub document_rules: DocumentRules,
     pub people: people::PeoplePolicy,
 }

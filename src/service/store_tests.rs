@@ -38,6 +38,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         install_token_ttl: time::Duration::minutes(30),
         insecure_window: time::Duration::minutes(10),
         codex_release_url: String::new(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules::default(),
         people: crate::service::people::PeoplePolicy::default(),
     };

@@ -21,6 +21,7 @@ mod escape;
 mod forms;
 mod galera;
 mod hosts;
+mod installers;
 mod journal;
 mod limits;
 mod listen;

@@ -70,6 +70,7 @@ fn policy(base_url: &str) -> Policy {
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(10),
         codex_release_url: "https://releases.example.test/codex".into(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules::default(),
         people: crate::service::people::PeoplePolicy::default(),
     }

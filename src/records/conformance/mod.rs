@@ -108,6 +108,7 @@ macro_rules! every_case {
             owners: an_owner_has_as_many_hosts_as_they_may;
             owners: racing_owners_of_one_name_make_one_host;
             owners: a_certificate_is_tied_to_a_user_and_untied;
+            owners: a_renewed_certificate_takes_the_user_of_the_one_before;
             people: only_what_changed_of_people_is_told;
             people: a_session_is_noted_in_the_transaction_that_begins_it;
             sealing: what_the_first_boot_makes_is_written_once;

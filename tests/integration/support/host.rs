@@ -164,8 +164,26 @@ impl Host {
 
 /// The scripts of a host of the stand-in: cdx and its installer.
 pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
+    baked_with_digests(base_url, ca_pem, codex_release_url, "")
+}
+
+/// With the digests that a release is compared with: `TARGET=SHA-256`, separated by spaces.
+pub fn baked_with_digests(
+    base_url: &str,
+    ca_pem: &str,
+    codex_release_url: &str,
+    codex_release_sha256: &str,
+) -> (Secret, Secret) {
     let key = Secret::new(KEY);
-    let values = Values { base_url, api_key: &key, fqdn: "h1.example.test", ca_pem, codex_release_url, codex_npm: "" };
+    let values = Values {
+        base_url,
+        api_key: &key,
+        fqdn: "h1.example.test",
+        ca_pem,
+        codex_release_url,
+        codex_release_sha256,
+        codex_npm: "",
+    };
     (bake::wrapper(&values).unwrap(), bake::installer(&values).unwrap())
 }
 
