@@ -13,6 +13,7 @@ use super::Tag;
 use super::guards::{Admin, Viewer};
 use super::json::{Answer, JsonBody, ok};
 use crate::records::AdminCertificate;
+use crate::service::certificates::{self, CertificateOptions, Pkcs12};
 use crate::service::{Service, ServiceError};
 
 pub struct AdminCertificatesApi;
@@ -21,7 +22,8 @@ pub struct AdminCertificatesApi;
 impl AdminCertificatesApi {
     /// Issue an admin's client certificate
     ///
-    /// The key is made by the daemon, handed out in this answer and kept nowhere.
+    /// The key is made by the daemon, handed out in this answer and kept nowhere. A password of one's own is judged like a
+    /// user's.
     #[oai(path = "/", method = "post", operation_id = "issueCertificate")]
     async fn issue(
         &self,
@@ -29,16 +31,30 @@ impl AdminCertificatesApi {
         admin: Admin,
         body: JsonBody<CertificateRequest>,
     ) -> Answer<IssuedCertificate> {
-        let CertificateRequest { name, days, password } = body.0;
-        let issued = service.issue_certificate(&name, days, password.as_deref(), &admin.0).await?;
-        ok(IssuedCertificate {
-            certificate: CertificateBody::of(&service, issued.record),
-            certificate_pem: issued.certificate_pem,
-            private_key_pem: issued.private_key_pem.expose().into(),
-            ca_pem: issued.authority_pem,
-            pkcs12: BASE64_STANDARD.encode(issued.pkcs12),
-            pkcs12_password: issued.pkcs12_password.expose().into(),
-        })
+        let CertificateRequest { name, days, password, pkcs12 } = body.0;
+        let options = options(days, pkcs12, password.as_deref());
+        let issued = service.issue_certificate(&name, options, &admin.0).await?;
+        ok(IssuedCertificate::of(&service, issued))
+    }
+
+    /// Renew a certificate before it ends
+    ///
+    /// Answers with another certificate of the same name, tied to the same user. The old one holds until its end, unless
+    /// `revoke` is true. The certificate that calls is not revoked by this.
+    #[oai(path = "/:fingerprint/renew", method = "post", operation_id = "renewCertificate")]
+    async fn renew(
+        &self,
+        service: Data<&Arc<Service>>,
+        admin: Admin,
+        /// SHA-256 of the certificate, 64 hex digits.
+        fingerprint: Path<String>,
+        body: JsonBody<RenewRequest>,
+    ) -> Answer<IssuedCertificate> {
+        let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
+        let RenewRequest { days, password, pkcs12, revoke } = body.0;
+        let options = options(days, pkcs12, password.as_deref());
+        let issued = service.renew_certificate(&fingerprint, options, revoke.unwrap_or(false), &admin.0).await?;
+        ok(IssuedCertificate::of(&service, issued))
     }
 
     /// The certificates that were issued, in the order in which they were
@@ -84,6 +100,10 @@ impl AdminCertificatesApi {
     }
 }
 
+fn options(days: Option<u32>, pkcs12: Option<bool>, password: Option<&str>) -> CertificateOptions<'_> {
+    CertificateOptions { days, without_pkcs12: pkcs12 == Some(false), password }
+}
+
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct TieRequest {
     /// The user's e-mail address.
@@ -99,11 +119,25 @@ pub struct CertificateRequest {
     pub days: Option<u32>,
     /// Protects the PKCS#12; made when left out.
     pub password: Option<String>,
+    /// false: no PKCS#12 is made.
+    pub pkcs12: Option<bool>,
+}
+
+#[derive(Object, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// How long the new one holds, 1 to 825; 365 when left out.
+    pub days: Option<u32>,
+    /// Protects the PKCS#12; made when left out.
+    pub password: Option<String>,
+    /// false: no PKCS#12 is made.
+    pub pkcs12: Option<bool>,
+    /// true: the old one is revoked at once.
+    pub revoke: Option<bool>,
 }
 
 impl poem_openapi::types::Example for CertificateRequest {
     fn example() -> Self {
-        Self { name: "alice".into(), days: None, password: None }
+        Self { name: "alice".into(), days: None, password: None, pkcs12: None }
     }
 }
 
@@ -118,9 +152,23 @@ pub struct IssuedCertificate {
     pub private_key_pem: String,
     /// The authority that signed it.
     pub ca_pem: String,
-    /// Base64; certificate, key and authority.
-    pub pkcs12: String,
-    pub pkcs12_password: String,
+    /// Base64; certificate, key and authority. null: it was not asked for.
+    pub pkcs12: Option<String>,
+    pub pkcs12_password: Option<String>,
+}
+
+impl IssuedCertificate {
+    fn of(service: &Service, issued: certificates::IssuedCertificate) -> Self {
+        let (file, password) = issued.pkcs12.map(|Pkcs12 { file, password }| (file, password)).unzip();
+        Self {
+            certificate: CertificateBody::of(service, issued.record),
+            certificate_pem: issued.certificate_pem,
+            private_key_pem: issued.private_key_pem.expose().into(),
+            ca_pem: issued.authority_pem,
+            pkcs12: file.map(|file| BASE64_STANDARD.encode(file)),
+            pkcs12_password: password.map(|password| password.expose().into()),
+        }
+    }
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -149,7 +197,7 @@ pub struct CertificateBody {
     pub revoked_at: Option<OffsetDateTime>,
     /// The e-mail address of the user it is tied to; null: an admin's, whoever that is.
     pub user: Option<String>,
-    /// `valid`, `expiring` (within 30 days: issue another), `expired` or `revoked`.
+    /// `valid`, `expiring` (within 30 days: renew it), `expired` or `revoked`.
     pub state: String,
 }
 

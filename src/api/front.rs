@@ -17,10 +17,12 @@ use time::OffsetDateTime;
 use super::auth::answer;
 use super::errors::Failure;
 use super::guards::{Caller, HostKey, count_request, harden};
+use super::install;
 use super::json::{self, ok};
 use super::kept::Answers;
 use super::lines::Lines;
 use super::metrics::Measured;
+use super::origins::is_from_browser;
 use crate::metrics::{Listener, Metrics, Operation};
 use crate::model::forwarded::Trust;
 use crate::service::admission::{Admission, Purpose};
@@ -95,6 +97,7 @@ impl Endpoint for Front {
         let now = self.service.now();
         let measured = Measured::begin(&self.metrics, Listener::Hosts);
         let key = HostKey::of(&request);
+        let is_installer = install::is_installer(request.uri().path());
         let (operation, answered) = match count_request(&self.service, &self.trust, &mut request, key.as_ref(), now) {
             Err(failure) => (self.metrics.unknown_operation(), Err(failure)),
             Ok(caller) => match key.filter(|_| is_usual(&request)) {
@@ -106,7 +109,11 @@ impl Endpoint for Front {
                 }
             },
         };
-        let answer = answered.unwrap_or_else(|failure| harden(refusal(&request, failure)));
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(failure) if is_installer => harden(Box::pin(install::script_of(failure.into_response())).await),
+            Err(failure) => harden(refusal(&request, failure)),
+        };
         measured.end_as(operation, &answer);
         Ok(answer)
     }
@@ -114,7 +121,10 @@ impl Endpoint for Front {
 
 /// Whether it can be answered here, if it has a key.
 fn is_usual(request: &Request) -> bool {
-    is_sync(request) && request.uri().query().is_none() && request.headers().contains_key(CONTENT_LENGTH)
+    is_sync(request)
+        && request.uri().query().is_none()
+        && request.headers().contains_key(CONTENT_LENGTH)
+        && !is_from_browser(request)
 }
 
 fn is_sync(request: &Request) -> bool {

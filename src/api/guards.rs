@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use poem::http::header::{CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use poem::http::header::{ALLOW, CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use poem::http::{Method, StatusCode};
 use poem::web::headers::authorization::Bearer as BearerToken;
 use poem::web::headers::{Authorization, HeaderMapExt as _};
@@ -21,6 +21,7 @@ use crate::hot::HotHost;
 use crate::listener;
 use crate::metrics::Listener;
 use crate::model::audit::Actor;
+use crate::model::digest::Digest;
 use crate::model::forwarded::Trust;
 use crate::model::people::Role;
 use crate::records::AdminCertificate;
@@ -143,6 +144,8 @@ pub struct Asking {
     pub by: By,
     pub role: Role,
     pub signed_in: Option<SignedIn>,
+    /// The certificate of the connection, where `admin.access` asks for one.
+    pub certificate: Option<Digest>,
 }
 
 impl Asking {
@@ -152,7 +155,7 @@ impl Asking {
     }
 
     fn admin(actor: Actor) -> Self {
-        Self { by: By { actor, from: None }, role: Role::Admin, signed_in: None }
+        Self { by: By { actor, from: None }, role: Role::Admin, signed_in: None, certificate: None }
     }
 
     async fn of(request: &Request) -> Result<Self, Failure> {
@@ -187,7 +190,9 @@ impl Asking {
         let certificate = if asks_certificate { Some(certificate(request, service)?) } else { None };
         if asks_session {
             let signed_in = signed_in(request, service, token).await?;
-            return Ok(Self { by: signed_in.by(from), role: signed_in.user.role, signed_in: Some(signed_in) });
+            let certificate = certificate.map(|certificate| certificate.fingerprint);
+            let (by, role) = (signed_in.by(from), signed_in.user.role);
+            return Ok(Self { by, role, signed_in: Some(signed_in), certificate });
         }
         let certificate = certificate.ok_or_else(Failure::certificate_required)?;
         let role = match certificate.user {
@@ -198,7 +203,8 @@ impl Asking {
             }
         };
         let AdminCertificate { name, fingerprint, .. } = certificate;
-        Ok(Self { by: By { actor: Actor::Certificate { name, fingerprint }, from }, role, signed_in: None })
+        let actor = Actor::Certificate { name, fingerprint };
+        Ok(Self { by: By { actor, from }, role, signed_in: None, certificate: Some(fingerprint) })
     }
 
     pub fn needs(&self, needs: Role) -> Result<(), Failure> {
@@ -353,37 +359,6 @@ pub fn count_request(
     Ok(caller)
 }
 
-/// Lets nothing change that a browser sends for another site's page. A certificate is shown whoever makes the browser
-/// ask, so it does not say that the admin meant it. Programs send neither header and go on.
-pub async fn refuse_cross_site<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && !is_same_site(&request) {
-        log::warn!(event = "cross_site", method:% = request.method(); "a request of another site's page was refused");
-        return Err(Failure::cross_site().into());
-    }
-    Ok(endpoint.call(request).await?.into_response())
-}
-
-/// Each header that tells where a request comes from must say: from here. One that is not there says nothing.
-fn is_same_site(request: &Request) -> bool {
-    let own = own_origin(request);
-    let from_own_page = |origin: &HeaderValue| own.as_ref().is_some_and(|own| own.as_bytes() == origin.as_bytes());
-    let headers = request.headers();
-    // `none`: the person themselves, by typing an address.
-    headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin" || site == "none")
-        && headers.get_all(ORIGIN).iter().all(from_own_page)
-}
-
-/// Scheme and authority, as a browser writes them; over HTTP/2 the authority stands in the URI.
-pub fn own_origin(request: &Request) -> Option<String> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    let authority = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.to_str().ok()?,
-        (None, None) => request.original_uri().authority()?.as_str(),
-        _ => return None,
-    };
-    Some(format!("{}://{}", request.scheme(), authority.to_ascii_lowercase()))
-}
-
 /// What is told of a path: it may hold an installer token, or, by mistake, any other secret.
 fn operation(path: &str) -> &str {
     let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
@@ -391,6 +366,20 @@ fn operation(path: &str) -> &str {
         "auth" | "install" | "wrapper" | "versions" | "healthz" | "readyz" | "openapi.json" | "docs" => first,
         _ => "unknown",
     }
+}
+
+/// Pages and documents whose GET has no effect. HEAD is for these only.
+const WITHOUT_EFFECT: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
+
+/// The refusal of a HEAD whose GET might have an effect. The framework would run the GET for it and drop the body: a
+/// preview or a link checker would spend an installer token, finish a sign-in or take a page that is shown once.
+pub fn refuse_head(request: &Request) -> Option<Response> {
+    let path = request.uri().path().trim_end_matches('/');
+    let is_allowed = WITHOUT_EFFECT.contains(&path) || path.starts_with("/assets/");
+    if request.method() != Method::HEAD || is_allowed {
+        return None;
+    }
+    Some(Response::builder().status(StatusCode::METHOD_NOT_ALLOWED).header(ALLOW, "GET").finish())
 }
 
 /// What every answer says: nothing of it is to be kept or guessed at.

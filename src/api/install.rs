@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use poem::http::header::{CONTENT_TYPE, HeaderValue};
 use poem::web::Data;
-use poem::{IntoResponse, Response};
+use poem::{Endpoint, IntoResponse, Request, Response};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::MetaSchemaRef;
 use poem_openapi::types::Type;
-use poem_openapi::{ApiResponse, OpenApi};
+use poem_openapi::{ApiResponse, OpenApi, OperationId};
 
 use super::Tag;
-use super::errors::{Failure, rfc3339};
+use super::errors::{ErrorBody, Failure, from_poem, rfc3339};
 use super::guards::Caller;
 use crate::model::secret::Secret;
 use crate::service::error::InstallerRefusal;
@@ -76,6 +77,42 @@ impl InstallAnswer {
     }
 }
 
+const PATH: &str = "/install/";
+const SCRIPT_TYPE: &str = "text/x-shellscript; charset=utf-8";
+
+/// Whether bash reads the answer to this path.
+pub fn is_installer(path: &str) -> bool {
+    path.starts_with(PATH)
+}
+
+/// Makes each refusal below `/install/` a script, also one that no handler made: the printed command pipes the answer
+/// into bash, and bash must not read JSON.
+pub async fn refuse_by_script<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
+    let is_installer = is_installer(request.uri().path());
+    match endpoint.call(request).await {
+        Ok(answer) => Ok(answer.into_response()),
+        Err(error) if is_installer => {
+            let operation: Option<OperationId> = error.data().copied();
+            let mut answer = script_of(from_poem(error)).await;
+            if let Some(operation) = operation {
+                answer.set_data(operation);
+            }
+            Ok(answer)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The same refusal, its message as a script. Status and headers stay.
+pub async fn script_of(refusal: Response) -> Response {
+    let (mut parts, body) = refusal.into_parts();
+    let body = body.into_vec().await.unwrap_or_default();
+    let message = serde_json::from_slice(&body).map(|ErrorBody { message, .. }| message);
+    let reason = message.unwrap_or_else(|_| format!("The installer was refused: {}", parts.status));
+    parts.headers.insert(CONTENT_TYPE, HeaderValue::from_static(SCRIPT_TYPE));
+    Response::from_parts(parts, bake::refusal(&reason).into())
+}
+
 impl Payload for Script {
     const CONTENT_TYPE: &'static str = "text/x-shellscript";
 
@@ -86,6 +123,6 @@ impl Payload for Script {
 
 impl IntoResponse for Script {
     fn into_response(self) -> Response {
-        Response::builder().content_type("text/x-shellscript; charset=utf-8").body(self.0.expose().to_owned())
+        Response::builder().content_type(SCRIPT_TYPE).body(self.0.expose().to_owned())
     }
 }

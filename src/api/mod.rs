@@ -29,6 +29,7 @@ mod kept;
 mod lines;
 mod metrics;
 pub(crate) mod oidc;
+mod origins;
 mod users;
 mod versions;
 mod wrapper;
@@ -53,7 +54,9 @@ pub use {
     admin_audit::{AuditPage, AuditVerification},
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
     admin_authorities::AuthorityList,
-    admin_certificates::{CertificateAnswer, CertificateList, CertificateRequest, IssuedCertificate},
+    admin_certificates::{
+        CertificateAnswer, CertificateBody, CertificateList, CertificateRequest, IssuedCertificate, RenewRequest,
+    },
     admin_copies::{Aborted, KeysRequest, Line, MigrateLine, Migration, RestoreHead, RestoreLine, SealedKeys},
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
@@ -225,6 +228,7 @@ pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint
 fn hosts(service: Arc<Service>, trust: Arc<Trust>) -> front::Front {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
     let ordinary = with_documents(with_provider(route, &service));
+    let ordinary = ordinary.around(origins::refuse_cross_site).around(install::refuse_by_script);
     front::Front::new(service.clone(), trust, finish(ordinary, service, Listener::Hosts))
 }
 
@@ -245,7 +249,7 @@ pub fn admin_listener<E: Endpoint + 'static>(
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
-    endpoint.around(guards::refuse_cross_site).around(guards::watch_callers)
+    endpoint.around(origins::refuse_cross_site).around(guards::watch_callers)
 }
 
 /// Without a provider there is no such route.
@@ -302,11 +306,12 @@ fn finish(
             let metrics = metrics.clone();
             async move {
                 let measured = Measured::begin(&metrics, listener);
-                let (operation, answer) = match endpoint.call(request).await {
-                    Ok(answer) => {
-                        let answer = answer.into_response();
-                        (answer.data().copied(), answer)
-                    }
+                let answered = match guards::refuse_head(&request) {
+                    Some(refusal) => Ok(refusal),
+                    None => endpoint.call(request).await.map(IntoResponse::into_response),
+                };
+                let (operation, answer) = match answered {
+                    Ok(answer) => (answer.data().copied(), answer),
                     Err(error) => (error.data().copied(), errors::from_poem(error)),
                 };
                 measured.end(operation, &answer);

@@ -20,8 +20,8 @@ use poem_openapi::{ApiResponse, OpenApi};
 use super::Tag;
 use super::account::{SignInClient, TokenAnswer};
 use super::errors::{ErrorBody, Failure};
-use super::guards::own_origin;
 use super::json::JsonBody;
+use super::origins::{own_origin, trusted_origin};
 use crate::config::AdminAccess;
 use crate::metrics::Listener;
 use crate::model::secret::Secret;
@@ -45,7 +45,10 @@ impl OidcApi {
         client: SignInClient,
         return_to: Query<Option<String>>,
     ) -> Redirected {
-        let back_to = return_to.0.and_then(|path| browser.back_to(&service, &path));
+        let back_to = match return_to.0.map(|path| browser.back_to(&service, &path)).transpose() {
+            Ok(back_to) => back_to.flatten(),
+            Err(error) => return Redirected(page_of(error)),
+        };
         let is_page = back_to.is_some();
         Redirected(match service.begin_sign_in(back_to, client.from).await {
             Ok(begun) => {
@@ -105,7 +108,10 @@ struct Browser {
     /// Whether the cookies are for TLS only: where the browser comes back to says so.
     secure: bool,
     on_admin_listener: bool,
+    /// Where the dashboard was asked for; only where that is one of its addresses.
     origin: Option<String>,
+    /// The same as the request names it.
+    named: String,
     cookies: Vec<String>,
 }
 
@@ -115,7 +121,8 @@ impl<'a> FromRequest<'a> for Browser {
         Ok(Self {
             secure: service.is_none_or(|service| service.comes_back_over_tls()),
             on_admin_listener: matches!(request.data::<Listener>(), Some(Listener::Admin)),
-            origin: own_origin(request),
+            origin: trusted_origin(request),
+            named: own_origin(request).unwrap_or_default(),
             cookies: cookies(request.headers()),
         })
     }
@@ -123,12 +130,18 @@ impl<'a> FromRequest<'a> for Browser {
 
 impl Browser {
     /// A page of our own dashboard, where a sign-in lets somebody in. `None`: there is none here, and the token is answered.
-    fn back_to(&self, service: &Service, path: &str) -> Option<String> {
+    fn back_to(&self, service: &Service, path: &str) -> Result<Option<String>, ServiceError> {
         if !self.on_admin_listener || service.people_policy().access == AdminAccess::Mtls {
-            return None;
+            return Ok(None);
         }
-        let origin = self.origin.as_deref()?;
-        Some(format!("{origin}{}", own_page(path)))
+        match &self.origin {
+            Some(origin) => Ok(Some(format!("{origin}{}", own_page(path)))),
+            None => Err(ServiceError::Refused(format!(
+                "{:?} is not a known address of this dashboard, and a sign-in leads back to known ones only: open the \
+                 dashboard by another address, or add this one to admin.origins",
+                self.named
+            ))),
+        }
     }
 
     fn cookie(&self, name: &str) -> Option<String> {
@@ -251,6 +264,7 @@ impl ApiResponse for Redirected {
             responses: vec![
                 response(302, "To the provider.", vec![], &["Location", "Set-Cookie"]),
                 response(403, "The provider is not what it should be; the audit log says why.", refusals(), &[]),
+                response(422, "The dashboard was asked for by an address that is not known.", refusals(), &[]),
                 response(429, "Too many refused sign-ins from this address.", refusals(), &[]),
                 response(503, "The provider is not available just now.", refusals(), &[]),
             ],

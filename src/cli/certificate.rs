@@ -14,10 +14,17 @@ use crate::api::{CertificateRequest, IssuedCertificate};
 use crate::daemon::owner::as_caller;
 
 #[derive(Args)]
-#[command(group(clap::ArgGroup::new("where").required(true).multiple(true).args(["out", "pem"])))]
 pub struct Arguments {
     /// Whose certificate it is
     name: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How a certificate is made, and where it is written.
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("where").required(true).multiple(true).args(["out", "pem"])))]
+pub struct Output {
     /// Write a PKCS#12 for browsers; its password is printed
     #[arg(long, value_name = "FILE.p12", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
@@ -26,64 +33,113 @@ pub struct Arguments {
     pem: Option<PathBuf>,
     /// How long it holds
     #[arg(long, value_name = "DAYS")]
-    days: Option<u32>,
+    pub days: Option<u32>,
     /// Read the password of the PKCS#12 from standard input instead of making one
     #[arg(long)]
     password_stdin: bool,
 }
 
 pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(), CliError> {
-    let stem: String = arguments
-        .name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@') { c } else { '_' })
-        .collect();
+    let output = &arguments.output;
+    let stem = stem(&arguments.name)?;
+    let request = CertificateRequest {
+        name: arguments.name.clone(),
+        days: output.days,
+        password: output.password()?,
+        pkcs12: Some(output.wants_pkcs12()),
+    };
+    output.check()?;
+    let issued: IssuedCertificate = client.post("/admin/certificates", &request).await?;
+    output.write(&stem, &issued, json)
+}
+
+/// Begins the names of the files.
+pub fn stem(name: &str) -> Result<String, CliError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    let stem: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     if stem.starts_with('.') {
         return Err(CliError::Refused("NAME must not begin with a dot: it names the files".into()));
     }
-    let request = CertificateRequest {
-        name: arguments.name.clone(),
-        days: arguments.days,
-        password: arguments.password_stdin.then(password).transpose()?,
-    };
-    let issued: IssuedCertificate = client.post("/admin/certificates", &request).await?;
-    let mut written = Vec::new();
-    let mut said = Vec::new();
-    if let Some(path) = &arguments.out {
-        let bytes = BASE64_STANDARD.decode(&issued.pkcs12).map_err(|error| ClientError::Answer(error.to_string()))?;
-        as_caller(|| write_private(path, &bytes))?;
-        written.push(path.clone());
-        said.push(format!("{} (password: {})", path.display(), issued.pkcs12_password));
+    Ok(stem)
+}
+
+impl Output {
+    pub fn wants_pkcs12(&self) -> bool {
+        self.out.is_some()
     }
-    if let Some(directory) = &arguments.pem {
-        as_caller(|| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory))
-            .map_err(|cause| CliError::Write { path: directory.clone(), cause })?;
-        for (name, content) in [
-            (format!("{stem}.crt"), &issued.certificate_pem),
-            (format!("{stem}.key"), &issued.private_key_pem),
-            ("ca.crt".into(), &issued.ca_pem),
-        ] {
-            let path = directory.join(name);
-            as_caller(|| write_private(&path, content.as_bytes()))?;
-            said.push(path.display().to_string());
-            written.push(path);
+
+    pub fn password(&self) -> Result<Option<String>, CliError> {
+        self.password_stdin.then(password).transpose()
+    }
+
+    /// Whether files can be written there. Asked before anything is issued: the key stands in the answer and nowhere else.
+    pub fn check(&self) -> Result<(), CliError> {
+        if let Some(directory) = &self.pem {
+            self.make_directory(directory)?;
         }
+        let probes = self.out.iter().cloned().chain(self.pem.iter().map(|directory| directory.join("certificate")));
+        for path in probes {
+            as_caller(|| {
+                create_new(&path)?.1.sync_all().map_err(|cause| CliError::Write { path: path.clone(), cause })
+            })?;
+            as_caller(|| std::fs::remove_file(temporary(&path)))
+                .map_err(|cause| CliError::Write { path: path.clone(), cause })?;
+        }
+        Ok(())
     }
-    let summary = serde_json::json!({
-        "name": issued.certificate.name,
-        "fingerprint": issued.certificate.fingerprint,
-        "expires_at": issued.certificate.expires_at,
-        "files": written,
-        "pkcs12_password": arguments.out.as_ref().map(|_| &issued.pkcs12_password),
-    });
-    let sentence = format!(
-        "A certificate for {}, valid until {}:\n  {}",
-        issued.certificate.name,
-        print::instant(issued.certificate.expires_at),
-        said.join("\n  ")
-    );
-    print::done(json, &summary, &sentence);
-    Ok(())
+
+    fn make_directory(&self, directory: &Path) -> Result<(), CliError> {
+        as_caller(|| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory))
+            .map_err(|cause| CliError::Write { path: directory.to_path_buf(), cause })
+    }
+
+    /// Writes the files and says where they are.
+    pub fn write(&self, stem: &str, issued: &IssuedCertificate, json: bool) -> Result<(), CliError> {
+        let (written, said) = self.files(stem, issued)?;
+        let summary = serde_json::json!({
+            "name": issued.certificate.name,
+            "fingerprint": issued.certificate.fingerprint,
+            "expires_at": issued.certificate.expires_at,
+            "user": issued.certificate.user,
+            "files": written,
+            "pkcs12_password": issued.pkcs12_password,
+        });
+        let sentence = format!(
+            "A certificate for {}, valid until {}:\n  {}",
+            issued.certificate.name,
+            print::instant(issued.certificate.expires_at),
+            said.join("\n  ")
+        );
+        print::done(json, &summary, &sentence);
+        Ok(())
+    }
+
+    fn files(&self, stem: &str, issued: &IssuedCertificate) -> Result<(Vec<PathBuf>, Vec<String>), CliError> {
+        let (mut written, mut said) = (Vec::new(), Vec::new());
+        if let Some(path) = &self.out {
+            let (Some(pkcs12), Some(password)) = (&issued.pkcs12, &issued.pkcs12_password) else {
+                return Err(ClientError::Answer("there is no PKCS#12 in it".into()).into());
+            };
+            let bytes = BASE64_STANDARD.decode(pkcs12).map_err(|error| ClientError::Answer(error.to_string()))?;
+            as_caller(|| write_private(path, &bytes))?;
+            written.push(path.clone());
+            said.push(format!("{} (password: {password})", path.display()));
+        }
+        if let Some(directory) = &self.pem {
+            self.make_directory(directory)?;
+            for (name, content) in [
+                (format!("{stem}.crt"), &issued.certificate_pem),
+                (format!("{stem}.key"), &issued.private_key_pem),
+                ("ca.crt".into(), &issued.ca_pem),
+            ] {
+                let path = directory.join(name);
+                as_caller(|| write_private(&path, content.as_bytes()))?;
+                said.push(path.display().to_string());
+                written.push(path);
+            }
+        }
+        Ok((written, said))
+    }
 }
 
 fn password() -> Result<String, CliError> {
@@ -99,12 +155,22 @@ fn password() -> Result<String, CliError> {
 /// 0600 from its first byte, replaced as a whole.
 fn write_private(path: &Path, content: &[u8]) -> Result<(), CliError> {
     let fail = |cause| CliError::Write { path: path.to_path_buf(), cause };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    let _ = std::fs::remove_file(&temporary);
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(fail)?;
+    let (temporary, mut file) = create_new(path)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(fail)?;
     std::fs::rename(&temporary, path).map_err(fail)
+}
+
+/// What stands beside `path` until it is whole.
+fn create_new(path: &Path) -> Result<(PathBuf, std::fs::File), CliError> {
+    let temporary = temporary(path);
+    let _ = std::fs::remove_file(&temporary);
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+    let file = file.map_err(|cause| CliError::Write { path: path.to_path_buf(), cause })?;
+    Ok((temporary, file))
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
 }

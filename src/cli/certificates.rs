@@ -1,17 +1,28 @@
-//! `codex-authd certificates list | revoke`
+//! `codex-authd certificates list | renew | revoke | tie`
 
 use clap::Subcommand;
 use serde_json::json;
 
-use super::CliError;
+use super::certificate::{self, Output};
 use super::client::Client;
-use super::print;
-use crate::api::{CertificateAnswer, CertificateList};
+use super::{CliError, print};
+use crate::api::{CertificateAnswer, CertificateBody, CertificateList, IssuedCertificate, RenewRequest};
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Every certificate that was issued, in the order in which they were
     List,
+    /// Issue another certificate of the same name and user before this one ends
+    Renew {
+        /// The name, where one certificate of it is in force, or the fingerprint as in the list or its beginning
+        #[arg(value_name = "NAME|FINGERPRINT")]
+        which: String,
+        #[command(flatten)]
+        output: Output,
+        /// Revoke the old one at once; otherwise it holds until its end
+        #[arg(long)]
+        revoke: bool,
+    },
     /// Let a certificate in no more; connections that were opened with it are closed
     Revoke {
         /// As in the list; its beginning is enough where it is unique
@@ -44,6 +55,20 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 .collect();
             print::done(json, &list, &print::table(&rows));
         }
+        Command::Renew { which, output, revoke } => {
+            let old = to_renew(&list, which)?;
+            let stem = certificate::stem(&old.name)?;
+            let request = RenewRequest {
+                days: output.days,
+                password: output.password()?,
+                pkcs12: Some(output.wants_pkcs12()),
+                revoke: Some(*revoke),
+            };
+            output.check()?;
+            let path = format!("/admin/certificates/{}/renew", old.fingerprint);
+            let issued: IssuedCertificate = client.post(&path, &request).await?;
+            output.write(&stem, &issued, json)?;
+        }
         Command::Revoke { fingerprint } => {
             let path = format!("/admin/certificates/{}/revoke", find(&list, fingerprint)?);
             let revoked: CertificateAnswer = client.post(&path, &json!({})).await?;
@@ -58,6 +83,24 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
     }
     Ok(())
+}
+
+/// By name the one in force that ends last, if all of that name belong to one user; else by the fingerprint's beginning.
+fn to_renew<'a>(list: &'a CertificateList, which: &str) -> Result<&'a CertificateBody, CliError> {
+    let in_force = |it: &&CertificateBody| it.name == which && matches!(it.state.as_str(), "valid" | "expiring");
+    let named: Vec<&CertificateBody> = list.certificates.iter().filter(in_force).collect();
+    if let Some(last) = named.iter().copied().max_by_key(|it| it.expires_at) {
+        if named.iter().any(|it| it.user != last.user) {
+            return Err(CliError::Refused(format!(
+                "certificates named {which} are tied to different users; name one by its fingerprint: `codex-authd \
+                 certificates list` shows them"
+            )));
+        }
+        return Ok(last);
+    }
+    let fingerprint = find(list, which)?;
+    let found = list.certificates.iter().find(|it| it.fingerprint == fingerprint);
+    found.ok_or_else(|| CliError::Refused(format!("there is no certificate {which}")))
 }
 
 /// The whole fingerprint of the one that begins so.

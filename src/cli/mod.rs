@@ -96,7 +96,7 @@ enum Command {
     /// Upload and show the canonical login
     #[command(subcommand)]
     Auth(auth::Command),
-    /// List and revoke admins' certificates; `admin-cert` issues one
+    /// List, renew and revoke admins' certificates; `admin-cert` issues one
     #[command(subcommand)]
     Certificates(certificates::Command),
     /// List the authorities and roll one over: prepare, activate, retire

@@ -7,7 +7,8 @@ use toml::{Table, Value};
 
 use super::credentials;
 use super::proxies::network;
-use super::{Config, Oidc};
+use super::urls::is_url;
+use super::{Config, Oidc, urls};
 use crate::model::egress::Egress;
 
 pub const DEFAULT_PATH: &str = "/etc/codex-authd/config.toml";
@@ -273,9 +274,6 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(1..=300).contains(&config.database.timeout_seconds) {
         return bad("database.timeout_seconds", "must be from 1 to 300");
     }
-    if let Err((key, message)) = check_oidc(&config.oidc) {
-        return bad(key, message);
-    }
     if config.sessions.idle_seconds < 60 || config.sessions.lifetime_seconds < 60 {
         return bad("sessions", "idle_seconds and lifetime_seconds must be 60 or more");
     }
@@ -339,30 +337,22 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.runner.config_toml.parse::<Table>().is_err() {
         return bad("runner.config_toml", "must be valid TOML");
     }
-    for (key, url) in [
-        ("public_base_url", &config.public_base_url),
-        ("install.codex_release_url", &config.install.codex_release_url),
-        ("upstream.token_url", &config.upstream.token_url),
-        ("upstream.releases_url", &config.upstream.releases_url),
-    ] {
-        if !url.is_empty() && !is_url(url) {
-            return bad(key, "must be an http:// or https:// URL without spaces or control characters");
-        }
-    }
-    if config.public_base_url.ends_with('/') || config.public_base_url.contains(['?', '#']) {
-        return bad("public_base_url", "must not end with '/' and has no query");
-    }
-    // It stands between double quotes in the command that people are given to paste.
-    if config.public_base_url.contains(['"', '$', '`', '\\', '!']) {
-        return bad("public_base_url", "must not hold what is special to a shell: \" $ ` \\ !");
+    // The first names credentials as such where the second would only call the URL bad.
+    if let Err((key, message)) = urls::check(config).and_then(|()| check_oidc(&config.oidc)) {
+        return bad(key, message);
     }
     Ok(())
 }
 
 fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
-    let Oidc { issuer, client_id, client_secret, redirect_uri, jwks_cache_ttl, jwks_cache_refresh } = oidc;
+    let Oidc { issuer, client_id, client_secret, redirect_uri, trusted_audiences, jwks_cache_ttl, jwks_cache_refresh } =
+        oidc;
     if issuer.is_empty() {
-        if !(client_id.is_empty() && client_secret.is_empty() && redirect_uri.is_empty()) {
+        if !(client_id.is_empty()
+            && client_secret.is_empty()
+            && redirect_uri.is_empty()
+            && trusted_audiences.is_empty())
+        {
             return Err(("oidc.issuer", "is missing, though others of oidc are set: set it, or none of them"));
         }
         return Ok(());
@@ -392,6 +382,9 @@ fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
     if !redirect_uri.is_empty() && !is_good(redirect_uri) {
         return Err(("oidc.redirect_uri", "must be an https:// URL (http:// on a loopback address only)"));
     }
+    if trusted_audiences.iter().any(|audience| audience.trim().is_empty()) {
+        return Err(("oidc.trusted_audiences", "holds an empty entry: name the audiences, or leave it empty"));
+    }
     if !(1..=31_536_000).contains(jwks_cache_ttl) || !(1..=31_536_000).contains(jwks_cache_refresh) {
         return Err(("oidc", "jwks_cache_ttl and jwks_cache_refresh must be from 1 to 31536000 seconds"));
     }
@@ -401,12 +394,6 @@ fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
 fn is_database(text: &str) -> bool {
     let Ok(url) = reqwest::Url::parse(text) else { return false };
     url.scheme() == "mysql" && url.has_host() && url.path().len() > 1
-}
-
-fn is_url(text: &str) -> bool {
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
-        && text.chars().all(|c| !c.is_whitespace() && !c.is_control())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 pub mod credentials;
 mod load;
 pub(crate) mod proxies;
+pub mod urls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -116,6 +117,8 @@ pub enum AdminAccess {
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
     pub access: AdminAccess,
+    /// Further origins (`https://NAME:PORT`) under which browsers reach the dashboard.
+    pub origins: Vec<String>,
 }
 
 /// The provider that people sign in with; no issuer: there is none.
@@ -128,6 +131,8 @@ pub struct Oidc {
     pub client_secret: String,
     /// Empty: `<public_base_url>/auth/oidc/callback`, else [`Oidc::DEFAULT_REDIRECT_URI`].
     pub redirect_uri: String,
+    /// Audiences that an ID token may name beside `client_id`.
+    pub trusted_audiences: Vec<String>,
     /// Seconds for which the provider's keys are good.
     pub jwks_cache_ttl: u32,
     /// Seconds after which they are read again.
@@ -158,6 +163,7 @@ impl Default for Oidc {
             client_id: String::new(),
             client_secret: String::new(),
             redirect_uri: String::new(),
+            trusted_audiences: Vec::new(),
             jwks_cache_ttl: 3600,
             jwks_cache_refresh: 300,
         }
@@ -192,6 +198,8 @@ pub struct Install {
     pub token_ttl_seconds: u32,
     /// Where a host without npm gets Codex: a `.tar.gz`, `{version}` and `{target}` are filled in. Empty: npm only.
     pub codex_release_url: String,
+    /// `TARGET=SHA-256` of the archive for each target. Empty: the archive is not compared with anything.
+    pub codex_release_sha256: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -296,13 +304,13 @@ impl Default for Listen {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { access: AdminAccess::Mtls }
+        Self { access: AdminAccess::Mtls, origins: Vec::new() }
     }
 }
 
 impl Default for Install {
     fn default() -> Self {
-        Self { token_ttl_seconds: 1800, codex_release_url: String::new() }
+        Self { token_ttl_seconds: 1800, codex_release_url: String::new(), codex_release_sha256: Vec::new() }
     }
 }
 

@@ -21,6 +21,7 @@ pub fn give(config: &Config, outside: Arc<dyn Outside>, service: Service) -> Res
         client_id: oidc.client_id.clone(),
         client_secret: (!oidc.client_secret.is_empty()).then(|| Secret::new(oidc.client_secret.clone())),
         redirect_uri: oidc.redirect_uri(&config.public_base_url),
+        trusted_audiences: oidc.trusted_audiences.clone(),
         keys_ttl: Duration::from_secs(oidc.jwks_cache_ttl.into()),
         keys_refresh: Duration::from_secs(oidc.jwks_cache_refresh.into()),
     };

@@ -1,6 +1,7 @@
 //! The certificate in force on both listeners: issued by our authority or brought by the operator, renewed and swapped
 //! while connections go on.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::DaemonError;
 use super::listen_file::{Bound, replace};
+use crate::config::urls::origin_of;
 use crate::config::{AdminAccess, Config};
 use crate::model::auth_document::DocumentRules;
 use crate::model::authority::AuthorityRole;
@@ -134,10 +136,27 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
         ipv6_prefix: config.hosts.ipv6_prefix,
         codex_release_url: config.install.codex_release_url.clone(),
+        codex_release_sha256: config.install.codex_release_sha256.join(" "),
         document_rules: DocumentRules { min_token_length: config.auth.min_token_length, strict: config.auth.strict },
         versions: VersionPolicy::from(&config.auth),
-        people: PeoplePolicy::from(config),
+        people: people(config, bound),
     }
+}
+
+/// With every name of this machine on the port of the admin listener, and with the names that are configured there.
+fn people(config: &Config, bound: &Bound) -> PeoplePolicy {
+    let mut people = PeoplePolicy::from(config);
+    let configured =
+        people.origins.iter().filter_map(|origin| reqwest::Url::parse(origin).ok()?.host_str().map(String::from));
+    // Without interfaces to ask, the configured names are left.
+    let listening = names(config, bound).unwrap_or_default().into_iter().map(|name| match name {
+        ServerName::Ip(IpAddr::V6(address)) => format!("[{address}]"),
+        name => name.to_string(),
+    });
+    let names: Vec<String> = configured.chain(listening).collect();
+    let port = bound.admin.port();
+    people.origins.extend(names.iter().filter_map(|name| origin_of(&format!("https://{name}:{port}"))));
+    people
 }
 
 /// `public_base_url`, or what comes nearest to it: the address that was bound, the machine's name for "all of them".

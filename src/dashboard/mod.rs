@@ -7,6 +7,7 @@
 //! (`shelf.rs`); a crash loses that and nothing else: the change itself was durable before it was put there.
 
 mod assets;
+mod certificates;
 mod form;
 mod history;
 mod host;
@@ -44,6 +45,8 @@ pub struct Dashboard {
     tokens: form::Tokens,
     told: shelf::Shelf<String>,
     installers: shelf::Shelf<new_host::Shown>,
+    renewed: shelf::Shelf<certificates::Renewed>,
+    downloads: shelf::Shelf<certificates::Download>,
 }
 
 impl Dashboard {
@@ -52,6 +55,8 @@ impl Dashboard {
             tokens: form::Tokens::new(&*outside),
             told: shelf::Shelf::new(),
             installers: shelf::Shelf::new(),
+            renewed: shelf::Shelf::new(),
+            downloads: shelf::Shelf::new(),
             service,
             outside,
         })
@@ -76,6 +81,9 @@ impl Dashboard {
             ("/switch", of_fleet, get(switch::page).post(switch::set)),
             ("/users", of_fleet, get(users::list).post(users::add)),
             ("/users/:id", of_fleet, get(users::page).post(users::change)),
+            ("/certificates", of_fleet, get(certificates::page).post(certificates::renew)),
+            ("/certificates/renewed/:shown", of_fleet, get(certificates::renewed)),
+            ("/certificates/file/:shown", of_fleet, get(certificates::download)),
         ];
         let of_who_signed_in: Vec<(&str, Needs, RouteMethod)> = vec![
             ("/mine", of_ones_own, get(mine::page).post(mine::install)),

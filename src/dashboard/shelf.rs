@@ -82,7 +82,12 @@ mod tests {
     const BOB: Asking = asking(2);
 
     const fn asking(uid: u32) -> Asking {
-        Asking { by: By { actor: Actor::Control { uid }, from: None }, role: Role::Admin, signed_in: None }
+        Asking {
+            by: By { actor: Actor::Control { uid }, from: None },
+            role: Role::Admin,
+            signed_in: None,
+            certificate: None,
+        }
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::api::ErrorBody;
 use crate::api::errors::{self, Failure};
 use crate::api::guards::Asking;
 use crate::model::audit::Actor;
+use crate::model::digest::Digest;
 use crate::model::people::Role;
+use crate::service::certificates::CertificateState;
 use crate::service::probing::restored::reason;
 use crate::service::{ServiceError, degraded};
 
@@ -22,6 +24,8 @@ pub struct Shell {
     /// Name of the admin's certificate, or of the admin otherwise.
     pub admin: String,
     pub fingerprint: Option<String>,
+    /// When the certificate of this connection ends, where that is soon.
+    pub certificate_ends: Option<When>,
     pub api_disabled: bool,
     pub degraded: Option<Degraded>,
     pub standstill: Option<Standstill>,
@@ -89,6 +93,7 @@ impl Shell {
             title,
             admin: name,
             fingerprint,
+            certificate_ends: asking.certificate.and_then(|it| ending(dashboard, &it)),
             api_disabled: dashboard.service.settings().api_disabled,
             degraded: Degraded::of(dashboard),
             standstill: dashboard
@@ -106,6 +111,12 @@ impl Shell {
             icon: &assets::ICON.name,
         }
     }
+}
+
+fn ending(dashboard: &Dashboard, fingerprint: &Digest) -> Option<When> {
+    let certificate = dashboard.service.admitted_certificate(fingerprint)?;
+    let is_soon = dashboard.service.state_of(&certificate) == CertificateState::Expiring;
+    is_soon.then(|| When::new(certificate.expires_at, dashboard.now()))
 }
 
 /// A page, or the failure to write it.

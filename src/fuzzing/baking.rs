@@ -28,9 +28,10 @@ pub fn baking(data: &[u8]) {
         ca_pem: part(3),
         codex_release_url: part(4),
         codex_npm: part(5),
+        codex_release_sha256: part(6),
     };
-    let nul = (0..6).any(|at| part(at).contains('\0'));
-    let line_break = [0, 1, 2, 4, 5].iter().any(|at| part(*at).contains('\n'));
+    let nul = (0..7).any(|at| part(at).contains('\0'));
+    let line_break = [0, 1, 2, 4, 5, 6].iter().any(|at| part(*at).contains('\n'));
     let (wrapper, installer) = match (bake::wrapper(&values), bake::installer(&values)) {
         (Ok(wrapper), Ok(installer)) => (wrapper, installer),
         (Err(BakeError::Nul(_)), Err(BakeError::Nul(_))) if nul => return,
@@ -47,6 +48,7 @@ pub fn baking(data: &[u8]) {
         ca_pem: "",
         codex_release_url: "",
         codex_npm: "",
+        codex_release_sha256: "",
     });
     let plain = plain.expect("nothing can be baked");
     assert_eq!(tail(wrapper.expose()), tail(plain.expose()));
@@ -70,6 +72,7 @@ pub fn baking(data: &[u8]) {
         ("CDX_CA_PEM", part(3)),
         ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
         ("CDX_CODEX_RELEASE_URL", part(4)),
+        ("CDX_CODEX_RELEASE_SHA256", part(6)),
         ("CDX_CODEX_NPM", if part(5).is_empty() { "@openai/codex" } else { part(5) }),
     ] {
         print(&mut script, name, value);

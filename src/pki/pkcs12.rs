@@ -11,6 +11,12 @@ use super::client::ClientCertificate;
 use super::leaf::read_pem;
 use super::{PkiError, Result};
 
+/// Rounds of the key derivation and of the MAC's, as OWASP's Password Storage Cheat Sheet asks of PBKDF2 with SHA-256.
+/// Somebody who has the file guesses without a throttle. Readers accept a million at most.
+const ITERATIONS: u32 = 600_000;
+
+/// Takes a processor for about a second: not for an async worker.
+///
 /// PBES2 with AES-256 and a SHA-256 MAC: what OpenSSL 3, current browsers and macOS keychains write and read.
 ///
 /// The salts are drawn by the library itself.
@@ -37,7 +43,9 @@ pub fn to_pkcs12(certificate: &ClientCertificate, ca_pem: &str, password: &str) 
     store
         .writer(password)
         .encryption_algorithm(EncryptionAlgorithm::PbeWithHmacSha256AndAes256)
+        .encryption_iterations(ITERATIONS)
         .mac_algorithm(MacAlgorithm::HmacSha256)
+        .mac_iterations(ITERATIONS)
         .write()
         .map_err(failed)
 }
@@ -86,7 +94,8 @@ mod tests {
         let Some(output) = openssl(&file, &["-info", "-nodes", "-passin", "pass:pa55 wörd"]) else { return };
         let (text, info) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{info}");
-        assert!(info.contains("MAC: sha256"), "{info}");
+        assert!(info.contains("MAC: sha256, Iteration 600000"), "{info}");
+        assert_eq!(info.matches("Iteration 600000, PRF hmacWithSHA256").count(), 2, "{info}");
         assert_eq!(info.matches("PBES2").count(), 2, "{info}");
         assert_eq!(info.matches("AES-256-CBC").count(), 2, "{info}");
         assert!(text.contains("friendlyName: alice"), "{text}");
@@ -94,6 +103,28 @@ mod tests {
         for pem in [&certificate.certificate_pem, ca.certificate_pem(), certificate.private_key_pem.expose()] {
             assert!(joined.contains(&pem.replace('\n', "")), "missing: {}", pem.lines().next().unwrap());
         }
+    }
+
+    /// The store of certificates that Chromium uses on Linux, and Firefox everywhere.
+    #[test]
+    fn nss_imports_it_with_its_key() {
+        let (ca, certificate) = issued("alice");
+        let file = to_pkcs12(&certificate, ca.certificate_pem(), "pa55 word").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let (path, database) = (directory.path().join("client.p12"), format!("sql:{}", directory.path().display()));
+        std::fs::write(&path, file).unwrap();
+        let run = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(["-d", &database]).args(arguments).output();
+            output.unwrap_or_else(|error| panic!("{program}: {error}; install libnss3-tools"))
+        };
+        assert!(run("certutil", &["-N", "--empty-password"]).status.success());
+        let path = path.to_str().unwrap();
+        let wrong = run("pk12util", &["-i", path, "-W", "wrong", "-K", ""]);
+        assert!(!wrong.status.success(), "{wrong:?}");
+        let imported = run("pk12util", &["-i", path, "-W", "pa55 word", "-K", ""]);
+        assert!(imported.status.success(), "{imported:?}");
+        let keys = run("certutil", &["-K"]);
+        assert!(String::from_utf8_lossy(&keys.stdout).contains("alice"), "{keys:?}");
     }
 
     #[test]

@@ -117,6 +117,16 @@ pub trait Records: Send + Sync {
     async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()>;
     /// Revoked and expired ones included.
     async fn certificates(&self) -> Result<Vec<AdminCertificate>>;
+    /// Records `certificate` in succession of `old`, and gives it back with the user that `old` is tied to in that moment.
+    /// `old` is revoked where `revoke_at` is given. `None`, and nothing is written: there is no such certificate, or it is
+    /// revoked. Repeated with a certificate that is known it writes nothing. Bumps the epoch.
+    async fn renew_certificate(
+        &self,
+        old: &Digest,
+        certificate: &AdminCertificate,
+        revoke_at: Option<OffsetDateTime>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>>;
     /// `None`: no such certificate, or it is revoked already.
     async fn revoke_certificate(
         &self,

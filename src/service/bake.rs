@@ -31,6 +31,8 @@ pub struct Values<'a> {
     pub ca_pem: &'a str,
     /// A URL of a tar.gz with `{version}` and `{target}` in it; empty: npm installs Codex.
     pub codex_release_url: &'a str,
+    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    pub codex_release_sha256: &'a str,
     /// Empty: `@openai/codex`.
     pub codex_npm: &'a str,
 }
@@ -56,6 +58,7 @@ pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
         ("CDX_CA_PEM", values.ca_pem),
         ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
         ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
+        ("CDX_CODEX_RELEASE_SHA256", values.codex_release_sha256),
     ];
     if !values.codex_npm.is_empty() {
         baked.push(("CDX_CODEX_NPM", values.codex_npm));
@@ -170,7 +173,15 @@ mod tests {
     ];
 
     fn values<'a>(text: &'a str, key: &'a Secret) -> Values<'a> {
-        Values { base_url: text, api_key: key, fqdn: text, ca_pem: text, codex_release_url: text, codex_npm: text }
+        Values {
+            base_url: text,
+            api_key: key,
+            fqdn: text,
+            ca_pem: text,
+            codex_release_url: text,
+            codex_release_sha256: text,
+            codex_npm: text,
+        }
     }
 
     /// Runs a script with `CANARY` set to a file that must not come to be.
@@ -246,6 +257,7 @@ mod tests {
             fqdn: "h1.example.test",
             ca_pem: "-----BEGIN CERTIFICATE-----\nMIIB'\n-----END CERTIFICATE-----\n",
             codex_release_url: "",
+            codex_release_sha256: "",
             codex_npm: "",
         };
         let install = installer(&host).unwrap();
@@ -266,7 +278,14 @@ mod tests {
     fn a_nul_and_a_stray_line_break_are_refused() {
         assert_eq!(sh_quote("a\0b"), Err(BakeError::Nul("the text".into())));
         assert_eq!(bake(WRAPPER, &[("CDX_CA_PEM", "a\0")]), Err(BakeError::Nul("CDX_CA_PEM".into())));
-        for name in ["CDX_BASE_URL", "CDX_API_KEY", "CDX_FQDN", "CDX_CODEX_RELEASE_URL", "CDX_CODEX_NPM"] {
+        for name in [
+            "CDX_BASE_URL",
+            "CDX_API_KEY",
+            "CDX_FQDN",
+            "CDX_CODEX_RELEASE_URL",
+            "CDX_CODEX_RELEASE_SHA256",
+            "CDX_CODEX_NPM",
+        ] {
             assert_eq!(bake(WRAPPER, &[(name, "a\nb")]), Err(BakeError::LineBreak(name.into())));
         }
         let script = bake(WRAPPER, &[("CDX_CA_PEM", "a\n$(touch $CANARY)\nb\n")]).unwrap();

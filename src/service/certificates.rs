@@ -1,12 +1,15 @@
 //! Admins' client certificates: issued by our client authority, listed by what was recorded of them.
 
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
+use super::commit::Written;
+use super::people::passwords::judge_file_password;
 use super::{By, Result, Service, ServiceError};
+use crate::model::audit::Actor;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::model::secret::Secret;
-use crate::pki::{issue_client_certificate, to_pkcs12};
+use crate::pki::{ClientCertificate, PkiError, issue_client_certificate, to_pkcs12};
 use crate::records::AdminCertificate;
 
 /// How long an admin's certificate holds.
@@ -46,21 +49,93 @@ pub struct IssuedCertificate {
     pub certificate_pem: String,
     pub private_key_pem: Secret,
     pub authority_pem: String,
-    /// PKCS#12 with certificate, key and authority, under `pkcs12_password`.
-    pub pkcs12: Vec<u8>,
-    pub pkcs12_password: Secret,
+    /// `None`: it was not asked for.
+    pub pkcs12: Option<Pkcs12>,
+}
+
+/// A file with certificate, key and authority, and the password that opens it.
+pub struct Pkcs12 {
+    pub file: Vec<u8>,
+    pub password: Secret,
+}
+
+/// How a certificate is to be made.
+#[derive(Clone, Copy, Default)]
+pub struct CertificateOptions<'a> {
+    pub days: Option<u32>,
+    /// Whether to make no PKCS#12, which takes a processor for about a second.
+    pub without_pkcs12: bool,
+    /// Of the PKCS#12; without one it is made.
+    pub password: Option<&'a str>,
 }
 
 impl Service {
-    /// Issues a certificate that opens the admin listener. `password` protects the PKCS#12; without one it is made.
+    /// Issues a certificate that opens the admin listener.
     pub async fn issue_certificate(
         &self,
         name: &str,
-        days: Option<u32>,
-        password: Option<&str>,
+        options: CertificateOptions<'_>,
         by: &By,
     ) -> Result<IssuedCertificate> {
-        let days = days.unwrap_or(DEFAULT_DAYS);
+        let made = self.make_certificate(name, options, by).await?;
+        let record = &made.record;
+        let note = by.note(record.issued_at, "certificate.issue").on(&record.name);
+        let note = note.with("fingerprint", record.fingerprint);
+        self.commit(&note, self.records.record_certificate(record, &note), |()| Some(record.into())).await?;
+        Ok(made)
+    }
+
+    /// Issues a certificate of the same name in succession of another, tied to the same user. The old one holds until its
+    /// end, or is revoked in the same transaction.
+    ///
+    /// The certificate that asks is not revoked by this: that would close the connection before the answer has arrived.
+    pub async fn renew_certificate(
+        &self,
+        old: &Digest,
+        options: CertificateOptions<'_>,
+        revoke: bool,
+        by: &By,
+    ) -> Result<IssuedCertificate> {
+        let name = self.certificate_name(old).await?;
+        if revoke && matches!(&by.actor, Actor::Certificate { fingerprint, .. } if fingerprint == old) {
+            return Err(ServiceError::Refused(
+                "this certificate is the one you use now: renew it without revoking it, import the new one, and revoke the \
+                 old one with that"
+                    .into(),
+            ));
+        }
+        let made = self.make_certificate(&name, options, by).await?;
+        let record = &made.record;
+        let note = by.note(record.issued_at, "certificate.renew").on(&name).with("fingerprint", record.fingerprint);
+        let note = note.with("renews", old).with("revoked", revoke);
+        let revoke_at = revoke.then_some(record.issued_at);
+        let renewing = self.records.renew_certificate(old, record, revoke_at, &note);
+        let renewed = self
+            .commit(&note, renewing, |renewed| {
+                let revoked = revoke_at.and_then(|at| self.revoked_at(old, at));
+                let certificates = renewed.iter().cloned().chain(revoked).collect();
+                renewed.is_some().then(|| Written { certificates, ..Written::default() })
+            })
+            .await?;
+        let renewed = renewed.ok_or_else(|| {
+            ServiceError::Conflict("the certificate is revoked: issue another with `codex-authd admin-cert`".into())
+        })?;
+        Ok(IssuedCertificate { record: renewed, ..made })
+    }
+
+    /// The certificate as this node knows it, revoked at that time at the latest.
+    fn revoked_at(&self, fingerprint: &Digest, at: OffsetDateTime) -> Option<AdminCertificate> {
+        let known = self.certificates.load().get(fingerprint).cloned()?;
+        Some(AdminCertificate { revoked_at: Some(known.revoked_at.unwrap_or(at)), ..known })
+    }
+
+    async fn make_certificate(
+        &self,
+        name: &str,
+        options: CertificateOptions<'_>,
+        by: &By,
+    ) -> Result<IssuedCertificate> {
+        let days = options.days.unwrap_or(DEFAULT_DAYS);
         if !(1..=MAX_DAYS).contains(&days) {
             return Err(ServiceError::invalid("days", format!("must be from 1 to {MAX_DAYS}")));
         }
@@ -69,15 +144,7 @@ impl Service {
         let authority = authorities.active(AuthorityRole::Client)?;
         let issued = issue_client_certificate(&authority.key, name, days, now, &*self.outside)
             .map_err(|error| ServiceError::invalid("name", error.to_string()))?;
-        let password = match password {
-            Some(password) if !password.is_empty() => Secret::new(password),
-            _ => Secret::new_install_token(&*self.outside),
-        };
         let authority_pem = authority.key.certificate_pem().to_owned();
-        // The key of the file is derived from the password with a great many rounds.
-        let (to_pack, ca_pem, passphrase) = (issued.clone(), authority_pem.clone(), password.clone());
-        let packing = move || Ok(to_pkcs12(&to_pack, &ca_pem, passphrase.expose())?);
-        let pkcs12 = self.people.passwords.turn(by.from).await?.spend(packing).await?;
         let record = AdminCertificate {
             user: None,
             fingerprint: issued.fingerprint,
@@ -88,16 +155,28 @@ impl Service {
             revoked_at: None,
             authority: Some(authority.id),
         };
-        let note = by.note(now, "certificate.issue").on(&record.name).with("fingerprint", record.fingerprint);
-        self.commit(&note, self.records.record_certificate(&record, &note), |()| Some((&record).into())).await?;
-        Ok(IssuedCertificate {
-            record,
-            certificate_pem: issued.certificate_pem,
-            private_key_pem: issued.private_key_pem,
-            authority_pem,
-            pkcs12,
-            pkcs12_password: password,
-        })
+        let (certificate_pem, private_key_pem) = (issued.certificate_pem.clone(), issued.private_key_pem.clone());
+        let pkcs12 = if options.without_pkcs12 {
+            None
+        } else {
+            let given = options.password.filter(|password| !password.is_empty()).map(Secret::new);
+            let is_given = given.is_some();
+            let password = given.unwrap_or_else(|| Secret::new_install_token(&*self.outside));
+            let ca_pem = authority_pem.clone();
+            // The key of the file is derived from the password with a great many rounds.
+            let packing = move || pack(&issued, &ca_pem, password, is_given);
+            Some(self.people.passwords.turn(by.from).await?.spend(packing).await?)
+        };
+        Ok(IssuedCertificate { record, certificate_pem, private_key_pem, authority_pem, pkcs12 })
+    }
+
+    async fn certificate_name(&self, fingerprint: &Digest) -> Result<String> {
+        let name = || self.certificates.load().get(fingerprint).map(|known| known.name.clone());
+        if name().is_none() {
+            // Another node may have issued it a moment ago.
+            self.catch_up().await?;
+        }
+        name().ok_or(ServiceError::NotFound("Certificate"))
     }
 
     pub async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
@@ -107,12 +186,7 @@ impl Service {
     /// The certificate is let in no more, on open connections either.
     pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &By) -> Result<AdminCertificate> {
         let now = self.outside.now();
-        let name = || self.certificates.load().get(fingerprint).map(|known| known.name.clone());
-        if name().is_none() {
-            // Another node may have issued it a moment ago.
-            self.catch_up().await?;
-        }
-        let name = name().ok_or(ServiceError::NotFound("Certificate"))?;
+        let name = self.certificate_name(fingerprint).await?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
         let revoking = self.records.revoke_certificate(fingerprint, now, &note);
         let revoked = self.commit(&note, revoking, |revoked| revoked.as_ref().map(Into::into)).await?;
@@ -147,8 +221,21 @@ impl Service {
     pub fn warn_of_expiring_certificates(&self) {
         for certificate in self.certificates.load().values() {
             if self.state_of(certificate) == CertificateState::Expiring {
-                log::warn!(event = "certificate_expiring", name = certificate.name.as_str(), fingerprint:% = certificate.fingerprint, expires_at:% = certificate.expires_at; "an admin's certificate ends soon: issue another with `codex-authd admin-cert`");
+                log::warn!(event = "certificate_expiring", name = certificate.name.as_str(), fingerprint:% = certificate.fingerprint, expires_at:% = certificate.expires_at; "an admin's certificate ends soon: renew it in the dashboard or with `codex-authd certificates renew`");
             }
         }
     }
+}
+
+/// `is_given`: somebody chose the password, which may be a weak one.
+fn pack(issued: &ClientCertificate, ca_pem: &str, password: Secret, is_given: bool) -> Result<Pkcs12> {
+    let refused = |reason: String| ServiceError::invalid("password", reason);
+    if is_given {
+        judge_file_password(password.expose(), &issued.name).map_err(refused)?;
+    }
+    let file = to_pkcs12(issued, ca_pem, password.expose()).map_err(|error| match error {
+        error @ PkiError::Pkcs12(_) if is_given => refused(error.to_string()),
+        error => error.into(),
+    })?;
+    Ok(Pkcs12 { file, password })
 }

@@ -88,6 +88,7 @@ pub(super) async fn node_on(
         insecure_window: Duration::minutes(30),
         ipv6_prefix: 64,
         codex_release_url: String::new(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules { min_token_length: 8, strict: true },
         versions: crate::service::retention::VersionPolicy::default(),
         people: crate::service::people::PeoplePolicy::default(),

@@ -390,7 +390,9 @@ fn installer(policy: &super::Policy, token: Secret, expires_at: OffsetDateTime) 
         Some(pin) => format!("-k --pinnedpubkey \"sha256//{pin}\" "),
         None => String::new(),
     };
-    let command = format!("curl -fsSL {trust}\"{url}\" | bash");
+    // Without `-f`: a refusal is a script that says why and exits 1. curl writes its last line after the answer, also where
+    // there is none: then the command fails, too.
+    let command = format!("curl -sSL {trust}\"{url}\" -w '\\n[ %{{http_code}} = 200 ]' | bash");
     Installer { token, url: Secret::new(url), command: Secret::new(command), expires_at }
 }
 

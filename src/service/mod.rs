@@ -77,6 +77,8 @@ pub struct Policy {
     /// How many bits of an IPv6 address name the network that a host is bound to.
     pub ipv6_prefix: u8,
     pub codex_release_url: String,
+    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    pub codex_release_sha256: String,
     pub document_rules: DocumentRules,
     pub versions: retention::VersionPolicy,
     pub people: people::PeoplePolicy,

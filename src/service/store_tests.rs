@@ -40,6 +40,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         insecure_window: time::Duration::minutes(10),
         ipv6_prefix: 64,
         codex_release_url: String::new(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules::default(),
         versions: retention::VersionPolicy { stores_per_host_per_hour: 0, ..Default::default() },
         people: crate::service::people::PeoplePolicy::default(),

@@ -66,6 +66,7 @@ impl Service {
             fqdn: host.fqdn.as_str(),
             ca_pem: &policy.trusted_ca_pem,
             codex_release_url: &policy.codex_release_url,
+            codex_release_sha256: &policy.codex_release_sha256,
             codex_npm: "",
         })?)
     }

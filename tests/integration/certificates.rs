@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, KeyPair};
 
-use crate::support::daemon::{BOUND, Daemon, install_provider, pause};
+use reqwest::redirect::Policy;
+use serde_json::{Value, json};
+
+use crate::dashboard::token_in;
+use crate::support::daemon::{BOUND, Daemon, identity, install_provider, pause};
+use crate::support::people::{PASSWORD, add_user, ask, control};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
@@ -74,4 +79,139 @@ async fn shown(daemon: &Daemon) -> Vec<u8> {
     let answer = client.get(daemon.hosts_url("/healthz")).send().await.unwrap();
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>().unwrap();
     info.peer_certificate().unwrap().to_vec()
+}
+
+async fn listed(daemon: &Daemon, name: &str) -> Vec<Value> {
+    let list = ask(daemon, "/admin/certificates").await;
+    list["certificates"].as_array().unwrap().iter().filter(|it| it["name"] == name).cloned().collect()
+}
+
+/// A password that somebody chose for the file is judged like that of a user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_weak_password_protects_no_key() {
+    let daemon = Daemon::start();
+    for weak in ["password", "alice2026", "codex-authd", "1234567890", "short"] {
+        let body = json!({ "name": "alice2026", "password": weak });
+        let answer = control(&daemon).post("http://control/admin/certificates").json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 422, "{weak}");
+        let answer: Value = answer.json().await.unwrap();
+        assert!(answer["errors"]["password"].is_array(), "{answer}");
+    }
+    assert!(listed(&daemon, "alice2026").await.is_empty(), "nothing was issued");
+    let body = json!({ "name": "alice2026", "password": PASSWORD });
+    let answer = control(&daemon).post("http://control/admin/certificates").json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(listed(&daemon, "alice2026").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_renewed_by_command_with_its_user_and_the_old_one_holds() {
+    let daemon = Daemon::start();
+    add_user(&daemon, "vera@example.test", "viewer").await;
+    let (first, second, third) =
+        (daemon.admin_certificate("vera"), daemon.state.path().join("second"), daemon.state.path().join("third"));
+    let old = listed(&daemon, "vera").await.remove(0)["fingerprint"].as_str().unwrap().to_owned();
+    daemon.cli_json(&["certificates", "tie", &old, "vera@example.test"]);
+    let renewed =
+        daemon.cli_json(&["certificates", "renew", "vera", "--pem", second.to_str().unwrap(), "--days", "20"]);
+    assert_eq!((&renewed["name"], &renewed["user"]), (&json!("vera"), &json!("vera@example.test")));
+
+    let client = |directory: &Path| {
+        let builder = daemon.client_builder().identity(identity(directory, "vera")).pool_max_idle_per_host(0);
+        builder.http1_only().timeout(BOUND).build().unwrap()
+    };
+    for directory in [&first, &second] {
+        let vera = client(directory);
+        assert_eq!(vera.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
+        let refused = vera.post(daemon.admin_url("/admin/hosts/register")).json(&json!({ "fqdn": "h.test" }));
+        assert_eq!(refused.send().await.unwrap().status(), 403, "a viewer stays one");
+    }
+    // The one of them that ends last is meant by the name; by fingerprint any, and revoked where that is asked for.
+    let renew = ["certificates", "renew", &old[..12], "--pem", third.to_str().unwrap(), "--revoke"];
+    daemon.cli_json(&renew);
+    match client(&first).get(daemon.admin_url("/admin/hosts")).send().await {
+        Err(error) => assert!(!error.is_timeout(), "{error}"),
+        Ok(answer) => assert_eq!(answer.status(), 403, "the old one is revoked"),
+    }
+    assert_eq!(client(&third).get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
+    // Where no file can be written nothing is issued, and nothing revoked.
+    let nowhere = daemon.cli(&["certificates", "renew", "vera", "--out", "/proc/nowhere.p12", "--revoke"]);
+    assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
+    assert_eq!(listed(&daemon, "vera").await.len(), 3);
+    let again = daemon.cli(&["certificates", "renew", &old, "--pem", third.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("revoked"), "{again:?}");
+    let states: Vec<Value> = listed(&daemon, "vera").await.iter().map(|it| it["state"].clone()).collect();
+    assert_eq!(states, ["revoked", "expiring", "valid"]);
+    let log = ask(&daemon, "/admin/audit?action=certificate.renew").await;
+    let entries = log["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2, "{log}");
+    assert!(entries.iter().all(|it| it["details"]["renews"] == *old && it["target"] == "vera"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_sees_that_the_certificate_ends_and_renews_it_in_the_dashboard() {
+    let daemon = Daemon::start();
+    let directory = daemon.state.path().join("ada");
+    daemon.cli_json(&["admin-cert", "ada", "--pem", directory.to_str().unwrap(), "--days", "20"]);
+    let ada = daemon.client_builder().identity(identity(&directory, "ada")).redirect(Policy::none()).build().unwrap();
+    let page = async |path: &str| {
+        let answer = ada.get(daemon.admin_url(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert!(page("/").await.1.contains("Your certificate ends"));
+    let elsewhere = daemon.admin().get(daemon.admin_url("/")).send().await.unwrap().text().await.unwrap();
+    assert!(!elsewhere.contains("Your certificate ends"), "only where it is so");
+
+    let old = listed(&daemon, "ada").await.remove(0)["fingerprint"].as_str().unwrap().to_owned();
+    let (status, shown) = page("/certificates").await;
+    assert!(status == 200 && shown.contains(&old) && shown.contains("(yours)"), "{shown}");
+    let token = token_in(&shown).to_owned();
+    let renew = async |more: &[(&str, &str)]| {
+        let form: Vec<_> =
+            [("token", &*token), ("fingerprint", &*old)].into_iter().chain(more.iter().copied()).collect();
+        ada.post(daemon.admin_url("/certificates")).form(&form).send().await.unwrap()
+    };
+    assert_eq!(renew(&[("revoke", "yes")]).await.status(), 422, "that would cut this very connection");
+    assert_eq!(listed(&daemon, "ada").await.len(), 1);
+    let answer = renew(&[]).await;
+    assert_eq!(answer.status(), 303);
+    let to = answer.headers()["location"].to_str().unwrap().to_owned();
+    let (_, shown) = page(&to).await;
+    let password = shown.split("<code id=\"password\">").nth(1).unwrap().split('<').next().unwrap();
+    let file = shown.split("href=\"/certificates/file/").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(page(&to).await.0, 410, "shown once");
+
+    let other = daemon.admin().get(daemon.admin_url(&format!("/certificates/file/{file}"))).send().await.unwrap();
+    assert_eq!(other.status(), 410, "another admin gets nothing");
+    let download = ada.get(daemon.admin_url(&format!("/certificates/file/{file}"))).send().await.unwrap();
+    assert_eq!(download.headers()["content-disposition"], "attachment; filename=\"ada.p12\"");
+    assert_eq!(download.headers()["cache-control"], "no-store, must-revalidate");
+    let bytes = download.bytes().await.unwrap();
+    assert_eq!(page(&format!("/certificates/file/{file}")).await.0, 410, "given once");
+
+    let path = daemon.state.path().join("ada.p12");
+    std::fs::write(&path, &bytes).unwrap();
+    let opened = std::process::Command::new("openssl")
+        .args(["pkcs12", "-nodes", "-passin", &format!("pass:{password}"), "-in"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(opened.status.success(), "{opened:?}");
+    let renewed = reqwest::Identity::from_pem(&opened.stdout).unwrap();
+    let renewed = daemon.client_builder().identity(renewed).build().unwrap();
+    let answer = renewed.get(daemon.admin_url("/")).send().await.unwrap().text().await.unwrap();
+    assert!(answer.contains(">ada<") && !answer.contains("Your certificate ends"), "{answer}");
+    assert_eq!(page("/").await.0, 200, "the old one holds");
+    // With the new one the old one goes.
+    let token = token_in(&answer_of(&renewed, &daemon.admin_url("/certificates")).await).to_owned();
+    let form = [("token", &*token), ("fingerprint", &*old), ("revoke", "yes")];
+    let answer = renewed.post(daemon.admin_url("/certificates")).form(&form).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "led to the page that shows it");
+    let states: Vec<Value> = listed(&daemon, "ada").await.iter().map(|it| it["state"].clone()).collect();
+    assert_eq!(states, ["revoked", "valid", "valid"]);
+}
+
+async fn answer_of(client: &reqwest::Client, url: &str) -> String {
+    client.get(url).send().await.unwrap().text().await.unwrap()
 }

@@ -21,7 +21,8 @@ pub fn is_sign_in(answer: &Response) -> bool {
 }
 
 /// Every form of the dashboard; numbers and ids in a path stand for all.
-const FORMS: [&str; 14] = [
+const FORMS: [&str; 15] = [
+    "/certificates",
     "/hosts/:id/remove",
     "/hosts/:id/roaming",
     "/hosts/:id/window",
@@ -142,6 +143,7 @@ async fn forms(daemon: &Daemon, seat: &Seat) -> BTreeMap<String, BTreeSet<PageFo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_form_takes_the_token_of_its_own_session_only() {
     let mut daemon = Daemon::start_with(&LOGIN);
+    daemon.admin_certificate("spare");
     register(&daemon, "h1.test").await;
     tell(&daemon, "/admin/hosts/register", &json!({ "fqdn": "lab1.test", "secure": false })).await;
     upload_again(&daemon).await;
@@ -222,6 +224,7 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_and_forms_are_for_their_least_role_and_those_above() {
     let daemon = Daemon::start_with(&LOGIN);
+    daemon.admin_certificate("spare");
     let host = register(&daemon, "h1.test").await;
     tell(&daemon, "/admin/hosts/register", &json!({ "fqdn": "lab1.test", "secure": false })).await;
     upload_again(&daemon).await;
@@ -237,7 +240,8 @@ async fn pages_and_forms_are_for_their_least_role_and_those_above() {
         .collect();
     assert!(of_fleet.len() > 10, "{of_fleet:?}");
     let of_host = format!("/hosts/{}", host.id);
-    let pages = ["/hosts", "/login", "/login/versions", "/hosts/new", &of_host, "/runner", "/switch", "/users"];
+    let pages =
+        ["/hosts", "/login", "/login/versions", "/hosts/new", &of_host, "/runner", "/switch", "/users", "/certificates"];
     for (role, may_look) in [("member", false), ("viewer", true)] {
         let seat = Seat::new(&daemon, &format!("{role}@roles.test")).await;
         let token = token_on(&seat.page(&daemon, "/mine").await);

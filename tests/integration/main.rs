@@ -22,6 +22,7 @@ mod escape;
 mod forms;
 mod galera;
 mod hosts;
+mod installers;
 mod journal;
 mod limits;
 mod listen;

@@ -316,15 +316,22 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     let mut refused = async |back: &Back, cookies: &[&(String, String)], reason: &str| {
         let before = world.audit().await.len();
         let answered = world.answer(&back.query, cookies).await;
-        world.assert_refused(&answered, reason, before).await;
+        if reason == "not ours" {
+            // Nobody's sign-in: refused all the same, and no failed one.
+            assert_eq!(answered.status, 403, "{answered:?}");
+            assert_eq!(answered.json()["code"], "oidc_refused");
+            assert_eq!(world.audit().await.len(), before);
+        } else {
+            world.assert_refused(&answered, reason, before).await;
+        }
         answers.push(answered);
     };
     let (back, other) = (world.go(&login).await, world.go(&login).await);
-    refused(&back, &[], "state_foreign").await;
-    refused(&back, &[&other.cookie], "state_foreign").await;
+    refused(&back, &[], "not ours").await;
+    refused(&back, &[&other.cookie], "not ours").await;
     // The other's cookie under this one's name.
     let renamed = (back.cookie.0.clone(), other.cookie.1.clone());
-    refused(&back, &[&renamed], "state_foreign").await;
+    refused(&back, &[&renamed], "not ours").await;
     assert_eq!(world.provider.count(TOKEN), 0, "no code went anywhere");
 
     // Cut, turned, and in another spelling.
@@ -338,15 +345,15 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     }
     bad.extend([format!("{value}{value}"), value.repeat(20), "..".into(), value.replace('.', "")]);
     for bad in bad {
-        refused(&back, &[&(name.clone(), bad)], "state_foreign").await;
+        refused(&back, &[&(name.clone(), bad)], "not ours").await;
     }
     let nameless = Back { cookie: back.cookie.clone(), query: HashMap::from([("code".into(), "a".into())]) };
-    refused(&nameless, &[&back.cookie], "state_missing").await;
+    refused(&nameless, &[&back.cookie], "not ours").await;
     let empty = Back { cookie: back.cookie.clone(), query: HashMap::new() };
-    refused(&empty, &[&back.cookie], "state_missing").await;
+    refused(&empty, &[&back.cookie], "not ours").await;
     assert_eq!(world.provider.count(TOKEN), 0, "no code went anywhere");
 
-    // None of that used it up.
+    // None of that used it up, and the address is not blocked: these were more than the failures that block one.
     world.assert_is_in(&world.come_back(&back).await).await;
     refused(&back, &[&back.cookie], "state_replayed").await;
     refused(&back, &[&back.cookie], "state_replayed").await;
@@ -358,6 +365,146 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     world.provider.set().behave();
     refused(&back, &[&back.cookie], "state_replayed").await;
     world.assert_nothing_told(&answers).await;
+}
+
+/// A page of another site can make a browser ask for these, whatever the browser says of it.
+#[tokio::test]
+async fn a_foreign_page_locks_nobody_out_of_sign_in() {
+    let world = World::with(&[("LIMITS__AUTH_FAIL_COUNT", "3"), ("LIMITS__GLOBAL_PER_MINUTE", "0")]);
+    for query in ["?state=x", "?state=x&code=y", "?error=access_denied&state=x", "?code=y", ""] {
+        for _ in 0..4 {
+            let answered = world.get(&world.daemon.hosts_url(&format!("/auth/oidc/callback{query}")), &[]).await;
+            assert_eq!((answered.status.as_u16(), &answered.json()["code"]), (403, &json!("oidc_refused")), "{query}");
+        }
+    }
+    assert_eq!(world.audit().await.len(), 0, "no failed sign-in");
+    world.assert_is_in(&world.sign_in().await).await;
+    // What begins with a sign-in of this browser and fails is one still.
+    world.provider.set().signing = Signing::Foreign;
+    for _ in 0..3 {
+        assert_eq!(world.sign_in().await.status, 403);
+    }
+    let blocked = world.get(&world.daemon.hosts_url("/auth/oidc/login"), &[]).await;
+    assert_eq!(blocked.status, 429, "{blocked:?}");
+    let started = std::time::Instant::now();
+    while !world.daemon.cli_json(&["audit", "list"]).to_string().contains("sign_in.foreign_state") {
+        assert!(started.elapsed() < crate::support::daemon::BOUND, "the audit log counts them");
+        crate::support::daemon::pause();
+    }
+}
+
+#[tokio::test]
+async fn another_sites_page_reaches_no_sign_in_of_the_hosts_listener() {
+    let world = World::new();
+    let call = |method: &str, path: &str| {
+        let url = world.daemon.hosts_url(path);
+        world.browser.request(method.parse().unwrap(), url)
+    };
+    let body = json!({ "email": ADA, "password": "not the password" });
+    for (name, value) in [("origin", "https://evil.test"), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
+        for request in [
+            call("POST", "/auth/session").json(&body),
+            call("DELETE", "/auth/session"),
+            call("POST", "/auth").json(&json!({})).header("x-api-key", "0".repeat(64)),
+            call("GET", "/auth/oidc/login"),
+            call("GET", "/auth/oidc/callback?state=x"),
+        ] {
+            let answer = request.header(name, value).send().await.unwrap();
+            assert_eq!(answer.status(), 403, "{name}: {value}");
+            assert_eq!(answer.json::<Value>().await.unwrap()["code"], "cross_site", "{name}: {value}");
+        }
+    }
+    assert_eq!(world.audit().await.len(), 0);
+    let own = call("POST", "/auth/session").json(&body).header("origin", world.daemon.hosts_url(""));
+    assert_eq!(own.header("sec-fetch-site", "same-origin").send().await.unwrap().status(), 401, "a page of our own");
+    // The provider leads the window back from its own site.
+    let back = world.go(&world.daemon.hosts_url("/auth/oidc/login")).await;
+    let url = Url::parse_with_params(&world.daemon.hosts_url("/auth/oidc/callback"), &back.query).unwrap();
+    let window = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    let call = window.iter().fold(world.browser.get(url), |call, (name, value)| call.header(*name, *value));
+    let answer = call.header(COOKIE, format!("{}={}", back.cookie.0, back.cookie.1)).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+}
+
+/// The same with a real browser, whose page of another site does its worst.
+#[test]
+fn a_browsers_page_of_another_site_locks_nobody_out() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let world = runtime.block_on(async { World::with(&[("LIMITS__AUTH_FAIL_COUNT", "3")]) });
+    let (callback, session) =
+        (world.daemon.hosts_url("/auth/oidc/callback?state=x"), world.daemon.hosts_url("/auth/session"));
+    let evil = format!(
+        r#"<!doctype html><title>evil</title><iframe src="{callback}"></iframe><script>
+        const all = [];
+        for (let n = 0; n < 5; n++) {{
+          all.push(fetch("{callback}", {{ mode: "no-cors", credentials: "include" }}));
+          all.push(fetch("{session}", {{ method: "POST", mode: "no-cors", credentials: "include",
+            body: new Blob(['{{"email": "{ADA}", "password": "x"}}']) }}));
+        }}
+        Promise.allSettled(all).then(() => document.title = "sent");
+        </script>"#
+    );
+    let site = crate::support::http::HttpServer::plain(move |_| {
+        crate::support::http::Reply::new(200, "text/html", evil.clone())
+    });
+    runtime.block_on(async {
+        let looks = crate::support::browser::Looks::default();
+        let browser = crate::support::browser::Browser::start(&world.daemon, "eve", looks).await;
+        browser.open(&format!("http://localhost:{}/", site.port)).await;
+        browser.wait_for_title("sent").await;
+        let refused = world.daemon.log().matches("another site's page was refused").count();
+        assert!(refused >= 10, "they arrived and were refused: {refused}\n{}", world.daemon.log());
+        // By a link the window itself goes there: no failed sign-in either.
+        for _ in 0..4 {
+            browser.open(&world.daemon.hosts_url("/auth/oidc/callback?state=x")).await;
+        }
+        assert_eq!(world.audit().await.len(), 0, "no failed sign-in");
+        world.assert_is_in(&world.sign_in().await).await;
+    });
+}
+
+/// The `Host` header is the caller's to write: it decides nothing about where a browser is sent.
+#[tokio::test]
+async fn a_sign_in_leads_back_to_known_addresses_only() {
+    let world = World::with(&[("ADMIN__ACCESS", "login"), ("ADMIN__ORIGINS", "https://admin.example.test")]);
+    // Over HTTP/1.1 the header is sent as it stands here.
+    let client = world.daemon.client_builder().redirect(Policy::none()).http1_only().build().unwrap();
+    let port = world.daemon.admin_url("").rsplit_once(':').unwrap().1.to_owned();
+    let login = world.daemon.admin_url("/auth/oidc/login?return_to=/users");
+    for foreign in
+        ["evil.test", &format!("evil.test:{port}"), "127.0.0.1", "127.0.0.1:1", "admin.example.test:1", "a b", ""]
+    {
+        let answer = client.get(&login).header("host", foreign).send().await.unwrap();
+        assert!(answer.headers().get(LOCATION).is_none(), "{foreign}: {answer:?}");
+        assert!(answer.headers().get(SET_COOKIE).is_none(), "{foreign}");
+        assert!(answer.status().is_client_error(), "{foreign}: {answer:?}");
+    }
+    let answer = client.get(&login).header("host", "evil.test").send().await.unwrap();
+    assert_eq!(answer.status(), 422);
+    assert!(answer.text().await.unwrap().contains("admin.origins"), "it says what to do");
+    for (host, led) in [
+        ("admin.example.test".to_owned(), "https://admin.example.test/users".to_owned()),
+        (format!("admin.example.test:{port}"), format!("https://admin.example.test:{port}/users")),
+        (format!("localhost:{port}"), format!("https://localhost:{port}/users")),
+        (format!("127.0.0.1:{port}"), format!("https://127.0.0.1:{port}/users")),
+        // Of oidc.redirect_uri.
+        (format!("{}:{port}", Url::parse(CALLBACK).unwrap().host_str().unwrap()), String::new()),
+    ] {
+        let answer = client.get(&login).header("host", &host).send().await.unwrap();
+        assert_eq!(answer.status(), 302, "{host}");
+        let cookie = answer.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+        if led.is_empty() {
+            continue;
+        }
+        let to_provider = answer.headers()[LOCATION].to_str().unwrap().to_owned();
+        let told = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap().get(to_provider);
+        let back = Url::parse(told.send().await.unwrap().headers()[LOCATION].to_str().unwrap()).unwrap();
+        let callback = format!("{}?{}", world.daemon.hosts_url("/auth/oidc/callback"), back.query().unwrap());
+        // Whatever the request of the callback names.
+        let answer = client.get(callback).header(COOKIE, &cookie).header("host", "evil.test").send().await.unwrap();
+        assert_eq!(answer.status(), 303, "{host}");
+        assert_eq!(answer.headers()[LOCATION].to_str().unwrap(), led);
+    }
 }
 
 #[tokio::test]
@@ -663,7 +810,11 @@ async fn a_document_of_another_issuer_lets_nobody_in() {
     assert!(answered.location.is_none() && answered.cookies.is_empty(), "{answered:?}");
     world.assert_refused(&answered, "issuer_of_discovery", 0).await;
     assert!(world.daemon.log().contains("oidc_unavailable"));
-    assert!(!format!("{}{}", answered.text, world.daemon.log()).contains("evil.test"));
+    assert!(!answered.text.contains("evil.test"));
+    // Both are written out for the operator.
+    let log = world.daemon.log();
+    let line = log.lines().find(|line| line.contains("evil.test")).unwrap_or_default();
+    assert!(line.contains(&world.provider.issuer()), "{log}");
     world.provider.set().behave();
     world.assert_is_in(&world.sign_in().await).await;
 }

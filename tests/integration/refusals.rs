@@ -67,6 +67,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("GET", "/admin/audit/verify", Needs::Certificate, None),
     ("POST", "/admin/certificates", Needs::Certificate, Some(|| json!({ "name": "bob" }))),
     ("GET", "/admin/certificates", Needs::Certificate, None),
+    ("POST", "/admin/certificates/{fingerprint}/renew", Needs::Certificate, Some(|| json!({ "pkcs12": false }))),
     ("POST", "/admin/certificates/{fingerprint}/user", Needs::Certificate, Some(|| json!({ "user": null }))),
     ("POST", "/admin/certificates/{fingerprint}/revoke", Needs::Certificate, None),
     ("GET", "/admin/authorities", Needs::Certificate, None),

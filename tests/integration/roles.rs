@@ -87,6 +87,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("POST", "/admin/hosts/{id}/restore", Admin),
     ("POST", "/admin/installers/{id}/revoke", Admin),
     ("POST", "/admin/certificates", Admin),
+    ("POST", "/admin/certificates/{fingerprint}/renew", Admin),
     ("POST", "/admin/certificates/{fingerprint}/user", Admin),
     ("POST", "/admin/certificates/{fingerprint}/revoke", Admin),
     ("POST", "/admin/authorities/{role}/prepare", Admin),

@@ -711,7 +711,7 @@ fn said_by(script: &str) -> (Option<i32>, String, String) {
 
 /// A host whose installer is too late. The shortest life that can be configured is a minute, so it is written into the
 /// records while no daemon has them.
-async fn expire(daemon: &Daemon, token: &str) {
+pub async fn expire(daemon: &Daemon, token: &str) {
     daemon.cli_json(&["hosts", "add", "h1b.example.test"]);
     let records = Embedded::open(&daemon.state_dir().join("records")).unwrap();
     let host = records.hosts().await.unwrap().remove(0);

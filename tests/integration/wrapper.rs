@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::authority::authority;
 use crate::support::eventually;
-use crate::support::host::{Host, Ran, baked};
+use crate::support::host::{Host, Ran, baked, baked_with_digests};
 use crate::support::skip::{Unavailable, bash32, skipped};
 use crate::support::standin::{KEY, StandIn, lines};
 use crate::support::upstream::Upstream;
@@ -791,6 +791,45 @@ fn codex_comes_from_the_release_url_that_the_operator_set() {
     assert_eq!(releases.calls()[0].header("x-api-key"), None, "the key is the daemon's alone");
     assert!(host.file(".local/bin/codex").exists());
     assert_eq!(host.run(&["x"]).code, Some(0));
+}
+
+/// Over plain HTTP the digest is all there is: what another one puts in the way is not installed.
+#[test]
+fn a_release_that_is_not_the_named_one_is_not_installed() {
+    if codex_is_installed_here() {
+        return;
+    }
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    for (digests, wanted) in [
+        (format!("aarch64-apple-darwin={} {target}={{}}", "0".repeat(64)), None),
+        (format!("{target}={}", "0".repeat(64)), Some("another SHA-256")),
+        (format!("x{target}={{}} other={{}}"), Some("no SHA-256 of codex for")),
+    ] {
+        let mut host = bare_host(&daemon);
+        let program = format!("codex-{target}");
+        fs::rename(host.file("bin/codex"), host.file(&program)).unwrap();
+        assert!(host.command("tar").args(["czf", "release.tar.gz", &program]).status().unwrap().success());
+        let archive = fs::read(host.file("release.tar.gz")).unwrap();
+        let digests = digests.replace("{}", &codex_authd::model::digest::Digest::of(&archive).to_string());
+        let releases = crate::support::http::HttpServer::plain(move |_| {
+            crate::support::http::Reply::new(200, "application/gzip", archive.clone())
+        });
+        let url = format!("{}/codex-{{target}}.tar.gz", releases.url());
+        let (_, installer) = baked_with_digests(&daemon.server.url(), "", &url, &digests);
+        host.path = sparse_path(&host, &["bin/id"]);
+        let ran = pipe_installer(&host, installer.expose().as_bytes());
+        assert_eq!(releases.calls().len(), 1, "{ran:?}");
+        match wanted {
+            None => assert_eq!(ran.code, Some(0), "{ran:?}"),
+            Some(reason) => {
+                assert_ne!(ran.code, Some(0), "{ran:?}");
+                assert!(ran.stderr.contains(reason), "{ran:?}");
+            }
+        }
+        assert_eq!(host.file(".local/bin/codex").exists(), wanted.is_none(), "{digests}");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ everywhere

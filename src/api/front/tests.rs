@@ -71,6 +71,7 @@ fn policy(base_url: &str) -> Policy {
         insecure_window: Duration::minutes(10),
         ipv6_prefix: 64,
         codex_release_url: "https://releases.example.test/codex".into(),
+        codex_release_sha256: String::new(),
         document_rules: DocumentRules::default(),
         versions: crate::service::retention::VersionPolicy::default(),
         people: crate::service::people::PeoplePolicy::default(),

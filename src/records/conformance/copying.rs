@@ -353,6 +353,10 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
                 .map(drop),
         ),
         ("record_certificate", store.record_certificate(&certificate, &n).await),
+        ("renew_certificate", {
+            let new = AdminCertificate { fingerprint: token("new"), ..certificate.clone() };
+            store.renew_certificate(&certificate.fingerprint, &new, None, &n).await.map(drop)
+        }),
         ("revoke_certificate", store.revoke_certificate(&certificate.fingerprint, at(8), &n).await.map(drop)),
         ("register_host", store.register_host(&new, &n).await.map(drop)),
         ("remove_host", store.remove_host(id, at(8), &n).await.map(drop)),

@@ -122,6 +122,7 @@ macro_rules! every_case {
             owners: hosts_are_disabled_and_enabled_with_their_user;
             owners: a_user_who_is_being_disabled_leaves_no_host_served;
             owners: a_certificate_is_tied_to_a_user_and_untied;
+            owners: a_renewed_certificate_takes_the_user_of_the_one_before;
             people: only_what_changed_of_people_is_told;
             people: a_session_is_noted_in_the_transaction_that_begins_it;
             sealing: what_the_first_boot_makes_is_written_once;

@@ -308,3 +308,42 @@ pub async fn a_certificate_is_tied_to_a_user_and_untied(store: Store) {
     assert_eq!(revoked, Some(AdminCertificate { revoked_at: Some(at(2)), ..tied }), "it stays tied");
     assert_eq!(store.certificates().await.unwrap()[0], revoked.unwrap());
 }
+
+pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store) {
+    add(&store, 1, "ada@example.test").await;
+    let certificate = |name: &str, issued| AdminCertificate {
+        fingerprint: token(name),
+        name: name.into(),
+        serial: "01".into(),
+        issued_at: at(issued),
+        expires_at: at(1000),
+        revoked_at: None,
+        authority: None,
+        user: None,
+    };
+    let old = AdminCertificate { user: Some(UserId(1)), ..certificate("old", 0) };
+    store.record_certificate(&old, &noted()).await.unwrap();
+    let renew = async |old: &str, new: &str, issued, revoke_at| {
+        let new = certificate(new, issued);
+        store.renew_certificate(&token(old), &new, revoke_at, &note("renew")).await.unwrap()
+    };
+    let before = position(&store).await;
+    let second = AdminCertificate { user: Some(UserId(1)), ..certificate("second", 1) };
+    assert_eq!(renew("old", "second", 1, None).await, Some(second.clone()));
+    let told = store.changes_since(before.0).await.unwrap();
+    assert_eq!(told.certificates, Some(vec![old.clone(), second.clone()]), "the old one stays as it is");
+    assert_eq!(position(&store).await.1, before.1 + 1);
+    changes_nothing(&store, async {
+        assert_eq!(renew("old", "second", 1, Some(at(9))).await, Some(second.clone()), "once");
+        assert_eq!(renew("nobody's", "third", 2, None).await, None, "no such certificate");
+    })
+    .await;
+    let third = renew("second", "third", 2, Some(at(3))).await.unwrap();
+    assert_eq!(third.user, Some(UserId(1)));
+    let revoked = AdminCertificate { revoked_at: Some(at(3)), ..second };
+    assert_eq!(store.certificates().await.unwrap(), [old, revoked, third]);
+    changes_nothing(&store, async {
+        assert_eq!(renew("second", "fourth", 4, None).await, None, "it is revoked");
+    })
+    .await;
+}

@@ -55,6 +55,28 @@ pub(super) fn record(staged: &mut Staged<'_>, certificate: &AdminCertificate, no
     audit::append(staged, note)
 }
 
+pub(super) fn renew(
+    staged: &mut Staged<'_>,
+    old: &Digest,
+    certificate: &AdminCertificate,
+    revoke_at: Option<OffsetDateTime>,
+    note: &AuditNote,
+) -> Result<Option<AdminCertificate>> {
+    let known: Option<AdminCertificate> = rows::get(staged, rows::certificate(&certificate.fingerprint))?;
+    if known.is_some() {
+        return Ok(known);
+    }
+    let found: Option<AdminCertificate> = rows::get(staged, rows::certificate(old))?;
+    let Some(old) = found.filter(|old| old.revoked_at.is_none()) else { return Ok(None) };
+    let renewed = AdminCertificate { user: old.user, ..certificate.clone() };
+    put_certificate(staged, &renewed)?;
+    if revoke_at.is_some() {
+        put_certificate(staged, &AdminCertificate { revoked_at: revoke_at, ..old })?;
+    }
+    audit::append(staged, note)?;
+    Ok(Some(renewed))
+}
+
 pub(super) fn revoke(
     staged: &mut Staged<'_>,
     fingerprint: &Digest,

@@ -213,6 +213,16 @@ impl Records for Embedded {
         self.change(|staged| authorities::record(staged, certificate, audit)).await
     }
 
+    async fn renew_certificate(
+        &self,
+        old: &Digest,
+        certificate: &AdminCertificate,
+        revoke_at: Option<OffsetDateTime>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        self.change(|staged| authorities::renew(staged, old, certificate, revoke_at, audit)).await
+    }
+
     async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
         self.read(authorities::certificates).await
     }

@@ -169,6 +169,30 @@ pub(super) async fn insert_certificate(change: &mut Change<'_>, certificate: &Ad
         .await
 }
 
+pub(super) async fn renew(
+    change: &mut Change<'_>,
+    old: &Digest,
+    certificate: &AdminCertificate,
+    revoke_at: Option<OffsetDateTime>,
+    note: &AuditNote,
+) -> Outcome<Option<AdminCertificate>> {
+    let known = self::certificate(change.connection, &certificate.fingerprint).await?;
+    if known.is_some() {
+        return Ok(known);
+    }
+    let found = self::certificate(change.connection, old).await?;
+    let Some(old) = found.filter(|old| old.revoked_at.is_none()) else { return Ok(None) };
+    let renewed = AdminCertificate { user: old.user, ..certificate.clone() };
+    insert_certificate(change, &renewed).await?;
+    if let Some(at) = revoke_at {
+        let values = vec![rows::time(at), rows::digest(&old.fingerprint)];
+        change.run("UPDATE admin_certificates SET revoked_at = ? WHERE fingerprint = ?", values).await?;
+    }
+    change.mark(Set::Certificates);
+    change.note(note);
+    Ok(Some(renewed))
+}
+
 pub(super) async fn revoke(
     change: &mut Change<'_>,
     fingerprint: &Digest,

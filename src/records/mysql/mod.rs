@@ -304,6 +304,16 @@ impl Records for MySql {
         change!(self, |tx| authorities::record(&mut tx, certificate, audit))
     }
 
+    async fn renew_certificate(
+        &self,
+        old: &Digest,
+        certificate: &AdminCertificate,
+        revoke_at: Option<OffsetDateTime>,
+        audit: &AuditNote,
+    ) -> Result<Option<AdminCertificate>> {
+        change!(self, |tx| authorities::renew(&mut tx, old, certificate, revoke_at, audit))
+    }
+
     async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
         read!(self, |connection| authorities::certificates(connection))
     }

@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use time::Duration;
 
 use super::Service;
+use crate::config::urls::origin_of;
 use crate::config::{AdminAccess, Config};
 use crate::model::digest::Digest;
 use crate::model::people::{Role, UserId};
@@ -34,6 +35,8 @@ use sessions::Held;
 #[derive(Clone, Debug)]
 pub struct PeoplePolicy {
     pub access: AdminAccess,
+    /// Scheme, name and port under which browsers reach this daemon: configured, or listened on.
+    pub origins: Vec<String>,
     /// A session that was not used for so long is over.
     pub idle: Duration,
     /// However much it is used.
@@ -46,11 +49,18 @@ impl From<&Config> for PeoplePolicy {
     fn from(config: &Config) -> Self {
         Self {
             access: config.admin.access,
+            origins: configured_origins(config),
             idle: Duration::seconds(config.sessions.idle_seconds.into()),
             lifetime: Duration::seconds(config.sessions.lifetime_seconds.into()),
             max_hosts: config.hosts.max_per_member,
         }
     }
+}
+
+fn configured_origins(config: &Config) -> Vec<String> {
+    let redirect_uri = config.oidc.is_configured().then(|| config.oidc.redirect_uri(&config.public_base_url));
+    let urls = [origin_of(&config.public_base_url), redirect_uri.as_deref().and_then(origin_of)];
+    config.admin.origins.iter().cloned().chain(urls.into_iter().flatten()).collect()
 }
 
 /// As where nothing is configured.

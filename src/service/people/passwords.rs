@@ -192,6 +192,11 @@ pub fn judge_passphrase(passphrase: &str) -> std::result::Result<(), String> {
     weigh(passphrase, &["backup"])
 }
 
+/// Why it may not protect a file with a private key. `name`, whose it is, is easily guessed.
+pub fn judge_file_password(password: &str, name: &str) -> std::result::Result<(), String> {
+    weigh(password, &[name])
+}
+
 fn weigh(password: &str, known: &[&str]) -> std::result::Result<(), String> {
     if password.chars().count() < SHORTEST {
         return Err(format!("must have {SHORTEST} characters or more"));

@@ -70,6 +70,14 @@ pub struct NotFinished {
     pub is_page: bool,
 }
 
+/// Why there is no sign-in that an answer belongs to.
+#[derive(Clone, Copy)]
+enum Unopened {
+    /// No state, or one that this browser did not begin.
+    Foreign,
+    Expired,
+}
+
 /// Tells the cookies of several sign-ins of one browser apart. The state itself stands in addresses; this says nothing of it.
 pub fn cookie_tag(state: &str) -> String {
     let mut tag = Digest::of(state.as_bytes()).to_string();
@@ -142,7 +150,8 @@ impl Service {
         }
         let finished = match kept {
             Ok((id, kept)) => self.finish_kept(id, kept, answer, from, agent).await,
-            Err(reason) => Err(self.not_finished(reason, from).await),
+            Err(Unopened::Foreign) => Err(self.foreign_state(from)),
+            Err(Unopened::Expired) => Err(self.not_finished("state_expired", from).await),
         };
         finished.map_err(|error| NotFinished { error, is_page })
     }
@@ -153,11 +162,18 @@ impl Service {
         ServiceError::OidcRefused
     }
 
-    fn open_kept(&self, cookie: Option<&str>, answer: &Answer) -> std::result::Result<(Uuid, Kept), &'static str> {
+    /// Not a failed sign-in: this browser began none. Any page can make a browser send it, and must not be able to block
+    /// the address of a whole office. Counted per minute in the audit log, because nothing else bounds it.
+    fn foreign_state(&self, from: IpAddr) -> ServiceError {
+        self.watch.event("sign_in.foreign_state", "", from, false, self.outside.now());
+        ServiceError::OidcRefused
+    }
+
+    fn open_kept(&self, cookie: Option<&str>, answer: &Answer) -> std::result::Result<(Uuid, Kept), Unopened> {
+        let foreign = Unopened::Foreign;
         if answer.state.is_none() {
-            return Err(Refusal::StateMissing.as_str());
+            return Err(foreign);
         }
-        let foreign = Refusal::StateForeign.as_str();
         let cookie = cookie.filter(|cookie| cookie.len() <= LONGEST_COOKIE).ok_or(foreign)?;
         let (id, sealed) = cookie.split_once('.').ok_or(foreign)?;
         let id = Uuid::parse_str(id).map_err(|_| foreign)?;
@@ -165,7 +181,7 @@ impl Service {
         let plain = self.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
         let kept: Kept = serde_json::from_slice(&plain).map_err(|_| foreign)?;
         if self.outside.now() >= kept.until {
-            return Err("state_expired");
+            return Err(Unopened::Expired);
         }
         Ok((id, kept))
     }
@@ -191,6 +207,7 @@ impl Service {
                 self.refuse_sign_in(None, 503, Refusal::Unavailable.as_str(), from).await;
                 return Err(ServiceError::ProviderUnavailable);
             }
+            Err(Refusal::StateMissing | Refusal::StateForeign) => return Err(self.foreign_state(from)),
             Err(refusal) => {
                 tell(refusal);
                 return Err(self.not_finished(refusal.as_str(), from).await);

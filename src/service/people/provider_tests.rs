@@ -44,6 +44,7 @@ impl World {
             client_id: CLIENT.into(),
             client_secret: Some(Secret::new(SECRET)),
             redirect_uri: "https://auth.test/auth/oidc/callback".into(),
+            trusted_audiences: Vec::new(),
             keys_ttl: Duration::from_secs(3600),
             keys_refresh: Duration::from_secs(600),
         };

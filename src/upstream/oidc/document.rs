@@ -15,7 +15,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::http::Failure;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, issuers};
 use super::token::Extra;
 use super::{Settings, is_loopback};
 
@@ -89,8 +89,7 @@ impl Document {
         let metadata: Metadata =
             serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks what every one has"))?;
         if metadata.issuer().as_str() != settings.issuer {
-            let words =
-                "its discovery document names another issuer than oidc.issuer, which must be the same letter by letter";
+            let words = issuers("its discovery document", &settings.issuer, metadata.issuer().as_str());
             return Err((Refusal::IssuerOfDiscovery, Failure::new(words)));
         }
         let issuer = metadata.issuer().url();

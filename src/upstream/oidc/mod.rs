@@ -43,6 +43,8 @@ pub struct Settings {
     /// `None`: a public client.
     pub client_secret: Option<Secret>,
     pub redirect_uri: String,
+    /// That an ID token may name beside `client_id`.
+    pub trusted_audiences: Vec<String>,
     /// For how long keys that were read are good.
     pub keys_ttl: Duration,
     /// After which they are read again, in the background.
@@ -134,7 +136,8 @@ impl Provider {
             return Err(Refusal::StateForeign);
         }
         let settings = &self.kept.settings;
-        if answer.iss.as_ref().is_some_and(|iss| *iss != settings.issuer) {
+        if let Some(iss) = answer.iss.as_ref().filter(|iss| **iss != settings.issuer) {
+            refusal::tell_issuers("the browser's answer", &settings.issuer, iss);
             return Err(Refusal::IssuerOfResponse);
         }
         let document = self.kept.document().await?;

@@ -1,5 +1,27 @@
 //! Why a sign-in was not finished: for the audit log a name that stays, for the operator's log a sentence.
 
+/// Characters of a name that somebody else chose, in the log.
+const MAX_NAMED_CHARS: usize = 255;
+
+/// Two issuers that must be equal and are not. Both are written out: only so does an operator see what to change.
+pub(super) fn issuers(place: &str, configured: &str, named: &str) -> String {
+    let named: String = named.chars().filter(|letter| !letter.is_control()).take(MAX_NAMED_CHARS).collect();
+    let hint = if configured.trim_end_matches('/') == named.trim_end_matches('/') {
+        "they differ by a slash at the end; "
+    } else {
+        ""
+    };
+    format!(
+        "{place} names the issuer {named:?}, but oidc.issuer is {configured:?}: {hint}if the provider is the right one, \
+         set oidc.issuer to what it names"
+    )
+}
+
+pub(super) fn tell_issuers(place: &str, configured: &str, named: &str) {
+    let sentence = issuers(place, configured, named);
+    log::warn!(event = "oidc_issuer_mismatch", configured, named:? = named.chars().take(MAX_NAMED_CHARS).collect::<String>(); "{sentence}");
+}
+
 /// Nothing of what the provider or the browser sent is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
@@ -33,7 +55,7 @@ pub enum Refusal {
     UnknownKey,
     #[error("the signature of the ID token is wrong")]
     Signature,
-    #[error("the ID token is not for this client alone")]
+    #[error("the ID token is for others beside this client: name them in oidc.trusted_audiences if they are trusted")]
     Audience,
     #[error("the ID token was made for another client")]
     AuthorizedParty,
@@ -115,6 +137,17 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn issuers_that_differ_are_both_written_out() {
+        let slash = issuers("the ID token", "https://id.test", "https://id.test/");
+        assert!(
+            slash.contains("\"https://id.test/\", but oidc.issuer is \"https://id.test\"") && slash.contains("slash")
+        );
+        let other = issuers("the ID token", "https://id.test", &format!("https://evil.test/\n{}", "a".repeat(999)));
+        assert!(other.contains("\"https://evil.test/aaa") && !other.contains("slash") && !other.contains('\n'));
+        assert!(other.len() < 700, "{}", other.len());
+    }
 
     #[test]
     fn each_reason_has_a_name_and_a_sentence_of_its_own() {

@@ -64,6 +64,7 @@ fn settings(provider: &hostile::Provider) -> Settings {
         client_id: CLIENT.into(),
         client_secret: Some(Secret::new(SECRET)),
         redirect_uri: CALLBACK.into(),
+        trusted_audiences: Vec::new(),
         keys_ttl: Duration::from_secs(3600),
         keys_refresh: Duration::from_secs(600),
     }
@@ -265,6 +266,7 @@ fn settings_that_cannot_work_are_refused_before_anything_is_asked() {
         client_id: CLIENT.into(),
         client_secret: None,
         redirect_uri: CALLBACK.into(),
+        trusted_audiences: Vec::new(),
         keys_ttl: Duration::from_secs(1),
         keys_refresh: Duration::from_secs(1),
     };

@@ -16,7 +16,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::document::Token;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, tell_issuers};
 use super::{Identity, Settings};
 use crate::model::people::Email;
 use crate::records::LONGEST_IDENTITY_PART;
@@ -102,12 +102,19 @@ impl Expected<'_> {
     /// Who signed in, by a token that `key` is to have signed.
     pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, Refusal> {
         let now = SystemTime::from(self.now);
-        let client = ClientId::new(self.settings.client_id.clone());
+        let settings = self.settings;
+        let client = ClientId::new(settings.client_id.clone());
         let verifier = CoreIdTokenVerifier::new_public_client(client, self.issuer, JsonWebKeySet::new(vec![key]))
             .set_allowed_algs(ALGORITHMS.map(|(_, alg)| alg))
+            .set_other_audience_verifier_fn(|other| settings.trusted_audiences.iter().any(|known| *known == **other))
             .set_time_fn(move || now.into());
         let nonce = Nonce::new(self.nonce.to_owned());
-        let claims = token.claims(&verifier, &nonce).map_err(|error| refusal(&error))?;
+        let claims = token.claims(&verifier, &nonce).map_err(|error| {
+            if matches!(error, ClaimsVerificationError::InvalidIssuer(_)) {
+                tell_issuers("the ID token", &settings.issuer, &issuer_of(token));
+            }
+            refusal(&error)
+        })?;
         match claims.authorized_party() {
             Some(party) if party.as_str() != self.settings.client_id => return Err(Refusal::AuthorizedParty),
             None if claims.audiences().len() > 1 => return Err(Refusal::AuthorizedParty),
@@ -138,6 +145,12 @@ impl Expected<'_> {
         let email = email.and_then(|email| Email::from_str(email.as_str()).ok()).map(String::from);
         Ok(Identity { issuer: self.settings.issuer.clone(), subject: subject.to_owned(), email })
     }
+}
+
+/// As the token names it; nothing of the token is verified yet.
+fn issuer_of(token: &Token) -> String {
+    let claims: Option<Value> = part(&token.to_string(), 1);
+    claims.and_then(|claims| claims.get("iss")?.as_str().map(String::from)).unwrap_or_default()
 }
 
 fn refusal(error: &ClaimsVerificationError) -> Refusal {

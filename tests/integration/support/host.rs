@@ -173,8 +173,26 @@ impl Host {
 
 /// The scripts of a host of the stand-in: cdx and its installer.
 pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
+    baked_with_digests(base_url, ca_pem, codex_release_url, "")
+}
+
+/// With the digests that a release is compared with: `TARGET=SHA-256`, separated by spaces.
+pub fn baked_with_digests(
+    base_url: &str,
+    ca_pem: &str,
+    codex_release_url: &str,
+    codex_release_sha256: &str,
+) -> (Secret, Secret) {
     let key = Secret::new(KEY);
-    let values = Values { base_url, api_key: &key, fqdn: "h1.example.test", ca_pem, codex_release_url, codex_npm: "" };
+    let values = Values {
+        base_url,
+        api_key: &key,
+        fqdn: "h1.example.test",
+        ca_pem,
+        codex_release_url,
+        codex_release_sha256,
+        codex_npm: "",
+    };
     match std::env::var_os("AUTHD_TEST_WRAPPER") {
         Some(directory) => baked_from(Path::new(&directory), &values),
         None => (bake::wrapper(&values).unwrap(), bake::installer(&values).unwrap()),
@@ -191,6 +209,7 @@ fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
         ("CDX_CA_PEM", values.ca_pem),
         ("CDX_WRAPPER_VERSION", bake::WRAPPER_VERSION),
         ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
+        ("CDX_CODEX_RELEASE_SHA256", values.codex_release_sha256),
     ];
     let cdx = bake::bake(&read("cdx"), &cdx).unwrap();
     let installer = [("CDX_BASE_URL", values.base_url), ("CDX_FQDN", values.fqdn), ("CDX_SCRIPT", cdx.as_str())];

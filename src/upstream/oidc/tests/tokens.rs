@@ -135,6 +135,34 @@ async fn a_token_is_for_this_client_alone() {
 }
 
 #[tokio::test]
+async fn other_audiences_are_allowed_by_configuration_and_with_our_azp_only() {
+    let world = World::with(LIMITS, |settings| settings.trusted_audiences = vec!["api".into(), "portal".into()]);
+    let claim = |aud: serde_json::Value, azp: Option<&'static str>| {
+        world.provider.set().claims = Some(Box::new(move |claims| {
+            claims.insert("aud".into(), aud.clone());
+            if let Some(azp) = azp {
+                claims.insert("azp".into(), azp.into());
+            }
+        }));
+    };
+    for aud in [json!([CLIENT, "api"]), json!(["portal", CLIENT, "api"])] {
+        claim(aud, Some(CLIENT));
+        world.assert_is_ada(&world.sign_in().await);
+    }
+    for (aud, azp, refusal) in [
+        (json!([CLIENT, "api"]), None, Refusal::AuthorizedParty),
+        (json!([CLIENT, "api"]), Some("api"), Refusal::AuthorizedParty),
+        (json!([CLIENT, "another"]), Some(CLIENT), Refusal::Audience),
+        (json!([CLIENT, "api", "another"]), Some(CLIENT), Refusal::Audience),
+        (json!(["api"]), Some(CLIENT), Refusal::Audience),
+        (json!("api"), Some(CLIENT), Refusal::Audience),
+    ] {
+        claim(aud.clone(), azp);
+        assert_refused(&world, refusal, &format!("{aud} {azp:?}")).await;
+    }
+}
+
+#[tokio::test]
 async fn a_token_was_made_for_this_client() {
     let world = World::new();
     world.claim("azp", Some(json!(CLIENT)));

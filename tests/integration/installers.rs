@@ -1,0 +1,140 @@
+//! The printed installer command, run by bash and curl as people run it, and what HEAD must not do.
+
+use std::process::Command;
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::refusals::{Needs, OPERATIONS, Targets, call, operation, upload_again};
+use crate::support::daemon::Daemon;
+use crate::support::people::{ask, register, tell};
+use crate::vectors::expire;
+
+/// What a person sees who runs the command.
+#[derive(Debug)]
+struct Ran {
+    /// Of curl and of bash.
+    pipe: String,
+    /// Of the whole command.
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the command to the letter, in an empty home.
+fn run(command: &str) -> Ran {
+    let home = tempfile::tempdir().unwrap();
+    let line = format!(
+        "{command}; status=(\"$?\" \"${{PIPESTATUS[@]}}\"); echo \"${{status[@]:1}}\" >&3; exit ${{status[0]}}"
+    );
+    let pipe = home.path().join("pipe");
+    let output = Command::new("bash")
+        .args(["-c", &format!("exec 3>'{}'; {line}", pipe.display())])
+        .env("HOME", home.path())
+        .output()
+        .unwrap();
+    assert!(!home.path().join(".local").exists(), "something was installed");
+    Ran {
+        pipe: std::fs::read_to_string(pipe).unwrap().trim().to_owned(),
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// That nobody takes it for a success, and what is printed: our reason alone.
+fn assert_refused(command: &str, reason: &str) {
+    let ran = run(command);
+    assert_eq!((ran.code, ran.pipe.as_str()), (Some(1), "0 1"), "{command}: {ran:?}");
+    assert_eq!(ran.stdout, "", "{command}");
+    assert!(ran.stderr.starts_with(reason) && ran.stderr.lines().count() == 1, "{command}: {ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
+    let mut daemon = Daemon::prepare(&[("LIMITS__GLOBAL_PER_MINUTE", "20")]);
+    let expired = "3936e765-8d56-418a-b138-60d0ac2ea1f1";
+    expire(&daemon, expired).await;
+    daemon.launch();
+    let (used, revoked) = (register(&daemon, "used.test").await, register(&daemon, "revoked.test").await);
+    let instead = |token: &str| used.command.replace(&used.token, token);
+
+    // Redeemed by a machine that keeps the script.
+    let kept = used.command.replace("| bash", "| cat");
+    assert!(run(&kept).stdout.contains("CDX_API_KEY="), "{kept}");
+    assert_refused(&used.command, "Installer already used");
+    assert_refused(&instead(expired), "Installer expired");
+    assert_refused(&instead("00000000-0000-4000-8000-000000000000"), "Installer not found");
+    assert_refused(&instead("%ff"), "");
+    let listed = ask(&daemon, "/admin/installers").await;
+    let of_revoked = listed["installers"].as_array().unwrap().iter().find(|it| it["host"] == "revoked.test").unwrap();
+    let id = of_revoked["id"].as_str().unwrap();
+    tell(&daemon, &format!("/admin/installers/{id}/revoke"), &json!({})).await;
+    let (client, url) = (daemon.client(), daemon.hosts_url(&format!("/install/{}", revoked.token)));
+    // Asked first: should it be good by mistake, it is spent, and bash below installs nothing on this machine.
+    assert_eq!(client.get(url).send().await.unwrap().status(), 404);
+    assert_refused(&revoked.command, "Installer not found");
+
+    tell(&daemon, "/admin/api/state", &json!({ "disabled": true })).await;
+    assert_refused(&used.command, "API disabled by administrator");
+    tell(&daemon, "/admin/api/state", &json!({ "disabled": false })).await;
+
+    // Too many requests from this address: each try is one more.
+    let throttled = (0..100).map(|_| run(&used.command)).find(|ran| !ran.stderr.starts_with("Installer already used"));
+    let throttled = throttled.expect("the limit is never reached");
+    assert_eq!((throttled.code, throttled.pipe.as_str()), (Some(1), "0 1"), "{throttled:?}");
+    assert!(throttled.stderr.starts_with("Rate limit"), "{throttled:?}");
+    let url = daemon.hosts_url(&format!("/install/{}", used.token));
+    let refusal = client.get(url).send().await.unwrap();
+    assert_eq!(refusal.status(), 429);
+    assert!(refusal.headers().contains_key("retry-after"), "the script has the headers of the refusal");
+    assert_eq!(refusal.headers()["content-type"], "text/x-shellscript; charset=utf-8");
+
+    // Somebody else answers, or nobody does.
+    let foreign = Daemon::start();
+    let elsewhere = used.command.replace(&daemon.hosts_url(""), &foreign.hosts_url(""));
+    for (command, curl) in [(elsewhere, "90"), (used.command.clone(), "7")] {
+        if curl == "7" {
+            daemon.stop();
+        }
+        let ran = run(&command);
+        assert_eq!((ran.code, ran.pipe.as_str()), (Some(1), format!("{curl} 1").as_str()), "{ran:?}");
+    }
+}
+
+/// HEAD is answered, or refused, without the effect of the GET: none of the operations runs for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn head_has_no_effect_on_any_operation() {
+    let daemon = Daemon::start();
+    let admin = daemon.admin();
+    let host = daemon.register(&admin, "h.test").await;
+    let people = Targets::with_people(&daemon, &host).await;
+    upload_again(&daemon).await;
+    let before = (ask(&daemon, "/admin/audit?limit=1000").await, ask(&daemon, "/admin/hosts").await);
+    let mut tried = 0;
+    for get in OPERATIONS.iter().filter(|operation| operation.0 == "GET") {
+        let head = ("HEAD", get.1, get.2, get.3);
+        let call = match get.2 {
+            Needs::Certificate | Needs::ControlSocket => call(&admin, &daemon.admin_url(""), &head, &people),
+            Needs::Session => call(&daemon.client(), &daemon.hosts_url(""), &head, &people).bearer_auth(&people.token),
+            _ => call(&daemon.client(), &daemon.hosts_url(""), &head, &host).header("X-API-Key", &host.api_key),
+        };
+        let answer = call.send().await.unwrap();
+        let wanted = if ["/healthz", "/readyz"].contains(&get.1) { 200 } else { 405 };
+        assert_eq!(answer.status(), wanted, "{}", get.1);
+        assert_eq!(answer.headers().get("allow").is_some(), wanted == 405, "{}", get.1);
+        tried += 1;
+    }
+    assert!(tried > 30, "{tried}");
+    let pages = ["/", "/hosts/new", "/certificates", "/certificates/file/x", "/hosts/installer/x"];
+    for (path, wanted) in pages.map(|page| (page, 405)).into_iter().chain([("/docs", 200), ("/openapi.json", 200)]) {
+        let answer = admin.request(Method::HEAD, daemon.admin_url(path)).send().await.unwrap();
+        assert_eq!(answer.status(), wanted, "{path}");
+    }
+    let slash = daemon.hosts_url(&format!("/install/{}/", host.token));
+    assert_eq!(daemon.client().head(slash).send().await.unwrap().status(), 405);
+    assert_eq!((ask(&daemon, "/admin/audit?limit=1000").await, ask(&daemon, "/admin/hosts").await), before);
+    // The token is still good, and the host is not bound to this address.
+    let install = call(&daemon.client(), &daemon.hosts_url(""), operation("GET", "/install/{token}"), &host);
+    assert_eq!(install.send().await.unwrap().status(), StatusCode::OK);
+}
