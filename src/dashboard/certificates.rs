@@ -124,7 +124,7 @@ struct RenewedPage {
 }
 
 #[handler]
-pub async fn renewed(
+pub async fn show_renewed(
     dashboard: Data<&Arc<Dashboard>>,
     asking: Asking,
     Path(id): Path<String>,
@@ -135,7 +135,7 @@ pub async fn renewed(
 }
 
 #[handler]
-pub async fn download(
+pub async fn send_file(
     dashboard: Data<&Arc<Dashboard>>,
     asking: Asking,
     Path(id): Path<String>,

@@ -82,8 +82,8 @@ impl Dashboard {
             ("/users", of_fleet, get(users::list).post(users::add)),
             ("/users/:id", of_fleet, get(users::page).post(users::change)),
             ("/certificates", of_fleet, get(certificates::page).post(certificates::renew)),
-            ("/certificates/renewed/:shown", of_fleet, get(certificates::renewed)),
-            ("/certificates/file/:shown", of_fleet, get(certificates::download)),
+            ("/certificates/renewed/:shown", of_fleet, get(certificates::show_renewed)),
+            ("/certificates/file/:shown", of_fleet, get(certificates::send_file)),
         ];
         let of_who_signed_in: Vec<(&str, Needs, RouteMethod)> = vec![
             ("/mine", of_ones_own, get(mine::page).post(mine::install)),

@@ -825,7 +825,7 @@ fn a_release_that_is_not_the_named_one_is_not_installed() {
             None => assert_eq!(ran.code, Some(0), "{ran:?}"),
             Some(reason) => {
                 assert_ne!(ran.code, Some(0), "{ran:?}");
-                assert!(ran.stderr.contains(reason), "{ran:?}");
+                assert!(ran.err.contains(reason), "{ran:?}");
             }
         }
         assert_eq!(host.file(".local/bin/codex").exists(), wanted.is_none(), "{digests}");
