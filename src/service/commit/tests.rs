@@ -15,6 +15,7 @@ use crate::model::people::Role;
 use crate::records::embedded::Embedded;
 use crate::records::{AuthoritySlot, Records};
 use crate::service::admission::Purpose;
+use crate::service::certificates::CertificateOptions;
 use crate::service::clock_tests::{Clock, login, node, node_on};
 use crate::service::people::sessions::NewSession;
 use crate::service::{By, Service};
@@ -188,9 +189,10 @@ async fn trust_changes(world: &World) {
     let by = &By::daemon();
     let service = &world.service;
     service.add_user("bob@example.test", Role::Admin, None, by).await.unwrap();
+    let options = CertificateOptions { without_pkcs12: true, ..CertificateOptions::default() };
     let digest = std::cell::Cell::new(None);
     let issue = async {
-        let issued = service.issue_certificate("ops", None, Some(PASSWORD), by).await?;
+        let issued = service.issue_certificate("ops", options, by).await?;
         digest.set(Some(issued.record.fingerprint));
         crate::service::Result::Ok(issued)
     };
@@ -200,9 +202,21 @@ async fn trust_changes(world: &World) {
     step!(world, service.tie_certificate(&fingerprint, Some("bob@example.test"), by), |it| {
         certificate(it).unwrap().user.is_some()
     });
-    step!(world, service.revoke_certificate(&fingerprint, by), |it| certificate(it).is_none());
+    let successor = std::cell::Cell::new(None);
+    let renew = async {
+        let renewed = service.renew_certificate(&fingerprint, options, true, by).await?;
+        successor.set(Some(renewed.record.fingerprint));
+        crate::service::Result::Ok(renewed)
+    };
+    step!(world, renew, |it| {
+        certificate(it).is_none()
+            && it.admitted_certificate(&successor.get().unwrap()).is_some_and(|renewed| renewed.user.is_some())
+    });
+    step!(world, service.revoke_certificate(&successor.get().unwrap(), by), |it| {
+        it.admitted_certificate(&successor.get().unwrap()).is_none()
+    });
 
-    let of_old = service.issue_certificate("old", None, Some(PASSWORD), by).await.unwrap().record.fingerprint;
+    let of_old = service.issue_certificate("old", options, by).await.unwrap().record.fingerprint;
     let role = AuthorityRole::Client;
     let slot = |it: &Service, slot| it.authorities().in_slot(role, slot).map(|held| held.id);
     step!(world, service.prepare_authority(role, by), |it| slot(it, AuthoritySlot::Next).is_some());

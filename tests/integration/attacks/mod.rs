@@ -7,6 +7,7 @@
 //! Failures of others and growth of memory are asserted. Times are printed, and decide nothing.
 
 mod attackers;
+mod connections;
 mod fleet;
 
 use std::path::PathBuf;
