@@ -92,8 +92,13 @@ impl AuthApi {
 pub fn answer(service: &Service, sync: Sync) -> Result<AuthAnswer, ServiceError> {
     let host = sync.host.as_ref().map(|host| &*host.host);
     let canonical = sync.canonical.as_deref();
-    let canonical_digest = canonical.map(|it| service.delivered_digest(it, host)).transpose()?;
-    let delivery = canonical.filter(|_| sync.outcome.carries_auth()).map(|it| service.deliver(it, host)).transpose()?;
+    // A store is durable by now, and nothing may turn it into a failure: a host whose agent identity cannot be opened is
+    // answered without it.
+    let cannot_deliver = |it| sync.stored && service.deliver(it, host).is_err();
+    let recipient = host.filter(|_| !canonical.is_some_and(cannot_deliver));
+    let canonical_digest = canonical.map(|it| service.delivered_digest(it, recipient)).transpose()?;
+    let delivery =
+        canonical.filter(|_| sync.outcome.carries_auth()).map(|it| service.deliver(it, recipient)).transpose()?;
     let auth = delivery.map(|delivery| Verbatim::new(&delivery.text)).transpose().map_err(ServiceError::internal)?;
     let versions = service.versions(host)?;
     Ok(AuthAnswer {

@@ -155,7 +155,9 @@ impl Service {
         self.wrapper_digest(&host)?;
         let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
-        let host = self.accept(&document, host, &by).await?;
+        // An identity that comes with a login of another account belongs to that account.
+        let renews = self.canonical().is_none_or(|present| document.login().renews(&present.login));
+        let host = if renews { self.accept(&document, host, &by).await? } else { host };
         let note = by.note(self.outside.now(), "auth.store");
         let (outcome, canonical) = self.store(&document, source, Allowed::default(), note).await?;
         if outcome == Outcome::Updated {

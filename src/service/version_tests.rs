@@ -12,13 +12,14 @@ use super::clock_tests::{Clock, login, node, service};
 use super::retention::VersionPolicy;
 use super::sync::{Outcome, QueryVersions, Sync};
 use super::{By, Policy, Result, Service, ServiceError};
+use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
 use crate::outside::Outside;
 use crate::records::Records;
 use crate::records::embedded::Embedded;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0}"#;
+const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0,"agent_runtime_id":"r","account_id":"a","plan_type":"p","chatgpt_user_id":"u","chatgpt_account_is_fedramp":false}"#;
 
 fn set_versions(service: &Service, versions: VersionPolicy) {
     service.set_policy(Policy { versions, ..(*service.policy()).clone() });
@@ -109,7 +110,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     clock.step(1);
     store(&service, &b, &login(clock.now(), "two").0).await.unwrap();
     let (text, _) = delivered(&service, &retrieve(&service, &a, own).await);
-    assert!(text.contains(IDENTITY) && text.contains("-at-two"), "{text}");
+    assert!(text.contains(IDENTITY) && text.contains("rt_two"), "{text}");
     clock.step(1);
     let answer = store(&service, &a, &login(clock.now(), "three").0).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Updated);
@@ -186,6 +187,19 @@ async fn an_agent_identity_that_is_too_long_is_refused_and_one_that_is_known_wri
     assert_eq!(service.records.audit_head().await.unwrap(), before);
 }
 
+#[tokio::test]
+async fn an_agent_identity_of_a_refused_login_is_not_kept() {
+    let (service, clock, _directory) = service().await;
+    let key = register(&service, "a.test").await;
+    upload(&service, &login(clock.now(), "one").0).await;
+    let date = &service.canonical().unwrap().summary.last_refresh.clone();
+    let other = fixture::chatgpt("account-2", "user-2", "other", None, date).to_string();
+    let refused = store(&service, &key, &with_identity(&other, IDENTITY)).await.map(drop);
+    assert!(matches!(refused, Err(ServiceError::OtherAccount { .. })), "{refused:?}");
+    let shared = service.canonical().unwrap().summary.digest;
+    assert_eq!(retrieve(&service, &key, shared).await.outcome, Outcome::Valid, "the host has no identity");
+}
+
 /// There the login itself is the member of that name.
 #[tokio::test]
 async fn an_agent_identity_takes_the_place_of_no_login() {
@@ -195,10 +209,12 @@ async fn an_agent_identity_takes_the_place_of_no_login() {
     upload(&service, &auth).await;
     store(&service, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
     clock.step(1);
-    let agent = with_identity(&login(clock.now(), "two").0, "\"the.login.itself\"");
-    upload(&service, &format!(r#"{{"auth_mode":"agentIdentity",{}"#, agent.strip_prefix('{').unwrap())).await;
+    let token = fixture::jwt(&json!({ "agent_runtime_id": "the login itself" }));
+    let agent = json!({ "auth_mode": "agentIdentity", "agent_identity": token });
+    let body = json!({ "auth": agent, "change_account": true }).to_string();
+    service.upload(&body, &By::daemon()).await.unwrap();
     let canonical = service.canonical().unwrap();
-    assert!(canonical.text.contains("the.login.itself"));
+    assert!(canonical.text.contains(&token));
     let given = retrieve(&service, &key, canonical.summary.digest).await;
     assert_eq!((given.outcome, delivered(&service, &given).0), (Outcome::Valid, canonical.text.to_string()));
 }

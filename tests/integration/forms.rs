@@ -240,8 +240,17 @@ async fn pages_and_forms_are_for_their_least_role_and_those_above() {
         .collect();
     assert!(of_fleet.len() > 10, "{of_fleet:?}");
     let of_host = format!("/hosts/{}", host.id);
-    let pages =
-        ["/hosts", "/login", "/login/versions", "/hosts/new", &of_host, "/runner", "/switch", "/users", "/certificates"];
+    let pages = [
+        "/hosts",
+        "/login",
+        "/login/versions",
+        "/hosts/new",
+        &of_host,
+        "/runner",
+        "/switch",
+        "/users",
+        "/certificates",
+    ];
     for (role, may_look) in [("member", false), ("viewer", true)] {
         let seat = Seat::new(&daemon, &format!("{role}@roles.test")).await;
         let token = token_on(&seat.page(&daemon, "/mine").await);

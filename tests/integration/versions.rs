@@ -53,7 +53,11 @@ async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_th
     upload(&daemon, &admin, AT, 1).await;
     let (_, shared, canonical) = retrieve(&daemon, &client, &b, &"0".repeat(64)).await;
     let mut auth = auth_json(AT, 1);
-    auth["agent_identity"] = json!({ "agent_private_key": CANARY });
+    let identity = json!({
+        "agent_runtime_id": "runtime", "agent_private_key": CANARY, "account_id": "account", "plan_type": "pro",
+        "chatgpt_user_id": "user", "chatgpt_account_is_fedramp": false,
+    });
+    auth["agent_identity"] = identity.clone();
     let stored = call(&daemon, &client, &a, json!({ "command": "store", "auth": auth })).await;
     assert_eq!(stored.json::<Value>().await.unwrap()["data"]["status"], "unchanged");
 
@@ -63,7 +67,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_th
         for _ in 0..2 {
             let (status, own, document) = retrieve(daemon, &client, &a, &shared).await;
             assert_eq!(status, "outdated");
-            assert!(document.ends_with(&format!(r#","agent_identity":{{"agent_private_key":"{CANARY}"}}}}"#)));
+            assert!(document.ends_with(&format!(r#","agent_identity":{identity}}}"#)));
             assert_eq!(Digest::of(document.as_bytes()).to_string(), own);
             assert_eq!(retrieve(daemon, &client, &a, &own).await.0, "valid");
             // Not to the other host, whatever it says that it has.

@@ -17,6 +17,7 @@ use super::*;
 use crate::hot::Hot;
 use crate::hot::throttle::{Limits, Throttle};
 use crate::model::auth_document::DocumentRules;
+use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
 use crate::outside::Outside;
 use crate::records::conformance::{at, noted};
@@ -444,7 +445,7 @@ async fn both_ways_deliver_an_agent_identity_to_its_host_alone() {
         assert_eq!(status_of(&pair.ask(&ask(Key::Header(host), retrieve(&shared))).await), "valid");
     }
     let mut auth = document(CANONICAL);
-    auth["agent_identity"] = json!({ "private": "\"canonical_digest\":\"canary\"}}" });
+    auth["agent_identity"] = fixture::agent("\"canonical_digest\":\"canary\"}}");
     let stored = pair.ask(&ask(Key::Header(0), json!({ "command": "store", "auth": auth }).to_string())).await;
     assert_eq!(status_of(&stored), "unchanged", "{stored:?}");
     let stored: Value = serde_json::from_str(&stored.body).unwrap();

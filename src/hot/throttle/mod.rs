@@ -12,11 +12,12 @@ mod clock;
 mod counts;
 mod rows;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
 use crate::model::digest::Digest;
+use crate::model::forwarded::share_of;
 use crate::model::host::HostId;
 use crate::model::people::{Email, UserId};
 
@@ -55,8 +56,8 @@ const ADDRESSES: u32 = 5;
 impl Failing<'_> {
     fn who(&self) -> u128 {
         match self {
-            Self::Key(ip) => network(*ip),
-            Self::SignIn(ip) => digest("sign-in", &network(*ip).to_be_bytes()),
+            Self::Key(ip) => share_of(*ip),
+            Self::SignIn(ip) => digest("sign-in", &share_of(*ip).to_be_bytes()),
             Self::Account(email) => digest("account", email.as_str().as_bytes()),
         }
     }
@@ -113,12 +114,12 @@ impl Throttle {
     /// Counts a call of a stranger from this address to the hosts' listener, in windows of a minute that begin with the first
     /// call of each.
     pub fn global(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
-        self.per_minute(&self.calls, network(ip), self.limits.global_per_minute, now)
+        self.per_minute(&self.calls, share_of(ip), self.limits.global_per_minute, now)
     }
 
     /// The same for the admin listener, counted apart.
     pub fn admins(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
-        let who = digest("admins", &network(ip).to_be_bytes());
+        let who = digest("admins", &share_of(ip).to_be_bytes());
         self.per_minute(&self.calls, who, self.limits.global_per_minute, now)
     }
 
@@ -192,15 +193,6 @@ impl Throttle {
     fn failures_off(&self) -> bool {
         let Limits { auth_fail_count, auth_fail_window_seconds, auth_fail_block_seconds, .. } = self.limits;
         auth_fail_count == 0 || auth_fail_window_seconds == 0 || auth_fail_block_seconds == 0
-    }
-}
-
-/// Who is counted as one: an IPv4 address, or an IPv6 /64, which anybody who has one address of it has whole. As the bits
-/// of an IPv6 address; the v4-mapped ones are the v4 ones, and no /64 looks like them.
-pub fn network(ip: IpAddr) -> u128 {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => ip.to_bits() & (u128::MAX << 64),
-        IpAddr::V4(ip) => Ipv6Addr::to_bits(ip.to_ipv6_mapped()),
     }
 }
 

@@ -35,3 +35,11 @@ pub(crate) fn chatgpt(account: &str, user: &str, tag: &str, issued_at: Option<i6
         "last_refresh": last_refresh,
     })
 }
+
+/// The agent identity that Codex registers for a host, with this private key.
+pub(crate) fn agent(private_key: &str) -> Value {
+    json!({
+        "agent_runtime_id": "runtime", "agent_private_key": private_key, "account_id": "account", "plan_type": "pro",
+        "chatgpt_user_id": "user", "chatgpt_account_is_fedramp": false,
+    })
+}

@@ -150,7 +150,7 @@ mod tests {
     use time::OffsetDateTime;
     use time::macros::datetime;
 
-    use super::super::fixture::{chatgpt, jwt};
+    use super::super::fixture::{agent, chatgpt, jwt};
     use super::super::{AuthDocument, DocumentError, DocumentRules};
 
     const NOW: OffsetDateTime = datetime!(2026-11-29 12:00 UTC);
@@ -183,13 +183,6 @@ mod tests {
             Err(DocumentError::Field { path: found, .. }) => assert_eq!(found, path, "{document}"),
             other => panic!("{other:?} for {document}"),
         }
-    }
-
-    fn agent() -> Value {
-        json!({
-            "agent_runtime_id": "runtime", "agent_private_key": "key", "account_id": "account", "plan_type": "pro",
-            "chatgpt_user_id": "user", "chatgpt_account_is_fedramp": false,
-        })
     }
 
     /// Each was tried with `codex login status` 0.169.0, which ends with an error.
@@ -234,7 +227,7 @@ mod tests {
         let half = json!({ "access_key_id": "x" });
         refused_at(&with("/bedrock_access_keys", Some(half)), "auth.bedrock_access_keys.secret_access_key");
         for (name, value) in [("agent_runtime_id", Value::Null), ("email", json!(5)), ("task_id", json!(5))] {
-            let mut agent = agent();
+            let mut agent = agent("key");
             agent[name] = value;
             refused_at(&with("/agent_identity", Some(agent)), &format!("auth.agent_identity.{name}"));
         }
@@ -271,7 +264,7 @@ mod tests {
             (json!({ "OPENAI_API_KEY": null, "personal_access_token": "at-Zk3vQ9xT1mB7rLp0" }), 0),
             (json!({ "auth_mode": "personalAccessToken", "personal_access_token": "at-Zk3vQ9xT1mB7rLp0" }), 0),
             (json!({ "auth_mode": "agentIdentity", "OPENAI_API_KEY": null, "agent_identity": agent_token }), 0),
-            (json!({ "auth_mode": "agentIdentity", "agent_identity": agent() }), 0),
+            (json!({ "auth_mode": "agentIdentity", "agent_identity": agent("key") }), 0),
             (json!({ "auth_mode": "bedrockApiKey", "bedrock_api_key": { "api_key": "x", "region": "eu-1" } }), 0),
             (json!({ "bedrock_api_key": { "api_key": "x", "region": "eu-1" }, "auths": {} }), 0),
             (json!({ "bedrock_access_keys": { "access_key_id": "x", "secret_access_key": "y" } }), 0),
@@ -290,7 +283,7 @@ mod tests {
         let tokens_only = with("/auth_mode", Some(json!("chatgptAuthTokens")));
         assert!(!parse(&tokens_only).unwrap().is_undated());
         parse(&with("/auth_mode", None)).unwrap();
-        parse(&with("/agent_identity", Some(agent()))).unwrap();
+        parse(&with("/agent_identity", Some(agent("key")))).unwrap();
         for pointer in ["/tokens/account_id", "/tokens/oauth_provenance", "/OPENAI_API_KEY"] {
             parse(&with(pointer, Some(Value::Null))).unwrap();
         }

@@ -57,8 +57,8 @@ use super::{
     AdminCertificate, Authority, AuthorityStep, Begun, CanonicalSummary, CanonicalVersion, ChangedUser, Changes,
     Claimed, Condition, Epoch, ExternalIdentity, Filling, Host, HostChange, InstallToken, Linked, NewCanonical, Owner,
     Probe, ProbeClaim, ProbeOutcome, ProbeSummary, Records, RecordsError, Redemption, Registered, Registration,
-    Replacement, Restoration, Result, Retention, SealingKey, Seed, ServerHealth, Session, Settings, SettingsChange, Standstill,
-    StoreFailure, StoreState, Telemetry, User, UserChange,
+    Replacement, Restoration, Result, Retention, SealingKey, Seed, ServerHealth, Session, Settings, SettingsChange,
+    Standstill, StoreFailure, StoreState, Telemetry, User, UserChange,
 };
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;

@@ -18,7 +18,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
-use crate::hot::throttle::network;
+use crate::model::forwarded::share_of;
 use crate::model::people::Email;
 use crate::outside::{Outside, random};
 use crate::records::PasswordHash;
@@ -135,7 +135,7 @@ impl Passwords {
     /// address that asks; `None` on this machine, which has no share of its own.
     pub async fn turn(&self, from: Option<IpAddr>) -> Result<Turn> {
         let share = match from {
-            Some(from) => Some(Share::take(&self.shares, network(from)).ok_or(ServiceError::Busy)?),
+            Some(from) => Some(Share::take(&self.shares, share_of(from)).ok_or(ServiceError::Busy)?),
             None => None,
         };
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ServiceError::Busy)?;
@@ -383,7 +383,7 @@ mod tests {
         let mut turns = Vec::new();
         for host in 0..PLACES_PER_ADDRESS {
             let from = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(host).unwrap()]);
-            turns.push(Share::take(&passwords.shares, network(from)).unwrap());
+            turns.push(Share::take(&passwords.shares, share_of(from)).unwrap());
         }
         let from = Some("2001:db8::ffff:0:1".parse().unwrap());
         assert!(is_busy(passwords.turn(from)));
