@@ -329,8 +329,8 @@ impl Default for Limits {
             auth_fail_window_seconds: 600,
             auth_fail_block_seconds: 1800,
             connections: 0,
-            connections_per_address: 256,
-            handshakes_per_address: 64,
+            connections_per_address: 512,
+            handshakes_per_address: 256,
             buffered_mib: 64,
         }
     }

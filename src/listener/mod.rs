@@ -68,9 +68,9 @@ impl Limits {
     const DEFAULT: Self = Self {
         handshake_timeout: Duration::from_secs(10),
         max_handshakes: 1024,
-        max_handshakes_per_address: 64,
+        max_handshakes_per_address: 256,
         max_connections: 4096,
-        max_connections_per_address: 256,
+        max_connections_per_address: 512,
         max_buffered_bytes: 64 * 1024 * 1024,
         max_buffered_bytes_per_address: 16 * 1024 * 1024,
         accept_pause: Duration::from_millis(100),
