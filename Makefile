@@ -39,7 +39,7 @@ needs:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	shellcheck wrapper/cdx wrapper/install.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
+	shellcheck wrapper/cdx wrapper/install.sh wrapper/start.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
 	. tests/skip.sh; export PATH="$(AUTHD_TEST_CACHE)/tools/bin:$$PATH"; \
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
 	else skipped "cargo deny is not installed (tests/needs.sh installs it)"; fi

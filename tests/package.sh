@@ -44,10 +44,10 @@ quiet "$(diff "$work/deb.list" "$work/rpm.list" || true)"
 begin "modes and owners"
 want='-rw-r----- root:codex-authd /etc/codex-authd/config.toml'
 modes=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]' "$rpm" 2>/dev/null)
-others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh))$" <<<"$modes" || true)
+others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" <<<"$modes" || true)
 [ "$others" = "$want" ] && rpm_modes= || rpm_modes="in the .rpm: $others"
 deb_modes=$(dpkg-deb --fsys-tarfile "$deb" | tar --numeric-owner -tvf - | awk '$1 !~ /^d/ { print $1, $2, substr($6, 2) }' \
-  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh))$|^-rw-r----- 0/0 /etc/codex-authd/config.toml$" || true)
+  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$|^-rw-r----- 0/0 /etc/codex-authd/config.toml$" || true)
 quiet "$rpm_modes$deb_modes"
 
 begin "the packaged configuration is the daemon's own defaults"

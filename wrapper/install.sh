@@ -22,17 +22,8 @@ CDX_SCRIPT=''
 main() {
   if [ -z "$CDX_SCRIPT" ]; then fail "this is the bare template; the installer comes from codex-authd, by its installer command"; fi
   check_tools
-  if [ "$(id -u)" = 0 ]; then
-    # With sudo, PATH may lead into somebody's home: what the system has comes first.
-    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
-    DIRECTORY=/usr/local/bin MODE=755 GROUP=${CDX_GROUP:-}
-  else
-    # It holds this host's key, so it is for its owner only.
-    DIRECTORY=$HOME_DIR/.local/bin MODE=700 GROUP=''
-    [ -z "${CDX_GROUP:-}" ] || say "CDX_GROUP counts only when root installs"
-  fi
-  CDX=$DIRECTORY/cdx
-  [ "$MODE" = 700 ] || choose_group
+  choose_place
+  [ "$MODE" != 700 ] || [ -z "${CDX_GROUP:-}" ] || say "CDX_GROUP counts only when root installs"
   trap undo EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
@@ -58,15 +49,30 @@ main() {
 
 # The cdx that is carried here knows what it needs; it is asked before anything is done.
 check_tools() {
-  local missing
-  missing=$(printf '%s' "$CDX_SCRIPT" | (unset POSIXLY_CORRECT && exec "$BASH" +o posix -s -- --missing-tools)) || fail "this bash cannot run cdx: version 3.2 or later is needed"
-  [ -z "${CDX_GROUP:-}" ] || command -v chgrp >/dev/null || missing="$missing chgrp"
-  command -v id >/dev/null || missing="$missing id"
-  [ -z "$missing" ] || fail "missing here:$missing. Nothing was done; install them, then run a new installer command"
+  MISSING=$(printf '%s' "$CDX_SCRIPT" | (unset POSIXLY_CORRECT && exec "$BASH" +o posix -s -- --missing-tools)) || fail "this bash cannot run cdx: version 3.2 or later is needed"
+  missing_for_install
+  [ -z "$MISSING" ] || fail "missing here:$MISSING. Nothing was done; install them, then run a new installer command"
 }
 
-# The group that CDX_GROUP names, or else that of a cdx which is closed to others already.
-choose_group() {
+# Adds to MISSING the tools that the installer needs and cdx does not. start.sh gets a copy of this function.
+missing_for_install() {
+  [ -z "${CDX_GROUP:-}" ] || command -v chgrp >/dev/null || MISSING="$MISSING chgrp"
+  command -v id >/dev/null || MISSING="$MISSING id"
+}
+
+# DIRECTORY, CDX, MODE, GROUP: where cdx goes, and who may read it. start.sh gets a copy of this function.
+choose_place() {
+  if [ "$(id -u)" = 0 ]; then
+    # With sudo, PATH may lead into somebody's home: what the system has comes first.
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+    DIRECTORY=/usr/local/bin MODE=755 GROUP=${CDX_GROUP:-}
+  else
+    # It holds this host's key, so it is for its owner only.
+    DIRECTORY=${HOME:-~}/.local/bin MODE=700 GROUP=''
+  fi
+  CDX=$DIRECTORY/cdx
+  [ "$MODE" != 700 ] || return 0
+  # The group that CDX_GROUP names, or else that of a cdx which is closed to others already.
   if [ -z "$GROUP" ] && [ -f "$CDX" ]; then
     # shellcheck disable=SC2046 # mode, links, owner, group
     set -- $(ls -ldn -- "$CDX")
@@ -129,7 +135,7 @@ fail() {
   exit 1
 }
 
-HOME_DIR=${HOME:-~} DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT='' GROUP=''
+DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT='' GROUP=''
 main </dev/null
 exit
 }

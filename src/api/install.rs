@@ -1,4 +1,4 @@
-//! `GET /install/{token}`: an installer, once.
+//! `GET /install/{token}/start`: the script that checks a machine. `GET /install/{token}`: an installer, once.
 
 use std::sync::Arc;
 
@@ -16,12 +16,28 @@ use super::errors::{ErrorBody, Failure, from_poem, rfc3339};
 use super::guards::Caller;
 use crate::model::secret::Secret;
 use crate::service::error::InstallerRefusal;
+use crate::service::install::InstallScript;
 use crate::service::{Service, ServiceError, bake};
 
 pub struct InstallApi;
 
 #[OpenApi(tag = "Tag::Install")]
 impl InstallApi {
+    /// Fetch the first stage of an installation
+    ///
+    /// This is what the printed command runs. The script checks the machine, then fetches the installer and runs it. The
+    /// token is not spent. The refusals are those of the installer.
+    #[oai(path = "/install/:token/start", method = "get", operation_id = "startInstall")]
+    async fn start(
+        &self,
+        service: Data<&Arc<Service>>,
+        caller: Caller,
+        /// As it was printed when the host was registered.
+        token: Path<String>,
+    ) -> InstallAnswer {
+        InstallAnswer::of(service.start_install(&token.0, caller.0))
+    }
+
     /// Redeem an installer token
     ///
     /// Answers with the script that makes the calling machine the host the token was made for; once. Every refusal is a
@@ -34,10 +50,7 @@ impl InstallApi {
         /// As it was printed when the host was registered.
         token: Path<String>,
     ) -> InstallAnswer {
-        match service.redeem(&token.0, caller.0).await {
-            Ok(install) => InstallAnswer::Script(Script(install.script), rfc3339(install.expires_at)),
-            Err(error) => InstallAnswer::refusal(error),
-        }
+        InstallAnswer::of(service.redeem(&token.0, caller.0).await)
     }
 }
 
@@ -64,6 +77,13 @@ enum InstallAnswer {
 }
 
 impl InstallAnswer {
+    fn of(answer: Result<InstallScript, ServiceError>) -> Self {
+        match answer {
+            Ok(install) => Self::Script(Script(install.script), rfc3339(install.expires_at)),
+            Err(error) => Self::refusal(error),
+        }
+    }
+
     fn refusal(error: ServiceError) -> Self {
         let script = Script(Secret::new(bake::refusal(&error.to_string())));
         match error {

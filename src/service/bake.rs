@@ -1,4 +1,5 @@
-//! Bakes a host's values into the two scripts that run on it: `cdx` and the installer that carries it.
+//! Bakes a host's values into the scripts that run on it: `cdx`, the installer that carries it, and the
+//! first stage that checks the machine before it fetches the installer.
 //!
 //! A template holds one marked block of assignments; baking replaces values in that block and touches nothing else. What
 //! is baked is quoted so that the shell reads it back as exactly that text and runs none of it, whatever it holds. This
@@ -14,12 +15,17 @@ pub const WRAPPER_VERSION: &str = include_str!("../../wrapper/VERSION").trim_asc
 
 const WRAPPER: &str = include_str!("../../wrapper/cdx");
 const INSTALLER: &str = include_str!("../../wrapper/install.sh");
+const START: &str = include_str!("../../wrapper/start.sh");
+
+/// The shell functions that the first stage runs, and the template that owns each.
+const START_FUNCTIONS: [(&str, &str); 3] =
+    [(WRAPPER, "missing_tools"), (INSTALLER, "missing_for_install"), (INSTALLER, "choose_place")];
 
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "# --- baked: end";
 
 /// Values that are texts of several lines; a line break in any other is a mistake or an attack.
-const TEXTS: [&str; 2] = ["CDX_CA_PEM", "CDX_SCRIPT"];
+const TEXTS: [&str; 3] = ["CDX_CA_PEM", "CDX_SCRIPT", "CDX_FUNCTIONS"];
 
 /// What a host's scripts are made of.
 pub struct Values<'a> {
@@ -75,6 +81,30 @@ pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
         ("CDX_SCRIPT", script.expose()),
     ];
     bake(INSTALLER, &baked).map(Secret::new)
+}
+
+/// The first stage of an installation: it checks the machine, then fetches the installer from `url` and runs it.
+///
+/// `pin`: base64 of the SHA-256 of the server's public key. `needs_npm`: Codex comes through npm where it is missing.
+pub fn start(url: &str, pin: Option<&str>, needs_npm: bool) -> Result<Secret, BakeError> {
+    let functions: String =
+        START_FUNCTIONS.iter().map(|(template, name)| function(template, name)).collect::<Result<_, _>>()?;
+    let baked = [
+        ("CDX_URL", url),
+        ("CDX_PIN", pin.unwrap_or_default()),
+        ("CDX_NEEDS_NPM", if needs_npm { "1" } else { "" }),
+        ("CDX_FUNCTIONS", functions.as_str()),
+    ];
+    bake(START, &baked).map(Secret::new)
+}
+
+/// The text of a shell function that begins and ends at the start of a line.
+fn function<'a>(template: &'a str, name: &str) -> Result<&'a str, BakeError> {
+    let unknown = || BakeError::Unknown(name.to_owned());
+    let begin = template.find(&format!("\n{name}() {{\n")).ok_or_else(unknown)? + 1;
+    let text = &template[begin..];
+    let end = text.find("\n}\n").ok_or_else(unknown)? + "\n}\n".len();
+    Ok(&text[..end])
 }
 
 /// The SHA-256 of the wrapper with nothing baked in: what a caller without a key is told.
@@ -265,6 +295,39 @@ mod tests {
         assert_eq!(carried, format!("{}.", wrapper(&host).unwrap().expose()));
         assert!(carried.contains("\nCDX_BASE_URL='https://auth.example.test:8443'\n"));
         assert!(carried.contains("\nCDX_CODEX_NPM='@openai/codex'\n"), "an empty package keeps the default");
+    }
+
+    #[test]
+    fn the_first_stage_has_the_functions_of_the_other_scripts_and_reads_its_values() {
+        let start = start("https://auth.example.test:8443/install/t'1", Some("pin="), true).unwrap();
+        for shell in [&["bash", "-n"][..], &["bash", "--posix", "-n"]] {
+            printed(&run(shell, start.expose()));
+        }
+        let read = |name| printed(&run(&["bash"], &block_printing(start.expose(), name)));
+        assert_eq!(read("CDX_URL"), "https://auth.example.test:8443/install/t'1.");
+        assert_eq!((read("CDX_PIN"), read("CDX_NEEDS_NPM")), ("pin=.".into(), "1.".into()));
+        let functions = read("CDX_FUNCTIONS");
+        for (template, name) in START_FUNCTIONS {
+            let own = function(template, name).unwrap();
+            assert!(own.starts_with(&format!("{name}() {{\n")) && functions.contains(own), "{name}: {functions}");
+        }
+        // The functions stand on their own.
+        let called = "set -u\nmissing_tools\nmissing_for_install\nchoose_place\nprintf '%s' \"$CDX${MISSING+.}\"\n";
+        assert!(printed(&run(&["bash"], &format!("{functions}{called}"))).ends_with("/bin/cdx."), "{functions}");
+        assert_eq!(function(WRAPPER, "no_such_function"), Err(BakeError::Unknown("no_such_function".into())));
+    }
+
+    /// A machine that lacks a tool is told so before anything is fetched.
+    #[test]
+    fn the_first_stage_fetches_nothing_where_a_tool_is_missing() {
+        let start = start("http://127.0.0.1:1/install/t", None, false).unwrap();
+        let without_path = format!("PATH=/nonexistent\n{}", start.expose());
+        let said = run(&["bash"], &without_path);
+        assert_eq!(said.status.code(), Some(1), "{said:?}");
+        let message = String::from_utf8(said.stderr).unwrap();
+        assert!(message.starts_with("codex-authd: missing here: curl tar sed"), "{message}");
+        assert!(message.contains(" sha256sum id. Nothing was done and the command is still good"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
 
     #[test]

@@ -382,17 +382,23 @@ pub fn canonical_address(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// Where the installer of this token is. A GET there spends the token.
+pub(super) fn installer_url(base_url: &str, token: &str) -> String {
+    format!("{base_url}/install/{token}")
+}
+
 fn installer(policy: &super::Policy, token: Secret, expires_at: OffsetDateTime) -> Installer {
-    let url = format!("{}/install/{}", policy.base_url, token.expose());
+    let url = installer_url(&policy.base_url, token.expose());
     // The host knows no CA of ours yet: the key that the server must have is pinned instead, and the script that comes
     // back carries the CA. `-k` leaves the chain unchecked; the pin is checked all the same.
     let trust = match &policy.server_pin {
         Some(pin) => format!("-k --pinnedpubkey \"sha256//{pin}\" "),
         None => String::new(),
     };
+    // The first stage (`wrapper/start.sh`) fetches the installer by the same command when the machine can be set up.
     // Without `-f`: a refusal is a script that says why and exits 1. curl writes its last line after the answer, also where
     // there is none: then the command fails, too.
-    let command = format!("curl -sSL {trust}\"{url}\" -w '\\n[ %{{http_code}} = 200 ]' | bash");
+    let command = format!("curl -sSL {trust}\"{url}/start\" -w '\\n[ %{{http_code}} = 200 ]' | bash");
     Installer { token, url: Secret::new(url), command: Secret::new(command), expires_at }
 }
 

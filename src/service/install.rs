@@ -6,12 +6,15 @@
 //! same key to two machines.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use super::commit::Written;
+use super::enrol::installer_url;
 use super::error::InstallerRefusal;
-use super::{By, Result, Service, ServiceError};
+use super::{By, Result, Service, ServiceError, bake};
+use crate::hot::HotHost;
 use crate::model::digest::Digest;
 use crate::model::host::Fqdn;
 use crate::model::secret::Secret;
@@ -26,26 +29,18 @@ pub struct InstallScript {
 }
 
 impl Service {
+    /// The script that checks a machine before it fetches the installer. It spends nothing.
+    pub fn start_install(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
+        let (pending, _) = self.pending_installer(token, from, self.outside.now())?;
+        let (policy, url) = (self.policy(), installer_url(&pending.base_url, token));
+        let script = bake::start(&url, policy.server_pin.as_deref(), policy.codex_release_url.is_empty())?;
+        Ok(InstallScript { script, expires_at: pending.expires_at })
+    }
+
     pub async fn redeem(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
-        // The token stays good for when hosts are served again.
-        if let Some(refusal) = self.api_disabled() {
-            return Err(refusal);
-        }
         let now = self.outside.now();
-        let digest = Digest::of(token.as_bytes());
-        // Turned away without a question to the records: never issued, spent, revoked or too late.
-        let pending = self.hot.install_token(&digest)?.ok_or(InstallerRefusal::Unknown)?;
-        if pending.redeemed_at.is_some() {
-            self.used_again(&pending, from, now);
-            return Err(InstallerRefusal::Used.into());
-        }
-        if pending.revoked_at.is_some() {
-            return Err(InstallerRefusal::Unknown.into());
-        }
-        if pending.is_over(now) {
-            return Err(InstallerRefusal::Expired.into());
-        }
-        let host = self.hot.host_by_id(pending.host)?.ok_or(InstallerRefusal::Unknown)?;
+        let (pending, host) = self.pending_installer(token, from, now)?;
+        let digest = pending.digest;
         let script = self.bake_installer(&host, &pending.base_url)?;
         let note = By::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
         let redeeming = self.records.redeem_install_token(&digest, &host.key_digest, now, from, &note);
@@ -66,6 +61,33 @@ impl Service {
             }
             Redemption::Unknown => Err(InstallerRefusal::Unknown.into()),
         }
+    }
+
+    /// The token and its host, if it can be redeemed as far as hot state knows: no question to the records.
+    fn pending_installer(
+        &self,
+        token: &str,
+        from: IpAddr,
+        now: OffsetDateTime,
+    ) -> Result<(InstallToken, Arc<HotHost>)> {
+        // The token stays good for when hosts are served again.
+        if let Some(refusal) = self.api_disabled() {
+            return Err(refusal);
+        }
+        let digest = Digest::of(token.as_bytes());
+        let pending = self.hot.install_token(&digest)?.ok_or(InstallerRefusal::Unknown)?;
+        if pending.redeemed_at.is_some() {
+            self.used_again(&pending, from, now);
+            return Err(InstallerRefusal::Used.into());
+        }
+        if pending.revoked_at.is_some() {
+            return Err(InstallerRefusal::Unknown.into());
+        }
+        if pending.is_over(now) {
+            return Err(InstallerRefusal::Expired.into());
+        }
+        let host = self.hot.host_by_id(pending.host)?.ok_or(InstallerRefusal::Unknown)?;
+        Ok((pending, host))
     }
 
     /// Whoever comes second has a command that was meant for somebody else; or came first, and then the host is his.

@@ -218,8 +218,10 @@ async fn as_a_host(daemon: &Daemon, admin: &Client, client: &Client, version: &s
     let new = register(secrets, "new").await;
     let unknown = secrets.add(&format!("{version} unknown token"), "Canary-unknown-token");
     for (token, wanted) in [(&old.token, 404), (&new.token, 200), (&new.token, 410), (&unknown, 404)] {
-        let answer = client.get(daemon.hosts_url(&format!("/install/{token}"))).send().await.unwrap();
-        assert_eq!(answer.status(), wanted);
+        for stage in ["/start", ""] {
+            let answer = client.get(daemon.hosts_url(&format!("/install/{token}{stage}"))).send().await.unwrap();
+            assert_eq!(answer.status(), wanted);
+        }
     }
     let wrong = secrets.add(&format!("{version} wrong key"), "Canary-wrong-api-key");
     for (key, wanted) in [(&new.api_key, 200), (&old.api_key, 401), (&wrong, 401)] {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::dashboard::token_in;
 use crate::support::daemon::{BOUND, Daemon, identity, install_provider, pause};
-use crate::support::people::{PASSWORD, add_user, ask, control};
+use crate::support::people::{PASSWORD, add_user, ask, control, redeeming};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
@@ -50,9 +50,9 @@ async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
     assert_eq!(shown(&daemon).await, second);
 }
 
-/// Runs the printed command up to the pipe: curl checks the pin, and gives the script.
+/// Fetches the installer as the printed command does: curl checks the pin, and gives the script.
 async fn fetch(daemon: &Daemon, command: &str) -> String {
-    let curl = command.strip_suffix(" | bash").unwrap().to_owned();
+    let curl = redeeming(command);
     let output = tokio::process::Command::new("bash").args(["-c", &curl]).output().await.unwrap();
     assert!(output.status.success(), "{curl}: {}\n{}", String::from_utf8_lossy(&output.stderr), daemon.log());
     String::from_utf8(output.stdout).unwrap()

@@ -1,5 +1,6 @@
 //! The printed installer command, run by bash and curl as people run it, and what HEAD must not do.
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use reqwest::{Method, StatusCode};
@@ -7,8 +8,10 @@ use serde_json::json;
 
 use crate::refusals::{Needs, OPERATIONS, Targets, call, operation, upload_again};
 use crate::support::daemon::Daemon;
-use crate::support::people::{ask, register, tell};
+use crate::support::host::{Host, Ran as OfHost, is_root};
+use crate::support::people::{ask, redeeming, register, tell};
 use crate::vectors::expire;
+use crate::wrapper::{codex_is_installed_here, sparse_path};
 
 /// What a person sees who runs the command.
 #[derive(Debug)]
@@ -60,14 +63,14 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     let instead = |token: &str| used.command.replace(&used.token, token);
 
     // Redeemed by a machine that keeps the script.
-    let kept = used.command.replace("| bash", "| cat");
+    let kept = redeeming(&used.command);
     assert!(run(&kept).stdout.contains("CDX_API_KEY="), "{kept}");
     assert_refused(&used.command, "Installer already used");
     assert_refused(&instead(expired), "Installer expired");
     assert_refused(&instead("00000000-0000-4000-8000-000000000000"), "Installer not found");
     assert_refused(&instead("%ff"), "");
     let listed = ask(&daemon, "/admin/installers").await;
-    let of_revoked = listed["installers"].as_array().unwrap().iter().find(|it| it["host"] == "revoked.test").unwrap();
+    let of_revoked = listed["installers"].as_array().unwrap().iter().find(|it| it["fqdn"] == "revoked.test").unwrap();
     let id = of_revoked["id"].as_str().unwrap();
     tell(&daemon, &format!("/admin/installers/{id}/revoke"), &json!({})).await;
     let (client, url) = (daemon.client(), daemon.hosts_url(&format!("/install/{}", revoked.token)));
@@ -100,6 +103,96 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
         let ran = run(&command);
         assert_eq!((ran.code, ran.pipe.as_str()), (Some(1), format!("{curl} 1").as_str()), "{ran:?}");
     }
+}
+
+/// A machine of an ordinary user, with a `codex` and only the tools that it needs.
+fn machine() -> Host {
+    let mut host = Host::bare();
+    host.write_program("bin/id", "#!/bin/sh\necho 1000\n", 0o755);
+    host.write_program("bin/codex", "#!/bin/sh\necho codex-cli 0.1.2\n", 0o755);
+    host.path = sparse_path(&host, &["bin/id", "bin/codex"]);
+    host
+}
+
+/// What the first stage says of a machine that lacks something.
+fn assert_still_good(ran: &OfHost, reason: &str, remedy: &str) {
+    assert_eq!(ran.code, Some(1), "{reason}: {ran:?}");
+    let said =
+        format!("codex-authd: {reason}. Nothing was done and the command is still good: {remedy} and run it again\n");
+    assert_eq!((ran.err.as_str(), ran.out.as_str()), (said.as_str(), ""), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_lacks_something_does_not_spend_the_token() {
+    let daemon = Daemon::start();
+    upload_again(&daemon).await;
+    let registered = register(&daemon, "h.test").await;
+    let host = machine();
+    let install = || OfHost::from(host.command("bash").args(["-c", &registered.command]).output().unwrap());
+    let hidden = |tool: &str| (host.file("sparse").join(tool), host.file(format!("{tool}.hidden")));
+
+    for (tools, named) in [(&["tar"][..], "tar"), (&["sha256sum", "uname", "id"], "uname sha256sum id")] {
+        tools.iter().map(|tool| hidden(tool)).for_each(|(tool, away)| std::fs::rename(tool, away).unwrap());
+        assert_still_good(&install(), &format!("missing here: {named}"), "install them");
+        tools.iter().map(|tool| hidden(tool)).for_each(|(tool, away)| std::fs::rename(away, tool).unwrap());
+    }
+    if !codex_is_installed_here() {
+        let (codex, away) = hidden("codex");
+        std::fs::rename(&codex, &away).unwrap();
+        assert_still_good(&install(), "missing here: npm", "install them");
+        std::fs::rename(&away, &codex).unwrap();
+    }
+    let local = host.file(".local");
+    std::fs::write(&local, "in the way").unwrap();
+    assert_still_good(&install(), &format!("{} is not a directory", local.display()), "move it away");
+    std::fs::remove_file(&local).unwrap();
+    let directory = host.file(".local/bin/cdx");
+    std::fs::create_dir_all(&directory).unwrap();
+    assert_still_good(&install(), &format!("{} is a directory", directory.display()), "move it away");
+    std::fs::remove_dir_all(&local).unwrap();
+
+    // The same command, on the machine that is complete now.
+    let ran = install();
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(std::fs::metadata(host.cdx_file()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(host.auth().is_some(), "{ran:?}");
+    let litter = std::fs::read_dir(host.file("")).unwrap().map(|file| file.unwrap().file_name());
+    assert!(litter.into_iter().all(|name| !name.to_string_lossy().contains("probe")), "no litter");
+    // Once.
+    let ran = install();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.err.starts_with("Installer already used") && ran.err.lines().count() == 1, "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_group_and_the_directory_of_root_are_checked_before_the_token_is_spent() {
+    if !is_root("an installation by root") {
+        return;
+    }
+    let daemon = Daemon::start();
+    upload_again(&daemon).await;
+    let command = register(&daemon, "h.test").await.command;
+    let host = Host::bare();
+    host.write_program("bin/codex", "#!/bin/sh\necho codex-cli 0.1.2\n", 0o755);
+    std::fs::create_dir(host.file("usr-local-bin")).unwrap();
+    let install = |group: &str, how: &str| {
+        let own = format!("mount --bind \"$HOME/usr-local-bin\" /usr/local/bin && {how} exec bash -c \"$1\"");
+        let mut shell = host.command("unshare");
+        shell.args(["--mount", "--propagation", "private", "sh", "-c", &own, "sh", &command]);
+        OfHost::from(shell.env("CDX_GROUP", group).output().unwrap())
+    };
+    let remedy = "make it (groupadd no-such-group), or leave CDX_GROUP out,";
+    assert_still_good(&install("no-such-group", ""), "there is no group no-such-group", remedy);
+    let ran = install("daemon", "mount -o remount,bind,ro /usr/local/bin &&");
+    assert_still_good(&ran, "cannot write in /usr/local/bin", "make it writable");
+    assert_eq!(std::fs::read_dir(host.file("usr-local-bin")).unwrap().count(), 0, "no litter");
+
+    let ran = install("daemon", "");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let placed = std::fs::metadata(host.file("usr-local-bin/cdx")).unwrap();
+    let gid = nix::unistd::Group::from_name("daemon").unwrap().unwrap().gid.as_raw();
+    assert_eq!((placed.mode() & 0o7777, placed.gid()), (0o750, gid), "the group reached the installer");
+    assert_eq!(std::fs::read_dir(host.file("usr-local-bin")).unwrap().count(), 1, "no litter");
 }
 
 /// HEAD is answered, or refused, without the effect of the GET: none of the operations runs for it.

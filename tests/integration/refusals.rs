@@ -40,6 +40,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("GET", "/healthz", Needs::NothingAnywhere, None),
     ("GET", "/readyz", Needs::NothingAnywhere, None),
     ("GET", "/versions", Needs::Nothing, None),
+    ("GET", "/install/{token}/start", Needs::Nothing, None),
     ("GET", "/install/{token}", Needs::Nothing, None),
     ("POST", "/admin/auth/upload", Needs::Certificate, Some(upload)),
     ("GET", "/admin/auth", Needs::Certificate, None),
@@ -475,7 +476,9 @@ async fn every_operation_refuses_whoever_may_not() {
         let call = call(&client, &daemon.hosts_url(""), operation, &host).header("X-API-Key", &host.api_key);
         match (operation.2, operation.1) {
             (Needs::Key, _) => refused(call.send().await.unwrap(), 503, "api_disabled", &name).await,
-            (Needs::Nothing, "/install/{token}") => assert_eq!(call.send().await.unwrap().status(), 503, "{name}"),
+            (Needs::Nothing, "/install/{token}" | "/install/{token}/start") => {
+                assert_eq!(call.send().await.unwrap().status(), 503, "{name}")
+            }
             // There is no such user.
             (_, "/auth/session") => refused(call.send().await.unwrap(), 401, "", &name).await,
             (Needs::Nothing | Needs::NothingAnywhere, _) => {

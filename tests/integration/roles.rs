@@ -32,6 +32,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("GET", "/healthz", Nobody),
     ("GET", "/readyz", Nobody),
     ("GET", "/versions", Nobody),
+    ("GET", "/install/{token}/start", Nobody),
     ("GET", "/install/{token}", Nobody),
     ("POST", "/auth/session", Nobody),
     ("GET", "/auth/oidc/login", Nobody),

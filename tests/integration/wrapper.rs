@@ -965,7 +965,8 @@ fn the_version_of_codex_is_asked_once_for_each_codex() {
 #[test]
 fn the_scripts_are_clean_to_shellcheck() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let scripts = ["wrapper/cdx", "wrapper/install.sh", "tests/install-codex.sh", "tests/install-oidc-provider.sh"];
+    let hosts = ["wrapper/cdx", "wrapper/install.sh", "wrapper/start.sh"];
+    let scripts = hosts.into_iter().chain(["tests/install-codex.sh", "tests/install-oidc-provider.sh"]);
     let output = Command::new("shellcheck").args(scripts).current_dir(root).output().expect("shellcheck is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -35,6 +35,11 @@ pub async fn register(daemon: &Daemon, fqdn: &str) -> Registered {
     Registered::from(&tell(daemon, "/admin/hosts/register", &json!({ "fqdn": fqdn })).await)
 }
 
+/// The curl command with which the first stage of this printed command fetches the installer. It spends the token.
+pub fn redeeming(command: &str) -> String {
+    command.strip_suffix(" | bash").unwrap().replacen("/start\" ", "\" ", 1)
+}
+
 /// With [`PASSWORD`]; the answer is the user's number.
 pub async fn add_user(daemon: &Daemon, email: &str, role: &str) -> u64 {
     let body = json!({ "email": email, "role": role, "password": PASSWORD });
