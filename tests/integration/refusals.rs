@@ -314,7 +314,7 @@ fn strangers(daemon: &Daemon) -> Vec<(&'static str, RawClient, AlertDescription)
         (
             "no certificate, TLS 1.2",
             RawClient::new(daemon, None, &[&rustls::version::TLS12]),
-            AlertDescription::HandshakeFailure,
+            AlertDescription::CertificateRequired,
         ),
     ]
 }
