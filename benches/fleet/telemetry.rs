@@ -77,6 +77,7 @@ impl Node {
             insecure_window: Duration::minutes(10),
             ipv6_prefix: 64,
             codex_release_url: String::new(),
+            codex_release_sha256: String::new(),
             document_rules: DocumentRules::default(),
             versions: codex_authd::service::retention::VersionPolicy::default(),
             people: codex_authd::service::people::PeoplePolicy::default(),

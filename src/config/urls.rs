@@ -168,7 +168,7 @@ mod tests {
             ("http://x.test/{version}.tar.gz", &one, digests, "{version}"),
             ("https://x.test/a.tar.gz", &two, digests, "no {target}"),
             ("https://x.test/{target}", &[one[0].clone(), one[0].clone()], digests, "twice"),
-            ("https://x.test/{target}", &[digest.clone()], digests, "TARGET=DIGEST"),
+            ("https://x.test/{target}", std::slice::from_ref(&digest), digests, "TARGET=DIGEST"),
             ("https://x.test/{target}", &[format!("a b={digest}")], digests, "TARGET=DIGEST"),
             ("https://x.test/{target}", &[format!("a={}", &digest[1..])], digests, "TARGET=DIGEST"),
             ("https://x.test/{target}", &[format!("a={}", digest.to_uppercase())], digests, "TARGET=DIGEST"),

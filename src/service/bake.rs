@@ -307,6 +307,7 @@ mod tests {
         assert_eq!(read("CDX_URL"), "https://auth.example.test:8443/install/t'1.");
         assert_eq!((read("CDX_PIN"), read("CDX_NEEDS_NPM")), ("pin=.".into(), "1.".into()));
         let functions = read("CDX_FUNCTIONS");
+        let functions = functions.strip_suffix('.').unwrap();
         for (template, name) in START_FUNCTIONS {
             let own = function(template, name).unwrap();
             assert!(own.starts_with(&format!("{name}() {{\n")) && functions.contains(own), "{name}: {functions}");
