@@ -290,6 +290,8 @@ async fn whoever_has_what_it_needs_is_let_in() {
     }
 }
 
+const SCRIPT: HeaderValue = HeaderValue::from_static("text/x-shellscript; charset=utf-8");
+
 /// How the paths of all operations of admins begin.
 const OF_ADMINS: [&str; 5] = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
 
@@ -632,10 +634,14 @@ async fn absurd_requests_are_refused_and_the_daemon_goes_on() {
             let answer = client.request(method, daemon.hosts_url("/auth")).send().await.unwrap();
             refused(answer, 404, "route_not_found", protocol).await;
         }
-        for path in ["//auth//x", "/auth/../admin/hosts", "/%00", "/%2e%2e/admin", "/install/", "/install/a/b", "/é"] {
+        for path in ["//auth//x", "/auth/../admin/hosts", "/%00", "/%2e%2e/admin", "/install/", "/é"] {
             let answer = client.get(daemon.hosts_url(path)).send().await.unwrap();
             refused(answer, 404, "route_not_found", &format!("{protocol} {path}")).await;
         }
+        // The answer is piped into bash: it is a script that fails.
+        let odd = client.get(daemon.hosts_url("/install/a/b")).send().await.unwrap();
+        assert_eq!((odd.status().as_u16(), &odd.headers()["content-type"]), (404, &SCRIPT), "{protocol}");
+        assert!(odd.text().await.unwrap().ends_with("exit 1\n"), "{protocol}");
         // A path parameter that is no text is a refusal too, in whatever form.
         let odd = client.get(daemon.hosts_url("/install/%ff%00")).send().await.unwrap();
         assert!(odd.status().is_client_error(), "{protocol}: {}", odd.status());

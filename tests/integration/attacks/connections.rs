@@ -70,7 +70,7 @@ async fn is_degraded(daemon: &Daemon, admin: &Client) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_of_one_address_keep_neither_hosts_nor_admins_out() {
-    let mut daemon = Daemon::prepare(&[]);
+    let mut daemon = Daemon::prepare(&[("LIMITS__HANDSHAKES_PER_ADDRESS", "64")]);
     daemon.log_level = Some("info");
     daemon.launch();
     let admin = daemon.admin();
