@@ -202,6 +202,39 @@ async fn an_agent_identity_of_a_refused_login_is_not_kept() {
 
 /// There the login itself is the member of that name.
 #[tokio::test]
+async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
+    let (service, clock, _directory) = service().await;
+    let old = register(&service, "a.test").await;
+    let (auth, _) = login(clock.now(), "one");
+    upload(&service, &auth).await;
+    let let_in = service.admit(Some(&old), HERE, Purpose::Service).await.unwrap();
+    // While its call is under way, the host is given a new key.
+    let new = register(&service, "a.test").await;
+    let body = format!(r#"{{"command":"store","auth":{}}}"#, with_identity(&auth, IDENTITY));
+    let refused = service.sync(let_in, HERE, &body, QueryVersions::default()).await.map(drop);
+    assert!(matches!(refused, Err(ServiceError::KeyInvalid)), "{refused:?}");
+    let shared = service.canonical().unwrap().summary.digest;
+    assert_eq!(retrieve(&service, &new, shared).await.outcome, Outcome::Valid);
+}
+
+/// The refusal of another account is written to the audit log.
+#[tokio::test]
+async fn logins_of_another_account_count_against_a_hosts_hour() {
+    let (service, clock, _directory) = service().await;
+    set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 2 });
+    let key = register(&service, "a.test").await;
+    upload(&service, &login(clock.now(), "one").0).await;
+    let at = login(clock.now(), "two").1;
+    let other = fixture::chatgpt("account-2", "user-1", "two", None, &at).to_string();
+    for _ in 0..2 {
+        let refused = store(&service, &key, &other).await.map(drop);
+        assert!(matches!(refused, Err(ServiceError::OtherAccount { .. })), "{refused:?}");
+    }
+    let limited = store(&service, &key, &other).await.map(drop);
+    assert!(matches!(limited, Err(ServiceError::StoresLimited(_))), "{limited:?}");
+}
+
+#[tokio::test]
 async fn an_agent_identity_takes_the_place_of_no_login() {
     let (service, clock, _directory) = service().await;
     let key = register(&service, "a.test").await;

@@ -9,6 +9,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder};
 use rustls::AlertDescription;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use crate::support::daemon::{Daemon, Registered, auth_json};
 use crate::support::people;
@@ -401,7 +402,9 @@ async fn neither_a_dead_daemon_nor_silence_nor_a_reset_is_a_refusal() {
     let (reset, _) = tokio::join!(stranger.try_call(call(url)), async {
         // The one that gave up, then the one that waits.
         for _ in 0..2 {
-            let (stream, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Whoever says something is connected: from here on it is the handshake that breaks.
+            let _ = stream.read_u8().await;
             stream.set_zero_linger().unwrap();
         }
     });

@@ -39,7 +39,6 @@ pub async fn furnish(store: &Store) {
         assert_eq!(store.begin_session(&session, &noted()).await.unwrap(), Begun::Begun);
     }
     store.end_session(session(2, 2).id, fine, &noted()).await.unwrap();
-    store.change_user(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
     for (number, name) in ["z", "a"].iter().enumerate() {
         let certificate = AdminCertificate {
             user: None,
@@ -58,13 +57,16 @@ pub async fn furnish(store: &Store) {
     for id in 1..=5 {
         let registration = registration(id, &format!("h{id}.test"), &id.to_string());
         let registration = Registration { at: fine, ..registration };
-        if id == 5 {
-            let owner = Owner { user: UserId(2), at_most: 1 };
-            store.register_owned_host(&registration, &owner, &noted()).await.unwrap();
-        } else {
-            store.register_host(&registration, &noted()).await.unwrap();
+        match id {
+            1 | 5 => {
+                let owner = Owner { user: UserId(if id == 5 { 2 } else { 7 }), at_most: 1 };
+                store.register_owned_host(&registration, &owner, &noted()).await.unwrap();
+            }
+            _ => drop(store.register_host(&registration, &noted()).await.unwrap()),
         }
     }
+    // With their host 1.
+    store.change_user(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
     let change = HostChange {
         expires_at: Some(Some(fine)),
         allowed_networks: Some(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
@@ -72,6 +74,7 @@ pub async fn furnish(store: &Store) {
     };
     store.change_host(HostId(1), &change, fine, &noted()).await.unwrap();
     store.bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), 64, fine, &noted()).await.unwrap();
+    store.bind_ip(HostId(2), &key("2"), ip("192.0.2.2"), 64, fine, &noted()).await.unwrap();
     store.redeem_install_token(&token("2"), &key("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
     store
         .append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
@@ -191,7 +194,11 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert_eq!(store.hosts().await.unwrap().len(), 4);
     assert_eq!(store.host_by_name(&fqdn("h4.test")).await.unwrap().unwrap().id, HostId(6));
     assert_eq!(store.removed_hosts().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
-    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().rules.allowed_networks.len(), 2);
+    let rules = store.host(HostId(1)).await.unwrap().unwrap().rules;
+    assert_eq!((rules.allowed_networks.len(), rules.disabled, rules.disabled_with_user), (2, true, true));
+    let rules = store.host(HostId(2)).await.unwrap().unwrap().rules;
+    let bound = [rules.bound_ip, rules.bound_ip_other];
+    assert!([ip("2001:db8::1"), ip("192.0.2.2")].iter().all(|ip| bound.contains(&Some(*ip))), "{bound:?}");
     assert_eq!(store.activity(HostId(2)).await.unwrap(), activity);
     let spent = store.redeem_install_token(&token("2"), &key("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert_eq!(spent, Redemption::AlreadyUsed);

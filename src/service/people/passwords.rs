@@ -244,7 +244,12 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+    use crate::model::digest::Digest;
     use crate::outside::System;
+    use crate::records::Records;
+    use crate::seal::MasterKey;
+    use crate::service::certificates::CertificateOptions;
+    use crate::service::{By, clock_tests, moving};
 
     fn is_pending<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> bool {
         waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
@@ -375,6 +380,68 @@ mod tests {
         assert!(others.await.is_ok());
         assert!(passwords.turn(greedy).await.is_ok());
         assert!(passwords.shares.lock().is_empty(), "nothing is remembered of addresses that have no place");
+    }
+
+    /// A daemon without a configuration file that moves nowhere.
+    struct NoStores;
+
+    #[async_trait::async_trait]
+    impl moving::Stores for NoStores {
+        fn present(&self) -> String {
+            unreachable!()
+        }
+
+        async fn open(&self, _: &moving::Target) -> Result<moving::Opened> {
+            unreachable!()
+        }
+
+        async fn open_beside(&self) -> Result<Option<Arc<dyn Records>>> {
+            unreachable!()
+        }
+
+        async fn promote(&self, _: Option<&MasterKey>) -> Result<()> {
+            unreachable!()
+        }
+
+        fn spool(&self) -> std::path::PathBuf {
+            unreachable!()
+        }
+
+        fn configuration(&self) -> Result<Option<Zeroizing<String>>> {
+            Ok(None)
+        }
+
+        fn master_key_is_a_credential(&self) -> bool {
+            false
+        }
+    }
+
+    /// Packing a PKCS#12 and sealing a backup's keys take a processor as long as a password does.
+    #[tokio::test]
+    async fn what_a_password_protects_waits_in_the_same_queue() {
+        let (service, _clock, _directory) = clock_tests::service().await;
+        let service = service.with_stores(Arc::new(NoStores));
+        let (passwords, by) = (&service.people.passwords, By::daemon());
+        let mut waiting = Vec::new();
+        for _ in 0..1000 {
+            let mut turn = Box::pin(passwords.turn(None));
+            match turn.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Err(ServiceError::Busy)) => break,
+                Poll::Ready(Err(error)) => panic!("{error}"),
+                // A turn that came at once is kept, too.
+                Poll::Ready(Ok(turn)) => waiting.push((Some(turn), None)),
+                Poll::Pending => waiting.push((None, Some(turn))),
+            }
+        }
+        assert!(is_busy(passwords.turn(None)), "all places are taken");
+        let options = CertificateOptions::default();
+        let issued = service.issue_certificate("ops", options, &by).await;
+        assert!(matches!(issued, Err(ServiceError::Busy)), "{:?}", issued.map(drop));
+        assert!(service.certificates().await.unwrap().is_empty(), "nothing was issued");
+        let passphrase = Zeroizing::new("correct horse battery staple".to_owned());
+        let digest = Digest::of(b"manifest");
+        let sealed = service.seal_backup_keys(&by, passphrase, digest).await;
+        assert!(matches!(sealed, Err(ServiceError::Busy)), "{:?}", sealed.map(drop));
     }
 
     #[tokio::test]
