@@ -200,7 +200,6 @@ async fn an_agent_identity_of_a_refused_login_is_not_kept() {
     assert_eq!(retrieve(&service, &key, shared).await.outcome, Outcome::Valid, "the host has no identity");
 }
 
-/// There the login itself is the member of that name.
 #[tokio::test]
 async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
     let (service, clock, _directory) = service().await;
@@ -234,6 +233,7 @@ async fn logins_of_another_account_count_against_a_hosts_hour() {
     assert!(matches!(limited, Err(ServiceError::StoresLimited(_))), "{limited:?}");
 }
 
+/// There the login itself is the member of that name.
 #[tokio::test]
 async fn an_agent_identity_takes_the_place_of_no_login() {
     let (service, clock, _directory) = service().await;
