@@ -70,6 +70,7 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     }
     // The defaults of the product, which the other tests turn off.
     daemon.unset("LIMITS__");
+    daemon.unset("AUTH__STORES_PER_HOST_PER_HOUR");
     daemon.launch();
     let mut fleet = Fleet::enrol(&daemon).await;
     let prepared = attackers::Prepared::new(attack, &daemon).await;
