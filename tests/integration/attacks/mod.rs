@@ -65,8 +65,6 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     }
     if let Some(program) = program {
         daemon.binary = program.clone();
-        // An earlier version does not know it.
-        daemon.unset("AUTH__STRICT");
     }
     // The defaults of the product, which the other tests turn off.
     daemon.unset("LIMITS__");
