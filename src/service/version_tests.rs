@@ -15,8 +15,8 @@ use super::{By, Policy, Result, Service, ServiceError};
 use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
 use crate::outside::Outside;
-use crate::records::Records;
 use crate::records::embedded::Embedded;
+use crate::records::{Records, Standstill};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0,"agent_runtime_id":"r","account_id":"a","plan_type":"p","chatgpt_user_id":"u","chatgpt_account_is_fedramp":false}"#;
@@ -214,6 +214,23 @@ async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
     assert!(matches!(refused, Err(ServiceError::KeyInvalid)), "{refused:?}");
     let shared = service.canonical().unwrap().summary.digest;
     assert_eq!(retrieve(&service, &new, shared).await.outcome, Outcome::Valid);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
+    let (service, clock, _directory) = service().await;
+    set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
+    let key = register(&service, "a.test").await;
+    let note = By::daemon().note(clock.now(), "store.standstill");
+    let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
+    service.records.set_standstill(Some(&standstill), &note).await.unwrap();
+    let auth = login(clock.now(), "one").0;
+    for _ in 0..3 {
+        let failed = store(&service, &key, &auth).await.map(drop);
+        assert!(matches!(failed, Err(ServiceError::StandsStill { .. })), "{failed:?}");
+    }
+    service.records.set_standstill(None, &note).await.unwrap();
+    assert_eq!(store(&service, &key, &auth).await.unwrap().outcome, Outcome::Updated);
 }
 
 /// The refusal of another account is written to the audit log.
