@@ -221,6 +221,8 @@ async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
     let (service, clock, _directory) = service().await;
     set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
     let key = register(&service, "a.test").await;
+    // Its first contact binds it, which is a change of its own.
+    service.admit(Some(&key), HERE, Purpose::Service).await.unwrap();
     let note = By::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
     service.records.set_standstill(Some(&standstill), &note).await.unwrap();
