@@ -92,13 +92,18 @@ impl AuthApi {
 pub fn answer(service: &Service, sync: Sync) -> Result<AuthAnswer, ServiceError> {
     let host = sync.host.as_ref().map(|host| &*host.host);
     let canonical = sync.canonical.as_deref();
-    // A store is durable by now, and nothing may turn it into a failure: a host whose agent identity cannot be opened is
-    // answered without it.
-    let cannot_deliver = |it| sync.stored && service.deliver(it, host).is_err();
-    let recipient = host.filter(|_| !canonical.is_some_and(cannot_deliver));
-    let canonical_digest = canonical.map(|it| service.delivered_digest(it, recipient)).transpose()?;
-    let delivery =
-        canonical.filter(|_| sync.outcome.carries_auth()).map(|it| service.deliver(it, recipient)).transpose()?;
+    let delivery = canonical.filter(|_| sync.outcome.carries_auth()).map(|it| match service.deliver(it, host) {
+        // A store is durable by now, and nothing may turn it into a failure: a host whose agent identity cannot be opened
+        // is answered without it.
+        Err(_) if sync.stored => service.deliver(it, None),
+        delivered => delivered,
+    });
+    let delivery = delivery.transpose()?;
+    let canonical_digest = match (&delivery, canonical) {
+        (Some(delivery), _) => Some(delivery.digest),
+        (None, Some(canonical)) => Some(service.delivered_digest(canonical, host)?),
+        (None, None) => None,
+    };
     let auth = delivery.map(|delivery| Verbatim::new(&delivery.text)).transpose().map_err(ServiceError::internal)?;
     let versions = service.versions(host)?;
     Ok(AuthAnswer {

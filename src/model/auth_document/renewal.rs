@@ -70,7 +70,7 @@ pub fn decide(
     }
     let take = || {
         let later = *document.last_refresh() > *present.last_refresh;
-        if later && !is_ahead && !document.is_undated() {
+        if later && !is_ahead {
             return Ok(replaces(document.clone()));
         }
         document.dated(present.last_refresh.after().max(now)).map(replaces)

@@ -56,7 +56,7 @@ use crate::seal::{KeyId, Place, Sealed};
 /// The records of one daemon, in a directory of their own.
 pub struct Embedded {
     data: Arc<Durable>,
-    /// Stores that wait for their turn, the oldest login first.
+    /// Stores that wait for their turn, the login with the latest date first.
     stores: turns::Turns<Reverse<Option<Instant>>, Replacement>,
     /// A test cuts nodes off from what changed: changes are made, and following them fails.
     #[cfg(test)]
