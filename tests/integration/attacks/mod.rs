@@ -74,11 +74,19 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     let prepared = attackers::Prepared::new(attack, &daemon).await;
     let idle = fleet.work(time / 2).await;
     let before = memory(&daemon);
-    let (attacked, (growth, note)) = tokio::join!(fleet.work(time), async {
-        let attacking = prepared.attack(&daemon, time);
-        let watching = watch(&daemon, before, time);
-        let (note, growth) = tokio::join!(attacking, watching);
-        (growth, note)
+    // The attackers have a thread of their own: what they compute must not delay the clients of the fleet.
+    let (attacked, (growth, note)) = tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let attackers = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (note, growth) = tokio::join!(prepared.attack(&daemon, time), watch(&daemon, before, time));
+                    (growth, note)
+                })
+            });
+            let attacked = tokio::runtime::Handle::current().block_on(fleet.work(time));
+            (attacked, attackers.join().unwrap())
+        })
     });
     Row {
         attack: attack.name(),
