@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make bench`: builds release and prints one table, each figure beside its baseline of the same run.
-#   benches/run.sh [retrieve] [connections] [durable] [idle] [database] [sandbox] [starts] [rates] [list]   parts of it; none: all
+#   benches/run.sh [retrieve] [connections] [durable] [growth] [idle] [database] [sandbox] [starts] [rates] [list]   parts of it; none: all
 #   BENCH_SECONDS, BENCH_ROUNDS, BENCH_HOSTS, BENCH_DIR, BENCH_NGINX                  see benches/fleet/main.rs
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,7 +3,7 @@
 //! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
 //! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `idle`, `database`, `sandbox`; of the fleets `starts`, `rates`, `list`; none: all). `BENCH_SECONDS` (5)
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; of the fleets `starts`, `rates`, `list`; none: all). `BENCH_SECONDS` (5)
 //! and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large the large fleet is, `BENCH_DIR` where the state
 //! directories go, `BENCH_FLEETS` where fleets are kept for the next run, `BENCH_NGINX` where nginx is. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
 
@@ -11,6 +11,7 @@ mod bare;
 mod calls;
 mod database;
 mod disk;
+mod growth;
 mod http;
 mod load;
 mod mariadb;
@@ -77,6 +78,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     if wanted("durable") {
         rows.extend(bench.durable().await?);
+    }
+    if wanted("growth") {
+        rows.extend(growth::rows(bench.directory.path()).await?);
     }
     if wanted("idle") {
         rows.extend(bench.idle().await?);

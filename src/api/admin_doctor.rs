@@ -7,7 +7,7 @@ use poem_openapi::OpenApi;
 
 use super::Tag;
 use super::checks::Checks;
-use super::guards::Viewer;
+use super::guards::{Admin, Viewer};
 use super::json::{Answer, ok};
 use crate::service::Service;
 
@@ -22,5 +22,13 @@ impl AdminDoctorApi {
     #[oai(path = "/admin/doctor", method = "get", operation_id = "examine")]
     async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<Checks> {
         ok(Checks::from(service.examine().await))
+    }
+
+    /// Read every row of the embedded store and its checksum
+    ///
+    /// One at a time. A store that is a database is not read: it sees to that itself.
+    #[oai(path = "/admin/records/verify", method = "post", operation_id = "verifyRecords")]
+    async fn verify_records(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<Checks> {
+        ok(Checks::from(Vec::from_iter(service.verify_records().await)))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::{CliError, print};
 use crate::api::Checks;
 use crate::config::{Config, ConfigError};
@@ -47,7 +47,10 @@ async fn ask(config: &Config, state: &StateFound, is_running: bool) -> Checks {
     }
     let answer = match Client::connect(config).await {
         Ok(client) => {
-            let answer = client.get::<Checks>("/admin/doctor").await;
+            let answer = match client.get::<Checks>("/admin/doctor").await {
+                Ok(found) => verified(&client, found).await,
+                Err(error) => Err(error),
+            };
             client.close().await;
             answer
         }
@@ -57,6 +60,7 @@ async fn ask(config: &Config, state: &StateFound, is_running: bool) -> Checks {
         Ok(found) => Checks::from(checks).and(found),
         Err(error) => {
             let remedy = match config.database.url.as_str() {
+                _ if error.to_string().contains("codex-authd restore") => "codex-authd restore DIR, from a backup",
                 "" => "journalctl -u codex-authd tells more",
                 _ => "start the database, or mend [database]; journalctl -u codex-authd tells more",
             };
@@ -64,6 +68,12 @@ async fn ask(config: &Config, state: &StateFound, is_running: bool) -> Checks {
             checks.into()
         }
     }
+}
+
+/// The checksums of all rows, too.
+async fn verified(client: &Client, found: Checks) -> Result<Checks, ClientError> {
+    let body = serde_json::json!({});
+    Ok(found.and(client.post::<Checks>("/admin/records/verify", &body).await?))
 }
 
 /// One line a check, and under it what mends it.

@@ -3,7 +3,7 @@
 //! Every command but `serve`, `check-config`, `openapi`, `completions` and `man` speaks the admin API: through the control socket of the
 //! running daemon, or, when none runs, with the same endpoint opened in this process (see `client`).
 //!
-//! Exit codes: 0 done, 1 refused or failed, 2 usage.
+//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 done, and something could not be read (`records export`).
 
 mod api;
 mod archive;
@@ -27,6 +27,7 @@ mod migrate;
 mod passphrase;
 mod print;
 mod progress;
+mod records;
 mod restore;
 mod runner;
 mod sandbox;
@@ -126,6 +127,9 @@ enum Command {
     /// While it lasts, hosts get the login and nothing else changes. Afterwards this store stands still: start the
     /// daemons on the other one, or take it back with --abort.
     Migrate(migrate::Arguments),
+    /// Take out of damaged records what can be read
+    #[command(subcommand)]
+    Records(records::Command),
     /// What the running daemon counts and measures, in the Prometheus text format
     Metrics,
 }
@@ -149,7 +153,12 @@ pub enum CliError {
     /// What was asked for has been answered in full, and the answer is that something does not work.
     #[error("{0}")]
     Found(&'static str),
+    /// It was done as far as it could be, which has been told.
+    #[error("not everything could be read")]
+    Incomplete,
 }
+
+const INCOMPLETE: u8 = 3;
 
 pub fn main() -> ExitCode {
     if let Some(code) = sandbox::dispatch() {
@@ -161,11 +170,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One document: the answer itself, where there is one.
-            if arguments.json && !matches!(error, CliError::Found(_)) {
+            if arguments.json && !matches!(error, CliError::Found(_) | CliError::Incomplete) {
                 println!("{}", serde_json::json!({"status": "error", "message": error.to_string()}));
             }
             eprintln!("codex-authd: {error}");
-            ExitCode::FAILURE
+            if matches!(error, CliError::Incomplete) { ExitCode::from(INCOMPLETE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -220,6 +229,10 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             runtime.shutdown_timeout(LAST_WAIT);
             outcome.map_err(CliError::from)
         }
+        Command::Records(command) => {
+            daemon::hardening::harden()?;
+            records::run(command, &config, arguments.json)
+        }
         command => {
             daemon::hardening::harden()?;
             runtime_of_one()?.block_on(ask(command, &config, arguments.json))
@@ -267,6 +280,7 @@ async fn ask_with(client: &Client, command: &Command, config: &Config, json: boo
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Metrics
+        | Command::Records(_)
         | Command::Restore(_) => Ok(()),
     }
 }

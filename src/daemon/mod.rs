@@ -11,6 +11,7 @@
 pub mod background;
 mod certificates;
 mod descriptors;
+mod files;
 pub mod format;
 pub mod hardening;
 pub mod listen_file;
@@ -27,6 +28,7 @@ pub mod sockets;
 pub mod state;
 mod stores;
 pub mod tls;
+mod upgrade;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -88,6 +90,14 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     let spare = inherited.as_ref().map(Sockets::duplicate).transpose()?;
     let running = match (Running::start(&config, &recovery, inherited).await, spare) {
         (Ok(running), _) => running,
+        // It notes what it is doing first: the next process does not try it again.
+        (Err(DaemonError::State(error @ StateError::HotUnfinished(_))), spare) => {
+            log::error!(event = "hot_state_unfinished", cause:% = error; "this process is replaced by one that sets hot state aside");
+            return Err(match spare {
+                Some(sockets) => replace(&recovery, sockets),
+                None => DaemonError::Replace(recovery::replace_process(recovery::same_again())),
+            });
+        }
         (Err(error), Some(sockets)) if recovery.tries_again() => {
             let wait = recovery.first_wait();
             log::error!(event = "start_failed", wait:? = wait; "this process cannot start in the place of the last one, and will be replaced: {error}");

@@ -18,6 +18,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
+use super::files;
 use crate::seal::MasterKey;
 
 const RECORDS: &str = "records";
@@ -33,7 +34,7 @@ pub fn clear(directory: &Path) -> io::Result<()> {
     if directory.join(MARKER).exists() {
         return Err(io::Error::other("a restored store waits for the next start of the daemon: start it first"));
     }
-    remove_directory(&directory.join(BESIDE))?;
+    files::remove(&directory.join(BESIDE))?;
     match std::fs::remove_file(directory.join(KEY_BESIDE)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -49,7 +50,7 @@ pub fn announce(directory: &Path, master_key: Option<&MasterKey>) -> io::Result<
     let temporary = directory.join("restored.tmp");
     File::create(&temporary)?.sync_all()?;
     std::fs::rename(&temporary, &marker)?;
-    sync(directory)
+    files::sync_names(directory)
 }
 
 /// Says whether there was one. The directory must be locked.
@@ -69,37 +70,26 @@ pub fn apply(directory: &Path) -> io::Result<bool> {
             File::open(part.join(KEY))?.sync_all()?;
         }
         std::fs::rename(&records, part.join(RECORDS))?;
-        sync(&part)?;
-        sync(directory)?;
+        files::sync_names(&part)?;
+        files::sync_names(directory)?;
     }
     if beside.exists() {
         std::fs::rename(&beside, &records)?;
-        sync(directory)?;
+        files::sync_names(directory)?;
     }
     if key_beside.exists() {
         std::fs::rename(&key_beside, &key)?;
-        sync(directory)?;
+        files::sync_names(directory)?;
     }
     if part.exists() {
-        remove_directory(&before)?;
+        files::remove(&before)?;
         std::fs::rename(&part, &before)?;
-        sync(directory)?;
+        files::sync_names(directory)?;
     }
     std::fs::remove_file(directory.join(MARKER))?;
-    sync(directory)?;
+    files::sync_names(directory)?;
     log::warn!(event = "restored", before:% = before.display(); "the restored store is in its place; the one before stands in {}: remove that once you will not go back", before.display());
     Ok(true)
-}
-
-fn remove_directory(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! sockets. The stores are left as they are, without being closed, which may never end after an error: that is a crash
 //! like any other, and the successor reads back what the disk really holds.
 //!
-//! The same is done when the records were restored, or filled anew, under a daemon that runs.
+//! The same is done when the records were restored, or filled anew, under a daemon that runs; and when hot state could not be
+//! read: the successor sets it aside.
 //!
 //! A disk that fails again at once must not make a busy loop: how often the process was replaced in a row travels in
 //! the environment, and the first try of the disk waits the longer for it. A crash while the disk is tried leaves a file
@@ -40,6 +41,8 @@ const PROBE: usize = 2 * 1024 * 1024;
 /// Of a start, which is to cost little.
 const SMALL_PROBE: usize = 64 * 1024;
 const PROBE_NAME: &str = ".probe";
+/// Their directories, in the state directory.
+const STORES: [&str; 3] = ["records", crate::hot::CACHE, crate::hot::OUTBOX];
 
 /// What this process knows of those it took the place of.
 #[derive(Clone, Copy)]
@@ -54,6 +57,8 @@ pub enum Why {
     DiskIsBack,
     /// They were restored, or filled anew: what is in memory, and open, belongs to others.
     OtherRecords,
+    /// Only a fresh process can set it aside.
+    HotStateBroken,
 }
 
 impl std::fmt::Display for Why {
@@ -61,6 +66,7 @@ impl std::fmt::Display for Why {
         f.write_str(match self {
             Self::DiskIsBack => "the disk takes writes again",
             Self::OtherRecords => "the records are others than it was started with",
+            Self::HotStateBroken => "hot state could not be read",
         })
     }
 }
@@ -101,6 +107,12 @@ impl Recovery {
             }
             sleep(LOOK).await;
         };
+        if let Some(cause) = service.hot_state_broken() {
+            log::error!(event = "hot_state_broken", cause = cause.as_str(); "hot state could not be read: calls that need it are answered 503 until this process is replaced by one that builds it anew");
+            sleep(self.first_wait()).await;
+            service.note_hot_state_broken(&cause).await;
+            return Why::HotStateBroken;
+        }
         let failure = &degraded.failure;
         let (mut wait, mut last, mut told) = (self.first_wait(), failure.cause.clone(), None::<Instant>);
         loop {
@@ -123,14 +135,20 @@ impl Recovery {
 
     /// The process that is to take this one's place. It is to be told of the sockets before it begins.
     pub fn successor(&self) -> Command {
-        let mut arguments = std::env::args_os();
-        let name = arguments.next().unwrap_or_else(|| OsString::from("codex-authd"));
-        // Not by its path: that may be another version by now.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(name).args(arguments);
+        let mut command = same_again();
         command.env(VARIABLE, self.in_a_row().saturating_add(1).to_string());
         command
     }
+}
+
+/// As this one was begun.
+pub fn same_again() -> Command {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| OsString::from("codex-authd"));
+    // Not by its path: that may be another version by now.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(name).args(arguments);
+    command
 }
 
 /// Replaces this process; comes back only when that fails.
@@ -141,7 +159,7 @@ pub fn replace_process(mut command: Command) -> io::Error {
 
 /// To be called by a successor before it opens the stores: what the kernel remembers of them may not be on the disk.
 pub fn reread_stores(state_dir: &Path) {
-    for store in ["records", "hot"] {
+    for store in STORES {
         let directory = state_dir.join(store);
         if let Err(cause) = crate::durable::reread(&directory) {
             log::warn!(event = "reread_failed", directory:% = directory.display(), cause:% = cause; "the store may be read from memory instead of the disk");
@@ -160,7 +178,7 @@ async fn probe(state_dir: &Path, store: &Path) -> io::Result<()> {
 
 /// Whether a start on this disk can come to anything; removes what a try that was cut short left.
 pub fn check_disk(state_dir: &Path) -> io::Result<()> {
-    for store in ["records", "hot"] {
+    for store in STORES {
         // What cannot be removed is in nobody's way.
         let _ = remove(&state_dir.join(store).join(PROBE_NAME));
     }

@@ -5,8 +5,13 @@
 //!   format              the number of the directory's format (see `format`)
 //!   daemon.lock         held while a daemon (or an offline command) runs; holds its process id
 //!   master.key          0600, unless systemd brings it as a credential
-//!   records/            the embedded store
-//!   hot/                hot state and the outbox
+//!   records/            the embedded records; the crash-safe store
+//!   outbox/             what hosts did and the records do not have yet; the crash-safe store
+//!   hot/                hot state: rebuilt from the records when it is lost or damaged
+//!   hot.broken-DATE/    hot state that was damaged and is set aside: nobody needs it
+//!   before-format-N/, upgrading, records.upgrade/, outbox.upgrade/   an upgrade, and the state before it (see `format`)
+//!   records.damaged-DATE/   damaged records that a restore took the place of
+//!   records.salvage/    a copy while damaged records are exported
 //!   records.restored/, restored, before-restore/   a restore under way, and what it replaced (see `promotion`)
 //!   restore.spool       a backup that comes in over the control socket; overwritten by the next where a crash left it
 //!   pki/server-ca.crt   what hosts trust          } written from the records on every start
@@ -25,14 +30,16 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::format::{self, FormatError};
 use super::stores::Beside;
-use super::{manager, promotion, recovery};
+use super::{files, manager, promotion, recovery};
 use crate::config::{Config, Database, credentials};
+use crate::durable::DurableError;
 use crate::hot::throttle::{Limits, Throttle};
-use crate::hot::{Hot, HotError};
+use crate::hot::{self, Hot, HotError};
 use crate::metrics::{Metrics, MetricsError, Store};
 use crate::model::audit::Actor;
 use crate::outside::{Outside, System};
 use crate::records::embedded::Embedded;
+use crate::records::embedded::rescue::Rescue;
 use crate::records::mysql::{MySql, Options, Tls};
 use crate::records::{Records, RecordsError};
 use crate::seal::MasterKey;
@@ -51,10 +58,27 @@ pub enum StateError {
     InUse { path: PathBuf, holder: String },
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// Nothing was served from them, and nothing was changed.
+    #[error(
+        "cannot open the records: {0}. Put a backup back: codex-authd restore DIR. Without one, codex-authd records export DIR \
+         takes out what can be read, as a backup"
+    )]
+    DamagedRecords(String),
     #[error("cannot open the records: {0}")]
-    Records(#[from] RecordsError),
-    #[error("cannot open hot state: {0}; it holds nothing but unsent telemetry: move {path} away to go on without it", path = .1.display())]
-    Hot(HotError, PathBuf),
+    Records(RecordsError),
+    #[error(
+        "cannot open the outbox: {0}. To go on without it, move {path} away: lost are then the calls of hosts that the records \
+         do not have yet, and a login that a probe refreshed while they were away",
+        path = .1.display()
+    )]
+    DamagedOutbox(DurableError, PathBuf),
+    #[error("there are no embedded records to export in {path}: {1}", path = .0.display())]
+    NoRecords(PathBuf, &'static str),
+    #[error("cannot open hot state: {0}")]
+    Hot(HotError),
+    /// The next process sets it aside.
+    #[error("{0}")]
+    HotUnfinished(HotError),
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     #[error("cannot unlock the secrets: {}", super::cause_of(.0))]
@@ -63,6 +87,30 @@ pub enum StateError {
     Restore(ServiceError),
     #[error("opening the state ended early: {0}")]
     Ended(tokio::task::JoinError),
+}
+
+impl From<RecordsError> for StateError {
+    fn from(error: RecordsError) -> Self {
+        match error {
+            RecordsError::Damaged(cause) => Self::DamagedRecords(cause),
+            error => Self::Records(error),
+        }
+    }
+}
+
+/// Which store of those beside the records could not be opened, and what is lost without it.
+fn of_hot(error: HotError) -> StateError {
+    match error {
+        HotError::Unfinished(_) => StateError::HotUnfinished(error),
+        HotError::Store(error @ DurableError::Damaged { .. }) => match &error {
+            DurableError::Damaged { path, .. } if path.ends_with(hot::OUTBOX) => {
+                let outbox = path.clone();
+                StateError::DamagedOutbox(error, outbox)
+            }
+            _ => StateError::Hot(HotError::Store(error)),
+        },
+        error => StateError::Hot(error),
+    }
 }
 
 pub struct State {
@@ -85,7 +133,7 @@ impl State {
         let failed = |cause| StateError::Directory { path: directory.clone(), cause };
         recovery::check_disk(directory).map_err(failed)?;
         promotion::apply(directory).map_err(failed)?;
-        let upgrade = format::prepare(directory)?;
+        prepare_format(directory).await?;
         let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
         manager::status(if config.database.url.is_empty() {
             "starting: the records are opened"
@@ -93,19 +141,14 @@ impl State {
             "starting: the database is asked"
         });
         // Both at once: with many hosts most of a start is spent here.
-        let (records_path, hot_path, of_hot) = (directory.join("records"), directory.join("hot"), outside.clone());
+        let (records_path, hot_path, for_hot) = (directory.join("records"), directory.clone(), outside.clone());
         let database = database(config).map(|options| MySql::new(&options)).transpose()?;
-        // An older state is upgraded whatever it is that is used now.
-        let embedded = database.is_none() || upgrade.is_some();
-        let records = tokio::task::spawn_blocking(move || embedded.then(|| Embedded::open(&records_path)).transpose());
-        let hot = tokio::task::spawn_blocking(move || {
-            Hot::open(&hot_path, &*of_hot).map_err(|error| StateError::Hot(error, hot_path))
-        });
+        let is_embedded = database.is_none();
+        let records =
+            tokio::task::spawn_blocking(move || is_embedded.then(|| Embedded::open(&records_path)).transpose());
+        let hot = tokio::task::spawn_blocking(move || Hot::open(&hot_path, &*for_hot).map_err(of_hot));
         let (records, hot) = (records.await, hot.await);
         let embedded = records.map_err(StateError::Ended)??;
-        if let (Some(upgrade), Some(embedded)) = (upgrade, &embedded) {
-            upgrade.run(embedded).await?;
-        }
         let records: Arc<dyn Records> = match (database, embedded) {
             (Some(database), _) => {
                 match database.prepare().await {
@@ -124,7 +167,7 @@ impl State {
             (None, None) => return Err(RecordsError::Unavailable("no store was opened".into()).into()),
         };
         let hot = Arc::new(hot.map_err(StateError::Ended)??);
-        hot.on_flush(metrics.flush_observer(Store::Hot));
+        hot.on_flush(metrics.flush_observer(Store::Hot), metrics.flush_observer(Store::Outbox));
         let credentials = credentials::directory();
         let secrets =
             boot::unlock_with_hot(&*records, &hot, &directory.join("master.key"), credentials.as_deref(), &*outside)
@@ -164,22 +207,29 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let failed = |cause| StateError::Directory { path: directory.clone(), cause };
     recovery::check_disk(directory).map_err(failed)?;
     promotion::apply(directory).map_err(failed)?;
-    let upgrade = format::prepare(directory)?;
     let path = directory.join("records");
+    let prepared = match prepare_format(directory).await {
+        Err(StateError::Format(error @ FormatError::OldRecords(_))) => Err(error.to_string()),
+        prepared => Ok(prepared?),
+    };
+    // Records that cannot be opened stay where they are until the backup is known to be good.
+    let mut damaged = prepared.err();
     let records: Arc<dyn Records> = match database(config) {
         Some(options) => {
             let database = MySql::new(&options)?;
             database.prepare().await?;
             Arc::new(database)
         }
-        None => {
-            let opened =
-                tokio::task::spawn_blocking(move || Embedded::open(&path)).await.map_err(StateError::Ended)??;
-            if let Some(upgrade) = upgrade {
-                upgrade.run(&opened).await?;
+        None => match open_embedded(&path, damaged.take()).await? {
+            Ok(opened) => Arc::new(opened),
+            Err(cause) => {
+                log::warn!(event = "records_damaged", cause = cause.as_str(); "the present records cannot be opened: {cause}");
+                damaged = Some(cause);
+                let nothing = directory.join(NOTHING);
+                files::remove(&nothing).map_err(failed)?;
+                Arc::new(Embedded::open(&nothing)?)
             }
-            Arc::new(opened)
-        }
+        },
     };
     let credentials = credentials::directory();
     let present = MasterKey::load(&directory.join("master.key"), credentials.as_deref());
@@ -190,8 +240,92 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let restored = restored.map_err(StateError::Restore)?;
     // Its files are to be moved.
     drop(records);
+    files::remove(&directory.join(NOTHING)).map_err(failed)?;
+    if damaged.is_some() {
+        let aside = set_aside(directory, &path).map_err(failed)?;
+        log::warn!(event = "records_set_aside", path:% = aside.display(); "the damaged records are in {} now", aside.display());
+    }
     promotion::apply(directory).map_err(failed)?;
+    if damaged.is_some() {
+        prepare_format(directory).await?;
+    }
     Ok(restored)
+}
+
+/// Stands for records that cannot be opened, while a backup is put in their place.
+const NOTHING: &str = "records.none";
+
+/// The records, or why they cannot be read: `damaged`, where that is known.
+async fn open_embedded(path: &Path, damaged: Option<String>) -> Result<Result<Embedded, String>, StateError> {
+    if let Some(cause) = damaged {
+        return Ok(Err(cause));
+    }
+    let path = path.to_path_buf();
+    match tokio::task::spawn_blocking(move || Embedded::open(&path)).await.map_err(StateError::Ended)? {
+        Ok(opened) => Ok(Ok(opened)),
+        Err(RecordsError::Damaged(cause)) => Ok(Err(cause)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Renames the damaged records, so that the restored ones get their place.
+fn set_aside(directory: &Path, path: &Path) -> std::io::Result<PathBuf> {
+    let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+    let date = System.now().format(format).map_err(std::io::Error::other)?;
+    let aside = directory.join(format!("records.damaged-{date}"));
+    std::fs::rename(path, &aside)?;
+    File::open(directory)?.sync_all()?;
+    Ok(aside)
+}
+
+/// What can be read of damaged records, with the state locked.
+pub struct Rescued {
+    // Dropped first: its files are in `scratch`.
+    records: Option<Rescue>,
+    scratch: PathBuf,
+    _lock: StateLock,
+}
+
+/// Reads what can be read of the embedded records while no daemon runs. They are not changed.
+pub fn rescue(config: &Config) -> Result<Rescued, StateError> {
+    let directory = &config.state_dir;
+    let path = directory.join("records");
+    if !path.exists() {
+        return Err(StateError::NoRecords(directory.clone(), "no daemon has run here on the embedded store"));
+    }
+    let lock = StateLock::take(directory)?;
+    let failed = |cause| StateError::Directory { path: directory.clone(), cause };
+    if format::look(directory)? != Some(format::CURRENT) {
+        return Err(StateError::NoRecords(
+            directory.clone(),
+            "they have an older format; the daemon upgrades it at its start",
+        ));
+    }
+    let scratch = directory.join("records.salvage");
+    files::remove(&scratch).map_err(failed)?;
+    let records = Rescue::read(&path, &scratch).inspect_err(|_| drop(files::remove(&scratch)))?;
+    Ok(Rescued { records: Some(records), scratch, _lock: lock })
+}
+
+impl Rescued {
+    pub fn records(&self) -> &Rescue {
+        // Taken by drop alone.
+        self.records.as_ref().unwrap_or_else(|| unreachable!("it is there until it is dropped"))
+    }
+}
+
+impl Drop for Rescued {
+    fn drop(&mut self) {
+        drop(self.records.take());
+        let _ = files::remove(&self.scratch);
+    }
+}
+
+/// Off the async threads: a large state is copied for a while.
+async fn prepare_format(directory: &Path) -> Result<(), StateError> {
+    let directory = directory.to_path_buf();
+    let prepared = tokio::task::spawn_blocking(move || format::prepare(&directory)).await;
+    Ok(prepared.map_err(StateError::Ended)??)
 }
 
 /// How to reach the database, where there is one.

@@ -10,11 +10,14 @@ use time::OffsetDateTime;
 
 use crate::config::Config;
 use crate::daemon::format;
+use crate::hot;
 use crate::model::check::Check;
 use crate::model::checkup::{self, Room};
 
 const CONFIGURATION: &str = "configuration";
 const STATE: &str = "state directory";
+/// The directories of the stores, in the state directory.
+const STORES: [&str; 3] = ["records", hot::CACHE, hot::OUTBOX];
 /// Whom the packages make.
 const USER: &str = "codex-authd";
 
@@ -180,7 +183,7 @@ impl StateFound {
     /// A file of the stores that another user made, such as root with a command.
     fn strangers(&self, uid: u32) -> Option<PathBuf> {
         let mut places = vec![self.path.clone()];
-        places.extend(["records", "hot", "pki"].map(|name| self.path.join(name)));
+        places.extend(["records", hot::CACHE, hot::OUTBOX, "pki"].map(|name| self.path.join(name)));
         let entries = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
         let mut other = entries.filter(|entry| entry.metadata().is_ok_and(|about| about.uid() != uid));
         // Whoever is root may write everything.
@@ -209,6 +212,16 @@ fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
     })
 }
 
+/// Hot state that a daemon found damaged. It goes on without it.
+pub fn set_aside(state_dir: &Path) -> Vec<Check> {
+    let of = |directory: PathBuf| {
+        let place = directory.display();
+        let found = format!("{place} was damaged and set aside; the daemon built hot state anew, and needs it no more");
+        Check::weak("hot state", found, format!("look at the disk of {}, then rm -r {place}", state_dir.display()))
+    };
+    hot::set_aside(state_dir).into_iter().map(of).collect()
+}
+
 pub fn disk(state_dir: &Path) -> Option<Check> {
     if !state_dir.exists() {
         return None;
@@ -229,7 +242,7 @@ pub fn disk(state_dir: &Path) -> Option<Check> {
         free_inodes: found.files_available(),
         inodes: found.files(),
         is_read_only: found.flags().contains(FsFlags::ST_RDONLY),
-        used_bytes: size(&state_dir.join("records")) + size(&state_dir.join("hot")),
+        used_bytes: STORES.iter().map(|store| size(&state_dir.join(store))).sum(),
     };
     Some(checkup::disk(room, &place))
 }
@@ -245,9 +258,8 @@ fn size(directory: &Path) -> u64 {
 
 /// What the stores' files say of the clock, where the records cannot be asked.
 pub fn newest_file(state_dir: &Path, now: OffsetDateTime) -> Option<Check> {
-    let times = ["records", "hot"]
-        .iter()
-        .flat_map(|store| std::fs::read_dir(state_dir.join(store)).into_iter().flatten().flatten());
+    let times =
+        STORES.iter().flat_map(|store| std::fs::read_dir(state_dir.join(store)).into_iter().flatten().flatten());
     let newest = times.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()?;
     Some(checkup::clock_and_records(now, Some(newest.into()), "the newest file of the stores"))
 }
@@ -336,7 +348,7 @@ mod tests {
         assert_eq!(verdicts(), [Verdict::Weak]);
         mode(0o700);
         for (text, verdict) in
-            [("4\n", Verdict::Good), ("3\n", Verdict::Weak), ("5\n", Verdict::Missing), ("four", Verdict::Missing)]
+            [("5\n", Verdict::Good), ("4\n", Verdict::Weak), ("6\n", Verdict::Missing), ("four", Verdict::Missing)]
         {
             std::fs::write(directory.path().join("format"), text).unwrap();
             assert_eq!(verdicts(), [verdict], "{text}");

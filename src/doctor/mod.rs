@@ -31,6 +31,7 @@ pub async fn examine(
 ) -> Vec<Check> {
     let mut checks = vec![installation::configuration(file, config, state.owner)];
     checks.extend(state.checks(is_running));
+    checks.extend(installation::set_aside(&config.state_dir));
     checks.extend(installation::disk(&config.state_dir));
     checks.extend(installation::newest_file(&config.state_dir, outside.now()));
     checks.push(installation::time_service(Path::new("/run/systemd/timesync")));

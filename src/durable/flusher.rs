@@ -1,9 +1,8 @@
-//! The one thread of a database that makes changes power-safe. Whoever waits while a flush is running is served together
-//! by the next one.
+//! The one thread of a store that makes changes safe. Whoever waits while a flush is running is served together by the next
+//! one; what nobody waits for is written within [`LATEST`].
 //!
-//! sled can wait for ever inside `flush` when a write of its own fails in the background: it notes the error and wakes
-//! nobody. Another call of `flush` finds the error and wakes the first, so a flush that takes long is *nudged*. And nobody
-//! here waits without a bound: who has waited [`STALLED_AFTER`] declares the database failed.
+//! A flush that takes long is *nudged* (`Disk::nudge` of the parent says what for). And nobody here waits without a
+//! bound: who has waited [`STALLED_AFTER`] declares the store failed.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,11 +17,13 @@ use tokio::sync::oneshot;
 use super::{Counters, DurableError, Result};
 
 const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// How long a change that nobody waits for may stay in memory.
+const LATEST: Duration = Duration::from_secs(1);
 /// When a flush is nudged for the first time; each further time after twice as long, since a nudge may get stuck as well.
 const NUDGED_AFTER: Duration = Duration::from_secs(1);
 const NUDGES: u32 = 5;
 
-/// Asks sled what a flush that takes long may not have heard.
+/// Asks what a flush that takes long may not have heard.
 pub(super) type Nudge = Box<dyn Fn() + Send + Sync>;
 
 pub(super) struct Flusher {
@@ -128,10 +129,6 @@ impl Flusher {
         self.shared.ended.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(super) fn fail(&self, cause: &str) -> DurableError {
-        self.shared.fail(cause)
-    }
-
     pub(super) fn check(&self) -> Result<()> {
         self.shared.lock().failed.as_ref().map_or(Ok(()), |cause| Err(self.shared.error(cause)))
     }
@@ -176,12 +173,14 @@ impl Shared {
         loop {
             let (waiting, last) = {
                 let state = self.lock();
-                let mut state = self
-                    .wake
-                    .wait_while(state, |state| state.waiting.is_empty() && !state.stopping)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let wait =
+                    self.wake.wait_timeout_while(state, LATEST, |state| state.waiting.is_empty() && !state.stopping);
+                let mut state = wait.unwrap_or_else(PoisonError::into_inner).0;
                 (std::mem::take(&mut state.waiting), state.stopping)
             };
+            if waiting.is_empty() && !last && self.is_safe() {
+                continue;
+            }
             let outcome = self.flush(&mut make_safe);
             for waiter in waiting {
                 waiter.answer(outcome.clone());
@@ -202,6 +201,10 @@ impl Shared {
         self.wake.notify_all();
     }
 
+    fn is_safe(&self) -> bool {
+        self.safe.load(Ordering::SeqCst) >= self.begun.load(Ordering::SeqCst) || self.lock().failed.is_some()
+    }
+
     fn flush(&self, make_safe: &mut impl FnMut() -> std::result::Result<(), String>) -> Result<()> {
         {
             let mut state = self.lock();
@@ -212,7 +215,7 @@ impl Shared {
         }
         let applied = self.ended.load(Ordering::SeqCst);
         let begun = Instant::now();
-        // sled panics where it has no better answer; that must not leave everybody waiting.
+        // A panic must not leave everybody waiting.
         let outcome = catch_unwind(AssertUnwindSafe(make_safe)).unwrap_or_else(|_| Err("the flush panicked".into()));
         self.flushes.fetch_add(1, Ordering::Relaxed);
         self.lock().flushing = None;

@@ -1,14 +1,47 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
 
-fn put(durable: &Durable, key: &str, value: &[u8]) {
+mod power;
+mod view;
+
+const NAME: &str = "test";
+
+/// A disk that does something else before each commit.
+struct After<D, F>(D, F);
+
+impl<D: Disk, F: FnMut() -> std::result::Result<(), DiskError> + Send + 'static> Disk for After<D, F> {
+    fn commit(&mut self, rows: &Layer) -> std::result::Result<Arc<dyn View>, DiskError> {
+        // The first, of no rows, only asks for a view.
+        if !rows.is_empty() {
+            (self.1)()?;
+        }
+        self.0.commit(rows)
+    }
+}
+
+pub(super) fn durable_after(
+    dir: &Path,
+    name: &'static str,
+    before: impl FnMut() -> std::result::Result<(), DiskError> + Send + 'static,
+) -> Result<Store> {
+    let lock = lock::take(dir)?;
+    let disk = redb::Redb::open(dir, name)?;
+    Store::on(dir, lock, After(disk, before))
+}
+
+pub(super) fn fail_if(failing: &AtomicBool) -> std::result::Result<(), DiskError> {
+    let error = std::io::Error::from_raw_os_error(5);
+    if failing.load(Ordering::SeqCst) { Err(DiskError::Other(error.to_string())) } else { Ok(()) }
+}
+
+fn put(durable: &Store, key: &str, value: &[u8]) {
     try_put(durable, key, value).unwrap();
 }
 
-fn try_put(durable: &Durable, key: &str, value: &[u8]) -> Result<()> {
+fn try_put(durable: &Store, key: &str, value: &[u8]) -> Result<()> {
     durable.write(|staged| {
         staged.insert(key, value);
         Ok(())
@@ -19,9 +52,9 @@ fn try_put(durable: &Durable, key: &str, value: &[u8]) -> Result<()> {
 async fn what_was_committed_is_there_when_opened_again_in_the_same_process() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3u8 {
-        let durable = Durable::open(&dir.path().join("store")).unwrap();
+        let durable = Store::durable(&dir.path().join("store"), NAME).unwrap();
         if round > 0 {
-            assert_eq!(durable.get("key").unwrap().unwrap(), [round - 1]);
+            assert_eq!(durable.get("key").unwrap().unwrap(), [round - 1][..]);
         }
         put(&durable, "key", &[round]);
         durable.commit().await.unwrap();
@@ -31,10 +64,10 @@ async fn what_was_committed_is_there_when_opened_again_in_the_same_process() {
 #[test]
 fn dropping_makes_everything_safe() {
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
+    let durable = Store::durable(dir.path(), NAME).unwrap();
     put(&durable, "key", b"value");
     drop(durable);
-    assert_eq!(Durable::open(dir.path()).unwrap().get("key").unwrap().unwrap(), b"value");
+    assert_eq!(Store::durable(dir.path(), NAME).unwrap().get("key").unwrap().unwrap(), &b"value"[..]);
 }
 
 #[test]
@@ -44,16 +77,16 @@ fn the_directory_is_the_owners_alone() {
     let store = dir.path().join("store");
     std::fs::create_dir(&store).unwrap();
     std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let _durable = Durable::open(&store).unwrap();
+    let _durable = Store::durable(&store, NAME).unwrap();
     assert_eq!(std::fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 #[test]
 fn a_lock_that_is_let_go_in_time_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Durable::open(dir.path()).unwrap();
+    let first = Store::durable(dir.path(), NAME).unwrap();
     let path = dir.path().to_path_buf();
-    let second = std::thread::spawn(move || Durable::open(&path).map(drop));
+    let second = std::thread::spawn(move || Store::durable(&path, NAME).map(drop));
     std::thread::park_timeout(Duration::from_millis(300));
     assert!(!second.is_finished());
     drop(first);
@@ -63,10 +96,10 @@ fn a_lock_that_is_let_go_in_time_is_waited_for() {
 #[test]
 fn a_change_that_fails_writes_nothing_and_one_that_succeeds_everything() {
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
+    let durable = Store::durable(dir.path(), NAME).unwrap();
     let refused: Result<()> = durable.write(|staged| {
         staged.insert("a", "1");
-        assert_eq!(staged.get("a")?.unwrap(), b"1");
+        assert_eq!(staged.get("a")?.unwrap(), &b"1"[..]);
         Err(DurableError::Busy { path: "x".into() })
     });
     assert!(refused.is_err());
@@ -76,7 +109,7 @@ fn a_change_that_fails_writes_nothing_and_one_that_succeeds_everything() {
 #[test]
 fn rows_read_together_belong_together() {
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
+    let durable = Store::durable(dir.path(), NAME).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -94,7 +127,8 @@ fn rows_read_together_belong_together() {
         });
         let torn = (0..5000)
             .filter(|_| {
-                let (a, b) = durable.together(|| (durable.get("a").unwrap(), durable.get("b").unwrap()));
+                let rows = durable.snapshot();
+                let (a, b) = (rows.get("a").unwrap(), rows.get("b").unwrap());
                 a != b
             })
             .count();
@@ -104,78 +138,39 @@ fn rows_read_together_belong_together() {
 }
 
 #[tokio::test]
-async fn large_values_come_back_whole_and_leave_no_pieces_behind() {
+async fn values_of_any_size_come_back_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
-    for len in [0, 1, PIECE, PIECE + 1, 1_000_000, 10] {
+    for len in [0, 1, 4096, 4097, 1_000_000, 10] {
         let value: Vec<u8> = (0..len).map(|byte| byte as u8).collect();
-        durable.write::<_, DurableError>(|staged| staged.insert_large(b"large", &value)).unwrap();
+        let durable = Store::durable(dir.path(), NAME).unwrap();
+        put(&durable, "large", &value);
         durable.commit().await.unwrap();
-        assert_eq!(durable.get_large(b"large").unwrap(), Some(value), "{len}");
-    }
-    assert_eq!(durable.scan("large").count(), 1);
-    assert_eq!(durable.get_large(b"lar").unwrap(), None);
-    durable.write(|staged| staged.remove_large(b"large")).unwrap();
-    assert_eq!(durable.get_large(b"large").unwrap(), None);
-    assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0, "pieces keep pages in the log");
-}
-
-#[tokio::test]
-async fn pages_in_files_of_their_own_are_made_safe_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let synced = Arc::new(AtomicUsize::new(0));
-    let durable = Durable::open_with(dir.path(), |files| CountingBlobs(files, Arc::clone(&synced))).unwrap();
-    put(&durable, "blob", &vec![7; 300_000]);
-    durable.commit().await.unwrap();
-    let blobs = std::fs::read_dir(dir.path().join("blobs")).unwrap().count();
-    assert!(blobs > 0, "300 KB are beyond what the log takes");
-    assert_eq!(synced.load(Ordering::SeqCst), blobs);
-    drop(durable);
-    assert_eq!(Durable::open(dir.path()).unwrap().get("blob").unwrap().unwrap(), vec![7; 300_000]);
-}
-
-struct CountingBlobs(DiskFiles, Arc<AtomicUsize>);
-
-impl files::Files for CountingBlobs {
-    fn sync(&mut self) -> std::io::Result<()> {
-        self.0.sync()?;
-        self.1.store(self.0.safe_blob_count(), Ordering::SeqCst);
-        Ok(())
+        assert_eq!(durable.get("large").unwrap().unwrap(), value, "{len}");
+        drop(durable);
+        let again = Store::durable(dir.path(), NAME).unwrap();
+        assert_eq!(again.get("large").unwrap().unwrap(), value, "{len}");
+        assert_eq!(again.scan("large").count(), 1);
     }
 }
 
 #[test]
-fn a_half_written_snapshot_or_parameter_file_is_no_obstacle() {
+fn a_half_written_snapshot_or_parameter_file_of_sled_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     // As a kill within the first open leaves it: parameters without their checksum, and no log yet.
     std::fs::create_dir(dir.path().join("blobs")).unwrap();
     std::fs::write(dir.path().join("conf"), "segment_size: 524288\nuse_compression: false\nvers").unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
-    put(&durable, "key", b"value");
-    drop(durable);
+    let store = Store::rebuildable(dir.path()).unwrap();
+    put(&store, "key", b"value");
+    drop(store);
     std::fs::write(dir.path().join("snap.FFFFFFFFFFFFFFFF.generating"), b"half").unwrap();
-    assert_eq!(Durable::open(dir.path()).unwrap().get("key").unwrap().unwrap(), b"value");
-}
-
-pub(super) struct Failing {
-    pub(super) files: DiskFiles,
-    pub(super) failing: Arc<AtomicBool>,
-}
-
-impl files::Files for Failing {
-    fn sync(&mut self) -> std::io::Result<()> {
-        if self.failing.load(Ordering::SeqCst) {
-            return Err(std::io::Error::from_raw_os_error(5));
-        }
-        self.files.sync()
-    }
+    assert_eq!(Store::rebuildable(dir.path()).unwrap().get("key").unwrap().unwrap(), &b"value"[..]);
 }
 
 #[tokio::test]
 async fn a_failed_fdatasync_is_never_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let failing = Arc::new(AtomicBool::new(false));
-    let durable = Durable::open_on_failing_disk(dir.path(), Arc::clone(&failing)).unwrap();
+    let durable = Store::durable_on_failing_disk(dir.path(), NAME, Arc::clone(&failing)).unwrap();
     put(&durable, "before", b"1");
     durable.commit().await.unwrap();
     assert!(durable.healthy());
@@ -195,42 +190,28 @@ async fn a_failed_fdatasync_is_never_forgotten() {
     assert!(on_a_thread.join().unwrap().is_err());
 }
 
-struct Panicking;
-
-impl files::Files for Panicking {
-    fn sync(&mut self) -> std::io::Result<()> {
-        panic!("as sled does when it is at a loss")
-    }
-}
-
 #[tokio::test]
 async fn a_flush_that_panics_leaves_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open_with(dir.path(), |_| Panicking).unwrap();
+    let durable = durable_after(dir.path(), NAME, || panic!("for the test")).unwrap();
     put(&durable, "key", b"1");
     assert!(durable.commit().await.is_err());
     assert!(!durable.healthy());
 }
 
-struct Gate {
-    files: DiskFiles,
-    open: Arc<AtomicBool>,
-}
-
-impl files::Files for Gate {
-    fn sync(&mut self) -> std::io::Result<()> {
-        while !self.open.load(Ordering::SeqCst) {
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        self.files.sync()
+fn wait_for(open: &AtomicBool) -> std::result::Result<(), DiskError> {
+    while !open.load(Ordering::SeqCst) {
+        std::thread::park_timeout(Duration::from_millis(1));
     }
+    Ok(())
 }
 
 #[tokio::test]
 async fn what_was_read_is_settled_only_once_it_is_safe() {
     let dir = tempfile::tempdir().unwrap();
     let open = Arc::new(AtomicBool::new(true));
-    let durable = Durable::open_with(dir.path(), |files| Gate { files, open: Arc::clone(&open) }).unwrap();
+    let gate = Arc::clone(&open);
+    let durable = durable_after(dir.path(), NAME, move || wait_for(&gate)).unwrap();
     put(&durable, "key", b"1");
     durable.settled().await.unwrap();
     let flushes = durable.counters().flushes;
@@ -254,7 +235,8 @@ async fn what_was_read_is_settled_only_once_it_is_safe() {
 async fn one_flush_serves_all_who_wait() {
     let dir = tempfile::tempdir().unwrap();
     let open = Arc::new(AtomicBool::new(false));
-    let durable = Durable::open_with(dir.path(), |files| Gate { files, open: Arc::clone(&open) }).unwrap();
+    let gate = Arc::clone(&open);
+    let durable = durable_after(dir.path(), NAME, move || wait_for(&gate)).unwrap();
     let before = durable.counters().flushes;
     // While the first flush stands at the gate, everybody else queues up.
     let commits: Vec<_> = (0..64)
@@ -271,16 +253,23 @@ async fn one_flush_serves_all_who_wait() {
     assert!((1..=2).contains(&flushes), "64 commits took {flushes} flushes");
 }
 
+/// sled hangs where several tasks flush at once, after some hundred calls: only the flusher may.
 #[test]
-fn sixty_four_durable_writers_for_a_minute_and_none_is_stuck() {
-    let dir = tempfile::tempdir().unwrap();
-    // A pause after each write, so that the cores are left to others.
-    let counters = hammer(Durable::open(dir.path()).unwrap(), Duration::from_secs(60), Duration::from_millis(20));
-    eprintln!("{} commits in a minute, served by {} flushes", counters.commits, counters.flushes);
+fn sixty_four_writers_of_either_store_and_none_is_stuck() {
+    let pause = Duration::from_millis(20);
+    for (what, open, seconds) in [
+        ("rebuildable", Box::new(Store::rebuildable) as Box<dyn Fn(&Path) -> Result<Store>>, 12),
+        ("durable", Box::new(|dir: &Path| Store::durable(dir, NAME)), 4),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        // A pause after each write, so that the cores are left to others.
+        let counters = hammer(open(dir.path()).unwrap(), Duration::from_secs(seconds), pause);
+        println!("{what}: {} commits in {seconds} s, served by {} flushes", counters.commits, counters.flushes);
+    }
 }
 
 /// 64 tasks, each writing, committing and reading back; whoever gets no answer within ten seconds fails the test.
-fn hammer(durable: Durable, duration: Duration, pause: Duration) -> Counters {
+fn hammer(durable: Store, duration: Duration, pause: Duration) -> Counters {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let durable = Arc::new(durable);
     runtime.block_on(async {
@@ -300,7 +289,7 @@ fn hammer(durable: Durable, duration: Duration, pause: Duration) -> Counters {
                             .unwrap();
                         let committed = tokio::time::timeout(Duration::from_secs(10), durable.commit()).await;
                         committed.expect("a writer is stuck").unwrap();
-                        assert_eq!(durable.get([writer]).unwrap().unwrap(), written.to_be_bytes());
+                        assert_eq!(durable.get([writer]).unwrap().unwrap(), written.to_be_bytes()[..]);
                         tokio::time::sleep(pause).await;
                     }
                     written
@@ -312,33 +301,6 @@ fn hammer(durable: Durable, duration: Duration, pause: Duration) -> Counters {
         }
     });
     durable.counters()
-}
-
-#[test]
-fn a_large_value_that_was_staged_is_seen_by_the_same_change() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Durable::open(dir.path()).unwrap();
-    let (long, short) = (vec![1; 5 * PIECE + 1], vec![2; PIECE + 1]);
-    let stage = |staged: &mut Staged<'_>| -> Result<()> {
-        assert_eq!(staged.get_large(b"new")?, None);
-        staged.insert_large(b"new", &long)?;
-        assert_eq!(staged.get_large(b"new")?.as_ref(), Some(&long));
-        staged.insert_large(b"new", &short)?;
-        assert_eq!(staged.get_large(b"new")?.as_ref(), Some(&short));
-        assert_eq!(staged.get_large(b"old")?, None);
-        Ok(())
-    };
-    store.write(stage).unwrap();
-    assert_eq!(store.get_large(b"new").unwrap().as_ref(), Some(&short));
-    let replace = |staged: &mut Staged<'_>| -> Result<()> {
-        staged.insert_large(b"new", b"")?;
-        assert_eq!(staged.get_large(b"new")?, Some(Vec::new()));
-        staged.remove_large(b"new")?;
-        assert_eq!(staged.get_large(b"new")?, None);
-        Ok(())
-    };
-    store.write(replace).unwrap();
-    assert_eq!(store.get_large(b"new").unwrap(), None);
 }
 
 /// Runs in a process of its own, which has to live with very few file descriptors.
@@ -363,7 +325,7 @@ fn a_process_without_file_descriptors_goes_on_writing() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let durable = Durable::open(dir.path()).unwrap();
+    let durable = Store::durable(dir.path(), NAME).unwrap();
     put(&durable, "before", b"1");
     durable.commit_blocking().unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -381,5 +343,5 @@ fn a_process_without_file_descriptors_goes_on_writing() {
     put(&durable, "after", b"1");
     durable.commit_blocking().unwrap();
     drop(durable);
-    assert_eq!(Durable::open(dir.path()).unwrap().get("during").unwrap().unwrap(), [4]);
+    assert_eq!(Store::durable(dir.path(), NAME).unwrap().get("during").unwrap().unwrap(), [4][..]);
 }

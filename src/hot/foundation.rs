@@ -4,8 +4,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Hot, Result, get, get_staged, put};
-use crate::durable::Staged;
+use super::{Change, Hot, Result};
 use crate::records::{Changes, Foundation, SealingKey};
 
 pub(super) const FOUNDATION: &[u8] = b"foundation";
@@ -14,33 +13,33 @@ pub(super) const REACHED: &[u8] = b"reached";
 
 impl Hot {
     pub fn foundation(&self) -> Result<Option<Foundation>> {
-        get(&self.data, FOUNDATION)
+        self.cache.get(FOUNDATION)
     }
 
     pub fn keep_foundation(&self, foundation: &Foundation) -> Result<()> {
-        self.data.write(|staged| put(staged, FOUNDATION, foundation))
+        self.cache.write(|change| change.put(FOUNDATION, foundation))
     }
 
     /// The data keys, which change without an epoch.
     pub fn keep_sealing_keys(&self, keys: &[SealingKey]) -> Result<()> {
-        self.data.write(|staged| change(staged, |foundation| foundation.sealing_keys = keys.to_vec()))
+        self.cache.write(|rows| change(rows, |foundation| foundation.sealing_keys = keys.to_vec()))
     }
 
     pub fn reached_at(&self) -> Result<Option<OffsetDateTime>> {
-        let seconds: Option<i64> = get(&self.data, REACHED)?;
+        let seconds: Option<i64> = self.cache.get(REACHED)?;
         Ok(seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok()))
     }
 
     pub fn note_reached(&self, now: OffsetDateTime) -> Result<()> {
-        self.data.write(|staged| put(staged, REACHED, &now.unix_timestamp()))
+        self.cache.write(|change| change.put(REACHED, &now.unix_timestamp()))
     }
 }
 
-pub(super) fn take_over(staged: &mut Staged<'_>, changes: &Changes) -> Result<()> {
+pub(super) fn take_over(rows: &mut Change<'_, '_>, changes: &Changes) -> Result<()> {
     if changes.certificates.is_none() && changes.authorities.is_none() {
         return Ok(());
     }
-    change(staged, |foundation| {
+    change(rows, |foundation| {
         if let Some(certificates) = &changes.certificates {
             foundation.certificates.clone_from(certificates);
         }
@@ -50,9 +49,9 @@ pub(super) fn take_over(staged: &mut Staged<'_>, changes: &Changes) -> Result<()
     })
 }
 
-fn change(staged: &mut Staged<'_>, change: impl FnOnce(&mut Foundation)) -> Result<()> {
+fn change(rows: &mut Change<'_, '_>, change: impl FnOnce(&mut Foundation)) -> Result<()> {
     // Without one there is nothing to start from, and nothing to keep up to date.
-    let Some(mut foundation) = get_staged::<Foundation>(staged, FOUNDATION)? else { return Ok(()) };
+    let Some(mut foundation) = rows.get::<Foundation>(FOUNDATION)? else { return Ok(()) };
     change(&mut foundation);
-    put(staged, FOUNDATION, &foundation)
+    rows.put(FOUNDATION, &foundation)
 }

@@ -10,14 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use time::OffsetDateTime;
 
-use crate::durable::{Durable, Staged};
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
 use super::memo::{Memo, Pieces};
-use super::{HotError, Result, decode, get, get_staged, put, states};
+use super::{CacheStore, Change, HotError, Result, states};
 
 pub(super) const HOST: &[u8] = b"host/";
 /// Digest of a key → id of its host.
@@ -215,26 +214,26 @@ struct Maps {
 }
 
 impl Cache {
-    pub(super) fn by_key(&self, data: &Durable, key: &Digest) -> Result<Option<Arc<HotHost>>> {
+    pub(super) fn by_key(&self, cache: &CacheStore, key: &Digest) -> Result<Option<Arc<HotHost>>> {
         self.find(
             |maps| maps.by_key.get(key).cloned(),
             || {
-                let Some(id) = get(data, key_key(key))? else { return Ok(None) };
-                Ok(stored(data, id)?.filter(|host| keys_of(host).contains(&Some(*key))))
+                let Some(id) = cache.get(key_key(key))? else { return Ok(None) };
+                Ok(stored(cache, id)?.filter(|host| keys_of(host).contains(&Some(*key))))
             },
-            data,
+            cache,
         )
     }
 
-    pub(super) fn by_id(&self, data: &Durable, id: HostId) -> Result<Option<Arc<HotHost>>> {
-        self.find(|maps| maps.by_id.get(&id).cloned(), || stored(data, id), data)
+    pub(super) fn by_id(&self, cache: &CacheStore, id: HostId) -> Result<Option<Arc<HotHost>>> {
+        self.find(|maps| maps.by_id.get(&id).cloned(), || stored(cache, id), cache)
     }
 
     fn find(
         &self,
         cached: impl Fn(&Maps) -> Option<Arc<HotHost>>,
         load: impl Fn() -> Result<Option<Host>>,
-        data: &Durable,
+        cache: &CacheStore,
     ) -> Result<Option<Arc<HotHost>>> {
         loop {
             let generation = {
@@ -245,7 +244,7 @@ impl Cache {
                 maps.generation
             };
             let Some(host) = load()? else { return Ok(None) };
-            let activity = get(data, activity_key(host.id))?.unwrap_or_default();
+            let activity = cache.get(activity_key(host.id))?.unwrap_or_default();
             let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
             if let Some(host) = cached(&maps) {
                 return Ok(Some(host));
@@ -275,12 +274,12 @@ impl Cache {
     }
 
     /// Puts `hosts` over what is stored, until they are replaced.
-    pub(super) fn overrule(&self, data: &Durable, hosts: &[Host]) {
+    pub(super) fn overrule(&self, cache: &CacheStore, hosts: &[Host]) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.generation += 1;
         for host in hosts {
             let live = maps.take(host.id).map(|old| Arc::clone(&old.live)).unwrap_or_else(|| {
-                let activity = get(data, activity_key(host.id)).ok().flatten().unwrap_or_default();
+                let activity = cache.get(activity_key(host.id)).ok().flatten().unwrap_or_default();
                 Arc::new(Live(Mutex::new(LiveState::new(activity))))
             });
             maps.overruled.insert(host.id);
@@ -441,64 +440,61 @@ fn new_stamp() -> u64 {
 }
 
 /// Stages a host and its keys, taking away those it had.
-pub(super) fn write(staged: &mut Staged<'_>, host: &Host) -> Result<()> {
-    let old = get_staged::<Host>(staged, host_key(host.id))?;
+pub(super) fn write(change: &mut Change<'_, '_>, host: &Host) -> Result<()> {
+    let old = change.get::<Host>(host_key(host.id))?;
     for key in old.iter().flat_map(keys_of).flatten() {
-        staged.remove(key_key(&key));
+        change.remove(key_key(&key))?;
     }
-    states::change(staged, old.as_ref(), host.removed_at.is_none().then_some(host))?;
+    states::change(change, old.as_ref(), host.removed_at.is_none().then_some(host))?;
     if host.removed_at.is_some() {
-        staged.remove(host_key(host.id));
-        staged.remove(activity_key(host.id));
-        staged.remove(unknown_key(host.id));
-        return Ok(());
+        change.remove(host_key(host.id))?;
+        change.remove(activity_key(host.id))?;
+        return change.remove(unknown_key(host.id));
     }
-    if staged.get(activity_key(host.id))?.is_none() {
-        staged.insert(unknown_key(host.id), "");
+    if change.get_bytes(activity_key(host.id))?.is_none() {
+        change.insert(unknown_key(host.id), "")?;
     }
     for key in keys_of(host).iter().flatten() {
-        put(staged, key_key(key), &host.id)?;
+        change.put(key_key(key), &host.id)?;
     }
-    put(staged, host_key(host.id), host)
+    change.put(host_key(host.id), host)
 }
 
 /// Tells of every host that is stored, as it is stored.
-pub(super) fn each(data: &Durable, mut tell: impl FnMut(Host, HostActivity)) -> Result<()> {
-    for row in data.scan(HOST) {
-        let host: Host = decode("host", &row?.1)?;
-        let activity = get(data, activity_key(host.id))?.unwrap_or_default();
+pub(super) fn each(cache: &CacheStore, mut tell: impl FnMut(Host, HostActivity)) -> Result<()> {
+    for row in cache.rows(HOST) {
+        let host: Host = cache.decode("host", &row?.1)?;
+        let activity = cache.get(activity_key(host.id))?.unwrap_or_default();
         tell(host, activity);
     }
     Ok(())
 }
 
 /// A range of its own: what a start costs must not grow with the fleet.
-pub(super) fn without_activity(data: &Durable) -> Result<Vec<HostId>> {
+pub(super) fn without_activity(cache: &CacheStore) -> Result<Vec<HostId>> {
     let id_of = |key: &[u8]| Some(HostId(u64::from_be_bytes(key.get(UNKNOWN.len()..)?.try_into().ok()?)));
     let wrong = || HotError::Corrupt("unknown-activity: its key is wrong".into());
-    data.scan(UNKNOWN).map(|row| id_of(&row?.0).ok_or_else(wrong)).collect()
+    cache.rows(UNKNOWN).map(|row| id_of(&row?.0).ok_or_else(wrong)).collect()
 }
 
-/// Makes that range, in hot state that has none. Done again it changes nothing.
-pub(super) fn list_without_activity(data: &Durable) -> Result<()> {
+/// Forgets the activity of every host. Done again it changes nothing more.
+pub(super) fn forget_activities(cache: &CacheStore) -> Result<()> {
     let id_of = |key: &[u8]| key.get(HOST.len()..).map(<[u8]>::to_vec).unwrap_or_default();
-    let ids: Vec<_> = data.scan(HOST).map(|row| Ok::<_, HotError>(id_of(&row?.0))).collect::<Result<_>>()?;
+    let ids: Vec<_> = cache.rows(HOST).map(|row| Ok(id_of(&row?.0))).collect::<Result<_>>()?;
     for ids in ids.chunks(super::BATCH_ROWS) {
-        data.write(|staged| -> Result<()> {
-            for id in ids {
-                if staged.get([ACTIVITY, id].concat())?.is_none() {
-                    staged.insert([UNKNOWN, id].concat(), "");
-                }
-            }
-            Ok(())
+        cache.write(|change| {
+            ids.iter().try_for_each(|id| {
+                change.remove([ACTIVITY, id].concat())?;
+                change.insert([UNKNOWN, id].concat(), "")
+            })
         })?;
     }
     Ok(())
 }
 
-pub(super) fn write_activity(staged: &mut Staged<'_>, id: HostId, activity: &HostActivity) -> Result<()> {
-    staged.remove(unknown_key(id));
-    put(staged, activity_key(id), activity)
+pub(super) fn write_activity(change: &mut Change<'_, '_>, id: HostId, activity: &HostActivity) -> Result<()> {
+    change.remove(unknown_key(id))?;
+    change.put(activity_key(id), activity)
 }
 
 fn unknown_key(id: HostId) -> Vec<u8> {
@@ -509,8 +505,8 @@ pub(super) fn activity_key(id: HostId) -> Vec<u8> {
     [ACTIVITY, &id.0.to_be_bytes()].concat()
 }
 
-fn stored(data: &Durable, id: HostId) -> Result<Option<Host>> {
-    get(data, host_key(id))
+fn stored(cache: &CacheStore, id: HostId) -> Result<Option<Host>> {
+    cache.get(host_key(id))
 }
 
 pub(super) fn host_key(id: HostId) -> Vec<u8> {
@@ -605,7 +601,7 @@ mod tests {
     #[test]
     fn a_host_that_changes_while_it_is_loaded_is_loaded_again() {
         let dir = tempfile::tempdir().unwrap();
-        let data = Durable::open(dir.path()).unwrap();
+        let cache_store = CacheStore::new(crate::durable::Store::rebuildable(dir.path()).unwrap());
         let cache = Cache::default();
         let loads = Cell::new(0);
         let load = || {
@@ -617,8 +613,8 @@ mod tests {
             cache.replace(&[host("new")]);
             Ok(Some(read))
         };
-        let found = cache.find(|maps| maps.by_id.get(&HostId(1)).cloned(), load, &data).unwrap().unwrap();
+        let found = cache.find(|maps| maps.by_id.get(&HostId(1)).cloned(), load, &cache_store).unwrap().unwrap();
         assert_eq!((loads.get(), &found.api_key), (2, &sealed(1, "new")));
-        assert!(cache.by_key(&data, &host("old").key_digest).unwrap().is_none());
+        assert!(cache.by_key(&cache_store, &host("old").key_digest).unwrap().is_none());
     }
 }

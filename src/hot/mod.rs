@@ -1,28 +1,38 @@
-//! Hot state: what answering a host needs, in memory and on a sled database of its own, so that no call waits for the
-//! records. Rebuilt from them at any time by [`Hot::apply`].
+//! Hot state: what answering a host needs, in memory and on disk, so that no call waits for the records.
 //!
-//! It is the only copy of nothing but the outbox (telemetry that was acknowledged and is not in the records yet) and of a
-//! login that a probe refreshed while the records were away ([`refreshed`]). Losing
-//! the directory costs speed, unsent telemetry, and the node's id: a new one is made, so that the records never mistake
-//! new batches for old ones.
+//! It is kept in two stores of the state directory:
+//! - `hot/`, the *cache*, on sled ([`cache_store`]): hosts by the digest of a key, their activity, the canonical version
+//!   sealed, settings, installer tokens, the throttles' counts. All of it comes from the records ([`Hot::apply`]), the counts
+//!   aside: losing it forgives who was throttled or blocked. It survives a kill and no power cut.
+//! - `outbox/`, power-safe: this node's id, telemetry that was acknowledged and is not in the records yet ([`outbox`]), a
+//!   login that a probe refreshed while the records were away ([`refreshed`]), and how the cache was left ([`trust`]).
+//!   Losing it loses those; a new id is made, so that the records never mistake new batches for old ones.
+//!
+//! A cache that is damaged never stops the daemon: it is set aside, and built anew ([`opening`]). Where a read fails later,
+//! the call is refused, and the process is to be replaced by one that sets it aside ([`Hot::broken`]).
 //!
 //! What a crash leaves: rows are applied in batches and the epoch is written with the last, so a torn [`Hot::apply`] is
-//! done again, whole. Rows wait for no flush (the log keeps their order, so an epoch on disk has its rows on disk); the
-//! outbox does.
+//! done again, whole. Rows wait for no flush (the log keeps their order, so an epoch on disk has its rows on disk). The
+//! outbox does; what it has and the cache has not counted yet is counted when both are opened.
 //!
 //! It knows no plaintext secret, and not what the rules of a host mean.
 
+mod aside;
+mod cache_store;
 mod foundation;
 mod hosts;
 mod memo;
+mod opening;
 mod outbox;
 mod refreshed;
 mod states;
 pub mod throttle;
+mod trust;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
@@ -30,14 +40,19 @@ use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::durable::{Durable, DurableError, Staged};
+use crate::durable::{DurableError, Staged, Store};
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::outside::Outside;
 use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
+use cache_store::{CacheStore, Change};
+use trust::LeftState;
+
+pub use aside::set_aside;
 pub use hosts::{AgentIdentity, HostRevision, HotHost, InHand, Seen};
 pub use memo::Pieces;
+pub use opening::SetAside;
 pub use refreshed::Refreshed;
 pub use states::HostStates;
 
@@ -45,14 +60,22 @@ pub use states::HostStates;
 pub enum HotError {
     #[error(transparent)]
     Store(#[from] DurableError),
-    #[error("the hot state holds something unreadable ({0}); stop codex-authd and remove its directory, it is rebuilt")]
+    #[error("hot state holds something unreadable ({0}); it is rebuilt at the next start")]
     Corrupt(String),
+    /// Only another process can go on: this one may still write there.
+    #[error("hot state in {} could not be opened, and sled still holds it; the next start sets it aside", .0.display())]
+    Unfinished(PathBuf),
 }
 
 pub type Result<T> = std::result::Result<T, HotError>;
 
 pub struct Hot {
-    data: Durable,
+    // The first three are dropped in this order: the cache is closed, that is noted, the outbox is closed.
+    cache: CacheStore,
+    closing: trust::Closing,
+    outbox: Arc<Store>,
+    /// One batch at a time is counted or forgotten.
+    counting: tokio::sync::Mutex<()>,
     /// One change of what is cached at a time.
     applying: Mutex<()>,
     hosts: hosts::Cache,
@@ -61,34 +84,50 @@ pub struct Hot {
     epoch: AtomicU64,
     node: Uuid,
     depth: AtomicU64,
+    set_aside: Option<SetAside>,
 }
 
+/// The directories of the two stores, in the state directory.
+pub const CACHE: &str = "hot";
+pub const OUTBOX: &str = "outbox";
+
 impl Hot {
-    /// Opens the hot state in `dir`, making it where it is missing.
-    pub fn open(dir: &Path, outside: &dyn Outside) -> Result<Self> {
-        Self::on(Durable::open(dir)?, outside)
+    /// Opens hot state in `state_dir`, making what is missing. A damaged cache is set aside and is empty then.
+    pub fn open(state_dir: &Path, outside: &dyn Outside) -> Result<Self> {
+        let outbox = Store::durable(&state_dir.join(OUTBOX), OUTBOX)?;
+        let (directory, boot) = (state_dir.join(CACHE), trust::boot());
+        let (cache, set_aside) = opening::open(&directory, &outbox, boot.as_deref(), outside.now())?;
+        let mut hot = Self::on(cache, outbox, directory, outside)?;
+        hot.set_aside = set_aside;
+        hot.closing.boot = boot;
+        Ok(hot)
     }
 
-    /// On a disk that fails as long as `failing` is set.
+    /// With a cache on a disk that fails as long as `failing` is set.
     #[cfg(test)]
     pub(crate) fn on_failing_disk(
-        dir: &Path,
+        state_dir: &Path,
         failing: Arc<std::sync::atomic::AtomicBool>,
         outside: &dyn Outside,
     ) -> Result<Self> {
-        Self::on(Durable::open_on_failing_disk(dir, failing)?, outside)
+        let directory = state_dir.join(CACHE);
+        let cache = CacheStore::new(Store::durable_on_failing_disk(&directory, CACHE, failing)?);
+        Self::on(cache, Store::durable(&state_dir.join(OUTBOX), OUTBOX)?, directory, outside)
     }
 
-    fn on(data: Durable, outside: &dyn Outside) -> Result<Self> {
-        let node = outbox::node(&data, outside)?;
-        states::count_if_missing(&data)?;
-        let canonical = data.get_large(CANONICAL)?.map(|value| decode("canonical", &value)).transpose()?;
-        let settings: Option<Settings> = get(&data, SETTINGS)?;
-        let epoch: Option<Epoch> = get(&data, EPOCH)?;
-        let depth = data.scan(outbox::BATCH).count() as u64;
-        let format: Option<u32> = get(&data, FORMAT)?;
+    fn on(cache: CacheStore, outbox: Store, directory: PathBuf, outside: &dyn Outside) -> Result<Self> {
+        let node = outbox::node(&outbox, outside)?;
+        states::count_if_missing(&cache)?;
+        let canonical = cache.get(CANONICAL)?;
+        let settings: Option<Settings> = cache.get(SETTINGS)?;
+        let epoch: Option<Epoch> = cache.get(EPOCH)?;
+        let depth = outbox.scan(outbox::BATCH).count() as u64;
+        let outbox = Arc::new(outbox);
         let hot = Self {
-            data,
+            cache,
+            closing: trust::Closing { outbox: Arc::clone(&outbox), directory, boot: None, sum: None },
+            outbox,
+            counting: tokio::sync::Mutex::new(()),
             applying: Mutex::new(()),
             hosts: hosts::Cache::default(),
             canonical: ArcSwapOption::from_pointee(canonical),
@@ -96,28 +135,38 @@ impl Hot {
             epoch: AtomicU64::new(epoch.unwrap_or_default().0),
             node,
             depth: AtomicU64::new(depth),
+            set_aside: None,
         };
-        match format {
-            Some(PRESENT_FORMAT) => return Ok(hot),
-            // The first format, which said nothing of itself, had no list of hosts without activity.
-            None => hosts::list_without_activity(&hot.data)?,
-            // What comes from the records is built anew; the outbox and the node's numbers are read by every version.
-            Some(_) => hot.reset()?,
-        }
-        hot.data.write(|staged| put(staged, FORMAT, &PRESENT_FORMAT))?;
+        hot.count_missed()?;
         Ok(hot)
+    }
+
+    /// What was wrong with the cache that this process found, if it had to set it aside.
+    pub fn set_aside(&self) -> Option<&SetAside> {
+        self.set_aside.as_ref()
+    }
+
+    /// Why the cache is to be thrown away, if reading it failed: another process has to set it aside.
+    pub fn broken(&self) -> Option<String> {
+        self.cache.broken()
+    }
+
+    /// Tells the next process that the cache is broken, power-safe.
+    pub async fn note_broken(&self, cause: &str) -> Result<()> {
+        trust::leave(&self.outbox, self.closing.boot.as_deref(), LeftState::Broken(cause.into()))?;
+        Ok(self.outbox.commit().await?)
     }
 
     /// Says whose cache this is: `identity` names the records. Whatever was cached from others is dropped; then `true`.
     pub fn belongs_to(&self, identity: &str) -> Result<bool> {
-        let known: Option<String> = get(&self.data, IDENTITY)?;
+        let known: Option<String> = self.cache.get(IDENTITY)?;
         let others = known.as_deref().is_some_and(|known| known != identity);
         if others {
             self.reset()?;
             self.forget_refreshed()?;
         }
         if known.as_deref() != Some(identity) {
-            self.data.write(|staged| put(staged, IDENTITY, &identity))?;
+            self.cache.write(|change| change.put(IDENTITY, &identity))?;
         }
         Ok(others)
     }
@@ -136,22 +185,22 @@ impl Hot {
             return Ok(());
         }
         for hosts in changes.hosts.chunks(BATCH_ROWS) {
-            self.data.write(|staged| hosts.iter().try_for_each(|host| hosts::write(staged, host)))?;
+            self.cache.write(|change| hosts.iter().try_for_each(|host| hosts::write(change, host)))?;
             self.hosts.replace(hosts);
         }
         for tokens in changes.install_tokens.chunks(BATCH_ROWS) {
-            self.data
-                .write(|staged| tokens.iter().try_for_each(|token| put(staged, token_key(&token.digest), token)))?;
+            self.cache
+                .write(|change| tokens.iter().try_for_each(|token| change.put(token_key(&token.digest), token)))?;
         }
-        self.data.write(|staged| -> Result<()> {
+        self.cache.write(|change| {
             if let Some(canonical) = &changes.canonical {
-                staged.insert_large(CANONICAL, &encode("canonical", canonical)?)?;
+                change.put(CANONICAL, canonical)?;
             }
             if let Some(settings) = &changes.settings {
-                put(staged, SETTINGS, settings)?;
+                change.put(SETTINGS, settings)?;
             }
-            foundation::take_over(staged, changes)?;
-            put(staged, EPOCH, &changes.epoch)
+            foundation::take_over(change, changes)?;
+            change.put(EPOCH, &changes.epoch)
         })?;
         if let Some(canonical) = &changes.canonical {
             self.canonical.store(Some(Arc::new(canonical.clone())));
@@ -167,7 +216,7 @@ impl Hot {
     /// records tell after `changes.epoch`, which is to be asked for again, takes their place.
     pub fn overrule(&self, changes: &Changes) {
         let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        self.hosts.overrule(&self.data, &changes.hosts);
+        self.hosts.overrule(&self.cache, &changes.hosts);
         if let Some(settings) = &changes.settings {
             self.settings.store(Arc::new(settings.clone()));
         }
@@ -178,22 +227,14 @@ impl Hot {
     pub fn reset(&self) -> Result<()> {
         let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         // The epoch first: a crash in between leaves a cache that knows it is empty.
-        self.data.write::<_, HotError>(|staged| {
-            staged.remove(EPOCH);
-            staged.remove(IDENTITY);
-            staged.remove(SETTINGS);
-            staged.remove(states::STATES);
-            Ok(staged.remove_large(CANONICAL)?)
+        self.cache.write(|change| {
+            [EPOCH, IDENTITY, SETTINGS, states::STATES, CANONICAL].into_iter().try_for_each(|key| change.remove(key))
         })?;
         for prefix in [hosts::HOST, hosts::KEY, hosts::ACTIVITY, hosts::UNKNOWN, TOKEN] {
-            let keys = self
-                .data
-                .scan(prefix)
-                .map(|row| row.map(|(key, _)| key))
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            self.remove_rows(&keys)?;
+            let keys = self.cache.rows(prefix).map(|row| row.map(|(key, _)| key)).collect::<Result<Vec<_>>>()?;
+            self.cache.remove_all(&keys)?;
         }
-        states::count_if_missing(&self.data)?;
+        states::count_if_missing(&self.cache)?;
         self.hosts.clear();
         self.canonical.store(None);
         self.settings.store(Arc::default());
@@ -203,28 +244,28 @@ impl Hot {
 
     /// The host that a key with this digest belongs to.
     pub fn host_by_key(&self, key: &Digest) -> Result<Option<Arc<HotHost>>> {
-        self.hosts.by_key(&self.data, key)
+        self.hosts.by_key(&self.cache, key)
     }
 
     pub fn host_by_id(&self, id: HostId) -> Result<Option<Arc<HotHost>>> {
-        self.hosts.by_id(&self.data, id)
+        self.hosts.by_id(&self.cache, id)
     }
 
     /// An installer token as it was when the records last told of it; spent and revoked ones are there too.
     pub fn install_token(&self, token: &Digest) -> Result<Option<InstallToken>> {
-        get(&self.data, token_key(token))
+        self.cache.get(token_key(token))
     }
 
     /// Forgets the installer tokens that expired before `when`; says how many.
     pub fn purge_install_tokens(&self, when: OffsetDateTime) -> Result<usize> {
         let mut expired = Vec::new();
-        for row in self.data.scan(TOKEN) {
+        for row in self.cache.rows(TOKEN) {
             let (key, value) = row?;
-            if decode::<InstallToken>("token", &value)?.expires_at < when {
+            if self.cache.decode::<InstallToken>("token", &value)?.expires_at < when {
                 expired.push(key);
             }
         }
-        self.remove_rows(&expired)?;
+        self.cache.remove_all(&expired)?;
         Ok(expired.len())
     }
 
@@ -246,20 +287,20 @@ impl Hot {
     /// Tells of every host, with what it did up to the last gathering. Changes go on meanwhile: what changes after it was
     /// told, or before, may be told either way. Not for an async task.
     pub fn each_host(&self, tell: impl FnMut(Host, HostActivity)) -> Result<()> {
-        hosts::each(&self.data, tell)
+        hosts::each(&self.cache, tell)
     }
 
     /// The hosts whose activity this cache never learnt: after a rebuild the caller asks the records, and tells it by
     /// [`Hot::set_activities`], before the hosts are served.
     pub fn hosts_without_activity(&self) -> Result<Vec<HostId>> {
-        hosts::without_activity(&self.data)
+        hosts::without_activity(&self.cache)
     }
 
     /// What the records know of hosts' activity. What they do not know yet (the outbox) should be drained before.
     pub fn set_activities(&self, known: &[(HostId, HostActivity)]) -> Result<()> {
         for known in known.chunks(BATCH_ROWS) {
-            self.data.write(|staged| {
-                known.iter().try_for_each(|(id, activity)| hosts::write_activity(staged, *id, activity))
+            self.cache.write(|change| {
+                known.iter().try_for_each(|(id, activity)| hosts::write_activity(change, *id, activity))
             })?;
             for (id, activity) in known {
                 self.hosts.set_activity(*id, activity);
@@ -268,34 +309,39 @@ impl Hot {
         Ok(())
     }
 
-    /// Returns once everything written so far survives a crash.
+    /// Returns once everything that was written to the cache so far survives a kill.
     pub async fn settled(&self) -> Result<()> {
-        Ok(self.data.settled().await?)
+        self.cache.settled().await
     }
 
     /// `false` once something could not be made safe; only another process can open it anew.
     pub fn healthy(&self) -> bool {
-        self.data.healthy()
+        self.failure().is_none()
     }
 
-    /// `observe` is told how long each flush takes.
-    pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
-        self.data.on_flush(observe);
+    /// `cache` and `outbox` are told how long each of their flushes takes.
+    pub fn on_flush(
+        &self,
+        cache: impl Fn(Duration) + Send + Sync + 'static,
+        outbox: impl Fn(Duration) + Send + Sync + 'static,
+    ) {
+        self.cache.on_flush(cache);
+        self.outbox.on_flush(outbox);
     }
 
-    /// Why it takes no more changes, if it does not.
+    /// Why it takes no more changes, or cannot be read, if so.
     pub fn failure(&self) -> Option<StoreFailure> {
-        self.data.failure().map(|(place, cause)| StoreFailure { place, cause })
+        let failed = self.outbox.failure().or_else(|| self.cache.failure());
+        let broken = || self.broken().map(|cause| (self.closing.directory.clone(), cause));
+        failed.or_else(broken).map(|(place, cause)| StoreFailure { place, cause })
     }
+}
 
-    fn remove_rows(&self, keys: &[sled::IVec]) -> Result<()> {
-        for keys in keys.chunks(BATCH_ROWS) {
-            self.data.write::<_, HotError>(|staged| {
-                keys.iter().for_each(|key| staged.remove(key.to_vec()));
-                Ok(())
-            })?;
+impl Drop for Hot {
+    fn drop(&mut self) {
+        if self.healthy() {
+            self.closing.sum = self.cache.sum().ok();
         }
-        Ok(())
     }
 }
 
@@ -303,7 +349,7 @@ impl Hot {
 const BATCH_ROWS: usize = 500;
 
 /// Raised with every change of what the rows mean; hot state of another format is built anew.
-const PRESENT_FORMAT: u32 = 2;
+const PRESENT_FORMAT: u32 = 3;
 const FORMAT: &[u8] = b"format";
 const EPOCH: &[u8] = b"epoch";
 const IDENTITY: &[u8] = b"identity";
@@ -315,7 +361,7 @@ fn token_key(token: &Digest) -> Vec<u8> {
     [TOKEN, token.as_bytes()].concat()
 }
 
-fn get<T: DeserializeOwned>(data: &Durable, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+fn get<T: DeserializeOwned>(data: &Store, key: impl AsRef<[u8]>) -> Result<Option<T>> {
     data.get(key.as_ref())?.map(|value| decode(&table_of(key.as_ref()), &value)).transpose()
 }
 

@@ -3,25 +3,41 @@
 //! Batches are numbered without end. A number is handed out only with its batch on disk, and the records apply each
 //! number of a node once; so a batch may be sent again after any crash, and none is sent under a number that a crash
 //! could hand out again.
+//!
+//! The cache counts with each batch what hosts did, so that a restart goes on from there. It notes the number of the batch with
+//! the counts, and only once the batch is safe: so it is never ahead. A crash leaves it behind, and the next open counts what
+//! it missed. A batch is forgotten here once the counts of it would survive a kill. Should the cache have missed some that are
+//! forgotten all the same (it is an older copy), its counts are not known any more, and the records are asked for them.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::durable::Durable;
+use super::{Change, Hot, HotError, Result, decode, get, get_staged, hosts, put};
+use crate::durable::Store;
 use crate::model::host::HostActivity;
 use crate::outside::{Outside, random};
 use crate::records::Telemetry;
-
-use super::{Hot, Result, decode, get, get_staged, hosts, put};
 
 pub(super) const BATCH: &[u8] = b"outbox/";
 const NODE: &[u8] = b"node";
 /// The number of the last batch.
 const LAST: &[u8] = b"last-batch";
+/// The highest number of a batch that was forgotten.
+const FORGOTTEN: &[u8] = b"forgotten";
+/// In the cache: the last batch that its counts hold.
+pub(super) const COUNTED: &[u8] = b"counted";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Counted {
+    node: Uuid,
+    number: u64,
+}
 
 impl Hot {
-    /// This node, as the records know it. Lost with the directory, together with the numbers given out under it.
+    /// This node, as the records know it. Lost with the outbox, together with the numbers given out under it.
     pub fn node(&self) -> Uuid {
         self.node
     }
@@ -31,49 +47,51 @@ impl Hot {
         if batch.is_empty() {
             return Ok(());
         }
+        let _alone = self.counting.lock().await;
         // Counted before, so that whoever sends it at once does not count below nothing.
         self.depth.fetch_add(1, Ordering::SeqCst);
-        let written = self.data.write(|staged| -> Result<()> {
-            let last: Option<u64> = get_staged(staged, LAST)?;
-            let number = last.unwrap_or_default() + 1;
+        let written = self.outbox.write(|staged| -> Result<u64> {
+            let number = get_staged::<u64>(staged, LAST)?.unwrap_or_default() + 1;
             put(staged, LAST, &number)?;
             put(staged, batch_key(number), &batch)?;
-            // The counts that a restart goes on from.
-            for telemetry in &batch {
-                let Telemetry::Seen { host, .. } = telemetry else { continue };
-                if staged.get(hosts::host_key(*host))?.is_none() {
-                    continue;
-                }
-                let mut activity: HostActivity = get_staged(staged, hosts::activity_key(*host))?.unwrap_or_default();
-                telemetry.apply_to(&mut activity);
-                hosts::write_activity(staged, *host, &activity)?;
-            }
-            Ok(())
+            Ok(number)
         });
-        if let Err(error) = written {
+        let number = written.inspect_err(|_| {
             self.depth.fetch_sub(1, Ordering::SeqCst);
-            return Err(error);
+        })?;
+        self.outbox.settled().await?;
+        if self.counted()?.is_some_and(|counted| counted.number + 1 == number) {
+            return self.count(number, &batch);
         }
-        Ok(self.data.settled().await?)
+        self.count_missed()
     }
 
     /// The oldest batches with their numbers, at most `limit`: for `append_telemetry`, in this order.
     pub async fn outbox_next(&self, limit: usize) -> Result<Vec<(u64, Vec<Telemetry>)>> {
         let mut batches = Vec::new();
-        for row in self.data.scan(BATCH).take(limit) {
+        for row in self.outbox.scan(BATCH).take(limit) {
             let (key, value) = row?;
             batches.push((number_of(&key)?, decode("outbox", &value)?));
         }
-        self.data.settled().await?;
+        self.outbox.settled().await?;
         Ok(batches)
     }
 
     /// Drops the batches up to this number: they are in the records.
-    pub fn outbox_forget(&self, up_to: u64) -> Result<()> {
+    pub async fn outbox_forget(&self, up_to: u64) -> Result<()> {
+        let _alone = self.counting.lock().await;
+        self.count_missed()?;
+        self.cache.settled().await?;
         let (from, to) = (BATCH.to_vec(), batch_key(up_to.saturating_add(1)));
-        let sent = self.data.range(from, to).map(|row| row.map(|(key, _)| key));
+        let sent = self.outbox.range(from, to).map(|row| row.map(|(key, _)| key));
         let sent = sent.collect::<std::result::Result<Vec<_>, _>>()?;
-        self.remove_rows(&sent)?;
+        for keys in sent.chunks(super::BATCH_ROWS) {
+            self.outbox.write(|staged| {
+                keys.iter().for_each(|key| staged.remove(key.to_vec()));
+                let known = get_staged::<u64>(staged, FORGOTTEN)?.unwrap_or_default();
+                put(staged, FORGOTTEN, &known.max(up_to))
+            })?;
+        }
         self.depth.fetch_sub(sent.len() as u64, Ordering::SeqCst);
         Ok(())
     }
@@ -82,15 +100,71 @@ impl Hot {
     pub fn outbox_depth(&self) -> u64 {
         self.depth.load(Ordering::SeqCst)
     }
+
+    /// Counts the batches that are safe and that the cache did not count.
+    pub(super) fn count_missed(&self) -> Result<()> {
+        let number = |key| get::<u64>(&self.outbox, key).map(Option::unwrap_or_default);
+        let (last, forgotten) = (number(LAST)?, number(FORGOTTEN)?);
+        match self.counted()? {
+            Some(Counted { node, number }) if node == self.node && (forgotten..=last).contains(&number) => {
+                for row in self.batches(number + 1..=last) {
+                    let (number, batch) = row?;
+                    self.count(number, &batch)?;
+                }
+                Ok(())
+            }
+            // A new cache learns what its hosts did from the records, once the outbox is drained.
+            None => self.note_counted(last),
+            Some(_) => {
+                hosts::forget_activities(&self.cache)?;
+                self.note_counted(last)
+            }
+        }
+    }
+
+    fn batches(&self, numbers: RangeInclusive<u64>) -> impl Iterator<Item = Result<(u64, Vec<Telemetry>)>> {
+        let rows = self.outbox.range(batch_key(*numbers.start()), batch_key(numbers.end().saturating_add(1)));
+        rows.map(|row| {
+            let (key, value) = row?;
+            Ok((number_of(&key)?, decode("outbox", &value)?))
+        })
+    }
+
+    fn counted(&self) -> Result<Option<Counted>> {
+        self.cache.get(COUNTED)
+    }
+
+    fn note_counted(&self, number: u64) -> Result<()> {
+        self.cache.write(|change| change.put(COUNTED, &Counted { node: self.node, number }))
+    }
+
+    /// Counts batch `number`, which follows the last one that was counted.
+    fn count(&self, number: u64, batch: &[Telemetry]) -> Result<()> {
+        self.cache.write(|change| {
+            batch.iter().try_for_each(|telemetry| count(change, telemetry))?;
+            change.put(COUNTED, &Counted { node: self.node, number })
+        })
+    }
+}
+
+/// What one that tells of a host adds to its counts.
+fn count(change: &mut Change<'_, '_>, telemetry: &Telemetry) -> Result<()> {
+    let Telemetry::Seen { host, .. } = telemetry else { return Ok(()) };
+    if change.get_bytes(hosts::host_key(*host))?.is_none() {
+        return Ok(());
+    }
+    let mut activity: HostActivity = change.get(hosts::activity_key(*host))?.unwrap_or_default();
+    telemetry.apply_to(&mut activity);
+    hosts::write_activity(change, *host, &activity)
 }
 
 /// The node's id, made where there is none. Nothing leaves under it before it is safe: see [`Hot::outbox_next`].
-pub(super) fn node(data: &Durable, outside: &dyn Outside) -> Result<Uuid> {
-    if let Some(node) = get(data, NODE)? {
+pub(super) fn node(outbox: &Store, outside: &dyn Outside) -> Result<Uuid> {
+    if let Some(node) = get(outbox, NODE)? {
         return Ok(node);
     }
     let node = uuid::Builder::from_random_bytes(random(outside)).into_uuid();
-    data.write(|staged| put(staged, NODE, &node))?;
+    outbox.write(|staged| put(staged, NODE, &node))?;
     Ok(node)
 }
 
@@ -100,5 +174,5 @@ fn batch_key(number: u64) -> Vec<u8> {
 
 fn number_of(key: &[u8]) -> Result<u64> {
     let number = key.get(BATCH.len()..).and_then(|number| number.try_into().ok());
-    number.map(u64::from_be_bytes).ok_or_else(|| super::HotError::Corrupt("outbox: its key is wrong".into()))
+    number.map(u64::from_be_bytes).ok_or_else(|| HotError::Corrupt("outbox: its key is wrong".into()))
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hot, Result, decode, encode};
+use super::{Hot, HotError, Result, get, put};
 use crate::seal::Sealed;
 
 pub(super) const REFRESHED: &[u8] = b"refreshed";
@@ -19,16 +19,18 @@ pub struct Refreshed {
 impl Hot {
     /// Power-safe when it returns. A later one takes the place of an earlier one.
     pub async fn keep_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
-        let value = encode("refreshed", refreshed)?;
-        self.data.write(|staged| staged.insert_large(REFRESHED, &value))?;
-        self.settled().await
+        self.outbox.write(|staged| put(staged, REFRESHED, refreshed))?;
+        Ok(self.outbox.settled().await?)
     }
 
     pub fn refreshed(&self) -> Result<Option<Refreshed>> {
-        self.data.get_large(REFRESHED)?.map(|value| decode("refreshed", &value)).transpose()
+        get(&self.outbox, REFRESHED)
     }
 
     pub fn forget_refreshed(&self) -> Result<()> {
-        Ok(self.data.write(|staged| staged.remove_large(REFRESHED))?)
+        self.outbox.write::<_, HotError>(|staged| {
+            staged.remove(REFRESHED);
+            Ok(())
+        })
     }
 }

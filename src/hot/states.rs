@@ -5,8 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hot, Result, decode, get, get_staged, hosts, put};
-use crate::durable::{Durable, Staged};
+use super::{CacheStore, Change, Hot, Result, hosts};
 use crate::model::host::HostRules;
 use crate::records::Host;
 
@@ -51,13 +50,13 @@ impl HostStates {
 
 impl Hot {
     pub fn host_states(&self) -> Result<HostStates> {
-        Ok(get(&self.data, STATES)?.unwrap_or_default())
+        Ok(self.cache.get(STATES)?.unwrap_or_default())
     }
 }
 
 /// Counts that `old` became `new`.
-pub(super) fn change(staged: &mut Staged<'_>, old: Option<&Host>, new: Option<&Host>) -> Result<()> {
-    let mut states: HostStates = get_staged(staged, STATES)?.unwrap_or_default();
+pub(super) fn change(staged: &mut Change<'_, '_>, old: Option<&Host>, new: Option<&Host>) -> Result<()> {
+    let mut states: HostStates = staged.get(STATES)?.unwrap_or_default();
     let before = states;
     if let Some(old) = old {
         states.leave(&old.rules);
@@ -65,16 +64,16 @@ pub(super) fn change(staged: &mut Staged<'_>, old: Option<&Host>, new: Option<&H
     if let Some(new) = new {
         states.enter(&new.rules);
     }
-    if states == before { Ok(()) } else { put(staged, STATES, &states) }
+    if states == before { Ok(()) } else { staged.put(STATES, &states) }
 }
 
-pub(super) fn count_if_missing(data: &Durable) -> Result<()> {
-    if data.get(STATES)?.is_some() {
+pub(super) fn count_if_missing(cache: &CacheStore) -> Result<()> {
+    if cache.get_bytes(STATES)?.is_some() {
         return Ok(());
     }
     let mut states = HostStates::default();
-    for row in data.scan(hosts::HOST) {
-        states.enter(&decode::<Host>("host", &row?.1)?.rules);
+    for row in cache.rows(hosts::HOST) {
+        states.enter(&cache.decode::<Host>("host", &row?.1)?.rules);
     }
-    data.write(|staged| put(staged, STATES, &states))
+    cache.write(|change| change.put(STATES, &states))
 }

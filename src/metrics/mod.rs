@@ -61,6 +61,7 @@ pub enum Refusal {
 pub enum Store {
     Records,
     Hot,
+    Outbox,
 }
 
 pub struct Metrics {
@@ -132,7 +133,7 @@ impl Metrics {
         let flush = HistogramVec::new(
             HistogramOpts::new(
                 "codex_authd_flush_duration_seconds",
-                "Time to make changes power-safe, by store, in seconds; its count is that of the flushes.",
+                "Time to make changes safe, by store, in seconds; its count is that of the flushes.",
             )
             .buckets(FLUSH_BUCKETS.to_vec()),
             &["store"],
@@ -192,7 +193,7 @@ impl Metrics {
             self.requests.with_label_values(&[listener.name(), UNKNOWN, "404"]);
         }
         self.latency.with_label_values(&[UNKNOWN]);
-        for store in [Store::Records, Store::Hot] {
+        for store in [Store::Records, Store::Hot, Store::Outbox] {
             self.flush.with_label_values(&[store_name(store)]);
         }
         for state in PROBE_STATES {
@@ -277,6 +278,7 @@ fn store_name(store: Store) -> &'static str {
     match store {
         Store::Records => "records",
         Store::Hot => "hot",
+        Store::Outbox => "outbox",
     }
 }
 

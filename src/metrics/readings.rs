@@ -20,6 +20,8 @@ pub struct Readings {
     pub certificates: Vec<CertificateReading>,
     pub api_disabled: bool,
     pub degraded: bool,
+    /// Hot state was damaged when this process began.
+    pub hot_state_set_aside: bool,
 }
 
 #[derive(Debug)]
@@ -89,6 +91,8 @@ impl Now {
         let conflicts = "Changes of the records that lost against another daemon's and were tried again.";
         let conflicts = self.counters("codex_authd_records_conflicts_total", conflicts, &[])?;
         conflicts.with_label_values::<&str>(&[]).inc_by(readings.conflicts);
+        let aside = "1 from a start that found hot state damaged, set it aside and built it anew, to the next start.";
+        self.gauge("codex_authd_hot_state_set_aside", aside, f64::from(u8::from(readings.hot_state_set_aside)))?;
         let switch = "1 while an admin has switched the hosts' API off.";
         self.gauge("codex_authd_kill_switch", switch, f64::from(u8::from(readings.api_disabled)))?;
         let degraded = "1 while the store cannot be read or written.";

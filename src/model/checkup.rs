@@ -85,7 +85,7 @@ pub fn disk(room: Room, place: &str) -> Check {
     }
     if free_bytes < 2 * used_bytes || free_bytes < 128 * MIB {
         let found = format!(
-            "{free} MiB are free, the records take {used} MiB: an upgrade or a restore needs as much again, and some"
+            "{free} MiB are free, the records take {used} MiB: a restore needs as much again, an upgrade of the state twice that"
         );
         return Check::weak(NAME, found, make_room);
     }

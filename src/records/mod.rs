@@ -1,4 +1,4 @@
-//! The durable records: the truth. One trait whose methods are intents, not rows; `embedded` keeps it on sled, and
+//! The durable records: the truth. One trait whose methods are intents, not rows; `embedded` keeps it in a redb file, and
 //! `conformance` is the suite that every implementation passes.
 //!
 //! The records know no plaintext secret: what must be read back arrives sealed, keys and tokens arrive as digests.
@@ -54,6 +54,9 @@ pub enum RecordsError {
     /// done.
     #[error("the records take no changes: {0}")]
     Failed(String),
+    /// What is stored is not what was written: a row, or the whole store, does not have its checksum.
+    #[error("{0}")]
+    Damaged(String),
     /// They are to be left as they are: every change is refused, and nothing of it was done.
     #[error("the records stand still: {0}")]
     StandsStill(Standstill),
@@ -87,6 +90,10 @@ pub trait Records: Send + Sync {
     }
     /// What a store that is another process says of itself; `None`: it is part of this one.
     async fn examine(&self) -> Result<Option<ServerHealth>> {
+        Ok(None)
+    }
+    /// Reads every row and its checksum, and says how many there are; `None`: it is another process that does so by itself.
+    async fn verify(&self) -> Result<Option<u64>> {
         Ok(None)
     }
     /// How often a change of this process lost against another one and was tried again.

@@ -18,7 +18,7 @@ use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::authority;
 use crate::pki::server_key;
-use crate::records::{AdminCertificate, Authority, AuthoritySlot, Foundation, Records, SealingKey, Seed};
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, Epoch, Foundation, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 
 /// What is unlocked at boot and kept in memory.
@@ -59,7 +59,9 @@ pub async fn unlock_with_hot(
 ) -> Result<Secrets> {
     let (foundation, master) = match read(records, master_key, credentials, outside).await {
         Err(ServiceError::RecordsAway { cause }) if records.may_be_away() => {
-            let known = hot.foundation()?.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
+            // A cache that was never filled to its end, or is new, knows nobody: to serve from it would be to refuse everybody.
+            let known = hot.foundation()?.filter(|_| hot.epoch() > Epoch::default());
+            let known = known.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
             let master = MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?;
             let reached = hot.reached_at()?.map(|at| at.to_string()).unwrap_or_default();
             log::warn!(event = "started_without_records", cause = cause.as_str(), reached = reached.as_str(); "the records are not available: starting with what was known of them");

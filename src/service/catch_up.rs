@@ -91,6 +91,10 @@ impl Service {
         if is_ahead || opened.is_err() {
             log::warn!(event = "hot_state_rebuilt"; "hot state does not belong to the records: it is built anew");
             self.hot.reset()?;
+            if self.secrets.are_from_hot {
+                // Nobody would be known until they are back.
+                return Err(ServiceError::RecordsAway { cause: "hot state cannot be used without the records".into() });
+            }
             return Ok(());
         }
         self.canonical.store(opened?.map(Arc::new));

@@ -62,6 +62,19 @@ impl Service {
         self.store_failed.load_full()
     }
 
+    /// Why hot state cannot be read any more, if so: a process that takes the place of this one sets it aside.
+    pub fn hot_state_broken(&self) -> Option<String> {
+        self.hot.broken()
+    }
+
+    /// Tells the next process.
+    pub async fn note_hot_state_broken(&self, cause: &str) {
+        if let Err(error) = self.hot.note_broken(cause).await {
+            // It reads every row when it opens hot state, and may find it out by itself.
+            log::warn!(event = "not_noted", cause:% = error; "that hot state is broken could not be noted");
+        }
+    }
+
     /// Since when and why, if the records are away.
     pub fn away(&self) -> Option<Arc<Away>> {
         self.away.load_full()
@@ -113,7 +126,12 @@ impl Service {
     /// Since when and why not everything works, if it does not. Waits for nothing.
     pub fn degraded(&self) -> Option<Degraded> {
         if let Some(failed) = self.store_failed() {
-            let why = format!("the store could not be written ({})", failed.failure.cause);
+            let what = if self.hot.broken().is_some() {
+                "hot state could not be read"
+            } else {
+                "the store could not be written"
+            };
+            let why = format!("{what} ({})", failed.failure.cause);
             return Some(Degraded { since: failed.since, why, known_at: Some(failed.since) });
         }
         let away = self.away()?;

@@ -172,6 +172,7 @@ impl From<RecordsError> for ServiceError {
             RecordsError::Unavailable(cause) => Self::RecordsAway { cause },
             RecordsError::Failed(cause) => Self::StoreFailed { cause },
             RecordsError::StandsStill(Standstill { reason, since }) => Self::StandsStill { since, reason },
+            RecordsError::Damaged(cause) => Self::Unavailable { cause },
             error @ RecordsError::Corrupt(_) => Self::internal(error),
         }
     }

@@ -34,6 +34,23 @@ impl Service {
         checks
     }
 
+    /// Reads every row of an embedded store. It takes a while and a thread, so there is one at a time.
+    pub async fn verify_records(&self) -> Option<Check> {
+        const NAME: &str = "checksums";
+        let Ok(_one_at_a_time) = self.verifying.try_lock() else {
+            return Some(Check::weak(NAME, "another one verifies them just now", "codex-authd doctor, a little later"));
+        };
+        match self.records.verify().await {
+            Ok(None) => None,
+            Ok(Some(rows)) => Some(Check::good(NAME, format!("each of the {rows} rows of the records has its own"))),
+            Err(error) => {
+                let remedy = "stop the daemon and put a backup back (codex-authd restore DIR), or take out what can be read: \
+                              codex-authd records export DIR";
+                Some(Check::missing(NAME, error.to_string(), remedy))
+            }
+        }
+    }
+
     async fn examine_clock(&self, now: OffsetDateTime) -> Check {
         let noted = tokio::time::timeout(PATIENCE, self.overview()).await;
         let noted = noted.ok().and_then(Result::ok).and_then(|overview| overview.noted_at);

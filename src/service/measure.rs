@@ -49,6 +49,7 @@ impl Service {
             conflicts: self.records.conflicts(),
             certificates,
             api_disabled: self.settings.load().api_disabled,
+            hot_state_set_aside: self.hot.set_aside().is_some(),
             degraded: !matches!(tokio::time::timeout(PATIENCE, self.ready()).await, Ok(Ok(()))),
         }
     }

@@ -119,6 +119,8 @@ pub struct Service {
     stores: Option<Arc<dyn moving::Stores>>,
     /// One migration or restore at a time.
     moving: Mutex<()>,
+    /// One reads every row at a time.
+    verifying: Mutex<()>,
     probes: probing::Probes,
     people: people::People,
     store_budget: store_budget::StoreBudget,
@@ -167,6 +169,7 @@ impl Service {
             superseded: AtomicBool::new(false),
             stores: None,
             moving: Mutex::new(()),
+            verifying: Mutex::new(()),
             probes: probing::Probes::new(),
             store_budget: store_budget::StoreBudget::default(),
             version_stored: tokio::sync::Notify::new(),

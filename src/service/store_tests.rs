@@ -165,7 +165,8 @@ async fn what_came_later_is_not_replaced_by_what_was_read_before_it() {
 async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served() {
     let dir = tempfile::tempdir().unwrap();
     let failing = Arc::new(AtomicBool::new(false));
-    let data = crate::durable::Durable::open_on_failing_disk(&dir.path().join("records"), failing.clone()).unwrap();
+    let data = crate::durable::Store::durable_on_failing_disk(&dir.path().join("records"), "records", failing.clone())
+        .unwrap();
     let service = open_on(dir.path(), Embedded::on(data)).await;
     let host = a_host(&service).await;
     store(&service, &host, 1).await.unwrap();

@@ -72,7 +72,7 @@ impl Service {
             for (seq, batch) in &batches {
                 self.records.append_telemetry(self.hot.node(), *seq, batch).await?;
             }
-            self.hot.outbox_forget(last)?;
+            self.hot.outbox_forget(last).await?;
         }
     }
 }

@@ -526,7 +526,7 @@ async fn a_restore_that_is_killed_in_the_middle_leaves_what_was_there_and_is_don
         let mut restoring = fresh.daemon.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
         // Some of it is there.
-        while std::fs::metadata(beside.join("db")).map_or(0, |db| db.len()) < 2 * 1024 * 1024 {
+        while std::fs::metadata(beside.join("rows.redb")).map_or(0, |rows| rows.len()) < 2 * 1024 * 1024 {
             assert!(begun.elapsed() < BOUND, "it does not begin");
             pause();
         }

@@ -65,7 +65,7 @@ async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
     // The search finds what is there, and the log was as talkative as can be.
     let public = Secrets(BTreeMap::from([("a public name".to_owned(), "one-host.test".to_owned())]));
     let found = public.find(&places);
-    for place in ["the log", "/records/db", "/hot/db"] {
+    for place in ["the log", "/records/rows.redb", "/hot/db"] {
         assert!(found.iter().any(|found| found.contains(place)), "{place} is not searched: {found:#?}");
     }
     // Dependencies are held at warnings (src/daemon/logging.rs); of our own, everything is shown.

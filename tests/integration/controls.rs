@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use codex_authd::durable::Durable;
+use codex_authd::durable::Store;
 use codex_authd::model::digest::Digest;
 use codex_authd::outside::{Outside as _, System};
 use reqwest::{Client, Method};
@@ -276,7 +276,7 @@ async fn who_did_what_is_noted_and_the_chain_holds() {
     // Somebody edits the store: one entry says something else.
     daemon.stop();
     let key = [b"audit/".as_slice(), &(length / 2).to_be_bytes()].concat();
-    let store = Durable::open(&daemon.state_dir().join("records")).unwrap();
+    let store = Store::durable(&daemon.state_dir().join("records"), "records").unwrap();
     let mut entry: Value = serde_json::from_slice(&store.get(&key).unwrap().unwrap()).unwrap();
     entry["outcome"] = json!("nothing to see");
     let forged = entry.to_string();

@@ -392,7 +392,7 @@ fn files_of(directory: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
             let about = std::fs::symlink_metadata(&path).unwrap();
             let mode = about.permissions().mode();
             if about.is_dir() {
-                if !["records", "hot"].iter().any(|store| name == Path::new(store)) {
+                if !["records", "hot", "outbox"].iter().any(|store| name == Path::new(store)) {
                     left.push(path);
                 }
                 files.insert(name, (mode, Vec::new()));

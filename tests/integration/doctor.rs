@@ -119,7 +119,8 @@ fn while_no_daemon_runs_its_state_is_told_of_all_the_same() {
     found.is("daemon", "missing", "does not run", "systemctl start codex-authd");
     found.is("login", "weak", "none yet", "codex-authd auth upload");
     found.is("admins", "weak", "nobody has a certificate", "codex-authd admin-cert");
-    found.is("state directory", "good", "format 4", "");
+    found.is("state directory", "good", "format 5", "");
+    found.is("checksums", "good", "rows of the records", "");
     found.is("records", "good", "embedded", "");
 }
 
@@ -150,7 +151,7 @@ fn a_configuration_that_is_refused_is_told_with_the_nearest_key() {
 fn a_clock_behind_the_records_is_told() {
     let mut daemon = Daemon::prepare(&[]);
     daemon.launch();
-    let file = std::fs::File::options().write(true).open(daemon.state_dir().join("records/db")).unwrap();
+    let file = std::fs::File::options().write(true).open(daemon.state_dir().join("records/rows.redb")).unwrap();
     file.set_modified(SystemTime::from(now()) + Duration::from_secs(86_400)).unwrap();
     doctor(&daemon, &[]).is("clock", "missing", "it is behind by 23 hours", "timedatectl set-ntp true");
 }
@@ -228,6 +229,8 @@ fn a_database_that_was_stopped_is_told_since_when() {
     let url = runtime.block_on(server.create("authd"));
     let mut daemon = Daemon::prepare(&[("DATABASE__URL", &url), ("DATABASE__TIMEOUT_SECONDS", "2")]);
     daemon.launch();
+    // Hot state that knows nobody is not started from.
+    daemon.cli_json(&["hosts", "add", "h.test"]);
     let found = doctor(&daemon, &[]);
     found.is("records", "good", "tables of migration", "");
     found.is("database clock", "good", "agrees", "");

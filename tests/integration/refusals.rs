@@ -82,6 +82,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("POST", "/admin/runner/run", Needs::Certificate, None),
     ("GET", "/admin/runner/doctor", Needs::Certificate, None),
     ("GET", "/admin/doctor", Needs::Certificate, None),
+    ("POST", "/admin/records/verify", Needs::Certificate, None),
     ("POST", "/admin/keys/rotate", Needs::Certificate, None),
     ("GET", "/admin/backup", Needs::ControlSocket, None),
     ("POST", "/admin/backup/keys", Needs::ControlSocket, None),

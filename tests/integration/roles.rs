@@ -72,6 +72,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("GET", "/admin/runner", Viewer),
     ("GET", "/admin/runner/doctor", Viewer),
     ("GET", "/admin/doctor", Viewer),
+    ("POST", "/admin/records/verify", Admin),
     ("GET", "/metrics", Viewer),
     ("POST", "/admin/auth/upload", Admin),
     ("POST", "/admin/auth/rollback", Admin),

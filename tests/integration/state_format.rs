@@ -11,11 +11,13 @@ use rustls::AlertDescription;
 use serde_json::{Value, json};
 
 use crate::support::crash_points::{CrashPoints, steps};
-use crate::support::daemon::{Daemon, identity};
+use crate::support::daemon::{BOUND, Daemon, identity, pause};
 use crate::support::disk::{Disk, Kind};
 use crate::support::raw_tls::{Outcome, RawClient};
 
 const DIGEST: &str = "63d08a33ca44eb4b8faa2f9968013c5f940cdf34d6b610f4b6e2a27f37ff04b0";
+/// Of the newest of three.
+const DIGEST_OF_4: &str = "276cb570f48d5e92abe22cf7e26275987422ab2dce045e5e1ed7d56f9633b3e0";
 /// Crashes that are tried; `AUTHD_LONG_TESTS=1`: every one.
 const MOST: usize = 60;
 
@@ -34,7 +36,13 @@ async fn a_state_of_format_3_is_served_by_this_version_and_kept_aside_as_it_was(
     is_served_and_kept_aside(3).await;
 }
 
+#[tokio::test]
+async fn a_state_of_format_4_is_served_by_this_version_and_kept_aside_as_it_was() {
+    is_served_and_kept_aside(4).await;
+}
+
 async fn is_served_and_kept_aside(format: u32) {
+    let (digest, versions) = if format < 4 { (DIGEST, 1) } else { (DIGEST_OF_4, 3) };
     let mut daemon = prepare_format(format);
     let before = files(&daemon.state_dir());
     assert_eq!(before.get(Path::new("format")).cloned(), (format > 1).then(|| format!("{format}\n").into_bytes()));
@@ -49,7 +57,7 @@ async fn is_served_and_kept_aside(format: u32) {
     };
     let (status, answer) = retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 1]).await;
     assert_eq!((status, answer["data"]["status"].as_str()), (200, Some("outdated")), "{answer}");
-    assert_eq!(answer["data"]["canonical_digest"], DIGEST);
+    assert_eq!(answer["data"]["canonical_digest"], digest);
     assert_eq!(answer["data"]["auth"]["tokens"]["account_id"], "acc-1234");
     assert_eq!(retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 2]).await.0, 403, "it is bound to its address");
     assert_eq!(retrieve(&key_of(format, "gone.example.test"), [127, 0, 0, 1]).await.0, 401);
@@ -62,8 +70,8 @@ async fn is_served_and_kept_aside(format: u32) {
         let alice = daemon.client_builder().identity(alice).build().unwrap();
         let history: Value =
             alice.get(daemon.admin_url("/admin/auth/history")).send().await.unwrap().json().await.unwrap();
-        assert_eq!(history["data"]["versions"][0]["digest"], DIGEST);
-        assert_eq!(history["data"]["versions"].as_array().unwrap().len(), 1);
+        assert_eq!(history["data"]["versions"][0]["digest"], digest);
+        assert_eq!(history["data"]["versions"].as_array().unwrap().len(), versions);
     } else {
         // It has expired since it was recorded: then what is to be seen is that it is refused for that.
         let alice = RawClient::with_certificate(&daemon, alice.parent().unwrap(), "alice");
@@ -73,7 +81,7 @@ async fn is_served_and_kept_aside(format: u32) {
     assert_hosts(&daemon);
 
     assert!(daemon.stop().success());
-    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-4")).unwrap().ino();
+    let inode = |daemon: &Daemon| std::fs::metadata(daemon.state_dir().join("before-format-5")).unwrap().ino();
     let first = inode(&daemon);
     daemon.launch();
     assert_eq!(inode(&daemon), first, "a second start copies nothing");
@@ -91,27 +99,52 @@ fn a_command_without_a_daemon_upgrades_as_a_start_does() {
     assert_is_upgraded(&daemon.state_dir(), &before);
 }
 
+/// The older daemon was killed between the outbox and the records.
+#[tokio::test]
+async fn telemetry_in_the_outbox_of_format_4_arrives_once() {
+    let mut daemon = prepare_format(4);
+    for _ in 0..2 {
+        daemon.launch();
+        let admin = daemon.admin();
+        let began = std::time::Instant::now();
+        loop {
+            let listed: Value = admin.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().json().await.unwrap();
+            let hosts = listed["data"]["hosts"].as_array().unwrap();
+            let h2 = hosts.iter().find(|host| host["fqdn"] == "h2.example.test").unwrap();
+            if h2["api_calls"] == 1 && daemon.log().contains("event=upgraded") {
+                break;
+            }
+            assert!(began.elapsed() < BOUND, "{h2}");
+            pause();
+        }
+        assert!(daemon.stop().success());
+    }
+    let listed = daemon.cli_json(&["hosts", "list"]);
+    let h2 = listed["hosts"].as_array().unwrap().iter().find(|host| host["fqdn"] == "h2.example.test").unwrap();
+    assert_eq!(h2["api_calls"], 1);
+}
+
 #[test]
 fn a_newer_format_is_refused_with_the_way_out_and_nothing_is_touched() {
     let daemon = prepare();
-    std::fs::write(daemon.state_dir().join("format"), "5\n").unwrap();
+    std::fs::write(daemon.state_dir().join("format"), "6\n").unwrap();
     let before = files(&daemon.state_dir());
     for arguments in [&["serve"][..], &["hosts", "list"], &["keys", "rotate"]] {
         let output = daemon.cli(arguments);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.contains("has format 5") && said.contains("install the version that wrote it"), "{said}");
+        assert!(said.contains("has format 6") && said.contains("install the version that wrote it"), "{said}");
         assert!(before == files(&daemon.state_dir()), "{arguments:?}");
     }
 }
 
 #[test]
 fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_good() {
-    let original = prepare();
+    let original = prepare_format(4);
     let before = files(&original.state_dir());
     let points = CrashPoints::build();
     let crash_at = |at: usize| {
-        let daemon = prepare();
+        let daemon = prepare_format(4);
         let log = daemon.state.path().join("steps");
         let mut command = daemon.command(&["hosts", "list"]);
         points.arm(&mut command, at, &log);
@@ -119,13 +152,19 @@ fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_
         let killed = output.status.signal() == Some(9);
         assert!(killed || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
         let state = daemon.state_dir();
-        if state.join("format").exists() || state.join("upgrading").exists() || state.join("before-format-4").exists() {
+        let number = std::fs::read_to_string(state.join("format")).unwrap();
+        // An older version would take it for an empty state.
+        assert!(number == "5\n" || state.join("records/db").exists(), "{at}: an older version does not refuse");
+        if number == "5\n" || state.join("upgrading").exists() || state.join("before-format-5").exists() {
             assert_copied(&state, &before);
         } else {
             assert!(below(&state, &["records", "hot"]) == below_map(&before), "{at}: changed before it was copied");
         }
         assert_hosts(&daemon);
         assert_is_upgraded(&state, &before);
+        assert!(daemon.cli_json(&["audit", "verify"])["intact"] == true, "{at}");
+        let versions = daemon.cli_json(&["auth", "history"]);
+        assert_eq!(versions["versions"].as_array().unwrap().len(), 3, "{at}");
         (killed, steps(&log))
     };
     let (killed, all) = crash_at(0);
@@ -207,14 +246,18 @@ fn assert_hosts(daemon: &Daemon) {
 }
 
 fn assert_is_upgraded(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "4\n");
-    assert!(!state.join("upgrading").exists() && !state.join("before-format-4.part").exists());
+    assert_eq!(std::fs::read_to_string(state.join("format")).unwrap(), "5\n");
+    for left in ["upgrading", "before-format-5.part", "records.upgrade", "outbox.upgrade", "records/db", "records/conf"]
+    {
+        assert!(!state.join(left).exists(), "{left}");
+    }
+    assert!(state.join("records/rows.redb").exists() && state.join("outbox/rows.redb").exists());
     assert_copied(state, before);
 }
 
 /// The copy is what was there, and can be put back as it is.
 fn assert_copied(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
-    let mut copied = files(&state.join("before-format-4"));
+    let mut copied = files(&state.join("before-format-5"));
     let format = before.get(Path::new("format")).map_or(&b"1\n"[..], Vec::as_slice);
     assert_eq!(copied.remove(Path::new("format")).unwrap(), format);
     let kept = |path: &Path| ["records", "hot", "master.key"].iter().any(|name| path.starts_with(name));

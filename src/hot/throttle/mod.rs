@@ -6,7 +6,7 @@
 //!
 //! Counting happens in memory, bounded ([`counts`]), in time that does not run backwards ([`clock`]). What changed is
 //! gathered once a second and kept in hot state ([`rows`]), so that a restart does not forgive: a kill loses at most the
-//! last second's counts. Losing the directory forgives everybody, and nothing else.
+//! last second's counts. Where the cache is lost or set aside, everybody is forgiven.
 
 mod clock;
 mod counts;
@@ -24,6 +24,7 @@ use crate::model::people::{Email, UserId};
 use clock::Clock;
 use counts::{Counts, Window};
 
+pub(in crate::hot) use rows::ROWS;
 pub use rows::Rows;
 
 /// 0 anywhere turns that limit off.

@@ -13,9 +13,11 @@ use time::OffsetDateTime;
 use super::clock::SLACK;
 use super::counts::{Counts, Window};
 use super::{Failing, Throttle, seconds};
-use crate::hot::{BATCH_ROWS, Hot, HotError, Result};
+use crate::hot::{BATCH_ROWS, Hot, Result};
 
-pub(in crate::hot) const THROTTLE: &[u8] = b"throttle/";
+/// How every key of these rows begins.
+pub(in crate::hot) const ROWS: &[u8] = b"throttle";
+pub(super) const THROTTLE: &[u8] = b"throttle/";
 const CLOCK: &[u8] = b"throttle-clock";
 
 /// What is to be written.
@@ -96,15 +98,14 @@ impl Hot {
     pub fn keep_throttle(&self, rows: Rows) -> Result<()> {
         let mut rest = rows.rows.into_iter().peekable();
         while rest.peek().is_some() {
-            self.data.write::<_, HotError>(|staged| {
+            self.cache.write(|change| {
                 for (key, value) in rest.by_ref().take(BATCH_ROWS) {
                     match value {
-                        Some(value) => staged.insert(key, value),
-                        None => staged.remove(key),
+                        Some(value) => change.insert(key, value)?,
+                        None => change.remove(key)?,
                     }
                 }
-                staged.insert(CLOCK, rows.clock.map(i64::to_be_bytes).concat());
-                Ok(())
+                change.insert(CLOCK, rows.clock.map(i64::to_be_bytes).concat())
             })?;
         }
         Ok(())
@@ -112,18 +113,18 @@ impl Hot {
 
     /// Gives `throttle` what the last run kept, and removes what counts no more.
     pub fn restore_throttle(&self, throttle: &Throttle, now: OffsetDateTime) -> Result<()> {
-        let clock = self.data.get(CLOCK)?;
+        let clock = self.cache.get_bytes(CLOCK)?;
         let clock = clock.as_deref().and_then(|row| Some([read_i64(row.get(..8)?)?, read_i64(row.get(8..)?)?]));
         let in_order = clock.is_none_or(|[written_at, behind]| throttle.clock.resume(written_at, behind, now));
         let now = throttle.clock.at(now);
         let mut over = Vec::new();
-        for row in self.data.scan(THROTTLE) {
+        for row in self.cache.rows(THROTTLE) {
             let (key, value) = row?;
             if !in_order || !throttle.restore(&key, &value, now) {
                 over.push(key);
             }
         }
-        self.remove_rows(&over)
+        self.cache.remove_all(&over)
     }
 }
 

@@ -2,7 +2,6 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use super::*;
-use crate::durable::Durable;
 use crate::hot::Hot;
 use crate::outside::System;
 
@@ -213,14 +212,14 @@ fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_block
     hot.keep_throttle(throttle.gather(at(1))).unwrap();
     let (known, refused, kept) = throttle.failures.sizes();
     assert!(known <= REMEMBERED && refused <= REMEMBERED, "{known} {refused}");
-    let rows = hot.data.scan(rows::THROTTLE).count();
+    let rows = hot.cache.rows(rows::THROTTLE).count();
     assert_eq!((rows, kept), (REMEMBERED as usize, REMEMBERED as usize), "as many as are allowed, and no more");
     for ip in &blocked {
         assert_eq!(throttle.blocked(&Failing::Key(*ip), at(2)), Some(at(1800)), "{ip}");
     }
     // When their time is over, the rows go.
     hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
-    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 0);
+    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 0);
 }
 
 /// The flood is what makes us forget: it must not help whoever calls too often.
@@ -278,12 +277,12 @@ fn a_restart_forgives_nobody() {
     // Much later what is over is dropped, and a block is no longer than is configured by then.
     let (hot, throttle) = restored(&dir, Limits { auth_fail_block_seconds: 1000, ..LIMITS }, at(500));
     assert_eq!(throttle.blocked(&Failing::Key(one), at(500)), Some(at(1004)));
-    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 2);
+    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 2);
     assert_eq!(throttle.global(one, at(500)), Ok(()));
     drop((hot, throttle));
     let (hot, throttle) = restored(&dir, Limits { auth_fail_count: 0, ..LIMITS }, at(600));
     assert_eq!(
-        (throttle.blocked(&Failing::Key(one), at(600)), hot.data.scan(rows::THROTTLE).count()),
+        (throttle.blocked(&Failing::Key(one), at(600)), hot.cache.rows(rows::THROTTLE).count()),
         (None, 0),
         "off is off"
     );
@@ -338,15 +337,13 @@ fn rows_that_make_no_sense_are_dropped() {
         (b"throttle/x0123456789abcdef", &[0; 28]),
         (b"throttle/f0123456789abcdef", &[0xff; 28]),
     ];
-    hot.data
-        .write::<_, crate::hot::HotError>(|staged| {
-            bad.iter().for_each(|(key, value)| staged.insert(*key, *value));
-            staged.insert(*b"throttle-clock", *b"nonsense");
-            Ok(())
-        })
-        .unwrap();
+    let written = hot.cache.write(|change| {
+        bad.iter().try_for_each(|(key, value)| change.insert(*key, *value))?;
+        change.insert(*b"throttle-clock", *b"nonsense")
+    });
+    written.unwrap();
     hot.restore_throttle(&Throttle::new(LIMITS), at(0)).unwrap();
-    assert_eq!(hot.data.scan(rows::THROTTLE).count(), 0);
+    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 0);
 }
 
 #[test]
@@ -367,7 +364,7 @@ fn calls_from_everywhere_at_once_are_counted_exactly() {
 }
 
 fn open(dir: &tempfile::TempDir) -> Hot {
-    Hot::on(Durable::open(&dir.path().join("hot")).unwrap(), &System).unwrap()
+    Hot::open(dir.path(), &System).unwrap()
 }
 
 fn restored(dir: &tempfile::TempDir, limits: Limits, now: OffsetDateTime) -> (Hot, Throttle) {

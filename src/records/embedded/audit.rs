@@ -1,6 +1,6 @@
 //! The audit log: entries by number, and the head that the next one is chained to.
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::records::Result;
 
@@ -14,12 +14,12 @@ pub(super) fn append(staged: &mut Staged<'_>, note: &AuditNote) -> Result<()> {
     rows::put(staged, rows::audit(entry.number), &entry)
 }
 
-pub(super) fn head(data: &Durable) -> Result<AuditHead> {
+pub(super) fn head(data: &Snapshot) -> Result<AuditHead> {
     Ok(rows::get(data, rows::AUDIT_HEAD)?.unwrap_or_default())
 }
 
 /// The newest first.
-pub(super) fn find(data: &Durable, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+pub(super) fn find(data: &Snapshot, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
     let (from, to) = rows::audit_between(0, filter.before.unwrap_or(u64::MAX));
     let mut found = Vec::new();
     for row in data.range(from, to).rev() {
@@ -35,7 +35,7 @@ pub(super) fn find(data: &Durable, filter: &AuditFilter, limit: usize) -> Result
     Ok(found)
 }
 
-pub(super) fn from(data: &Durable, number: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+pub(super) fn from(data: &Snapshot, number: u64, limit: usize) -> Result<Vec<AuditEntry>> {
     let (from, to) = rows::audit_between(number, u64::MAX);
     let rows = data.range(from, to).take(limit);
     rows.map(|row| row.map_err(Into::into).and_then(|(key, value)| rows::decode(&key, &value))).collect()

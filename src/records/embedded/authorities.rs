@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
@@ -114,7 +114,7 @@ pub(super) fn tie(
 }
 
 /// In the order in which they were issued.
-pub(super) fn certificates(data: &Durable) -> Result<Vec<AdminCertificate>> {
+pub(super) fn certificates(data: &Snapshot) -> Result<Vec<AdminCertificate>> {
     let mut certificates: Vec<AdminCertificate> = rows::all(data, rows::CERTIFICATE)?;
     certificates.sort_by(|a, b| (a.issued_at, &a.name, &a.serial).cmp(&(b.issued_at, &b.name, &b.serial)));
     Ok(certificates)

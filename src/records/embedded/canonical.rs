@@ -1,8 +1,9 @@
 //! The canonical version and all that were.
 
+use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::durable::{Durable, Result as DurableResult, Staged};
+use crate::durable::{Result as DurableResult, Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::records::rules::pruned_note;
 use crate::records::{
@@ -64,8 +65,7 @@ pub(super) fn pointer(source: &impl Source) -> Result<Option<Marked<u64>>> {
 }
 
 pub(super) fn version(source: &impl Source, number: u64) -> Result<Option<CanonicalVersion>> {
-    let key = rows::version(number);
-    source.large(&key)?.map(|value| rows::decode(&key, &value)).transpose()
+    rows::get(source, rows::version(number))
 }
 
 /// The number of the version that the attempt `id` made.
@@ -73,14 +73,14 @@ pub(super) fn number_of(source: &impl Source, id: Uuid) -> Result<Option<u64>> {
     rows::get(source, rows::version_id(id))
 }
 
-pub(super) fn history(data: &Durable, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+pub(super) fn history(data: &Snapshot, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
     let (from, to) = rows::version_summaries_below(before);
     let newest_first = data.range(from, to).rev().take(limit);
     newest_first.map(|row| row.map_err(Into::into).and_then(|(key, value)| rows::decode(&key, &value))).collect()
 }
 
 /// Up to `limit` versions that `retention` does not keep, the lowest first.
-pub(super) fn prunable(data: &Durable, retention: &Retention, limit: usize) -> Result<Vec<u64>> {
+pub(super) fn prunable(data: &Snapshot, retention: &Retention, limit: usize) -> Result<Vec<u64>> {
     let Some(kept_from) = kept_from(data.scan(rows::VERSION_SUMMARY), retention)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for row in data.scan(rows::VERSION_SUMMARY) {
@@ -122,7 +122,7 @@ pub(super) fn prune(
 
 /// The lowest of the newest versions that are kept whatever their age; `None`: there are fewer.
 fn kept_from(
-    summaries: impl DoubleEndedIterator<Item = DurableResult<(sled::IVec, sled::IVec)>>,
+    summaries: impl DoubleEndedIterator<Item = DurableResult<(Bytes, Bytes)>>,
     retention: &Retention,
 ) -> Result<Option<u64>> {
     let newest = usize::try_from(retention.newest.max(1)).unwrap_or(usize::MAX);
@@ -133,7 +133,7 @@ fn kept_from(
 /// Removes a version, what is sealed of it, and what points to it.
 fn remove(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result<()> {
     let number = version.summary.version;
-    staged.remove_large(&rows::version(number))?;
+    staged.remove(rows::version(number));
     staged.remove(rows::version_summary(number));
     staged.remove(rows::version_id(version.id));
     sealed::index(staged, &body_place(version.id), Some(&version.body), None);
@@ -158,9 +158,7 @@ pub(super) fn add(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result
 
 /// Writes a version where it stands; what points to it stays.
 pub(super) fn put(staged: &mut Staged<'_>, version: &CanonicalVersion) -> Result<()> {
-    let key = rows::version(version.summary.version);
-    let value = rows::encode(&key, version)?;
-    Ok(staged.insert_large(&key, &value)?)
+    rows::put(staged, rows::version(version.summary.version), version)
 }
 
 pub(super) fn body_place(id: Uuid) -> Place {

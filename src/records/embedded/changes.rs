@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
 use crate::records::{Changes, Epoch, Host, InstallToken, Result, Session, Settings, SettingsChange};
@@ -83,7 +83,7 @@ pub(super) fn mark_set(staged: &mut Staged<'_>, kind: Kind, now: Epoch) -> Resul
     rows::put(staged, key, &now)
 }
 
-pub(super) fn since(data: &Durable, since: Epoch) -> Result<Changes> {
+pub(super) fn since(data: &Snapshot, since: Epoch) -> Result<Changes> {
     let mut changes = Changes { epoch: epoch(data)?, ..Changes::default() };
     let (from, to) = rows::changed_after(since);
     for row in data.range(from, to) {

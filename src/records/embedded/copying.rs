@@ -1,16 +1,16 @@
 //! The store as a whole: copied out, filled from a copy, standing still.
 //!
-//! A copy is read from a snapshot of the database, so changes go on meanwhile. While the store is filled, its row says so,
+//! A copy is read from a snapshot of the rows, so changes go on meanwhile. While the store is filled, its row says so,
 //! and that is the first thing written and the last one removed: a crash in between leaves a store that nobody takes for
 //! whole, and that the next filling empties first.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::durable::{Durable, Snapshot, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::{AuditHead, AuditNote};
 use crate::model::host::{HostActivity, HostId};
-use crate::records::copy::{Activity, Chunks, Heads, NumberedProbe, OutboxPosition, Row};
+use crate::records::copy::{Activity, Chunks, Heads, NumberedProbe, OutboxPosition, Row, Table};
 use crate::records::rules::{being_filled, taken_over};
 use crate::records::{
     AdminCertificate, Authority, CanonicalSummary, Epoch, ExternalIdentity, Filling, Host, InstallToken, RecordsError,
@@ -49,7 +49,7 @@ pub(super) fn check_whole(source: &impl Source) -> Result<()> {
     if stored(source)?.filling.is_some() { Err(being_filled()) } else { Ok(()) }
 }
 
-pub(super) fn state(data: &Durable) -> Result<StoreState> {
+pub(super) fn state(data: &Snapshot) -> Result<StoreState> {
     let Stored { incarnation, standstill, filling } = stored(data)?;
     if filling.is_some() {
         return Err(being_filled());
@@ -64,55 +64,84 @@ pub(super) fn set_standstill(staged: &mut Staged<'_>, standstill: Option<&Stands
     audit::append(staged, note)
 }
 
-pub(super) fn export(data: &Durable, mut chunks: Chunks) -> Result<()> {
-    let snapshot = data.snapshot();
-    let from = &snapshot;
-    chunks.push_blocking(Row::Heads(Heads {
+pub(super) fn export(from: &Snapshot, chunks: Chunks) -> Result<()> {
+    let heads = Heads {
         canonical_version: canonical::pointer(from)?.map(|pointer| pointer.row),
         audit: rows::get(from, rows::AUDIT_HEAD)?.unwrap_or_default(),
-    }))?;
-    chunks.push_blocking(Row::Settings(changes::settings(from)?.map(|marked| marked.row).unwrap_or_default()))?;
-    if let Some(key) = rows::get(from, rows::SERVER_KEY)? {
-        chunks.push_blocking(Row::ServerKey(key))?;
+    };
+    export_with(from, heads, chunks, &mut |_, error| Err(error))
+}
+
+/// Is told of a row that cannot be read: an error of its own ends the export.
+pub(super) type Broken<'a> = &'a mut dyn FnMut(Table, RecordsError) -> Result<()>;
+
+pub(super) fn export_with(from: &Snapshot, heads: Heads, mut chunks: Chunks, broken: Broken<'_>) -> Result<()> {
+    chunks.push_blocking(Row::Heads(heads))?;
+    let settings = changes::settings(from).map(|marked| marked.map(|marked| marked.row).unwrap_or_default());
+    chunks.push_blocking(Row::Settings(settings.or_else(|error| {
+        broken(Table::Settings, error)?;
+        Ok::<_, RecordsError>(Settings::default())
+    })?))?;
+    match rows::get(from, rows::SERVER_KEY) {
+        Ok(Some(key)) => chunks.push_blocking(Row::ServerKey(key))?,
+        Ok(None) => {}
+        Err(error) => broken(Table::ServerKey, error)?,
     }
-    each(from, rows::SEALING_KEY, &mut chunks, |_, key: SealingKey| Ok(Some(Row::SealingKeys(key))))?;
-    each(from, rows::AUTHORITY, &mut chunks, |_, authority: Authority| Ok(Some(Row::Authorities(authority))))?;
-    each(from, rows::USER, &mut chunks, |_, user: User| Ok(Some(Row::Users(user))))?;
-    each(from, rows::SESSION, &mut chunks, |_, it: Marked<Session>| Ok(Some(Row::Sessions(it.row))))?;
-    each(from, rows::IDENTITY, &mut chunks, |_, it: ExternalIdentity| Ok(Some(Row::ExternalIdentities(it))))?;
-    each(from, rows::CERTIFICATE, &mut chunks, |_, it: AdminCertificate| Ok(Some(Row::Certificates(it))))?;
-    each(from, rows::HOST, &mut chunks, |_, host: Marked<Host>| Ok(Some(Row::Hosts(host.row))))?;
-    each(from, rows::ACTIVITY, &mut chunks, |key, activity: HostActivity| {
+    each(from, (rows::SEALING_KEY, Table::SealingKeys), &mut chunks, broken, |_, key: SealingKey| {
+        Ok(Some(Row::SealingKeys(key)))
+    })?;
+    each(from, (rows::AUTHORITY, Table::Authorities), &mut chunks, broken, |_, authority: Authority| {
+        Ok(Some(Row::Authorities(authority)))
+    })?;
+    each(from, (rows::USER, Table::Users), &mut chunks, broken, |_, user: User| Ok(Some(Row::Users(user))))?;
+    each(from, (rows::SESSION, Table::Sessions), &mut chunks, broken, |_, it: Marked<Session>| {
+        Ok(Some(Row::Sessions(it.row)))
+    })?;
+    each(from, (rows::IDENTITY, Table::ExternalIdentities), &mut chunks, broken, |_, it: ExternalIdentity| {
+        Ok(Some(Row::ExternalIdentities(it)))
+    })?;
+    each(from, (rows::CERTIFICATE, Table::Certificates), &mut chunks, broken, |_, it: AdminCertificate| {
+        Ok(Some(Row::Certificates(it)))
+    })?;
+    each(from, (rows::HOST, Table::Hosts), &mut chunks, broken, |_, host: Marked<Host>| {
+        Ok(Some(Row::Hosts(host.row)))
+    })?;
+    each(from, (rows::ACTIVITY, Table::Activity), &mut chunks, broken, |key, activity: HostActivity| {
         let host = HostId(u64::from_be_bytes(rows::id_behind(rows::ACTIVITY, key)?));
         let row = || Row::Activity(Activity { host, activity: activity.clone() });
         Ok((activity != HostActivity::default()).then(row))
     })?;
-    each(from, rows::TOKEN, &mut chunks, |_, token: Marked<InstallToken>| Ok(Some(Row::InstallTokens(token.row))))?;
-    each(from, rows::VERSION_SUMMARY, &mut chunks, |_, summary: CanonicalSummary| {
+    each(from, (rows::TOKEN, Table::InstallTokens), &mut chunks, broken, |_, token: Marked<InstallToken>| {
+        Ok(Some(Row::InstallTokens(token.row)))
+    })?;
+    each(from, (rows::VERSION_SUMMARY, Table::Versions), &mut chunks, broken, |_, summary: CanonicalSummary| {
         let version = canonical::version(from, summary.version)?.ok_or_else(|| rows::missing("version"))?;
         Ok(Some(Row::Versions(Box::new(version))))
     })?;
-    each(from, rows::PROBE, &mut chunks, |key, probe| {
+    each(from, (rows::PROBE, Table::Probes), &mut chunks, broken, |key, probe| {
         Ok(Some(Row::Probes(NumberedProbe { number: rows::read_probe(key)?, probe })))
     })?;
-    each(from, rows::NODE, &mut chunks, |key, seq: u64| {
+    each(from, (rows::NODE, Table::OutboxPositions), &mut chunks, broken, |key, seq: u64| {
         let node = Uuid::from_bytes(rows::id_behind(rows::NODE, key)?);
         Ok(Some(Row::OutboxPositions(OutboxPosition { node, seq })))
     })?;
-    each(from, rows::AUDIT, &mut chunks, |_, entry| Ok(Some(Row::AuditLog(entry))))?;
+    each(from, (rows::AUDIT, Table::AuditLog), &mut chunks, broken, |_, entry| Ok(Some(Row::AuditLog(entry))))?;
     chunks.end_blocking()
 }
 
 fn each<T: serde::de::DeserializeOwned>(
-    from: &Snapshot<'_>,
-    prefix: &str,
+    from: &Snapshot,
+    (prefix, table): (&str, Table),
     chunks: &mut Chunks,
+    broken: Broken<'_>,
     read: impl Fn(&[u8], T) -> Result<Option<Row>>,
 ) -> Result<()> {
     for row in from.scan(prefix) {
         let (key, value) = row?;
-        if let Some(row) = read(&key, rows::decode(&key, &value)?)? {
-            chunks.push_blocking(row)?;
+        match rows::decode(&key, &value).and_then(|value| read(&key, value)) {
+            Ok(Some(row)) => chunks.push_blocking(row)?,
+            Ok(None) => {}
+            Err(error) => broken(table, error)?,
         }
     }
     Ok(())

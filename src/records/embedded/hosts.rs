@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
@@ -147,7 +147,7 @@ pub(super) fn of_user(staged: &Staged<'_>, user: UserId) -> Result<Vec<Host>> {
 }
 
 /// The last one first.
-pub(super) fn removed(data: &Durable) -> Result<Vec<Host>> {
+pub(super) fn removed(data: &Snapshot) -> Result<Vec<Host>> {
     let mut hosts = Vec::new();
     for row in data.scan(rows::REMOVED_HOST) {
         let id = rows::read_removed_host(&row?.0)?;
@@ -181,7 +181,7 @@ pub(super) fn purge_removed(staged: &mut Staged<'_>, when: OffsetDateTime) -> Re
     Ok(gone.len())
 }
 
-pub(super) fn all(data: &Durable) -> Result<Vec<Host>> {
+pub(super) fn all(data: &Snapshot) -> Result<Vec<Host>> {
     let mut hosts = Vec::new();
     for row in data.scan(rows::HOST) {
         let (key, value) = row?;
@@ -302,7 +302,7 @@ pub(super) fn redeem(
 }
 
 /// The newest first.
-pub(super) fn tokens(data: &Durable) -> Result<Vec<InstallToken>> {
+pub(super) fn tokens(data: &Snapshot) -> Result<Vec<InstallToken>> {
     let rows = rows::all::<Marked<InstallToken>>(data, rows::TOKEN)?;
     let mut tokens: Vec<_> = rows.into_iter().map(|marked| marked.row).collect();
     tokens.sort_by_key(|token| std::cmp::Reverse(token.created_at));

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::records::{ExternalIdentity, Linked, Result, User};
 
@@ -45,7 +45,7 @@ pub(super) fn find(source: &impl Source, issuer: &str, subject: &str) -> Result<
 }
 
 /// By user, then issuer and subject.
-pub(super) fn all(data: &Durable) -> Result<Vec<ExternalIdentity>> {
+pub(super) fn all(data: &Snapshot) -> Result<Vec<ExternalIdentity>> {
     let mut identities: Vec<ExternalIdentity> = rows::all(data, rows::IDENTITY)?;
     // The order of the others stays.
     identities.sort_by_key(|identity| identity.user);

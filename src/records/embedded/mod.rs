@@ -1,10 +1,11 @@
-//! The records on sled: the default, with nothing to install.
+//! The records in a file of the state directory: the default, with nothing to install.
 //!
-//! Everything stands in **one** tree under prefixed keys ([`rows`]), so that a change is one batch of one log: rows, their
-//! indexes and the epoch are there together or not at all, whatever line a crash hits. Changes run one at a time
-//! ([`Durable::write`]), which is what makes "exactly one" and "without a gap" true without a retry.
+//! Everything stands in **one** table under prefixed keys ([`rows`]), so that a change is part of one transaction: rows,
+//! their indexes and the epoch are there together or not at all, whatever line a crash or a power cut hits. Changes run one
+//! at a time ([`Store::write`]), which is what makes "exactly one" and "without a gap" true without a retry. Each read sees
+//! the rows of one moment ([`Snapshot`]).
 //!
-//! No answer leaves before what it rests on is power-safe: changes and reads alike await [`Durable::settled`]. So a reader
+//! No answer leaves before what it rests on is power-safe: changes and reads alike await [`Store::settled`]. So a reader
 //! never passes on a canonical version, or a "no, it is used already", that a power cut could still take back; the price
 //! is that a read may wait for a flush that is under way. Once a flush has failed, everything is refused until the records
 //! are opened anew, by another process.
@@ -18,12 +19,13 @@ mod hosts;
 mod identities;
 mod install;
 mod probes;
+pub mod rescue;
 mod rows;
 mod sealed;
 mod sessions;
 mod telemetry;
 mod turns;
-mod upgrade;
+pub mod upgrade;
 mod users;
 
 use std::cmp::Reverse;
@@ -44,7 +46,7 @@ use super::{
     Replacement, Restoration, Result, Retention, SealingKey, Seed, Session, Settings, SettingsChange, Standstill,
     StoreFailure, StoreState, Telemetry, User, UserChange,
 };
-use crate::durable::{Durable, DurableError, Staged};
+use crate::durable::{DurableError, Snapshot, Staged, Store};
 use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
@@ -55,7 +57,7 @@ use crate::seal::{KeyId, Place, Sealed};
 
 /// The records of one daemon, in a directory of their own.
 pub struct Embedded {
-    data: Arc<Durable>,
+    data: Arc<Store>,
     /// Stores that wait for their turn, the login with the latest date first.
     stores: turns::Turns<Reverse<Option<Instant>>, Replacement>,
     /// A test cuts nodes off from what changed: changes are made, and following them fails.
@@ -66,25 +68,16 @@ pub struct Embedded {
 impl Embedded {
     /// Opens the records in `dir`, making it where it is missing. Reading them again takes time: not for an async task.
     pub fn open(dir: &Path) -> Result<Self> {
-        Ok(Self::on(Durable::open(dir)?))
+        Ok(Self::on(Store::durable(dir, "records")?))
     }
 
-    pub(crate) fn on(data: Durable) -> Self {
+    pub(crate) fn on(data: Store) -> Self {
         Self {
             data: Arc::new(data),
             stores: turns::Turns::new(),
             #[cfg(test)]
             following_fails: std::sync::atomic::AtomicBool::default(),
         }
-    }
-
-    /// Brings the rows of the format `from` to the next one; power-safe when it returns.
-    pub async fn upgrade(&self, from: u32) -> Result<()> {
-        let data = Arc::clone(&self.data);
-        tokio::task::spawn_blocking(move || upgrade::step(from, &data))
-            .await
-            .map_err(|e| RecordsError::Unavailable(format!("the upgrading task ended early: {e}")))??;
-        Ok(self.data.settled().await?)
     }
 
     /// `false` once a change could not be made safe; every call is refused from then on.
@@ -113,8 +106,8 @@ impl Embedded {
         outcome
     }
 
-    async fn read<T>(&self, read: impl FnOnce(&Durable) -> Result<T>) -> Result<T> {
-        let answer = self.data.together(|| read(&self.data));
+    async fn read<T>(&self, read: impl FnOnce(&Snapshot) -> Result<T>) -> Result<T> {
+        let answer = read(&self.data.snapshot());
         self.data.settled().await?;
         answer
     }
@@ -122,10 +115,10 @@ impl Embedded {
     /// For what reads many rows: off the async threads.
     async fn read_much<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Durable) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&Snapshot) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let data = Arc::clone(&self.data);
-        let answer = tokio::task::spawn_blocking(move || read(&data))
+        let answer = tokio::task::spawn_blocking(move || read(&data.snapshot()))
             .await
             .map_err(|e| RecordsError::Unavailable(format!("the reading task ended early: {e}")))?;
         self.data.settled().await?;
@@ -137,6 +130,10 @@ impl From<DurableError> for RecordsError {
     fn from(error: DurableError) -> Self {
         match error {
             DurableError::Failed { .. } => Self::Failed(error.to_string()),
+            DurableError::Damaged { .. } => {
+                log::error!(event = "records_damaged", cause:% = error; "the records are damaged: {error}");
+                Self::Damaged(error.to_string())
+            }
             error => Self::Unavailable(error.to_string()),
         }
     }
@@ -166,6 +163,13 @@ impl Records for Embedded {
 
     fn may_be_away(&self) -> bool {
         false
+    }
+
+    async fn verify(&self) -> Result<Option<u64>> {
+        self.read_much(|data| {
+            data.scan("").try_fold(0, |rows, row| row.map(|_| rows + 1)).map(Some).map_err(RecordsError::from)
+        })
+        .await
     }
 
     fn conflicts(&self) -> u64 {
@@ -404,11 +408,11 @@ impl Records for Embedded {
     }
 
     async fn probes(&self, limit: usize) -> Result<Vec<Probe>> {
-        self.read_much(move |data| data.together(|| probes::all(data).take(limit).collect())).await
+        self.read_much(move |data| probes::all(data).take(limit).collect()).await
     }
 
     async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary> {
-        self.read_much(move |data| data.together(|| ProbeSummary::of(probes::all(data), since))).await
+        self.read_much(move |data| ProbeSummary::of(probes::all(data), since)).await
     }
 
     async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool> {
@@ -551,7 +555,7 @@ impl Records for Embedded {
         if now <= epoch {
             return Ok(Changes { epoch: now, ..Changes::default() });
         }
-        self.read_much(move |data| data.together(|| changes::since(data, epoch))).await
+        self.read_much(move |data| changes::since(data, epoch)).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::records::copy::NumberedProbe;
 use crate::records::probes::{KEPT, Mark};
@@ -54,7 +54,7 @@ pub(super) fn finish(
     Ok(true)
 }
 
-pub(super) fn all(data: &Durable) -> impl Iterator<Item = Result<Probe>> + '_ {
+pub(super) fn all(data: &Snapshot) -> impl Iterator<Item = Result<Probe>> + '_ {
     newest_first(data.scan(rows::PROBE)).map(|known| known.map(|known| known.probe))
 }
 

@@ -1,11 +1,12 @@
 //! Where each row stands, and how it is written: a prefix that ends in `/`, then the id, numbers big-endian so that keys
 //! sort as the numbers do; values are JSON.
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::durable::{Durable, Snapshot, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
 use crate::model::people::{Email, UserId};
@@ -36,13 +37,12 @@ pub(super) const REMOVED_HOST: &str = "removed-host/";
 /// Of hosts that are not removed: owner's id, then the host's.
 const OWNED_HOST: &str = "owned-host/";
 /// Of hosts that are not removed: name → id.
-const HOST_NAME: &str = "host-name/";
+pub(super) const HOST_NAME: &str = "host-name/";
 /// Marked.
 pub(super) const TOKEN: &str = "token/";
 /// Tokens neither redeemed nor revoked: host id, then digest.
 const PENDING_TOKEN: &str = "pending-token/";
-/// In pieces: bodies can be large.
-const VERSION: &str = "version/";
+pub(super) const VERSION: &str = "version/";
 pub(super) const VERSION_SUMMARY: &str = "version-summary/";
 /// By number, which is the order of the claims.
 pub(super) const PROBE: &str = "probe/";
@@ -67,6 +67,41 @@ pub(super) const ACTIVITY: &str = "activity/";
 const CHANGED: &str = "changed/";
 /// Key id, then place: one row for each sealed value.
 const SEALED: &str = "sealed/";
+
+/// Every key, or how it begins: each once, none of them the beginning of another one's rows.
+pub(super) const ALL: &[&str] = &[
+    INITIALISED,
+    EPOCH,
+    CANONICAL,
+    SETTINGS,
+    SERVER_KEY,
+    STORE,
+    AUDIT_HEAD,
+    SEALING_KEY,
+    AUTHORITY,
+    CERTIFICATE,
+    HOST,
+    REMOVED_HOST,
+    OWNED_HOST,
+    HOST_NAME,
+    TOKEN,
+    PENDING_TOKEN,
+    VERSION,
+    VERSION_SUMMARY,
+    PROBE,
+    PROBE_ID,
+    USER,
+    USER_EMAIL,
+    SESSION,
+    IDENTITY,
+    AUDIT,
+    SET,
+    VERSION_ID,
+    NODE,
+    ACTIVITY,
+    CHANGED,
+    SEALED,
+];
 
 /// A row that nodes cache, with the epoch that last changed it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -241,39 +276,20 @@ pub(super) fn read_sealed(key: &[u8]) -> Result<&[u8]> {
     key.get(SEALED.len() + 4..).ok_or_else(|| corrupt("a sealed value's place", "its key is too short"))
 }
 
-/// What can be asked for rows: the database, or a change that is being staged.
+/// What can be asked for rows: the rows of one moment, or a change that is being staged.
 pub(super) trait Source {
-    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>>;
-    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
-}
-
-impl Source for Durable {
-    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
-        Ok(self.get(key)?)
-    }
-
-    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.get_large(key)?)
-    }
+    fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>>;
 }
 
 impl Source for Staged<'_> {
-    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+    fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>> {
         Ok(self.get(key)?)
-    }
-
-    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.get_large(key)?)
     }
 }
 
-impl Source for Snapshot<'_> {
-    fn bytes(&self, key: &[u8]) -> Result<Option<sled::IVec>> {
+impl Source for Snapshot {
+    fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>> {
         Ok(self.get(key)?)
-    }
-
-    fn large(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.get_large(key)?)
     }
 }
 
@@ -290,7 +306,7 @@ pub(super) fn put(staged: &mut Staged<'_>, key: impl Into<Vec<u8>>, row: &impl S
 }
 
 /// All rows under `prefix`, in order of their keys.
-pub(super) fn all<T: DeserializeOwned>(data: &Durable, prefix: &str) -> Result<Vec<T>> {
+pub(super) fn all<T: DeserializeOwned>(data: &Snapshot, prefix: &str) -> Result<Vec<T>> {
     data.scan(prefix).map(|row| row.map_err(Into::into).and_then(|(key, value)| decode(&key, &value))).collect()
 }
 
@@ -331,4 +347,18 @@ fn end_of(prefix: &str) -> Vec<u8> {
 /// For messages: the prefix alone, which holds no id and no secret.
 fn table_of(key: &[u8]) -> String {
     String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ALL;
+
+    #[test]
+    fn no_row_is_told_of_twice() {
+        for (at, one) in ALL.iter().enumerate() {
+            for (other_at, other) in ALL.iter().enumerate() {
+                assert!(at == other_at || !other.starts_with(one), "{one} {other}");
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::host::HostId;
 use crate::records::{Authority, CanonicalVersion, Host, Result, SealingKey};
@@ -37,7 +37,7 @@ pub(super) fn remove_key(staged: &mut Staged<'_>, id: KeyId) -> Result<bool> {
     Ok(true)
 }
 
-pub(super) fn values_before(data: &Durable, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
+pub(super) fn values_before(data: &Snapshot, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
     let (from, to) = rows::sealed_before(active);
     data.range(from, to)
         .take(limit)

@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::records::{Begun, Epoch, Result, Session};
 
@@ -51,7 +51,7 @@ pub(super) fn touch(staged: &mut Staged<'_>, used: &[(Uuid, OffsetDateTime)]) ->
 }
 
 /// The newest first.
-pub(super) fn all(data: &Durable) -> Result<Vec<Session>> {
+pub(super) fn all(data: &Snapshot) -> Result<Vec<Session>> {
     let rows = rows::all::<Marked<Session>>(data, rows::SESSION)?;
     let mut sessions: Vec<_> = rows.into_iter().map(|marked| marked.row).collect();
     sessions.sort_by_key(|session| std::cmp::Reverse((session.started_at, session.id)));

@@ -95,7 +95,7 @@ async fn a_row_that_cannot_be_read_is_said_to_be_corrupt_without_showing_it() {
 async fn no_answer_rests_on_what_the_disk_did_not_take() {
     let dir = tempfile::tempdir().unwrap();
     let failing = Arc::new(AtomicBool::new(false));
-    let data = Durable::open_on_failing_disk(dir.path(), Arc::clone(&failing)).unwrap();
+    let data = Store::durable_on_failing_disk(dir.path(), "records", Arc::clone(&failing)).unwrap();
     let store = Embedded::on(data);
     store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert!(store.healthy());

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Staged, Store};
 use crate::records::{RecordsError, Result};
 
 /// How often at most a round waits for others to come.
@@ -44,7 +44,7 @@ impl<K: Ord + Send + 'static, T: Send + 'static> Turns<K, T> {
     /// caller goes away.
     pub(super) async fn take(
         &self,
-        data: &Arc<Durable>,
+        data: &Arc<Store>,
         key: K,
         change: impl Fn(&mut Staged<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -95,7 +95,7 @@ impl<K: Ord, T> Served<K, T> {
     }
 }
 
-async fn serve<K: Ord + Send, T: Send>(data: Arc<Durable>, mut served: Served<K, T>) {
+async fn serve<K: Ord + Send, T: Send>(data: Arc<Store>, mut served: Served<K, T>) {
     loop {
         // Whoever has come so far and only waits for a processor joins this round. With nobody there this task ends at
         // once: it holds the database open.
@@ -122,7 +122,7 @@ async fn serve<K: Ord + Send, T: Send>(data: Arc<Durable>, mut served: Served<K,
 }
 
 /// One batch for all of them: what they have in common is written once. Where one cannot be applied, each goes by itself.
-fn apply<K, T>(data: &Durable, round: &[Waiter<K, T>]) -> Vec<Result<T>> {
+fn apply<K, T>(data: &Store, round: &[Waiter<K, T>]) -> Vec<Result<T>> {
     let all = |staged: &mut Staged<'_>| round.iter().map(|waiter| (waiter.change)(staged)).collect::<Result<Vec<_>>>();
     match data.write(all) {
         Ok(values) => values.into_iter().map(Ok).collect(),
@@ -151,7 +151,7 @@ mod tests {
 
     async fn round(letters: &[u8]) -> (Vec<u8>, Vec<Result<Option<Vec<u8>>>>) {
         let dir = tempfile::tempdir().unwrap();
-        let data = Arc::new(Durable::open(dir.path()).unwrap());
+        let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
         let turns = Arc::new(Rounds::new());
         // One thread: all of them wait before the first round begins.
         let tasks: Vec<_> = letters
@@ -189,7 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let turns = Rounds::new();
         for letter in b"ab" {
-            let data = Arc::new(Durable::open(dir.path()).unwrap());
+            let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
             turns.take(&data, *letter, append(*letter)).await.unwrap();
             assert_eq!(Arc::strong_count(&data), 1);
         }
@@ -198,7 +198,7 @@ mod tests {
     #[tokio::test]
     async fn a_change_that_panics_is_an_error_and_the_next_one_goes_on() {
         let dir = tempfile::tempdir().unwrap();
-        let data = Arc::new(Durable::open(dir.path()).unwrap());
+        let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
         let turns = Rounds::new();
         assert!(turns.take(&data, 1, |_| panic!("for the test")).await.is_err());
         assert_eq!(turns.take(&data, 1, append(b'a')).await.unwrap(), None);

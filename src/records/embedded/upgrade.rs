@@ -1,21 +1,34 @@
-//! From one format of the rows to the next, in place. What a format is, and what a crash leaves, is told by whoever asks
-//! for it (`daemon/format.rs`); a step may be repeated after a crash, so it leaves alone what has its new form already.
-//! One that touches many rows does so in several changes.
+//! What the rows of older formats are. What a format is, and what a crash leaves, is told in `daemon/format.rs`.
+//!
+//! - 1 to 2: the number itself is new; the rows are what they were.
+//! - 2 to 3: new are rows of probes, and versions that come from one.
+//! - 3 to 4: new are rows of users, of their sessions and of their identities.
+//! - 4 to 5: the rows are in another file (`durable`). Versions were written in pieces and are one row each now
+//!   ([`piece_of`]); every other row is what it was.
 //!
 //! A row that only gained members needs no step: they have defaults.
 
-use crate::durable::Durable;
-use crate::records::{RecordsError, Result};
+use super::rows;
 
-/// Brings rows of the format `from` to the next one.
-pub(super) fn step(from: u32, _data: &Durable) -> Result<()> {
-    match from {
-        // The number itself is new; the rows are what they were.
-        1 => Ok(()),
-        // New are rows of probes, and versions that come from one; an older daemon cannot read the latter.
-        2 => Ok(()),
-        // New are rows of users, of their sessions and of their identities; an older daemon cannot read what changed of them.
-        3 => Ok(()),
-        _ => Err(RecordsError::Corrupt(format!("rows of format {from}, which nobody ever wrote"))),
+/// Up to format 4: the row that `key` is a piece of, and the number of the piece. `None`: it is a row of its own.
+pub fn piece_of(key: &[u8]) -> Option<(&[u8], u32)> {
+    let number = key.strip_prefix(rows::VERSION.as_bytes())?;
+    let (id, piece) = number.split_at_checked(size_of::<u64>())?;
+    let piece = piece.strip_prefix(b"#")?.try_into().ok()?;
+    Some((key.get(..rows::VERSION.len() + id.len())?, u32::from_be_bytes(piece)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_versions_were_written_in_pieces() {
+        let version = rows::version(35);
+        let piece = [&version[..], b"#", &7u32.to_be_bytes()].concat();
+        assert_eq!(piece_of(&piece), Some((&version[..], 7)));
+        for whole in [&version[..], &piece[..piece.len() - 1], b"host/12345678#\0\0\0\0", b"version-id/#\0\0\0\0"] {
+            assert_eq!(piece_of(whole), None, "{whole:?}");
+        }
     }
 }

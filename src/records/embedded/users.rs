@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use crate::durable::{Durable, Staged};
+use crate::durable::{Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::people::{Email, UserId};
 use crate::records::rules::taken;
@@ -34,7 +34,7 @@ pub(super) fn insert(staged: &mut Staged<'_>, user: &User) -> Result<()> {
 }
 
 /// By e-mail address.
-pub(super) fn all(data: &Durable) -> Result<Vec<User>> {
+pub(super) fn all(data: &Snapshot) -> Result<Vec<User>> {
     let mut users: Vec<User> = rows::all(data, rows::USER)?;
     users.sort_by(|a, b| a.email.cmp(&b.email));
     Ok(users)

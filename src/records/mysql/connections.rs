@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, IoError, Opts, OptsBuilder, ServerError, SslOpts};
+use nix::errno::Errno;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Options, Tls};
-use crate::durable::is_out_of_descriptors;
 use crate::records::{RecordsError, Result};
 
 /// Why something came to nothing.
@@ -75,6 +75,11 @@ fn told(error: &mysql_async::Error) -> String {
         ),
         error => error.to_string(),
     }
+}
+
+/// This process, or the machine, has as many files open as it may have. It passes.
+fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
 fn not_believed(cause: impl std::fmt::Display) -> String {

@@ -1,0 +1,117 @@
+//! The directory of a store: whose it is, and what the kernel remembers of it.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
+
+use super::{DurableError, Result};
+
+/// A process that was killed lets go of its lock only when the kernel is done with it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
+
+/// Held as long as the store is open, so that what is mended there belongs to nobody else.
+pub(super) struct DirectoryLock {
+    _lock: Flock<File>,
+}
+
+/// Makes `dir` (0700) where it is missing, and takes it.
+pub(super) fn take(dir: &Path) -> Result<DirectoryLock> {
+    let failed = |error: io::Error| failed(dir, &error);
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
+    let path = dir.join("lock");
+    let mut file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(DirectoryLock { _lock: lock }),
+            Err((busy, Errno::EWOULDBLOCK | Errno::EINTR)) if begun.elapsed() < PATIENCE => file = busy,
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Err(DurableError::Busy { path: dir.into() }),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        std::thread::park_timeout(RETRY);
+    }
+}
+
+/// Whether such an error says nothing of the store, but that the machine lacks something at present: room, a right, memory.
+pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
+    use ErrorKind::{
+        Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, ResourceBusy, StorageFull,
+    };
+    let full = [Errno::EMFILE, Errno::ENFILE].map(|errno| Some(errno as i32));
+    full.contains(&error.raw_os_error())
+        || matches!(
+            error.kind(),
+            StorageFull
+                | QuotaExceeded
+                | ReadOnlyFilesystem
+                | PermissionDenied
+                | OutOfMemory
+                | Interrupted
+                | ResourceBusy
+        )
+}
+
+/// An error of the files of the store in `dir`. Something else in their place is damage.
+pub(super) fn failed(dir: &Path, error: &io::Error) -> DurableError {
+    let (path, cause) = (dir.into(), error.to_string());
+    match error.kind() {
+        ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            DurableError::Damaged { path, cause }
+        }
+        _ => DurableError::Open { path, cause },
+    }
+}
+
+/// Makes everything in `dir` survive a power cut: each file, the directories, and its own name.
+pub fn sync_whole(dir: &Path) -> io::Result<()> {
+    sync_files(dir)?;
+    sync_names(dir)
+}
+
+fn sync_files(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_files(&path)?;
+        }
+        File::open(path)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Makes the names in `dir` survive a power cut, and its own name.
+pub(super) fn sync_names(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()?;
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// Makes the kernel forget what it remembers of the files in `dir`, so that the next open reads the disk. After a failed
+/// write it may hold, as if they were safe, pages that never got there. A directory that is not there holds none.
+pub fn reread(dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            reread(&path)?;
+            continue;
+        }
+        let file = File::open(path)?;
+        // What is still to be written is not forgotten; an error here is the old one, told once more.
+        let _ = file.sync_all();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;
+    }
+    Ok(())
+}

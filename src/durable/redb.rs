@@ -1,0 +1,280 @@
+//! A store in one redb file, `rows.redb`: what a power cut must not take.
+//!
+//! The rows stand in one table, named after what the store is, so that the file of another store in its place is noticed.
+//! Each row carries a checksum of its key and value. redb verifies its pages when the file is opened, and not when it reads
+//! one later; with the row's own checksum, what is broken while the daemon runs is not served either.
+//!
+//! The whole file is verified at *every* open, not only after a crash: a bit that flipped on the disk is refused at once,
+//! and not on the day somebody needs the row. Since commits are in two phases, redb never takes a damaged last commit for
+//! one that a power cut interrupted, and so never goes back to the commit before it (`Database::do_repair` of redb). One
+//! byte of the header is covered by no checksum; [`super::held`] says what is made of it. An interrupted commit, which
+//! nobody was told of, may be there after a crash: as a whole.
+//!
+//! A file that is refused stays as it was, byte by byte: what redb writes while it opens one is held back until it is known
+//! to be good ([`super::held`]).
+//!
+//! What a crash leaves while the file is made: `rows.redb.new`, which the next open replaces.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::ops::Bound;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, StorageError, TableDefinition,
+    TableError, TableHandle,
+};
+
+use super::held::{Header, Held};
+use super::lock::{PATIENCE, RETRY, sync_names};
+use super::rows::Layer;
+use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View};
+
+pub(super) const FILE: &str = "rows.redb";
+/// Pages that redb keeps in memory. The kernel keeps the rest.
+pub(super) const CACHE: usize = 8 * 1024 * 1024;
+
+pub(super) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
+type Outcome<T> = std::result::Result<T, DiskError>;
+
+pub(super) struct Redb {
+    database: Database,
+    name: &'static str,
+}
+
+pub(super) fn definition(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
+    TableDefinition::new(name)
+}
+
+/// Whether a store was ever made in `dir`.
+pub fn holds_store(dir: &Path) -> bool {
+    dir.join(FILE).exists()
+}
+
+impl Redb {
+    /// Opens the store `name` in `dir`, which is locked; makes it where there is none.
+    pub(super) fn open(dir: &Path, name: &'static str) -> Result<Self> {
+        let path = dir.join(FILE);
+        let failed = |cause: String| DurableError::Open { path: dir.into(), cause };
+        match std::fs::metadata(&path) {
+            Ok(about) if about.len() == 0 => {
+                return Err(DurableError::Damaged { path: dir.into(), cause: format!("{FILE} is empty") });
+            }
+            Ok(_) => {}
+            // A new store in the place of rows that are there would look as if they had never been.
+            Err(error) if error.kind() == ErrorKind::NotFound && dir.join("db").exists() => {
+                let cause = format!("it holds the file of an older store (db) and no {FILE}");
+                return Err(DurableError::Damaged { path: dir.into(), cause });
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => make(dir, name).map_err(|e| failed(told(&e)))?,
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        // Verifying reads what somebody else may have written: a panic is an answer like any other.
+        let opened = catch_unwind(AssertUnwindSafe(|| verified(|| open_file(&path), name)))
+            .unwrap_or_else(|_| Err(DiskError::Damaged("reading it panicked".into())));
+        let database = opened.map_err(|error| match error {
+            DiskError::Damaged(cause) => DurableError::Damaged { path: dir.into(), cause },
+            DiskError::Other(cause) => failed(cause),
+        })?;
+        sync_names(dir).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { database, name })
+    }
+
+    /// On a disk of a test.
+    #[cfg(test)]
+    pub(super) fn on(disk: impl redb::StorageBackend + Clone, name: &'static str) -> Outcome<Self> {
+        if disk.len().map_err(|error| DiskError::Other(error.to_string()))? == 0 {
+            let database = builder().create_with_backend(disk).map_err(of_database)?;
+            commit(&database, name, &Layer::new())?;
+            return Ok(Self { database, name });
+        }
+        let open = || Ok(disk.clone());
+        Ok(Self { database: verified(open, name)?, name })
+    }
+
+    fn view(&self) -> Outcome<Arc<dyn View>> {
+        let reading = self.database.begin_read().map_err(|e| of(e.into()))?;
+        Ok(Arc::new(Committed(reading.open_table(definition(self.name)).map_err(of_table)?)))
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder
+}
+
+fn told(error: &DiskError) -> String {
+    match error {
+        DiskError::Damaged(cause) | DiskError::Other(cause) => cause.clone(),
+    }
+}
+
+fn make(dir: &Path, name: &'static str) -> Outcome<()> {
+    let other = |error: std::io::Error| DiskError::Other(error.to_string());
+    let (part, path) = (dir.join(format!("{FILE}.new")), dir.join(FILE));
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(other(error)),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(other)?;
+    let database = builder().create_with_backend(open_file(&part)?).map_err(of_database)?;
+    commit(&database, name, &Layer::new())?;
+    drop(database);
+    // What closing wrote is no commit, and is not synced by it.
+    File::open(&part).and_then(|file| file.sync_all()).map_err(other)?;
+    std::fs::rename(&part, &path).map_err(other)
+}
+
+fn open_file(path: &Path) -> Outcome<FileBackend> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    FileBackend::new(file.map_err(|error| DiskError::Other(error.to_string()))?).map_err(of_database)
+}
+
+/// Opens what `open` gives, which is not empty, and reads all that counts. Nothing is written to what is refused.
+fn verified<B: redb::StorageBackend>(open: impl Fn() -> Outcome<B>, name: &str) -> Outcome<Database> {
+    let begun = Instant::now();
+    let other = |error: std::io::Error| DiskError::Other(error.to_string());
+    let (database, release) = loop {
+        let file = open()?;
+        let flags = Header::read(|bytes| file.read(0, bytes)).map_err(other)?.map(|header| header.flags());
+        let (held, release) = Held::new(file, flags);
+        // With a backend only this call opens a file; it would make a new store in an empty one.
+        match builder().create_with_backend(held) {
+            // A process that was killed lets go of its lock only when the kernel is done with it.
+            Err(DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < PATIENCE => std::thread::park_timeout(RETRY),
+            opened => break (opened.map_err(of_database)?, release),
+        }
+    };
+    let reading = database.begin_read().map_err(|e| of(e.into()))?;
+    match reading.open_table(definition(name)) {
+        Ok(_) => {}
+        Err(TableError::TableDoesNotExist(_)) => {
+            let names: Vec<_> =
+                reading.list_tables().map_err(|e| of(e.into()))?.map(|table| table.name().to_owned()).collect();
+            return Err(DiskError::Damaged(format!(
+                "{FILE} holds {:?} and not {name:?}: it is another store's",
+                names.join(" ")
+            )));
+        }
+        Err(error) => return Err(of_table(error)),
+    }
+    drop(reading);
+    release.release().map_err(other)?;
+    Ok(database)
+}
+
+fn commit(database: &Database, name: &str, rows: &Layer) -> Outcome<()> {
+    let mut writing = database.begin_write().map_err(|e| of(e.into()))?;
+    writing.set_durability(Durability::Immediate).map_err(|e| of(e.into()))?;
+    writing.set_two_phase_commit(true);
+    {
+        let mut table = writing.open_table(definition(name)).map_err(of_table)?;
+        for (key, value) in rows {
+            match value {
+                Some(value) => table.insert(&key[..], &checked(key, value)[..]).map(drop),
+                None => table.remove(&key[..]).map(drop),
+            }
+            .map_err(|e| of(e.into()))?;
+        }
+    }
+    writing.commit().map_err(|e| of(e.into()))
+}
+
+impl Disk for Redb {
+    fn commit(&mut self, rows: &Layer) -> Outcome<Arc<dyn View>> {
+        if !rows.is_empty() {
+            commit(&self.database, self.name, rows)?;
+        }
+        self.view()
+    }
+}
+
+struct Committed(Table);
+
+impl View for Committed {
+    fn get(&self, key: &[u8]) -> Outcome<Option<Bytes>> {
+        let stored = self.0.get(key).map_err(|e| of(e.into()))?;
+        stored.map(|stored| unchecked(key, stored.value())).transpose()
+    }
+
+    fn range(&self, from: &[u8], to: Option<&[u8]>) -> Outcome<DiskRows> {
+        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = self.0.range_owned::<&[u8]>((Bound::Included(from), to)).map_err(|e| of(e.into()))?;
+        Ok(Box::new(rows.map(|row| -> DiskRow {
+            let (key, stored) = row.map_err(|e| of(e.into()))?;
+            Ok((Bytes::copy_from_slice(key.value()), unchecked(key.value(), stored.value())?))
+        })))
+    }
+}
+
+const CHECKSUM: usize = 4;
+
+fn checksum(key: &[u8], value: &[u8]) -> [u8; CHECKSUM] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&(key.len() as u64).to_be_bytes());
+    hasher.update(key);
+    hasher.update(value);
+    hasher.finalize().to_be_bytes()
+}
+
+/// A row as it is stored: its checksum, its value.
+fn checked(key: &[u8], value: &[u8]) -> Vec<u8> {
+    [&checksum(key, value)[..], value].concat()
+}
+
+pub(super) fn unchecked(key: &[u8], stored: &[u8]) -> Outcome<Bytes> {
+    match stored.split_at_checked(CHECKSUM) {
+        Some((sum, value)) if sum == checksum(key, value) => Ok(Bytes::copy_from_slice(value)),
+        _ => Err(DiskError::Damaged(format!(
+            "the row {} does not have the checksum that it was written with",
+            name_of(key)
+        ))),
+    }
+}
+
+/// For messages: the kind of the row as text, its id in hex.
+fn name_of(key: &[u8]) -> String {
+    let kind = key.iter().position(|byte| *byte == b'/').map_or(key.len(), |at| at + 1);
+    let (kind, id) = key.split_at(kind);
+    format!("{}{}", String::from_utf8_lossy(kind), hex::encode(id))
+}
+
+fn of(error: redb::Error) -> DiskError {
+    match error {
+        redb::Error::Corrupted(cause) => DiskError::Damaged(cause),
+        redb::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
+            DiskError::Damaged(format!("{FILE} is no store of codex-authd ({error})"))
+        }
+        // The file ends before what it says it holds.
+        redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            DiskError::Damaged(format!("{FILE} is shorter than it was ({error})"))
+        }
+        error => DiskError::Other(error.to_string()),
+    }
+}
+
+fn of_table(error: TableError) -> DiskError {
+    match error {
+        TableError::TableTypeMismatch { .. } | TableError::TableDoesNotExist(_) => {
+            DiskError::Damaged(format!("{FILE} holds something else: {error}"))
+        }
+        error => of(error.into()),
+    }
+}
+
+fn of_database(error: DatabaseError) -> DiskError {
+    match error {
+        DatabaseError::UpgradeRequired(version) => {
+            DiskError::Damaged(format!("{FILE} has the file format {version} of another version"))
+        }
+        DatabaseError::Storage(StorageError::Corrupted(cause)) => DiskError::Damaged(cause),
+        error => of(error.into()),
+    }
+}

@@ -1,0 +1,241 @@
+//! What can still be read of a durable store that is damaged. The file is not changed.
+//!
+//! redb is not asked to verify or to repair: pages are read as they come, and a row counts only if its own checksum holds
+//! and its key stands where it must. Reading ends at a broken page with an error, a panic, or rows out of order; then the
+//! range is read from its other end, and what lies between is probed from keys within it, up to [`PROBES`] times. Only one
+//! root is read: rows of the commit before the last one could bring back what was removed.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::ops::Bound;
+use std::os::unix::fs::FileExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use redb::{Builder, ConcurrencyMode, ReadOnlyDatabase, ReadableDatabase};
+
+use super::held::{Header, Look};
+use super::redb::{CACHE, FILE, Table, definition, unchecked};
+use super::rows::end_of;
+use super::{DurableError, Result, lock};
+
+/// How often a broken range is entered anew.
+const PROBES: usize = 2000;
+/// A disk that answers slowly is not read for ever.
+const LONGEST: Duration = Duration::from_secs(1800);
+
+/// What a salvage found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Salvaged {
+    pub rows: u64,
+    /// Rows whose checksum does not hold.
+    pub damaged_rows: u64,
+    /// Ranges of keys that could not be read to their end.
+    pub unreadable_ranges: u64,
+}
+
+impl Salvaged {
+    pub fn is_whole(&self) -> bool {
+        self.damaged_rows == 0 && self.unreadable_ranges == 0
+    }
+}
+
+type Take<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
+
+/// Gives every row under one of `prefixes` that can be read to `take`. Rows under other keys are not looked for. Fails
+/// where nothing at all can be read.
+pub fn salvage(dir: &Path, name: &'static str, prefixes: &[&str], take: Take<'_>) -> Result<Salvaged> {
+    let _lock = lock::take(dir)?;
+    let damaged = |cause: String| DurableError::Damaged { path: dir.into(), cause };
+    let path = dir.join(FILE);
+    let open = || File::open(&path).map_err(|error| damaged(format!("{FILE} cannot be opened: {error}")));
+    let file = open()?;
+    let header = Header::read(|bytes| file.read_exact_at(bytes, 0)).map_err(|error| damaged(error.to_string()))?;
+    let header = header.ok_or_else(|| damaged(format!("{FILE} is no store of codex-authd: nothing can be read")))?;
+    let mut last = String::new();
+    for flags in header.flags_of_roots() {
+        let mut reader =
+            Reader { open: &open, flags, name, table: None, begun: Instant::now(), found: Salvaged::default() };
+        match reader.table() {
+            Ok(_) => {
+                for prefix in prefixes {
+                    reader.range(prefix.as_bytes().to_vec(), end_of(prefix.as_bytes()), take)?;
+                }
+                return Ok(reader.found);
+            }
+            Err(cause) => last = cause,
+        }
+    }
+    Err(damaged(format!("not even its list of tables can be read ({last})")))
+}
+
+struct Reader<'a> {
+    open: &'a dyn Fn() -> Result<File>,
+    flags: u8,
+    name: &'static str,
+    /// Gone after a panic: locks within it may be poisoned.
+    table: Option<(ReadOnlyDatabase, Table)>,
+    begun: Instant,
+    found: Salvaged,
+}
+
+/// Between these keys, without them; `None`: to the end.
+type Gap = (Bound<Vec<u8>>, Option<Vec<u8>>);
+
+impl Reader<'_> {
+    fn table(&mut self) -> std::result::Result<&Table, String> {
+        if self.table.is_none() {
+            let look = Look { file: (self.open)().map_err(|e| e.to_string())?, flags: self.flags };
+            let name = self.name;
+            let opened = catch_unwind(AssertUnwindSafe(|| {
+                let mut builder = Builder::new();
+                // A reader beside a writer needs none of what a damaged file may not have any more.
+                builder.set_cache_size(CACHE).set_concurrency_mode(ConcurrencyMode::SingleWriter);
+                let database = builder.open_read_only_with_backend(look).map_err(|e| e.to_string())?;
+                let reading = database.begin_read().map_err(|e| e.to_string())?;
+                let table = reading.open_table(definition(name)).map_err(|e| e.to_string())?;
+                Ok((database, table))
+            }));
+            self.table = Some(opened.unwrap_or_else(|_| Err("reading it panicked".to_owned()))?);
+        }
+        self.table.as_ref().map(|(_, table)| table).ok_or_else(|| "it is closed".into())
+    }
+
+    fn range(&mut self, from: Vec<u8>, to: Option<Vec<u8>>, take: Take<'_>) -> Result<()> {
+        let mut gaps: VecDeque<Gap> = VecDeque::new();
+        let Some(rest) = self.ends((Bound::Included(from), to), take)? else { return Ok(()) };
+        self.found.unreadable_ranges += 1;
+        gaps.push_back(rest);
+        for _ in 0..PROBES {
+            if self.begun.elapsed() > LONGEST {
+                break;
+            }
+            let Some((from, to)) = gaps.pop_front() else { break };
+            let Some(middle) = middle(&from, to.as_deref()) else { continue };
+            let read = self.found.rows;
+            let above = self.ends((Bound::Included(middle.clone()), to), take)?;
+            let below = self.ends((from, Some(middle)), take)?;
+            let found_any = self.found.rows > read;
+            for gap in [below, above].into_iter().flatten() {
+                // What gave something is likely to give more.
+                if found_any { gaps.push_front(gap) } else { gaps.push_back(gap) }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a gap from both of its ends; what is left between.
+    fn ends(&mut self, gap: Gap, take: Take<'_>) -> Result<Option<Gap>> {
+        let Some(last) = self.one_end(&gap, false, take)? else { return Ok(None) };
+        let from = last.map_or(gap.0, Bound::Excluded);
+        let gap = (from, gap.1);
+        let Some(first) = self.one_end(&gap, true, take)? else { return Ok(None) };
+        let to = first.or(gap.1);
+        Ok(Some((gap.0, to)))
+    }
+
+    /// The last key that was read, where it did not come to the end; `None`: it did.
+    #[allow(clippy::option_option)]
+    fn one_end(&mut self, gap: &Gap, backwards: bool, take: Take<'_>) -> Result<Option<Option<Vec<u8>>>> {
+        let mut last: Option<Vec<u8>> = None;
+        let (from, to) = gap;
+        let from = match from {
+            Bound::Included(key) => Bound::Included(&key[..]),
+            Bound::Excluded(key) => Bound::Excluded(&key[..]),
+            Bound::Unbounded => Bound::Unbounded,
+        };
+        // redb panics where a range ends before it begins.
+        if let (Bound::Included(from) | Bound::Excluded(from), Some(to)) = (from, to)
+            && from >= &to[..]
+        {
+            return Ok(None);
+        }
+        let bounds = (from, to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        let Ok(table) = self.table() else { return Ok(Some(None)) };
+        let rows = catch_unwind(AssertUnwindSafe(|| table.range_owned::<&[u8]>(bounds)));
+        let Ok(Ok(mut rows)) = rows else {
+            self.table = None;
+            return Ok(Some(None));
+        };
+        loop {
+            let next = catch_unwind(AssertUnwindSafe(|| {
+                let row = if backwards { rows.next_back() } else { rows.next() };
+                row.map(|row| row.map(|(key, stored)| (key.value().to_vec(), stored.value().to_vec())))
+            }));
+            let (key, stored) = match next {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(row))) => row,
+                Ok(Some(Err(_))) => return Ok(Some(last)),
+                Err(_) => {
+                    self.table = None;
+                    return Ok(Some(last));
+                }
+            };
+            let is_in_order = last.as_ref().is_none_or(|last| if backwards { key < *last } else { key > *last });
+            if !is_in_order || !within(&key, &bounds) || self.begun.elapsed() > LONGEST {
+                return Ok(Some(last));
+            }
+            match unchecked(&key, &stored) {
+                Ok(value) => {
+                    self.found.rows += 1;
+                    take(&key, &value)?;
+                }
+                Err(_) => self.found.damaged_rows += 1,
+            }
+            last = Some(key);
+        }
+    }
+}
+
+fn within(key: &[u8], (from, to): &(Bound<&[u8]>, Bound<&[u8]>)) -> bool {
+    let is_after = match from {
+        Bound::Included(from) => key >= *from,
+        Bound::Excluded(from) => key > *from,
+        Bound::Unbounded => true,
+    };
+    is_after && !matches!(to, Bound::Excluded(to) if key >= *to)
+}
+
+/// The key in the middle of a gap, taken as numbers of so many bytes. `None`: there is none between.
+fn middle(from: &Bound<Vec<u8>>, to: Option<&[u8]>) -> Option<Vec<u8>> {
+    let (Bound::Included(from) | Bound::Excluded(from)) = from else { return None };
+    let to = to?;
+    let length = from.len().max(to.len()) + 1;
+    let digit = |key: &[u8], at: usize| u16::from(key.get(at).copied().unwrap_or_default());
+    // The sum, with its carry in front.
+    let mut sum = vec![0u16; length + 1];
+    for at in (0..length).rev() {
+        let digits = digit(from, at) + digit(to, at) + sum[at + 1];
+        sum[at + 1] = digits & 0xff;
+        sum[at] = digits >> 8;
+    }
+    let mut middle = Vec::with_capacity(length);
+    let mut rest = sum[0];
+    for digits in &sum[1..] {
+        let digits = (rest << 8) | digits;
+        middle.push(u8::try_from(digits / 2).unwrap_or(u8::MAX));
+        rest = digits % 2;
+    }
+    (middle[..] > from[..] && middle[..] < *to).then_some(middle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_lies_between() {
+        let of = |from: &[u8], to: &[u8]| middle(&Bound::Excluded(from.to_vec()), Some(to));
+        assert_eq!(of(b"a", b"c"), Some(b"b\0".to_vec()));
+        assert_eq!(of(&[1, 255], &[2, 1]), Some(vec![2, 0, 0]));
+        assert_eq!(of(&[255, 255], &[255, 255, 0]), None);
+        assert_eq!(middle(&Bound::Included(vec![1]), None), None);
+        let (mut from, to) = (b"host/\0".to_vec(), b"host0".to_vec());
+        for _ in 0..40 {
+            let next = of(&from, &to).unwrap();
+            assert!(next > from && next < to);
+            from = next;
+        }
+    }
+}

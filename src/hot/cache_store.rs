@@ -1,0 +1,248 @@
+//! The rows of hot state on sled, with a sum over them, so that damage is noticed and never served.
+//!
+//! sled checks each page of its log, but a page that it cannot read may simply be missing afterwards, or be as it was some
+//! time before: a host would be unknown, or a replaced key good again. So every change also changes a row with the sum of the
+//! digests of all rows, in the same batch. Opening reads every row and compares ([`CacheStore::verify`]). Rows that are as
+//! they were *together* at an earlier time have a good sum; what changed since comes from the records, and from the outbox.
+//!
+//! The rows of the throttles are not part of the sum: they change with every call, and their loss only forgives.
+//!
+//! A read that fails while the daemon runs, or a row that cannot be decoded, is remembered ([`CacheStore::broken`]).
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::throttle;
+use super::{HotError, Result};
+use crate::durable::{self, DurableError, Staged, Store};
+use crate::model::digest::Digest;
+
+/// The sum of the rows' digests, in the first 128 bits.
+const SUM: &[u8] = b"sum";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum(u128);
+
+impl Sum {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = self.0.wrapping_add(digest(key, value));
+    }
+
+    fn take_away(&mut self, key: &[u8], value: &[u8]) {
+        self.0 = self.0.wrapping_sub(digest(key, value));
+    }
+
+    fn read(row: &[u8]) -> Option<Self> {
+        Some(Self(u128::from_be_bytes(row.try_into().ok()?)))
+    }
+}
+
+impl std::fmt::Display for Sum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+fn digest(key: &[u8], value: &[u8]) -> u128 {
+    let whole = Digest::of(&[&(key.len() as u64).to_be_bytes(), key, value].concat());
+    let mut half = [0; 16];
+    half.copy_from_slice(&whole.as_bytes()[..16]);
+    u128::from_be_bytes(half)
+}
+
+fn is_summed(key: &[u8]) -> bool {
+    key != SUM && !key.starts_with(throttle::ROWS)
+}
+
+pub(super) struct CacheStore {
+    store: Store,
+    broken: OnceLock<String>,
+}
+
+/// What reading every row found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verified {
+    New,
+    Good(Sum),
+    /// Of another format: nothing can be said of its rows.
+    OtherFormat,
+}
+
+impl CacheStore {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, broken: OnceLock::new() }
+    }
+
+    /// Reads every row. An error says that they are not what was written.
+    pub(super) fn verify(&self) -> Result<Verified> {
+        let (mut sum, mut any) = (Sum::default(), false);
+        for row in self.rows("") {
+            let (key, value) = row?;
+            if is_summed(&key) {
+                sum.add(&key, &value);
+                any = true;
+            }
+        }
+        let format = self.get::<u32>(super::FORMAT);
+        let Some(noted) = self.get_bytes(SUM)? else {
+            return match format {
+                _ if !any => Ok(Verified::New),
+                Ok(Some(super::PRESENT_FORMAT)) => Err(damaged("the sum of its rows is missing")),
+                _ => Ok(Verified::OtherFormat),
+            };
+        };
+        if Sum::read(&noted) != Some(sum) {
+            return Err(damaged("its rows are not those that were written"));
+        }
+        match format? {
+            Some(super::PRESENT_FORMAT) => Ok(Verified::Good(sum)),
+            _ => Ok(Verified::OtherFormat),
+        }
+    }
+
+    pub(super) fn sum(&self) -> Result<Sum> {
+        let row = self.get_bytes(SUM)?;
+        Ok(row.and_then(|row| Sum::read(&row)).unwrap_or_default())
+    }
+
+    pub(super) fn get_bytes(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        // What it does not find any more may have been there.
+        match self.broken.get() {
+            Some(cause) => Err(damaged(cause)),
+            None => self.noted(self.store.get(key).map_err(Into::into)),
+        }
+    }
+
+    pub(super) fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+        let value = self.get_bytes(key.as_ref())?;
+        value.map(|value| self.decode(&super::table_of(key.as_ref()), &value)).transpose()
+    }
+
+    /// The rows whose key begins with `prefix`, in order of their keys.
+    pub(super) fn rows(&self, prefix: impl AsRef<[u8]>) -> impl Iterator<Item = Result<(Bytes, Bytes)>> + '_ {
+        self.store.scan(prefix).map(|row| self.noted(row.map_err(Into::into)))
+    }
+
+    pub(super) fn decode<T: DeserializeOwned>(&self, what: &str, value: &[u8]) -> Result<T> {
+        self.noted(super::decode(what, value))
+    }
+
+    /// Applies what `change` stages, all or nothing.
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
+        self.store.write(|staged| {
+            let before = self.noted(staged.get(SUM).map_err(Into::into))?;
+            let before = before.and_then(|row| Sum::read(&row)).unwrap_or_default();
+            let mut staged = Change { cache: self, staged, sum: before };
+            let value = change(&mut staged)?;
+            if staged.sum != before {
+                staged.staged.insert(SUM, staged.sum.0.to_be_bytes());
+            }
+            Ok(value)
+        })
+    }
+
+    /// Removes these rows, a batch after the other.
+    pub(super) fn remove_all(&self, keys: &[Bytes]) -> Result<()> {
+        for keys in keys.chunks(super::BATCH_ROWS) {
+            self.write(|change| keys.iter().try_for_each(|key| change.remove(key.to_vec())))?;
+        }
+        Ok(())
+    }
+
+    /// Returns once everything written so far survives a kill.
+    pub(super) async fn settled(&self) -> Result<()> {
+        Ok(self.store.settled().await?)
+    }
+
+    /// The same for a thread.
+    pub(super) fn flush_blocking(&self) -> Result<()> {
+        Ok(self.store.commit_blocking()?)
+    }
+
+    pub(super) fn on_flush(&self, observe: impl Fn(Duration) + Send + Sync + 'static) {
+        self.store.on_flush(observe);
+    }
+
+    pub(super) fn failure(&self) -> Option<(PathBuf, String)> {
+        self.store.failure()
+    }
+
+    /// Why it is to be thrown away, if it is.
+    pub(super) fn broken(&self) -> Option<String> {
+        let failed = || self.store.failure().map(|(_, cause)| cause).filter(|cause| durable::is_damage(cause));
+        self.broken.get().cloned().or_else(failed)
+    }
+
+    fn noted<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome
+            && is_damage(error)
+        {
+            self.broken.get_or_init(|| error.to_string());
+        }
+        outcome
+    }
+}
+
+/// Whether an error of the cache says that it cannot be read, rather than not be written.
+pub(super) fn is_damage(error: &HotError) -> bool {
+    matches!(error, HotError::Corrupt(_) | HotError::Store(DurableError::Damaged { .. } | DurableError::Storage { .. }))
+}
+
+fn damaged(cause: &str) -> HotError {
+    HotError::Corrupt(cause.into())
+}
+
+/// What one change writes. Reads see it.
+pub(super) struct Change<'a, 'b> {
+    cache: &'a CacheStore,
+    staged: &'a mut Staged<'b>,
+    sum: Sum,
+}
+
+impl Change<'_, '_> {
+    pub(super) fn get_bytes(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        self.cache.noted(self.staged.get(key).map_err(Into::into))
+    }
+
+    pub(super) fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+        let value = self.get_bytes(key.as_ref())?;
+        value.map(|value| self.cache.decode(&super::table_of(key.as_ref()), &value)).transpose()
+    }
+
+    pub(super) fn put(&mut self, key: impl Into<Vec<u8>>, row: &impl Serialize) -> Result<()> {
+        let key = key.into();
+        let value = super::encode(&super::table_of(&key), row)?;
+        self.insert(key, value)
+    }
+
+    pub(super) fn insert(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<()> {
+        let (key, value) = (key.into(), value.into());
+        if is_summed(&key) {
+            self.replaced(&key)?;
+            self.sum.add(&key, &value);
+        }
+        self.staged.insert(key, value);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, key: impl Into<Vec<u8>>) -> Result<()> {
+        let key = key.into();
+        if is_summed(&key) {
+            self.replaced(&key)?;
+        }
+        self.staged.remove(key);
+        Ok(())
+    }
+
+    fn replaced(&mut self, key: &[u8]) -> Result<()> {
+        if let Some(old) = self.get_bytes(key)? {
+            self.sum.take_away(key, &old);
+        }
+        Ok(())
+    }
+}
