@@ -4,6 +4,8 @@
 # make refusals  the refusal tests AUTHD_REFUSAL_ROUNDS times (default 100), with both cores busy
 # make fuzz    every fuzz target for AUTHD_FUZZ_SECONDS (default 600); skipped without nightly and cargo-fuzz
 # make torture the mixed load with a kill -9 every six seconds, for ten minutes (AUTHD_TORTURE_SECONDS, AUTHD_TORTURE_SEED)
+# make power   power cuts: AUTHD_POWER_STATES disks (default 3000) that they may leave, over AUTHD_POWER_SEEDS runs (default 5);
+#              AUTHD_POWER_SEED repeats one, AUTHD_POWER_DAEMON=/path examines another program
 # make attack  attacks from one address or with one credential, ten seconds each (AUTHD_ATTACK_SECONDS), and what the fleet
 #              notices of them; AUTHD_ATTACK_DAEMON=/path attacks another program, AUTHD_ATTACK_ONLY="store flood" makes one
 # make package dist/*.deb and dist/*.rpm
@@ -17,7 +19,7 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build release test needs lint unit openapi package test-package reproducible torture attack bench fuzz refusals
+.PHONY: run build release test needs lint unit openapi package test-package reproducible torture power attack bench fuzz refusals
 
 run: release
 	@exec ./tests/run-local.sh target/release/codex-authd
@@ -70,6 +72,10 @@ reproducible:
 torture: export AUTHD_TORTURE_SECONDS ?= 600
 torture: build
 	cargo test --locked --test integration -- --nocapture torture
+
+power: export AUTHD_POWER_DAEMON ?= $(CURDIR)/target/release/codex-authd
+power: release
+	cargo test --locked --test integration -- --nocapture --ignored power::many_states
 
 attack: build
 	cargo test --locked --test integration -- --nocapture --ignored attacks::

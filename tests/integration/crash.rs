@@ -89,7 +89,7 @@ fn a_crash_anywhere_in_registering_a_known_host_leaves_its_new_key_or_the_old() 
 /// What is counted in the process is what the kernel sees: no call that changes the disk escapes.
 #[test]
 fn the_crash_points_are_all_the_calls_that_change_the_disk() {
-    const CALLS: &str = "open,openat,creat,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,sync_file_range,\
+    const CALLS: &str = "open,openat,creat,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,syncfs,sync_file_range,\
         msync,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,mkdir,mkdirat,mknod,mknodat,\
         truncate,ftruncate,fallocate,chmod,fchmod,fchmodat,copy_file_range,sendfile,io_uring_enter,bind";
     match Command::new("strace").args(["-f", "-qq", "-e", "trace=none", "true"]).output() {
@@ -133,8 +133,10 @@ fn changes_the_disk(line: &str, log: &Path) -> bool {
     match call {
         "open" | "openat" | "creat" => rest.contains("O_CREAT") || rest.contains("O_TRUNC"),
         "bind" => rest.contains("sun_path=\"/"),
-        "write" | "writev" | "pwrite64" | "pwritev" | "pwritev2" | "fsync" | "fdatasync" | "sync_file_range"
-        | "ftruncate" | "fallocate" | "fchmod" => rest.split_once('<').is_some_and(|(_, path)| path.starts_with('/')),
+        "write" | "writev" | "pwrite64" | "pwritev" | "pwritev2" | "fsync" | "fdatasync" | "syncfs"
+        | "sync_file_range" | "ftruncate" | "fallocate" | "fchmod" => {
+            rest.split_once('<').is_some_and(|(_, path)| path.starts_with('/'))
+        }
         _ => true,
     }
 }

@@ -35,6 +35,7 @@ mod notify;
 mod oidc;
 mod outages;
 mod people;
+mod power;
 mod refusals;
 mod renewals;
 mod roles;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::support::daemon::{BOUND, Daemon};
+use crate::support::random::Random;
 use crate::support::within::look_within;
 
 use clients::{Client, Run};
@@ -30,8 +31,7 @@ const SOME: u64 = 40;
 async fn torture_loses_nothing_and_does_nothing_twice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seconds = number("AUTHD_TORTURE_SECONDS").unwrap_or(20);
-    let seed = number("AUTHD_TORTURE_SEED")
-        .unwrap_or_else(|| u64::from_le_bytes(codex_authd::outside::random(&codex_authd::outside::System)));
+    let seed = number("AUTHD_TORTURE_SEED").unwrap_or_else(Random::fresh_seed);
     let kills = (seconds / 6).max(8);
     println!("torture: {seconds} s, {kills} kills, AUTHD_TORTURE_SEED={seed}");
     let begun = Instant::now();
@@ -135,25 +135,4 @@ async fn torture_loses_nothing_and_does_nothing_twice() {
         within.versions.len(),
     );
     assert!(counts.enough(), "too few to tell: {counts}");
-}
-
-/// SplitMix64: what a client does next is its own affair, and repeatable.
-pub struct Random(u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn share(&mut self) -> f64 {
-        self.below(1000) as f64 / 1000.0
-    }
 }

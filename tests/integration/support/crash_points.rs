@@ -5,6 +5,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::program::build_preloaded;
+
 pub struct CrashPoints {
     directory: TempDir,
 }
@@ -13,12 +15,7 @@ impl CrashPoints {
     /// Builds the library that is preloaded; whoever can link Rust has `cc`.
     pub fn build() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-pthread", "-o"])
-            .arg(directory.path().join("crash_at.so"))
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/support/crash_at.c"))
-            .status();
-        assert!(built.unwrap().success(), "cc builds crash_at.c");
+        build_preloaded("crash_at.c", &directory.path().join("crash_at.so"));
         Self { directory }
     }
 

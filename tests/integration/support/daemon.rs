@@ -51,7 +51,12 @@ impl Daemon {
 
     /// A daemon that does not run yet, for tests of its first moments and of commands without it.
     pub fn prepare(settings: &[(&str, &str)]) -> Self {
-        let state = tempfile::Builder::new().prefix("authd-").tempdir().unwrap();
+        Self::prepare_in(&std::env::temp_dir(), settings)
+    }
+
+    /// With all its files in a directory of its own below `parent`.
+    pub fn prepare_in(parent: &Path, settings: &[(&str, &str)]) -> Self {
+        let state = tempfile::Builder::new().prefix("authd-").tempdir_in(parent).unwrap();
         let mut all: Vec<(String, String)> = vec![
             ("STATE_DIR".into(), state.path().join("state").display().to_string()),
             ("LISTEN__HOSTS".into(), "127.0.0.1:0".into()),
@@ -133,6 +138,11 @@ impl Daemon {
 
     /// Starts the process and waits until it listens.
     pub fn launch(&mut self) {
+        self.try_launch().unwrap_or_else(|refused| panic!("{refused}:\n{}", self.log()));
+    }
+
+    /// `Err`: what became of it instead.
+    pub fn try_launch(&mut self) -> Result<(), String> {
         let _ = std::fs::remove_file(self.state_dir().join("listen.json"));
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = match self.within.split_first() {
@@ -148,23 +158,25 @@ impl Daemon {
         let level = self.log_level.map(String::from).or_else(|| std::env::var("RUST_LOG").ok());
         command.env("RUST_LOG", level.unwrap_or_else(|| "trace".into()));
         self.child = Some(command.spawn().unwrap());
-        self.wait_until_it_listens();
+        self.wait_until_it_listens()
     }
 
-    fn wait_until_it_listens(&mut self) {
+    fn wait_until_it_listens(&mut self) -> Result<(), String> {
         let file = self.state_dir().join("listen.json");
         let started = Instant::now();
         loop {
             if let Some(listen) = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
                 self.listen = listen;
                 if std::net::TcpStream::connect(self.listen.admin).is_ok() {
-                    return;
+                    return Ok(());
                 }
             }
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
-                panic!("the daemon ended with {status}:\n{}", self.log());
+                return Err(format!("the daemon ended with {status}"));
             }
-            assert!(started.elapsed() < BOUND, "the daemon does not listen:\n{}", self.log());
+            if started.elapsed() >= BOUND {
+                return Err("the daemon does not listen".into());
+            }
             pause();
         }
     }

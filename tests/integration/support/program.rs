@@ -1,4 +1,4 @@
-//! Programs that need no library, to stand in for Codex where there is none.
+//! Programs and libraries in C: what stands in for Codex where there is none, and what is preloaded into the daemon.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,4 +8,11 @@ pub fn build(source: impl AsRef<Path>, program: &Path) {
     let source = source.as_ref();
     let built = Command::new("cc").args(["-static", "-O1", "-w", "-o"]).arg(program).arg(source).status();
     assert!(built.unwrap().success(), "cc builds {}", source.display());
+}
+
+/// Builds `tests/integration/support/SOURCE` into a library that `LD_PRELOAD` names.
+pub fn build_preloaded(source: &str, library: &Path) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/support").join(source);
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(library).arg(path).status();
+    assert!(built.unwrap().success(), "cc builds {source}");
 }

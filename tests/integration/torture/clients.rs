@@ -12,8 +12,8 @@ use tokio::sync::{Mutex, RwLock};
 
 use crate::support::daemon::{Daemon, auth_json};
 use crate::support::documents::canonical_digest;
+use crate::support::random::Random;
 
-use super::Random;
 use super::ledger::{Call, Host, Ledger};
 
 /// Names of one client; a few, so that they are registered again and removed again.
