@@ -5,7 +5,8 @@
 //! and that it is all there or not at all. Why we believe it, step by step:
 //! 1. A commit never overwrites a page that the last commit refers to; it writes copies elsewhere in the file.
 //! 2. In two phases (`set_two_phase_commit`) it syncs the copies first, and only then flips the one byte of the header that
-//!    says which root counts, and syncs again. A cut before the flip is on disk leaves the old root and all its pages.
+//!    says which root counts, and syncs again. A cut before the flip is on disk leaves the old root and all its pages;
+//!    where all copies of the new root are there as well, the new one is taken ([`held`]): as a whole, told to nobody.
 //! 3. Pages that are free from a commit on are used again only by a later commit, after that flip was synced.
 //! 4. Each root holds a checksum of its whole tree. Every open verifies it ([`redb`] says why at every open), so a disk that
 //!    broke a promise is noticed and refused, never served.

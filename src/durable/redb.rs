@@ -19,7 +19,6 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,7 +33,7 @@ use redb::{
 use super::held::{Header, Held};
 use super::lock::{PATIENCE, RETRY, sync_names};
 use super::rows::Layer;
-use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View};
+use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View, panics};
 
 pub(super) const FILE: &str = "rows.redb";
 /// Pages that redb keeps in memory. The kernel keeps the rest.
@@ -76,8 +75,8 @@ impl Redb {
             Err(error) => return Err(failed(error.to_string())),
         }
         // Verifying reads what somebody else may have written: a panic is an answer like any other.
-        let opened = catch_unwind(AssertUnwindSafe(|| verified(|| open_file(&path), name)))
-            .unwrap_or_else(|_| Err(DiskError::Damaged("reading it panicked".into())));
+        let opened = panics::caught(|| verified(|| open_file(&path), name))
+            .unwrap_or_else(|panic| Err(DiskError::Damaged(format!("reading it panicked: {panic}"))));
         let database = opened.map_err(|error| match error {
             DiskError::Damaged(cause) => DurableError::Damaged { path: dir.into(), cause },
             DiskError::Other(cause) => failed(cause),

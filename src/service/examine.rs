@@ -38,11 +38,17 @@ impl Service {
     pub async fn verify_records(&self) -> Option<Check> {
         const NAME: &str = "checksums";
         let Ok(_one_at_a_time) = self.verifying.try_lock() else {
-            return Some(Check::weak(NAME, "another one verifies them just now", "codex-authd doctor, a little later"));
+            return Some(Check::weak(
+                NAME,
+                "the rows of the records are being verified just now",
+                "codex-authd doctor, a little later",
+            ));
         };
         match self.records.verify().await {
             Ok(None) => None,
-            Ok(Some(rows)) => Some(Check::good(NAME, format!("each of the {rows} rows of the records has its own"))),
+            Ok(Some(rows)) => {
+                Some(Check::good(NAME, format!("the checksum of each of the {rows} rows of the records is right")))
+            }
             Err(error) => {
                 let remedy = "stop the daemon and put a backup back (codex-authd restore DIR), or take out what can be read: \
                               codex-authd records export DIR";
