@@ -8,7 +8,8 @@
 #              AUTHD_POWER_SEED repeats one, AUTHD_POWER_DAEMON=/path examines another program
 # make attack  attacks from one address or with one credential, ten seconds each (AUTHD_ATTACK_SECONDS), and what the fleet
 #              notices of them; AUTHD_ATTACK_DAEMON=/path attacks another program, AUTHD_ATTACK_ONLY="store flood" makes one
-# make package dist/*.deb and dist/*.rpm
+# make package dist/*.deb and dist/*.rpm; ARCH=arm64 for another architecture, AUTHD_MAINTAINER and AUTHD_HOMEPAGE for a release
+# make repo    a signed repository of them in repo/, for apt and dnf (AUTHD_REPO_KEY, AUTHD_REPO_URL; packaging/RELEASING.md)
 # make reproducible  both built twice, in two directories, and compared (half an hour)
 # make bench   the benchmarks, each beside its baseline, a table at the end
 
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build release test needs lint unit openapi package test-package reproducible torture power attack bench fuzz refusals
+.PHONY: run build release test needs lint unit openapi package repo test-package reproducible torture power attack bench fuzz refusals
 
 run: release
 	@exec ./tests/run-local.sh target/release/codex-authd
@@ -42,7 +43,9 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck wrapper/cdx wrapper/install.sh wrapper/start.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
-	. tests/skip.sh; export PATH="$(AUTHD_TEST_CACHE)/tools/bin:$$PATH"; \
+	. tests/skip.sh; export PATH="$(AUTHD_TEST_CACHE)/tools/bin:$(AUTHD_TEST_CACHE)/prometheus/usr/bin:$$PATH"; \
+	if command -v promtool >/dev/null; then promtool check rules packaging/prometheus/*.yml; \
+	else skipped "promtool is not there (tests/needs.sh unpacks it)"; fi; \
 	if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; \
 	else skipped "cargo deny is not installed (tests/needs.sh installs it)"; fi
 
@@ -57,14 +60,22 @@ unit: build
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked -E 'not test(/^appliance::/)'; \
 	else cargo test --locked -- --skip appliance::; fi
 
-package: release
+# The manual pages come from a program that runs here.
+package: export ARCH ?= $(shell dpkg --print-architecture)
+package: release $(if $(filter-out $(shell dpkg --print-architecture),$(ARCH)),build)
 	./packaging/package.sh
 
-# The first is skipped, with the reason, where no container can be booted; it makes the Debian that both install on.
+# Of what make package has left in dist/.
+repo:
+	./packaging/repo.sh
+
+# The first is skipped, with the reason, where no container can be booted; it makes the Debians that both install on. One machine
+# at a time: each measures its memory and its start.
 test-package: export AUTHD_TEST_PACKAGES = $(CURDIR)/dist
 test-package: package
-	cargo test --locked --test integration -- --nocapture appliance
+	cargo test --locked --test integration -- --nocapture --test-threads 1 appliance
 	./tests/package.sh
+	./tests/repo.sh
 
 reproducible:
 	./packaging/reproducible.sh

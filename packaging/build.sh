@@ -1,16 +1,28 @@
 #!/usr/bin/env bash
 # target/release/codex-authd, the same bytes wherever it is built: no path of the machine is in it.
+#   ARCH   amd64 or arm64: for another architecture than this machine's, target/TARGET/release/codex-authd is cross-built
 set -euo pipefail
 cd "$(dirname "$0")/.."
-here=$(pwd -P)
+# shellcheck source=packaging/architecture.sh
+. packaging/architecture.sh
+pwd=$(pwd -P)
 cargo_home=$(realpath "${CARGO_HOME:-$HOME/.cargo}")
 sysroot=$(rustc --print sysroot)
 # The last that fits wins: what is inside comes after what it is inside of.
-export RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$sysroot=/rust --remap-path-prefix=$here=/codex-authd"
+export RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$sysroot=/rust --remap-path-prefix=$pwd=/codex-authd"
 # The C and assembler files of the cryptography.
-export CFLAGS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$here=/codex-authd"
+export CFLAGS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$pwd=/codex-authd"
 export CXXFLAGS=$CFLAGS ASMFLAGS=$CFLAGS
 export LC_ALL=C.UTF-8 TZ=UTC
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+SOURCE_DATE_EPOCH=$(packaging/version.sh date)
 export SOURCE_DATE_EPOCH
-exec cargo build --release --locked
+[ -n "$cross" ] || exec cargo build --release --locked
+
+if ! command -v "${cross}gcc" >/dev/null || [ ! -d "$(rustc --print target-libdir --target "$target")" ]; then
+  echo "build.sh: to build for $arch, install ${cross}gcc (Debian: gcc-${cross%-} libc6-dev-$arch-cross) and Rust's library" \
+    "for it (rustup target add $target)" >&2
+  exit 1
+fi
+linker=CARGO_TARGET_${target^^}_LINKER
+export "${linker//-/_}=${cross}gcc"
+exec cargo build --release --locked --target "$target"

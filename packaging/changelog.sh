@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# CHANGELOG.md (standard input) as a Debian changelog: one entry for each "## VERSION", its bullets without their markup.
-#   changelog.sh VERSION DATE MAINTAINER   what "Unreleased" is called, and when it is from
+# CHANGELOG.md (standard input) as a Debian changelog: one entry for each "## VERSION (YYYY-MM-DD)", its bullets without their
+# markup. The newest entry is the version that is packed: "## Unreleased" while it is not released.
+#   changelog.sh VERSION DATE MAINTAINER   the date of what has none in the file
 set -euo pipefail
 awk -v version="$1" -v date="$2" -v maintainer="$3" '
   # Lines of at most 80 characters: a bullet, and its further lines below the text of the first.
@@ -10,22 +11,36 @@ awk -v version="$1" -v date="$2" -v maintainer="$3" '
     count = split(text, words, / +/)
     line = first; indent = "    "
     for (i = 1; i <= count; i++) {
-      if (length(line) + length(words[i]) > 78) { print line; line = indent words[i] }
+      if (length(line) + length(words[i]) > 78) { body = body line "\n"; line = indent words[i] }
       else line = line (line ~ / $/ ? "" : " ") words[i]
     }
-    print line
+    body = body line "\n"
     text = ""
   }
-  function finish() { put(); if (open) printf "\n -- %s  %s\n", maintainer, date; open = 0 }
-  /^## / {
-    finish()
-    printf "%scodex-authd (%s) unstable; urgency=medium\n\n", (seen++ ? "\n" : ""), ($2 == "Unreleased" ? version : $2)
-    open = 1
-    next
+  function entry(name, when, lines) {
+    printf "%scodex-authd (%s) unstable; urgency=medium\n\n%s\n -- %s  %s\n", (seen++ ? "\n" : ""), name, lines, maintainer, when
   }
-  !open { next }
+  function finish() {
+    put()
+    if (body != "") {
+      # A build between two releases that says nothing of itself.
+      if (!seen && open != version) entry(version, date, "  * A build from git; no change is listed.\n")
+      entry(open, opened, body)
+    }
+    open = body = ""
+  }
+  function as_date(day,    command, line) {
+    if (day !~ /^\([0-9]+-[0-9]+-[0-9]+\)$/) return date
+    command = "TZ=UTC LC_ALL=C date --rfc-email --date=" substr(day, 2, length(day) - 2)
+    command | getline line
+    close(command)
+    return line
+  }
+  /^## / { finish(); open = ($2 == "Unreleased" ? version : $2); opened = as_date($3); next }
+  open == "" { next }
   /^- / { put(); first = "  * "; text = substr($0, 3); next }
   /^  / { text = text " " $0; sub(/ +$/, "", text); next }
+  /^### / { put(); first = "  "; text = "[ " substr($0, 5) " ]"; next }
   /^[A-Za-z]/ { put(); first = "  "; sub(/:$/, ""); text = "[ " $0 " ]"; next }
   END { finish() }
 '

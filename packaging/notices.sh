@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The notices of the libraries that are linked into the program: each text once, with the crates that it comes from.
+#   notices.sh TARGET   of the program for that target
 set -euo pipefail
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/.."
@@ -19,7 +20,7 @@ while read -r name version licence; do
       printf '%s %s\n' "$name" "$version" >>"$texts/$digest.crates"
     done < <(find "$directory" -maxdepth 1 -type f \( -iname 'licen[cs]e*' -o -iname 'copying*' -o -iname 'notice*' -o -iname 'copyright*' \) -print0 | sort -z)
   done
-done < <(cargo tree --locked --offline --edges normal --target x86_64-unknown-linux-gnu --prefix none --format '{p} {l}' --no-dedupe \
+done < <(cargo tree --locked --offline --edges normal --target "$1" --prefix none --format '{p} {l}' --no-dedupe \
   | sed 's/ (proc-macro)//' | grep -v '^codex-authd ' | sort -u)
 
 for crates in "$texts"/*.crates; do

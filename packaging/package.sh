@@ -2,13 +2,30 @@
 # dist/*.deb and dist/*.rpm from target/release/codex-authd. The same program makes the same bytes, whatever the umask, the
 # time zone and the clock.
 #   package.sh [PROGRAM [DIRECTORY]]   another program, another place
+#   ARCH               amd64 or arm64 (default: this machine's); PROGRAM has to be of it
+#   AUTHD_NATIVE_PROGRAM   what writes the manual pages where PROGRAM does not run here (default: a build of this machine)
+#   AUTHD_MAINTAINER   "Name <mail address>"; AUTHD_HOMEPAGE  a URL; AUTHD_VENDOR  (default: the maintainer's name).
+#                      Without them they are placeholders, and packaging/repo.sh refuses the packages
 #   AUTHD_TEST_CACHE   where the packagers are kept
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
 export LC_ALL=C.UTF-8 TZ=UTC
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+refuse() { printf 'package.sh: %s\n' "$@" >&2; exit 1; }
+version=$(packaging/version.sh)
+SOURCE_DATE_EPOCH=$(packaging/version.sh date)
 export SOURCE_DATE_EPOCH
+# shellcheck source=packaging/architecture.sh
+. packaging/architecture.sh
+
+# What stands in Cargo.toml are the placeholders.
+maintainer=${AUTHD_MAINTAINER:-$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)}
+homepage=${AUTHD_HOMEPAGE:-$(sed -n 's/^homepage = "\(.*\)"$/\1/p' Cargo.toml)}
+vendor=${AUTHD_VENDOR:-${maintainer%% <*}}
+[[ $maintainer =~ ^[^\"\\\<\>[:cntrl:]]+\ \<[^\"\\\<\>[:space:]]+@[^\"\\\<\>[:space:]]+\>$ ]] \
+  || refuse "AUTHD_MAINTAINER is '$maintainer': \"Name <mail address>\" is wanted, without quotes"
+[[ $homepage =~ ^https?://[^\"\\[:space:]]+$ ]] || refuse "AUTHD_HOMEPAGE is '$homepage': an http(s) URL is wanted"
+[[ $vendor =~ ^[^\"\\[:cntrl:]]+$ ]] || refuse "AUTHD_VENDOR is '$vendor': a name without quotes is wanted"
 
 tools=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}/packagers
 install_tool() {
@@ -18,16 +35,22 @@ install_tool() {
 install_tool cargo-deb 3.8.0
 install_tool cargo-generate-rpm 0.21.1
 
-binary=${1:-target/release/codex-authd}
+binary=${1:-$release}
 dist=${2:-dist}
-[ -x "$binary" ] || { echo "package.sh: $binary is missing: make package builds it" >&2; exit 1; }
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+[ -x "$binary" ] || refuse "$binary is missing: make package ARCH=$arch builds it"
+grep -q "Machine: *$machine\$" <<<"$(readelf -h "$binary")" || refuse "$binary is not a program for $arch"
+native=${AUTHD_NATIVE_PROGRAM:-}
+if [ "$arch" = "$here" ]; then
+  native=${native:-$binary}
+else
+  for built in target/release/codex-authd target/debug/codex-authd; do
+    [ -n "$native" ] || [ ! -x "$built" ] || native=$built
+  done
+  [ -n "$native" ] || refuse "a program for $here is missing, which writes the manual pages: make build"
+fi
 # The newest format of the state that this version reads, for the scripts that refuse a downgrade.
 format=$(sed -n 's/^pub const CURRENT: u32 = \([0-9]*\);$/\1/p' src/daemon/format.rs)
-if [ -z "$version" ] || [ -z "$format" ]; then
-  echo "package.sh: no version in Cargo.toml, or no CURRENT in src/daemon/format.rs" >&2
-  exit 1
-fi
+[ -n "$format" ] || refuse "no CURRENT in src/daemon/format.rs"
 
 made=target/package
 rm -rf "$made"
@@ -43,63 +66,95 @@ script() {
   chmod 0755 "$2"
 }
 for name in preinst postinst prerm postrm; do script "debian/$name" "$made/deb/$name"; done
-for name in pre post preun postun; do script "rpm/$name.sh" "$made/rpm/$name.sh"; done
+for file in rpm/*.sh; do script "$file" "$made/rpm/$(basename "$file")"; done
 
-maintainer=$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)
-packaging/changelog.sh "$version" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" "$maintainer" <CHANGELOG.md \
-  | gzip -9n >"$made/deb/changelog.gz"
+packaging/changelog.sh "$version" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" "$maintainer" <CHANGELOG.md >"$made/changelog"
+newest=$(sed -n '1s/.*(\(.*\)).*/\1/p' "$made/changelog")
+[ "$newest" = "$version" ] || refuse "CHANGELOG.md begins with $newest, and $version is packed: give it a heading \"## $version (YYYY-MM-DD)\""
+gzip -9n <"$made/changelog" >"$made/deb/changelog.gz"
 
 # The program stripped, its symbols apart; a debugger finds them by the build id.
 build_id=$(readelf -n "$binary" | sed -n 's/^ *Build ID: //p')
+[ -n "$build_id" ] || refuse "$binary has no build id"
 symbols=$made/build-id/${build_id:0:2}/${build_id:2}.debug
 mkdir -p "$(dirname "$symbols")"
-objcopy --only-keep-debug --compress-debug-sections=zlib "$binary" "$symbols"
-objcopy --strip-unneeded --remove-section=.comment "$binary" "$made/codex-authd"
+"${cross}objcopy" --only-keep-debug --compress-debug-sections=zlib "$binary" "$symbols"
+"${cross}objcopy" --strip-unneeded --remove-section=.comment "$binary" "$made/codex-authd"
 chmod 0644 "$symbols"
 chmod 0755 "$made/codex-authd"
 
+# What the program asks of the system's libraries, read from itself: the same on every machine that packs, for every
+# architecture. Lines of a library and one of its versions, or none.
+"${cross}objdump" -p "$made/codex-authd" | awk '
+  $1 == "NEEDED" { print $2 }
+  $1 == "required" { sub(/:$/, "", $3); library = $3; next }
+  library && NF == 4 && $1 ~ /^0x/ { print library, $4; next }
+  { library = "" }' >"$made/needed"
+others=$(awk '{ print $1 }' "$made/needed" | grep -vE '^(lib(c|m|dl|rt|pthread|gcc_s)\.so\.[0-9]+|ld-linux-.*)$' | sort -u | paste -sd ' ' || true)
+[ -z "$others" ] || refuse "the program needs $others: say here which Debian package has it"
+# libc6 has all of them, and depends on that of gcc.
+libc=$(sed -n 's/.* GLIBC_\([0-9][0-9.]*\)$/\1/p' "$made/needed" | sort -V | tail -n 1)
+[ -n "$libc" ] || refuse "$binary asks for no version of glibc: a program that is linked with it is wanted"
+
 # What the command line says of itself.
 mkdir -p "$made/man" "$made/completions"
-"$binary" man "$made/man" >/dev/null
+"$native" man "$made/man" >/dev/null
 gzip -9n "$made"/man/*
-for shell in bash zsh fish; do "$binary" completions "$shell" >"$made/completions/$shell"; done
+for shell in bash zsh fish; do "$native" completions "$shell" >"$made/completions/$shell"; done
 
 # They change with the lock file only, and take a while.
-notices=target/notices-$(sha256sum <Cargo.lock | cut -c 1-16).gz
+notices=target/notices-$target-$(sha256sum <Cargo.lock | cut -c 1-16).gz
 if [ ! -s "$notices" ]; then
-  packaging/notices.sh | gzip -9n >"$notices.part"
+  packaging/notices.sh "$target" | gzip -9n >"$notices.part"
   mv "$notices.part" "$notices"
 fi
 cp "$notices" "$made/third-party-notices.gz"
 
-rm -f "$dist"/codex-authd[_-]*
-"$tools/bin/cargo-deb" deb --no-build --no-strip --quiet --output "$dist/codex-authd_${version}_amd64.deb"
+# Both packagers read a copy: in one of them when a file was last changed is when it was checked out, and who maintains the
+# packages is said here and not in Cargo.toml.
+staged=$made/staged
+mkdir -p "$staged/target"
+cp -r Cargo.toml LICENSE README.md CHANGELOG.md debian docs migrations openapi packaging systemd wrapper "$staged"
+ln -s "$PWD/$made" "$staged/target/package"
+# What cargo wants to see of a package.
+ln -s "$PWD"/{Cargo.lock,src,benches} "$staged"
+awk -v maintainer="$maintainer" -v homepage="$homepage" -v libc="$libc" '
+  /^maintainer = "/ { $0 = "maintainer = \"" maintainer "\"" }
+  /^depends = "/ { sub(/@LIBC@/, "libc6 (>= " libc ")") }
+  /^homepage = "/ { $0 = "homepage = \"" homepage "\"" }
+  { print }' Cargo.toml >"$staged/Cargo.toml"
+find "$made" -type f -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
+packed=$(realpath "$dist")
+
+rm -f "$dist"/codex-authd*_"$arch".deb "$dist"/codex-authd*."$rpm_arch".rpm
+(cd "$staged" && CARGO_TARGET_DIR=target "$tools/bin/cargo-deb" deb --no-build --no-strip --quiet ${cross:+--target "$target"} \
+  --deb-version "$version" --output "$packed/codex-authd_${version}_$arch.deb" >/dev/null)
 dbgsym=$made/dbgsym
 mkdir -p "$dbgsym/DEBIAN" "$dbgsym/usr/share/doc" "$dbgsym/usr/lib/debug"
-sed -e "s/@VERSION@/$version/" -e "s/@MAINTAINER@/$maintainer/" -e "s/@BUILD_ID@/$build_id/" debian/dbgsym.control >"$dbgsym/DEBIAN/control"
+control=$(<debian/dbgsym.control)
+control=${control//@VERSION@/"$version"}
+control=${control//@ARCH@/"$arch"}
+control=${control//@MAINTAINER@/"$maintainer"}
+printf '%s\n' "${control//@BUILD_ID@/"$build_id"}" >"$dbgsym/DEBIAN/control"
 ln -s codex-authd "$dbgsym/usr/share/doc/codex-authd-dbgsym"
 cp -r "$made/build-id" "$dbgsym/usr/lib/debug/.build-id"
 # The symbols are compressed already.
-dpkg-deb --root-owner-group -Zgzip -z1 --build "$dbgsym" "$dist/codex-authd-dbgsym_${version}_amd64.deb" >/dev/null
+dpkg-deb --root-owner-group -Zgzip -z1 --build "$dbgsym" "$dist/codex-authd-dbgsym_${version}_$arch.deb" >/dev/null
 
-# What the program asks of the system's libraries, as rpm writes it: the same on every machine that packs.
 {
+  printf 'version = "%s"\nvendor = "%s"\n' "$version" "$vendor"
   echo '[requires]'
-  echo 'systemd = ">= 249"'
-  objdump -p "$made/codex-authd" | awk '
-    $1 == "NEEDED" { printf "\"%s()(64bit)\" = \"*\"\n", $2 }
-    $1 == "required" { sub(/:$/, "", $3); library = $3; next }
-    library && NF == 4 { printf "\"%s(%s)(64bit)\" = \"*\"\n", library, $4; next }
-    { library = "" }'
-} >"$made/rpm/requires.toml"
-# Its packager takes over when a file was last changed, which is when it was checked out: it packs a copy of one date.
-staged=$made/staged
-mkdir -p "$staged/target"
-cp -r Cargo.toml LICENSE README.md CHANGELOG.md docs migrations openapi packaging systemd wrapper "$staged"
-ln -s "$PWD/$made" "$staged/target/package"
-find "$made" -type f -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
-packed=$(realpath "$dist")
-pack_rpm() { (cd "$staged" && "$tools/bin/cargo-generate-rpm" generate-rpm --auto-req no "$@"); }
-pack_rpm --variant program --metadata-overwrite target/package/rpm/requires.toml --output "$packed/codex-authd-$version-1.x86_64.rpm"
-pack_rpm --variant debuginfo --payload-compress gzip --output "$packed/codex-authd-debuginfo-$version-1.x86_64.rpm"
+  echo 'systemd = ">= 252"'
+  awk '{ printf "\"%s(%s)(64bit)\" = \"*\"\n", $1, $2 }' "$made/needed"
+} >"$made/rpm/program.toml"
+release_number=$(sed -n 's/^release = "\(.*\)"$/\1/p' Cargo.toml)
+pack_rpm() {
+  local file=$packed/$1-$version-$release_number.$rpm_arch.rpm
+  shift
+  (cd "$staged" && CARGO_TARGET_DIR=target "$tools/bin/cargo-generate-rpm" generate-rpm --auto-req no --arch "$rpm_arch" "$@" --output "$file")
+  packaging/rpm-changelog.py "$file" "$made/changelog" "$maintainer" "$release_number"
+}
+pack_rpm codex-authd --variant program --metadata-overwrite target/package/rpm/program.toml
+head -n 2 "$made/rpm/program.toml" >"$made/rpm/debuginfo.toml"
+pack_rpm codex-authd-debuginfo --variant debuginfo --metadata-overwrite target/package/rpm/debuginfo.toml --payload-compress gzip
 ls -l "$dist"

@@ -1,20 +1,37 @@
 #include prepare.sh
 
+#include configuration.sh
+
 #include apparmor.sh
 
 #include socket.sh
 
 #include closing.sh
 
+#include erased.sh
+
+# Those that are enabled.
+start_units() {
+  for unit in codex-authd.socket codex-authd.service codex-authd-backup.timer; do
+    if systemctl is-enabled --quiet "$unit" 2>/dev/null; then
+      systemctl start "$unit" || true
+    fi
+  done
+}
+
 prepare
 apparmor_profile
 if [ "$1" -eq 1 ]; then
-  systemctl --no-reload enable codex-authd.socket codex-authd.service >/dev/null 2>&1 || true
+  if [ ! -e "$erased" ]; then
+    first_configuration
+    systemctl --no-reload enable codex-authd.socket codex-authd.service >/dev/null 2>&1 || true
+  fi
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload || true
-    systemctl start codex-authd.socket codex-authd.service || true
+    start_units
   fi
-  closing
+  [ -e "$erased" ] || closing
+  rm -f "$erased"
 elif [ -d /run/systemd/system ]; then
   # The daemon anew, the ports as they are: whoever connects meanwhile waits, and nobody is refused.
   systemctl daemon-reload || true

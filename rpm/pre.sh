@@ -4,9 +4,11 @@ set -e
 
 #include socket.sh
 
+#include configuration.sh
+
 refuse_newer
 remember_socket
-# Before anything is unpacked: a file belongs to this group.
-systemd-sysusers --replace=/usr/lib/sysusers.d/codex-authd.conf - <<'TEXT'
-#include ../sysusers.conf
-TEXT
+# Up to 0.1.0 the configuration belonged to the package, and rpm takes it away with that one; %posttrans puts it back.
+if [ "$1" -gt 1 ] && [ -f "$configuration" ]; then
+  ln -f "$configuration" "$configuration.before"
+fi

@@ -1,10 +1,11 @@
-# An upgrade leaves everything running until the new version takes over.
+#include erased.sh
+
+# An upgrade leaves everything running until the new version takes over. Which units are enabled is the operator's choice,
+# and outlives the package: systemd passes over the links of units that are gone.
 if [ "$1" -eq 0 ]; then
-  units="codex-authd-backup.timer codex-authd.socket codex-authd.service"
-  # shellcheck disable=SC2086 # a list
-  systemctl --no-reload disable $units >/dev/null 2>&1 || true
+  mkdir -p "${erased%/*}"
+  : >"$erased"
   if [ -d /run/systemd/system ]; then
-    # shellcheck disable=SC2086 # a list
-    systemctl stop $units >/dev/null 2>&1 || true
+    systemctl stop codex-authd-backup.timer codex-authd.socket codex-authd.service >/dev/null 2>&1 || true
   fi
 fi

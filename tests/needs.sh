@@ -1,51 +1,150 @@
 #!/usr/bin/env bash
-# Installs what the tests need and the machine lacks: Debian packages, the Codex CLI and an OpenID provider
-# (npm), and the OpenAPI validator (PyPI); all but the first pinned and outside the clone.
+# Installs what the tests need and the machine lacks: Debian packages, the Codex CLI and an OpenID provider (npm), the
+# OpenAPI validator (PyPI), cargo's tools (crates.io); nothing from anywhere else. All but Debian's are pinned and outside
+# the clone.
+#   needs.sh           installs
+#   needs.sh --table   what there is, with its size and why, as a table of Markdown; a package with what it depends on and
+#                      no row above has, a minimal Debian aside
 #   AUTHD_TEST_CACHE   where they go
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}
 mkdir -p "$cache"
 
-# command:package
-wanted=(cc:gcc curl:curl tar:tar openssl:openssl shellcheck:shellcheck strace:strace npm:npm node:nodejs python3:python3
-  busybox:busybox script:bsdutils setsid:util-linux mount:mount mkfs.ext4:e2fsprogs
-  chromium:chromium chromedriver:chromium-driver certutil:libnss3-tools
-  mariadbd:mariadb-server-core my_print_defaults:mariadb-client-core rsync:rsync ip:iproute2 nsenter:util-linux
-  dpkg-deb:dpkg dpkg-shlibdeps:dpkg-dev objcopy:binutils rpm:rpm rpm2archive:rpm2cpio lintian:lintian rpmlint:rpmlint
-  faketime:faketime systemd-analyze:systemd debootstrap:debootstrap systemd-nspawn:systemd-container man:man-db
-  mandoc:mandoc groff:groff-base zsh:zsh apparmor_parser:apparmor)
+# What is looked for (a command, or a file), its Debian package, and why it is needed.
+debian='
+cc                        gcc                   compiles the C of the cryptography, and programs that tests run in sandboxes
+/usr/lib/x86_64-linux-gnu/libc.a|/usr/lib/aarch64-linux-gnu/libc.a libc6-dev programs without libraries stand in for Codex in its sandbox
+curl                      curl                  runs the commands that the dashboard prints
+tar                       tar                   the installer unpacks Codex
+openssl                   openssl               certificates and clients that are not ours
+shellcheck                shellcheck            lint of every shell script
+strace                    strace                what the sandbox and the durable writes ask of the kernel
+npm                       npm                   installs Codex and the OpenID provider, and is a step of the installer
+node                      nodejs                runs the OpenID provider
+python3                   python3               runs the OpenAPI validator and generated clients
+/usr/lib/python3*/ensurepip python3-venv        the place of the validator
+busybox                   busybox               a shell that is not bash, for the wrapper
+script                    bsdutils              a terminal for commands that ask
+setsid                    util-linux            sessions without a terminal, and entering namespaces
+mount                     mount                 file systems that are full, or not writable
+mkfs.ext4                 e2fsprogs             a disk whose power is cut
+chromium                  chromium              the dashboard in a real browser
+chromedriver              chromium-driver       drives it
+certutil                  libnss3-tools         gives the browser an admin certificate
+mariadbd                  mariadb-server-core   the database
+my_print_defaults         mariadb-client-core   asked by the scripts of the cluster
+/usr/lib/galera/libgalera_smm.so galera-4       a cluster of databases
+rsync                     rsync                 brings a node of the cluster its state
+ip                        iproute2              networks of tests, and pulled cables
+dpkg-deb                  dpkg                  packs and reads .deb
+dpkg-shlibdeps            dpkg-dev              the libraries that a .deb depends on
+objcopy                   binutils              takes the symbols out of the program
+rpm                       rpm                   reads, installs and signs .rpm
+rpm2archive               rpm2cpio              what an .rpm holds
+lintian                   lintian               lint of .deb
+rpmlint                   rpmlint               lint of .rpm
+apt-ftparchive            apt-utils             the indexes of the repository for apt
+createrepo_c              createrepo-c          the indexes of the repository for dnf
+gpg                       gpg                   signs the repository
+gpg-agent                 gpg-agent             holds the key that signs
+gpgv                      gpgv                  checks what was signed
+dnf                       dnf                   reads the repository as Fedora and RHEL do
+aarch64-linux-gnu-gcc     gcc-aarch64-linux-gnu makes a program for another architecture, to be packed
+/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross links it
+faketime                  faketime              packs at another time, for the same bytes
+systemd-analyze           systemd               checks the units
+debootstrap               debootstrap           makes the Debian that is booted
+systemd-nspawn            systemd-container     boots it
+man                       man-db                shows the manual pages
+mandoc                    mandoc                lint of them
+groff                     groff-base            formats them
+zsh                       zsh                   its completions
+apparmor_parser           apparmor              compiles the profile
+'
+# Unpacked into the cache and not installed, since they would start a server: DIRECTORY PACKAGE FILE WHY
+unpacked='
+mariadb-server mariadb-server usr/bin/wsrep_sst_rsync how a node of a cluster gets its state
+prometheus     prometheus     usr/bin/promtool        checks the alerts
+nginx          nginx          usr/sbin/nginx          a reverse proxy in front of the daemon
+nginx-stream   libnginx-mod-stream usr/lib/nginx/modules/ngx_stream_module.so its module that passes TLS through
+caddy          caddy          usr/bin/caddy           another reverse proxy
+'
+openapi_validator=0.9.0
+cargo_deny=0.20.2
+
+# A pattern with a slash is a file; "|" stands between two.
+is_there() {
+  local pattern
+  case $1 in
+  /*) for pattern in ${1//|/ }; do compgen -G "$pattern" >/dev/null && return; done; return 1 ;;
+  *) command -v "$1" >/dev/null ;;
+  esac
+}
+row() { printf '| %s | %s | %s |\n' "$1" "$2" "$3"; }
+megabytes() { awk -v kib="$1" 'BEGIN { printf kib < 1024 ? "< 1 MB" : "%.0f MB", kib / 1024 }'; }
+directory_row() { [ ! -e "$2" ] || row "$1" "$(megabytes "$(du -sk "$2" | cut -f 1)")" "$3"; }
+
+declare -A counted=()
+# Sets $sum, in KiB.
+size_of() {
+  local one priority size
+  sum=0
+  while read -r one; do
+    [ -z "${counted[$one]:-}" ] || continue
+    counted[$one]=1
+    read -r priority size < <(dpkg-query -W -f '${Priority} ${Installed-Size}\n' "$one" 2>/dev/null) || continue
+    [ "$priority" = required ] || sum=$((sum + size))
+  done < <(apt-cache depends --recurse --installed --no-{recommends,suggests,conflicts,breaks,replaces,enhances} "$1" | grep '^[a-z0-9]')
+}
+if [ "${1:-}" = --table ]; then
+  row Tool Size 'What for'
+  row --- --: ---
+  while read -r _ package why; do
+    [ -n "$package" ] || continue
+    size_of "$package"
+    row "$package" "$(megabytes "$sum")" "$why"
+  done <<<"$debian"
+  while read -r directory package _ why; do
+    [ -z "$package" ] || directory_row "$package (unpacked, not installed)" "$cache/$directory" "$why"
+  done <<<"$unpacked"
+  directory_row "@openai/codex (npm)" "$(dirname "$(dirname "$(tests/install-codex.sh)")")" "the real Codex"
+  directory_row "oidc-provider (npm)" "$(tests/install-oidc-provider.sh)" "a real OpenID provider"
+  directory_row "openapi-spec-validator (PyPI)" "$cache/python" "validates the OpenAPI document"
+  directory_row "cargo-deny (crates.io)" "$cache/tools" "licences and sources of what is linked"
+  directory_row "cargo-deb, cargo-generate-rpm (crates.io)" "$cache/packagers" "packs; packaging/package.sh installs them"
+  for root in "$cache"/rootfs-*/; do
+    directory_row "Debian $(sed -n 's/^VERSION_CODENAME=//p' "$root/etc/os-release") (debootstrap)" "$root" "the machine that the packages are installed on"
+  done
+  exit
+fi
+
 missing=()
-for pair in "${wanted[@]}"; do
-  command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
-done
-# Programs that need no library stand in for Codex in its sandbox.
-echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
-[ -e /usr/lib/galera/libgalera_smm.so ] || missing+=(galera-4)
-python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+while read -r what package why; do
+  [ -n "$what" ] || continue
+  [ -n "$why" ] || { echo "needs.sh: nothing says what $package is for" >&2; exit 1; }
+  is_there "$what" || missing+=("$package")
+done <<<"$debian"
 if ((${#missing[@]})); then
   command -v apt-get >/dev/null || { echo "needs.sh: install ${missing[*]} and run this again" >&2; exit 1; }
   echo "installing ${missing[*]}"
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
-
-# How a node of a cluster gets its state: scripts of a package that is unpacked and not installed, since it would start
-# a server.
-if ! command -v wsrep_sst_rsync >/dev/null && [ ! -x "$cache/mariadb-server/usr/bin/wsrep_sst_rsync" ]; then
-  command -v apt-get >/dev/null || { echo "needs.sh: install wsrep_sst_rsync and run this again" >&2; exit 1; }
-  package=$(mktemp -d)
-  (cd "$package" && apt-get download -qq mariadb-server >/dev/null 2>&1 && dpkg-deb -x mariadb-server_*.deb unpacked)
-  rm -rf "$cache/mariadb-server"
-  mv "$package/unpacked" "$cache/mariadb-server"
-  rm -rf "$package"
-fi
+while read -r directory package file _; do
+  if [ -z "$package" ] || [ -e "$cache/$directory/$file" ]; then continue; fi
+  command -v apt-get >/dev/null || { echo "needs.sh: install $package and run this again" >&2; exit 1; }
+  download=$(mktemp -d)
+  (cd "$download" && apt-get download -qq "$package" >/dev/null 2>&1 && dpkg-deb -x "$package"_*.deb unpacked)
+  rm -rf "${cache:?}/$directory"
+  mv "$download/unpacked" "$cache/$directory"
+  rm -rf "$download"
+done <<<"$unpacked"
 if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   python3 -m venv "$cache/python"
-  "$cache/python/bin/pip" install -q --disable-pip-version-check openapi-spec-validator==0.9.0
+  "$cache/python/bin/pip" install -q --disable-pip-version-check "openapi-spec-validator==$openapi_validator"
 fi
-# The licences and sources of what is linked. Minutes to build, once: it is kept in the cache.
-cargo_deny=0.20.2
+# Minutes to build, once.
 if ! command -v cargo-deny >/dev/null && [ ! -x "$cache/tools/bin/cargo-deny" ]; then
   cargo install --locked --quiet --root "$cache/tools" "cargo-deny@$cargo_deny"
 fi

@@ -1,8 +1,11 @@
 # shellcheck shell=bash disable=SC2154,SC2016
-# Part of package.sh: the packages' scripts on a Debian where systemd does not run, as in an image that is being built.
+# Part of package.sh: the packages' scripts on a Debian ($system) where systemd does not run, as in an image that is being
+# built.
 
 root=$work/root
-cp -a --reflink=auto "$AUTHD_TEST_ROOT" "$root"
+rm -rf "$root"
+cp -a --reflink=auto "$system" "$root"
+echo "on $(sed -n 's/^PRETTY_NAME="\(.*\)"$/\1/p' "$root/etc/os-release"):"
 inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 # Everything there is, but for what dpkg, rpm and the tests keep for themselves.
 everything() {
@@ -21,13 +24,32 @@ state|700 codex-authd:codex-authd|$(of /var/lib/codex-authd)
 the user's shell|/usr/sbin/nologin|$(inside getent passwd codex-authd | cut -d: -f7)
 LINES
 }
+# Without /proc it complains, and works.
+systemctl_inside() { inside systemctl --quiet "$@" 2>/dev/null; }
+enabled() { for unit in codex-authd.socket codex-authd.service codex-authd-backup.timer; do systemctl_inside is-enabled "$unit" && echo "$unit"; done; true; }
+# What an operator chooses: no daemon yet, and a copy every night.
+choose() {
+  systemctl_inside disable codex-authd.service
+  systemctl_inside enable codex-authd-backup.timer
+  chosen=$(enabled)
+  [ "$chosen" = $'codex-authd.socket\ncodex-authd-backup.timer' ] || { echo "the choice was not made: $chosen" >&2; exit 1; }
+}
+# An operator's configuration, and whether it is as it was written.
+edited='[limits]
+host_per_minute = 77'
+edit() { echo "$edited" >"$root/etc/codex-authd/config.toml"; }
+untouched() {
+  [ "$(cat "$root/etc/codex-authd/config.toml")" = "$edited" ] || echo "the edited configuration: $(cat "$root/etc/codex-authd/config.toml" 2>&1)"
+  find "$root/etc/codex-authd" -name 'config.toml?*' -o -name '.config*' | sed "s|^$root|left: |"
+}
+near_empty() { grep -q /usr/share/codex-authd/config.toml "$root/etc/codex-authd/config.toml" && ! grep -qv '^#' "$root/etc/codex-authd/config.toml" || echo "no near-empty configuration: $(cat "$root/etc/codex-authd/config.toml" 2>&1)"; }
 before=$(everything)
 cp "$deb" "$root/tmp/authd.deb"
 
 begin "dpkg, where systemd does not run: says what to do, and makes user, directories and links"
 said=$(inside dpkg -i /tmp/authd.deb 2>&1) && status= || status="dpkg failed: $said"
 grep -q "systemd does not run here" <<<"$said" || status="$status; it does not say what to do: $said"
-quiet "$status$(wanted)$(modes)"
+quiet "$status$(wanted)$(modes)$(near_empty)"
 
 begin "a second time changes nothing"
 after=$(everything)
@@ -55,12 +77,14 @@ rmdir "$root/var/lib/codex-authd/before-format-4294967295"
 cp "$work/format" "$root/var/lib/codex-authd/format"
 quiet "$status"
 
-begin "removed: the state and the user stay, the units are forgotten; installed again, it goes on"
+begin "removed: state, user, configuration and choices stay, and nothing else; installed again, it goes on with them"
+edit
+choose
 said=$(inside dpkg -r codex-authd 2>&1) && status= || status=$said
 [ -f "$root/var/lib/codex-authd/format" ] && inside getent passwd codex-authd >/dev/null || status="$status; the state or the user is gone"
-left=$(find "$root/etc/systemd" "$root/usr/lib/systemd" "$root/var/lib/systemd" -name '*codex-authd*')
+left=$(find "$root/usr" -name '*codex-authd*')
 said=$(inside dpkg -i /tmp/authd.deb 2>&1) || status="$status; $said"
-quiet "$status$left$(wanted)$(modes)"
+quiet "$status$left$(diff <(echo "$chosen") <(enabled) || true)$(untouched)$(modes)"
 
 begin "purged: nothing is left but copies"
 mkdir -p "$root/etc/systemd/system/codex-authd.service.d"
@@ -82,6 +106,33 @@ done
 rm -r "$root/var/backups/codex-authd" "$root/etc/credstore/codex-authd.master.key"
 quiet "$status"
 
+# As 0.1.0 had it: the whole reference was the configuration, and the package's.
+begin "from the old layout: unattended, an edited configuration stays as it is, and an unedited one is replaced"
+before=$(everything)
+old=$work/old-layout
+rm -rf "$old"
+mkdir -p "$old/DEBIAN" "$old/etc/codex-authd"
+printf 'Package: codex-authd\nVersion: 0.0.9\nArchitecture: amd64\nMaintainer: nobody <nobody@example.test>\nDescription: old\n' >"$old/DEBIAN/control"
+echo /etc/codex-authd/config.toml >"$old/DEBIAN/conffiles"
+cp packaging/config.toml "$old/etc/codex-authd/config.toml"
+dpkg-deb --root-owner-group -Znone --build "$old" "$root/tmp/old.deb" >/dev/null
+status=
+for kind in edited unedited; do
+  inside dpkg -i /tmp/old.deb >/dev/null 2>&1 || status="$status; the old one is not installed"
+  [ "$kind" = unedited ] || edit
+  said=$(inside dpkg -i /tmp/authd.deb </dev/null 2>&1) || status="$status; $kind: $said"
+  ! grep -qi 'configuration file\|conffile' <<<"$said" || status="$status; $kind: $said"
+  if [ "$kind" = edited ]; then status=$status$(untouched); else status=$status$(near_empty); fi
+  # To the next one, and back to the old one: dpkg still knows what that had packaged, and asks nothing.
+  edit
+  for package in authd old authd; do
+    said=$(inside dpkg -i "/tmp/$package.deb" </dev/null 2>&1) || status="$status; $kind, then $package: $said"
+    status=$status$(untouched)
+  done
+  inside dpkg -P codex-authd >/dev/null 2>&1
+done
+quiet "$status$(diff <(echo "$before") <(everything) || true)"
+
 # rpm's own program comes from outside, the scripts run inside.
 rpm_inside() { rpm --root "$root" --nodeps "$@" 2>&1 | grep -vE 'use Alien instead|assuming you know' || true; }
 
@@ -97,13 +148,60 @@ said=$(rpm_inside -U --replacepkgs "$rpm")
 grep -q "has format 4294967295" <<<"$said" && grep -q "prein scriptlet failed\|%prein.*failed" <<<"$said" && status= || status=$said
 quiet "$status"
 
-begin "rpm: upgraded and erased; the state stays, and it says how to remove it"
+begin "rpm: upgraded and erased; state, configuration and choices stay, and it says how to remove them"
 echo "$writes" >"$root/var/lib/codex-authd/format"
+edit
+choose
 said=$(rpm_inside -U --replacepkgs "$rpm")
 rpm --root "$root" -q codex-authd >/dev/null 2>&1 && status= || status="not installed: $said"
 said=$(rpm_inside -e codex-authd)
 grep -q "rm -rf /var/lib/codex-authd" <<<"$said" || status="$status; $said"
 [ -f "$root/var/lib/codex-authd/format" ] || status="$status; the state is gone"
-left=$(find "$root/etc/systemd" "$root/usr/lib/systemd" -name '*codex-authd*')
-[ ! -e "$root/usr/bin/codex-authd" ] || left="$left the program"
-quiet "$status$left"
+quiet "$status$(find "$root/usr" -type f -name '*codex-authd*')$(untouched)"
+
+begin "rpm: installed again, it goes on with them"
+said=$(rpm_inside -i "$rpm")
+quiet "$(diff <(echo "$chosen") <(enabled) || true)$(untouched)$(modes)$(find "$root/var/lib/rpm-state" -name '*codex-authd*')"
+
+begin "rpm: what it says forgets everything for good"
+said=$(rpm_inside -e codex-authd)
+inside sh -ec "$(grep '^  rm ' <<<"$said")" 2>&1 || true
+left=$(find "$root/etc" "$root/var/lib" -name '*codex-authd*' || true)
+said=$(rpm_inside -i "$rpm")
+quiet "$left$(wanted)$(near_empty)$(enabled | grep timer || true)"
+rpm_inside -e codex-authd >/dev/null
+inside rm -rf /var/lib/rpm-state/codex-authd.erased /etc/codex-authd
+
+begin "rpm, from the old layout: an edited configuration stays as it is, and an unedited one is replaced"
+cat >"$work/old.spec" <<SPEC
+Name: codex-authd
+Version: 0.0.9
+Release: 1
+Summary: old
+License: Apache-2.0
+BuildArch: x86_64
+%description
+old
+%install
+install -D -m 0640 $PWD/packaging/config.toml %{buildroot}/etc/codex-authd/config.toml
+%files
+%config(noreplace) /etc/codex-authd/config.toml
+SPEC
+rpmbuild --quiet --target x86_64 -D "_topdir $work/rpmbuild" -D "_rpmdir $work" -D "_build_name_fmt old.rpm" -bb "$work/old.spec" >"$work/rpmbuild.log" 2>&1 \
+  && status= || status=$(cat "$work/rpmbuild.log")
+for kind in edited unedited; do
+  said=$(rpm_inside -i "$work/old.rpm")
+  # One of a long time ago is not what this upgrade has put aside.
+  echo old >"$root/etc/codex-authd/config.toml.rpmsave"
+  [ "$kind" = unedited ] || { edit; rm "$root/etc/codex-authd/config.toml.rpmsave"; }
+  said=$(rpm_inside -U "$rpm")
+  if [ "$kind" = edited ]; then status=$status$(untouched)
+  else status=$status$(near_empty)$([ "$(cat "$root/etc/codex-authd/config.toml.rpmsave")" = old ] || echo "the old .rpmsave is gone: $said"); fi
+  edit
+  said=$(rpm_inside -U --replacepkgs "$rpm")
+  rm -f "$root/etc/codex-authd/config.toml.rpmsave"
+  status=$status$(untouched)$(modes)
+  rpm_inside -e codex-authd >/dev/null
+  inside rm -rf /etc/codex-authd
+done
+quiet "$status"

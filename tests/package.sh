@@ -3,29 +3,21 @@
 # rpmlint have to say; they are packed to the same bytes again; their scripts work where systemd does not run.
 # The life of an installed machine is another test (tests/integration/appliance). Needs root for the installations.
 #   package.sh [DIRECTORY [PROGRAM]]   another one than dist; what it was packed from, where not from target/release
-#   AUTHD_TEST_ROOT          a Debian that may be copied (default: that of the test above); without one nothing is installed
+#   AUTHD_TEST_ROOT          a Debian that may be copied (default: each that the test above has made); without one nothing
+#                            is installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
 # shellcheck source=tests/skip.sh
 . tests/skip.sh
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+# shellcheck source=tests/checks.sh
+. tests/checks.sh
 dist=${1:-dist}
-deb=$dist/codex-authd_${version}_amd64.deb
+deb=$(echo "$dist"/codex-authd_*_amd64.deb)
+version=$(dpkg-deb --field "$deb" Version)
 rpm=$dist/codex-authd-$version-1.x86_64.rpm
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
-failed=0
-begin() { printf '%s … ' "$1"; }
-good() { echo "${1:-good}"; }
-bad() {
-  failed=1
-  echo "BAD"
-  printf '%s\n' "$@" | sed 's/^/    /'
-}
-# What was printed is what is wrong.
-quiet() { if [ -z "$1" ]; then good; else bad "$1"; fi; }
 
 dpkg-deb -x "$deb" "$work/deb"
 dpkg-deb -e "$deb" "$work/control"
@@ -37,22 +29,47 @@ files() { (cd "$1" && find . -type f -exec sha256sum {} + | sed 's/^\([0-9a-f]*\
 own() {
   grep -vE '^/usr/share/(doc/codex-authd/(copyright|changelog\.gz)|licenses/codex-authd/LICENSE|lintian/overrides/codex-authd) '
 }
-files "$work/deb" | own | sed 's|^/lib/systemd/|/usr/lib/systemd/|; s|/zsh/vendor-completions/|/zsh/site-functions/|' | sort >"$work/deb.list"
+files "$work/deb" | own | sed 's|/zsh/vendor-completions/|/zsh/site-functions/|' | sort >"$work/deb.list"
 files "$work/rpm" | own | sort >"$work/rpm.list"
 quiet "$(diff "$work/deb.list" "$work/rpm.list" || true)"
 
+begin "the libraries that dpkg finds, and the changes of this version"
+mkdir -p "$work/shlibs/debian"
+touch "$work/shlibs/debian/control"
+found=$(cd "$work/shlibs" && dpkg-shlibdeps -O "$work/deb/usr/bin/codex-authd" 2>/dev/null | sed -n 's/^shlibs:Depends=.*\(libc6 ([^)]*)\).*/\1/p')
+wrong=
+grep -qF "$found" <<<"$(dpkg-deb --field "$deb" Depends)" || wrong="$found is missing: $(dpkg-deb --field "$deb" Depends)"
+grep -qF "($version)" <<<"$(zcat "$work/deb/usr/share/doc/codex-authd/changelog.gz" | sed -n 1p)" || wrong+="another version in the changelog of the .deb"
+# Both are made of the same lines.
+deb_lines=$(zcat "$work/deb/usr/share/doc/codex-authd/changelog.gz" | grep -c '^  \* ')
+[ "$(rpm -qp --changelog "$rpm" 2>/dev/null | grep -c '^- ')" = "$deb_lines" ] || wrong+="not the same changes in both"
+[ "$(rpm -qp --qf '%{PACKAGER}' "$rpm" 2>/dev/null)" = "$(dpkg-deb --field "$deb" Maintainer)" ] || wrong+="not the same maintainer in both"
+[ "$(rpm -qp --qf '%{URL}' "$rpm" 2>/dev/null)" = "$(dpkg-deb --field "$deb" Homepage)" ] || wrong+="not the same homepage in both"
+rpm -K --nosignature "$rpm" >/dev/null 2>&1 || wrong+="the digests of the .rpm are wrong"
+quiet "$wrong"
+
 begin "modes and owners"
-want='-rw-r----- root:codex-authd /etc/codex-authd/config.toml'
 modes=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]' "$rpm" 2>/dev/null)
 others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" <<<"$modes" || true)
-[ "$others" = "$want" ] && rpm_modes= || rpm_modes="in the .rpm: $others"
+[ -z "$others" ] && rpm_modes= || rpm_modes="in the .rpm: $others"
 deb_modes=$(dpkg-deb --fsys-tarfile "$deb" | tar --numeric-owner -tvf - | awk '$1 !~ /^d/ { print $1, $2, substr($6, 2) }' \
-  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$|^-rw-r----- 0/0 /etc/codex-authd/config.toml$" || true)
+  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" || true)
 quiet "$rpm_modes$deb_modes"
 
+begin "nothing in /etc: no file that an operator edits is asked about, renamed or replaced"
+conffiles=$(cat "$work/control/conffiles" 2>/dev/null; rpm -qpc "$rpm" 2>/dev/null)
+in_etc=$(find "$work/deb" "$work/rpm" -path '*/etc/*' ! -type d)
+quiet "$conffiles$in_etc"
+
+begin "no systemd is let in that reads no /etc/credstore"
+needed=
+dpkg-deb -f "$deb" Depends | grep -qF 'systemd (>= 252)' || needed="the .deb: $(dpkg-deb -f "$deb" Depends)"
+rpm -qpR "$rpm" 2>/dev/null | grep -qxF 'systemd >= 252' || needed="$needed the .rpm: $(rpm -qpR "$rpm" 2>/dev/null | grep systemd)"
+quiet "$needed"
+
 begin "the packaged configuration is the daemon's own defaults"
-set_keys=$(grep -vE '^(#.*|\[[a-z]+\]|)$' "$work/deb/etc/codex-authd/config.toml" || true)
-checked=$("$work/deb/usr/bin/codex-authd" check-config --config "$work/deb/etc/codex-authd/config.toml" 2>&1) && checked=
+set_keys=$(grep -vE '^(#.*|\[[a-z]+\]|)$' "$work/deb/usr/share/codex-authd/config.toml" || true)
+checked=$("$work/deb/usr/bin/codex-authd" check-config --config "$work/deb/usr/share/codex-authd/config.toml" 2>&1) && checked=
 quiet "$set_keys$checked"
 
 begin "no path of this machine in the program"
@@ -117,9 +134,12 @@ begin "packed again with another umask, time zone and clock, from files of anoth
 touch CHANGELOG.md docs/SECURITY.md
 clock=()
 if command -v faketime >/dev/null; then clock=(faketime '2031-05-06 07:08:09'); else skipped "another clock: there is no faketime"; fi
-# The date is that of the commit they were packed from.
+# As they were packed: the date is that of the commit.
 SOURCE_DATE_EPOCH=$(rpm -qp --qf '%{BUILDTIME}' "$rpm" 2>/dev/null)
-export SOURCE_DATE_EPOCH
+AUTHD_VENDOR=$(rpm -qp --qf '%{VENDOR}' "$rpm" 2>/dev/null)
+AUTHD_MAINTAINER=$(dpkg-deb --field "$deb" Maintainer)
+AUTHD_HOMEPAGE=$(dpkg-deb --field "$deb" Homepage)
+export SOURCE_DATE_EPOCH AUTHD_VENDOR AUTHD_MAINTAINER AUTHD_HOMEPAGE AUTHD_VERSION=$version
 (umask 077 && TZ=Pacific/Kiritimati "${clock[@]}" packaging/package.sh "${2:-target/release/codex-authd}" "$work/again" >/dev/null 2>&1)
 packed=$(realpath "$dist")
 quiet "$(cd "$work/again" && for file in *; do cmp "$file" "$packed/$file" 2>&1 || true; done)"
@@ -130,14 +150,17 @@ installed=$(rpm --root "$work/tree" -i --nodeps --noscripts "$rpm" 2>&1 \
   | grep -vE 'does not exist - using root|use Alien instead|assuming you know' || true)
 quiet "$installed$(rpm --root "$work/tree" -ql codex-authd | while read -r file; do [ -e "$work/tree$file" ] || echo "$file is missing"; done)"
 
-if [ -z "${AUTHD_TEST_ROOT:-}" ]; then
-  complete=("${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}"/rootfs-*/.complete)
-  [ ! -e "${complete[0]}" ] || AUTHD_TEST_ROOT=$(dirname "${complete[0]}")
-fi
-if [ -z "${AUTHD_TEST_ROOT:-}" ] || [ "$(id -u)" != 0 ]; then
+roots=()
+for complete in "${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}"/rootfs-*/.complete; do
+  [ ! -e "$complete" ] || roots+=("$(dirname "$complete")")
+done
+[ -z "${AUTHD_TEST_ROOT:-}" ] || roots=("$AUTHD_TEST_ROOT")
+if ((${#roots[@]} == 0)) || [ "$(id -u)" != 0 ]; then
   skipped "nothing was installed: that needs root and AUTHD_TEST_ROOT"
   exit "$failed"
 fi
-# shellcheck source=tests/package-installed.sh
-. tests/package-installed.sh
+for system in "${roots[@]}"; do
+  # shellcheck source=tests/package-installed.sh
+  . tests/package-installed.sh
+done
 exit "$failed"

@@ -8,6 +8,7 @@ chmod 700 "$state"
 if [ ! -f "$state/config.toml" ]; then
   cat >"$state/config.toml" <<CONFIG
 state_dir = "$state"
+public_base_url = "https://127.0.0.1:8443"
 [listen]
 hosts = "127.0.0.1:8443"
 admin = "127.0.0.1:9443"

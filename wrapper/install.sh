@@ -37,14 +37,34 @@ main() {
   trap - EXIT
 
   say "done"
-  case :$PATH: in
+  case :$USER_PATH: in
     *:"$DIRECTORY":*) say "type next:  cdx" ;;
-    *)
-      say "$DIRECTORY is not on your PATH; put this line into ~/.profile (macOS: ~/.zprofile):"
-      say "  export PATH=\"\$HOME/.local/bin:\$PATH\""
-      say "type next:  $CDX"
-      ;;
+    *) advise_path ;;
   esac
+}
+
+# What puts cdx on the PATH of whoever installs, in the words of their shell.
+advise_path() {
+  local shell=${SHELL:-} rc=.profile place=$DIRECTORY
+  # shellcheck disable=SC2016 # it is that shell that knows its home
+  [ "$MODE" != 700 ] || place='$HOME/.local/bin'
+  case ${shell##*/}/$OSTYPE in
+    fish/*)
+      say "$DIRECTORY is not on your PATH; type this once:  fish_add_path \"$place\""
+      say "type next:  $CDX"
+      return
+      ;;
+    zsh/*) rc=.zshrc ;;
+    bash/darwin*) rc=.bash_profile ;;
+    bash/*) rc=.bashrc ;;
+  esac
+  if [ "$MODE" = 700 ]; then
+    say "$DIRECTORY is not on your PATH; put this line at the end of ~/$rc:"
+  else
+    say "$DIRECTORY is not on root's PATH here (users usually have it, and sudo takes secure_path from /etc/sudoers); for root, put this line at the end of ~/$rc:"
+  fi
+  say "  export PATH=\"$place:\$PATH\""
+  say "type next:  $CDX"
 }
 
 # The cdx that is carried here knows what it needs; it is asked before anything is done.
@@ -124,7 +144,7 @@ undo() {
   elif [ -n "$BACKUP" ]; then
     rm -f -- "$BACKUP"
   fi
-  complain "this installer is spent; when the reason is mended, ask for a new one: codex-authd hosts add $CDX_FQDN"
+  complain "this installer is spent; when the reason is mended, ask for a new one: codex-authd hosts add --rotate $CDX_FQDN"
 }
 
 say() { printf 'codex-authd: %s\n' "$1"; }
@@ -135,6 +155,7 @@ fail() {
   exit 1
 }
 
+USER_PATH=$PATH # before choose_place adds to it
 DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT='' GROUP=''
 main </dev/null
 exit

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2034,SC2317 # the functions of the other scripts read these variables and call these functions
 set +xva # the installer's token must not be traced or exported
 { # One command: bash reads it to its end before it runs any of it.
 # The first stage of an installation. It checks this machine, then fetches the installer and runs it.
@@ -6,55 +7,70 @@ set +xva # the installer's token must not be traced or exported
 # Fetching this script does not spend the installer's token; fetching the installer does. When a check fails, nothing was
 # done, and the same command can be run again. CDX_GROUP has the same meaning as for the installer.
 
+set +efC
 set -u
-unset -f curl ls id rm chgrp
+unset -f curl ls id rm chgrp df sed grep head tar uname stat readlink npm node
 IFS=$' \t\n'
+readonly NL='
+'
 
 # --- baked: begin
 CDX_URL=''
 CDX_PIN=''
-CDX_NEEDS_NPM=''
+CDX_CODEX_RELEASE_URL=''
+CDX_CODEX_RELEASE_SHA256=''
+CDX_CODEX_NPM='@openai/codex'
+CDX_CODEX_VERSION=''
 CDX_FUNCTIONS=''
 # --- baked: end
 
 main() {
   [ -n "$CDX_URL" ] || fail "this is the bare template; run the installer command that codex-authd printed"
-  # missing_tools from cdx; missing_for_install and choose_place from the installer.
+  # Functions of cdx and of the installer: what they will need is looked for as they do it.
   eval "$CDX_FUNCTIONS"
-  missing_tools
-  missing_for_install
-  codex_can_come || MISSING="$MISSING npm"
-  [ -z "$MISSING" ] || stop "missing here:$MISSING" "install them"
-  choose_place
-  check_place
+  # In a shell of its own, because it may change HOME and PATH.
+  (check_machine) || exit 1
   run_installer
 }
 
-# The installer installs Codex where it is missing; without a release URL that takes npm. cdx looks in the same places.
-codex_can_come() {
-  [ -z "$CDX_NEEDS_NPM" ] || type -P codex >/dev/null || [ -x "${HOME:-~}/.local/bin/codex" ] ||
-    [ -x /usr/local/bin/codex ] || type -P npm >/dev/null
+check_machine() {
+  local file
+  missing_tools
+  missing_for_install
+  [ -z "$MISSING" ] || stop "missing here:$MISSING" "install them"
+  choose_place
+  check_place
+  SELF=$CDX WANTED_CODEX=$CDX_CODEX_VERSION
+  export npm_config_cache=/dev/null # else npm leaves a directory, only because it was asked for its prefix
+  find_home
+  # The first login is written there, and what cdx remembers.
+  resolve_links "$AUTH_FILE" || stop "$AUTH_FILE leads nowhere" "move it away"
+  for file in "$RESOLVED" "$CACHE_DIR"; do has_room "$file" 2 || stop "$WHY" "$FIX"; done
+  [ ! -e "$AUTH_FILE" ] || is_readable_file "$AUTH_FILE" || stop "$AUTH_FILE is no file that can be read" "move it away"
+  # The installer brings Codex where it is missing.
+  find_codex
+  [ -n "$CODEX" ] || plan_codex || stop "codex cannot be installed: $WHY" "$FIX"
+  [ -n "$CODEX" ] || [ -z "$CDX_CODEX_RELEASE_URL" ] || release_answers ||
+    stop "codex cannot be fetched: the operator's release URL gives no tar.gz ($RELEASE_URL)" "have that mended"
+}
+
+# The first bytes of a gzip file.
+release_answers() {
+  local magic
+  magic=$({ release_config && printf '%s\n' 'range = "0-1"'; } | curl -q --config - 2>/dev/null | head -c 2)
+  [ "$magic" = $'\x1f\x8b' ]
 }
 
 # Writes a file where cdx is going to be, gives it the group, and removes it.
 check_place() {
-  local nearest=$DIRECTORY
   [ ! -d "$CDX" ] || stop "$CDX is a directory" "move it away"
   # The installer makes what is missing; nothing that stays is made here.
-  while [ ! -e "$nearest" ] && [ ! -L "$nearest" ]; do
-    case $nearest in
-      /*/*) nearest=${nearest%/*} ;;
-      /*) nearest=/ ;;
-      */*) nearest=${nearest%/*} ;;
-      *) nearest=. ;;
-    esac
-  done
-  [ -d "$nearest" ] || stop "$nearest is not a directory" "move it away"
+  has_room "$DIRECTORY" 2 || stop "$WHY" "$FIX"
   trap '[ -z "$PROBE" ] || rm -f -- "$PROBE"' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  PROBE=$nearest/.cdx-probe.$$
-  (umask 077 && set -C && printf x >"$PROBE") 2>/dev/null || stop "cannot write in $nearest" "make it writable"
+  PROBE=$NEAREST/.cdx-probe.$$
+  (umask 077 && set -C && printf x >"$PROBE") 2>/dev/null || stop "cannot write in $NEAREST" "make it writable"
   [ -z "$GROUP" ] || chgrp -- "$GROUP" "$PROBE" 2>/dev/null || stop "there is no group $GROUP" "make it (groupadd $GROUP), or leave CDX_GROUP out,"
   rm -f -- "$PROBE"
   PROBE=''
@@ -76,7 +92,12 @@ fail() {
   exit 1
 }
 
-PROBE='' MISSING='' DIRECTORY='' CDX='' GROUP=''
+# cdx says so itself, once it is here.
+warn() { :; }
+complain() { :; }
+
+PROBE='' MISSING='' DIRECTORY='' CDX='' GROUP='' NEAREST='' WHY='' FIX=''
+CODEX='' STATE_DIR='' AUTH_FILE='' CACHE_DIR='' RESOLVED='' RELEASE_URL='' # find_codex keeps nothing where there is no STATE_DIR
 main </dev/null
 exit
 }

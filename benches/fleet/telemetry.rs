@@ -71,7 +71,10 @@ impl Node {
         };
         let policy = Policy {
             base_url: "https://auth.example.com".into(),
+            base_url_doubt: None,
+            config_file: String::new(),
             trusted_ca_pem: String::new(),
+            host_certificate: Default::default(),
             server_pin: None,
             install_token_ttl: Duration::minutes(30),
             insecure_window: Duration::minutes(10),

@@ -1,4 +1,36 @@
 # What to do next, after a first install.
+
+# Where a socket that listens on ADDRESS (as listen.json has it, without the port) answers from elsewhere, one a line, as a
+# URL has them.
+closing_addresses() {
+  case $1 in
+  0.0.0.0 | '[::]') ;;
+  *)
+    echo "$1"
+    return 0
+    ;;
+  esac
+  for own in $(hostname --all-ip-addresses 2>/dev/null || true); do
+    case $own in
+    # A link-local one opens nothing, and that of Docker's bridge nothing from elsewhere.
+    fe80:* | 172.17.*) ;;
+    *:*) if [ "$1" = '[::]' ]; then echo "[$own]"; fi ;;
+    *) echo "$own" ;;
+    esac
+  done
+}
+
+# The machine's NAME, if it resolves to one of the ADDRESSES: any other one would not answer.
+closing_name() {
+  for at in $(getent ahosts "$1" 2>/dev/null | cut -d ' ' -f 1 | sort -u); do
+    case $at in *:*) at="[$at]" ;; esac
+    if printf '%s\n' "$2" | grep -qxF "$at"; then
+      echo "$1"
+      return 0
+    fi
+  done
+}
+
 closing() {
   if [ ! -d /run/systemd/system ]; then
     cat <<'TEXT'
@@ -19,15 +51,17 @@ codex-authd is installed, and did not start. What is wrong:
 TEXT
     return 0
   fi
-  port=$(sed -n 's/.*"admin": *"[^"]*:\([0-9]*\)".*/\1/p' /var/lib/codex-authd/listen.json 2>/dev/null) || port=
+  admin=$(sed -n 's/.*"admin": *"\([^"]*\)".*/\1/p' /var/lib/codex-authd/listen.json 2>/dev/null) || admin=
+  admin=${admin:-[::]:9443}
+  addresses=$(closing_addresses "${admin%:*}")
+  name=$(closing_name "$(hostname --fqdn 2>/dev/null || uname -n)" "$addresses")
   echo
   echo "codex-authd is running."
   echo
   label="The dashboard"
-  for name in "$(hostname --fqdn 2>/dev/null || uname -n)" $(hostname --all-ip-addresses 2>/dev/null || true); do
-    # The first addresses are enough, and a link-local one opens nothing.
-    case $name in fe80:* | 172.17.* | '') continue ;; *:*) name="[$name]" ;; esac
-    printf '  %-24shttps://%s:%s/\n' "$label" "$name" "${port:-9443}"
+  # Where the machine has no address of its own, it answers itself.
+  for at in $name ${addresses:-localhost}; do
+    printf '  %-24shttps://%s:%s/\n' "$label" "$at" "${admin##*:}"
     label=
   done
   cat <<'TEXT'

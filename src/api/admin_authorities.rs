@@ -14,6 +14,7 @@ use super::json::{Answer, ok};
 use crate::model::authority::AuthorityRole;
 use crate::records::AuthoritySlot;
 use crate::service::Service;
+use crate::service::host_trust::{HostGroup, HostsByTrust};
 
 pub struct AdminAuthoritiesApi;
 
@@ -23,6 +24,15 @@ impl AdminAuthoritiesApi {
     #[oai(path = "/", method = "get", operation_id = "listAuthorities")]
     async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<AuthorityList> {
         ok(AuthorityList::of(&service))
+    }
+
+    /// Which certificates hosts accept
+    ///
+    /// Those that trust one kind only, and which kind they are shown. The others accept either. Hosts that are disabled,
+    /// over, or were never installed are not counted.
+    #[oai(path = "/hosts", method = "get", operation_id = "getHostTrust")]
+    async fn hosts(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<HostTrustBody> {
+        ok(HostTrustBody::from(service.hosts_by_trust().await?))
     }
 
     /// Prepare a new authority
@@ -123,5 +133,55 @@ impl AuthorityList {
             cross_certified: held.cross_certificate_pem.is_some(),
         });
         Self { authorities: bodies.collect() }
+    }
+}
+
+/// What the wrappers of hosts trust: `trust_ours_alone` accept no other certificate than one of our authority,
+/// `trust_system_alone` what their machine's trust store vouches for and nothing else.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct HostTrustBody {
+    /// Hosts are shown a certificate that the trust store of their machine vouches for: the operator's, or a proxy's.
+    pub is_switched: bool,
+    pub trust_ours_alone: HostGroupBody,
+    pub trust_system_alone: HostGroupBody,
+}
+
+/// Some hosts.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct HostGroupBody {
+    pub count: u64,
+    /// A few of them.
+    pub names: Vec<String>,
+}
+
+impl From<HostsByTrust> for HostTrustBody {
+    fn from(hosts: HostsByTrust) -> Self {
+        Self {
+            is_switched: hosts.is_switched,
+            trust_ours_alone: hosts.trust_ours_alone.into(),
+            trust_system_alone: hosts.trust_system_alone.into(),
+        }
+    }
+}
+
+impl From<HostGroup> for HostGroupBody {
+    fn from(group: HostGroup) -> Self {
+        Self { count: group.count as u64, names: group.names }
+    }
+}
+
+impl From<HostTrustBody> for HostsByTrust {
+    fn from(body: HostTrustBody) -> Self {
+        Self {
+            is_switched: body.is_switched,
+            trust_ours_alone: body.trust_ours_alone.into(),
+            trust_system_alone: body.trust_system_alone.into(),
+        }
+    }
+}
+
+impl From<HostGroupBody> for HostGroup {
+    fn from(body: HostGroupBody) -> Self {
+        Self { count: body.count.try_into().unwrap_or(usize::MAX), names: body.names }
     }
 }

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::guards::{Admin, Viewer};
 use super::json::{Answer, JsonBody, ok};
+use crate::model::authority::AuthorityRole;
 use crate::records::AdminCertificate;
 use crate::service::certificates::{self, CertificateOptions, Pkcs12};
 use crate::service::{Service, ServiceError};
@@ -152,6 +153,8 @@ pub struct IssuedCertificate {
     pub private_key_pem: String,
     /// The authority that signed it.
     pub ca_pem: String,
+    /// The authorities that sign the daemon's own certificate: what a program trusts that calls the admin listener.
+    pub server_ca_pem: String,
     /// Base64; certificate, key and authority. null: it was not asked for.
     pub pkcs12: Option<String>,
     pub pkcs12_password: Option<String>,
@@ -165,6 +168,7 @@ impl IssuedCertificate {
             certificate_pem: issued.certificate_pem,
             private_key_pem: issued.private_key_pem.expose().into(),
             ca_pem: issued.authority_pem,
+            server_ca_pem: service.authorities().bundle(AuthorityRole::Server),
             pkcs12: file.map(|file| BASE64_STANDARD.encode(file)),
             pkcs12_password: password.map(|password| password.expose().into()),
         }

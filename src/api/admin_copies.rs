@@ -15,6 +15,7 @@ use poem_openapi::registry::MetaSchemaRef;
 use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -23,6 +24,7 @@ use super::Tag;
 use super::errors::{ErrorBody, Failure};
 use super::guards::OnThisMachine;
 use super::json::{Answer, JsonBody, ok};
+use crate::records::VerifiedBackup;
 use crate::seal::MasterKey;
 use crate::service::moving::{Backup, Manifest, Moved, Piece, Progress, Restored, Rows, Target, Teller};
 use crate::service::{Service, ServiceError};
@@ -71,6 +73,23 @@ impl AdminCopiesApi {
             .parse()
             .map_err(|_| ServiceError::invalid("manifest_sha256", "must be 64 hex digits"))?;
         ok(SealedKeys { sealed: service.seal_backup_keys(&by, passphrase, manifest).await? })
+    }
+
+    /// Note that a backup was read back
+    ///
+    /// On the control socket only. `codex-authd backup` says so once everything that it wrote was checked. The answer is the
+    /// newest one that is noted. `codex_authd_last_verified_backup_timestamp_seconds` and the doctor tell of it.
+    #[oai(path = "/backup/verified", method = "post", operation_id = "noteVerifiedBackup")]
+    async fn verified(
+        &self,
+        service: Data<&Arc<Service>>,
+        OnThisMachine(by): OnThisMachine,
+        body: JsonBody<BackupRead>,
+    ) -> Answer<BackupRead> {
+        let BackupRead { made_at, has_keys } = body.0;
+        let VerifiedBackup { made_at, has_keys } =
+            service.backup_verified(VerifiedBackup { made_at, has_keys }, &by).await?;
+        ok(BackupRead { made_at, has_keys })
     }
 
     /// Put a backup back
@@ -126,6 +145,16 @@ pub struct KeysRequest {
     pub passphrase: String,
     /// Of the manifest.
     pub manifest_sha256: String,
+}
+
+/// A backup that was made and read back.
+#[derive(Object, Serialize, Deserialize)]
+pub struct BackupRead {
+    /// `created_at` of its manifest.
+    #[serde(with = "time::serde::rfc3339")]
+    pub made_at: OffsetDateTime,
+    /// Whether the keys are in it.
+    pub has_keys: bool,
 }
 
 #[derive(Object, Serialize, Deserialize)]
@@ -193,7 +222,14 @@ impl<T> Line<T> {
         let failure = Failure::from(error);
         let (_, ErrorBody { status, code, message, .. }) = failure.body();
         let message = cause.map_or_else(|| message.clone(), |cause| format!("{message} ({cause})"));
-        Self::Error(ErrorBody { status: status.clone(), code: code.clone(), message, errors: None, data: None })
+        Self::Error(ErrorBody {
+            status: status.clone(),
+            code: code.clone(),
+            message,
+            errors: None,
+            data: None,
+            address: None,
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::model::host::HostId;
 use crate::model::people::Role;
 use crate::records::Host;
 use crate::service::directory::{HostState, ListQuery, ListedHost, Page, Sort};
-use crate::service::enrol::{HostStatus, HostView, Registered, UNDO};
+use crate::service::enrol::{HostOptions, HostStatus, HostView, Registered, UNDO};
 use crate::service::{Service, ServiceError};
 
 pub struct AdminHostsApi;
@@ -37,14 +37,15 @@ impl AdminHostsApi {
         admin: Admin,
         body: JsonBody<RegisterRequest>,
     ) -> Answer<Registration> {
-        let RegisterRequest { fqdn, secure, expires_at } = body.0;
+        let RegisterRequest { fqdn, secure, expires_at, allow_short_name } = body.0;
         let secure = secure
             .map(|secure| serde_json::from_str(secure.text()))
             .transpose()
             .map_err(|_| ServiceError::Refused("secure must be boolean".into()))?
             .flatten();
         let fqdn = fqdn.as_deref().unwrap_or_default();
-        ok(service.register(fqdn, secure, expires_at, &admin.0).await?.into())
+        let options = HostOptions { secure, expires_at, allow_short_name: allow_short_name.unwrap_or_default() };
+        ok(service.register(fqdn, options, &admin.0).await?.into())
     }
 
     /// Hosts
@@ -251,11 +252,16 @@ pub struct RegisterRequest {
     /// Until when a temporary host is served; left out: as it was, for ever for a new host.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<OffsetDateTime>,
+    /// `true`: the host finds this daemon at the address that was guessed because public_base_url is not set, even if that
+    /// is a name without a domain, `localhost` or a loopback address. Else such a registration is refused
+    /// (`base_url_guessed`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_short_name: Option<bool>,
 }
 
 impl poem_openapi::types::Example for RegisterRequest {
     fn example() -> Self {
-        Self { fqdn: Some("build-7.example.com".into()), secure: None, expires_at: None }
+        Self { fqdn: Some("build-7.example.com".into()), secure: None, expires_at: None, allow_short_name: None }
     }
 }
 

@@ -32,6 +32,21 @@ pub struct ErrorBody {
     /// With 429.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<ThrottledBody>,
+    /// With `address_refused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<RefusedAddressBody>,
+}
+
+/// From where a host called with its good key, and from where it may.
+#[derive(Debug, Object, Serialize, Deserialize)]
+pub struct RefusedAddressBody {
+    /// The host's name.
+    pub host: String,
+    /// The address that the call came from, as this daemon sees it.
+    pub called_from: String,
+    /// The address that the key is bound to; left out where the host is served from networks instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_to: Option<String>,
 }
 
 impl poem_openapi::types::Example for ErrorBody {
@@ -42,6 +57,7 @@ impl poem_openapi::types::Example for ErrorBody {
             message: "Invalid API key".into(),
             errors: None,
             data: None,
+            address: None,
         }
     }
 }
@@ -185,7 +201,15 @@ impl From<ServiceError> for Failure {
         match error {
             ServiceError::KeyMissing => Self::Unauthorized(body("key_missing", &message)),
             ServiceError::KeyInvalid => Self::Unauthorized(body("key_invalid", &message)),
-            ServiceError::AddressRefused => Self::Forbidden(body("address_refused", &message)),
+            ServiceError::AddressRefused(refused) => {
+                let JsonBody(mut body) = body("address_refused", &message);
+                body.address = Some(RefusedAddressBody {
+                    host: refused.fqdn.to_string(),
+                    called_from: refused.called_from.to_string(),
+                    bound_to: refused.bound_to.map(|bound| bound.to_string()),
+                });
+                Self::Forbidden(JsonBody(body))
+            }
             ServiceError::InsecureClosed => Self::Forbidden(body("insecure_closed", &message)),
             ServiceError::HostDisabled => Self::Forbidden(body("host_disabled", &message)),
             ServiceError::HostExpired => Self::Forbidden(body("host_expired", &message)),
@@ -230,6 +254,7 @@ impl From<ServiceError> for Failure {
                 body.errors = Some(BTreeMap::from([(field, vec![reason])]));
                 Self::Unprocessable(JsonBody(body))
             }
+            ServiceError::BaseUrlGuessed { .. } => Self::Unprocessable(body("base_url_guessed", &message)),
             ServiceError::Refused(_) => Self::Unprocessable(body("refused", &message)),
             ServiceError::NotFound(_) | ServiceError::Installer(_) => Self::NotFound(body("not_found", &message)),
             ServiceError::Unavailable { cause } => {
@@ -275,7 +300,14 @@ pub fn from_poem(error: poem::Error) -> Response {
 }
 
 fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {
-    JsonBody(ErrorBody { status: "error".into(), code: code.into(), message: message.into(), errors: None, data: None })
+    JsonBody(ErrorBody {
+        status: "error".into(),
+        code: code.into(),
+        message: message.into(),
+        errors: None,
+        data: None,
+        address: None,
+    })
 }
 
 /// An instant as it is printed in headers and lines.

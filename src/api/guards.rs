@@ -20,6 +20,7 @@ use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
 use crate::metrics::Listener;
+use crate::metrics::{Forwarding, Metrics};
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::forwarded::Trust;
@@ -126,10 +127,27 @@ fn peer(request: &Request) -> Result<IpAddr, Failure> {
 }
 
 /// Who calls, behind trusted proxies too. What they say and cannot be read is refused.
-fn find_caller(request: &Request, peer: IpAddr, trust: &Trust) -> Result<IpAddr, Failure> {
-    let Some(header) = trust.header_from(peer) else { return Ok(peer) };
-    let lines = request.headers().get_all(header.name()).iter().map(HeaderValue::as_bytes);
-    trust.caller(peer, lines).map_err(|reason| {
+fn find_caller(request: &Request, peer: IpAddr, trust: &Trust, metrics: &Metrics) -> Result<IpAddr, Failure> {
+    // A balancer's own health checks are of nobody else.
+    let count = |forwarding| {
+        if !matches!(request.uri().path(), "/healthz" | "/readyz") {
+            metrics.forwarded(forwarding);
+        }
+    };
+    let Some(header) = trust.header_from(peer) else {
+        if trust.has_proxy_protocol() {
+            count(Forwarding::Named);
+        }
+        return Ok(peer);
+    };
+    let lines = request.headers().get_all(header.name());
+    let caller = trust.caller(peer, lines.iter().map(HeaderValue::as_bytes));
+    count(match caller {
+        Err(_) => Forwarding::Unreadable,
+        Ok(_) if lines.iter().next().is_none() && !trust.has_proxy_protocol() => Forwarding::Missing,
+        Ok(_) => Forwarding::Named,
+    });
+    caller.map_err(|reason| {
         log::info!(event = "forwarded_unreadable", proxy:% = peer, header = header.name(), reason:%; "a call was refused: its proxy does not say who calls");
         Failure::forwarded_unreadable(header.name(), &reason.to_string())
     })
@@ -349,7 +367,7 @@ pub fn count_request(
     now: OffsetDateTime,
 ) -> Result<Caller, Failure> {
     let peer = peer(request)?;
-    let caller = Caller(find_caller(request, peer, trust)?);
+    let caller = Caller(find_caller(request, peer, trust, service.metrics())?);
     if caller.0 != peer {
         request.set_data(Forwarded(caller.0));
     }

@@ -41,6 +41,10 @@ impl Lines {
         for (field, reasons) in body.errors.iter().flatten() {
             lines.line("error", &format!("{field}: {}", reasons.join("; ")));
         }
+        if let Some(address) = &body.address {
+            lines.line("called_from", &address.called_from);
+            lines.optional("bound_to", address.bound_to.as_deref());
+        }
         if let Some(seconds) = failure.retry_after() {
             lines.line("retry_after", &seconds.to_string());
         }

@@ -53,11 +53,13 @@ pub use {
     account::{SessionBody, SessionEnded, SessionList, UserBody},
     admin_audit::{AuditPage, AuditVerification},
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
-    admin_authorities::AuthorityList,
+    admin_authorities::{AuthorityList, HostTrustBody},
     admin_certificates::{
         CertificateAnswer, CertificateBody, CertificateList, CertificateRequest, IssuedCertificate, RenewRequest,
     },
-    admin_copies::{Aborted, KeysRequest, Line, MigrateLine, Migration, RestoreHead, RestoreLine, SealedKeys},
+    admin_copies::{
+        Aborted, BackupRead, KeysRequest, Line, MigrateLine, Migration, RestoreHead, RestoreLine, SealedKeys,
+    },
     admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
     admin_overview::OverviewBody,

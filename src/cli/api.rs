@@ -36,6 +36,6 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             format!("Hosts are answered 503 until the API is enabled again. They are told: {reason}")
         }
     };
-    print::done(json, &state, &sentence);
+    print::done(json, &state, &sentence)?;
     Ok(())
 }

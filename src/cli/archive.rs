@@ -164,7 +164,7 @@ impl Archive {
 
 pub fn read_master_key(path: &Path) -> Result<MasterKey, CliError> {
     let missing = || CliError::Refused(format!("there is no master key in {}", path.display()));
-    MasterKey::read(path).map_err(|error| CliError::Refused(error.to_string()))?.ok_or_else(missing)
+    as_caller(|| MasterKey::read(path)).map_err(|error| CliError::Refused(error.to_string()))?.ok_or_else(missing)
 }
 
 fn text(path: &Path, most: u64) -> std::io::Result<String> {

@@ -67,7 +67,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 }))
                 .collect();
             let more = page.next.map(|next| format!("--before {next} shows them, --all shows all"));
-            print::done(json, &page, &print::page(&rows, more));
+            print::done(json, &page, &print::page(&rows, more))?;
         }
         Command::Verify { hash } => {
             let query = hash.as_ref().map(|hash| format!("?hash={}", percent::encoded(hash))).unwrap_or_default();
@@ -82,7 +82,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     found.entries, found.hash
                 ),
             };
-            print::done(json, &found, &sentence);
+            print::done(json, &found, &sentence)?;
             if !found.intact {
                 return Err(CliError::Found("the audit log is not what was written"));
             }

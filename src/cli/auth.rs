@@ -113,7 +113,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 "canonical_last_refresh": answer.canonical_last_refresh,
                 "canonical_digest": answer.canonical_digest,
             });
-            print::done(json, &summary, &sentence);
+            print::done(json, &summary, &sentence)?;
             if answer.status == "outdated" {
                 return Err(CliError::Refused(
                     "the uploaded login is older than the canonical one (--even-if-older lets it win)".into(),
@@ -133,7 +133,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 print::instant(version.stored_at)
             );
             let restored = shown.restored_login.as_ref().map(|restored| format!("\n\n{}", restored.reason));
-            print::done(json, &shown, &format!("{sentence}{}", restored.unwrap_or_default()));
+            print::done(json, &shown, &format!("{sentence}{}", restored.unwrap_or_default()))?;
         }
         Command::History(arguments) => {
             let history = arguments.read(client).await?;
@@ -150,7 +150,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 }))
                 .collect();
             let more = history.next.map(|next| format!("--before {next} shows them, --all shows all"));
-            print::done(json, &history, &print::page(&rows, more));
+            print::done(json, &history, &print::page(&rows, more))?;
         }
         Command::Diff { from, to } => {
             let diff: AuthDiff = client.get(&format!("/admin/auth/diff?from={from}&to={to}")).await?;
@@ -160,7 +160,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     vec![member.path.clone(), or_dash(member.before.as_ref()), or_dash(member.after.as_ref())]
                 }))
                 .collect();
-            print::done(json, &diff, &print::table(&rows));
+            print::done(json, &diff, &print::table(&rows))?;
         }
         Command::Rollback { version } => {
             let made: RolledBack =
@@ -170,7 +170,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                  tokens since, log in again and upload that.",
                 made.version.version, made.version.last_refresh
             );
-            print::done(json, &made, &sentence);
+            print::done(json, &made, &sentence)?;
         }
     }
     Ok(())

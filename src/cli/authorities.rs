@@ -48,11 +48,23 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         Command::List => (client.get("/admin/authorities").await?, ""),
         Command::Prepare { role } => (
             step(client, *role, "prepare", false).await?,
-            "Prepared. Hosts that run `cdx --update` trust it from now on; next: activate.\n\n",
+            match role {
+                Role::Server => "Prepared. Hosts that run `cdx --update` trust it from now on; next: activate.\n\n",
+                Role::Client => "Prepared. Certificates of admins by it are let in; next: activate.\n\n",
+            },
         ),
         Command::Activate { role, force } => (
             step(client, *role, "activate", *force).await?,
-            "Activated: it signs from now on. The one before stays trusted until it is retired.\n\n",
+            match role {
+                Role::Server => {
+                    "Activated: it signs from now on. The one before stays trusted until it is retired. Give pki/server-ca.crt of \
+                     the state directory to browsers and to Prometheus again.\n\n"
+                }
+                Role::Client => {
+                    "Activated: it signs from now on. The one before stays trusted until it is retired. Renew each admin's \
+                     certificate: codex-authd certificates renew NAME --out NAME.p12 --revoke\n\n"
+                }
+            },
         ),
         Command::Retire { role, force } => {
             (step(client, *role, "retire", *force).await?, "Retired: the old one is trusted no more.\n\n")
@@ -65,7 +77,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             vec![role, authority.slot.clone(), print::instant(authority.expires_at), authority.id.clone()]
         }))
         .collect();
-    print::done(json, &list, &format!("{sentence}{}", print::table(&rows)));
+    print::done(json, &list, &format!("{sentence}{}", print::table(&rows)))?;
     Ok(())
 }
 

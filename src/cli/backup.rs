@@ -17,7 +17,7 @@ use super::passphrase::{Passphrase, for_sealing};
 use super::progress::{Bar, next_line, read_line};
 use super::verify::verify;
 use super::{CliError, keep, print};
-use crate::api::{KeysRequest, Line, SealedKeys};
+use crate::api::{BackupRead, KeysRequest, Line, SealedKeys};
 use crate::config::Config;
 use crate::daemon::owner::as_caller;
 use crate::model::digest::Digest;
@@ -60,11 +60,15 @@ pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: 
         (None, directory) => directory.clone().unwrap_or_default(),
     };
     let new = New::begin(&directory)?;
-    let passphrase = as_caller(|| for_sealing(arguments.passphrase_file.as_deref()))?;
+    let passphrase = for_sealing(arguments.passphrase_file.as_deref())?;
     let manifest = copy(new, client, passphrase.as_ref()).await?;
     if let Err(error) = read_back(&directory, passphrase.as_ref()).await {
         let _ = as_caller(|| remove(&directory));
         return Err(CliError::Refused(format!("what was written cannot be read back, and was removed: {error}")));
+    }
+    let read = BackupRead { made_at: manifest.created_at, has_keys: manifest.has_keys };
+    if let Err(error) = client.post::<BackupRead>("/admin/backup/verified", &read).await {
+        eprintln!("codex-authd: the backup is good, and the daemon could not be told: {error}");
     }
     let removed = match (&arguments.into, arguments.keep) {
         (Some(into), Some(count)) => as_caller(|| keep::keep(into, count as usize, &directory))?,
@@ -101,7 +105,7 @@ pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: 
         "has_keys": manifest.has_keys,
         "removed": removed,
     });
-    print::done(json, &summary, &sentence);
+    print::done(json, &summary, &sentence)?;
     Ok(())
 }
 

@@ -28,7 +28,8 @@ pub struct Output {
     /// Write a PKCS#12 for browsers; its password is printed
     #[arg(long, value_name = "FILE.p12", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
-    /// Write NAME.crt, NAME.key and ca.crt into this directory
+    /// Write NAME.crt, NAME.key, ca.crt (its authority) and server-ca.crt (the authority of the daemon's certificate) into this
+    /// directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pem: Option<PathBuf>,
     /// How long it holds
@@ -110,7 +111,7 @@ impl Output {
             print::instant(issued.certificate.expires_at),
             said.join("\n  ")
         );
-        print::done(json, &summary, &sentence);
+        print::done(json, &summary, &sentence)?;
         Ok(())
     }
 
@@ -131,6 +132,7 @@ impl Output {
                 (format!("{stem}.crt"), &issued.certificate_pem),
                 (format!("{stem}.key"), &issued.private_key_pem),
                 ("ca.crt".into(), &issued.ca_pem),
+                ("server-ca.crt".into(), &issued.server_ca_pem),
             ] {
                 let path = directory.join(name);
                 as_caller(|| write_private(&path, content.as_bytes()))?;

@@ -53,7 +53,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            print::done(json, &list, &print::table(&rows));
+            print::done(json, &list, &print::table(&rows))?;
         }
         Command::Renew { which, output, revoke } => {
             let old = to_renew(&list, which)?;
@@ -73,13 +73,13 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let path = format!("/admin/certificates/{}/revoke", find(&list, fingerprint)?);
             let revoked: CertificateAnswer = client.post(&path, &json!({})).await?;
             let sentence = format!("The certificate of {} is revoked.", revoked.certificate.name);
-            print::done(json, &revoked, &sentence);
+            print::done(json, &revoked, &sentence)?;
         }
         Command::Tie { fingerprint, user } => {
             let path = format!("/admin/certificates/{}/user", find(&list, fingerprint)?);
             let tied: CertificateAnswer = client.post(&path, &json!({ "user": user })).await?;
             let whose = tied.certificate.user.as_deref().unwrap_or("nobody's in particular: an admin's");
-            print::done(json, &tied, &format!("The certificate of {} is {whose}.", tied.certificate.name));
+            print::done(json, &tied, &format!("The certificate of {} is {whose}.", tied.certificate.name))?;
         }
     }
     Ok(())

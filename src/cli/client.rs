@@ -1,8 +1,8 @@
 //! The admin API, wherever it is: behind the control socket of a running daemon, or in this process when none runs.
 //!
 //! The requests and answers are the API's own types, so there is nothing to drift from; offline, the very endpoint that
-//! a daemon would serve is called, on the same state, under the same lock. Root then makes files as the owner of the state
-//! does (`daemon::owner`): what is named on the command line is read and written with `as_caller`.
+//! a daemon would serve is called, on the same state, under the same lock. Root makes files as the owner of the state does
+//! (`cli::run` takes that identity): what is named on the command line is read and written with `as_caller`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,8 +16,7 @@ use tokio::io::{AsyncBufRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use crate::api::{self, ErrorBody};
 use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
-use crate::daemon::owner::take_on;
-use crate::daemon::state::{State, StateError};
+use crate::daemon::state::State;
 use crate::daemon::{DaemonError, prober, tls};
 use crate::outside::System;
 use crate::service::Service;
@@ -58,9 +57,6 @@ impl Client {
                 .map_err(|cause| ClientError::Socket { socket: socket.clone(), cause })?;
             return Ok(Self::Daemon { http, socket: socket.clone() });
         }
-        take_on(&config.state_dir).map_err(|cause| {
-            Box::new(DaemonError::from(StateError::Directory { path: config.state_dir.clone(), cause }))
-        })?;
         let (endpoint, service) = offline(config).await.map_err(Box::new)?;
         Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), service })
     }
@@ -205,7 +201,7 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
     {
         bound = last;
     }
-    let policy = tls::offline_policy(config, &bound, &state.secrets, &*outside)?;
+    let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*outside)?;
     let service =
         Arc::new(prober::give(config, state.service(policy).await?, Err("a command has none delegated to it".into())));
     service.resume_rotation().await?;

@@ -1,10 +1,8 @@
 //! `codex-authd completions bash | zsh | fish`: what a shell needs to complete this command line.
 
-use std::io::Write as _;
-
 use clap::{Args, CommandFactory as _, ValueEnum};
 
-use super::CliError;
+use super::{CliError, print};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -34,6 +32,5 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
         // then completes nothing.
         script = String::from_utf8_lossy(&script).replace("codex__subcmd__authd", "codex__authd").into_bytes();
     }
-    // Not `print!`, which panics when nobody reads any more.
-    std::io::stdout().write_all(&script).map_err(|cause| CliError::Write { path: "standard output".into(), cause })
+    print::text(&String::from_utf8_lossy(&script))
 }

@@ -3,41 +3,68 @@
 //! What the machine shows is looked at here; what only the daemon knows it is asked for, over the control socket, or in
 //! this process where none runs. A state that cannot be opened, and a configuration that cannot be read, are findings.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::client::{Client, ClientError};
-use super::{CliError, print};
+use super::{CliError, print, runtime_of_one, take_identity};
 use crate::api::Checks;
 use crate::config::{Config, ConfigError};
-use crate::doctor::{self, StateFound};
+use crate::doctor::{self, Places, Seen, View};
 use crate::model::check::Check;
 use crate::outside::System;
 
-pub async fn run(loaded: Result<Config, ConfigError>, file: Option<PathBuf>, json: bool) -> Result<(), CliError> {
+pub fn run(
+    view: &View,
+    places: &Places,
+    loaded: Result<Config, ConfigError>,
+    file: Option<PathBuf>,
+    json: bool,
+) -> Result<(), CliError> {
     let found = match loaded {
-        Ok(config) => examine(&config, file.as_deref()).await,
+        Ok(config) => {
+            let seen = doctor::look(&config, file.as_deref(), view, places, &System);
+            take_identity(&config)?;
+            runtime_of_one()?.block_on(examine(&config, seen))
+        }
         Err(error) => {
-            vec![Check::missing("configuration", error.to_string(), "mend that, then codex-authd check-config")].into()
+            let remedy = "mend that, then codex-authd check-config";
+            let refused = Check::missing("configuration", error.to_string(), remedy);
+            view.checks().into_iter().chain([refused]).collect::<Vec<_>>().into()
         }
     };
-    print::done(json, &found, &lines(&found));
+    print::done(json, &found, &lines(&found))?;
     if found.works { Ok(()) } else { Err(CliError::Found("something does not work: see what is missing")) }
 }
 
-async fn examine(config: &Config, file: Option<&Path>) -> Checks {
-    let state = doctor::state(&config.state_dir);
-    let is_running = Client::is_there(config).await;
-    let here = Checks::from(doctor::examine(config, file, &state, is_running, &System).await);
-    here.and(ask(config, &state, is_running).await)
+async fn examine(config: &Config, mut seen: Seen) -> Checks {
+    let mut checks = std::mem::take(&mut seen.checks);
+    checks.extend(doctor::examine(config, &seen, &System).await);
+    Checks::from(checks).and(ask(config, &seen).await)
 }
 
 /// What the daemon knows; with none running, what its state says.
-async fn ask(config: &Config, state: &StateFound, is_running: bool) -> Checks {
+async fn ask(config: &Config, seen: &Seen) -> Checks {
     const DAEMON: &str = "daemon";
-    let not_running = Check::missing(DAEMON, "it does not run", "systemctl start codex-authd");
-    if !is_running && !state.is_ours_to_open() {
+    let is_running = seen.is_running;
+    let not_running = match seen.failed_starts {
+        0 => Check::missing(DAEMON, "it does not run", "systemctl start codex-authd"),
+        times => Check::missing(
+            DAEMON,
+            format!("it does not run: it has failed to start {times} times, and systemd goes on trying"),
+            "journalctl -u codex-authd -n 20 says why",
+        ),
+    };
+    if seen.is_starting {
+        return vec![Check::weak(DAEMON, "it is starting", "codex-authd doctor, in a moment")].into();
+    }
+    if !is_running && !seen.state.is_ours_to_open() {
         // Why is among the findings.
         return vec![not_running].into();
+    }
+    if !is_running && !seen.awaiting_start.is_empty() {
+        let found = format!("it is not opened: systemd gives {} to the daemon alone", seen.awaiting_start.join(", "));
+        return vec![not_running, Check::weak("state", found, "systemctl start codex-authd, and then this again")]
+            .into();
     }
     let mut checks = Vec::new();
     if is_running {

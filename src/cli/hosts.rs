@@ -1,5 +1,7 @@
 //! `codex-authd hosts add | list | remove | …`: everything an admin can do to a host.
 
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
 use clap::Subcommand;
 use serde_json::json;
 
@@ -24,6 +26,12 @@ pub enum Command {
         /// A temporary host: served until this instant (RFC 3339)
         #[arg(long, value_name = "WHEN")]
         expires_at: Option<String>,
+        /// The name may be a host's already: its present key is refused from then on
+        #[arg(long)]
+        rotate: bool,
+        /// Without public_base_url: hosts find the daemon by this machine's short name, or on localhost
+        #[arg(long)]
+        allow_short_name: bool,
     },
     /// Hosts: all of them by name, or a page of those that are asked for
     List(ListArguments),
@@ -128,8 +136,14 @@ impl ListArguments {
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
-        Command::Add { fqdn, insecure, expires_at } => {
+        Command::Add { fqdn, insecure, expires_at, rotate, allow_short_name } => {
+            if !rotate {
+                confirm_rotation(client, fqdn).await?;
+            }
             let mut body = json!({ "fqdn": fqdn });
+            if *allow_short_name {
+                body["allow_short_name"] = json!(true);
+            }
             if *insecure {
                 body["secure"] = json!(false);
             }
@@ -143,7 +157,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 print::instant(made.installer.expires_at),
                 made.installer.command
             );
-            print::done(json, &made, &sentence);
+            print::done(json, &made, &sentence)?;
         }
         Command::List(arguments) => {
             let list: AdminHostList = client.get(&arguments.path()).await?;
@@ -178,7 +192,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             if let Some(matching) = list.matching.filter(|matching| *matching > list.hosts.len() as u64) {
                 table += &format!("\n\n{} of {matching} hosts; --offset shows more.", list.hosts.len());
             }
-            print::done(json, &list, &table);
+            print::done(json, &list, &table)?;
         }
         Command::Remove { fqdn } => {
             let host = find(client, fqdn).await?;
@@ -190,7 +204,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     "Host {} is removed; its key is refused from now on. Within a day `hosts restore` undoes it.",
                     host.host.fqdn
                 ),
-            );
+            )?;
         }
         Command::Removed => {
             let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
@@ -201,7 +215,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     vec![host.fqdn.clone(), host.id.to_string(), print::instant(host.removed_at), until]
                 }))
                 .collect();
-            print::done(json, &list, &print::table(&rows));
+            print::done(json, &list, &print::table(&rows))?;
         }
         Command::Restore { fqdn } => {
             let wanted = fqdn.trim().to_ascii_lowercase();
@@ -213,7 +227,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             })?;
             let restored: AdminHostAnswer =
                 client.post(&format!("/admin/hosts/{}/restore", host.id), &json!({})).await?;
-            print::done(json, &restored, &format!("Host {wanted} is back, with the key that it had."));
+            print::done(json, &restored, &format!("Host {wanted} is back, with the key that it had."))?;
         }
         Command::Disable { fqdn } => {
             change(client, json, fqdn, "disable", &json!({}), "is disabled; its key is refused").await?;
@@ -249,6 +263,28 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
+/// A host that is there already would lose its key: its operator is asked, or says so beforehand.
+async fn confirm_rotation(client: &Client, fqdn: &str) -> Result<(), CliError> {
+    let Some(host) = known(client, fqdn).await? else { return Ok(()) };
+    let name = host.host.fqdn;
+    let consequence = format!(
+        "{name} is a host already. A new installer comes with a new key: the present key is refused at once, not only when \
+         the installer is run, and cdx there fails until it is installed again"
+    );
+    if !std::io::stdin().is_terminal() {
+        return Err(CliError::Refused(format!(
+            "{consequence}. Nothing was done; if that is meant: codex-authd hosts add --rotate {name}"
+        )));
+    }
+    eprint!("{consequence}.\nGive {name} a new key? [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    match std::io::stdin().lock().read_line(&mut answer) {
+        Ok(_) if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") => Ok(()),
+        _ => Err(CliError::Refused("nothing was changed".into())),
+    }
+}
+
 /// One, or one of each family.
 fn addresses(host: &AdminHost) -> Option<String> {
     let first = host.ip.as_ref()?;
@@ -256,12 +292,14 @@ fn addresses(host: &AdminHost) -> Option<String> {
 }
 
 async fn find(client: &Client, fqdn: &str) -> Result<AdminHost, CliError> {
+    let host = known(client, fqdn).await?;
+    host.ok_or_else(|| CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` names them")))
+}
+
+async fn known(client: &Client, fqdn: &str) -> Result<Option<AdminHost>, CliError> {
     let wanted = fqdn.trim().to_ascii_lowercase();
     let list: AdminHostList = client.get("/admin/hosts").await?;
-    list.hosts
-        .into_iter()
-        .find(|host| host.host.fqdn == wanted)
-        .ok_or_else(|| CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` names them")))
+    Ok(list.hosts.into_iter().find(|host| host.host.fqdn == wanted))
 }
 
 /// Asks for `/admin/hosts/ID/ACTION` and says what became of it.
@@ -275,6 +313,6 @@ async fn change(
 ) -> Result<(), CliError> {
     let host = find(client, fqdn).await?;
     let answer: serde_json::Value = client.post(&format!("/admin/hosts/{}/{action}", host.id), body).await?;
-    print::done(json, &answer, &format!("Host {} {said}.", host.host.fqdn));
+    print::done(json, &answer, &format!("Host {} {said}.", host.host.fqdn))?;
     Ok(())
 }

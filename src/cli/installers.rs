@@ -40,7 +40,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            print::done(json, &list, &print::table(&rows));
+            print::done(json, &list, &print::table(&rows))?;
         }
         Command::Revoke { id } => {
             let list = all(client, "&state=outstanding").await?;
@@ -53,7 +53,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let revoked: RevokedInstaller =
                 client.post(&format!("/admin/installers/{}/revoke", installer.id), &json!({})).await?;
             let sentence = format!("The installer of {} is revoked.", or_dash(installer.fqdn.as_ref()));
-            print::done(json, &revoked, &sentence);
+            print::done(json, &revoked, &sentence)?;
         }
     }
     Ok(())

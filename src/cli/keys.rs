@@ -21,6 +21,6 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         "Key {} is in force; {} secrets were sealed again, {} older keys are gone.",
         rotation.active_key, rotation.resealed, rotation.removed_keys
     );
-    print::done(json, &rotation, &sentence);
+    print::done(json, &rotation, &sentence)?;
     Ok(())
 }

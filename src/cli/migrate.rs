@@ -81,7 +81,7 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
             true => "This store takes changes again. Where it was moved to, nothing must be started.",
             false => "This store did not stand still: nothing was to be done.",
         };
-        print::done(json, &aborted, sentence);
+        print::done(json, &aborted, sentence)?;
         return Ok(());
     }
     let ca = arguments.database_ca.as_ref().map(|path| {
@@ -95,7 +95,7 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
     };
     let body = serde_json::to_vec(&migration).map_err(|error| CliError::Refused(error.to_string()))?;
     let moved: Moved = follow(client.lines(Method::POST, "/admin/migrate", Body::from(body)).await?).await?;
-    print::done(json, &moved, &sentence(&moved));
+    print::done(json, &moved, &sentence(&moved))?;
     Ok(())
 }
 

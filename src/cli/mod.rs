@@ -3,7 +3,10 @@
 //! Every command but `serve`, `check-config`, `openapi`, `completions` and `man` speaks the admin API: through the control socket of the
 //! running daemon, or, when none runs, with the same endpoint opened in this process (see `client`).
 //!
-//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 done, and something could not be read (`records export`).
+//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 done, and something could not be read (`records export`), 141 nobody
+//! reads the answer any more (as a shell says it of a program that SIGPIPE ended).
+//!
+//! Whatever may open the state takes the identity of its owner first, in [`run`], while the process has one thread.
 
 mod api;
 mod archive;
@@ -13,6 +16,7 @@ mod authorities;
 mod backup;
 mod certificate;
 mod certificates;
+mod check_config;
 pub(crate) mod client;
 mod completions;
 mod configuration;
@@ -34,13 +38,17 @@ mod sandbox;
 mod users;
 mod verify;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueHint};
 
 use crate::config::{self, Config, ConfigError};
-use crate::daemon::{self, DaemonError};
+use crate::daemon::state::StateError;
+use crate::daemon::{self, DaemonError, owner};
+use crate::doctor::{Places, View};
+use crate::outside::System;
 
 use client::{Client, ClientError};
 
@@ -62,13 +70,17 @@ enum Command {
     /// Run the daemon in the foreground
     Serve,
     /// Say whether the daemon can start with this configuration
-    CheckConfig,
+    ///
+    /// As root, with the user and the variables of the unit codex-authd.service, where systemd has that. Asks the daemon, or its
+    /// state where none runs, whether hosts would be cut off by another certificate; if so, it exits with 1.
+    CheckConfig(check_config::Arguments),
     /// Say what is wrong, and the command that mends it
     ///
-    /// Looks at the configuration, the state directory and its disk, the clock, the ports, certificates, the database, the
-    /// login, what probes need, and whether upstream and public_base_url can be reached. Each line is `good`, `weak` (it
+    /// Looks at the configuration, credentials, the state directory and its disk, the clock, the ports, certificates, the
+    /// database, the login, what probes need, and whether upstream and public_base_url can be reached. Each line is `good`, `weak` (it
     /// works, and something is weaker than it could be, or will be missing soon) or `missing` (what it is needed for does not
-    /// work), with what mends it below. It works while the daemon runs and while it does not; run it as root.
+    /// work), with what mends it below. It works while the daemon runs and while it does not; run it as root. It then takes
+    /// the view of the unit codex-authd.service, where systemd has that: its user, variables, credentials and sockets.
     Doctor,
     /// Print the OpenAPI document
     Openapi,
@@ -156,35 +168,59 @@ pub enum CliError {
     /// It was done as far as it could be, which has been told.
     #[error("not everything could be read")]
     Incomplete,
+    /// Who asked has gone, and is told nothing.
+    #[error("nobody reads the answer any more")]
+    ReaderGone,
+}
+
+impl CliError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Incomplete => ExitCode::from(INCOMPLETE),
+            Self::ReaderGone => ExitCode::from(READER_GONE),
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 const INCOMPLETE: u8 = 3;
+/// 128 and the number of SIGPIPE. The signal itself would end a command before its work is.
+const READER_GONE: u8 = 141;
 
 pub fn main() -> ExitCode {
     if let Some(code) = sandbox::dispatch() {
         return code;
     }
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(refused) if refused.use_stderr() => refused.exit(),
+        // Help, or the version.
+        Err(answer) => return code_of(print::written(answer.print().and_then(|()| std::io::stdout().flush())), false),
+    };
     crate::pki::tls::install_default_provider();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One document: the answer itself, where there is one.
-            if arguments.json && !matches!(error, CliError::Found(_) | CliError::Incomplete) {
-                println!("{}", serde_json::json!({"status": "error", "message": error.to_string()}));
-            }
-            eprintln!("codex-authd: {error}");
-            if matches!(error, CliError::Incomplete) { ExitCode::from(INCOMPLETE) } else { ExitCode::FAILURE }
-        }
+    code_of(run(&arguments), arguments.json)
+}
+
+fn code_of(outcome: Result<(), CliError>, json: bool) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    // One document: the answer itself, where there is one.
+    let is_answered = matches!(error, CliError::Found(_) | CliError::Incomplete | CliError::ReaderGone);
+    if json && !is_answered {
+        let document = serde_json::json!({"status": "error", "message": error.to_string()});
+        // What happened is said below in any case.
+        let _ = print::text(&format!("{document}\n"));
     }
+    if !matches!(error, CliError::ReaderGone) {
+        print::note(&format!("codex-authd: {error}\n"));
+    }
+    error.exit_code()
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {
     // What is the same on every machine needs no configuration.
     match &arguments.command {
         Command::Openapi => {
-            print!("{}", crate::api::document());
-            return Ok(());
+            return print::text(&crate::api::document());
         }
         Command::Completions(arguments) => return completions::run(arguments),
         Command::Man(pages) => return manual::run(pages, arguments.json),
@@ -197,6 +233,12 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         let verifying = verify::run(directory, passphrase_file.as_deref(), master_key.as_deref(), arguments.json);
         return runtime_of_one()?.block_on(verifying);
     }
+    let places = Places::default();
+    // Those two are about what the unit does.
+    let view = match &arguments.command {
+        Command::Doctor | Command::CheckConfig(_) => View::take(&places),
+        _ => View::of_caller(),
+    };
     // The database that is moved to is not the one that is moved from.
     let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
     let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
@@ -210,16 +252,21 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         Some(error) => Err(error),
         None => config::load(arguments.config.as_deref(), environment, credentials.as_deref()),
     };
+    let loaded = loaded.map_err(|error| view.located(error));
     if let Command::Doctor = arguments.command {
         daemon::hardening::harden()?;
-        return runtime_of_one()?.block_on(doctor::run(loaded, file, arguments.json));
+        return doctor::run(&view, &places, loaded, file, arguments.json);
     }
     let config = loaded?;
+    if let Command::CheckConfig(check) = &arguments.command {
+        daemon::hardening::harden()?;
+        check_config::look(&config, &view)?;
+        let seen = crate::doctor::look(&config, file.as_deref(), &view, &places, &System);
+        take_identity(&config)?;
+        return runtime_of_one()?.block_on(check_config::run(check, &config, &view, &seen, arguments.json));
+    }
+    take_identity(&config)?;
     match &arguments.command {
-        Command::CheckConfig => {
-            print::done(arguments.json, &serde_json::json!({"status": "ok"}), "The configuration is valid.");
-            Ok(())
-        }
         Command::Serve => {
             daemon::hardening::harden()?;
             daemon::logging::start();
@@ -238,6 +285,12 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             runtime_of_one()?.block_on(ask(command, &config, arguments.json))
         }
     }
+}
+
+/// Before the first thread: each takes it over from the one that begins it.
+fn take_identity(config: &Config) -> Result<(), CliError> {
+    let failed = |cause| StateError::Directory { path: config.state_dir.clone(), cause };
+    Ok(owner::take_on(&config.state_dir).map_err(failed).map_err(DaemonError::from)?)
 }
 
 async fn ask(command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
@@ -274,7 +327,7 @@ async fn ask_with(client: &Client, command: &Command, config: &Config, json: boo
         Command::Migrate(arguments) => migrate::run(arguments, client, json).await,
         // `run` and `ask` have seen to them.
         Command::Serve
-        | Command::CheckConfig
+        | Command::CheckConfig(_)
         | Command::Doctor
         | Command::Openapi
         | Command::Completions(_)

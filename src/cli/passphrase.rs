@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::CliError;
 use crate::config::credentials;
+use crate::daemon::owner::as_caller;
 use crate::service::people::passwords::judge_passphrase;
 
 /// The name within systemd's credentials directory.
@@ -22,12 +23,15 @@ pub fn given(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
     let path = match option {
         Some(path) if path.as_os_str() == "-" => return read(std::io::stdin(), "standard input".into()).map(Some),
         Some(path) => path.to_path_buf(),
-        None => match credentials::directory().map(|it| it.join(CREDENTIAL)) {
-            Some(path) if path.exists() => path,
-            _ => return Ok(None),
-        },
+        None => {
+            let directory = credentials::directory();
+            match directory.and_then(|directory| as_caller(|| credentials::file(&directory, CREDENTIAL))) {
+                Some(path) => path,
+                None => return Ok(None),
+            }
+        }
     };
-    let file = File::open(&path).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
+    let file = as_caller(|| File::open(&path)).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
     read(file, path).map(Some)
 }
 

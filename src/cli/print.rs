@@ -1,16 +1,44 @@
 //! Answers on the terminal: a sentence or a table for people, one JSON document for machines.
+//!
+//! All that the command line writes to standard output and standard error goes through here. A reader that is gone ends a
+//! command quietly; an answer that cannot be written is a failure of the command.
+
+use std::io::{self, ErrorKind, Write as _};
 
 use serde::Serialize;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
 
+use super::CliError;
+
 /// One answer: `value` as JSON, or `sentence`.
-pub fn done(json: bool, value: &impl Serialize, sentence: &str) {
+pub fn done(json: bool, value: &impl Serialize, sentence: &str) -> Result<(), CliError> {
     if json {
-        println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+        let mut document = serde_json::to_string_pretty(value).unwrap_or_default();
+        document.push('\n');
+        text(&document)
     } else {
-        println!("{sentence}");
+        text(&format!("{sentence}\n"))
     }
+}
+
+/// To standard output, as it is.
+pub fn text(text: &str) -> Result<(), CliError> {
+    let mut output = io::stdout().lock();
+    written(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
+}
+
+/// What became of what was written to standard output.
+pub fn written(outcome: io::Result<()>) -> Result<(), CliError> {
+    outcome.map_err(|cause| match cause.kind() {
+        ErrorKind::BrokenPipe => CliError::ReaderGone,
+        _ => CliError::Write { path: "standard output".into(), cause },
+    })
+}
+
+/// To standard error, beside the answer. Where nobody reads it, nothing else can be said.
+pub fn note(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Columns as wide as their widest cell; the first row is the head.

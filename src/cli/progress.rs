@@ -1,13 +1,13 @@
 //! How far a long answer is: a bar on a terminal, nothing elsewhere.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncBufReadExt as _;
 use tokio::sync::mpsc;
 
-use super::CliError;
 use super::client::Lines;
+use super::{CliError, print};
 use crate::api::Line;
 use crate::service::moving::{Progress, Step};
 
@@ -32,8 +32,7 @@ impl Bar {
         let [done, left] = [("#", full), (".", WIDTH - full)].map(|(sign, count)| sign.repeat(count as usize));
         let line = format!("\r{what:<10} [{done}{left}] {rows} rows");
         if self.drawn.as_ref() != Some(&line) {
-            eprint!("{line}");
-            let _ = std::io::stderr().flush();
+            print::note(&line);
             self.drawn = Some(line);
         }
     }
@@ -51,7 +50,7 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         if self.drawn.is_some() {
-            eprintln!();
+            print::note("\n");
         }
     }
 }

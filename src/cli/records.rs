@@ -11,7 +11,7 @@ use serde_json::json;
 use super::archive::{New, create, manifest_text};
 use super::{CliError, print};
 use crate::config::Config;
-use crate::daemon::owner::{as_caller, take_on};
+use crate::daemon::owner::as_caller;
 use crate::daemon::{DaemonError, state};
 use crate::outside::{Outside as _, System};
 use crate::records::RecordsError;
@@ -39,7 +39,6 @@ const LEFT_OUT: &str = "left-out.jsonl";
 
 pub fn run(command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
     let Command::Export(Export { directory }) = command;
-    take_on(&config.state_dir).map_err(|cause| CliError::Write { path: config.state_dir.clone(), cause })?;
     let new = New::begin(directory)?;
     let failed = |cause| CliError::Write { path: directory.clone(), cause };
     // Panics of the store's code are answers here.
@@ -131,7 +130,7 @@ pub fn run(command: &Command, config: &Config, json: bool) -> Result<(), CliErro
         "damaged_rows": salvaged.damaged_rows,
         "restorable": rescued.is_restorable,
     });
-    print::done(json, &summary, &table);
-    said.iter().for_each(|line| eprintln!("{line}"));
+    print::done(json, &summary, &table)?;
+    said.iter().for_each(|line| print::note(&format!("{line}\n")));
     if is_whole { Ok(()) } else { Err(CliError::Incomplete) }
 }

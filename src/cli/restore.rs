@@ -4,7 +4,7 @@
 //! directory, which may be empty: a new machine needs no first boot. The keys are opened here, with the passphrase, and
 //! nothing of the backup is read after the state was begun to be changed but the rows, which are open by then.
 
-use std::io::{BufRead as _, IsTerminal as _, Seek as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Seek as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::progress::{follow, show};
 use super::{CliError, configuration, print};
 use crate::api::{OverviewBody, RestoreHead};
 use crate::config::Config;
-use crate::daemon::owner::{as_caller, take_on};
+use crate::daemon::owner::as_caller;
 use crate::daemon::state;
 use crate::service::moving::keys::Keys;
 use crate::service::moving::{Backup, Manifest, Restored, Teller};
@@ -68,13 +68,13 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
         None => None,
     };
     if let (Some(out), Some(keys)) = (&arguments.extract, &keys) {
-        let written = archive::extract(keys, out)?;
+        let written = as_caller(|| archive::extract(keys, out))?;
         let sentence = format!(
             "In {}, in the clear: {}. Remove them once they are in their places.",
             out.display(),
             written.iter().filter_map(|path| path.file_name()?.to_str()).collect::<Vec<_>>().join(", ")
         );
-        print::done(json, &json!({ "status": "ok", "files": written }), &sentence);
+        print::done(json, &json!({ "status": "ok", "files": written }), &sentence)?;
         return Ok(());
     }
     if arguments.with_config {
@@ -126,7 +126,7 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
         "configuration_differs": configuration.is_some().then_some(is_other),
         "configuration_restored": arguments.with_config,
     });
-    print::done(json, &summary, &said.join("\n"));
+    print::done(json, &summary, &said.join("\n"))?;
     Ok(())
 }
 
@@ -156,12 +156,11 @@ fn confirm(manifest: &Manifest) -> Result<(), CliError> {
             "this replaces everything that is there: say that you mean it with --yes".into(),
         ));
     }
-    eprint!(
+    print::note(&format!(
         "This replaces all records with those of {} ({} rows). What happened since is lost.\nType yes to go on: ",
         print::instant(manifest.created_at),
         manifest.rows
-    );
-    let _ = std::io::stderr().flush();
+    ));
     let mut answer = String::new();
     match std::io::stdin().lock().read_line(&mut answer) {
         Ok(_) if answer.trim() == "yes" => Ok(()),
@@ -204,7 +203,6 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
 }
 
 async fn here(backup: Backup, config: &Config) -> Result<Restored, CliError> {
-    take_on(&config.state_dir).map_err(|cause| CliError::Write { path: config.state_dir.clone(), cause })?;
     let (teller, progress) = Teller::new();
     let restoring = state::restore(config, backup, nix::unistd::getuid().as_raw(), teller);
     let (restored, ()) = tokio::join!(restoring, show(progress));

@@ -37,7 +37,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     match command {
         Command::Run { restored } => {
             let found = prove(client, *restored, json).await?;
-            print::done(json, &found, &sentence(&found));
+            print::done(json, &found, &sentence(&found))?;
             match found.state.as_deref() {
                 Some("ok") => Ok(()),
                 _ => Err(CliError::Found("the canonical login was not found to work")),
@@ -45,12 +45,12 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
         Command::Show { limit } => {
             let found: RunnerBody = client.get(&format!("{PATH}?limit={limit}")).await?;
-            print::done(json, &found, &format!("{}\n\n{}", sentence(&found), table(&found)));
+            print::done(json, &found, &format!("{}\n\n{}", sentence(&found), table(&found)))?;
             Ok(())
         }
         Command::Doctor => {
             let found: Checks = client.get(&format!("{PATH}/doctor")).await?;
-            print::done(json, &found, &doctor::lines(&found));
+            print::done(json, &found, &doctor::lines(&found))?;
             if found.works { Ok(()) } else { Err(CliError::Found("no probe can be made here")) }
         }
     }
@@ -60,7 +60,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
 async fn prove(client: &Client, restored: bool, json: bool) -> Result<RunnerBody, CliError> {
     let ProbeAsked { asked } = client.post(&format!("{PATH}/run?restored={restored}"), &json!({})).await?;
     if !json {
-        eprintln!("Codex is run on the canonical login …");
+        print::note("Codex is run on the canonical login …\n");
     }
     let begun = tokio::time::Instant::now();
     loop {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use crate::runner::sandbox::{self, Ending, Event, Plan, Sandbox};
 
-use super::CliError;
+use super::{CliError, print};
 
 /// If that is what was asked for.
 pub fn dispatch() -> Option<ExitCode> {
@@ -22,13 +22,13 @@ pub fn dispatch() -> Option<ExitCode> {
         [flag, file] if flag == "--plan" => match run(Path::new(file)) {
             Ok(code) => code,
             Err(error) => {
-                eprintln!("codex-authd: {error}");
+                print::note(&format!("codex-authd: {error}\n"));
                 ExitCode::FAILURE
             }
         },
         [] => sandbox::launch(),
         _ => {
-            eprintln!("codex-authd: sandbox-exec knows only --plan FILE");
+            print::note("codex-authd: sandbox-exec knows only --plan FILE\n");
             ExitCode::from(2)
         }
     })

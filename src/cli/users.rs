@@ -167,7 +167,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         (Some(count), true) => format!(" Hosts disabled with them: {count}."),
         (Some(count), false) => format!(" Hosts enabled with them: {count}."),
     };
-    print::done(json, &changed, &format!("{} {sentence}{hosts}", changed.user.email));
+    print::done(json, &changed, &format!("{} {sentence}{hosts}", changed.user.email))?;
     Ok(())
 }
 
@@ -181,7 +181,7 @@ async fn add(
     let request =
         NewUser { email: email.into(), role: role.into(), password: password.map(|password| password.to_string()) };
     let made: UserAnswer = client.post("/auth/users", &request).await?;
-    print::done(json, &made, &format!("{} is a user now: {}.", made.user.email, made.user.role));
+    print::done(json, &made, &format!("{} is a user now: {}.", made.user.email, made.user.role))?;
     Ok(())
 }
 
@@ -194,7 +194,7 @@ async fn list(client: &Client, json: bool) -> Result<(), CliError> {
         vec![user.email.clone(), user.role.clone(), state.into(), password.into(), print::instant(user.created_at)]
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.users.iter().map(row)).collect();
-    print::done(json, &list, &print::table(&rows));
+    print::done(json, &list, &print::table(&rows))?;
     Ok(())
 }
 
@@ -210,7 +210,7 @@ pub async fn link(arguments: &Link, client: &Client, json: bool) -> Result<(), C
     let request =
         LinkRequest { issuer: issuer.clone(), subject: subject.clone(), user: user.clone(), email: email.clone() };
     let linked: IdentityAnswer = client.post("/auth/identities", &request).await?;
-    print::done(json, &linked, &format!("Whoever is {subject} at {issuer} signs in as {user}."));
+    print::done(json, &linked, &format!("Whoever is {subject} at {issuer} signs in as {user}."))?;
     Ok(())
 }
 
@@ -224,12 +224,12 @@ pub async fn identities(command: &Identities, client: &Client, json: bool) -> Re
                 vec![user, identity.issuer.clone(), identity.subject.clone(), print::or_dash(identity.email.as_ref())]
             });
             let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-            print::done(json, &list, &print::table(&rows));
+            print::done(json, &list, &print::table(&rows))?;
         }
         Identities::Unlink { issuer, subject } => {
             let body = json!({ "issuer": issuer, "subject": subject });
             let unlinked: IdentityAnswer = client.post("/auth/identities/unlink", &body).await?;
-            print::done(json, &unlinked, &format!("{subject} of {issuer} is linked no more."));
+            print::done(json, &unlinked, &format!("{subject} of {issuer} is linked no more."))?;
         }
     }
     Ok(())
@@ -255,11 +255,11 @@ pub async fn sessions(command: &Sessions, client: &Client, json: bool) -> Result
                 ]
             });
             let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
-            print::done(json, &list, &print::table(&rows));
+            print::done(json, &list, &print::table(&rows))?;
         }
         Sessions::End { id } => {
             let ended: SessionEnded = client.post(&format!("/auth/sessions/{id}/end"), &json!({})).await?;
-            print::done(json, &ended, "The session is over.");
+            print::done(json, &ended, "The session is over.")?;
         }
     }
     Ok(())

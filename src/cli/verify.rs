@@ -29,7 +29,7 @@ pub async fn run(
     };
     let key = master_key.map(read_master_key).transpose()?;
     let verified = verify(&archive, passphrase.as_ref(), key).await?;
-    print::done(json, &verified.json(directory), &verified.sentence(directory));
+    print::done(json, &verified.json(directory), &verified.sentence(directory))?;
     Ok(())
 }
 

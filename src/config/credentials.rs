@@ -4,9 +4,12 @@
 //! One that nothing is configured for is left alone: the unit names them all, and most are never there. The master key,
 //! which is no part of the configuration, comes the same way (`seal`).
 
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use zeroize::Zeroizing;
 
 use super::{Config, ConfigError};
@@ -15,16 +18,37 @@ use crate::model::percent;
 const DATABASE_PASSWORD: &str = "database.password";
 const OIDC_CLIENT_SECRET: &str = "oidc.client_secret";
 const LONGEST: u64 = 4096;
+/// What a credential holds that the unit names and nobody brought: `SetCredential=` of the units. Without it, systemd 254
+/// and later logs each of them at each start.
+const ABSENT: &[u8] = b"\0";
 
 /// Where systemd has put what it brings, for a process that it started with any.
 pub fn directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
+/// The file of the credential `name` in `directory`; `None`: nobody brought it. One that cannot be read is there.
+pub fn file(directory: &Path, name: &str) -> Option<PathBuf> {
+    let path = directory.join(name);
+    match beginning(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Ok(bytes) if *bytes == ABSENT => None,
+        _ => Some(path),
+    }
+}
+
+/// A byte more than what tells that nobody brought it. Not blocking, lest a FIFO in its place hold up the boot.
+fn beginning(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(ABSENT.len() + 1));
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    file.take(ABSENT.len() as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Puts what is in `directory` into its place.
 pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigError> {
     if !config.database.url.is_empty()
-        && let Some(password) = read(&directory.join(DATABASE_PASSWORD))?
+        && let Some(password) = read(directory, DATABASE_PASSWORD)?
         && let Ok(mut url) = reqwest::Url::parse(&config.database.url)
     {
         let encoded = Zeroizing::new(percent::encoded(&password));
@@ -34,7 +58,7 @@ pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigE
         }
     }
     if config.oidc.is_configured()
-        && let Some(secret) = read(&directory.join(OIDC_CLIENT_SECRET))?
+        && let Some(secret) = read(directory, OIDC_CLIENT_SECRET)?
     {
         config.oidc.client_secret = secret.to_string();
     }
@@ -42,13 +66,10 @@ pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigE
 }
 
 /// Without the end of its line; `None`: there is no such credential.
-fn read(path: &Path) -> Result<Option<Zeroizing<String>>, ConfigError> {
-    let bad = |message: String| ConfigError::Credential { path: path.into(), message };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(bad(format!("cannot be read: {error}"))),
-    };
+fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>, ConfigError> {
+    let Some(path) = file(directory, name) else { return Ok(None) };
+    let bad = |message: String| ConfigError::Credential { path: path.clone(), message };
+    let file = std::fs::File::open(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
     let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
     file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| bad(format!("cannot be read: {error}")))?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
@@ -112,6 +133,39 @@ mod tests {
     fn what_nothing_is_configured_for_is_left_alone() {
         let config = applied("", &[(DATABASE_PASSWORD, b""), (OIDC_CLIENT_SECRET, b"\xff")]).unwrap();
         assert!(config.database.url.is_empty() && config.oidc.client_secret.is_empty());
+    }
+
+    #[test]
+    fn what_the_unit_puts_in_place_of_a_missing_credential_is_none() {
+        let text = "[database]\nurl = \"mysql://authd:old@db.test/authd\"\n\
+                    [oidc]\nissuer = \"https://id.test\"\nclient_id = \"c\"\nclient_secret = \"old\"";
+        let config = applied(text, &[(DATABASE_PASSWORD, ABSENT), (OIDC_CLIENT_SECRET, ABSENT)]).unwrap();
+        assert_eq!(config.database.url, "mysql://authd:old@db.test/authd");
+        assert_eq!(config.oidc.client_secret, "old");
+
+        // What it puts there is what is known for none: each credential that it loads is one that may be missing.
+        for unit in [
+            include_str!("../../systemd/codex-authd.service"),
+            include_str!("../../systemd/codex-authd-backup.service"),
+        ] {
+            let names = |key: &str| {
+                let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.split_once(':'));
+                lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<Vec<_>>()
+            };
+            let (loaded, set) = (names("LoadCredential="), names("SetCredential="));
+            assert!(loaded.len() >= 3, "{loaded:?}");
+            assert!(loaded.iter().map(|it| &it.0).eq(set.iter().map(|it| &it.0)), "{loaded:?}, {set:?}");
+            assert!(set.iter().all(|(_, value)| value == "\\x00"), "{set:?}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let place = |content: &[u8]| std::fs::write(directory.path().join("x"), content).unwrap();
+        assert_eq!(file(directory.path(), "x"), None);
+        for content in [&b""[..], b"\0\0", b"secret"] {
+            place(content);
+            assert_eq!(file(directory.path(), "x"), Some(directory.path().join("x")), "{content:?}");
+        }
+        place(ABSENT);
+        assert_eq!(file(directory.path(), "x"), None);
     }
 
     #[test]

@@ -95,8 +95,18 @@ pub(crate) fn load_text(
     from_text("the file".into(), text, &ours(environment))
 }
 
+/// Whether the configuration reads a variable of this name.
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with(PREFIX) || name.starts_with(OIDC_PREFIX)
+}
+
+/// The key, `section.key`, that a variable sets.
+pub fn key_of_variable(name: &str) -> Option<String> {
+    flat(&known_keys()).into_iter().find(|key| variable(key) == name || oidc_variable(key).is_some_and(|it| it == name))
+}
+
 fn ours(environment: impl IntoIterator<Item = (String, String)>) -> Vec<(String, String)> {
-    environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX) || name.starts_with(OIDC_PREFIX)).collect()
+    environment.into_iter().filter(|(name, _)| is_variable(name)).collect()
 }
 
 fn from_text(origin: String, text: &str, variables: &[(String, String)]) -> Result<Config, ConfigError> {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use load::load_text;
-pub use load::{ConfigError, DEFAULT_PATH, environment, file, load};
+pub use load::{ConfigError, DEFAULT_PATH, environment, file, is_variable, key_of_variable, load};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -71,6 +71,20 @@ pub enum ForwardedHeader {
 pub struct Tls {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+    pub switch: Switch,
+}
+
+/// When hosts are shown the operator's certificate in the place of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Switch {
+    /// Not yet: wrappers are baked to trust what the machine trusts as well, with or without a certificate here.
+    Prepare,
+    /// As soon as no host is cut off by it.
+    #[default]
+    WhenSafe,
+    /// At once.
+    Now,
 }
 
 impl Tls {

@@ -1,45 +1,126 @@
-//! Whose files a command makes that opens the state itself: those of the daemon's user, also where root types it.
+//! Whose files a command makes: those of the daemon's user, also where root types it.
 //!
-//! A root-owned file in the state directory is one that the daemon, which is not root, cannot open. So before a command
-//! touches the state, this thread, and every thread that is begun by it, takes the owner of the state directory for
-//! whatever concerns files (`setfsuid(2)`): what it makes is theirs, and what they may not read it may not either. The process
-//! stays root otherwise, and gets back to that where a file was named on the command line, which is the caller's affair
-//! ([`as_caller`]): each thread has this for itself, so no other one makes a file of root's meanwhile.
+//! A root-owned file in the state directory is one that the daemon, which is not root, cannot open. So a command takes the
+//! identity of the owner of the state directory for whatever concerns files (`setfsuid(2)`), once, in `cli::run`, while it
+//! has one thread: the identity belongs to a thread, and each thread inherits that of the one which begins it. The process
+//! stays root otherwise, and gets back to that where a file was named on the command line ([`as_caller`]).
 //!
-//! Nothing is stored here. Where the state directory is root's, or not there yet, or whoever asks is not root, nothing is
+//! A program that is executed starts as root again: the sandbox of a probe, which touches no file of the state.
+//!
+//! Nothing is stored here. Where the state directory is root's, or not there yet, or the caller is not root, nothing is
 //! changed.
 
+use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, setfsgid, setfsuid, setgroups};
 
-/// From here on files are the directory's owner's. To be called before there is another thread that touches the state.
+/// A user as far as files are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: Uid,
+    pub gid: Gid,
+    /// All of the user's groups.
+    groups: Vec<Gid>,
+}
+
+impl Identity {
+    /// With the groups that the system knows of the user.
+    pub fn new(uid: Uid, gid: Gid) -> Self {
+        let name = User::from_uid(uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
+        let groups = name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_else(|| vec![gid]);
+        Self { uid, gid, groups }
+    }
+
+    pub fn of_directory(directory: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(directory)?;
+        Ok(Self::new(Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid())))
+    }
+
+    pub fn with_groups(mut self, more: impl IntoIterator<Item = Gid>) -> Self {
+        self.groups.extend(more);
+        self
+    }
+
+    /// By name, where it has one.
+    pub fn user(&self) -> String {
+        user_name(self.uid)
+    }
+
+    /// By name, where it has one.
+    pub fn group(&self) -> String {
+        let found = Group::from_gid(self.gid).ok().flatten();
+        found.map_or_else(|| self.gid.to_string(), |group| group.name)
+    }
+}
+
+pub fn user_name(uid: Uid) -> String {
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// From here on files are the directory's owner's. Refused if there is another thread already: its files would be root's.
 pub fn take_on(directory: &Path) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    match std::fs::metadata(directory) {
-        Ok(metadata) => become_for_files(Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    let identity = match Identity::of_directory(directory) {
+        Ok(identity) => identity,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if identity.uid.is_root() && identity.gid == getegid() {
+        return Ok(());
     }
+    // In an image that is being built there may be no /proc.
+    let threads = match std::fs::read_dir("/proc/self/task") {
+        Ok(threads) => threads.count(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
+        Err(error) => return Err(error),
+    };
+    if threads != 1 {
+        return Err(io::Error::other(format!("{threads} threads exist before the identity is taken; report this")));
+    }
+    setgroups(&identity.groups)?;
+    become_for_files(identity.uid, identity.gid)
 }
 
-/// Does `act` with the rights of whoever typed the command. It must begin no thread that outlives it.
+/// Does `act` with the rights of the caller who typed the command. It must begin no thread that outlives it.
 pub fn as_caller<T>(act: impl FnOnce() -> T) -> T {
-    struct Back(Uid, Gid);
-    impl Drop for Back {
+    let _back = Back(setfsuid(geteuid()), setfsgid(getegid()));
+    act()
+}
+
+/// Does `act` with the file rights of `identity`. The groups belong to the whole process: to be called while it has one
+/// thread. Nothing is changed where the caller is not root.
+pub fn act_as<T>(identity: &Identity, act: impl FnOnce() -> T) -> io::Result<T> {
+    struct Groups(Vec<Gid>);
+    impl Drop for Groups {
         fn drop(&mut self) {
-            // The user last: with it goes the right to choose a group.
-            setfsgid(self.1);
-            setfsuid(self.0);
+            // They were in force before, and whoever could set others can set them again.
+            let _ = setgroups(&self.0);
         }
     }
-    let uid = setfsuid(geteuid());
-    let _back = Back(uid, setfsgid(getegid()));
-    act()
+    if !geteuid().is_root() {
+        return Ok(act());
+    }
+    let _groups = Groups(getgroups()?);
+    setgroups(&identity.groups)?;
+    let _back = Back(setfsuid(geteuid()), setfsgid(getegid()));
+    become_for_files(identity.uid, identity.gid)?;
+    Ok(act())
+}
+
+/// What was in force before.
+struct Back(Uid, Gid);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        // The user last: with it goes the right to choose a group.
+        setfsgid(self.1);
+        setfsuid(self.0);
+    }
 }
 
 fn become_for_files(uid: Uid, gid: Gid) -> io::Result<()> {
@@ -57,8 +138,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rights_of_another_user_end_with_what_was_to_be_done() {
+        if !geteuid().is_root() {
+            crate::skip::skipped("only root can take the rights of another user");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        let reads = |identity: &Identity| act_as(identity, || std::fs::File::open(&file).is_ok()).unwrap();
+        let stranger = Identity::new(Uid::from_raw(4711), Gid::from_raw(4712));
+        assert!(!reads(&stranger));
+        assert!(reads(&stranger.clone().with_groups([Gid::from_raw(0)])), "by a group");
+        let groups = getgroups().unwrap();
+        assert!(!reads(&stranger));
+        assert_eq!(getgroups().unwrap(), groups);
+        std::fs::File::open(&file).unwrap();
+    }
+
+    #[test]
     fn files_are_the_owners_and_those_of_the_caller_are_the_callers() {
         if !geteuid().is_root() {
+            crate::skip::skipped("only root can be another user");
             return;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -71,7 +174,9 @@ mod tests {
         let owner = |path: &Path| std::fs::metadata(path).map(|it| (it.uid(), it.gid())).unwrap();
         std::thread::spawn(move || {
             take_on(&directory.path().join("nowhere")).unwrap();
-            take_on(&state).unwrap();
+            let refused = take_on(&state).unwrap_err().to_string();
+            assert!(refused.contains("threads exist"), "{refused}");
+            become_for_files(Uid::from_raw(4711), Gid::from_raw(4712)).unwrap();
             std::fs::write(state.join("made"), "").unwrap();
             let of_thread = state.join("by-thread");
             std::thread::spawn(move || std::fs::write(of_thread, "").unwrap()).join().unwrap();

@@ -1,6 +1,6 @@
 //! A daemon that listens: its listeners and jobs, from their start to a graceful end.
 
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::certificates::Certificates;
+use super::owner::as_caller;
 use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::State;
@@ -56,7 +57,8 @@ impl Running {
         let shares = descriptors::share_out(config);
         let state = State::open(config, outside.clone()).await?;
         // After the lock: left-overs are removed, and another daemon's are none.
-        let cgroup = delegation::prepare();
+        // As root, where the daemon is root's: it is no file of the state.
+        let cgroup = as_caller(delegation::prepare);
 
         let sockets = inherited.map_or_else(|| Sockets::take(&config.listen), Ok)?;
         let bound = listen_file::Bound {
@@ -66,7 +68,7 @@ impl Running {
         };
         sockets.warn_of_others(&config.listen, recovery.is_successor());
         let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
-        make_parent(&config.listen.control)?;
+        make_parent(&config.listen.control, &config.state_dir)?;
         let control =
             ControlAcceptor::bind(&config.listen.control, descriptors::bounded(PATIENT, shares.control, config))
                 .await?;
@@ -75,6 +77,8 @@ impl Running {
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
         let service = prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup);
         let service = Arc::new(provider::give(config, outside.clone(), service)?);
+        let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone() };
+        certificates.begin(&service).await?;
         service.warn_of_no_admin();
         service.warn_of_restored_login();
         tls.write_files(&config.state_dir)?;
@@ -119,8 +123,7 @@ impl Running {
         let control_endpoint = api::admin_over_control(service.clone());
         let control_server = tokio::spawn(run(Server::new(control), control_endpoint, drain, stopping.clone()));
         let mut jobs = background::start(config, service.clone(), tls.clone(), outside, stopping.clone());
-        let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone(), admins };
-        jobs.add(certificates.follow(service.clone(), stopping));
+        jobs.add(certificates.follow(service.clone(), admins, stopping));
         let servers = vec![hosts_server, admin_server, control_server];
         Ok(Self { service, _state: state, tls, bound, sockets, stop, servers, jobs })
     }
@@ -201,17 +204,16 @@ fn trust(listen: &Listen) -> Trust {
         ForwardedHeader::Forwarded => Some(Header::Forwarded),
         ForwardedHeader::None => None,
     };
-    Trust::new(listen.trusted_networks(), header)
+    Trust::new(listen.trusted_networks(), header).with_proxy_protocol(listen.proxy_protocol)
 }
 
-/// The directory of the control socket, where systemd has not made it.
-fn make_parent(path: &Path) -> Result<(), DaemonError> {
-    match path.parent() {
-        Some(parent) if !parent.exists() => std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(parent)
-            .map_err(|cause| DaemonError::Write { path: parent.to_path_buf(), cause }),
-        _ => Ok(()),
-    }
+/// The directory of the control socket, where systemd has not made it: for the owner of the state directory.
+fn make_parent(path: &Path, state_dir: &Path) -> Result<(), DaemonError> {
+    let Some(parent) = path.parent().filter(|parent| !parent.exists()) else { return Ok(()) };
+    let make = || {
+        std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+        let owner = std::fs::metadata(state_dir)?;
+        std::os::unix::fs::chown(parent, Some(owner.uid()), Some(owner.gid()))
+    };
+    as_caller(make).map_err(|cause| DaemonError::Write { path: parent.to_path_buf(), cause })
 }

@@ -185,6 +185,16 @@ impl State {
         Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, stores, _lock: lock })
     }
 
+    /// Whether hosts were last shown another certificate than ours, as far as it is recorded. Where the records cannot
+    /// tell, hot state does.
+    pub async fn is_switched(&self) -> Option<bool> {
+        let settings = match self.records.settings().await {
+            Ok(settings) => settings,
+            Err(_) => (*self.hot.settings()).clone(),
+        };
+        settings.host_trust.map(|trust| trust.switched_at.is_some())
+    }
+
     pub async fn service(&self, policy: Policy) -> Result<Service, ServiceError> {
         let service = Service::new(Parts {
             records: self.records.clone(),

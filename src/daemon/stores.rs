@@ -25,12 +25,12 @@ pub struct Beside {
 
 impl Beside {
     pub fn new(config: &Config) -> Self {
-        let credential = credentials::directory().map(|directory| directory.join("master.key"));
+        let credential = credentials::directory().and_then(|directory| credentials::file(&directory, "master.key"));
         Self {
             state_dir: config.state_dir.clone(),
             database: config.database.clone(),
             configuration: config.file.clone(),
-            master_key_is_a_credential: credential.is_some_and(|path| path.exists()),
+            master_key_is_a_credential: credential.is_some(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The certificate in force on both listeners: issued by our authority or brought by the operator, renewed and swapped
-//! while connections go on.
+//! while connections go on. Whether hosts are shown the operator's is decided in `service/host_trust`.
 
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use time::OffsetDateTime;
@@ -10,24 +11,25 @@ use time::OffsetDateTime;
 use super::DaemonError;
 use super::listen_file::{Bound, replace};
 use crate::config::urls::origin_of;
-use crate::config::{AdminAccess, Config};
+use crate::config::{AdminAccess, Config, DEFAULT_PATH, Switch};
 use crate::model::auth_document::DocumentRules;
 use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::{
-    self, LiveConfig, PkiError, ServerIdentity, ServerKey, ServerName, admin_config, issue_server_certificate,
-    names_for, server_config,
+    self, LiveConfig, PkiError, ServerIdentities, ServerIdentity, ServerKey, ServerName, admin_config, hosts_config,
+    issue_server_certificate, names_for, server_config,
 };
 use crate::records::AuthoritySlot;
 use crate::service::Policy;
 use crate::service::boot::Secrets;
+use crate::service::host_trust::HostCertificate;
 use crate::service::people::PeoplePolicy;
 use crate::service::retention::VersionPolicy;
 
 pub struct Tls {
-    own: Option<(std::path::PathBuf, std::path::PathBuf)>,
-    access: AdminAccess,
-    names: Vec<ServerName>,
+    listeners: Listeners,
+    /// Whether hosts are shown the operator's certificate.
+    shows_operators: AtomicBool,
     secrets: Arc<Secrets>,
     outside: Arc<dyn Outside>,
     hosts: LiveConfig,
@@ -35,7 +37,7 @@ pub struct Tls {
     in_force: Mutex<InForce>,
 }
 
-/// What the rest of the daemon needs to know of the certificate that hosts are shown.
+/// What the rest of the daemon needs to know of the certificate that hosts are shown who come by the public name.
 #[derive(Clone)]
 struct InForce {
     pin: String,
@@ -44,20 +46,41 @@ struct InForce {
     not_after: OffsetDateTime,
 }
 
+/// What the configuration says of the certificates.
+struct Listeners {
+    /// The operator's files.
+    own: Option<(PathBuf, PathBuf)>,
+    access: AdminAccess,
+    /// Of our certificate.
+    names: Mutex<Vec<ServerName>>,
+    /// By which name hosts know the daemon.
+    public: Option<ServerName>,
+}
+
+impl Listeners {
+    fn of(config: &Config, bound: &Bound) -> Result<Self, PkiError> {
+        Ok(Self {
+            own: config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone())),
+            access: config.admin.access,
+            names: Mutex::new(names(config, bound)?),
+            public: ServerName::parse(host_of(&base_url(config, bound).0)),
+        })
+    }
+}
+
 impl Tls {
+    /// Hosts are shown our certificate until [`Self::show_operators`] is told otherwise.
     pub fn new(
         config: &Config,
         bound: &Bound,
         secrets: &Arc<Secrets>,
         outside: Arc<dyn Outside>,
     ) -> Result<Self, PkiError> {
-        let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
-        let names = names(config, bound)?;
-        let made = make(own.as_ref(), config.admin.access, &names, secrets, &*outside)?;
+        let listeners = Listeners::of(config, bound)?;
+        let made = make(&listeners, false, secrets, &*outside)?;
         Ok(Self {
-            own,
-            access: config.admin.access,
-            names,
+            listeners,
+            shows_operators: AtomicBool::new(false),
             secrets: secrets.clone(),
             outside,
             hosts: LiveConfig::new(made.hosts),
@@ -76,11 +99,41 @@ impl Tls {
 
     /// Reads the operator's certificate again, or issues ours anew, and puts it in force for new handshakes.
     pub fn reload(&self) -> Result<(), PkiError> {
-        let made = make(self.own.as_ref(), self.access, &self.names, &self.secrets, &*self.outside)?;
+        // One at a time: what is put in force last is what was decided last.
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = make(&self.listeners, self.shows_operators(), &self.secrets, &*self.outside)?;
         self.hosts.swap(made.hosts);
         self.admin.swap(made.admin);
-        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = made.in_force;
+        *in_force = made.in_force;
         Ok(())
+    }
+
+    /// Has our certificate carry these names too, from the next handshake on: hosts were installed under them.
+    pub fn add_names(&self, urls: &[String]) -> Result<(), PkiError> {
+        let mut names = self.listeners.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = names.len();
+        for name in urls.iter().filter_map(|url| ServerName::parse(host_of(url))) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let is_more = names.len() > before;
+        drop(names);
+        if is_more { self.reload() } else { Ok(()) }
+    }
+
+    /// Has hosts be shown the operator's certificate from the next handshake on, or ours. Says whether that is a change.
+    pub fn show_operators(&self, shows: bool) -> Result<bool, PkiError> {
+        if self.listeners.own.is_none() || self.shows_operators() == shows {
+            return Ok(false);
+        }
+        self.shows_operators.store(shows, Ordering::SeqCst);
+        self.reload().inspect_err(|_| self.shows_operators.store(!shows, Ordering::SeqCst))?;
+        Ok(true)
+    }
+
+    pub fn shows_operators(&self) -> bool {
+        self.shows_operators.load(Ordering::SeqCst)
     }
 
     /// Whether the certificate is to be issued anew. One that is not valid yet was issued by a clock that has been set
@@ -114,23 +167,39 @@ impl Tls {
     }
 }
 
-/// The policy where nothing listens: what an offline command bakes is what the daemon would.
+/// The policy where nothing listens: what an offline command bakes is what the daemon would. `is_switched`: whether hosts
+/// were last shown another certificate than ours; `None`: nothing is recorded yet, and they were shown what is configured.
 pub fn offline_policy(
     config: &Config,
     bound: &Bound,
     secrets: &Secrets,
+    is_switched: Option<bool>,
     outside: &dyn Outside,
 ) -> Result<Policy, PkiError> {
-    let own = config.tls.is_own().then(|| (config.tls.certificate.clone(), config.tls.private_key.clone()));
-    let pin = make(own.as_ref(), config.admin.access, &names(config, bound)?, secrets, outside)?.in_force.pin;
+    let is_operators = matches!(host_certificate(config), HostCertificate::Operators { .. });
+    let shows_operators = is_operators && is_switched.unwrap_or(true);
+    let pin = make(&Listeners::of(config, bound)?, shows_operators, secrets, outside)?.in_force.pin;
     Ok(policy(config, bound, secrets, config.listen.hosts_tls.then_some(pin)))
 }
 
+/// Which certificate the configuration has hosts be shown.
+pub fn host_certificate(config: &Config) -> HostCertificate {
+    match config.tls.switch {
+        _ if !config.listen.hosts_tls => HostCertificate::OfProxy,
+        Switch::Prepare => HostCertificate::Ours { prepares: true },
+        _ if !config.tls.is_own() => HostCertificate::Ours { prepares: false },
+        switch => HostCertificate::Operators { at_once: switch == Switch::Now },
+    }
+}
+
 fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>) -> Policy {
-    let ours = config.listen.hosts_tls && !config.tls.is_own();
+    let (base_url, base_url_doubt) = base_url(config, bound);
     Policy {
-        base_url: base_url(config, bound),
-        trusted_ca_pem: if ours { secrets.authorities.load().bundle(AuthorityRole::Server) } else { String::new() },
+        base_url,
+        base_url_doubt,
+        config_file: config.file.as_ref().map_or(DEFAULT_PATH.into(), |file| file.display().to_string()),
+        trusted_ca_pem: secrets.authorities.load().bundle(AuthorityRole::Server),
+        host_certificate: host_certificate(config),
         server_pin: pin,
         install_token_ttl: time::Duration::seconds(config.install.token_ttl_seconds.into()),
         insecure_window: time::Duration::seconds(config.hosts.insecure_window_seconds.into()),
@@ -159,29 +228,55 @@ fn people(config: &Config, bound: &Bound) -> PeoplePolicy {
     people
 }
 
-/// `public_base_url`, or what comes nearest to it: the address that was bound, the machine's name for "all of them".
-fn base_url(config: &Config, bound: &Bound) -> String {
+/// `public_base_url`, or what comes nearest to it: the address that was bound, the machine's name for "all of them". With
+/// why hosts may not find the daemon there, where nobody said that they do.
+fn base_url(config: &Config, bound: &Bound) -> (String, Option<&'static str>) {
     if !config.public_base_url.is_empty() {
-        return config.public_base_url.clone();
+        return (config.public_base_url.clone(), None);
     }
-    let scheme = if config.listen.hosts_tls { "https" } else { "http" };
-    if !bound.hosts.ip().is_unspecified() {
-        return format!("{scheme}://{}", bound.hosts);
+    let name = match bound.hosts.ip().is_unspecified() {
+        true => pki::names::local_names().ok().and_then(|(name, _)| name).unwrap_or_else(|| "localhost".into()),
+        false => String::new(),
+    };
+    guessed_base_url(bound.hosts, &name, config.listen.hosts_tls)
+}
+
+/// `name`: this machine's, for a listener on all of its addresses. A listener on one address was put there by the
+/// operator, and hosts on this machine find it on loopback, too; but where it is in the clear something else stands in
+/// front of it, and that is what hosts reach.
+fn guessed_base_url(listener: SocketAddr, name: &str, tls: bool) -> (String, Option<&'static str>) {
+    let scheme = if tls { "https" } else { "http" };
+    if !listener.ip().is_unspecified() {
+        let doubt = (listener.ip().to_canonical().is_loopback() && !tls)
+            .then_some("that is this machine alone, and hosts reach the proxy in front of it");
+        return (format!("{scheme}://{listener}"), doubt);
     }
-    let name = pki::names::local_names().ok().and_then(|(name, _)| name).unwrap_or_else(|| "localhost".into());
-    format!("{scheme}://{name}:{}", bound.hosts.port())
+    let lower = name.to_ascii_lowercase();
+    let doubt = if lower == "localhost" || lower.starts_with("localhost.") || lower.ends_with(".localhost") {
+        Some("to a host that is the host itself")
+    } else if !name.contains('.') {
+        Some("other machines rarely resolve a name without a domain")
+    } else {
+        None
+    };
+    (format!("{scheme}://{name}:{}", listener.port()), doubt)
 }
 
 fn names(config: &Config, bound: &Bound) -> Result<Vec<ServerName>, PkiError> {
     let (hostname, addresses) = pki::names::local_names()?;
-    let base = config.public_base_url.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
+    let host = host_of(&config.public_base_url);
+    Ok(names_for((!host.is_empty()).then_some(host), hostname.as_deref(), &addresses, bound.hosts))
+}
+
+/// The host part of a URL.
+fn host_of(url: &str) -> &str {
+    let base = url.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
     let authority = base.split('/').next().unwrap_or_default();
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => authority,
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok(names_for((!host.is_empty()).then_some(host), hostname.as_deref(), &addresses, bound.hosts))
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 struct Made {
@@ -190,11 +285,10 @@ struct Made {
     in_force: InForce,
 }
 
-/// Admins always see our own certificate: their trust comes from the same place as their own.
+/// Admins who show a certificate always see our own: their trust comes from the same place as their own.
 fn make(
-    own: Option<&(std::path::PathBuf, std::path::PathBuf)>,
-    access: AdminAccess,
-    names: &[ServerName],
+    Listeners { own, access, names, public }: &Listeners,
+    shows_operators: bool,
     secrets: &Secrets,
     outside: &dyn Outside,
 ) -> Result<Made, PkiError> {
@@ -203,27 +297,27 @@ fn make(
     let authorities = secrets.authorities.load();
     let authority =
         authorities.in_slot(AuthorityRole::Server, AuthoritySlot::Active).ok_or(PkiError::AuthorityMismatch)?;
-    let certificate = issue_server_certificate(&authority.key, &key, names, now, outside)?;
+    let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let certificate = issue_server_certificate(&authority.key, &key, &names, now, outside)?;
     // Hosts that know the one before only are shown the way to the new one.
     let cross = authority.cross_certificate_pem.as_deref();
     let ours = ServerIdentity::issued_across(&certificate, cross, &key)?;
-    let theirs = own.map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
-    let shown = theirs.as_ref().unwrap_or(&ours);
+    // It has to be good also as long as hosts are not shown it.
+    let theirs = own.as_ref().map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
     let admin = match access {
         // Browsers come without a certificate of ours, and know the operator's authority rather than ours.
-        AdminAccess::Login => server_config(shown)?,
+        AdminAccess::Login => server_config(theirs.as_ref().unwrap_or(&ours))?,
         _ => admin_config(&ours, &[&authorities.bundle(AuthorityRole::Client)])?,
     };
-    Ok(Made {
-        hosts: server_config(shown)?,
-        admin,
-        in_force: InForce {
-            pin: shown.spki_pin().to_owned(),
-            not_before: certificate.not_before,
-            renew_at: certificate.renew_at(),
-            not_after: shown.not_after(),
-        },
-    })
+    let identities = ServerIdentities::new(ours, theirs.filter(|_| shows_operators), public.as_ref());
+    let public = identities.for_name(public.as_ref());
+    let in_force = InForce {
+        pin: public.spki_pin().to_owned(),
+        not_before: certificate.not_before,
+        renew_at: certificate.renew_at(),
+        not_after: public.not_after(),
+    };
+    Ok(Made { hosts: hosts_config(Arc::new(identities))?, admin, in_force })
 }
 
 #[cfg(test)]

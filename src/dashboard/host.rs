@@ -26,6 +26,14 @@ struct HostPage {
     created: When,
     /// The user who installed it for themselves.
     owner: Option<String>,
+    refused: Option<Refused>,
+}
+
+/// A call from an address that the host may not call from.
+struct Refused {
+    called_from: String,
+    bound_to: Option<String>,
+    at: When,
 }
 
 #[derive(Template)]
@@ -49,8 +57,13 @@ pub async fn page(
         Some(user) => user.email.to_string(),
         None => owner.to_string(),
     });
+    let refused = dashboard.service.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
+        called_from: refused.called_from.to_string(),
+        bound_to: refused.bound_to.map(|bound| bound.to_string()),
+        at: When::new(at, now),
+    });
     let shell = Shell::new(&dashboard, &asking, "Host", &told);
-    show(StatusCode::OK, &HostPage { shell, created, owner, host: Row::new(view, now) })
+    show(StatusCode::OK, &HostPage { shell, created, owner, refused, host: Row::new(view, now) })
 }
 
 #[handler]
@@ -91,6 +104,14 @@ pub async fn roaming(
     } else {
         format!("{} may only call from the address it is bound to.", host.fqdn)
     };
+    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
+}
+
+#[handler]
+pub async fn clear(dashboard: Data<&Arc<Dashboard>>, asking: Asking, Path(id): Path<u64>) -> Result<Response, Failure> {
+    let host = dashboard.service.clear(HostId(id), &asking.by).await?;
+    let sentence =
+        format!("The address of {} is forgotten; it is bound to the next one that it calls from.", host.fqdn);
     Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
 }
 

@@ -71,7 +71,7 @@ pub async fn install(
             let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
-        Err(error @ (ServiceError::Refused(_) | ServiceError::Conflict(_))) => {
+        Err(error @ (ServiceError::Refused(_) | ServiceError::Conflict(_) | ServiceError::BaseUrlGuessed { .. })) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
             let again = MinePage::new(&dashboard, &asking, "").await?;

@@ -76,6 +76,7 @@ impl Dashboard {
             ("/hosts/:id", of_fleet, get(host::page)),
             ("/hosts/:id/remove", of_fleet, get(host::confirm).post(host::remove)),
             ("/hosts/:id/roaming", of_fleet, post(host::roaming)),
+            ("/hosts/:id/clear", of_fleet, post(host::clear)),
             ("/hosts/:id/window", of_fleet, post(host::window)),
             ("/runner", of_fleet, get(runner::page).post(runner::run)),
             ("/switch", of_fleet, get(switch::page).post(switch::set)),

@@ -19,7 +19,7 @@ use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::secret::Secret;
 use crate::service::ServiceError;
-use crate::service::enrol::Registered;
+use crate::service::enrol::{HostOptions, Registered};
 
 /// What the installer's page shows.
 pub struct Shown {
@@ -55,7 +55,24 @@ struct NewHostPage {
     shared: bool,
     /// The name is a host's already: making it again takes the old key away.
     known: bool,
+    /// What hosts would be told, and why they may not find the daemon there, where nobody configured it.
+    guessed: Option<Guessed>,
+    allow_short_name: bool,
     refused: Option<Explained>,
+}
+
+struct Guessed {
+    base_url: String,
+    doubt: &'static str,
+    file: String,
+}
+
+impl Guessed {
+    fn of(dashboard: &Dashboard) -> Option<Self> {
+        let policy = dashboard.service.policy();
+        let doubt = policy.base_url_doubt?;
+        Some(Self { base_url: policy.base_url.clone(), doubt, file: policy.config_file.clone() })
+    }
 }
 
 #[derive(Template)]
@@ -82,7 +99,9 @@ pub async fn page(
 ) -> Result<Response, Failure> {
     let known = !name.is_empty() && dashboard.service.host_named(&name).await?.is_some();
     let shell = Shell::new(&dashboard, &asking, TITLE, "");
-    show(StatusCode::OK, &NewHostPage { shell, name, shared: false, known, refused: None })
+    let guessed = Guessed::of(&dashboard);
+    let page = NewHostPage { shell, name, shared: false, known, guessed, allow_short_name: false, refused: None };
+    show(StatusCode::OK, &page)
 }
 
 #[handler]
@@ -92,9 +111,11 @@ pub async fn make(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let (name, shared) = (form.text("name").to_owned(), form.is("shared", "yes"));
+    let allow_short_name = form.is("allow_short_name", "yes");
     let again = async |status, known, refused| {
         let shell = Shell::new(&dashboard, &asking, TITLE, "");
-        show(status, &NewHostPage { shell, name: name.clone(), shared, known, refused })
+        let (name, guessed) = (name.clone(), Guessed::of(&dashboard));
+        show(status, &NewHostPage { shell, name, shared, known, guessed, allow_short_name, refused })
     };
     // It was asked about this name, not about one that was typed over it.
     let confirmed = form.text("again").eq_ignore_ascii_case(&name);
@@ -102,15 +123,16 @@ pub async fn make(
         return again(StatusCode::CONFLICT, true, None).await;
     }
     // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
-    match dashboard.service.register(&name, shared.then_some(false), None, &asking.by).await {
+    let options = HostOptions { secure: shared.then_some(false), expires_at: None, allow_short_name };
+    match dashboard.service.register(&name, options, &asking.by).await {
         Ok(registered) => {
             let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
-        Err(error @ ServiceError::Refused(_)) => {
+        Err(error @ (ServiceError::Refused(_) | ServiceError::BaseUrlGuessed { .. })) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
-            again(status, false, Some(explain(body))).await
+            again(status, confirmed, Some(explain(body))).await
         }
         Err(error) => Err(error.into()),
     }

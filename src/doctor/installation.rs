@@ -5,11 +5,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::{Gid, Uid, User, getgrouplist};
+use nix::unistd::{Uid, User};
 use time::OffsetDateTime;
 
+use super::access::unreadable;
 use crate::config::Config;
 use crate::daemon::format;
+use crate::daemon::owner::{Identity, user_name};
 use crate::hot;
 use crate::model::check::Check;
 use crate::model::checkup::{self, Room};
@@ -22,14 +24,15 @@ const STORES: [&str; 3] = ["records", hot::CACHE, hot::OUTBOX];
 const USER: &str = "codex-authd";
 
 /// The user that the daemon runs as, as far as the state directory tells: its owner; else the packages' one.
-pub fn owner(state_dir: &Path) -> Option<(Uid, Gid)> {
-    match std::fs::metadata(state_dir) {
-        Ok(about) => Some((Uid::from_raw(about.uid()), Gid::from_raw(about.gid()))),
-        Err(_) => User::from_name(USER).ok().flatten().map(|user| (user.uid, user.gid)),
+pub fn owner(state_dir: &Path) -> Option<Identity> {
+    match Identity::of_directory(state_dir) {
+        Ok(owner) => Some(owner),
+        Err(_) => User::from_name(USER).ok().flatten().map(|user| Identity::new(user.uid, user.gid)),
     }
 }
 
-pub fn configuration(file: Option<&Path>, config: &Config, owner: Option<(Uid, Gid)>) -> Check {
+/// `identity`: the daemon's user, where one is known.
+pub fn configuration(file: Option<&Path>, config: &Config, identity: Option<&Identity>) -> Check {
     let Some(file) = file else {
         return Check::good(CONFIGURATION, "there is no file: the defaults and the environment are in force");
     };
@@ -39,15 +42,8 @@ pub fn configuration(file: Option<&Path>, config: &Config, owner: Option<(Uid, G
         Err(error) => return Check::missing(CONFIGURATION, format!("{place}: {error}"), format!("ls -l {place}")),
     };
     let holds_secret = config.database.url.contains("://") && password_stands_in(file);
-    if let Some((uid, gid)) = owner
-        && !may_read(&about, uid, gid)
-    {
-        let user = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
-        return Check::missing(
-            CONFIGURATION,
-            format!("{place} cannot be read by the daemon's user {user}"),
-            format!("chown root:{gid} {place} && chmod 640 {place}"),
-        );
+    if let Some(unreadable) = identity.and_then(|identity| unreadable(CONFIGURATION, file, identity)) {
+        return unreadable;
     }
     if about.mode() & 0o022 != 0 {
         let found = format!("{place} can be written by others than its owner (mode {:o})", about.mode() & 0o777);
@@ -71,22 +67,6 @@ fn password_stands_in(file: &Path) -> bool {
     })
 }
 
-fn may_read(about: &std::fs::Metadata, uid: Uid, gid: Gid) -> bool {
-    if uid.is_root() {
-        return true;
-    }
-    let mode = about.mode();
-    if about.uid() == uid.as_raw() {
-        return mode & 0o400 != 0;
-    }
-    let name = User::from_uid(uid).ok().flatten().and_then(|user| std::ffi::CString::new(user.name).ok());
-    let groups = name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_else(|| vec![gid]);
-    if groups.iter().any(|group| group.as_raw() == about.gid()) {
-        return mode & 0o040 != 0;
-    }
-    mode & 0o004 != 0
-}
-
 /// Who has the lock of the state directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
@@ -97,19 +77,19 @@ pub enum Holder {
 
 pub struct StateFound {
     path: PathBuf,
-    pub owner: Option<(Uid, Gid)>,
     about: io::Result<std::fs::Metadata>,
+    strangers: Strangers,
     pub holder: Holder,
     /// `None`: none was written yet.
     pub format: Result<Option<u32>, String>,
 }
 
-/// How the state directory is. Nothing is locked, made or changed.
-pub fn state(state_dir: &Path) -> StateFound {
+/// How the state directory is, which belongs to `identity` if the daemon's user is known. Nothing is locked, made or changed.
+pub fn state(state_dir: &Path, identity: Option<&Identity>) -> StateFound {
     StateFound {
         path: state_dir.into(),
-        owner: owner(state_dir),
         about: std::fs::metadata(state_dir),
+        strangers: Strangers::look(state_dir, identity),
         holder: holder(state_dir),
         format: format::look(state_dir).map_err(|error| error.to_string()),
     }
@@ -118,7 +98,7 @@ pub fn state(state_dir: &Path) -> StateFound {
 impl StateFound {
     /// Whether a command may open it without changing what a daemon has to change.
     pub fn is_ours_to_open(&self) -> bool {
-        self.holder == Holder::Nobody && self.format == Ok(Some(format::CURRENT))
+        self.holder == Holder::Nobody && self.format == Ok(Some(format::CURRENT)) && self.strangers.count == 0
     }
 
     pub fn checks(&self, is_running: bool) -> Vec<Check> {
@@ -141,11 +121,8 @@ impl StateFound {
         if !about.is_dir() {
             return vec![Check::missing(STATE, format!("{place} is no directory"), "choose another state_dir")];
         }
-        let strangers = self.strangers(about.uid());
-        if let Some(stranger) = strangers {
-            let found =
-                format!("{} does not belong to the directory's owner: the daemon cannot write it", stranger.display());
-            checks.push(Check::missing(STATE, found, format!("chown -R --reference={place} {place}")));
+        if let Some(check) = self.strangers.check(&self.path) {
+            checks.push(check);
         } else if about.mode() & 0o077 != 0 {
             let found = format!("{place} is open to others (mode {:o})", about.mode() & 0o777);
             checks.push(Check::weak(STATE, found, format!("chmod 700 {place}")));
@@ -179,15 +156,54 @@ impl StateFound {
         }
         checks
     }
+}
 
-    /// A file of the stores that another user made, such as root with a command.
-    fn strangers(&self, uid: u32) -> Option<PathBuf> {
-        let mut places = vec![self.path.clone()];
-        places.extend(["records", hot::CACHE, hot::OUTBOX, "pki"].map(|name| self.path.join(name)));
-        let entries = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
-        let mut other = entries.filter(|entry| entry.metadata().is_ok_and(|about| about.uid() != uid));
-        // Whoever is root may write everything.
-        if uid == 0 { None } else { other.next().map(|entry| entry.path()) }
+/// Files of the state directory that are not the daemon's user's, as a command of an earlier version left them.
+#[derive(Default)]
+struct Strangers {
+    count: usize,
+    /// One of them, and its user.
+    first: Option<(PathBuf, Uid)>,
+    /// Whose they should be.
+    owner: Option<Identity>,
+}
+
+impl Strangers {
+    /// All of them; links are not followed.
+    fn look(state_dir: &Path, identity: Option<&Identity>) -> Self {
+        let owner = identity.cloned().or_else(|| owner(state_dir));
+        let mut strangers = Self { owner, ..Self::default() };
+        // Root may write everything.
+        let Some(uid) = strangers.owner.as_ref().map(|owner| owner.uid).filter(|uid| !uid.is_root()) else {
+            return strangers;
+        };
+        let mut below = vec![state_dir.canonicalize().unwrap_or_else(|_| state_dir.into())];
+        while let Some(path) = below.pop() {
+            let Ok(about) = path.symlink_metadata() else { continue };
+            if about.uid() != uid.as_raw() {
+                strangers.count += 1;
+                strangers.first.get_or_insert_with(|| (path.clone(), Uid::from_raw(about.uid())));
+            }
+            if about.is_dir() {
+                let mut entries: Vec<_> =
+                    std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+                entries.sort();
+                below.extend(entries);
+            }
+        }
+        strangers
+    }
+
+    fn check(&self, state_dir: &Path) -> Option<Check> {
+        let (Some((path, uid)), Some(owner)) = (&self.first, &self.owner) else { return None };
+        let (user, group) = (owner.user(), owner.group());
+        let found = format!(
+            "{} files in it do not belong to the daemon's user {user}, such as {} (user {}): the daemon cannot write them",
+            self.count,
+            path.display(),
+            user_name(*uid)
+        );
+        Some(Check::missing(STATE, found, format!("chown -R {user}:{group} {}", state_dir.display())))
     }
 }
 
@@ -295,9 +311,9 @@ mod tests {
         let file = std::fs::File::open(&path).unwrap();
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap();
         assert_eq!(holder(directory.path()), Holder::Process("4711".into()));
-        assert!(!state(directory.path()).is_ours_to_open());
-        assert_eq!(state(directory.path()).checks(true).len(), 1);
-        let found = state(directory.path()).checks(false);
+        assert!(!state(directory.path(), None).is_ours_to_open());
+        assert_eq!(state(directory.path(), None).checks(true).len(), 1);
+        let found = state(directory.path(), None).checks(false);
         assert!(
             found.iter().any(|check| check.verdict == Verdict::Missing && check.found.contains("4711")),
             "{found:?}"
@@ -313,24 +329,28 @@ mod tests {
         let text = "[database]\nurl = \"mysql://authd:canary@db.test/authd\"\n";
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load_text(text, []).unwrap();
-        let own = Some((nix::unistd::getuid(), nix::unistd::getgid()));
-        let stranger = Some((Uid::from_raw(4_000_000), Gid::from_raw(4_000_000)));
+        let own = Some(Identity::new(nix::unistd::getuid(), nix::unistd::getgid()));
+        // Who is not root tries with their own rights.
+        let stranger = Some(Identity::new(Uid::from_raw(4_000_000), nix::unistd::Gid::from_raw(4_000_000)));
+        let stranger = stranger.filter(|_| nix::unistd::geteuid().is_root());
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let refused = if stranger.is_some() { Verdict::Missing } else { Verdict::Good };
         for (mode, owner, verdict) in [
-            (0o600, own, Verdict::Good),
-            (0o600, stranger, Verdict::Missing),
-            (0o640, own, Verdict::Good),
-            (0o644, own, Verdict::Weak),
-            (0o660, own, Verdict::Weak),
+            (0o600, &own, Verdict::Good),
+            (0o600, &stranger, refused),
+            (0o640, &own, Verdict::Good),
+            (0o644, &own, Verdict::Weak),
+            (0o660, &own, Verdict::Weak),
         ] {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
-            let check = configuration(Some(&file), &config, owner);
+            let check = configuration(Some(&file), &config, owner.as_ref());
             assert_eq!(check.verdict, verdict, "{mode:o}: {check:?}");
             assert!(!check.found.contains("canary"));
         }
         std::fs::write(&file, "[limits]\n").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(
-            configuration(Some(&file), &Config::default(), stranger).verdict,
+            configuration(Some(&file), &Config::default(), stranger.as_ref()).verdict,
             Verdict::Good,
             "it holds no secret"
         );
@@ -341,8 +361,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mode = |mode| std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(mode)).unwrap();
         mode(0o700);
-        let verdicts =
-            || -> Vec<Verdict> { state(directory.path()).checks(false).iter().map(|check| check.verdict).collect() };
+        let verdicts = || -> Vec<Verdict> {
+            state(directory.path(), None).checks(false).iter().map(|check| check.verdict).collect()
+        };
         assert_eq!(verdicts(), [Verdict::Good]);
         mode(0o755);
         assert_eq!(verdicts(), [Verdict::Weak]);
@@ -353,7 +374,7 @@ mod tests {
             std::fs::write(directory.path().join("format"), text).unwrap();
             assert_eq!(verdicts(), [verdict], "{text}");
         }
-        assert_eq!(state(&directory.path().join("none")).checks(false)[0].verdict, Verdict::Weak);
+        assert_eq!(state(&directory.path().join("none"), None).checks(false)[0].verdict, Verdict::Weak);
     }
 
     #[test]

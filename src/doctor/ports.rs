@@ -1,6 +1,6 @@
 //! Whether the daemon can be reached where it should listen; and while it does not run, who has its ports.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -8,72 +8,128 @@ use tokio::time::timeout;
 
 use crate::daemon::sockets::{self, UNIT_REMEDY};
 use crate::model::check::Check;
+use crate::pki::names::local_names;
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A machine with many addresses is called at the first of them.
+const MAX_CALLED: usize = 16;
 
-/// A daemon runs, and listens on `bound`.
-pub async fn answers(name: &'static str, configured: SocketAddr, bound: SocketAddr) -> Check {
-    let called = reachable(bound);
-    match timeout(PATIENCE, TcpStream::connect(called)).await {
-        Ok(Ok(_)) => {}
-        failed => {
-            let cause = match failed {
-                Ok(Err(error)) => error.to_string(),
-                _ => "no answer in three seconds".into(),
-            };
+/// One of the two ports of the daemon.
+pub struct Port {
+    pub name: &'static str,
+    /// Of `[listen]`.
+    pub configured: SocketAddr,
+    /// Of the socket unit, whose address counts where there is one.
+    pub socket: Option<SocketAddr>,
+}
+
+impl Port {
+    /// A daemon runs, and listens on `bound`.
+    pub async fn answers(&self, bound: SocketAddr) -> Check {
+        let own = local_names().map(|(_, addresses)| addresses).unwrap_or_default();
+        let called = addresses(bound, &own);
+        // All at once: each may take its time.
+        let calls: Vec<_> = called.into_iter().map(|address| (address, tokio::spawn(call(address)))).collect();
+        let (mut reached, mut silent) = (Vec::new(), Vec::new());
+        for (address, call) in calls {
+            match call.await.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(()) => reached.push(address.ip().to_string()),
+                Err(cause) => silent.push(format!("{} ({cause})", address.ip())),
+            }
+        }
+        let (reached, silent) = (reached.join(", "), silent.join(", "));
+        if reached.is_empty() {
+            let found = format!("the daemon says that it listens on {bound}, and does not answer at {silent}");
             let remedy = "look for a packet filter (nft list ruleset), then systemctl restart codex-authd";
-            return Check::missing(
-                name,
-                format!("the daemon says that it listens on {bound}, and {called} does not answer: {cause}"),
-                remedy,
-            );
+            return Check::missing(self.name, found, remedy);
+        }
+        if !silent.is_empty() {
+            let found = format!("the daemon listens on {bound}; it answers at {reached}, and not at {silent}");
+            let remedy = "look for a packet filter (nft list ruleset); for IPv4 on [::], the socket unit needs BindIPv6Only=both";
+            return Check::weak(self.name, found, remedy);
+        }
+        if self.socket.is_some_and(|socket| sockets::is_elsewhere(socket, bound)) {
+            let found = format!("it listens on {bound}, and its socket unit was changed since");
+            return Check::weak(self.name, found, "systemctl restart codex-authd.socket");
+        }
+        self.differs_from_listen(bound).unwrap_or_else(|| {
+            Check::good(self.name, format!("the daemon listens on {bound}, and answers at {reached}"))
+        })
+    }
+
+    /// No daemon runs: may it listen there?
+    pub fn is_free(&self) -> Check {
+        let wanted = self.socket.unwrap_or(self.configured);
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let held = tables.iter().flat_map(|table| listeners(table)).find(|listener| listener.is_in_the_way_of(wanted));
+        let Some(held) = held else {
+            let free = || Check::good(self.name, format!("{wanted} is free for the daemon, which does not run"));
+            return self.differs_from_listen(wanted).unwrap_or_else(free);
+        };
+        let elsewhere = match self.socket {
+            Some(_) => format!("choose another address: {UNIT_REMEDY}"),
+            None => "choose another address in [listen]".to_owned(),
+        };
+        match process_of(held.inode) {
+            // Its socket unit: the first call starts the daemon.
+            Some((1, _)) => {
+                let found = format!("systemd listens on {} for the daemon, which does not run", held.address);
+                self.differs_from_listen(held.address).unwrap_or_else(|| Check::good(self.name, found))
+            }
+            Some((id, command)) => Check::missing(
+                self.name,
+                format!("{} is taken by process {id} ({command})", held.address),
+                format!("stop that one (systemctl status {id}), or {elsewhere}"),
+            ),
+            None => Check::missing(
+                self.name,
+                format!("{} is taken by a process of user {}", held.address, held.uid),
+                format!("as root: ss -ltnp 'sport = :{}'; stop that one, or {elsewhere}", wanted.port()),
+            ),
         }
     }
-    if sockets::is_elsewhere(configured, bound) {
-        let found = format!("it listens on {bound}, and [listen] says {configured}");
-        return Check::weak(
-            name,
-            found,
-            format!("{UNIT_REMEDY} (a socket unit's address is what counts), else systemctl restart codex-authd"),
-        );
+
+    fn differs_from_listen(&self, bound: SocketAddr) -> Option<Check> {
+        let Self { name, configured, .. } = *self;
+        sockets::is_elsewhere(configured, bound).then(|| {
+            let found = format!("it listens on {bound}, and [listen] says {configured}");
+            let remedy =
+                format!("{UNIT_REMEDY} (a socket unit's address is what counts), else systemctl restart codex-authd");
+            Check::weak(name, found, remedy)
+        })
     }
-    Check::good(name, format!("the daemon listens on {bound}"))
+}
+
+/// The cause, where nothing answers.
+async fn call(address: SocketAddr) -> Result<(), String> {
+    match timeout(ANSWER_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs())),
+    }
+}
+
+/// Where a socket answers that listens on `bound`, on a machine with these addresses: loopback first.
+fn addresses(bound: SocketAddr, own: &[IpAddr]) -> Vec<SocketAddr> {
+    if !bound.ip().is_unspecified() {
+        return vec![bound];
+    }
+    let is_served = |ip: &&IpAddr| bound.is_ipv6() || ip.is_ipv4();
+    let is_usable = |ip: &&IpAddr| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let mut served: Vec<IpAddr> = own.iter().filter(is_served).filter(is_usable).copied().collect();
+    served.push(Ipv4Addr::LOCALHOST.into());
+    served.sort_by_key(|ip| (!ip.is_loopback(), *ip));
+    served.dedup();
+    served.truncate(MAX_CALLED);
+    served.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
 }
 
 /// Where to call what listens on every address.
 pub fn reachable(bound: SocketAddr) -> SocketAddr {
     match bound.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, bound.port())),
+        // One for every IPv6 address answers IPv4, too, and a machine may have no other.
+        ip if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
         _ => bound,
-    }
-}
-
-/// No daemon runs: may it listen there?
-pub fn is_free(name: &'static str, configured: SocketAddr) -> Check {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
-    let held = tables.iter().flat_map(|table| listeners(table)).find(|listener| listener.is_in_the_way_of(configured));
-    let Some(held) = held else {
-        return Check::good(name, format!("{configured} is free for the daemon, which does not run"));
-    };
-    match process_of(held.inode) {
-        // Its socket unit: the first call starts the daemon.
-        Some((1, _)) => {
-            Check::good(name, format!("systemd listens on {} for the daemon, which does not run", held.address))
-        }
-        Some((id, command)) => Check::missing(
-            name,
-            format!("{} is taken by process {id} ({command})", held.address),
-            format!("stop that one, or choose another address in [listen]: systemctl status {id}"),
-        ),
-        None => Check::missing(
-            name,
-            format!("{} is taken by a process of user {}", held.address, held.uid),
-            format!(
-                "as root: ss -ltnp 'sport = :{}'; stop that one, or choose another address in [listen]",
-                configured.port()
-            ),
-        ),
     }
 }
 
@@ -142,6 +198,13 @@ fn process_of(inode: u64) -> Option<(u32, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+    use std::os::fd::AsRawFd as _;
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+    };
+
     use super::*;
     use crate::model::check::Verdict;
 
@@ -149,14 +212,23 @@ mod tests {
     fn a_taken_port_is_told_with_who_has_it() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        for wanted in [address, SocketAddr::from(([0, 0, 0, 0], address.port()))] {
-            let check = is_free("port", wanted);
+        let port = |configured| Port { name: "port", configured, socket: None };
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], address.port()));
+        for wanted in [address, everywhere] {
+            let check = port(wanted).is_free();
             assert_eq!(check.verdict, Verdict::Missing, "{check:?}");
             assert!(check.found.contains(&format!("process {}", std::process::id())), "{check:?}");
+            assert!(check.remedy.unwrap().contains("in [listen]"));
         }
+        // The address of the socket unit is what counts.
+        let of_unit = Port { socket: Some(everywhere), ..port("127.0.0.1:1".parse().unwrap()) };
+        let check = of_unit.is_free();
+        assert_eq!(check.verdict, Verdict::Missing, "{check:?}");
+        assert!(check.remedy.unwrap().ends_with("systemctl edit codex-authd.socket"));
         drop(taken);
-        assert_eq!(is_free("port", address).verdict, Verdict::Good);
-        assert_eq!(is_free("port", "0.0.0.0:0".parse().unwrap()).verdict, Verdict::Good);
+        assert_eq!(of_unit.is_free().verdict, Verdict::Weak, "[listen] says another one");
+        assert_eq!(port(address).is_free().verdict, Verdict::Good);
+        assert_eq!(port("0.0.0.0:0".parse().unwrap()).is_free().verdict, Verdict::Good);
     }
 
     #[test]
@@ -178,15 +250,70 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_socket_for_every_address_is_called_at_each_of_them() {
+        let own: Vec<IpAddr> =
+            ["192.0.2.7", "fe80::1", "::1", "127.0.0.1", "2001:db8::7"].map(|ip| ip.parse().unwrap()).into();
+        for (bound, called) in [
+            ("0.0.0.0:1", vec!["127.0.0.1:1", "192.0.2.7:1"]),
+            ("[::]:1", vec!["127.0.0.1:1", "[::1]:1", "192.0.2.7:1", "[2001:db8::7]:1"]),
+            ("192.0.2.9:1", vec!["192.0.2.9:1"]),
+        ] {
+            let found = addresses(bound.parse().unwrap(), &own);
+            assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), called, "{bound}");
+        }
+        // IPv6 is switched off.
+        assert_eq!(addresses("[::]:1".parse().unwrap(), &[]), ["127.0.0.1:1".parse().unwrap()]);
+    }
+
     #[tokio::test]
     async fn a_daemon_that_listens_elsewhere_or_not_at_all_is_told_of() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let bound = socket.local_addr().unwrap();
-        assert_eq!(answers("port", bound, bound).await.verdict, Verdict::Good);
-        let check = answers("port", "127.0.0.1:1".parse().unwrap(), bound).await;
-        assert_eq!(check.verdict, Verdict::Weak);
-        assert!(check.remedy.unwrap().contains("systemctl edit codex-authd.socket"));
+        let port = |configured, socket| Port { name: "port", configured, socket };
+        assert_eq!(port(bound, None).answers(bound).await.verdict, Verdict::Good);
+        let elsewhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        for (port, remedy) in [
+            (port(elsewhere, None), "systemctl edit codex-authd.socket"),
+            (port(bound, Some(elsewhere)), "systemctl restart codex-authd.socket"),
+        ] {
+            let check = port.answers(bound).await;
+            assert_eq!(check.verdict, Verdict::Weak);
+            assert!(check.remedy.unwrap().contains(remedy));
+        }
         drop(socket);
-        assert_eq!(answers("port", bound, bound).await.verdict, Verdict::Missing);
+        assert_eq!(port(bound, None).answers(bound).await.verdict, Verdict::Missing);
+    }
+
+    #[tokio::test]
+    async fn both_families_are_called_and_one_that_does_not_answer_is_named() {
+        let listening = |is_v6_only: bool| {
+            let socket = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::empty(), None).unwrap();
+            setsockopt(&socket, sockopt::Ipv6V6Only, &is_v6_only).unwrap();
+            bind(socket.as_raw_fd(), &SockaddrIn6::from(std::net::SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)))
+                .unwrap();
+            listen(&socket, Backlog::new(16).unwrap()).unwrap();
+            std::net::TcpListener::from(socket)
+        };
+        // The package's defaults: the socket unit serves both families, and [listen] says IPv4.
+        let port = |bound: SocketAddr| Port {
+            name: "port",
+            configured: SocketAddr::from(([0, 0, 0, 0], bound.port())),
+            socket: Some(bound),
+        };
+        let both = listening(false);
+        let bound = both.local_addr().unwrap();
+        let check = port(bound).answers(bound).await;
+        assert_eq!(check.verdict, Verdict::Good, "{check:?}");
+        assert!(check.found.contains("127.0.0.1, ::1"), "{check:?}");
+        let only_v6 = listening(true);
+        let bound = only_v6.local_addr().unwrap();
+        let check = port(bound).answers(bound).await;
+        assert_eq!(check.verdict, Verdict::Weak, "{check:?}");
+        assert!(
+            check.found.contains("not at 127.0.0.1 (") && check.remedy.unwrap().contains("BindIPv6Only"),
+            "{}",
+            check.found
+        );
     }
 }

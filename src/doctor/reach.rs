@@ -98,7 +98,7 @@ impl Failure {
         let all = causes.join(": ").to_lowercase();
         let last = causes.last().cloned().unwrap_or_else(|| "no answer".into());
         let (what, remedy) = if all.contains("dns") || all.contains("lookup address") {
-            ("its name cannot be resolved", "resolvectl query NAME; look at /etc/resolv.conf")
+            ("its name cannot be resolved", "getent hosts NAME; look at /etc/resolv.conf")
         } else if is_tls {
             ("TLS fails", "apt-get install ca-certificates; a proxy that opens TLS needs its authority there")
         } else if error.is_timeout() {

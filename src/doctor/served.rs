@@ -1,5 +1,6 @@
 //! The certificate that hosts are shown, and the address that they were given.
 
+use std::net::SocketAddr;
 use std::time::Duration as Wait;
 
 use time::Duration;
@@ -7,6 +8,7 @@ use time::Duration;
 use super::ports::reachable;
 use crate::config::Config;
 use crate::daemon::listen_file::Bound;
+use crate::daemon::owner::as_caller;
 use crate::model::check::Check;
 use crate::model::checkup;
 use crate::outside::Outside;
@@ -25,19 +27,27 @@ const OVERDUE: Duration = Duration::days(25);
 pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn Outside) -> Vec<Check> {
     let now = outside.now();
     let mut checks = Vec::new();
+    let mut own_ends = None;
     let renew = "put a new one into tls.certificate and tls.private_key, then systemctl reload codex-authd";
     if config.tls.is_own() {
-        match ServerIdentity::load(&config.tls.certificate, &config.tls.private_key) {
-            Ok(own) => checks.push(checkup::ends("tls.certificate", "the file", own.not_after(), now, WARNED, renew)),
+        // What the daemon's user cannot read is told before.
+        match as_caller(|| ServerIdentity::load(&config.tls.certificate, &config.tls.private_key)) {
+            Ok(own) => {
+                own_ends = Some(own.not_after());
+                checks.push(checkup::ends("tls.certificate", "the file", own.not_after(), now, WARNED, renew));
+                checks.extend(covers_public(&own, &config.public_base_url));
+            }
             Err(error) => {
                 let remedy = "put a certificate chain and its key (PEM) there, readable by the daemon's user";
                 checks.push(Check::missing("tls.certificate", error.to_string(), remedy));
             }
         }
     }
-    let Some(bound) = bound.filter(|_| config.listen.hosts_tls) else { return checks };
-    match shown_at(&format!("https://{}/healthz", reachable(bound.hosts))).await {
-        Ok(shown) if config.tls.is_own() => {
+    // A connection without the proxy's header is refused, so nothing can be looked at there; `public` asks by the proxy.
+    let is_direct = config.listen.hosts_tls && !config.listen.proxy_protocol;
+    let Some(bound) = bound.filter(|_| is_direct) else { return checks };
+    match shown_here(config, reachable(bound.hosts)).await {
+        Ok(shown) if Some(shown.not_after) == own_ends => {
             checks.push(checkup::ends(CERTIFICATE, "what hosts are shown", shown.not_after, now, WARNED, renew));
         }
         Ok(shown) if shown.not_before > now => {
@@ -57,6 +67,28 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
         }
     }
     checks
+}
+
+/// Names that it does not cover are shown ours.
+fn covers_public(own: &ServerIdentity, base: &str) -> Option<Check> {
+    let url = reqwest::Url::parse(base).ok()?;
+    let host = url.host_str()?;
+    let name = ServerName::parse(host)?;
+    (!own.covers(&name)).then(|| {
+        Check::weak(
+            "tls.certificate",
+            format!("it is not for {host} (public_base_url): hosts that come by that name are shown our own"),
+            "a certificate that has the name, or another public_base_url",
+        )
+    })
+}
+
+/// What the hosts' listener shows to who comes by the public name; without one, by its address.
+async fn shown_here(config: &Config, address: SocketAddr) -> Result<Shown, String> {
+    let url = reqwest::Url::parse(&config.public_base_url).ok();
+    let name = url.as_ref().and_then(reqwest::Url::domain);
+    let host = name.map_or_else(|| address.to_string(), |name| format!("{name}:{}", address.port()));
+    shown_at_address(&format!("https://{host}/healthz"), name.map(|name| (name, address))).await
 }
 
 /// Whether hosts can come by the address that is baked into them, as seen from here.
@@ -108,7 +140,16 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
 
 /// The certificate that is shown there; it is looked at, and not believed.
 async fn shown_at(url: &str) -> Result<Shown, String> {
-    let client = reqwest::Client::builder()
+    shown_at_address(url, None).await
+}
+
+/// The same, with a name that is at this address, whatever DNS says.
+async fn shown_at_address(url: &str, known: Option<(&str, SocketAddr)>) -> Result<Shown, String> {
+    let mut builder = reqwest::Client::builder();
+    if let Some((name, address)) = known {
+        builder = builder.resolve(name, address);
+    }
+    let client = builder
         .danger_accept_invalid_certs(true)
         .tls_info(true)
         .no_proxy()

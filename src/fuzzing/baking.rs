@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::model::secret::Secret;
-use crate::service::bake::{self, BakeError, Values, WRAPPER_VERSION};
+use crate::service::bake::{self, BakeError, Values};
 
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "\n# --- baked: end\n";
@@ -26,6 +26,7 @@ pub fn baking(data: &[u8]) {
         api_key: &api_key,
         fqdn: part(2),
         ca_pem: part(3),
+        trusts_system: choice & 4 != 0,
         codex_release_url: part(4),
         codex_npm: part(5),
         codex_release_sha256: part(6),
@@ -46,6 +47,7 @@ pub fn baking(data: &[u8]) {
         api_key: &Secret::new(""),
         fqdn: "",
         ca_pem: "",
+        trusts_system: false,
         codex_release_url: "",
         codex_npm: "",
         codex_release_sha256: "",
@@ -70,7 +72,8 @@ pub fn baking(data: &[u8]) {
         ("CDX_API_KEY", part(1)),
         ("CDX_FQDN", part(2)),
         ("CDX_CA_PEM", part(3)),
-        ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
+        ("CDX_SYSTEM_CA", if values.trusts_system { "1" } else { "" }),
+        ("CDX_WRAPPER_VERSION", bake::wrapper_version(values.trusts_system)),
         ("CDX_CODEX_RELEASE_URL", part(4)),
         ("CDX_CODEX_RELEASE_SHA256", part(6)),
         ("CDX_CODEX_NPM", if part(5).is_empty() { "@openai/codex" } else { part(5) }),

@@ -172,7 +172,8 @@ impl Source for TcpListener {
     type Raw = (TcpStream, SocketAddr);
 
     async fn accept(&self) -> io::Result<Self::Raw> {
-        TcpListener::accept(self).await
+        let (stream, remote) = TcpListener::accept(self).await?;
+        Ok((stream, canonical(remote)))
     }
 }
 
@@ -278,9 +279,13 @@ fn local_address(stream: &TcpStream, remote: SocketAddr) -> Option<LocalAddr> {
     }
 }
 
-/// A v4 client of a dual-stack socket is that v4 address, wherever addresses are compared.
+/// An IPv4 client of a socket for both families has its IPv4 address, wherever addresses are compared or shown.
+fn canonical(remote: SocketAddr) -> SocketAddr {
+    SocketAddr::new(remote.ip().to_canonical(), remote.port())
+}
+
 fn remote_address(remote: SocketAddr) -> RemoteAddr {
-    RemoteAddr(Addr::SocketAddr(SocketAddr::new(remote.ip().to_canonical(), remote.port())))
+    RemoteAddr(Addr::SocketAddr(canonical(remote)))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -64,6 +64,16 @@ pub enum Store {
     Outbox,
 }
 
+/// What a call that came from a trusted proxy said of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    Named,
+    /// No header: the proxy itself counts as the caller.
+    Missing,
+    /// Refused.
+    Unreadable,
+}
+
 pub struct Metrics {
     registry: Registry,
     /// Sorted; the place of a name is its [`Operation`], and the place after the last is that of what is none of them.
@@ -76,6 +86,9 @@ pub struct Metrics {
     in_flight: IntGauge,
     refusals: [IntCounter; 4],
     failed_keys: IntCounter,
+    /// By [`Forwarding`].
+    forwarded: [IntCounter; 3],
+    last_forwarding: Mutex<Option<Forwarding>>,
     flush: HistogramVec,
     probes: IntCounterVec,
     probe_duration: Histogram,
@@ -130,6 +143,13 @@ impl Metrics {
             &["bucket"],
         )?;
         let failed_keys = IntCounter::new("codex_authd_failed_keys_total", "Calls with a key that no host has.")?;
+        let forwarded = IntCounterVec::new(
+            Opts::new(
+                "codex_authd_forwarded_calls_total",
+                "Calls from trusted proxies, health checks apart, by what their header said of the caller.",
+            ),
+            &["caller"],
+        )?;
         let flush = HistogramVec::new(
             HistogramOpts::new(
                 "codex_authd_flush_duration_seconds",
@@ -161,6 +181,7 @@ impl Metrics {
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(refusals.clone()))?;
         registry.register(Box::new(failed_keys.clone()))?;
+        registry.register(Box::new(forwarded.clone()))?;
         registry.register(Box::new(flush.clone()))?;
         let operations_and_unknown = operations.len() + 1;
         let kept = LISTENERS.len() * operations_and_unknown * (STATUSES.len() + 1);
@@ -174,6 +195,8 @@ impl Metrics {
             refusals: ["global", "host", "auth_failures", "host_stores"]
                 .map(|bucket| refusals.with_label_values(&[bucket])),
             failed_keys,
+            forwarded: ["named", "missing", "unreadable"].map(|caller| forwarded.with_label_values(&[caller])),
+            last_forwarding: Mutex::default(),
             flush,
             probes,
             probe_duration,
@@ -243,6 +266,18 @@ impl Metrics {
 
     pub fn key_failed(&self) {
         self.failed_keys.inc();
+    }
+
+    /// Counts a call from a trusted proxy.
+    pub fn forwarded(&self, forwarding: Forwarding) {
+        self.forwarded[forwarding as usize].inc();
+        *self.last_forwarding.lock().unwrap_or_else(PoisonError::into_inner) = Some(forwarding);
+    }
+
+    /// The last call from a trusted proxy, and how many there were of each [`Forwarding`].
+    pub fn forwardings(&self) -> Option<(Forwarding, [u64; 3])> {
+        let last = (*self.last_forwarding.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some((last, self.forwarded.each_ref().map(IntCounter::get)))
     }
 
     /// Counts a probe: `state` is one of `ok`, `fail`, `unavailable`.

@@ -19,6 +19,8 @@ pub struct Readings {
     pub conflicts: u64,
     pub certificates: Vec<CertificateReading>,
     pub api_disabled: bool,
+    /// Of when the newest backup is that was read back, in unix seconds; 0: none is known.
+    pub verified_backup: i64,
     pub degraded: bool,
     /// Hot state was damaged when this process began.
     pub hot_state_set_aside: bool,
@@ -93,6 +95,10 @@ impl Now {
         conflicts.with_label_values::<&str>(&[]).inc_by(readings.conflicts);
         let aside = "1 from a start that found hot state damaged, set it aside and built it anew, to the next start.";
         self.gauge("codex_authd_hot_state_set_aside", aside, f64::from(u8::from(readings.hot_state_set_aside)))?;
+        let backup =
+            "Of when the newest backup is that was made and read back, in unix seconds; 0 while there is none.";
+        let made = readings.verified_backup as f64;
+        self.gauge("codex_authd_last_verified_backup_timestamp_seconds", backup, made)?;
         let switch = "1 while an admin has switched the hosts' API off.";
         self.gauge("codex_authd_kill_switch", switch, f64::from(u8::from(readings.api_disabled)))?;
         let degraded = "1 while the store cannot be read or written.";

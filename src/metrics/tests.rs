@@ -14,6 +14,7 @@ fn readings() -> Readings {
         conflicts: 6,
         certificates: vec![certificate],
         api_disabled: true,
+        verified_backup: 1_789_900_000,
         degraded: false,
         hot_state_set_aside: true,
     }
@@ -90,7 +91,7 @@ fn what_is_asked_for_is_told_as_it_is() {
     let samples = read(&metrics);
     drop(in_flight);
     let admin = [("kind", "admin"), ("name", "a\"b\\c\nd"), ("fingerprint", "0123")];
-    let expected: [Expected; 17] = [
+    let expected: [Expected; 18] = [
         ("codex_authd_canonical_version", &[], 3.0),
         ("codex_authd_canonical_last_refresh_age_seconds", &[], 9.5),
         ("codex_authd_hosts", &[("state", "active")], 2.0),
@@ -99,6 +100,7 @@ fn what_is_asked_for_is_told_as_it_is() {
         ("codex_authd_kill_switch", &[], 1.0),
         ("codex_authd_degraded", &[], 0.0),
         ("codex_authd_hot_state_set_aside", &[], 1.0),
+        ("codex_authd_last_verified_backup_timestamp_seconds", &[], 1_789_900_000.0),
         ("codex_authd_handshakes_total", &[("listener", "hosts"), ("outcome", "refused")], 2.0),
         ("codex_authd_connections_refused_total", &[("listener", "hosts"), ("reason", "handshake")], 2.0),
         ("codex_authd_accept_errors_total", &[("listener", "hosts")], 1.0),

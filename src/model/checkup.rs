@@ -5,11 +5,14 @@ use time::macros::format_description;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
 use super::check::Check;
+use crate::metrics::Forwarding;
 
 /// Clocks may differ by so much before anything is said.
 const DRIFT: Duration = Duration::seconds(30);
 /// Further apart, certificates and tokens are not taken any more.
 const BROKEN: Duration = Duration::minutes(10);
+/// A nightly backup may be so old, and a bit.
+const BACKUP: Duration = Duration::hours(50);
 
 /// This clock beside the newest thing that is known: nothing can be from the future.
 pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, what: &str) -> Check {
@@ -164,6 +167,49 @@ pub struct Login {
     pub restored: Option<OffsetDateTime>,
 }
 
+/// What calls from trusted proxies say of their callers: the last one, and how many named theirs, named none, could not be
+/// read.
+pub fn forwarding(last: Forwarding, [named, missing, unreadable]: [u64; 3]) -> Check {
+    const NAME: &str = "proxies";
+    const WRITE: &str = "have the proxy write the header of listen.forwarded_header; nginx: \
+                         proxy_set_header X-Forwarded-For $remote_addr;";
+    let all = named + missing + unreadable;
+    match last {
+        Forwarding::Named => Check::good(NAME, "the last call from a trusted proxy named its caller"),
+        Forwarding::Missing => Check::missing(
+            NAME,
+            format!(
+                "{missing} of {all} calls from trusted proxies carried no forwarding header, the last one too: the proxy \
+                 counts as their caller, and hosts are bound to its address"
+            ),
+            format!("{WRITE} then codex-authd hosts clear FQDN for hosts that were bound meanwhile"),
+        ),
+        Forwarding::Unreadable => Check::missing(
+            NAME,
+            format!(
+                "{unreadable} of {all} calls from trusted proxies were refused, the last one too: their forwarding header \
+                 does not say who calls (event=forwarded_unreadable in the log says why)"
+            ),
+            WRITE,
+        ),
+    }
+}
+
+/// `known`: of when the newest backup is that was read back, and whether the keys are in it.
+pub fn backup(known: Option<(OffsetDateTime, bool)>, now: OffsetDateTime) -> Check {
+    const NAME: &str = "backup";
+    const SWITCH_ON: &str = "systemctl enable --now codex-authd-backup.timer; systemctl start codex-authd-backup";
+    let Some((made_at, has_keys)) = known else {
+        return Check::weak(NAME, "none was made and read back yet", SWITCH_ON);
+    };
+    let of = shown(made_at);
+    if now - made_at > BACKUP {
+        return Check::weak(NAME, format!("the newest one that was read back is of {of}"), SWITCH_ON);
+    }
+    let keys = if has_keys { "the keys are in it" } else { "without the keys: keep a copy of the master key" };
+    Check::good(NAME, format!("of {of}, and read back; {keys}"))
+}
+
 pub fn login(login: &Login, now: OffsetDateTime) -> Check {
     const NAME: &str = "login";
     const UPLOAD: &str = "codex-authd auth upload FILE, with the auth.json of a fresh `codex login`";
@@ -260,6 +306,20 @@ mod tests {
             let check = clock_and_other("clock", NOW, NOW - Duration::seconds(apart), "upstream");
             assert_eq!(remedied(&check), verdict, "{apart}");
             assert!(check.found.contains(side), "{}", check.found);
+        }
+    }
+
+    #[test]
+    fn a_backup_that_was_read_back_is_good_for_two_nights() {
+        for (known, verdict, words) in [
+            (None, Weak, "none was made"),
+            (Some((NOW - Duration::hours(51), true)), Weak, "is of 2026-11-24"),
+            (Some((NOW - Duration::hours(49), true)), Good, "the keys are in it"),
+            (Some((NOW - Duration::hours(1), false)), Good, "keep a copy of the master key"),
+        ] {
+            let check = backup(known, NOW);
+            assert_eq!(remedied(&check), verdict, "{check:?}");
+            assert!(check.found.contains(words), "{check:?}");
         }
     }
 

@@ -46,6 +46,7 @@ impl Header {
 pub struct Trust {
     proxies: Vec<IpNet>,
     header: Option<Header>,
+    proxy_protocol: bool,
 }
 
 /// Why a forwarding header does not say where a call comes from. Nothing of it is quoted.
@@ -64,7 +65,16 @@ pub enum Unreadable {
 impl Trust {
     /// No header is believed where `header` is `None`.
     pub fn new(proxies: Vec<IpNet>, header: Option<Header>) -> Self {
-        Self { proxies, header }
+        Self { proxies, header, proxy_protocol: false }
+    }
+
+    /// Each connection itself says who calls, in a PROXY header.
+    pub fn with_proxy_protocol(self, proxy_protocol: bool) -> Self {
+        Self { proxy_protocol, ..self }
+    }
+
+    pub fn has_proxy_protocol(&self) -> bool {
+        self.proxy_protocol
     }
 
     pub fn trusts(&self, address: IpAddr) -> bool {

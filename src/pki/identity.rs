@@ -11,16 +11,18 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::leaf::{parse, read_pem};
+use super::leaf::read_pem;
 use super::server::{ServerCertificate, ServerKey, spki_pin_of_der};
-use super::{PkiError, Result};
+use super::shown::Shown;
+use super::{PkiError, Result, ServerName};
 
 /// A chain and the key that belongs to its first certificate: checked when it is made.
 #[derive(Clone)]
 pub struct ServerIdentity {
     key: Arc<CertifiedKey>,
     spki_pin: String,
-    not_after: OffsetDateTime,
+    /// What its first certificate says.
+    leaf: Arc<Shown>,
 }
 
 impl ServerIdentity {
@@ -84,10 +86,10 @@ impl ServerIdentity {
     fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<Self> {
         let leaf = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
         let spki_pin = spki_pin_of_der(leaf)?;
-        let not_after = parse("certificate", leaf)?.validity().not_after.to_datetime();
+        let leaf = Arc::new(Shown::read(leaf)?);
         let key = CertifiedKey::new(chain, any_supported_type(key)?);
         key.keys_match()?;
-        Ok(Self { key: Arc::new(key), spki_pin, not_after })
+        Ok(Self { key: Arc::new(key), spki_pin, leaf })
     }
 
     /// For `curl --pinnedpubkey sha256//…`.
@@ -96,7 +98,12 @@ impl ServerIdentity {
     }
 
     pub fn not_after(&self) -> OffsetDateTime {
-        self.not_after
+        self.leaf.not_after
+    }
+
+    /// Whether who calls the server so believes it.
+    pub fn covers(&self, name: &ServerName) -> bool {
+        self.leaf.covers(name)
     }
 
     pub fn chain(&self) -> &[CertificateDer<'static>] {
@@ -112,7 +119,7 @@ impl fmt::Debug for ServerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerIdentity")
             .field("spki_pin", &self.spki_pin)
-            .field("not_after", &self.not_after)
+            .field("not_after", &self.not_after())
             .finish_non_exhaustive()
     }
 }

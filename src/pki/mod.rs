@@ -27,7 +27,7 @@ pub use names::{ServerName, names_for};
 pub use pkcs12::to_pkcs12;
 pub use server::{ServerCertificate, ServerKey, issue_server_certificate, spki_pin, spki_pin_of_certificate};
 pub use shown::Shown;
-pub use tls::{LiveConfig, admin_config, server_config};
+pub use tls::{LiveConfig, ServerIdentities, admin_config, hosts_config, server_config};
 
 /// `server_key::create()`, under the name by which the rest of the house speaks of it.
 pub mod server_key {

@@ -27,6 +27,11 @@ impl Shown {
                 _ => {}
             }
         }
+        // As hosts read it: the common name stands in where no other name is told.
+        if dns.is_empty() && addresses.is_empty() {
+            let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+            dns.extend(common.map(str::to_ascii_lowercase));
+        }
         let validity = certificate.validity();
         Ok(Self {
             not_before: validity.not_before.to_datetime(),
@@ -77,5 +82,17 @@ mod tests {
             assert_eq!(shown.covers(&ServerName::parse(name).unwrap()), covered, "{name}");
         }
         assert!(shown.not_before < shown.not_after);
+    }
+
+    #[test]
+    fn the_common_name_counts_where_no_other_name_is_told() {
+        let key = KeyPair::generate().unwrap();
+        for (names, covered) in [(vec![], true), (vec!["other.test".to_owned()], false)] {
+            let mut params = CertificateParams::new(names).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "Auth.test");
+            let made = params.self_signed(&key).unwrap();
+            let shown = Shown::read(made.der()).unwrap();
+            assert_eq!(shown.covers(&ServerName::parse("auth.test").unwrap()), covered);
+        }
     }
 }

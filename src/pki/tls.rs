@@ -7,23 +7,72 @@ use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::server::{NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier};
-use rustls::sign::SingleCertAndKey;
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache, WebPkiClientVerifier,
+};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig};
 
 use super::identity::ServerIdentity;
-use super::{PkiError, Result};
+use super::{PkiError, Result, ServerName};
 
 /// Sessions kept for resumption, all hosts together; the oldest make room.
 const RESUMABLE_SESSIONS: usize = 4096;
 
-/// For hosts: no client certificate, TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
+/// The certificates of one listener: the operator's for the names that it covers, ours for all others. So a host that knows
+/// the daemon by an earlier name, or by an address, goes on.
+#[derive(Debug)]
+pub struct ServerIdentities {
+    pub ours: ServerIdentity,
+    pub operators: Option<ServerIdentity>,
+    /// Whether a handshake without a name gets the operator's. Clients send none where they have an address.
+    pub operators_for_addresses: bool,
+}
+
+impl ServerIdentities {
+    /// `public`: by which name hosts know the daemon. An address is not sent in a handshake: if it is one, and the
+    /// operator's certificate covers it, handshakes without a name get that.
+    pub fn new(ours: ServerIdentity, operators: Option<ServerIdentity>, public: Option<&ServerName>) -> Self {
+        let public = public.filter(|name| matches!(name, ServerName::Ip(_)));
+        let operators_for_addresses =
+            public.zip(operators.as_ref()).is_some_and(|(name, operators)| operators.covers(name));
+        Self { ours, operators, operators_for_addresses }
+    }
+
+    /// What whoever asks for this name is shown.
+    pub fn for_name(&self, name: Option<&ServerName>) -> &ServerIdentity {
+        let Some(operators) = &self.operators else { return &self.ours };
+        let gets_it = match name {
+            Some(name @ ServerName::Dns(_)) => operators.covers(name),
+            Some(ServerName::Ip(_)) | None => self.operators_for_addresses,
+        };
+        if gets_it { operators } else { &self.ours }
+    }
+}
+
+impl ResolvesServerCert for ServerIdentities {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().and_then(ServerName::parse);
+        Some(self.for_name(name.as_ref()).certified_key())
+    }
+}
+
+/// For admins who sign in: no client certificate, TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
 pub fn server_config(identity: &ServerIdentity) -> Result<ServerConfig> {
+    without_client_certificates(Arc::new(SingleCertAndKey::from(identity.certified_key())))
+}
+
+/// The same for hosts.
+pub fn hosts_config(identities: Arc<ServerIdentities>) -> Result<ServerConfig> {
+    without_client_certificates(identities)
+}
+
+fn without_client_certificates(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified_key())));
+        .with_cert_resolver(resolver);
     config.alpn_protocols = alpn();
     config.session_storage = ServerSessionMemoryCache::new(RESUMABLE_SESSIONS);
     // Nearly every connection is one run of curl, which resumes nothing: one ticket is plenty.
@@ -106,12 +155,44 @@ mod tests {
     use crate::pki::server::{self, issue_server_certificate};
 
     fn identity() -> ServerIdentity {
+        identity_for(&["localhost"])
+    }
+
+    fn identity_for(names: &[&str]) -> ServerIdentity {
         let made = authority::create(AuthorityRole::Server, System.now(), &System).unwrap();
         let ca = AuthorityKey::new(&made.certificate_pem, &made.private_key).unwrap();
         let key = server::create().unwrap();
-        let names = [ServerName::Dns("localhost".into())];
+        let names: Vec<_> =
+            names.iter().map(|name| ServerName::parse(name).unwrap_or(ServerName::Dns((*name).into()))).collect();
         let issued = issue_server_certificate(&ca, &key, &names, System.now(), &System).unwrap();
         ServerIdentity::issued(&issued, &key).unwrap()
+    }
+
+    #[test]
+    fn names_that_the_operators_certificate_does_not_cover_get_ours() {
+        let shown = |operators: &[&str], public: &str| {
+            let ours = identity();
+            let own = (!operators.is_empty()).then(|| identity_for(operators));
+            let public = ServerName::parse(public);
+            let identities = ServerIdentities::new(ours, own, public.as_ref());
+            move |name: &str| {
+                let name = ServerName::parse(name);
+                identities.for_name(name.as_ref()).spki_pin() != identities.ours.spki_pin()
+            }
+        };
+        let by_name = shown(&["auth.test", "*.fleet.test"], "auth.test");
+        for (name, is_operators) in
+            [("auth.test", true), ("Auth.Test.", true), ("a.fleet.test", true), ("old.test", false), ("", false)]
+        {
+            assert_eq!(by_name(name), is_operators, "{name}");
+        }
+        assert!(!by_name("192.0.2.1"), "an address is not sent in a handshake");
+        let by_address = shown(&["auth.test", "192.0.2.1"], "192.0.2.1");
+        assert!(by_address("192.0.2.1") && by_address("") && by_address("auth.test") && !by_address("old.test"));
+        let elsewhere = shown(&["auth.test", "192.0.2.1"], "192.0.2.2");
+        assert!(!elsewhere("192.0.2.2") && !elsewhere(""), "what is not covered gets ours");
+        let ours = shown(&[], "auth.test");
+        assert!(!ours("auth.test") && !ours(""));
     }
 
     #[test]

@@ -172,6 +172,11 @@ impl Row {
             Self::Settings(settings) => {
                 settings.client_release.iter_mut().for_each(|it| cut(&mut it.checked_at));
                 settings.restored_login.iter_mut().for_each(|it| cut(&mut it.backup_of));
+                settings.verified_backup.iter_mut().for_each(|it| cut(&mut it.made_at));
+                if let Some(trust) = &mut settings.host_trust {
+                    cut_any(&mut trust.system_since);
+                    cut_any(&mut trust.switched_at);
+                }
             }
             Self::SealingKeys(key) => cut(&mut key.created_at),
             Self::Authorities(authority) => cut_any(&mut authority.created_at),

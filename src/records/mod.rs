@@ -805,6 +805,32 @@ pub struct Settings {
     // Rows of a backup are counted as they are written: those of before there was this did not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restored_login: Option<RestoredLogin>,
+    /// The newest backup that was made and read back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_backup: Option<VerifiedBackup>,
+    /// `None`: no daemon that records it has run yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_trust: Option<HostTrust>,
+}
+
+/// Which certificates of the daemon hosts accept, and whose they are shown. All nodes bake their wrappers by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTrust {
+    /// Wrappers of the releases that did not report what they trust trust the machine's store alone; else our authority
+    /// alone.
+    pub old_wrappers_trust_system: bool,
+    /// Since when wrappers are baked to trust the machine's store as well. `None`: they trust our authority alone.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub system_since: Option<OffsetDateTime>,
+    /// Since when hosts are shown a certificate that the machine's store vouches for, the operator's or a proxy's. `None`:
+    /// they are shown one of our authority.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub switched_at: Option<OffsetDateTime>,
+}
+
+impl HostTrust {
+    /// Every host trusts our authority alone, and is shown a certificate of it.
+    pub const NONE: Self = Self { old_wrappers_trust_system: false, system_since: None, switched_at: None };
 }
 
 /// One change of the settings. Each changes its own members and no others, so that nodes which change the settings at the
@@ -823,6 +849,26 @@ pub enum SettingsChange {
     ClearRestored {
         version: u64,
     },
+    /// Notes a backup, if it is newer than the one that is noted.
+    BackupVerified(VerifiedBackup),
+    /// Records for the first time what hosts trust; what is recorded stays.
+    BeginHostTrust(HostTrust),
+    /// Wrappers trust the machine's store from then on, if they do not already. It is not taken back.
+    TrustSystem {
+        since: OffsetDateTime,
+    },
+    /// Hosts are shown a certificate that the machine's store vouches for, or one of our authority again (`None`). It does
+    /// not fit where that is so already.
+    Switch(Option<OffsetDateTime>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedBackup {
+    /// Of when the backup is.
+    #[serde(with = "time::serde::rfc3339")]
+    pub made_at: OffsetDateTime,
+    /// The keys are in it, under a passphrase: it needs nothing else.
+    pub has_keys: bool,
 }
 
 /// A version that a backup brought back. It may hold a refresh token which was spent since, and such a token must not be

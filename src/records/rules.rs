@@ -200,6 +200,22 @@ impl SettingsChange {
             Self::ClearRestored { version } => {
                 changed.restored_login.take_if(|restored| restored.version == *version)?;
             }
+            Self::BackupVerified(backup) => {
+                if changed.verified_backup.as_ref().is_some_and(|known| known.made_at >= backup.made_at) {
+                    return None;
+                }
+                changed.verified_backup = Some(backup.clone());
+            }
+            Self::BeginHostTrust(trust) if changed.host_trust.is_none() => changed.host_trust = Some(*trust),
+            Self::BeginHostTrust(_) => return None,
+            Self::TrustSystem { since } => {
+                let trust = changed.host_trust.as_mut().filter(|trust| trust.system_since.is_none())?;
+                trust.system_since = Some(*since);
+            }
+            Self::Switch(at) => {
+                let trust = changed.host_trust.as_mut().filter(|trust| trust.switched_at.is_some() != at.is_some())?;
+                trust.switched_at = *at;
+            }
         }
         Some(changed)
     }

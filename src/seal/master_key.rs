@@ -16,6 +16,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::{Result, SealError};
+use crate::config::credentials;
 use crate::outside::{Outside, random};
 
 /// The name within systemd's credentials directory.
@@ -46,9 +47,9 @@ impl MasterKey {
 
     /// The key from the credential if there is one, else from the file at `path`.
     pub fn load(path: &Path, credential_dir: Option<&Path>) -> Result<Option<Self>> {
-        if let Some(dir) = credential_dir
+        if let Some(credential) = credential_dir.and_then(|directory| credentials::file(directory, CREDENTIAL))
             // systemd lets the service's user in through an ACL, whose mask shows as the group's bits.
-            && let Some(key) = read(&dir.join(CREDENTIAL), 0o007)?
+            && let Some(key) = read(&credential, 0o007)?
         {
             return Ok(Some(key));
         }

@@ -486,6 +486,11 @@ mod master_key_file {
         // None there: the file.
         let (from_file, created) = load().unwrap();
         assert!(created);
+        // What the unit puts there where nobody brought one.
+        write(&credentials.path().join("master.key"), b"\0", 0o440);
+        let (again, created) = load().unwrap();
+        assert!(!created && again.is(&from_file));
+        fs::remove_file(credentials.path().join("master.key")).unwrap();
         // As systemd shows it to a user of its own, through an ACL.
         write(&credentials.path().join("master.key"), "cd".repeat(32).as_bytes(), 0o440);
         let (from_credential, created) = load().unwrap();

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
 use super::audit::tell;
-use super::error::Throttled;
+use super::error::{RefusedAddress, Throttled};
 use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
 use crate::hot::throttle::{Failing, Limited};
 use crate::metrics::Refusal;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::host::{AddressRule, HostId};
+use crate::model::host::{AddressRule, Fqdn, HostId, HostRules};
 use crate::model::people::UserId;
 use crate::records::Host;
 
@@ -41,6 +41,11 @@ pub enum Purpose {
     /// To take itself out. `anywhere` leaves the address rule out (a host that leaves from a new address).
     Leave { anywhere: bool },
 }
+
+/// What the audit log calls it.
+const ADDRESS_REFUSED: &str = "address.refused";
+/// How many of the newest audit entries are read for the last refusal of a host.
+const SEARCHED_ENTRIES: usize = 2000;
 
 /// Windows may have been opened for longer than the present configuration would, but not for longer than this.
 const LONGEST_WINDOW: Duration = Duration::hours(1);
@@ -121,7 +126,7 @@ impl Service {
             _ if purpose == Purpose::Leave { anywhere: true } => Ok(Admission::Admitted(host)),
             AddressRule::Admitted => Ok(Admission::Admitted(host)),
             AddressRule::ToBeBound => Ok(Admission::Unbound(host, key)),
-            AddressRule::Refused => Err(self.address_refused(&host, from, now)),
+            AddressRule::Refused => Err(self.address_refused(&host.fqdn, &host.rules, from, now)),
         }
     }
 
@@ -188,7 +193,7 @@ impl Service {
         let bound = self.commit_untold(binding, |bound| bound.as_ref().filter(is_news).map(Into::into)).await?;
         let bound = bound.ok_or(ServiceError::KeyInvalid)?;
         if bound.rules.address(from, ipv6_prefix) != AddressRule::Admitted {
-            return Err(self.address_refused(&host, from, now));
+            return Err(self.address_refused(&bound.fqdn, &bound.rules, from, now));
         }
         tell(&note);
         match self.hot.host_by_id(host.id) {
@@ -200,8 +205,38 @@ impl Service {
         }
     }
 
-    fn address_refused(&self, host: &HotHost, from: IpAddr, now: OffsetDateTime) -> ServiceError {
-        self.watch.event("address.refused", host.fqdn.as_str(), from, false, now);
-        ServiceError::AddressRefused
+    fn address_refused(&self, fqdn: &Fqdn, rules: &HostRules, from: IpAddr, now: OffsetDateTime) -> ServiceError {
+        let networks = &rules.allowed_networks;
+        let bound_to = rules.bound_like(from).filter(|_| networks.is_empty());
+        let note = By::anybody(from).note(now, ADDRESS_REFUSED).refused("refused").on(fqdn);
+        self.watch.refused(match bound_to {
+            Some(bound) => {
+                let remedy = format!("codex-authd hosts clear {fqdn} | codex-authd hosts roaming {fqdn}");
+                note.with("bound_to", bound).with("remedy", remedy)
+            }
+            None => {
+                let networks: Vec<_> = networks.iter().map(ToString::to_string).collect();
+                let remedy = format!("codex-authd hosts networks {fqdn} NETWORK...");
+                note.with("networks", networks.join(" ")).with("remedy", remedy)
+            }
+        });
+        ServiceError::AddressRefused(Box::new(RefusedAddress { fqdn: fqdn.clone(), called_from: from, bound_to }))
+    }
+
+    /// The last refused call of a host, if it would be refused again, with the time. It is looked for among the newest
+    /// entries of the audit log only, which bounds the cost of a page that shows it.
+    pub async fn last_address_refused(&self, host: &Host) -> Result<Option<(RefusedAddress, OffsetDateTime)>> {
+        let newest = self.records.audit_head().await?.number;
+        let entries = self.records.audit_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
+        let notes = entries.await?.into_iter().rev().map(|entry| entry.note);
+        let last = notes
+            .filter(|note| note.action == ADDRESS_REFUSED && note.target.as_deref() == Some(host.fqdn.as_str()))
+            .find_map(|note| Some((note.from?, note.at)));
+        let Some((called_from, at)) = last else { return Ok(None) };
+        if host.rules.address(called_from, self.policy.load().ipv6_prefix) != AddressRule::Refused {
+            return Ok(None);
+        }
+        let bound_to = host.rules.bound_like(called_from).filter(|_| host.rules.allowed_networks.is_empty());
+        Ok(Some((RefusedAddress { fqdn: host.fqdn.clone(), called_from, bound_to }, at)))
     }
 }

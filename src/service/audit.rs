@@ -124,5 +124,5 @@ pub(super) fn tell(note: &AuditNote) {
     let target = target.as_deref().unwrap_or_default();
     let details = details.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
     let level = if *alarm { log::Level::Warn } else { log::Level::Info };
-    log::log!(level, event = "audit", action = action.as_str(), actor:%, target, from = from.as_str(), outcome = outcome.as_str(), alarm = *alarm, details = details.as_str(); "{action} by {actor}: {outcome}");
+    log::log!(level, event = "audit", action = action.as_str(), actor:%, subject = target, from = from.as_str(), outcome = outcome.as_str(), alarm = *alarm, details = details.as_str(); "{action} by {actor}: {outcome}");
 }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::enrol::HostView;
+use super::host_trust::has_wrapper;
 use super::{By, Result, Service, ServiceError};
 use crate::model::authority::AuthorityRole;
 use crate::pki::authority::{self, AuthorityKey};
@@ -164,8 +166,8 @@ impl Service {
                 let depend = certificates.values().filter(|it| self.is_in_force(it)).filter(signed_by_old).count();
                 if depend > 0 {
                     return Err(ServiceError::Conflict(format!(
-                        "{depend} certificate(s) in force were signed by the old authority: issue their holders new \
-                         ones and revoke these, or force it"
+                        "{depend} certificate(s) in force were signed by the old authority: renew each (codex-authd \
+                         certificates renew NAME --out NAME.p12 --revoke), or force it"
                     )));
                 }
             }
@@ -176,7 +178,11 @@ impl Service {
     /// Hosts whose wrapper was fetched before `since` do not know the authority that was made then.
     async fn refuse_if_hosts_depend(&self, since: Option<OffsetDateTime>) -> Result<()> {
         let hosts = self.hosts().await?;
-        let behind: Vec<_> = hosts.iter().filter(|host| host.activity.wrapper_fetched_at < since).collect();
+        // A host that was never installed has nothing to update.
+        let is_installed =
+            |host: &&HostView| host.activity.wrapper_fetched_at.is_some() || has_wrapper(&host.host, &host.activity);
+        let behind: Vec<_> =
+            hosts.iter().filter(is_installed).filter(|host| host.activity.wrapper_fetched_at < since).collect();
         let Some(first) = behind.first() else { return Ok(()) };
         Err(ServiceError::Conflict(format!(
             "{} host(s), {} among them, have a wrapper that does not know the new authority: run `cdx --update` there, \
@@ -214,7 +220,7 @@ impl Service {
         Ok(())
     }
 
-    /// Changes whenever the certificates or the authorities did.
+    /// Changes whenever the certificates, the authorities, or what hosts trust did.
     pub fn trust_changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.trust_changed.subscribe()
     }

@@ -5,21 +5,49 @@
 //! is baked is quoted so that the shell reads it back as exactly that text and runs none of it, whatever it holds. This
 //! module knows nothing of hosts, keys or storage: it is handed text.
 
+use std::sync::LazyLock;
+
 use zeroize::Zeroizing;
 
 use crate::model::digest::Digest;
 use crate::model::secret::Secret;
+use crate::model::version::Version;
 
 /// The version of the `cdx` that this daemon serves.
 pub const WRAPPER_VERSION: &str = include_str!("../../wrapper/VERSION").trim_ascii();
+
+/// What a wrapper that trusts the machine's store as well adds to its version: hosts report it with every call.
+const TRUSTS_SYSTEM: &str = "+system";
+
+/// The first version that always trusts our authority. Those before trust either it or the machine's store, and do not
+/// report which.
+const FIRST_OF_BOTH: &str = "2026.11.30-01";
 
 const WRAPPER: &str = include_str!("../../wrapper/cdx");
 const INSTALLER: &str = include_str!("../../wrapper/install.sh");
 const START: &str = include_str!("../../wrapper/start.sh");
 
 /// The shell functions that the first stage runs, and the template that owns each.
-const START_FUNCTIONS: [(&str, &str); 3] =
-    [(WRAPPER, "missing_tools"), (INSTALLER, "missing_for_install"), (INSTALLER, "choose_place")];
+const START_FUNCTIONS: [(&str, &str); 18] = [
+    (WRAPPER, "missing_tools"),
+    (INSTALLER, "missing_for_install"),
+    (INSTALLER, "choose_place"),
+    (WRAPPER, "find_home"),
+    (WRAPPER, "leave_foreign_home"),
+    (WRAPPER, "roots_own"),
+    (WRAPPER, "is_foreign"),
+    (WRAPPER, "resolve_links"),
+    (WRAPPER, "is_readable_file"),
+    (WRAPPER, "has_room"),
+    (WRAPPER, "find_codex"),
+    (WRAPPER, "codex_version"),
+    (WRAPPER, "is_version"),
+    (WRAPPER, "plan_codex"),
+    (WRAPPER, "plan_npm"),
+    (WRAPPER, "plan_release"),
+    (WRAPPER, "release_config"),
+    (WRAPPER, "config_line"),
+];
 
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "# --- baked: end";
@@ -35,12 +63,24 @@ pub struct Values<'a> {
     pub fqdn: &'a str,
     /// The CA to trust, PEM; empty: the system's trust store.
     pub ca_pem: &'a str,
+    /// Whether a certificate that the machine's store vouches for is trusted as well.
+    pub trusts_system: bool,
     /// A URL of a tar.gz with `{version}` and `{target}` in it; empty: npm installs Codex.
     pub codex_release_url: &'a str,
     /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
     pub codex_release_sha256: &'a str,
     /// Empty: `@openai/codex`.
     pub codex_npm: &'a str,
+}
+
+/// Where Codex comes from on a machine that has none.
+pub struct Codex<'a> {
+    /// As in [`Values::codex_release_url`].
+    pub release_url: &'a str,
+    /// As in [`Values::codex_release_sha256`].
+    pub release_sha256: &'a str,
+    /// The version that hosts are told to have; empty: none is known yet.
+    pub version: &'a str,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -55,6 +95,20 @@ pub enum BakeError {
     Unknown(String),
 }
 
+/// The version of a `cdx` as it reports it.
+pub fn wrapper_version(trusts_system: bool) -> &'static str {
+    static OF_BOTH: LazyLock<String> = LazyLock::new(|| format!("{WRAPPER_VERSION}{TRUSTS_SYSTEM}"));
+    if trusts_system { &OF_BOTH } else { WRAPPER_VERSION }
+}
+
+/// What a `cdx` trusts that reports this version: our authority, and the machine's store. `None`: it is too old to say so.
+pub fn reported_trust(version: &str) -> Option<(bool, bool)> {
+    let date = version.split('+').next().unwrap_or_default();
+    let is_date = date.bytes().all(|byte| byte.is_ascii_digit() || b".-".contains(&byte));
+    let is_new = is_date && Version::reported(date)? >= Version::reported(FIRST_OF_BOTH)?;
+    is_new.then(|| (true, version.ends_with(TRUSTS_SYSTEM)))
+}
+
 /// The host's `cdx`. It carries the API key, so it is as secret as that.
 pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
     let mut baked = vec![
@@ -62,7 +116,8 @@ pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
         ("CDX_API_KEY", values.api_key.expose()),
         ("CDX_FQDN", values.fqdn),
         ("CDX_CA_PEM", values.ca_pem),
-        ("CDX_WRAPPER_VERSION", WRAPPER_VERSION),
+        ("CDX_SYSTEM_CA", if values.trusts_system { "1" } else { "" }),
+        ("CDX_WRAPPER_VERSION", wrapper_version(values.trusts_system)),
         ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
         ("CDX_CODEX_RELEASE_SHA256", values.codex_release_sha256),
     ];
@@ -85,14 +140,16 @@ pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
 
 /// The first stage of an installation: it checks the machine, then fetches the installer from `url` and runs it.
 ///
-/// `pin`: base64 of the SHA-256 of the server's public key. `needs_npm`: Codex comes through npm where it is missing.
-pub fn start(url: &str, pin: Option<&str>, needs_npm: bool) -> Result<Secret, BakeError> {
+/// `pin`: base64 of the SHA-256 of the server's public key.
+pub fn start(url: &str, pin: Option<&str>, codex: &Codex<'_>) -> Result<Secret, BakeError> {
     let functions: String =
         START_FUNCTIONS.iter().map(|(template, name)| function(template, name)).collect::<Result<_, _>>()?;
     let baked = [
         ("CDX_URL", url),
         ("CDX_PIN", pin.unwrap_or_default()),
-        ("CDX_NEEDS_NPM", if needs_npm { "1" } else { "" }),
+        ("CDX_CODEX_RELEASE_URL", codex.release_url),
+        ("CDX_CODEX_RELEASE_SHA256", codex.release_sha256),
+        ("CDX_CODEX_VERSION", codex.version),
         ("CDX_FUNCTIONS", functions.as_str()),
     ];
     bake(START, &baked).map(Secret::new)
@@ -208,6 +265,7 @@ mod tests {
             api_key: key,
             fqdn: text,
             ca_pem: text,
+            trusts_system: false,
             codex_release_url: text,
             codex_release_sha256: text,
             codex_npm: text,
@@ -286,6 +344,7 @@ mod tests {
             api_key: &key,
             fqdn: "h1.example.test",
             ca_pem: "-----BEGIN CERTIFICATE-----\nMIIB'\n-----END CERTIFICATE-----\n",
+            trusts_system: true,
             codex_release_url: "",
             codex_release_sha256: "",
             codex_npm: "",
@@ -299,13 +358,16 @@ mod tests {
 
     #[test]
     fn the_first_stage_has_the_functions_of_the_other_scripts_and_reads_its_values() {
-        let start = start("https://auth.example.test:8443/install/t'1", Some("pin="), true).unwrap();
+        let codex = Codex { release_url: "https://x.test/{target}'", release_sha256: "a=1", version: "0.1.2" };
+        let start = start("https://auth.example.test:8443/install/t'1", Some("pin="), &codex).unwrap();
         for shell in [&["bash", "-n"][..], &["bash", "--posix", "-n"]] {
             printed(&run(shell, start.expose()));
         }
         let read = |name| printed(&run(&["bash"], &block_printing(start.expose(), name)));
         assert_eq!(read("CDX_URL"), "https://auth.example.test:8443/install/t'1.");
-        assert_eq!((read("CDX_PIN"), read("CDX_NEEDS_NPM")), ("pin=.".into(), "1.".into()));
+        assert_eq!((read("CDX_PIN"), read("CDX_CODEX_VERSION")), ("pin=.".into(), "0.1.2.".into()));
+        assert_eq!(read("CDX_CODEX_RELEASE_URL"), "https://x.test/{target}'.");
+        assert_eq!(read("CDX_CODEX_RELEASE_SHA256"), "a=1.");
         let functions = read("CDX_FUNCTIONS");
         let functions = functions.strip_suffix('.').unwrap();
         for (template, name) in START_FUNCTIONS {
@@ -321,7 +383,8 @@ mod tests {
     /// A machine that lacks a tool is told so before anything is fetched.
     #[test]
     fn the_first_stage_fetches_nothing_where_a_tool_is_missing() {
-        let start = start("http://127.0.0.1:1/install/t", None, false).unwrap();
+        let codex = Codex { release_url: "", release_sha256: "", version: "" };
+        let start = start("http://127.0.0.1:1/install/t", None, &codex).unwrap();
         let without_path = format!("PATH=/nonexistent\n{}", start.expose());
         let said = run(&["bash"], &without_path);
         assert_eq!(said.status.code(), Some(1), "{said:?}");
@@ -329,6 +392,21 @@ mod tests {
         assert!(message.starts_with("codex-authd: missing here: curl tar sed"), "{message}");
         assert!(message.contains(" sha256sum id. Nothing was done and the command is still good"), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
+    }
+
+    #[test]
+    fn a_wrapper_reports_what_it_trusts() {
+        assert_eq!(reported_trust(wrapper_version(false)), Some((true, false)));
+        assert_eq!(reported_trust(wrapper_version(true)), Some((true, true)));
+        for old in ["2026.11.29-02", "2026.11.29-02+system", "2025.11.28-04", "", "x"] {
+            assert_eq!(reported_trust(old), None, "{old}");
+        }
+        assert_eq!(reported_trust("2027.01.02-01+system"), Some((true, true)));
+        let key = Secret::new("k");
+        let of = |trusts_system| wrapper(&Values { trusts_system, ..values("x", &key) }).unwrap();
+        assert!(of(false).expose().contains("\nCDX_SYSTEM_CA=''\n"));
+        assert!(of(true).expose().contains("\nCDX_SYSTEM_CA='1'\n"));
+        assert!(of(true).expose().contains(&format!("\nCDX_WRAPPER_VERSION='{WRAPPER_VERSION}+system'\n")));
     }
 
     #[test]

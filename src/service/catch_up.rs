@@ -73,8 +73,7 @@ impl Service {
         self.hot.apply(&changes)?;
         self.directory.put(&changes.hosts);
         if let Some(settings) = changes.settings {
-            self.settings.store(Arc::new(settings));
-            self.turn_shared_revision();
+            self.adopt_settings(Arc::new(settings));
         }
         if self.records.may_be_away() {
             // Who is refused from now on is refused after a crash, too, with the records away.
@@ -98,8 +97,7 @@ impl Service {
             return Ok(());
         }
         self.canonical.store(opened?.map(Arc::new));
-        self.settings.store(self.hot.settings());
-        self.turn_shared_revision();
+        self.adopt_settings(self.hot.settings());
         Ok(())
     }
 

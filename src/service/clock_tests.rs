@@ -7,6 +7,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::admission::Purpose;
 use super::boot;
+use super::enrol::HostOptions;
 use super::error::InstallerRefusal;
 use super::sync::{Outcome, QueryVersions};
 use super::{By, Parts, Policy, Service, ServiceError};
@@ -82,7 +83,10 @@ pub(super) async fn node_on(
     };
     let policy = Policy {
         base_url: "https://auth.test".into(),
+        base_url_doubt: None,
+        config_file: String::new(),
         trusted_ca_pem: String::new(),
+        host_certificate: Default::default(),
         server_pin: None,
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(30),
@@ -115,7 +119,7 @@ async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
     let (service, clock, _directory) = service().await;
     let over = ServiceError::Installer(InstallerRefusal::Expired).to_string();
     for hours in [-5, 5] {
-        let token = service.register("h1.test", None, None, &By::daemon()).await.unwrap().installer.token;
+        let token = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
         clock.step(hours);
         let refused = service.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
         assert_eq!(refused, over, "{hours} h");
@@ -127,7 +131,10 @@ async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
 #[tokio::test]
 async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_was_set_back() {
     let (service, clock, _directory) = service().await;
-    let made = service.register("h1.test", Some(false), None, &By::daemon()).await.unwrap();
+    let made = service
+        .register("h1.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
+        .await
+        .unwrap();
     let (id, key) = (made.host.host.id, made.api_key.expose());
     service.admit(Some(key), HERE, Purpose::Service).await.unwrap();
     for hours in [-5, 5] {
@@ -145,7 +152,7 @@ async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_w
 #[tokio::test]
 async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
     let (service, clock, _directory) = service().await;
-    let key = service.register("h1.test", None, None, &By::daemon()).await.unwrap().api_key;
+    let key = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     let (auth, at) = login(clock.now(), "one");
     service.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
     let digest = service.canonical().unwrap().summary.digest;
@@ -171,7 +178,7 @@ async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
 #[tokio::test]
 async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
     let (service, clock, _directory) = service().await;
-    let key = service.register("h1.test", None, None, &By::daemon()).await.unwrap().api_key;
+    let key = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
         clock.step(hours);
         let host = service.admit(Some(key.expose()), HERE, Purpose::Service).await.unwrap();

@@ -128,8 +128,7 @@ impl Service {
         }
         self.directory.put(&changes.hosts);
         if let Some(settings) = changes.settings {
-            self.settings.store(Arc::new(settings));
-            self.turn_shared_revision();
+            self.adopt_settings(Arc::new(settings));
         }
     }
 

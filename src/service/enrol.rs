@@ -30,6 +30,17 @@ pub fn api_key_place(id: HostId) -> Place {
     Place::new("hosts", "api_key", id)
 }
 
+/// How a host is registered; by default as it was, or as a new host is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostOptions {
+    /// `Some(false)`: a shared machine.
+    pub secure: Option<bool>,
+    /// Until when a temporary host is served.
+    pub expires_at: Option<OffsetDateTime>,
+    /// The host finds this daemon at the address that was guessed for it (`Policy::base_url_doubt`).
+    pub allow_short_name: bool,
+}
+
 pub struct Registered {
     pub host: HostView,
     pub api_key: Secret,
@@ -86,25 +97,19 @@ impl HostStatus {
 impl Service {
     /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on. A host that a
     /// user installed for themselves is nobody's from then on.
-    pub async fn register(
-        &self,
-        fqdn: &str,
-        secure: Option<bool>,
-        host_expires_at: Option<OffsetDateTime>,
-        by: &By,
-    ) -> Result<Registered> {
-        self.register_for(fqdn, secure, host_expires_at, None, by).await
+    pub async fn register(&self, fqdn: &str, options: HostOptions, by: &By) -> Result<Registered> {
+        self.register_for(fqdn, options, None, by).await
     }
 
     /// The same; with an owner, for them and within their limit.
     pub(super) async fn register_for(
         &self,
         fqdn: &str,
-        secure: Option<bool>,
-        host_expires_at: Option<OffsetDateTime>,
+        options: HostOptions,
         owner: Option<&Owner>,
         by: &By,
     ) -> Result<Registered> {
+        let HostOptions { secure, expires_at: host_expires_at, allow_short_name } = options;
         let fqdn: Fqdn =
             fqdn.parse().map_err(|error: crate::model::host::BadFqdn| ServiceError::Refused(error.to_string()))?;
         let now = self.outside.now();
@@ -114,15 +119,19 @@ impl Service {
         let note = by.note(now, "host.register").on(&fqdn);
         let note = host_expires_at.iter().fold(note, |note, end| note.with("expires_at", end));
         let policy = self.policy();
+        if let Some(doubt) = policy.base_url_doubt.filter(|_| !allow_short_name) {
+            let (base_url, file) = (policy.base_url.clone(), policy.config_file.clone());
+            return Err(ServiceError::BaseUrlGuessed { base_url, doubt, file });
+        }
         let api_key = Secret::new_api_key(&*self.outside);
         let token = Secret::new_install_token(&*self.outside);
         let expires_at = now + policy.install_token_ttl;
         let insecure_enabled_until = (secure == Some(false)).then(|| now + policy.insecure_window);
-        let mut id = match self.records.host_by_name(&fqdn).await? {
-            Some(host) => host.id,
-            None => HostId::new(&*self.outside),
-        };
+        let mut known = self.records.host_by_name(&fqdn).await?.map(|host| host.id);
         for _ in 0..ATTEMPTS {
+            let id = known.unwrap_or_else(|| HostId::new(&*self.outside));
+            // A known host is written over under its own number only, so that this is what happens, or nothing does.
+            let note = known.iter().fold(note.clone(), |note, _| note.with("rotated", true));
             let registration = Registration {
                 id,
                 fqdn: fqdn.clone(),
@@ -167,7 +176,7 @@ impl Service {
             };
             if !is_new(&host) {
                 // The name belongs to a host with another id: the key must be sealed for that one.
-                id = host.id;
+                known = Some(host.id);
                 continue;
             }
             let installer = installer(&policy, token, expires_at);

@@ -1,11 +1,13 @@
 //! What a use case can end in other than success. `api/errors.rs` alone turns these into HTTP.
 
+use std::net::IpAddr;
+
 use time::OffsetDateTime;
 
 use crate::durable::DurableError;
 use crate::hot::HotError;
 use crate::model::auth_document::DocumentError;
-use crate::model::host::NotServed;
+use crate::model::host::{Fqdn, NotServed};
 use crate::model::people::Role;
 use crate::pki::PkiError;
 use crate::records::{RecordsError, Standstill};
@@ -18,8 +20,9 @@ pub enum ServiceError {
     KeyMissing,
     #[error("Invalid API key")]
     KeyInvalid,
+    /// The key is good. Its host is told both addresses: see [`RefusedAddress`].
     #[error("API key not allowed from this IP")]
-    AddressRefused,
+    AddressRefused(Box<RefusedAddress>),
     #[error("Insecure host API access disabled")]
     InsecureClosed,
     #[error("Host disabled by administrator")]
@@ -55,6 +58,13 @@ pub enum ServiceError {
     /// More wait than can be served.
     #[error("Too many sign-ins at once; try again shortly")]
     Busy,
+    /// Nobody said where hosts find this daemon, and what would be baked into their scripts is a guess that rarely holds.
+    #[error(
+        "public_base_url is not set, and hosts would be told {base_url}: {doubt}. Set public_base_url in {file} to the \
+         address by which hosts reach this daemon, then restart it; or say that they do find it there: `hosts add \
+         --allow-short-name`, the box on the dashboard, allow_short_name in the API"
+    )]
+    BaseUrlGuessed { base_url: String, doubt: &'static str, file: String },
     /// It is so already, or something else is in its place.
     #[error("{0}")]
     Conflict(String),
@@ -118,6 +128,19 @@ pub enum ServiceError {
     /// A fault of ours; the cause is for the log.
     #[error("Internal error; the daemon's log says more")]
     Internal { cause: String },
+}
+
+/// A host that calls with its good key from an address that it may not call from.
+///
+/// It may know both. The one that it called from is what this daemon sees, which the host cannot see by itself (NAT, a
+/// proxy), and the one that it is bound to is its own: knowing it lets nobody call from there. The networks of a host are
+/// not told: they show more of the operator's network than the host itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedAddress {
+    pub fqdn: Fqdn,
+    pub called_from: IpAddr,
+    /// `None`: it is served from networks instead.
+    pub bound_to: Option<IpAddr>,
 }
 
 /// A limit that was reached, and when it is open again.

@@ -13,7 +13,7 @@ use crate::records::AuthoritySlot;
 use crate::service::certificates::CertificateState;
 
 /// Whoever looks when something is wrong is not kept waiting by it.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+pub(super) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// An authority has to be rolled over while every host still calls.
 const AUTHORITY: Duration = Duration::days(90);
 
@@ -25,11 +25,17 @@ impl Service {
         for role in [AuthorityRole::Server, AuthorityRole::Client] {
             checks.extend(self.examine_authority(role, now));
         }
+        checks.push(self.examine_host_trust().await);
         checks.push(checkup::admins(self.known_admins()));
         if self.settings.load().api_disabled {
             checks.push(Check::missing("kill switch", "no host is served: it is thrown", "codex-authd api enable"));
         }
         checks.push(checkup::login(&self.known_login().await, now));
+        checks.push(checkup::backup(
+            self.settings.load().verified_backup.as_ref().map(|it| (it.made_at, it.has_keys)),
+            now,
+        ));
+        checks.extend(self.metrics.forwardings().map(|(last, counts)| checkup::forwarding(last, counts)));
         checks.extend(self.examine_probes().await);
         checks
     }

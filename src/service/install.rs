@@ -33,7 +33,13 @@ impl Service {
     pub fn start_install(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
         let (pending, _) = self.pending_installer(token, from, self.outside.now())?;
         let (policy, url) = (self.policy(), installer_url(&pending.base_url, token));
-        let script = bake::start(&url, policy.server_pin.as_deref(), policy.codex_release_url.is_empty())?;
+        let settings = self.settings.load();
+        let codex = bake::Codex {
+            release_url: &policy.codex_release_url,
+            release_sha256: &policy.codex_release_sha256,
+            version: settings.client_release.as_ref().map_or("", |release| &release.version),
+        };
+        let script = bake::start(&url, policy.server_pin.as_deref(), &codex)?;
         Ok(InstallScript { script, expires_at: pending.expires_at })
     }
 
@@ -49,6 +55,7 @@ impl Service {
             Redemption::Redeemed { token, .. } => {
                 // The script carries the wrapper, and with it the authorities that the host trusts from now on.
                 host.fetched_wrapper(now);
+                self.note_wrapper_fetched();
                 Ok(InstallScript { script, expires_at: token.expires_at })
             }
             Redemption::AlreadyUsed => {
@@ -109,6 +116,19 @@ impl Service {
                 Ok((token, host.map(|host| host.fqdn.clone())))
             })
             .collect()
+    }
+
+    /// The addresses that installers were given, each once, the newest first.
+    pub async fn installed_urls(&self, limit: usize) -> Result<Vec<String>> {
+        let mut tokens = self.records.install_tokens().await?;
+        tokens.sort_by_key(|token| std::cmp::Reverse(token.created_at));
+        let mut urls = Vec::new();
+        for token in tokens {
+            if urls.len() < limit && !urls.contains(&token.base_url) {
+                urls.push(token.base_url);
+            }
+        }
+        Ok(urls)
     }
 
     /// Forgets in hot state the installers that expired long ago; whoever presents one is told that there is none.

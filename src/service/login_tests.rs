@@ -6,6 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::admission::Purpose;
 use super::clock_tests::{node, service};
+use super::enrol::HostOptions;
 use super::sync::{Outcome, QueryVersions, Sync};
 use super::*;
 use crate::hot::HotHost;
@@ -17,7 +18,7 @@ use crate::records::{Condition, Records, Source};
 const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 async fn a_host(service: &Service) -> Arc<HotHost> {
-    let registered = service.register("h1.test", None, None, &By::daemon()).await.unwrap();
+    let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
     service.admit(Some(registered.api_key.expose()), HERE, Purpose::Service).await.unwrap()
 }
 

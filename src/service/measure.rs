@@ -41,6 +41,7 @@ impl Service {
         });
         let mut certificates: Vec<_> = self.authorities().all().iter().filter_map(of_authority).collect();
         certificates.extend(self.admins_certificates());
+        let settings = self.settings.load();
         Readings {
             now: self.outside.now(),
             canonical,
@@ -48,7 +49,8 @@ impl Service {
             outbox_depth: self.hot.outbox_depth(),
             conflicts: self.records.conflicts(),
             certificates,
-            api_disabled: self.settings.load().api_disabled,
+            api_disabled: settings.api_disabled,
+            verified_backup: settings.verified_backup.as_ref().map_or(0, |backup| backup.made_at.unix_timestamp()),
             hot_state_set_aside: self.hot.set_aside().is_some(),
             degraded: !matches!(tokio::time::timeout(PATIENCE, self.ready()).await, Ok(Ok(()))),
         }

@@ -26,6 +26,7 @@ pub mod enrol;
 pub mod error;
 mod examine;
 pub mod history;
+pub mod host_trust;
 pub mod install;
 pub mod keys;
 pub mod measure;
@@ -67,9 +68,13 @@ pub type Result<T> = std::result::Result<T, ServiceError>;
 pub struct Policy {
     /// Baked into installers and wrappers; no `/` at the end.
     pub base_url: String,
-    /// PEM of the authority that hosts must trust; empty where the operator's own certificate is served, whose issuer
-    /// hosts are expected to know already.
+    /// Why hosts may not reach `base_url`, where it was guessed; `None`: the operator configured it.
+    pub base_url_doubt: Option<&'static str>,
+    /// What an operator edits, for messages.
+    pub config_file: String,
+    /// PEM of our authority, which wrappers trust.
     pub trusted_ca_pem: String,
+    pub host_certificate: host_trust::HostCertificate,
     /// Base64 of the SHA-256 of the server's public key, for `curl --pinnedpubkey sha256//…`; `None` without TLS.
     pub server_pin: Option<String>,
     pub install_token_ttl: time::Duration,
@@ -98,8 +103,10 @@ pub struct Service {
     settings: ArcSwap<Settings>,
     /// Admins' certificates by fingerprint, revoked ones included: who is let in.
     certificates: ArcSwap<HashMap<Digest, AdminCertificate>>,
-    /// Counts up with every change of the certificates or the authorities.
+    /// Counts up with every change of the certificates, the authorities, or of what hosts trust.
     trust_changed: watch_channel::Sender<u64>,
+    /// Counts the wrappers that hosts were given.
+    wrappers_fetched: watch_channel::Sender<u64>,
     watch: watch::Watch,
     /// Turned after every change of the policy.
     policy_revision: AtomicU64,
@@ -156,6 +163,7 @@ impl Service {
             settings: ArcSwap::from_pointee(Settings::default()),
             certificates: ArcSwap::default(),
             trust_changed: watch_channel::channel(0).0,
+            wrappers_fetched: watch_channel::channel(0).0,
             watch: watch::Watch::default(),
             policy_revision: AtomicU64::new(0),
             shared_revision: AtomicU64::new(0),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use super::enrol::HostOptions;
 use super::sync::{Outcome, QueryVersions};
 use super::*;
 use crate::hot::HotHost;
@@ -34,7 +35,10 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
     let secrets = boot::unlock(&records, &dir.join("master.key"), None, &System).await.unwrap();
     let policy = Policy {
         base_url: "https://auth.example.test".into(),
+        base_url_doubt: None,
+        config_file: String::new(),
         trusted_ca_pem: String::new(),
+        host_certificate: Default::default(),
         server_pin: None,
         install_token_ttl: time::Duration::minutes(30),
         insecure_window: time::Duration::minutes(10),
@@ -58,7 +62,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
 }
 
 async fn a_host(service: &Service) -> Arc<HotHost> {
-    let registered = service.register("h1.test", None, None, &By::daemon()).await.unwrap();
+    let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
     service.admit(Some(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service).await.unwrap()
 }
 
@@ -192,7 +196,10 @@ async fn the_list_of_hosts_follows() {
         let service = open(dir.path()).await;
         let host = a_host(&service).await;
         assert_eq!(listed(&service).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
-        service.register("a0.test", Some(false), None, &By::daemon()).await.unwrap();
+        service
+            .register("a0.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
+            .await
+            .unwrap();
         store(&service, &host, 1).await.unwrap();
         assert!(service.gather_telemetry().await.unwrap());
         assert!(!service.gather_telemetry().await.unwrap());

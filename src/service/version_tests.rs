@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::admission::Purpose;
 use super::clock_tests::{Clock, login, node, service};
+use super::enrol::HostOptions;
 use super::retention::VersionPolicy;
 use super::sync::{Outcome, QueryVersions, Sync};
 use super::{By, Policy, Result, Service, ServiceError};
@@ -26,7 +27,7 @@ fn set_versions(service: &Service, versions: VersionPolicy) {
 }
 
 async fn register(service: &Service, name: &str) -> String {
-    service.register(name, None, None, &By::daemon()).await.unwrap().api_key.expose().to_owned()
+    service.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
 }
 
 async fn call(service: &Service, key: &str, body: &str) -> Result<Sync> {

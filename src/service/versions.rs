@@ -32,7 +32,7 @@ impl Service {
         Ok(Versions {
             client_version: release.map(|release| release.version.clone()),
             client_version_checked_at: release.map(|release| release.checked_at),
-            wrapper_version: bake::WRAPPER_VERSION,
+            wrapper_version: bake::wrapper_version(self.wrappers_trust_system()),
             wrapper_digest: match host {
                 Some(host) => self.wrapper_digest(host)?,
                 None => bake::plain_wrapper_digest(),

@@ -59,7 +59,11 @@ impl Watch {
     pub fn event(&self, action: &'static str, target: &str, from: IpAddr, alarm: bool, now: OffsetDateTime) {
         let note = By::anybody(from).note(now, action).refused("refused");
         let note = if target.is_empty() { note } else { note.on(target) };
-        let note = if alarm { note.alarm() } else { note };
+        self.refused(if alarm { note.alarm() } else { note });
+    }
+
+    /// The same, with what the note tells besides.
+    pub fn refused(&self, note: AuditNote) {
         let mut state = self.lock();
         if state.is_first(&note) {
             tell(&note);

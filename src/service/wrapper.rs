@@ -20,13 +20,15 @@ pub struct Wrapper {
 impl Service {
     pub fn wrapper(&self, host: &HotHost) -> Result<Wrapper> {
         let script = self.bake_wrapper(host, &self.policy().base_url)?;
-        Ok(Wrapper { version: bake::WRAPPER_VERSION, digest: script.digest(), script, updated_at: host.updated_at })
+        let version = bake::wrapper_version(self.wrappers_trust_system());
+        Ok(Wrapper { version, digest: script.digest(), script, updated_at: host.updated_at })
     }
 
     /// The wrapper for the host itself: from here on it trusts the authorities of today.
     pub fn download_wrapper(&self, host: &HotHost) -> Result<Wrapper> {
         let wrapper = self.wrapper(host)?;
         host.fetched_wrapper(self.outside.now());
+        self.note_wrapper_fetched();
         Ok(wrapper)
     }
 
@@ -65,6 +67,7 @@ impl Service {
             api_key: &key,
             fqdn: host.fqdn.as_str(),
             ca_pem: &policy.trusted_ca_pem,
+            trusts_system: self.wrappers_trust_system(),
             codex_release_url: &policy.codex_release_url,
             codex_release_sha256: &policy.codex_release_sha256,
             codex_npm: "",

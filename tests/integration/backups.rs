@@ -404,6 +404,36 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
     house.is_not_whole(&unfinished);
 }
 
+/// Of when the metrics say that the newest one is, and what the doctor says.
+fn told(daemon: &Daemon) -> (i64, String) {
+    let metrics = String::from_utf8(daemon.cli(&["metrics"]).stdout).unwrap();
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix("codex_authd_last_verified_backup_timestamp_seconds "));
+    let doctor: Value = serde_json::from_slice(&daemon.cli(&["doctor", "--json"]).stdout).unwrap();
+    let checks = doctor["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == "backup").unwrap_or_else(|| panic!("{doctor:#}"));
+    (line.unwrap().parse::<f64>().unwrap() as i64, check["verdict"].as_str().unwrap().into())
+}
+
+#[test]
+fn the_age_of_the_newest_backup_that_was_read_back_is_told_and_outlives_a_restart() {
+    let mut house = Machine::start();
+    assert_eq!(told(&house.daemon), (0, "weak".into()));
+    let manifest = |backup: &Path| -> Value { serde_json::from_str(&read(&backup.join("manifest.json"))).unwrap() };
+    let at = |manifest: Value| {
+        let made = manifest["created_at"].as_str().unwrap().to_owned();
+        let format = &time::format_description::well_known::Rfc3339;
+        time::OffsetDateTime::parse(&made, format).unwrap().unix_timestamp()
+    };
+    let made = at(manifest(&house.backup("first")));
+    assert_eq!(told(&house.daemon), (made, "good".into()));
+    house.daemon.stop();
+    // Offline it is noted as well.
+    let made = at(manifest(&house.backup("second")));
+    house.daemon.launch();
+    assert_eq!(told(&house.daemon), (made, "good".into()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backups_of_a_timer_are_kept_by_number() {
     let house = Machine::start();

@@ -17,16 +17,19 @@ async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
     let directory = tempfile::tempdir().unwrap();
     let files = (directory.path().join("own.crt"), directory.path().join("own.key"));
     let first = own_certificate(&files);
+    let address = crate::doctor::a_free_port();
     let daemon = Daemon::start_with(&[
         ("TLS__CERTIFICATE", files.0.to_str().unwrap()),
         ("TLS__PRIVATE_KEY", files.1.to_str().unwrap()),
+        ("PUBLIC_BASE_URL", &format!("https://localhost:{}", address.port())),
+        ("LISTEN__HOSTS", &address.to_string()),
     ]);
     assert_eq!(shown(&daemon).await, first);
     let before = daemon.register(&daemon.admin(), "h1.test").await;
     let script = fetch(&daemon, &before.command).await;
     // Within the installer the wrapper is one quoted word, so each of its quotes stands as '\''.
-    assert!(script.contains(r"CDX_CA_PEM='\'''\''"), "hosts trust what their system trusts");
-    assert!(!script.contains("BEGIN CERTIFICATE"));
+    assert!(script.contains(r"CDX_SYSTEM_CA='\''1'\''"), "hosts trust what their system trusts");
+    assert!(script.contains("BEGIN CERTIFICATE"), "and our authority");
 
     let second = own_certificate(&files);
     daemon.signal(Signal::SIGHUP);
@@ -76,7 +79,8 @@ async fn shown(daemon: &Daemon) -> Vec<u8> {
     install_provider();
     let client =
         reqwest::Client::builder().danger_accept_invalid_certs(true).tls_info(true).no_proxy().build().unwrap();
-    let answer = client.get(daemon.hosts_url("/healthz")).send().await.unwrap();
+    let url = format!("https://localhost:{}/healthz", daemon.listen.hosts.port());
+    let answer = client.get(url).send().await.unwrap();
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>().unwrap();
     info.peer_certificate().unwrap().to_vec()
 }

@@ -71,7 +71,9 @@ fn a_crash_anywhere_in_a_rotation_of_the_keys_leaves_every_secret_readable() {
 fn a_crash_anywhere_in_registering_a_known_host_leaves_its_new_key_or_the_old() {
     let template = Template::make();
     let crash = Crashes { what: "hosts add", template: Some(&template) };
-    let act = |daemon: &Daemon, arm: &dyn Fn(&mut Command)| run(daemon, &["hosts", "add", "b.test", "--json"], arm);
+    let act = |daemon: &Daemon, arm: &dyn Fn(&mut Command)| {
+        run(daemon, &["hosts", "add", "--rotate", "b.test", "--json"], arm)
+    };
     let both = AtomicUsize::new(0);
     crash.everywhere(act, |daemon, output| {
         let mut after = recover(daemon);

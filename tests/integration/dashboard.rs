@@ -179,7 +179,9 @@ async fn hostile_text_stays_text() {
         let file = std::fs::read_dir(&directory)
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .find(|path| path.extension().is_some_and(|found| found == ending) && !path.ends_with("ca.crt"))
+            .find(|path| {
+                path.extension().is_some_and(|found| found == ending) && !path.to_str().unwrap().ends_with("ca.crt")
+            })
             .unwrap();
         pem.extend(std::fs::read(file).unwrap());
     }

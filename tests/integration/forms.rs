@@ -21,8 +21,9 @@ pub fn is_sign_in(answer: &Response) -> bool {
 }
 
 /// Every form of the dashboard; numbers and ids in a path stand for all.
-const FORMS: [&str; 15] = [
+const FORMS: [&str; 16] = [
     "/certificates",
+    "/hosts/:id/clear",
     "/hosts/:id/remove",
     "/hosts/:id/roaming",
     "/hosts/:id/window",
@@ -144,9 +145,13 @@ async fn forms(daemon: &Daemon, seat: &Seat) -> BTreeMap<String, BTreeSet<PageFo
 async fn every_form_takes_the_token_of_its_own_session_only() {
     let mut daemon = Daemon::start_with(&LOGIN);
     daemon.admin_certificate("spare");
-    register(&daemon, "h1.test").await;
+    let bound = register(&daemon, "h1.test").await;
     tell(&daemon, "/admin/hosts/register", &json!({ "fqdn": "lab1.test", "secure": false })).await;
     upload_again(&daemon).await;
+    // A host that is bound has an address to forget.
+    let asked = json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) });
+    let first = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", &bound.api_key).json(&asked);
+    assert_eq!(first.send().await.unwrap().status(), 200);
     for (email, role) in [("ada@roles.test", "admin"), ("bob@roles.test", "admin")] {
         add_user(&daemon, email, role).await;
     }

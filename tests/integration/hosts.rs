@@ -180,7 +180,7 @@ async fn on_a_socket_for_both_a_v4_caller_is_its_v4_and_a_v6_caller_its_v6() {
         skipped("this machine has no IPv6 loopback");
         return;
     }
-    let daemon = Daemon::start_with(&[("LISTEN__HOSTS", "[::]:0")]);
+    let daemon = Daemon::start_with(&[("LISTEN__HOSTS", "[::]:0"), ("PUBLIC_BASE_URL", "https://auth.test")]);
     let (admin, client) = (daemon.admin(), daemon.client());
     let port = daemon.listen.hosts.port();
     let status = async |address: &str, host: &Registered| {

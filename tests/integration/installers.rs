@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::refusals::{Needs, OPERATIONS, Targets, call, operation, upload_again};
 use crate::support::daemon::Daemon;
 use crate::support::host::{Host, Ran as OfHost, is_root};
+use crate::support::http::{HttpServer, Reply};
 use crate::support::people::{ask, redeeming, register, tell};
 use crate::vectors::expire;
 use crate::wrapper::{codex_is_installed_here, sparse_path};
@@ -110,8 +111,17 @@ fn machine() -> Host {
     let mut host = Host::bare();
     host.write_program("bin/id", "#!/bin/sh\necho 1000\n", 0o755);
     host.write_program("bin/codex", "#!/bin/sh\necho codex-cli 0.1.2\n", 0o755);
-    host.path = sparse_path(&host, &["bin/id", "bin/codex"]);
+    host.write_program("bin/df", "#!/bin/sh\nexec /usr/bin/df \"$@\"\n", 0o755);
+    host.path = sparse_path(&host, &["bin/id", "bin/codex", "bin/df"]);
     host
+}
+
+/// The command in mounts of its own, after a line of the shell that makes them.
+fn within(host: &Host, setup: &str, command: &str) -> OfHost {
+    let mut shell = host.command("/usr/bin/unshare");
+    let line = format!("PATH=/usr/bin:/bin; {setup} && PATH=$0 exec bash -c \"$1\"");
+    shell.args(["--mount", "--propagation", "private", "/bin/sh", "-c", &line, &host.path, command]);
+    OfHost::from(shell.output().unwrap())
 }
 
 /// What the first stage says of a machine that lacks something.
@@ -139,13 +149,48 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
     if !codex_is_installed_here() {
         let (codex, away) = hidden("codex");
         std::fs::rename(&codex, &away).unwrap();
-        assert_still_good(&install(), "missing here: npm", "install them");
+        let remedy = "install Node.js with npm (Debian: apt install npm; macOS: brew install node), or ask the operator for a \
+                      release URL";
+        let no_npm = "there is no npm here, and the operator of codex-authd has set no release URL";
+        assert_still_good(&install(), &format!("codex cannot be installed: {no_npm}"), remedy);
+        host.write_program("sparse/npm", "#!/bin/sh\necho /nonexistent\n", 0o755);
+        assert_still_good(&install(), "codex cannot be installed: there is npm, but no node that runs", remedy);
+        host.write_program("sparse/node", "#!/bin/sh\necho v14.21.3\n", 0o755);
+        let old = "codex cannot be installed: codex from npm needs Node.js 16 or later, and this is 14.21.3";
+        assert_still_good(&install(), old, remedy);
+        host.write_program("sparse/node", "#!/bin/sh\necho v16.20.2\n", 0o755);
+        if is_root("mounts of the test's own") {
+            // npm cannot write where its prefix is, so that cdx has it install into the home, which is small.
+            std::fs::create_dir(host.file(".local")).unwrap();
+            let ran = within(&host, r#"mount -t tmpfs -o size=8m none "$HOME/.local""#, &registered.command);
+            let full = format!(
+                "codex cannot be installed: {} has 8 MiB left, and 450 are needed",
+                host.file(".local").display()
+            );
+            assert_still_good(&ran, &full, "make room");
+            std::fs::remove_dir(host.file(".local")).unwrap();
+        }
         std::fs::rename(&away, &codex).unwrap();
     }
     let local = host.file(".local");
     std::fs::write(&local, "in the way").unwrap();
     assert_still_good(&install(), &format!("{} is not a directory", local.display()), "move it away");
     std::fs::remove_file(&local).unwrap();
+    for place in [".codex", ".cache"] {
+        std::fs::write(host.file(place), "in the way").unwrap();
+        assert_still_good(&install(), &format!("{} is not a directory", host.file(place).display()), "move it away");
+        std::fs::remove_file(host.file(place)).unwrap();
+    }
+    std::fs::create_dir_all(host.auth_file()).unwrap();
+    let unreadable = format!("{} is no file that can be read", host.auth_file().display());
+    assert_still_good(&install(), &unreadable, "move it away");
+    std::fs::remove_dir(host.auth_file()).unwrap();
+    if is_root("mounts of the test's own") {
+        let read_only = r#"mount --bind "$HOME/.codex" "$HOME/.codex" && mount -o remount,ro,bind "$HOME/.codex""#;
+        let ran = within(&host, read_only, &registered.command);
+        assert_still_good(&ran, &format!("cannot write in {}", host.codex_home.display()), "make it writable");
+    }
+    std::fs::remove_dir(&host.codex_home).unwrap();
     let directory = host.file(".local/bin/cdx");
     std::fs::create_dir_all(&directory).unwrap();
     assert_still_good(&install(), &format!("{} is a directory", directory.display()), "move it away");
@@ -162,6 +207,56 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
     let ran = install();
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.err.starts_with("Installer already used") && ran.err.lines().count() == 1, "{ran:?}");
+}
+
+#[test]
+fn a_release_that_cannot_come_does_not_spend_the_token() {
+    if codex_is_installed_here() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = machine();
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let program = format!("codex-{target}");
+    std::fs::rename(host.file("bin/codex"), host.file(&program)).unwrap();
+    std::fs::remove_file(host.file("sparse/codex")).unwrap();
+    assert!(host.command("tar").args(["czf", "release.tar.gz", &program]).status().unwrap().success());
+    let archive = std::fs::read(host.file("release.tar.gz")).unwrap();
+    let digest = codex_authd::model::digest::Digest::of(&archive).to_string();
+    let is_there = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let there = is_there.clone();
+    let releases = HttpServer::plain(move |_| match there.load(std::sync::atomic::Ordering::SeqCst) {
+        true => Reply::new(200, "application/gzip", archive.clone()),
+        false => Reply::new(200, "text/html", "<h1>Sign in first</h1>"),
+    });
+    let url = format!("{}/codex-{{target}}.tar.gz", releases.url());
+    let install = |command: &str| OfHost::from(host.command("bash").args(["-c", command]).output().unwrap());
+    let with_digest = |digest: &str| {
+        let settings = [("INSTALL__CODEX_RELEASE_URL", url.as_str()), ("INSTALL__CODEX_RELEASE_SHA256", digest)];
+        let daemon = Daemon::start_with(&settings);
+        runtime.block_on(upload_again(&daemon));
+        let command = runtime.block_on(register(&daemon, "h.test")).command;
+        (daemon, command)
+    };
+
+    let (_other, command) = with_digest(&format!("sparc-unknown-linux={digest}"));
+    let unnamed = format!("codex cannot be installed: the operator named no SHA-256 of codex for {target}");
+    let remedy = "ask the operator of codex-authd to mend that";
+    assert_still_good(&install(&command), &format!("{unnamed} (install.codex_release_sha256)"), remedy);
+    assert_eq!(releases.calls().len(), 0);
+
+    let (_daemon, command) = with_digest(&format!("{target}={digest}"));
+    let fetched = format!("{}/codex-{target}.tar.gz", releases.url());
+    let broken = format!("codex cannot be fetched: the operator's release URL gives no tar.gz ({fetched})");
+    assert_still_good(&install(&command), &broken, "have that mended");
+    is_there.store(true, std::sync::atomic::Ordering::SeqCst);
+    std::fs::rename(host.file("sparse/gzip"), host.file("gzip.hidden")).unwrap();
+    assert_still_good(&install(&command), "codex cannot be installed: there is no gzip for tar", "install gzip");
+    std::fs::rename(host.file("gzip.hidden"), host.file("sparse/gzip")).unwrap();
+
+    let ran = install(&command);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(host.file(".local/bin/codex").exists() && host.auth().is_some(), "{ran:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

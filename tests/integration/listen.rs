@@ -56,6 +56,29 @@ async fn a_trusted_proxy_names_the_caller_and_nobody_else_does() {
     assert_eq!(claimed.0, 403, "a stranger's header was believed");
     assert!(daemon.log().contains("203.0.113.9"), "the log names the caller");
     assert_eq!(bound(), "203.0.113.9");
+
+    // The doctor goes by the last call; a health check is no call of a host.
+    let refused = proxies_check(&daemon).unwrap();
+    assert_eq!(
+        (&refused["verdict"], refused["found"].as_str().unwrap().contains("were refused")),
+        (&"missing".into(), true)
+    );
+    retrieve(&daemon, &proxy, &host, &[]).await;
+    let nameless = proxies_check(&daemon).unwrap();
+    assert!(
+        nameless["remedy"].as_str().unwrap().contains("proxy_set_header X-Forwarded-For $remote_addr;"),
+        "{nameless}"
+    );
+    assert!(nameless["found"].as_str().unwrap().contains("carried no forwarding header"), "{nameless}");
+    retrieve(&daemon, &proxy, &host, &[(through, "203.0.113.9")]).await;
+    proxy.get(daemon.hosts_url("/healthz")).send().await.unwrap();
+    assert_eq!(proxies_check(&daemon).unwrap()["verdict"], "good");
+}
+
+/// What the doctor says of calls through proxies.
+pub fn proxies_check(daemon: &Daemon) -> Option<Value> {
+    let doctor: Value = serde_json::from_slice(&daemon.cli(&["doctor", "--json"]).stdout).unwrap();
+    doctor["checks"].as_array().unwrap().iter().find(|check| check["name"] == "proxies").cloned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,7 +180,7 @@ fn a_socket_that_is_not_where_the_configuration_says_is_told_of_with_the_command
 /// A socket unit's `ListenStream=8443` is one socket for both families; an IPv4 caller shows there as ::ffff:127.0.0.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_everywhere() {
-    let mut daemon = Daemon::prepare(&[("LIMITS__AUTH_FAIL_COUNT", "2")]);
+    let mut daemon = Daemon::prepare(&[("LIMITS__AUTH_FAIL_COUNT", "2"), ("LISTEN__TRUSTED_PROXIES", "127.0.0.3")]);
     let made = daemon.cli_json(&["hosts", "add", "h.test"]);
     let host = Registered::from(&made);
     let socket = || TcpListener::bind("[::]:0").unwrap();
@@ -169,6 +192,9 @@ async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_every
     assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"], "127.0.0.1", "it is bound so");
     daemon.cli_json(&["hosts", "networks", "h.test", "127.0.0.0/30"]);
     assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200, "its network is one of IPv4");
+    let proxy = daemon.client_from("127.0.0.3".parse().unwrap());
+    assert_eq!(retrieve(&daemon, &proxy, &host, &[("X-Forwarded-For", "127.0.0.2")]).await.0, 200, "it is believed");
+    assert_eq!(retrieve(&daemon, &proxy, &host, &[("X-Forwarded-For", "192.0.2.1")]).await.0, 403, "it is believed");
     // Another address of the same family is another caller: of limits, too.
     let stranger = daemon.client_from("127.0.0.2".parse().unwrap());
     let wrong = Registered { api_key: "wrong".into(), ..host.clone() };

@@ -103,7 +103,7 @@ fn a_store_that_fails_gets_nobody_killed_and_the_successor_goes_on_telling() {
     let balloon = disk.fill();
     // Something that has to be written.
     let begun = std::time::Instant::now();
-    while daemon.cli(&["hosts", "add", "h.test"]).status.success() {
+    while daemon.cli(&["hosts", "add", "--rotate", "h.test"]).status.success() {
         assert!(begun.elapsed() < BOUND, "the disk is not full");
     }
     let (degraded, message) = manager.wait(first, "STATUS=degraded since ");

@@ -61,7 +61,7 @@ async fn the_provider_describes_itself_and_rotates_its_keys() {
     assert!(client.get(document["jwks_uri"].as_str().unwrap()).send().await.is_err());
 }
 
-/// A daemon with the variables of the README's example, and a provider that leads back to its hosts' listener. Neither
+/// A daemon with the variables of OPERATIONS.md's example, and a provider that leads back to its hosts' listener. Neither
 /// runs yet.
 fn company(settings: &[(&str, &str)]) -> (Daemon, OidcProvider) {
     let listen = format!("127.0.0.1:{}", free_port());
@@ -73,11 +73,11 @@ fn company(settings: &[(&str, &str)]) -> (Daemon, OidcProvider) {
     (daemon, provider)
 }
 
-/// What makes the variables those of the README's example, and no more than those.
+/// What makes the variables those of OPERATIONS.md's example, and no more than those.
 fn set_redirect(daemon: &mut Daemon, redirect: String) {
     daemon.environment.push(("CODEX_OIDC_REDIRECT_URI".into(), redirect));
-    let lines = include_str!("../../README.md").lines();
-    let exported = lines.filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    let lines = include_str!("../../docs/OPERATIONS.md").lines();
+    let exported = lines.filter_map(|line| line.split_once('='));
     let example: Vec<&str> = exported.map(|(name, _)| name).filter(|name| name.starts_with("CODEX_OIDC_")).collect();
     assert_eq!(daemon.environment.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), example);
 }

@@ -236,6 +236,24 @@ fn a_group_can_be_given_the_key_and_nobody_else() {
     assert_eq!(fs::read_dir(host.file("usr-local-bin")).unwrap().count(), 1, "no litter");
 }
 
+#[test]
+fn root_is_told_of_the_path_that_root_has() {
+    if !is_root("an installation by root") {
+        return;
+    }
+    let daemon = StandIn::start();
+    daemon.set_canonical(&login(10));
+    let (_, installer) = baked(&daemon.server.url(), "", "");
+    let mut host = Host::new(&daemon.server.url());
+    // As `sudo` leaves it where secure_path has no /usr/local/bin.
+    let ran = install_as_root(&host, installer.expose(), None);
+    assert!(ran.code == Some(0) && ran.out.contains("/usr/local/bin is not on root's PATH"), "{ran:?}");
+    assert!(ran.out.contains("  export PATH=\"/usr/local/bin:$PATH\"") && !ran.out.contains(".local/bin:"), "{ran:?}");
+    host.path = format!("{}:/usr/local/bin", host.path);
+    let ran = install_as_root(&host, installer.expose(), None);
+    assert!(ran.code == Some(0) && ran.out.contains("type next:  cdx\n") && !ran.out.contains("PATH"), "{ran:?}");
+}
+
 // ------------------------------------------------------------------------------------------------ what a kill leaves
 
 #[test]

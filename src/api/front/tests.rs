@@ -23,6 +23,7 @@ use crate::outside::Outside;
 use crate::records::conformance::{at, noted};
 use crate::records::embedded::Embedded;
 use crate::records::{HostChange, Records};
+use crate::service::enrol::HostOptions;
 use crate::service::{By, Parts, Policy, boot};
 
 /// A clock that the test turns, and bytes that are the same for whoever asks in the same order.
@@ -66,7 +67,10 @@ pub const LIMITS: Limits = Limits {
 fn policy(base_url: &str) -> Policy {
     Policy {
         base_url: base_url.into(),
+        base_url_doubt: None,
+        config_file: String::new(),
         trusted_ca_pem: "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".into(),
+        host_certificate: Default::default(),
         server_pin: None,
         install_token_ttl: Duration::minutes(30),
         insecure_window: Duration::minutes(10),
@@ -102,7 +106,8 @@ impl World {
     }
 
     pub async fn add_host(&mut self, name: &str, secure: Option<bool>) {
-        let registered = self.service.register(name, secure, None, &By::daemon()).await.unwrap();
+        let registered =
+            self.service.register(name, HostOptions { secure, ..HostOptions::default() }, &By::daemon()).await.unwrap();
         self.keys.push(registered.api_key.expose().to_owned());
     }
 

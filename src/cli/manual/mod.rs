@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<(), CliError> {
     }
     let names: Vec<&String> = pages.iter().map(|(name, _)| name).collect();
     let sentence = format!("{} pages are in {}; `man -l FILE` shows one.", names.len(), directory.display());
-    super::print::done(json, &serde_json::json!({ "directory": directory, "pages": names }), &sentence);
+    super::print::done(json, &serde_json::json!({ "directory": directory, "pages": names }), &sentence)?;
     Ok(())
 }
 

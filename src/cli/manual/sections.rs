@@ -99,7 +99,8 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
 ];
 
 const FILES: &[(&str, &str)] = &[
-    (DEFAULT_PATH, "The configuration; see codex-authd-config(5)."),
+    (DEFAULT_PATH, "The configuration; see codex-authd-config(5). No package changes it."),
+    ("/usr/share/codex-authd/config.toml", "Every key of the configuration, with its meaning and its default."),
     ("/var/lib/codex-authd", "The state directory: records, hot state, keys, certificates. Mode 0700."),
     ("/var/lib/codex-authd/pki/server-ca.crt", "The authority that hosts and browsers trust."),
     ("/run/codex-authd/control.sock", "Where the commands find the daemon; root and its own user are let in."),
@@ -156,6 +157,7 @@ pub fn end(page: &mut Vec<u8>, name: &str, commands: &[String]) -> std::io::Resu
         ("0", "Done."),
         ("1", "Refused or failed; what happened, and what to do next, is on standard error."),
         ("2", "The command line cannot be understood."),
+        ("141", "Nobody reads the answer any more; what was asked for was done."),
     ] {
         roff.control("TP", []);
         roff.text([bold(status)]);

@@ -25,6 +25,19 @@ pub async fn settings_change_only_where_told(store: Store) {
             (it.api_disabled, it.api_disabled_reason) = (false, None);
         }),
         (SettingsChange::ClearRestored { version: 3 }, |it| it.restored_login = None),
+        (SettingsChange::BackupVerified(VerifiedBackup { made_at: at(5), has_keys: true }), |it| {
+            it.verified_backup = Some(VerifiedBackup { made_at: at(5), has_keys: true });
+        }),
+        (SettingsChange::BackupVerified(VerifiedBackup { made_at: at(6), has_keys: false }), |it| {
+            it.verified_backup = Some(VerifiedBackup { made_at: at(6), has_keys: false });
+        }),
+        (SettingsChange::BeginHostTrust(HostTrust { old_wrappers_trust_system: true, ..HostTrust::NONE }), |it| {
+            it.host_trust = Some(HostTrust { old_wrappers_trust_system: true, ..HostTrust::NONE });
+        }),
+        (SettingsChange::TrustSystem { since: at(3) }, |it| {
+            it.host_trust.as_mut().unwrap().system_since = Some(at(3));
+        }),
+        (SettingsChange::Switch(Some(at(4))), |it| it.host_trust.as_mut().unwrap().switched_at = Some(at(4))),
     ] {
         apply(&mut expected);
         let before = store.epoch().await.unwrap();
@@ -35,6 +48,10 @@ pub async fn settings_change_only_where_told(store: Store) {
     people::changes_nothing(&store, async {
         let clear = SettingsChange::ClearRestored { version: 3 };
         assert_eq!(store.change_settings(&clear, &noted()).await.unwrap(), None, "there is no mark");
+        for seconds in [5, 6] {
+            let older = SettingsChange::BackupVerified(VerifiedBackup { made_at: at(seconds), has_keys: true });
+            assert_eq!(store.change_settings(&older, &noted()).await.unwrap(), None, "a newer one is noted");
+        }
     })
     .await;
     let mark = SettingsChange::MarkRestored(RestoredLogin { version: 4, backup_of: at(2) });
@@ -44,6 +61,45 @@ pub async fn settings_change_only_where_told(store: Store) {
         assert_eq!(store.change_settings(&clear, &noted()).await.unwrap(), None, "the mark is of another version");
     })
     .await;
+}
+
+/// Each step of it is made once, by whoever is first.
+pub async fn host_trust_is_recorded_once(store: Store) {
+    let begin = |old_wrappers_trust_system| {
+        SettingsChange::BeginHostTrust(HostTrust { old_wrappers_trust_system, ..HostTrust::NONE })
+    };
+    let recorded = || async { store.settings().await.unwrap().host_trust };
+    people::changes_nothing(&store, async {
+        for change in [SettingsChange::TrustSystem { since: at(1) }, SettingsChange::Switch(Some(at(1)))] {
+            assert_eq!(store.change_settings(&change, &noted()).await.unwrap(), None, "nothing is recorded yet");
+        }
+    })
+    .await;
+    let begun = race(6, |number| {
+        let (node, change) = (Arc::clone(&store), begin(number % 2 == 1));
+        async move { (number, node.change_settings(&change, &noted()).await.unwrap()) }
+    })
+    .await;
+    let first: Vec<_> = begun.iter().filter(|(_, settings)| settings.is_some()).collect();
+    assert_eq!(first.len(), 1);
+    assert_eq!(recorded().await.unwrap().old_wrappers_trust_system, first[0].0 % 2 == 1);
+
+    let since = |number: usize| at(10 + number as i64);
+    let made = race(6, |number| {
+        let (node, change) = (Arc::clone(&store), SettingsChange::TrustSystem { since: since(number) });
+        async move { (number, node.change_settings(&change, &noted()).await.unwrap()) }
+    })
+    .await;
+    let first: Vec<_> = made.iter().filter(|(_, settings)| settings.is_some()).collect();
+    assert_eq!(first.len(), 1);
+    assert_eq!(recorded().await.unwrap().system_since, Some(since(first[0].0)));
+
+    for (change, fits) in [(None, false), (Some(at(20)), true), (Some(at(21)), false), (None, true), (None, false)] {
+        let changed = store.change_settings(&SettingsChange::Switch(change), &noted()).await.unwrap();
+        assert_eq!(changed.is_some(), fits, "{change:?}");
+    }
+    let left = recorded().await.unwrap();
+    assert!(left.switched_at.is_none() && left.system_since.is_some(), "{left:?}");
 }
 
 pub async fn racing_changes_of_the_settings_undo_nothing(store: Store) {

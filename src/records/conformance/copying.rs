@@ -112,6 +112,10 @@ pub async fn furnish(store: &Store) {
         SettingsChange::Api { disabled: true, reason: Some("why".into()) },
         SettingsChange::ClientRelease(ClientRelease { version: "0.170.0".into(), checked_at: fine }),
         SettingsChange::MarkRestored(RestoredLogin { version: 1, backup_of: fine }),
+        SettingsChange::BackupVerified(VerifiedBackup { made_at: fine, has_keys: true }),
+        SettingsChange::BeginHostTrust(HostTrust::NONE),
+        SettingsChange::TrustSystem { since: fine },
+        SettingsChange::Switch(Some(fine)),
     ] {
         store.change_settings(&change, &noted()).await.unwrap();
     }

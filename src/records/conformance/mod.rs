@@ -139,6 +139,7 @@ macro_rules! every_case {
             telemetry: telemetry_of_no_host_is_dropped;
             changes: settings_are_kept;
             changes: settings_change_only_where_told;
+            changes: host_trust_is_recorded_once;
             changes: racing_changes_of_the_settings_undo_nothing;
             changes: each_change_that_nodes_cache_bumps_the_epoch;
             changes: what_nodes_do_not_cache_leaves_the_epoch_alone;

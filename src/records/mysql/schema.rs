@@ -32,7 +32,7 @@ pub(super) struct Migration {
     text: &'static str,
 }
 
-pub(super) const MIGRATIONS: [Migration; 7] = [
+pub(super) const MIGRATIONS: [Migration; 9] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
@@ -40,6 +40,12 @@ pub(super) const MIGRATIONS: [Migration; 7] = [
     Migration { version: 5, name: "restored_login", text: include_str!("../../../migrations/0005_restored_login.sql") },
     Migration { version: 6, name: "versions", text: include_str!("../../../migrations/0006_versions.sql") },
     Migration { version: 7, name: "hosts_of_users", text: include_str!("../../../migrations/0007_hosts_of_users.sql") },
+    Migration { version: 8, name: "host_trust", text: include_str!("../../../migrations/0008_host_trust.sql") },
+    Migration {
+        version: 9,
+        name: "verified_backup",
+        text: include_str!("../../../migrations/0009_verified_backup.sql"),
+    },
 ];
 
 impl Migration {

@@ -8,7 +8,7 @@ use super::connections::Outcome;
 use super::rows::{self, Columns};
 use super::{authorities, sealed};
 use crate::model::audit::AuditNote;
-use crate::records::{ClientRelease, RestoredLogin, Seed, Settings, SettingsChange};
+use crate::records::{ClientRelease, HostTrust, RestoredLogin, Seed, Settings, SettingsChange, VerifiedBackup};
 use crate::seal::Sealed;
 
 const TABLE: &str = "settings";
@@ -48,14 +48,21 @@ pub(super) async fn server_key(connection: &mut Conn) -> Outcome<Option<Sealed>>
 
 pub(super) async fn present(connection: &mut Conn) -> Outcome<Settings> {
     let columns = "api_disabled, api_disabled_reason, client_version, client_version_checked_at, restored_version, \
-                   restored_backup_of";
+                   restored_backup_of, old_wrappers_trust_system, system_trust_since, switched_at, verified_backup_of, \
+                   verified_backup_has_keys";
     let mut columns = row(connection, columns).await?;
     let (api_disabled, api_disabled_reason) = (columns.truth()?, columns.optional_text()?);
     let (version, checked_at) = (columns.optional_text()?, columns.optional_time()?);
     let client_release = version.zip(checked_at).map(|(version, checked_at)| ClientRelease { version, checked_at });
     let (version, backup_of) = (columns.optional_number()?, columns.optional_time()?);
     let restored_login = version.zip(backup_of).map(|(version, backup_of)| RestoredLogin { version, backup_of });
-    Ok(Settings { api_disabled, api_disabled_reason, client_release, restored_login })
+    let (old_wrappers, system_since, switched_at) =
+        (columns.optional_number()?, columns.optional_time()?, columns.optional_time()?);
+    let host_trust =
+        old_wrappers.map(|old| HostTrust { old_wrappers_trust_system: old != 0, system_since, switched_at });
+    let (made_at, has_keys) = (columns.optional_time()?, columns.truth()?);
+    let verified_backup = made_at.map(|made_at| VerifiedBackup { made_at, has_keys });
+    Ok(Settings { api_disabled, api_disabled_reason, client_release, restored_login, host_trust, verified_backup })
 }
 
 async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
@@ -80,12 +87,19 @@ pub(super) async fn change(
 fn kept(mut settings: Settings) -> Settings {
     settings.client_release.iter_mut().for_each(|release| release.checked_at = rows::cut(release.checked_at));
     settings.restored_login.iter_mut().for_each(|login| login.backup_of = rows::cut(login.backup_of));
+    settings.verified_backup.iter_mut().for_each(|backup| backup.made_at = rows::cut(backup.made_at));
+    if let Some(trust) = &mut settings.host_trust {
+        trust.system_since = trust.system_since.map(rows::cut);
+        trust.switched_at = trust.switched_at.map(rows::cut);
+    }
     settings
 }
 
 pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome<()> {
     let release = settings.client_release.as_ref();
     let restored = settings.restored_login.as_ref();
+    let backup = settings.verified_backup.as_ref();
+    let trust = settings.host_trust.as_ref();
     let values = vec![
         settings.api_disabled.into(),
         settings.api_disabled_reason.as_deref().into(),
@@ -93,11 +107,18 @@ pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome
         rows::optional_time(release.map(|release| release.checked_at)),
         restored.map(|restored| restored.version).into(),
         rows::optional_time(restored.map(|restored| restored.backup_of)),
+        trust.map(|trust| trust.old_wrappers_trust_system).into(),
+        rows::optional_time(trust.and_then(|trust| trust.system_since)),
+        rows::optional_time(trust.and_then(|trust| trust.switched_at)),
+        rows::optional_time(backup.map(|backup| backup.made_at)),
+        backup.is_some_and(|backup| backup.has_keys).into(),
     ];
     change
         .run(
             "UPDATE settings SET api_disabled = ?, api_disabled_reason = ?, client_version = ?, \
-             client_version_checked_at = ?, restored_version = ?, restored_backup_of = ? WHERE id = 0",
+             client_version_checked_at = ?, restored_version = ?, restored_backup_of = ?, \
+             old_wrappers_trust_system = ?, system_trust_since = ?, switched_at = ?, verified_backup_of = ?, \
+             verified_backup_has_keys = ? WHERE id = 0",
             values,
         )
         .await

@@ -13,10 +13,11 @@ use crate::model::auth_document::Allowed;
 use crate::model::authority::AuthorityRole;
 use crate::model::people::Role;
 use crate::records::embedded::Embedded;
-use crate::records::{AuthoritySlot, Records};
+use crate::records::{AuthoritySlot, Records, VerifiedBackup};
 use crate::service::admission::Purpose;
 use crate::service::certificates::CertificateOptions;
 use crate::service::clock_tests::{Clock, login, node, node_on};
+use crate::service::enrol::HostOptions;
 use crate::service::people::sessions::NewSession;
 use crate::service::{By, Service};
 
@@ -55,7 +56,7 @@ impl World {
     }
 
     async fn host(&self, name: &str) -> (crate::model::host::HostId, String, String) {
-        let made = self.service.register(name, None, None, &By::daemon()).await.unwrap();
+        let made = self.service.register(name, HostOptions::default(), &By::daemon()).await.unwrap();
         (made.host.host.id, made.api_key.expose().into(), made.installer.token.expose().into())
     }
 
@@ -97,8 +98,12 @@ async fn hosts_change(world: &World) {
     let by = &By::daemon();
     let service = &world.service;
     let (_, old, _) = world.host("again.test").await;
-    let again =
-        step!(world, service.register("again.test", None, None, by), |it| !is_served(it, &old, "192.0.2.1").await);
+    let again = step!(world, service.register("again.test", HostOptions::default(), by), |it| !is_served(
+        it,
+        &old,
+        "192.0.2.1"
+    )
+    .await);
     assert!(is_served(service, again.api_key.expose(), "192.0.2.1").await);
     let (id, key, token) = world.host("h1.test").await;
     step!(world, service.redeem(&token, ip("192.0.2.1")), |it| it.redeem(&token, ip("192.0.2.1")).await.is_err());
@@ -126,7 +131,10 @@ async fn hosts_change(world: &World) {
     world.clock.go_on(Duration::days(2));
     step!(world, service.purge_removed(), |it| it.removed_hosts().await.unwrap().is_empty());
 
-    let shared = service.register("shared.test", Some(false), None, by).await.unwrap();
+    let shared = service
+        .register("shared.test", HostOptions { secure: Some(false), ..HostOptions::default() }, by)
+        .await
+        .unwrap();
     let (id, key) = (shared.host.host.id, shared.api_key.expose().to_owned());
     step!(world, service.close_window(id, by), |it| !is_served(it, &key, "192.0.2.1").await);
     step!(world, service.open_window(id, by), |it| is_served(it, &key, "192.0.2.1").await);
@@ -233,6 +241,8 @@ async fn settings_and_login_change(world: &World) {
         it.settings().client_release.is_some() && it.api_disabled().is_some()
     });
     step!(world, service.disable_api(false, None, by), |it| it.api_disabled().is_none());
+    let backup = VerifiedBackup { made_at: service.now(), has_keys: true };
+    step!(world, service.backup_verified(backup, by), |it| it.settings().verified_backup.is_some());
     let version = |it: &Service| it.canonical().map(|canonical| canonical.summary.version);
     for number in 1..=2 {
         let (document, _) = login(world.service.now(), &number.to_string());
@@ -308,12 +318,19 @@ async fn a_committed_change_is_in_force_though_hot_state_cannot_be_written() {
     step!(world, service.redeem(&token, ip("192.0.2.1")), |it| it.redeem(&token, ip("192.0.2.1")).await.is_err());
     step!(world, service.disable(id, true, by), |it| !is_served(it, &key, "192.0.2.1").await);
     step!(world, service.disable(id, false, by), |it| is_served(it, &key, "192.0.2.1").await);
-    let again = step!(world, service.register("h1.test", None, None, by), |it| !is_served(it, &key, "192.0.2.1").await);
+    let again =
+        step!(world, service.register("h1.test", HostOptions::default(), by), |it| !is_served(it, &key, "192.0.2.1")
+            .await);
     assert!(service.hot.host_by_key(&again.api_key.digest()).unwrap().is_some());
     step!(world, service.remove(gone, by), |it| !is_served(it, &gone_key, "192.0.2.1").await);
     step!(world, service.restore(gone, by), |it| is_served(it, &gone_key, "192.0.2.1").await);
     // A host that this node has not seen calling yet.
-    step!(world, service.register("h3.test", None, None, by), |it| !is_served(it, &unseen_key, "192.0.2.1").await);
+    step!(world, service.register("h3.test", HostOptions::default(), by), |it| !is_served(
+        it,
+        &unseen_key,
+        "192.0.2.1"
+    )
+    .await);
     step!(world, service.disable_api(true, None, by), |it| it.api_disabled().is_some());
     let token = session.token.expose();
     step!(world, service.disable_user(user.id, false, by), |it| it.signed_in(token).await.is_err());

@@ -12,8 +12,9 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use super::{Counts, Export};
-use crate::records::Epoch;
+use crate::model::checkup::shown;
 use crate::records::copy::{Count, Table, Tally};
+use crate::records::{Epoch, SettingsChange, VerifiedBackup};
 use crate::service::audit::tell;
 use crate::service::{By, Result, Service, ServiceError};
 
@@ -82,6 +83,14 @@ impl Service {
         let epoch = self.records.epoch().await?;
         let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows, has_keys: false };
         pieces.send(Piece::Manifest(manifest)).await.map_err(gone)
+    }
+
+    /// Whoever made a backup has read it back. Gives the newest one that is noted.
+    pub async fn backup_verified(&self, backup: VerifiedBackup, by: &By) -> Result<VerifiedBackup> {
+        let note = by.note(self.outside.now(), "state.backup_verified").with("backup_of", shown(backup.made_at));
+        let changed = self.change_settings(&note, SettingsChange::BackupVerified(backup.clone())).await?;
+        let settings = changed.map_or_else(|| self.settings(), Arc::new);
+        Ok(settings.verified_backup.clone().unwrap_or(backup))
     }
 
     /// About how many rows the records have: for a progress bar.

@@ -1,6 +1,6 @@
 //! Hosts that a user installs for themselves: theirs alone to see, to install again and to remove.
 
-use super::super::enrol::{HostView, Registered};
+use super::super::enrol::{HostOptions, HostView, Registered};
 use super::super::{By, Result, Service};
 use super::sessions::SignedIn;
 use crate::model::host::HostId;
@@ -20,7 +20,7 @@ impl Service {
     /// An installer for a host of their own: a new one, or one that they have.
     pub async fn register_own(&self, fqdn: &str, signed_in: &SignedIn, by: &By) -> Result<Registered> {
         let owner = Owner { user: signed_in.user.id, at_most: self.max_hosts(signed_in) };
-        self.register_for(fqdn, None, None, Some(&owner), by).await
+        self.register_for(fqdn, HostOptions::default(), Some(&owner), by).await
     }
 
     pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &By) -> Result<Host> {

@@ -12,6 +12,7 @@ use crate::model::audit::AuditFilter;
 use crate::model::people::{Role, UserId};
 use crate::records::embedded::Embedded;
 use crate::records::{PasswordHash, Records, SignedInBy, User, UserChange};
+use crate::service::enrol::HostOptions;
 use crate::service::{By, Result, Service, ServiceError};
 
 const PASSWORD: &str = "vexed-lantern-42-orbit-plum";
@@ -278,7 +279,7 @@ async fn a_member_has_so_many_hosts_and_nobody_elses() {
         let session = sign_in(&service, email, PASSWORD, 1).await.unwrap();
         service.signed_in(session.token.expose()).await.unwrap()
     };
-    service.register("fleet.test", None, None, &by).await.unwrap();
+    service.register("fleet.test", HostOptions::default(), &by).await.unwrap();
     service.set_max_hosts(ada.id, Some(2), &by).await.unwrap();
     let (ada, bob) = (signed_in("ada@example.test").await, signed_in("bob@example.test").await);
     let register = async |name: &str, who| match service.register_own(name, who, &by).await {

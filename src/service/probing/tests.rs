@@ -16,6 +16,7 @@ use crate::records::embedded::Embedded;
 use crate::records::{Records, RestoredLogin, SettingsChange, Source, Standstill};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, node, service};
+use crate::service::enrol::HostOptions;
 use crate::service::sync::QueryVersions;
 
 /// Hands each probe to the test.
@@ -160,7 +161,7 @@ async fn upload(node: &Node, login: &str) {
 }
 
 async fn a_host(node: &Node) -> Arc<HotHost> {
-    let registered = node.service.register("h1.test", None, None, &By::daemon()).await.unwrap();
+    let registered = node.service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
     node.service.admit(Some(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service).await.unwrap()
 }
 

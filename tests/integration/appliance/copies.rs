@@ -1,13 +1,13 @@
-//! What stays of a machine: after a removal, after a purge, and in a copy under a passphrase.
+//! What stays of a machine: after a purge, and in a copy under a passphrase.
 
 use std::fs;
 use std::net::TcpStream;
 
 use super::fleet::Fleet;
-use super::install::{SOCKET, UNIT, put, runs};
+use super::install::{TIMER, put, runs};
 use super::leftovers::Listing;
+use super::machine::Machine;
 use super::package::Package;
-use crate::support::eventually;
 
 const CREDENTIAL: &str = "/etc/credstore/codex-authd.master.key";
 const MASTER_KEY: &str = "/var/lib/codex-authd/master.key";
@@ -18,28 +18,14 @@ const PASSPHRASE: &str = "mild otter juggles seven lanterns\n";
 /// Where the unit's copies go.
 const COPIES: &str = "/var/backups/codex-authd";
 
-pub fn removed_and_installed_again_it_goes_on(fleet: &Fleet, package: &Package) {
-    let machine = fleet.machine;
-    machine.done(&["apt-get", "remove", "--yes", "codex-authd"]);
-    for port in [8443, 9443] {
-        eventually("the port is closed", || TcpStream::connect(("127.0.0.1", port)).is_err().then_some(()));
-    }
-    for unit in [UNIT, SOCKET] {
-        assert_eq!(machine.property(unit, "LoadState"), "not-found", "{unit}");
-    }
-    assert!(!machine.file("/usr/bin/codex-authd").exists());
-    assert_eq!(machine.done(&["stat", "--format=%a %U", MASTER_KEY]).trim(), "600 codex-authd");
-    assert!(machine.file("/etc/codex-authd/config.toml").exists());
-    put(machine, package);
-    runs(machine);
-    fleet.everybody_goes_on();
-}
-
-/// A key that is not in the state directory at all.
+/// A key that is not in the state directory at all. It is removed there when the daemon is seen to have the other, and not
+/// before.
 pub fn the_master_key_may_be_a_credential(fleet: &Fleet) {
     let machine = fleet.machine;
     machine.done(&["install", "-d", "-m", "0700", "/etc/credstore"]);
     machine.done(&["install", "-m", "0600", "-o", "root", MASTER_KEY, CREDENTIAL]);
+    fleet.restart();
+    machine.done(&["cmp", CREDENTIAL, "/run/credentials/codex-authd.service/master.key"]);
     machine.done(&["rm", MASTER_KEY]);
     fleet.restart();
     assert!(!machine.file(MASTER_KEY).exists(), "another one was made");
@@ -67,7 +53,7 @@ pub fn a_copy_of_the_running_daemon(fleet: &Fleet) -> String {
 /// Under its own hardening, with the passphrase from where credentials are kept; off until somebody switches it on.
 pub fn the_backup_unit_makes_one_too(fleet: &Fleet) {
     let machine = fleet.machine;
-    assert_eq!(machine.property("codex-authd-backup.timer", "UnitFileState"), "disabled");
+    assert_eq!(machine.property(TIMER, "UnitFileState"), "disabled");
     machine.write("/etc/credstore/codex-authd.backup.passphrase", PASSPHRASE);
     machine.done(&["chmod", "0600", "/etc/credstore/codex-authd.backup.passphrase"]);
     machine.done(&["systemctl", "start", "codex-authd-backup.service"]);
@@ -78,12 +64,11 @@ pub fn the_backup_unit_makes_one_too(fleet: &Fleet) {
         "{}",
         machine.done(&["codex-authd", "backup", "--verify", &copy, "--passphrase-file", "/root/passphrase"]).trim()
     );
-    machine.done(&["systemctl", "enable", "--now", "codex-authd-backup.timer"]);
-    assert_eq!(machine.property("codex-authd-backup.timer", "ActiveState"), "active");
+    machine.done(&["systemctl", "enable", "--now", TIMER]);
+    assert_eq!(machine.property(TIMER, "ActiveState"), "active");
 }
 
-pub fn a_purge_leaves_nothing(fleet: &Fleet, untouched: &Listing) {
-    let machine = fleet.machine;
+pub fn a_purge_leaves_nothing(machine: &Machine, untouched: &Listing) {
     let purged = machine.run(&["apt-get", "purge", "--yes", "codex-authd"]);
     assert_eq!(purged.code, Some(0), "{purged:?}");
     let told = purged.out + &purged.err;

@@ -6,14 +6,13 @@ use reqwest::{Certificate, Client, ClientBuilder};
 use serde_json::{Value, json};
 
 use super::callers::Callers;
-use super::install::{Operator, UNIT, runs};
+use super::install::{CONFIG, Operator, UNIT, runs};
 use super::machine::Machine;
 use crate::dashboard::{text_of, token_in};
 use crate::support::daemon::{BOUND, install_provider};
 use crate::support::host::{Ran, codex_itself};
 use crate::support::upstream::Upstream;
 
-const CONFIG: &str = "/etc/codex-authd/config.toml";
 const PROMPT: &str = "cdx exec 'Reply Banana if this works.' -s read-only --skip-git-repo-check";
 /// Hosts that only call.
 const CALLERS: usize = 4;
@@ -55,7 +54,7 @@ impl<'a> Fleet<'a> {
             self.upstream.config_toml(),
         );
         fs::write(self.machine.file(CONFIG), text).unwrap();
-        self.machine.done(&["codex-authd", "check-config"]);
+        self.machine.done(&["codex-authd", "check-config", "--force"]);
         self.restart();
     }
 
@@ -88,6 +87,25 @@ impl<'a> Fleet<'a> {
         assert_eq!(synced.code, Some(0), "{synced:#?}");
         let digest = |path: &str| self.machine.done(&["sha256sum", path])[..64].to_owned();
         assert_eq!(Value::from(digest("/root/.codex/auth.json")), self.machine.authd(&["auth", "show"])["digest"]);
+    }
+
+    /// Neither here nor at the daemon.
+    pub fn a_user_who_may_not_remove_cdx_changes_nothing(&self) {
+        let machine = self.machine;
+        let before = machine.authd(&["hosts", "list"]);
+        machine.done(&["useradd", "--create-home", "mallory"]);
+        for more in [&[][..], &["--force"]] {
+            let command = [&["cdx --uninstall"], more].concat().join(" ");
+            let refused = machine.run(&["runuser", "--login", "mallory", "--command", &command]);
+            assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
+        }
+        machine.done(&["userdel", "--remove", "mallory"]);
+        let names = |list: &Value| {
+            let hosts = list["hosts"].as_array().unwrap().iter();
+            hosts.map(|host| host["fqdn"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&machine.authd(&["hosts", "list"])), names(&before));
+        self.the_host_goes_on();
     }
 
     pub fn synced(&self) -> Ran {

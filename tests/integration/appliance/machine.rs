@@ -125,6 +125,11 @@ impl Machine {
         serde_json::from_str(&self.done(&all)).unwrap()
     }
 
+    /// The version of the package that is installed.
+    pub fn version(&self) -> String {
+        self.done(&["dpkg-query", "--show", "--showformat=${Version}", "codex-authd"])
+    }
+
     /// A property of a unit.
     pub fn property(&self, unit: &str, name: &str) -> String {
         self.done(&["systemctl", "show", "--value", "--property", name, unit]).trim().to_owned()

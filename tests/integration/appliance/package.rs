@@ -24,12 +24,17 @@ impl Package {
         let found = fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
         let is_it = |file: &PathBuf| {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            name.starts_with("codex-authd_") && name.ends_with(".deb")
+            name.starts_with("codex-authd_") && name.ends_with("_amd64.deb")
         };
         let mut files: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).filter(is_it).collect();
         assert!(files.len() < 2, "one package is tested at a time: {files:?}");
-        let file = files.pop().ok_or(format!("no codex-authd_*.deb in {}", directory.display()))?;
+        let file = files.pop().ok_or(format!("no codex-authd_*_amd64.deb in {}", directory.display()))?;
         Ok(Self { version: field(&file, "Version"), file, _made: None })
+    }
+
+    /// What it says of itself.
+    pub fn control(&self) -> String {
+        dpkg_deb(&[Path::new("--field"), &self.file])
     }
 
     /// The same package as `version`, after `change` had its way with what it installs and (under `DEBIAN/`) with its

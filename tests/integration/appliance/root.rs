@@ -10,14 +10,32 @@ use std::process::{Command, Stdio};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-const SUITE: &str = "bookworm";
+/// A release of Debian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// 12, with systemd 252.
+    Bookworm,
+    /// 13, with systemd 257.
+    Trixie,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+}
+
 const INCLUDED: &[&str] =
     &["systemd", "systemd-sysv", "dbus", "adduser", "ca-certificates", "curl", "tar", "procps", "iproute2"];
+const RELEASES: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 const STAMP: &str = ".complete";
 
 /// Where it stands, made on first use; takes the network, so it is called before a test leaves it.
-pub fn image() -> Result<PathBuf, String> {
-    let recipe = format!("{SUITE} {}", INCLUDED.join(","));
+pub fn image(suite: Suite) -> Result<PathBuf, String> {
+    let recipe = format!("{} {}", suite.name(), INCLUDED.join(","));
     let cache = std::env::var_os("AUTHD_TEST_CACHE").map(PathBuf::from).unwrap_or_else(|| {
         PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/codex-authd-tests")
     });
@@ -30,7 +48,7 @@ pub fn image() -> Result<PathBuf, String> {
     let making = tempfile::Builder::new().prefix("rootfs-making-").tempdir_in(&cache).unwrap();
     let root = making.path().join("root");
     let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", &format!("--include={}", INCLUDED.join(",")), SUITE]).arg(&root);
+    debootstrap.args(["--variant=minbase", &format!("--include={}", INCLUDED.join(",")), suite.name()]).arg(&root);
     debootstrap.args(mirror()).env("DEBIAN_FRONTEND", "noninteractive");
     said(&mut debootstrap)?;
     // A machine that was installed has a name, and knows it.
@@ -64,7 +82,9 @@ fn mirror() -> Option<String> {
     let format = ["indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
     let listed = Command::new("apt-get").args(format).output().ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-    let line = listed.lines().find(|line| line.ends_with(&format!(" {SUITE} main")))?;
+    // That of the release which this machine has; the others are beside it.
+    let is_debian = |line: &&str| RELEASES.iter().any(|suite| line.ends_with(&format!(" {} main", suite.name())));
+    let line = listed.lines().find(is_debian)?;
     line.split(' ').next().map(String::from)
 }
 

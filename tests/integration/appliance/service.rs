@@ -1,8 +1,11 @@
 //! The daemon as systemd sees it: its hardening, a reload, and what becomes of it when it dies or hangs.
 
+use serde_json::Value;
+
 use super::fleet::Fleet;
-use super::install::{SOCKET, UNIT, runs};
+use super::install::{CONFIG, SOCKET, TIMER, UNIT, runs};
 use super::machine::Machine;
+use super::trust::is_shown;
 use crate::support::authority::authority;
 use crate::support::eventually;
 
@@ -14,6 +17,63 @@ pub fn the_doctor_is_content(machine: &Machine) {
     let doctor = machine.run(&["codex-authd", "doctor"]);
     println!("{}", doctor.out.trim());
     assert_eq!(doctor.code, Some(0), "{doctor:#?}");
+}
+
+/// Right after the installation: nobody has anything to say of the units, and nothing was worth a warning.
+pub fn the_units_and_the_journal_are_quiet(machine: &Machine) {
+    let units = [UNIT, SOCKET, "codex-authd-backup.service", TIMER];
+    let verified = machine.run(&[&["systemd-analyze", "verify", "--man=no"][..], &units].concat());
+    assert_eq!((verified.code, verified.out.as_str(), verified.err.as_str()), (Some(0), "", ""));
+    // One that was brought nothing either.
+    machine.done(&["systemctl", "start", "codex-authd-backup.service"]);
+    machine.done(&["find", "/var/backups/codex-authd", "-mindepth", "1", "-delete"]);
+    // The processes that make credentials ready belong to no unit.
+    let everything = machine.done(&["journalctl", "--no-pager", "--output", "cat"]);
+    let credentials: Vec<&str> = everything.lines().filter(|line| line.contains("inherited credential")).collect();
+    assert!(credentials.is_empty(), "{credentials:#?}");
+    // What the daemon itself warns of is about this machine.
+    let warned = |entry: &Value| {
+        entry["SYSLOG_IDENTIFIER"] != "codex-authd"
+            && entry["PRIORITY"].as_str().is_some_and(|priority| priority <= "4")
+    };
+    for unit in units {
+        let found: Vec<Value> = machine.journal(unit).into_iter().filter(warned).collect();
+        assert!(found.is_empty(), "{unit}: {found:#?}");
+    }
+}
+
+/// More often than any limit of systemd's allows by itself, with callers at the door. Nobody has to mend but the cause.
+pub fn a_daemon_that_cannot_start_is_tried_until_it_can(fleet: &Fleet) {
+    let machine = fleet.machine;
+    let hasty = format!("/etc/systemd/system/{UNIT}.d");
+    machine.write(&format!("{hasty}/hasty.conf"), "[Service]\nRestartSec=100ms\n");
+    machine.done(&["systemctl", "daemon-reload"]);
+    let config = std::fs::read_to_string(machine.file(CONFIG)).unwrap();
+    machine.write(CONFIG, &format!("no_such_key = 1\n{config}"));
+    let opened = machine.property(SOCKET, "ActiveEnterTimestampMonotonic");
+    assert_ne!(machine.run(&["systemctl", "restart", UNIT]).code, Some(0));
+    eventually("it was tried ten times", || {
+        // It stays in the queue of the port, and asks for the daemon.
+        std::net::TcpStream::connect(("127.0.0.1", 8443)).unwrap();
+        (fleet.restarts() >= 10).then_some(())
+    });
+    assert_eq!(machine.property(SOCKET, "ActiveState"), "active");
+    machine.write(CONFIG, &config);
+    eventually("it runs", || is_active(fleet).then_some(()));
+    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened, "the ports were never closed");
+    machine.done(&["rm", "-r", &hasty]);
+    machine.done(&["systemctl", "daemon-reload"]);
+    runs(machine);
+    fleet.everybody_goes_on();
+}
+
+/// As somebody does who tries out addresses.
+pub fn ports_may_be_opened_again_and_again(fleet: &Fleet) {
+    for _ in 0..8 {
+        fleet.machine.done(&["systemctl", "restart", SOCKET]);
+        eventually("it runs", || is_active(fleet).then_some(()));
+    }
+    runs(fleet.machine);
 }
 
 pub fn it_is_hardened(machine: &Machine) {
@@ -52,14 +112,13 @@ pub fn a_reload_reads_the_certificate_again(fleet: &Fleet) {
         machine.done(&["chmod", "0640", "/etc/codex-authd/tls/key.pem"]);
         ca
     };
-    let serves = |ca: &str| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = fleet.client(Some(ca)).build().unwrap();
-        runtime.block_on(async { client.get("https://localhost:8443/healthz").send().await.is_ok() })
-    };
+    let serves = |ca: &str| is_shown(fleet, ca);
     let first = put();
     let files = "/etc/codex-authd/tls";
-    fleet.configure(&format!("[tls]\ncertificate = \"{files}/certificate.pem\"\nprivate_key = \"{files}/key.pem\"\n"));
+    // Its hosts do not trust it, and are not asked here.
+    let keys =
+        format!("certificate = \"{files}/certificate.pem\"\nprivate_key = \"{files}/key.pem\"\nswitch = \"now\"\n");
+    fleet.configure(&format!("[tls]\n{keys}"));
     assert!(serves(&first));
     let (process, second) = (fleet.main_pid(), put());
     assert!(serves(&first) && !serves(&second), "before the reload nothing changes");

@@ -189,6 +189,7 @@ pub fn baked_with_digests(
         api_key: &key,
         fqdn: "h1.example.test",
         ca_pem,
+        trusts_system: false,
         codex_release_url,
         codex_release_sha256,
         codex_npm: "",
@@ -207,7 +208,8 @@ fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
         ("CDX_API_KEY", values.api_key.expose()),
         ("CDX_FQDN", values.fqdn),
         ("CDX_CA_PEM", values.ca_pem),
-        ("CDX_WRAPPER_VERSION", bake::WRAPPER_VERSION),
+        ("CDX_SYSTEM_CA", if values.trusts_system { "1" } else { "" }),
+        ("CDX_WRAPPER_VERSION", bake::wrapper_version(values.trusts_system)),
         ("CDX_CODEX_RELEASE_URL", values.codex_release_url),
         ("CDX_CODEX_RELEASE_SHA256", values.codex_release_sha256),
     ];

@@ -1,0 +1,108 @@
+//! `codex-authd check-config`: whether the daemon can start with this configuration, as its unit sees it, and whether hosts go
+//! on with it.
+
+use super::client::{Client, ClientError};
+use super::{CliError, print};
+use crate::api::HostTrustBody;
+use crate::config::Config;
+use crate::daemon::tls::host_certificate;
+use crate::doctor::{self, Seen, View};
+use crate::model::check::{Check, Verdict};
+use crate::service::host_trust::{HostCertificate, HostsByTrust};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also where hosts are cut off
+    #[arg(long)]
+    force: bool,
+}
+
+/// Refuses what the unit's user cannot read, and variables that do not reach the daemon. Before there is a second thread.
+pub fn look(config: &Config, view: &View) -> Result<(), CliError> {
+    let checks = view.checks().into_iter().chain(doctor::readable(config, view));
+    let missing: Vec<String> =
+        checks.filter(|check| check.verdict == Verdict::Missing).map(|check| said(&check)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Refused(format!("{}\nThis is {}", missing.join("\n"), view.sentence())))
+}
+
+fn said(check: &Check) -> String {
+    let remedy = check.remedy.iter().map(|remedy| format!("; {remedy}")).collect::<String>();
+    format!("{}: {}{remedy}", check.name, check.found)
+}
+
+pub async fn run(arguments: &Arguments, config: &Config, view: &View, seen: &Seen, json: bool) -> Result<(), CliError> {
+    let wanted = host_certificate(config);
+    let mut note = None;
+    match hosts(config, seen).await {
+        Ok(Some(hosts)) => {
+            if let Some(cut_off) = hosts.newly_cut_off(wanted) {
+                let said = format!(
+                    "{cut_off} would be cut off: their cdx does not trust the certificate that they would be shown. {}",
+                    way(wanted)
+                );
+                if !arguments.force {
+                    return Err(CliError::Refused(format!(
+                        "the configuration is valid, but {said}; --force: all the same"
+                    )));
+                }
+                note = Some(said);
+            } else if let Some(apart) = hosts.held_back(wanted) {
+                note = Some(format!(
+                    "{apart} do not trust tls.certificate yet: hosts are shown our own certificate until each of them has run \
+                     `cdx --update`"
+                ));
+            }
+        }
+        Ok(None) => {}
+        Err(cause) => note = Some(format!("Whether hosts would be cut off by it is not checked: {cause}")),
+    }
+    let answer = serde_json::json!({ "status": "ok", "view": view.sentence(), "note": note });
+    let note = note.map(|note| format!(" {note}.")).unwrap_or_default();
+    print::done(json, &answer, &format!("The configuration is valid, {}.{note}", view.sentence()))
+}
+
+/// `None`: no daemon has run here.
+async fn hosts(config: &Config, seen: &Seen) -> Result<Option<HostsByTrust>, String> {
+    if !seen.is_running {
+        if seen.is_starting {
+            return Err("the daemon is starting; run this again in a moment".into());
+        }
+        if !config.state_dir.exists() {
+            return Ok(None);
+        }
+        if !seen.state.is_ours_to_open() || !seen.awaiting_start.is_empty() {
+            return Err(format!(
+                "no daemon answers on {}, and {} cannot be opened (root can, while no daemon runs)",
+                config.listen.control.display(),
+                config.state_dir.display()
+            ));
+        }
+    }
+    let asked = async {
+        let client = Client::connect(config).await?;
+        let hosts = client.get::<HostTrustBody>("/admin/authorities/hosts").await;
+        client.close().await;
+        hosts
+    };
+    let hosts = asked.await.map_err(|error: ClientError| error.to_string())?;
+    Ok(Some(hosts.into()))
+}
+
+/// How it is done without cutting anybody off.
+fn way(wanted: HostCertificate) -> &'static str {
+    match wanted {
+        HostCertificate::Ours { .. } => {
+            "Leave [tls] and listen.hosts_tls as they are until each of them has run `cdx --update`, then change them"
+        }
+        HostCertificate::Operators { .. } => {
+            "Set tls.switch = \"when-safe\": the daemon shows the certificate once each of them has run `cdx --update`"
+        }
+        HostCertificate::OfProxy => {
+            "Set tls.switch = \"prepare\" with listen.hosts_tls = true, restart the daemon, have each of them run `cdx --update`, \
+             and let the proxy take over then"
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Where a call fails on something of this machine, `cdx` names that and not the daemon: a proxy of the environment, a CA
+//! file that curl cannot use.
+
+use std::fs;
+
+use crate::support::authority::authority;
+use crate::support::host::{Host, Ran};
+use crate::support::http::{HttpServer, Reply};
+use crate::support::standin::StandIn;
+use crate::wrapper::{in_step, login};
+
+/// Nothing listens there.
+const PROXY: &str = "http://ada:canary@127.0.0.1:1";
+
+fn doctors_failure(ran: &Ran) -> &str {
+    ran.out.lines().find(|line| line.starts_with("fail ")).unwrap_or_default()
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_named_and_its_password_is_not() {
+    let (ca, certificate, key) = authority("127.0.0.1");
+    for (tls, variables) in
+        [(false, &["http_proxy", "ALL_PROXY"][..]), (true, &["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])]
+    {
+        for variable in variables {
+            let daemon = if tls { StandIn::start_tls(&certificate, &key) } else { StandIn::start() };
+            daemon.set_canonical(&login(10));
+            let mut host = Host::with_ca(&daemon.server.url(), if tls { &ca } else { "" });
+            assert_eq!(host.run(&["--sync"]).code, Some(0));
+            host.env(variable, PROXY);
+            let ran = host.run(&["x"]);
+            assert_eq!(ran.code, Some(0), "the login of a moment ago is good: {variable}: {ran:?}");
+            let wanted =
+                format!("by way of the proxy that {variable} names, 127.0.0.1:1: if no proxy leads to the daemon");
+            assert!(ran.err.contains(&wanted) && ran.err.contains("into no_proxy"), "{variable}: {ran:?}");
+            let doctor = host.run(&["--doctor"]);
+            assert!(doctors_failure(&doctor).contains(&wanted), "{variable}: {doctor:?}");
+            for ran in [&ran, &doctor] {
+                assert!(!format!("{ran:?}").contains("canary"), "{variable}: {ran:?}");
+            }
+            host.env("no_proxy", "other.test,127.0.0.1");
+            let ran = host.run(&["x"]);
+            assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{variable}: it does not count");
+            // The daemon is away by itself: nothing to say of a proxy that is not asked.
+            daemon.answer_always(503, "");
+            let ran = host.run(&["x"]);
+            assert!(ran.err.contains("HTTP 503") && !ran.err.contains("proxy"), "{variable}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_proxy_that_answers_in_the_daemons_place_is_named() {
+    let (_daemon, mut host, _) = in_step();
+    let proxy = HttpServer::plain(|_| Reply::new(403, "text/html", "<h1>Blocked by policy</h1>"));
+    host.env("http_proxy", &proxy.url());
+    let ran = host.run(&["x"]);
+    assert_eq!((ran.code, host.codex_was_started()), (Some(77), false), "{ran:?}");
+    assert!(
+        ran.err.contains("HTTP 403 (by way of the proxy that http_proxy names") && ran.err.contains("unset http_proxy"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_ca_file_that_cannot_be_used_is_named_with_what_to_do() {
+    let (ca, certificate, key) = authority("127.0.0.1");
+    let daemon = StandIn::start_tls(&certificate, &key);
+    let canonical = daemon.set_canonical(&login(10));
+    for (variable, content, said) in [
+        ("CURL_CA_BUNDLE", None, "is not there"),
+        ("CURL_CA_BUNDLE", Some("garbage\n"), "holds no certificate (PEM)"),
+        ("CURL_CA_BUNDLE", Some(&*authority("127.0.0.1").0), "does not vouch for it"),
+        ("SSL_CERT_FILE", Some("garbage\n"), "holds no certificate (PEM)"),
+        ("SSL_CERT_FILE", Some(&*authority("127.0.0.1").0), "does not vouch for it"),
+        ("SSL_CERT_DIR", Some("garbage\n"), "is no directory"),
+    ] {
+        // Without a CA of its own the system's store counts, and what these name in its place.
+        let mut host = Host::new(&daemon.server.url());
+        let file = host.file("named by the environment.pem");
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
+        host.env(variable, file.to_str().unwrap());
+        let ran = host.run(&["x"]);
+        assert_eq!((ran.code, host.codex_was_started()), (Some(76), false), "{variable}: {ran:?}");
+        let wanted = format!(
+            "the daemon's certificate cannot be trusted: {variable} names {}, which {said}; unset {variable}, or add the CA",
+            file.display()
+        );
+        assert!(ran.err.contains(&wanted) && !ran.err.contains("install anew"), "{variable} {said}: {ran:?}");
+        let doctor = host.run(&["--doctor"]);
+        let failure = doctors_failure(&doctor);
+        assert!(failure.contains(file.to_str().unwrap()) && failure.contains("unset"), "{variable} {said}: {doctor:?}");
+    }
+    // The one that is right.
+    let mut host = Host::new(&daemon.server.url());
+    fs::write(host.file("right.pem"), &ca).unwrap();
+    host.env("CURL_CA_BUNDLE", host.file("right.pem").to_str().unwrap());
+    assert_eq!((host.run(&["x"]).code, host.auth()), (Some(0), Some(canonical)));
+}
+
+#[test]
+fn a_bad_ca_file_of_its_own_is_named() {
+    let (ca, certificate, key) = authority("127.0.0.1");
+    let daemon = StandIn::start_tls(&certificate, &key);
+    daemon.set_canonical(&login(10));
+    let mut host = Host::with_ca(&daemon.server.url(), &ca);
+    // These do not count where cdx has a CA.
+    host.env("CURL_CA_BUNDLE", "/does/not/exist");
+    host.env("SSL_CERT_FILE", "/does/not/exist");
+    assert_eq!(host.run(&["x"]).code, Some(0));
+    let file = host.state_file().parent().unwrap().join("ca.pem");
+    fs::write(&file, "garbage").unwrap();
+    assert_eq!(host.run(&["x"]).code, Some(0), "cdx writes it anew");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let ran = host.run(&["x"]);
+    assert_eq!(ran.code, Some(76), "{ran:?}");
+    let wanted = format!("{} is no file; remove it, then run cdx again", file.display());
+    assert!(ran.err.contains(&wanted), "{ran:?}");
+}
