@@ -6,7 +6,7 @@ use super::{CliError, print};
 use crate::api::HostTrustBody;
 use crate::config::Config;
 use crate::daemon::tls::host_certificate;
-use crate::doctor::{self, Seen, View};
+use crate::doctor::{self, Presence, View};
 use crate::model::check::{Check, Verdict};
 use crate::service::host_trust::{HostCertificate, HostsByTrust};
 
@@ -17,7 +17,7 @@ pub struct Arguments {
     force: bool,
 }
 
-/// Refuses what the unit's user cannot read, and variables that do not reach the daemon. Before there is a second thread.
+/// Refuses what the unit's user cannot read, and variables that do not reach the daemon. Call it while the process has one thread.
 pub fn look(config: &Config, view: &View) -> Result<(), CliError> {
     let checks = view.checks().into_iter().chain(doctor::readable(config, view));
     let missing: Vec<String> =
@@ -33,10 +33,16 @@ fn said(check: &Check) -> String {
     format!("{}: {}{remedy}", check.name, check.found)
 }
 
-pub async fn run(arguments: &Arguments, config: &Config, view: &View, seen: &Seen, json: bool) -> Result<(), CliError> {
+pub async fn run(
+    arguments: &Arguments,
+    config: &Config,
+    view: &View,
+    presence: &Presence,
+    json: bool,
+) -> Result<(), CliError> {
     let wanted = host_certificate(config);
     let mut note = None;
-    match hosts(config, seen).await {
+    match hosts(config, presence).await {
         Ok(Some(hosts)) => {
             if let Some(cut_off) = hosts.newly_cut_off(wanted) {
                 let said = format!(
@@ -52,7 +58,7 @@ pub async fn run(arguments: &Arguments, config: &Config, view: &View, seen: &See
             } else if let Some(apart) = hosts.held_back(wanted) {
                 note = Some(format!(
                     "{apart} do not trust tls.certificate yet: hosts are shown our own certificate until each of them has run \
-                     `cdx --update`"
+                     `cdx --update && cdx --sync`"
                 ));
             }
         }
@@ -65,15 +71,15 @@ pub async fn run(arguments: &Arguments, config: &Config, view: &View, seen: &See
 }
 
 /// `None`: no daemon has run here.
-async fn hosts(config: &Config, seen: &Seen) -> Result<Option<HostsByTrust>, String> {
-    if !seen.is_running {
-        if seen.is_starting {
+async fn hosts(config: &Config, presence: &Presence) -> Result<Option<HostsByTrust>, String> {
+    if !presence.is_running {
+        if presence.is_starting {
             return Err("the daemon is starting; run this again in a moment".into());
         }
         if !config.state_dir.exists() {
             return Ok(None);
         }
-        if !seen.state.is_ours_to_open() || !seen.awaiting_start.is_empty() {
+        if !presence.state.is_ours_to_open() || !presence.awaiting_start.is_empty() {
             return Err(format!(
                 "no daemon answers on {}, and {} cannot be opened (root can, while no daemon runs)",
                 config.listen.control.display(),
@@ -95,14 +101,14 @@ async fn hosts(config: &Config, seen: &Seen) -> Result<Option<HostsByTrust>, Str
 fn way(wanted: HostCertificate) -> &'static str {
     match wanted {
         HostCertificate::Ours { .. } => {
-            "Leave [tls] and listen.hosts_tls as they are until each of them has run `cdx --update`, then change them"
+            "Leave [tls] and listen.hosts_tls as they are until each of them has run `cdx --update && cdx --sync`, then change them"
         }
         HostCertificate::Operators { .. } => {
-            "Set tls.switch = \"when-safe\": the daemon shows the certificate once each of them has run `cdx --update`"
+            "Set tls.switch = \"when-safe\": the daemon shows the certificate once each of them has run `cdx --update && cdx --sync`"
         }
         HostCertificate::OfProxy => {
-            "Set tls.switch = \"prepare\" with listen.hosts_tls = true, restart the daemon, have each of them run `cdx --update`, \
-             and let the proxy take over then"
+            "Set tls.switch = \"prepare\" with listen.hosts_tls = true, restart the daemon, have each of them run \
+             `cdx --update && cdx --sync`, and let the proxy take over then"
         }
     }
 }

@@ -9,7 +9,7 @@ use super::client::{Client, ClientError};
 use super::{CliError, print, runtime_of_one, take_identity};
 use crate::api::Checks;
 use crate::config::{Config, ConfigError};
-use crate::doctor::{self, Places, Seen, View};
+use crate::doctor::{self, Places, Presence, Seen, View};
 use crate::model::check::Check;
 use crate::outside::System;
 
@@ -39,14 +39,14 @@ pub fn run(
 async fn examine(config: &Config, mut seen: Seen) -> Checks {
     let mut checks = std::mem::take(&mut seen.checks);
     checks.extend(doctor::examine(config, &seen, &System).await);
-    Checks::from(checks).and(ask(config, &seen).await)
+    Checks::from(checks).and(ask(config, &seen.presence).await)
 }
 
 /// What the daemon knows; with none running, what its state says.
-async fn ask(config: &Config, seen: &Seen) -> Checks {
+async fn ask(config: &Config, presence: &Presence) -> Checks {
     const DAEMON: &str = "daemon";
-    let is_running = seen.is_running;
-    let not_running = match seen.failed_starts {
+    let is_running = presence.is_running;
+    let not_running = match presence.failed_starts {
         0 => Check::missing(DAEMON, "it does not run", "systemctl start codex-authd"),
         times => Check::missing(
             DAEMON,
@@ -54,15 +54,16 @@ async fn ask(config: &Config, seen: &Seen) -> Checks {
             "journalctl -u codex-authd -n 20 says why",
         ),
     };
-    if seen.is_starting {
+    if presence.is_starting {
         return vec![Check::weak(DAEMON, "it is starting", "codex-authd doctor, in a moment")].into();
     }
-    if !is_running && !seen.state.is_ours_to_open() {
+    if !is_running && !presence.state.is_ours_to_open() {
         // Why is among the findings.
         return vec![not_running].into();
     }
-    if !is_running && !seen.awaiting_start.is_empty() {
-        let found = format!("it is not opened: systemd gives {} to the daemon alone", seen.awaiting_start.join(", "));
+    if !is_running && !presence.awaiting_start.is_empty() {
+        let found =
+            format!("it is not opened: systemd gives {} to the daemon alone", presence.awaiting_start.join(", "));
         return vec![not_running, Check::weak("state", found, "systemctl start codex-authd, and then this again")]
             .into();
     }

@@ -48,7 +48,6 @@ use crate::config::{self, Config, ConfigError};
 use crate::daemon::state::StateError;
 use crate::daemon::{self, DaemonError, owner};
 use crate::doctor::{Places, View};
-use crate::outside::System;
 
 use client::{Client, ClientError};
 
@@ -261,9 +260,9 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     if let Command::CheckConfig(check) = &arguments.command {
         daemon::hardening::harden()?;
         check_config::look(&config, &view)?;
-        let seen = crate::doctor::look(&config, file.as_deref(), &view, &places, &System);
+        let presence = crate::doctor::presence(&config, &view, &places);
         take_identity(&config)?;
-        return runtime_of_one()?.block_on(check_config::run(check, &config, &view, &seen, arguments.json));
+        return runtime_of_one()?.block_on(check_config::run(check, &config, &view, &presence, arguments.json));
     }
     take_identity(&config)?;
     match &arguments.command {

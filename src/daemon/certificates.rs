@@ -134,7 +134,7 @@ impl Certificates {
         if let Settled::HeldBack(hosts) = &settled
             && settled != before
         {
-            log::warn!(event = "certificate_held_back", hosts = hosts.count; "{hosts} do not trust tls.certificate yet: hosts are shown our own until each of them has run `cdx --update`");
+            log::warn!(event = "certificate_held_back", hosts = hosts.count; "{hosts} do not trust tls.certificate yet: hosts are shown our own until each of them has run `cdx --update && cdx --sync`");
         }
         if let Err(error) = self.put_in_force(service, &settled) {
             log::error!(event = "certificate_not_in_force", cause:% = error; "hosts go on being shown the certificate of before");

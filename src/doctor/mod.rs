@@ -37,9 +37,8 @@ pub use unit::View;
 
 use ports::Port;
 
-/// What the machine shows without the network.
-pub struct Seen {
-    pub checks: Vec<Check>,
+/// Whether a daemon runs, and whether a command can open the state if none does.
+pub struct Presence {
     pub state: StateFound,
     /// Whether a daemon listens on the control socket.
     pub is_running: bool,
@@ -49,42 +48,63 @@ pub struct Seen {
     pub failed_starts: u32,
     /// Names of credentials that the state cannot be opened without, and that only a start of the daemon brings.
     pub awaiting_start: Vec<String>,
+    /// What lies in the credential stores, beside what the daemon received.
+    credentials: Vec<Check>,
+}
+
+/// What the machine shows without the network.
+pub struct Seen {
+    pub checks: Vec<Check>,
+    pub presence: Presence,
     bound: Option<Bound>,
     ports: [Port; 2],
 }
 
-/// `file` is the configuration's. To be called with the caller's rights, while the process has one thread.
-pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, outside: &dyn Outside) -> Seen {
-    let mut checks = view.checks();
+/// Call it with the caller's rights, while the process has one thread.
+pub fn presence(config: &Config, view: &View, places: &Places) -> Presence {
     let (unit, identity) = (view.unit(), identity(config, view));
-    checks.push(installation::configuration(file, config, identity.as_ref()));
-    checks.extend(readable(config, view));
     let compared = unit.map(|unit| places.compare(&config.state_dir, unit.is_active)).unwrap_or_default();
-    checks.extend(compared.checks);
-    let state = installation::state(&config.state_dir, identity.as_ref());
-    let is_running = is_listening(&config.listen.control);
-    let is_starting = !is_running && unit.is_some_and(|unit| unit.is_starting);
-    let failed_starts = unit.filter(|_| !is_running).map_or(0, |unit| unit.failed_starts);
-    // One that systemd tries to start has the lock for a moment each time, and is not to be stopped for that.
-    checks.extend(state.checks(is_running || is_starting || failed_starts > 0));
-    checks.extend(installation::set_aside(&config.state_dir));
-    checks.extend(installation::disk(&config.state_dir));
-    checks.extend(installation::newest_file(&config.state_dir, outside.now()));
-    checks.push(installation::time_service(Path::new("/run/systemd/timesync")));
-    let sockets = unit.and_then(|unit| unit.sockets);
-    let port = |name, configured, at: usize| Port { name, configured, socket: sockets.map(|sockets| sockets[at]) };
-    let ports = [port("port of hosts", config.listen.hosts, 0), port("port of admins", config.listen.admin, 1)];
-    let bound = if is_running { listen_file::read(&config.state_dir) } else { None };
-    if bound.is_none() && !is_starting {
-        checks.extend(ports.iter().map(Port::is_free));
-    }
     let mut awaiting_start = compared.awaiting_start;
     awaiting_start.retain(|name| match name.as_str() {
         "master.key" => !config.state_dir.join(name).exists(),
         "database.password" => !config.database.url.is_empty(),
         _ => false,
     });
-    Seen { checks, state, is_running, is_starting, failed_starts, awaiting_start, bound, ports }
+    let state = installation::state(&config.state_dir, identity.as_ref());
+    let is_running = is_listening(&config.listen.control);
+    let waiting = unit.filter(|_| !is_running);
+    Presence {
+        state,
+        is_running,
+        is_starting: waiting.is_some_and(|unit| unit.is_starting),
+        failed_starts: waiting.map_or(0, |unit| unit.failed_starts),
+        awaiting_start,
+        credentials: compared.checks,
+    }
+}
+
+/// `file` is the configuration's. Call it with the caller's rights, while the process has one thread.
+pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, outside: &dyn Outside) -> Seen {
+    let mut presence = presence(config, view, places);
+    let mut checks = view.checks();
+    checks.push(installation::configuration(file, config, identity(config, view).as_ref()));
+    checks.extend(readable(config, view));
+    checks.append(&mut presence.credentials);
+    let Presence { is_running, is_starting, failed_starts, .. } = presence;
+    // A daemon that systemd tries to start has the lock for a moment each time, and is not to be stopped for that.
+    checks.extend(presence.state.checks(is_running || is_starting || failed_starts > 0));
+    checks.extend(installation::set_aside(&config.state_dir));
+    checks.extend(installation::disk(&config.state_dir));
+    checks.extend(installation::newest_file(&config.state_dir, outside.now()));
+    checks.push(installation::time_service(Path::new("/run/systemd/timesync")));
+    let sockets = view.unit().and_then(|unit| unit.sockets);
+    let port = |name, configured, at: usize| Port { name, configured, socket: sockets.map(|sockets| sockets[at]) };
+    let ports = [port("port of hosts", config.listen.hosts, 0), port("port of admins", config.listen.admin, 1)];
+    let bound = if is_running { listen_file::read(&config.state_dir) } else { None };
+    if bound.is_none() && !is_starting {
+        checks.extend(ports.iter().map(Port::is_free));
+    }
+    Seen { checks, presence, bound, ports }
 }
 
 /// What the configuration points to and the daemon's user cannot read. To be called as [`look`] is.

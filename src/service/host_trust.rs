@@ -265,7 +265,8 @@ impl Service {
 
     pub(super) async fn examine_host_trust(&self) -> Check {
         const NAME: &str = "trust of hosts";
-        const UPDATE: &str = "cdx --update there; remove the hosts that are gone (codex-authd hosts remove NAME)";
+        const UPDATE: &str =
+            "cdx --update && cdx --sync there; remove the hosts that are gone (codex-authd hosts remove NAME)";
         let found = match tokio::time::timeout(PATIENCE, self.hosts_by_trust()).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
