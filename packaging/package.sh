@@ -115,6 +115,8 @@ cp "$notices" "$made/third-party-notices.gz"
 staged=$made/staged
 mkdir -p "$staged/target"
 cp -r Cargo.toml LICENSE README.md CHANGELOG.md debian docs migrations openapi packaging systemd wrapper "$staged"
+# In the packages the documents are in one directory.
+sed -i 's|(docs/|(|g; s|\[docs/|[|g' "$staged/README.md"
 ln -s "$PWD/$made" "$staged/target/package"
 # What cargo wants to see of a package.
 ln -s "$PWD"/{Cargo.lock,src,benches} "$staged"

@@ -49,6 +49,7 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
         password: output.password()?,
         pkcs12: Some(output.wants_pkcs12()),
     };
+    output.refuse_existing(&stem)?;
     output.check()?;
     let issued: IssuedCertificate = client.post("/admin/certificates", &request).await?;
     output.write(&stem, &issued, json)
@@ -85,6 +86,21 @@ impl Output {
             })?;
             as_caller(|| std::fs::remove_file(temporary(&path)))
                 .map_err(|cause| CliError::Write { path: path.clone(), cause })?;
+        }
+        Ok(())
+    }
+
+    /// The private key of another certificate is not overwritten: nobody else has it.
+    fn refuse_existing(&self, stem: &str) -> Result<(), CliError> {
+        let key = self.pem.iter().map(|directory| directory.join(format!("{stem}.key")));
+        for path in self.out.iter().cloned().chain(key) {
+            if as_caller(|| path.try_exists()).unwrap_or(false) {
+                return Err(CliError::Refused(format!(
+                    "{0} exists and may hold the only key of another certificate: write to another file, remove {0}, or \
+                     use `codex-authd certificates renew` to replace that certificate",
+                    path.display()
+                )));
+            }
         }
         Ok(())
     }

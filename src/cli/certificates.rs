@@ -14,7 +14,8 @@ pub enum Command {
     List,
     /// Issue another certificate of the same name and user before this one ends
     Renew {
-        /// The name, where one certificate of it is in force, or the fingerprint as in the list or its beginning
+        /// The name (of several certificates in force the one that ends last), or the fingerprint as in the list or its
+        /// beginning
         #[arg(value_name = "NAME|FINGERPRINT")]
         which: String,
         #[command(flatten)]

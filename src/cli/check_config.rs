@@ -79,10 +79,17 @@ async fn hosts(config: &Config, presence: &Presence) -> Result<Option<HostsByTru
         if !config.state_dir.exists() {
             return Ok(None);
         }
-        if !presence.state.is_ours_to_open() || !presence.awaiting_start.is_empty() {
+        let control = config.listen.control.display();
+        if !presence.awaiting_start.is_empty() {
             return Err(format!(
-                "no daemon answers on {}, and {} cannot be opened (root can, while no daemon runs)",
-                config.listen.control.display(),
+                "no daemon answers on {control}, and {} comes from systemd at its start only; start the daemon, then run \
+                 this again",
+                presence.awaiting_start.join(", ")
+            ));
+        }
+        if !presence.state.is_ours_to_open() {
+            return Err(format!(
+                "no daemon answers on {control}, and {} cannot be opened: run this as root, or while a daemon runs",
                 config.state_dir.display()
             ));
         }

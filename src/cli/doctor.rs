@@ -64,8 +64,11 @@ async fn ask(config: &Config, presence: &Presence) -> Checks {
     if !is_running && !presence.awaiting_start.is_empty() {
         let found =
             format!("it is not opened: systemd gives {} to the daemon alone", presence.awaiting_start.join(", "));
-        return vec![not_running, Check::weak("state", found, "systemctl start codex-authd, and then this again")]
-            .into();
+        let remedy = match presence.failed_starts {
+            0 => "systemctl start codex-authd, and then this again",
+            _ => "let the daemon start first: its journal says what keeps it from that",
+        };
+        return vec![not_running, Check::weak("state", found, remedy)].into();
     }
     let mut checks = Vec::new();
     if is_running {

@@ -290,7 +290,7 @@ fn from_stdin() -> Result<Zeroizing<String>, CliError> {
     read.map_err(|cause| CliError::Read { path: "standard input".into(), cause })?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
-        return Err(CliError::Refused("there is no password on standard input".into()));
+        return Err(CliError::Refused("there is no password on standard input: give --password-stdin a line".into()));
     }
     Ok(Zeroizing::new(line.to_owned()))
 }

@@ -194,11 +194,15 @@ fn flat(table: &Table) -> Vec<String> {
         .collect()
 }
 
+/// A key that is less like the unknown one is not suggested.
+const LEAST_SIMILARITY: f64 = 0.6;
+
 fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
     let nearest = all
         .iter()
         .map(|candidate| (strsim::normalized_damerau_levenshtein(key, candidate), candidate))
         .max_by(|left, right| left.0.total_cmp(&right.0));
+    let nearest = nearest.filter(|(similarity, _)| *similarity >= LEAST_SIMILARITY);
     let hint = nearest.map(|(_, candidate)| format!("; did you mean '{candidate}'?")).unwrap_or_default();
     ConfigError::UnknownKey { origin: origin.into(), key: key.into(), hint }
 }
@@ -497,6 +501,8 @@ mod tests {
             let error = from_text(text, &Vec::from_iter(environment)).unwrap_err().to_string();
             assert!(error.contains(&format!("did you mean '{name}")), "{error}");
         }
+        let error = from_text("colour = 1", &[]).unwrap_err().to_string();
+        assert!(error.contains("colour") && !error.contains("did you mean"), "{error}");
     }
 
     #[test]

@@ -20,8 +20,6 @@ const REVIEW: Duration = Duration::from_secs(60);
 
 /// And once hosts were given as many wrappers as a switch waits for: a host that has put its own in place reports it.
 const REPORTS: Duration = Duration::from_secs(1);
-/// How many names our certificate carries at most under which hosts were installed.
-const INSTALLED_NAMES: usize = 16;
 
 /// What depends on who is let in, and by whose signature.
 pub struct Certificates {
@@ -36,7 +34,7 @@ impl Certificates {
         // Records that are away are not waited for once more.
         let names = match service.away() {
             Some(away) => Err(ServiceError::RecordsAway { cause: away.why.clone() }),
-            None => service.installed_urls(INSTALLED_NAMES).await,
+            None => service.public_urls().await,
         };
         match names {
             Ok(urls) => self.tls.add_names(&urls)?,

@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::model::checkup;
 use crate::service::Service;
 
 /// A start that takes long asks for so much more time, again and again.
@@ -194,7 +195,7 @@ impl Seen {
             None => format!("{hosts}, no login yet: codex-authd auth upload FILE"),
         };
         if let Some((since, why)) = &self.degraded {
-            let since = since.replace_nanosecond(0).unwrap_or(*since);
+            let since = checkup::shown(*since);
             line = format!("degraded since {since}: {why}; {line}");
         }
         if let Some(trouble) = &self.trouble {
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(seen(Some(3), None, None), "12 hosts, login version 3");
         assert_eq!(seen(None, None, None), "12 hosts, no login yet: codex-authd auth upload FILE");
         let line = seen(Some(3), Some("the records are not available\n(gone)"), Some("no such file"));
-        assert!(line.starts_with("degraded since 2026-11-26 10:11:12"), "{line}");
+        assert!(line.starts_with("degraded since 2026-11-26 10:11 UTC: "), "{line}");
         assert!(line.contains("the last reload failed") && !line.contains('\n'), "{line}");
     }
 }

@@ -66,6 +66,16 @@ impl Places {
         if name == OF_BACKUPS {
             return;
         }
+        let sealed = self.encrypted.join(format!("{PREFIX}{name}"));
+        if !is_encrypted && sealed.exists() {
+            let found = format!("{place} holds in the clear what {} holds encrypted", sealed.display());
+            let remedy = format!(
+                "move {place} to a safe place off this machine, and systemctl restart codex-authd: doctor then says whether \
+                 the daemon received the encrypted one"
+            );
+            compared.checks.push(Check::weak(NAME, found, remedy));
+            return;
+        }
         if !KNOWN.contains(&name) {
             let found =
                 format!("nothing reads {place}; the daemon reads {PREFIX}{}", KNOWN.join(&format!(", {PREFIX}")));

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration as Wait;
 
+use reqwest::StatusCode;
 use time::Duration;
 
 use super::ports::reachable;
@@ -88,7 +89,8 @@ async fn shown_here(config: &Config, address: SocketAddr) -> Result<Shown, Strin
     let url = reqwest::Url::parse(&config.public_base_url).ok();
     let name = url.as_ref().and_then(reqwest::Url::domain);
     let host = name.map_or_else(|| address.to_string(), |name| format!("{name}:{}", address.port()));
-    shown_at_address(&format!("https://{host}/healthz"), name.map(|name| (name, address))).await
+    let answer = shown_at_address(&format!("https://{host}/healthz"), name.map(|name| (name, address))).await;
+    answer.map(|(shown, _)| shown)
 }
 
 /// Whether hosts can come by the address that is baked into them, as seen from here.
@@ -119,15 +121,20 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
         ));
     }
     Some(match shown_at(&format!("{base}/healthz")).await {
-        Ok(shown) if !name.as_ref().is_some_and(|name| shown.covers(name)) => Check::missing(
+        Ok((shown, _)) if !name.as_ref().is_some_and(|name| shown.covers(name)) => Check::missing(
             PUBLIC,
             format!("what answers at {host}:{port} shows a certificate that is not for {host}"),
             "systemctl restart codex-authd (its own certificate takes up the name), or a certificate that has it",
         ),
-        Ok(shown) if shown.not_after <= outside.now() => Check::missing(
+        Ok((shown, _)) if shown.not_after <= outside.now() => Check::missing(
             PUBLIC,
             format!("what answers at {host}:{port} shows a certificate that has ended"),
             "renew it",
+        ),
+        Ok((_, status)) if !status.is_success() => Check::missing(
+            PUBLIC,
+            format!("{base}/healthz is answered with {status}"),
+            "look at the reverse proxy in front, where there is one: it does not reach the daemon; then at the daemon's log",
         ),
         Ok(_) => Check::good(PUBLIC, format!("{base} answers, with a certificate for {host}")),
         Err(cause) => Check::weak(
@@ -138,13 +145,13 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
     })
 }
 
-/// The certificate that is shown there; it is looked at, and not believed.
-async fn shown_at(url: &str) -> Result<Shown, String> {
+/// The certificate that is shown there, which is not verified, and the status of the answer.
+async fn shown_at(url: &str) -> Result<(Shown, StatusCode), String> {
     shown_at_address(url, None).await
 }
 
 /// The same, with a name that is at this address, whatever DNS says.
-async fn shown_at_address(url: &str, known: Option<(&str, SocketAddr)>) -> Result<Shown, String> {
+async fn shown_at_address(url: &str, known: Option<(&str, SocketAddr)>) -> Result<(Shown, StatusCode), String> {
     let mut builder = reqwest::Client::builder();
     if let Some((name, address)) = known {
         builder = builder.resolve(name, address);
@@ -161,7 +168,8 @@ async fn shown_at_address(url: &str, known: Option<(&str, SocketAddr)>) -> Resul
     let answer = client.get(url).send().await.map_err(|error| innermost(&error))?;
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>();
     let certificate = info.and_then(|info| info.peer_certificate()).ok_or("no certificate was shown")?;
-    Shown::read(certificate).map_err(|error| error.to_string())
+    let shown = Shown::read(certificate).map_err(|error| error.to_string())?;
+    Ok((shown, answer.status()))
 }
 
 fn innermost(error: &reqwest::Error) -> String {

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use super::{Change, Hot, Result};
 use crate::records::{Changes, Foundation, SealingKey};
+use crate::seal::Sealed;
 
 pub(super) const FOUNDATION: &[u8] = b"foundation";
 /// When the records were last reached, as far as it was noted.
@@ -20,9 +21,14 @@ impl Hot {
         self.cache.write(|change| change.put(FOUNDATION, foundation))
     }
 
-    /// The data keys, which change without an epoch.
-    pub fn keep_sealing_keys(&self, keys: &[SealingKey]) -> Result<()> {
-        self.cache.write(|rows| change(rows, |foundation| foundation.sealing_keys = keys.to_vec()))
+    /// The data keys, which change without an epoch, and the server's key, which a rotation seals anew with them.
+    pub fn keep_keys(&self, sealing_keys: &[SealingKey], server_key: &Sealed) -> Result<()> {
+        self.cache.write(|rows| {
+            change(rows, |foundation| {
+                foundation.sealing_keys = sealing_keys.to_vec();
+                foundation.server_key = server_key.clone();
+            })
+        })
     }
 
     pub fn reached_at(&self) -> Result<Option<OffsetDateTime>> {

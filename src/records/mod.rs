@@ -811,6 +811,13 @@ pub struct Settings {
     /// `None`: no daemon that records it has run yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_trust: Option<HostTrust>,
+    /// Addresses of the daemon that hosts were given, the newest first, [`Settings::MAX_PUBLIC_URLS`] at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub public_urls: Vec<String>,
+}
+
+impl Settings {
+    pub const MAX_PUBLIC_URLS: usize = 16;
 }
 
 /// Which certificates of the daemon hosts accept, and whose they are shown. All nodes bake their wrappers by it.
@@ -851,6 +858,8 @@ pub enum SettingsChange {
     },
     /// Notes a backup, if it is newer than the one that is noted.
     BackupVerified(VerifiedBackup),
+    /// Hosts are given this address from now on. It does not fit where it is the newest already.
+    PublicUrl(String),
     /// Records for the first time what hosts trust; what is recorded stays.
     BeginHostTrust(HostTrust),
     /// Wrappers trust the machine's store from then on, if they do not already. It is not taken back.

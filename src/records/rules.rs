@@ -206,6 +206,14 @@ impl SettingsChange {
                 }
                 changed.verified_backup = Some(backup.clone());
             }
+            Self::PublicUrl(url) => {
+                if changed.public_urls.first() == Some(url) {
+                    return None;
+                }
+                changed.public_urls.retain(|known| known != url);
+                changed.public_urls.insert(0, url.clone());
+                changed.public_urls.truncate(Settings::MAX_PUBLIC_URLS);
+            }
             Self::BeginHostTrust(trust) if changed.host_trust.is_none() => changed.host_trust = Some(*trust),
             Self::BeginHostTrust(_) => return None,
             Self::TrustSystem { since } => {

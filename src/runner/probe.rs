@@ -310,6 +310,12 @@ impl Probe {
                 reason = format!("{reason}\n{what}: {text}");
             }
         }
+        // A login that was never shown to OpenAI is not disproved.
+        if self.ended.is_none() && self.proxy.reached_nothing() {
+            return Finding::Unavailable(format!(
+                "Codex could not reach OpenAI; check the network of this machine and runner.egress\n{reason}"
+            ));
+        }
         Finding::Fails(reason)
     }
 }
@@ -354,10 +360,12 @@ pub(super) fn ca_bundle() -> Option<PathBuf> {
     told.into_iter().chain(PLACES.map(PathBuf::from)).find(is_good)
 }
 
-/// What Codex is configured with: the operator's lines, and that the login stays in its file where they do not say.
+/// Codex's configuration: the operator's lines, and, unless they say otherwise, the login in its file and no look for
+/// updates, which the proxy would refuse.
 pub(super) fn configuration(lines: &str) -> Result<String, toml::de::Error> {
     let mut table: toml::Table = lines.parse()?;
     table.entry("cli_auth_credentials_store").or_insert_with(|| "file".into());
+    table.entry("check_for_update_on_startup").or_insert_with(|| false.into());
     Ok(table.to_string())
 }
 

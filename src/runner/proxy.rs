@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ pub struct Proxy {
     egress: Egress,
     resolver: Arc<dyn Resolver>,
     refused: Mutex<BTreeMap<String, String>>,
+    /// Whether a connection to any destination succeeded.
+    connected: AtomicBool,
+    /// Whether a permitted destination could not be reached.
+    unreachable: AtomicBool,
 }
 
 /// Connections at once; one more waits.
@@ -55,7 +60,13 @@ const KEPT: usize = 16;
 
 impl Proxy {
     pub fn new(egress: Egress, resolver: Arc<dyn Resolver>) -> Self {
-        Self { egress, resolver, refused: Mutex::default() }
+        Self {
+            egress,
+            resolver,
+            refused: Mutex::default(),
+            connected: AtomicBool::new(false),
+            unreachable: AtomicBool::new(false),
+        }
     }
 
     /// Until it is dropped, and every connection with it.
@@ -84,6 +95,11 @@ impl Proxy {
     /// What was asked for and refused, and why; the first of each, some at most.
     pub fn refused(&self) -> BTreeMap<String, String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether permitted destinations were asked for, and none of them could be reached: the network is down.
+    pub fn reached_nothing(&self) -> bool {
+        self.unreachable.load(Ordering::Relaxed) && !self.connected.load(Ordering::Relaxed)
     }
 
     async fn connection(&self, mut client: TcpStream) {
@@ -146,7 +162,10 @@ impl Proxy {
         let mut last = "its name has no address".to_owned();
         for address in addresses {
             match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => {
+                    self.connected.store(true, Ordering::Relaxed);
+                    return Ok(stream);
+                }
                 Ok(Err(error)) => last = format!("{}: {error}", address.ip()),
                 Err(_) => last = format!("{}: no answer", address.ip()),
             }
@@ -172,6 +191,7 @@ impl Proxy {
 
     fn fail(&self, asked: &Destination, why: impl Into<String>) -> Answer {
         let why = why.into();
+        self.unreachable.store(true, Ordering::Relaxed);
         log::warn!(event = "egress_failed", destination:% = asked, cause = why.as_str(); "the probe cannot reach {asked}: {why}");
         self.keep(asked, &format!("{asked} cannot be reached: {why}"));
         Answer { status: "502 Bad Gateway", message: format!("{asked} cannot be reached: {why}") }
@@ -280,7 +300,7 @@ pub(crate) fn head(bytes: &[u8]) -> Option<(Destination, Option<Vec<u8>>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 

@@ -22,6 +22,9 @@ use crate::pki::authority::{self, AuthorityKey};
 use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep};
 use crate::seal::{KeyRing, Place};
 
+/// How many certificates a refusal names.
+const CERTIFICATES_NAMED: usize = 10;
+
 /// Where an authority's key stands sealed.
 pub fn authority_place(id: Uuid) -> Place {
     Place::new("authorities", "private_key", id)
@@ -163,11 +166,20 @@ impl Service {
                 let signed_by_old =
                     |certificate: &&AdminCertificate| certificate.authority.is_none_or(|id| id == old.id);
                 let certificates = self.certificates.load();
-                let depend = certificates.values().filter(|it| self.is_in_force(it)).filter(signed_by_old).count();
-                if depend > 0 {
+                let depend = certificates.values().filter(|it| self.is_in_force(it)).filter(signed_by_old);
+                let mut depend: Vec<String> = depend.map(|it| format!("{} ({})", it.name, it.fingerprint)).collect();
+                if !depend.is_empty() {
+                    let count = depend.len();
+                    depend.sort();
+                    if count > CERTIFICATES_NAMED {
+                        depend.truncate(CERTIFICATES_NAMED);
+                        depend.push(format!("{} more", count - CERTIFICATES_NAMED));
+                    }
                     return Err(ServiceError::Conflict(format!(
-                        "{depend} certificate(s) in force were signed by the old authority: renew each (codex-authd \
-                         certificates renew NAME --out NAME.p12 --revoke), or force it"
+                        "{count} certificate(s) in force were signed by the old authority: {}; renew each (codex-authd \
+                         certificates renew FINGERPRINT --out NAME.p12 --revoke) or revoke it (codex-authd certificates \
+                         revoke FINGERPRINT), or force it",
+                        depend.join(", ")
                     )));
                 }
             }

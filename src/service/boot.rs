@@ -110,7 +110,7 @@ async fn read(
         sealing_keys: records.sealing_keys().await?,
         authorities: records.authorities().await?,
         certificates: records.certificates().await?,
-        server_key: server_key.ok_or_else(|| ServiceError::internal("the records hold no server key"))?,
+        server_key: server_key.ok_or_else(no_server_key)?,
         incarnation,
     };
     if records.state().await?.incarnation != incarnation {
@@ -137,11 +137,15 @@ fn open(foundation: Foundation, master: MasterKey, are_from_hot: bool) -> Result
 
 fn lost(path: &Path) -> ServiceError {
     ServiceError::internal(format!(
-        "the records are sealed, and the master key {} that opens them is not there; put it back (from a backup, \
-         from another daemon on the same database, or as the systemd credential master.key), or begin anew with other \
-         records",
+        "the records are sealed, and the master key {} that opens them is missing. If systemd brings it (codex-authd \
+         doctor says so), only the daemon gets it: systemctl start codex-authd. Otherwise put it back from a backup or \
+         from another daemon on the same database, or begin anew with other records",
         path.display()
     ))
+}
+
+pub(super) fn no_server_key() -> ServiceError {
+    ServiceError::internal("the records hold no server key")
 }
 
 pub(super) fn server_key_place() -> Place {

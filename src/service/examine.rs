@@ -9,7 +9,7 @@ use crate::config::AdminAccess;
 use crate::model::authority::AuthorityRole;
 use crate::model::check::{Check, Verdict};
 use crate::model::checkup::{self, Admins, Login};
-use crate::records::AuthoritySlot;
+use crate::records::{AuthoritySlot, RecordsError};
 use crate::service::certificates::CertificateState;
 
 /// Whoever looks when something is wrong is not kept waiting by it.
@@ -55,6 +55,12 @@ impl Service {
             Ok(Some(rows)) => {
                 Some(Check::good(NAME, format!("the checksum of each of the {rows} rows of the records is right")))
             }
+            // A store on a full disk cannot be read through, and is not damaged for that.
+            Err(RecordsError::Unavailable(cause) | RecordsError::Failed(cause)) => Some(Check::weak(
+                NAME,
+                format!("the rows of the records could not be verified: {cause}"),
+                "mend what is said of `records` and `disk`, then codex-authd doctor again",
+            )),
             Err(error) => {
                 let remedy = "stop the daemon and put a backup back (codex-authd restore DIR), or take out what can be read: \
                               codex-authd records export DIR";

@@ -18,7 +18,7 @@ use crate::hot::HotHost;
 use crate::model::digest::Digest;
 use crate::model::host::Fqdn;
 use crate::model::secret::Secret;
-use crate::records::{InstallToken, Redemption};
+use crate::records::{InstallToken, Redemption, Settings, SettingsChange};
 
 /// How long an installer is told apart from none after its end.
 const REMEMBERED: time::Duration = time::Duration::days(30);
@@ -118,13 +118,21 @@ impl Service {
             .collect()
     }
 
-    /// The addresses that installers were given, each once, the newest first.
-    pub async fn installed_urls(&self, limit: usize) -> Result<Vec<String>> {
+    /// The addresses of the daemon that hosts were given, by an installer or by an update of `cdx`; the newest first, a few
+    /// at most. Records the one of this process if hosts may be given it by an update.
+    pub async fn public_urls(&self) -> Result<Vec<String>> {
+        let url = self.policy().base_url.clone();
+        if self.host_count() > 0 && self.settings().public_urls.first() != Some(&url) {
+            let note = By::daemon().note(self.outside.now(), "settings.public_url").on(&url);
+            if let Err(error) = self.change_settings(&note, SettingsChange::PublicUrl(url)).await {
+                log::warn!(event = "public_url_unrecorded", cause:% = error; "the address that hosts are given could not be recorded; the next start tries again");
+            }
+        }
+        let mut urls = self.settings().public_urls.clone();
         let mut tokens = self.records.install_tokens().await?;
         tokens.sort_by_key(|token| std::cmp::Reverse(token.created_at));
-        let mut urls = Vec::new();
         for token in tokens {
-            if urls.len() < limit && !urls.contains(&token.base_url) {
+            if urls.len() < 2 * Settings::MAX_PUBLIC_URLS && !urls.contains(&token.base_url) {
                 urls.push(token.base_url);
             }
         }

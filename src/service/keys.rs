@@ -9,6 +9,7 @@
 //! at 3. A value written with an old ring just before 2 keeps its key from being removed at 4, and 3 is done again.
 
 use super::audit::tell;
+use super::boot::no_server_key;
 use super::{By, Result, Service, ServiceError};
 use crate::records::SealingKey;
 use crate::seal::{KeyId, KeyRing};
@@ -59,8 +60,10 @@ impl Service {
     }
 
     pub(super) async fn reload_ring(&self) -> Result<KeyId> {
+        // In this order: what is sealed with a key that is not among them any more was sealed anew before that key went.
         let keys = self.records.sealing_keys().await?;
-        self.hot.keep_sealing_keys(&keys)?;
+        let server_key = self.records.server_key().await?.ok_or_else(no_server_key)?;
+        self.hot.keep_keys(&keys, &server_key)?;
         let keys: Vec<_> = keys.into_iter().map(|key| (key.id, key.sealed)).collect();
         let ring = KeyRing::unlock(&self.secrets.master, &keys)?;
         let active = ring.active();

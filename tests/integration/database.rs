@@ -218,6 +218,7 @@ async fn a_daemon_that_starts_without_its_database_serves_what_it_last_knew() {
     let fingerprint = certificate(&daemon, "mallory").await;
     let revoke = format!("/admin/certificates/{fingerprint}/revoke");
     assert_eq!(admin.post(daemon.admin_url(&revoke)).send().await.unwrap().status(), 200);
+    daemon.cli_json(&["keys", "rotate"]);
     daemon.kill();
     server.end();
 

@@ -110,6 +110,11 @@ async fn a_page_says_that_the_disk_is_full_until_there_is_room() {
     let shown = page(&daemon, &admin, "/").await;
     assert!(shown.contains("<strong>Degraded</strong>") && shown.contains("No space left"), "{shown}");
     assert!(shown.contains("kept.test"), "{shown}");
+    // A full disk is not a damaged store: nobody is told to restore a backup.
+    let doctor = daemon.cli(&["doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.contains("degraded since") && doctor.contains("No space left"), "{doctor}");
+    assert!(!doctor.contains("restore"), "{doctor}");
     std::fs::remove_file(balloon).unwrap();
     // The process is replaced: what was asked meanwhile may be cut off.
     until("it is over", async || {

@@ -345,6 +345,25 @@ fn hosts_that_were_installed_under_another_name_go_on() {
     fleet.syncs(&other);
 }
 
+#[test]
+fn a_name_that_hosts_were_given_by_an_update_stays_in_the_certificate() {
+    let mut fleet = Fleet::new();
+    fleet.start();
+    fleet.upload();
+    let host = fleet.install("a.test");
+    // No installer is printed under the second name.
+    for name in ["second.localhost", "third.localhost"] {
+        fleet.set("PUBLIC_BASE_URL", &format!("https://{name}:{}", fleet.port));
+        fleet.restart();
+        fleet.syncs(&host);
+        fleet.updates(&host);
+        fleet.syncs(&host);
+    }
+    fleet.set("PUBLIC_BASE_URL", &format!("https://localhost:{}", fleet.port));
+    fleet.restart();
+    fleet.syncs(&host);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_on_one_database_switch_together() {
     let server = MariaDb::start();

@@ -465,7 +465,26 @@ fn a_daemon_that_is_stopped_in_a_probe_ends_it_in_good_order() {
     assert!(processes.iter().all(|pid| !is_alive(*pid)), "{processes:?}");
     daemon.launch();
     let shown = daemon.cli_json(&["runner", "show"]);
+    assert_eq!(shown["state"], "unavailable", "{shown:#}");
     assert!(shown["reason"].as_str().unwrap().starts_with("the daemon was stopped"), "{shown:#}");
+}
+
+#[test]
+fn a_probe_that_reaches_nobody_says_nothing_of_the_login() {
+    let upstream = Upstream::start();
+    let port_one = |text: String| text.replace(&upstream.authority(), "127.0.0.1:1");
+    let (egress, lines, tokens) =
+        (port_one(upstream.authority()), port_one(upstream.config_toml()), port_one(upstream.token_url()));
+    assert!(lines.contains("127.0.0.1:1/"), "{lines}");
+    let settings =
+        [("RUNNER__EGRESS", egress.as_str()), ("RUNNER__CONFIG_TOML", &lines), ("UPSTREAM__TOKEN_URL", &tokens)];
+    let daemon = daemon_for(&upstream, &settings);
+    upload(&daemon, &upstream.login("acc-1", 864_000));
+    let found = run(&daemon);
+    assert!(!found.done && found.state == "unavailable", "{found:#?}");
+    let reason = "Codex could not reach OpenAI; check the network of this machine and runner.egress";
+    assert!(found.reason.starts_with(reason) && found.reason.contains("127.0.0.1:1 cannot be reached"), "{found:#?}");
+    assert_told(&daemon, "probe_unavailable", "Could not be tried", reason);
 }
 
 #[test]

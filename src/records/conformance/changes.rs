@@ -31,6 +31,11 @@ pub async fn settings_change_only_where_told(store: Store) {
         (SettingsChange::BackupVerified(VerifiedBackup { made_at: at(6), has_keys: false }), |it| {
             it.verified_backup = Some(VerifiedBackup { made_at: at(6), has_keys: false });
         }),
+        (SettingsChange::PublicUrl("https://a.test".into()), |it| it.public_urls = vec!["https://a.test".into()]),
+        (SettingsChange::PublicUrl("https://b.test".into()), |it| {
+            it.public_urls = vec!["https://b.test".into(), "https://a.test".into()];
+        }),
+        (SettingsChange::PublicUrl("https://a.test".into()), |it| it.public_urls.reverse()),
         (SettingsChange::BeginHostTrust(HostTrust { old_wrappers_trust_system: true, ..HostTrust::NONE }), |it| {
             it.host_trust = Some(HostTrust { old_wrappers_trust_system: true, ..HostTrust::NONE });
         }),
@@ -52,6 +57,8 @@ pub async fn settings_change_only_where_told(store: Store) {
             let older = SettingsChange::BackupVerified(VerifiedBackup { made_at: at(seconds), has_keys: true });
             assert_eq!(store.change_settings(&older, &noted()).await.unwrap(), None, "a newer one is noted");
         }
+        let same = SettingsChange::PublicUrl("https://a.test".into());
+        assert_eq!(store.change_settings(&same, &noted()).await.unwrap(), None, "it is the newest");
     })
     .await;
     let mark = SettingsChange::MarkRestored(RestoredLogin { version: 4, backup_of: at(2) });

@@ -113,6 +113,7 @@ pub async fn furnish(store: &Store) {
         SettingsChange::ClientRelease(ClientRelease { version: "0.170.0".into(), checked_at: fine }),
         SettingsChange::MarkRestored(RestoredLogin { version: 1, backup_of: fine }),
         SettingsChange::BackupVerified(VerifiedBackup { made_at: fine, has_keys: true }),
+        SettingsChange::PublicUrl("https://a.test".into()),
         SettingsChange::BeginHostTrust(HostTrust::NONE),
         SettingsChange::TrustSystem { since: fine },
         SettingsChange::Switch(Some(fine)),

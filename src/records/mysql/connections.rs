@@ -60,6 +60,7 @@ fn told(error: &mysql_async::Error) -> String {
         mysql_async::Error::Io(IoError::Io(cause)) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
             not_believed(cause)
         }
+        mysql_async::Error::Io(IoError::Io(cause)) => format!("the connection to the database failed: {cause}"),
         mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
             "the database's server does not encrypt: give it a certificate, or set database.tls = false where nobody can \
              listen"

@@ -216,7 +216,8 @@ pub(super) async fn begin(change: &mut Change<'_>, filling: &Filling, replaces: 
             "UPDATE settings SET initialised = 0, server_key = NULL, server_key_key = NULL, api_disabled = 0, \
              api_disabled_reason = NULL, client_version = NULL, client_version_checked_at = NULL, restored_version = NULL, \
              restored_backup_of = NULL, old_wrappers_trust_system = NULL, system_trust_since = NULL, switched_at = NULL, \
-             verified_backup_of = NULL, verified_backup_has_keys = 0 WHERE id = 0",
+             verified_backup_of = NULL, verified_backup_has_keys = 0, public_urls = NULL \
+             WHERE id = 0",
             vec![],
         )
         .await?;

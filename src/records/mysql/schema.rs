@@ -32,7 +32,7 @@ pub(super) struct Migration {
     text: &'static str,
 }
 
-pub(super) const MIGRATIONS: [Migration; 9] = [
+pub(super) const MIGRATIONS: [Migration; 10] = [
     Migration { version: 1, name: "records", text: include_str!("../../../migrations/0001_records.sql") },
     Migration { version: 2, name: "store_state", text: include_str!("../../../migrations/0002_store_state.sql") },
     Migration { version: 3, name: "probes", text: include_str!("../../../migrations/0003_probes.sql") },
@@ -46,6 +46,7 @@ pub(super) const MIGRATIONS: [Migration; 9] = [
         name: "verified_backup",
         text: include_str!("../../../migrations/0009_verified_backup.sql"),
     },
+    Migration { version: 10, name: "public_urls", text: include_str!("../../../migrations/0010_public_urls.sql") },
 ];
 
 impl Migration {

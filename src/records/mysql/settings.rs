@@ -49,7 +49,7 @@ pub(super) async fn server_key(connection: &mut Conn) -> Outcome<Option<Sealed>>
 pub(super) async fn present(connection: &mut Conn) -> Outcome<Settings> {
     let columns = "api_disabled, api_disabled_reason, client_version, client_version_checked_at, restored_version, \
                    restored_backup_of, old_wrappers_trust_system, system_trust_since, switched_at, verified_backup_of, \
-                   verified_backup_has_keys";
+                   verified_backup_has_keys, public_urls";
     let mut columns = row(connection, columns).await?;
     let (api_disabled, api_disabled_reason) = (columns.truth()?, columns.optional_text()?);
     let (version, checked_at) = (columns.optional_text()?, columns.optional_time()?);
@@ -62,7 +62,16 @@ pub(super) async fn present(connection: &mut Conn) -> Outcome<Settings> {
         old_wrappers.map(|old| HostTrust { old_wrappers_trust_system: old != 0, system_since, switched_at });
     let (made_at, has_keys) = (columns.optional_time()?, columns.truth()?);
     let verified_backup = made_at.map(|made_at| VerifiedBackup { made_at, has_keys });
-    Ok(Settings { api_disabled, api_disabled_reason, client_release, restored_login, host_trust, verified_backup })
+    let public_urls = columns.optional_text()?.unwrap_or_default().lines().map(String::from).collect();
+    Ok(Settings {
+        api_disabled,
+        api_disabled_reason,
+        client_release,
+        restored_login,
+        host_trust,
+        verified_backup,
+        public_urls,
+    })
 }
 
 async fn row(connection: &mut Conn, columns: &str) -> Outcome<Columns> {
@@ -112,13 +121,15 @@ pub(super) async fn put(change: &mut Change<'_>, settings: &Settings) -> Outcome
         rows::optional_time(trust.and_then(|trust| trust.switched_at)),
         rows::optional_time(backup.map(|backup| backup.made_at)),
         backup.is_some_and(|backup| backup.has_keys).into(),
+        // A URL has no line break.
+        settings.public_urls.join("\n").into(),
     ];
     change
         .run(
             "UPDATE settings SET api_disabled = ?, api_disabled_reason = ?, client_version = ?, \
              client_version_checked_at = ?, restored_version = ?, restored_backup_of = ?, \
              old_wrappers_trust_system = ?, system_trust_since = ?, switched_at = ?, verified_backup_of = ?, \
-             verified_backup_has_keys = ? WHERE id = 0",
+             verified_backup_has_keys = ?, public_urls = ? WHERE id = 0",
             values,
         )
         .await

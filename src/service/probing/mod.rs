@@ -68,6 +68,7 @@ const LEFT_ALONE: time::Duration = time::Duration::minutes(20);
 /// How many of the last probes are looked at.
 const LOOKED_AT: usize = 20;
 const DAY: i64 = 86_400;
+const STOPPED: &str = "the daemon was stopped before Codex had answered";
 /// The longest reason that is kept.
 const MOST_REASON: usize = 4000;
 
@@ -327,7 +328,7 @@ impl Service {
             let told = tokio::select! {
                 told = probing.next() => told,
                 () = &mut stop, if !asked_to_end => {
-                    probing.end("the daemon was stopped before Codex had answered");
+                    probing.end(STOPPED);
                     asked_to_end = true;
                     continue;
                 }
@@ -351,7 +352,10 @@ impl Service {
                         )
                     }
                 },
-                Told::Found(finding) => return (spoiled(finding, refused), adopted),
+                Told::Found(finding) => {
+                    let finding = if *stopping.borrow() { cut_short(finding) } else { finding };
+                    return (spoiled(finding, refused), adopted);
+                }
             }
         }
     }
@@ -384,12 +388,23 @@ enum Begin {
     Never,
 }
 
-/// A login that works is none if what Codex made of it could not be taken.
+/// A failure after the daemon was asked to stop says nothing about the login: the stop may be its cause. The signal that
+/// stops the daemon reaches the sandbox too where both are in one process group.
+fn cut_short(finding: Finding) -> Finding {
+    match finding {
+        Finding::Fails(_) => Finding::Unavailable(STOPPED.into()),
+        finding => finding,
+    }
+}
+
+/// A probe fails if the login that Codex refreshed in it could not be stored.
 fn spoiled(finding: Finding, refused: Option<String>) -> Finding {
     match (finding, refused) {
         (Finding::Works, Some(why)) => Finding::Fails(why),
-        (Finding::Fails(reason), Some(why)) => Finding::Fails(format!("{why}\n{reason}")),
-        (finding, _) => finding,
+        (Finding::Fails(reason) | Finding::Unavailable(reason), Some(why)) => {
+            Finding::Fails(format!("{why}\n{reason}"))
+        }
+        (finding, None) => finding,
     }
 }
 
