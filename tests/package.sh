@@ -63,8 +63,11 @@ quiet "$conffiles$in_etc"
 
 begin "no systemd is let in that reads no /etc/credstore"
 needed=
-dpkg-deb -f "$deb" Depends | grep -qF 'systemd (>= 252)' || needed="the .deb: $(dpkg-deb -f "$deb" Depends)"
-rpm -qpR "$rpm" 2>/dev/null | grep -qxF 'systemd >= 252' || needed="$needed the .rpm: $(rpm -qpR "$rpm" 2>/dev/null | grep systemd)"
+deb_needs=$(dpkg-deb -f "$deb" Depends)
+rpm_needs=$(rpm -qpR "$rpm" 2>/dev/null)
+# Whole items: no other package may stand in for it.
+grep -qx ' *systemd (>= 252)' <<<"${deb_needs//,/$'\n'}" || needed="the .deb: $deb_needs"
+grep -qxF 'systemd >= 252' <<<"$rpm_needs" || needed="$needed the .rpm: $(grep systemd <<<"$rpm_needs" || echo "no systemd")"
 quiet "$needed"
 
 begin "the packaged configuration is the daemon's own defaults"

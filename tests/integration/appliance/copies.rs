@@ -8,6 +8,7 @@ use super::install::{TIMER, put, runs};
 use super::leftovers::Listing;
 use super::machine::Machine;
 use super::package::Package;
+use super::service::the_doctor_says;
 
 const CREDENTIAL: &str = "/etc/credstore/codex-authd.master.key";
 const MASTER_KEY: &str = "/var/lib/codex-authd/master.key";
@@ -24,8 +25,13 @@ pub fn the_master_key_may_be_a_credential(fleet: &Fleet) {
     let machine = fleet.machine;
     machine.done(&["install", "-d", "-m", "0700", "/etc/credstore"]);
     machine.done(&["install", "-m", "0600", "-o", "root", MASTER_KEY, CREDENTIAL]);
+    let (not_yet, may_go) = (format!("{CREDENTIAL} is not in force"), format!("rm {MASTER_KEY}"));
+    let told = of_credentials(machine);
+    assert!(told.contains(&not_yet) && !told.contains(&may_go), "before the daemon has it: {told}");
     fleet.restart();
     machine.done(&["cmp", CREDENTIAL, "/run/credentials/codex-authd.service/master.key"]);
+    let told = of_credentials(machine);
+    assert!(told.contains(&format!("{CREDENTIAL} is in force")) && told.contains(&may_go), "the daemon has it: {told}");
     machine.done(&["rm", MASTER_KEY]);
     fleet.restart();
     assert!(!machine.file(MASTER_KEY).exists(), "another one was made");
@@ -33,6 +39,12 @@ pub fn the_master_key_may_be_a_credential(fleet: &Fleet) {
     // Commands that a secret has to be opened for are answered by the daemon, which has it.
     let added = machine.authd(&["hosts", "add", "after-the-credential.test"]);
     assert_eq!(added["host"]["fqdn"], "after-the-credential.test");
+}
+
+/// What `doctor` finds of them, and what mends it.
+fn of_credentials(machine: &Machine) -> String {
+    let checks = the_doctor_says(machine, "credentials");
+    checks.iter().map(|check| format!("{}: {}\n", check["found"], check["remedy"])).collect()
 }
 
 /// Its place; the master key is in it, under a passphrase.

@@ -135,23 +135,37 @@ impl Repository {
     /// `newest` is offered in a repository that somebody has changed on its way; then in an honest one.
     fn refuses_what_is_not_signed(&self, machine: &Machine, installed: &Package, newest: &Package) {
         self.add(newest);
-        let changes: [(&str, Transfer, &str); 4] = [
-            ("without signatures", without_signatures, "is no longer signed"),
-            ("with another InRelease", with_another_release, "error occurred during the signature verification"),
-            ("with other indexes", with_other_indexes, "Hash Sum mismatch"),
-            ("with another package", with_another_package, "Hash Sum mismatch"),
+        // With what apt says that knows the repository, and where it sees it for the first time.
+        let changes: [(&str, Transfer, [&str; 2]); 4] = [
+            ("without signatures", without_signatures, ["is no longer signed", "is not signed"]),
+            (
+                "with another InRelease",
+                with_another_release,
+                ["error occurred during the signature verification", "is not signed"],
+            ),
+            ("with other indexes", with_other_indexes, ["Hash Sum mismatch"; 2]),
+            ("with another package", with_another_package, ["Hash Sum mismatch"; 2]),
         ];
-        for (what, transfer, told) in changes {
-            *self.transfer.lock().unwrap() = transfer;
-            let (updated, upgraded) = (machine.run(&["apt-get", "update"]), upgrade(machine));
-            let all = [updated.out, updated.err, upgraded.out, upgraded.err].concat();
-            assert_eq!(machine.version(), installed.version, "{what}: {all}");
-            assert!(all.contains(told), "{what}: {all}");
+        for (what, transfer, [told, _]) in changes {
+            self.refuses(machine, installed, what, transfer, told);
+        }
+        // apt holds to what it knows as signed, whatever the sources ask for; what they ask for shows at first sight.
+        for (what, transfer, [_, told]) in changes {
+            machine.done(&["rm", "-r", "/var/lib/apt/lists"]);
+            self.refuses(machine, installed, &format!("{what}, at first sight"), transfer, told);
         }
         *self.transfer.lock().unwrap() = unchanged;
         self.update(machine);
         let ran = upgrade(machine);
         assert_eq!((ran.code, machine.version()), (Some(0), newest.version.clone()), "{}{}", ran.out, ran.err);
+    }
+
+    fn refuses(&self, machine: &Machine, installed: &Package, what: &str, transfer: Transfer, wanted: &str) {
+        *self.transfer.lock().unwrap() = transfer;
+        let (updated, upgraded) = (machine.run(&["apt-get", "update"]), upgrade(machine));
+        let told = [updated.out, updated.err, upgraded.out, upgraded.err].concat();
+        assert_eq!(machine.version(), installed.version, "{what}: {told}");
+        assert!(told.contains(wanted), "{what}: {told}");
     }
 
     /// Nothing of it stays on the machine.

@@ -19,6 +19,13 @@ pub fn the_doctor_is_content(machine: &Machine) {
     assert_eq!(doctor.code, Some(0), "{doctor:#?}");
 }
 
+/// Its checks of that name.
+pub fn the_doctor_says(machine: &Machine, name: &str) -> Vec<Value> {
+    let ran = machine.run(&["codex-authd", "doctor", "--json"]);
+    let told: Value = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    told["checks"].as_array().unwrap().iter().filter(|check| check["name"] == name).cloned().collect()
+}
+
 /// Right after the installation: nobody has anything to say of the units, and nothing was worth a warning.
 pub fn the_units_and_the_journal_are_quiet(machine: &Machine) {
     let units = [UNIT, SOCKET, "codex-authd-backup.service", TIMER];

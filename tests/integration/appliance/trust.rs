@@ -1,6 +1,7 @@
 //! An operator brings a certificate of their own, and takes it away again: no host is cut off.
 
 use super::fleet::Fleet;
+use super::service::the_doctor_says;
 use crate::support::authority::authority;
 use crate::support::eventually;
 
@@ -56,10 +57,8 @@ fn callers(fleet: &Fleet) -> Vec<String> {
 
 /// The verdict of `doctor`, and what it found.
 fn trust_of_hosts(fleet: &Fleet) -> (String, String) {
-    let ran = fleet.machine.run(&["codex-authd", "doctor", "--json"]);
-    let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
-    let checks = told["checks"].as_array().unwrap();
-    let check = checks.iter().find(|check| check["name"] == "trust of hosts").unwrap();
+    let checks = the_doctor_says(fleet.machine, "trust of hosts");
+    let [check] = &checks[..] else { panic!("{checks:?}") };
     (check["verdict"].as_str().unwrap().into(), check["found"].as_str().unwrap().into())
 }
 
