@@ -11,7 +11,6 @@ use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use crate::model::host::{HostActivity, HostId};
 use crate::records::Host;
 
-use table::Builder;
 pub use table::{HostState, ListQuery, ListedHost, Page, Sort, Table};
 
 use super::{Result, Service, ServiceError};
@@ -97,8 +96,6 @@ impl Directory {
 }
 
 const AT_ONCE: usize = 1000;
-/// So many hosts are made room for at once, whatever hot state says that it has.
-const MOST_EXPECTED: u64 = 1 << 20;
 
 impl Service {
     /// One page of the hosts that are asked for.
@@ -131,10 +128,9 @@ impl Service {
         *self.directory.write() = State::Building(Vec::new());
         let hot = self.hot.clone();
         let build = tokio::task::spawn_blocking(move || {
-            let states = hot.host_states()?;
-            let mut table = Builder::with_capacity(states.total().min(MOST_EXPECTED) as usize);
-            hot.each_host(|host, activity| table.push(ListedHost::new(&host, activity)))?;
-            Ok::<_, crate::hot::HotError>(table.finish())
+            let mut table = Table::default();
+            hot.each_host(|host, activity| table.insert(ListedHost::new(&host, activity)))?;
+            Ok::<_, crate::hot::HotError>(table)
         });
         let built = build.await.map_err(ServiceError::internal).and_then(|built| Ok(built?));
         match built {

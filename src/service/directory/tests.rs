@@ -17,9 +17,9 @@ fn activity(calls: u64, last_seen: Option<i64>, client_version: Option<&str>) ->
 }
 
 fn table(hosts: &[(Host, HostActivity)]) -> Table {
-    let mut table = Builder::with_capacity(hosts.len());
-    hosts.iter().for_each(|(host, activity)| table.push(ListedHost::new(host, activity.clone())));
-    table.finish()
+    let mut table = Table::default();
+    hosts.iter().for_each(|(host, activity)| table.insert(ListedHost::new(host, activity.clone())));
+    table
 }
 
 fn names(page: &Page) -> Vec<&str> {
