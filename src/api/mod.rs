@@ -17,19 +17,21 @@ mod admin_overview;
 mod admin_runner;
 mod admin_settings;
 mod auth;
+mod auth_context;
+pub(crate) mod bodies;
 pub(crate) mod checks;
+pub(crate) mod cookies;
 mod docs;
 pub(crate) mod errors;
-mod front;
 pub(crate) mod guards;
 mod health;
 mod install;
 pub(crate) mod json;
-mod kept;
 mod lines;
 mod metrics;
 pub(crate) mod oidc;
 mod origins;
+mod types;
 mod users;
 mod versions;
 mod wrapper;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, get, handler};
 use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -46,9 +48,11 @@ use tokio::sync::OnceCell;
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
 use crate::service::{Service, ServiceError};
+use auth_context::AuthContext;
 use metrics::Measured;
 
-pub use json::{Envelope, MAX_BODY};
+pub use bodies::MAX_BODY;
+pub use json::Envelope;
 pub use {
     account::{SessionBody, SessionEnded, SessionList, UserBody},
     admin_audit::{AuditPage, AuditVerification},
@@ -65,9 +69,9 @@ pub use {
     admin_overview::OverviewBody,
     admin_runner::{ProbeAsked, RunnerBody},
     admin_settings::{ApiState, Rotation},
-    auth::AuthAnswer,
     checks::Checks,
     errors::ErrorBody,
+    types::auth::AuthAnswer,
     users::{IdentityAnswer, IdentityList, LinkRequest, NewUser, UserAnswer, UserList},
 };
 
@@ -224,20 +228,15 @@ fn allow_null(schema: &mut Value) {
 
 /// What hosts reach; whose forwarding header counts is in `trust`.
 pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
-    hosts(service, trust)
-}
-
-fn hosts(service: Arc<Service>, trust: Arc<Trust>) -> front::Front {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
-    let ordinary = with_documents(with_provider(route, &service));
-    let ordinary = ordinary.around(origins::refuse_cross_site).around(install::refuse_by_script);
-    front::Front::new(service.clone(), trust, finish(ordinary, service, Listener::Hosts))
+    let routes = with_documents(with_provider(route, &service)).around(origins::refuse_cross_site);
+    finish(routes, service, Listener::Hosts, Some(trust))
 }
 
 /// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
 pub fn admin_over_control(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
     let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
-    finish(guarded(route), service, Listener::Control)
+    finish(guarded(route), service, Listener::Control, None)
 }
 
 /// What admins reach over the network: the same, signing in, and the dashboard's pages.
@@ -247,7 +246,7 @@ pub fn admin_listener<E: Endpoint + 'static>(
 ) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS, account::AccountApi)));
     let route = with_documents(with_provider(route, &service));
-    finish(guarded(pages(route)), service, Listener::Admin)
+    finish(guarded(pages(route)), service, Listener::Admin, None)
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
@@ -297,31 +296,61 @@ async fn openapi_document() -> poem::Result<Response> {
 }
 
 fn finish(
-    endpoint: impl IntoEndpoint<Endpoint: 'static>,
+    routes: impl IntoEndpoint<Endpoint: 'static>,
     service: Arc<Service>,
     listener: Listener,
+    trust: Option<Arc<Trust>>,
 ) -> impl Endpoint<Output = Response> + 'static {
-    let metrics = service.metrics().clone();
-    endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).data(listener).around(
-        move |endpoint, mut request| {
-            request.set_data(guards::CallerKnown::default());
-            let metrics = metrics.clone();
-            async move {
-                let measured = Measured::begin(&metrics, listener);
-                let answered = match guards::refuse_head(&request) {
-                    Some(refusal) => Ok(refusal),
-                    None => endpoint.call(request).await.map(IntoResponse::into_response),
-                };
-                let (operation, answer) = match answered {
-                    Ok(answer) => (answer.data().copied(), answer),
-                    Err(error) => (error.data().copied(), errors::from_poem(error)),
-                };
-                measured.end(operation, &answer);
-                Ok(guards::harden(answer))
-            }
-        },
-    )
+    let routes = routes.into_endpoint();
+    ListenerEndpoint { routes, service, listener, trust }.with(NormalizePath::new(TrailingSlash::Trim))
 }
 
+/// What every request of a listener passes first, and every answer last.
+struct ListenerEndpoint<E> {
+    routes: E,
+    service: Arc<Service>,
+    listener: Listener,
+    /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
+    trust: Option<Arc<Trust>>,
+}
+
+impl<E: Endpoint> ListenerEndpoint<E> {
+    async fn answer(&self, mut request: Request) -> poem::Result<Response> {
+        if let Some(trust) = &self.trust {
+            let context = AuthContext::of(&self.service, trust, &request);
+            request.set_data(context.map_err(|failure| auth::refusal(&request, failure))?);
+        }
+        if let Some(refusal) = guards::refuse_head(&request) {
+            return Ok(refusal);
+        }
+        request.set_data(self.service.clone());
+        request.set_data(self.listener);
+        request.set_data(guards::CallerKnown::default());
+        self.routes.call(request).await.map(IntoResponse::into_response)
+    }
+}
+
+impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let measured = Measured::begin(self.service.metrics(), self.listener);
+        let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
+        let (operation, answer) = match self.answer(request).await {
+            Ok(answer) => (answer.data().copied(), answer),
+            Err(error) => {
+                let operation = error.data().copied();
+                let refusal = errors::from_poem(error);
+                let refusal = if is_installer { Box::pin(install::script_of(refusal)).await } else { refusal };
+                (operation, refusal)
+            }
+        };
+        measured.end(operation, &answer);
+        Ok(guards::harden(answer))
+    }
+}
+
+#[cfg(test)]
+mod auth_tests;
 #[cfg(test)]
 mod unread_tests;
