@@ -28,6 +28,7 @@ mod health;
 mod install;
 pub(crate) mod json;
 mod lines;
+mod listener_endpoint;
 mod metrics;
 pub(crate) mod oidc;
 mod origins;
@@ -39,8 +40,7 @@ mod wrapper;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, get, handler};
+use poem::{Body, Endpoint, EndpointExt, Response, Route, get, handler};
 use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -48,8 +48,7 @@ use tokio::sync::OnceCell;
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
 use crate::service::{Service, ServiceError};
-use auth_context::AuthContext;
-use metrics::Measured;
+use listener_endpoint::finish;
 
 pub use bodies::MAX_BODY;
 pub use json::Envelope;
@@ -293,61 +292,6 @@ async fn openapi_document() -> poem::Result<Response> {
     let mut answer = Response::builder().content_type("application/json").body(Body::from_bytes(text.clone()));
     answer.set_data(DOCUMENT);
     Ok(answer)
-}
-
-fn finish(
-    routes: impl IntoEndpoint<Endpoint: 'static>,
-    service: Arc<Service>,
-    listener: Listener,
-    trust: Option<Arc<Trust>>,
-) -> impl Endpoint<Output = Response> + 'static {
-    let routes = routes.into_endpoint();
-    ListenerEndpoint { routes, service, listener, trust }.with(NormalizePath::new(TrailingSlash::Trim))
-}
-
-/// What every request of a listener passes first, and every answer last.
-struct ListenerEndpoint<E> {
-    routes: E,
-    service: Arc<Service>,
-    listener: Listener,
-    /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
-    trust: Option<Arc<Trust>>,
-}
-
-impl<E: Endpoint> ListenerEndpoint<E> {
-    async fn answer(&self, mut request: Request) -> poem::Result<Response> {
-        if let Some(trust) = &self.trust {
-            let context = AuthContext::of(&self.service, trust, &request);
-            request.set_data(context.map_err(|failure| auth::refusal(&request, failure))?);
-        }
-        if let Some(refusal) = guards::refuse_head(&request) {
-            return Ok(refusal);
-        }
-        request.set_data(self.service.clone());
-        request.set_data(self.listener);
-        request.set_data(guards::CallerKnown::default());
-        self.routes.call(request).await.map(IntoResponse::into_response)
-    }
-}
-
-impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
-    type Output = Response;
-
-    async fn call(&self, request: Request) -> poem::Result<Response> {
-        let measured = Measured::begin(self.service.metrics(), self.listener);
-        let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
-        let (operation, answer) = match self.answer(request).await {
-            Ok(answer) => (answer.data().copied(), answer),
-            Err(error) => {
-                let operation = error.data().copied();
-                let refusal = errors::from_poem(error);
-                let refusal = if is_installer { Box::pin(install::script_of(refusal)).await } else { refusal };
-                (operation, refusal)
-            }
-        };
-        measured.end(operation, &answer);
-        Ok(guards::harden(answer))
-    }
 }
 
 #[cfg(test)]
