@@ -33,7 +33,7 @@ impl Fleet {
         let digest = text(&answer, "/data/canonical_digest")?;
         let mut keys = Vec::with_capacity(hosts);
         for host in 0..hosts {
-            let body = json!({ "fqdn": seed::name(host) }).to_string();
+            let body = json!({ "fqdn": seed::name(host), "allow_short_name": true }).to_string();
             let answer = call(&mut connection, "/admin/hosts/register", &body).await?;
             keys.push(text(&answer, "/data/host/api_key")?);
         }
@@ -162,7 +162,7 @@ impl Registrations {
 impl Script for Registrations {
     fn request(&self, _client: usize, out: &mut Vec<u8>) {
         let n = self.0.fetch_add(1, Ordering::Relaxed);
-        let body = format!(r#"{{"fqdn":"new-{n}.bench.example.com"}}"#);
+        let body = format!(r#"{{"fqdn":"new-{n}.bench.example.com","allow_short_name":true}}"#);
         out.extend(request("POST", "/admin/hosts/register", None, false, &body));
     }
 

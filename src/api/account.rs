@@ -14,9 +14,9 @@ use uuid::Uuid;
 
 use super::Tag;
 use super::admin_hosts::{AdminHost, Registration, Removed};
-use super::errors::Failure;
+use super::errors::{Answer, Failure, ok};
 use super::guards::{Caller, Member};
-use super::json::{Answer, JsonBody, OkStatus, ok};
+use super::json::{JsonBody, OkStatus};
 use crate::model::host::HostId;
 use crate::records::{Session, SignedInBy, User};
 use crate::service::people::sessions::NewSession;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::errors::{Answer, ok};
 use super::guards::Viewer;
-use super::json::{Answer, ok};
 use crate::model::audit::{Actor, AuditEntry, AuditFilter};
 use crate::model::digest::Digest;
 use crate::service::{Service, ServiceError};

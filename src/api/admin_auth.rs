@@ -10,9 +10,11 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::admin_runner::RestoredLoginBody;
-use super::auth::{AuthAnswer, answer};
+use super::bodies::RawBody;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Asking, Viewer};
-use super::json::{Answer, JsonBody, RawBody, Verbatim, ok};
+use super::json::{JsonBody, Verbatim};
+use super::types::auth::AuthAnswer;
 use crate::model::people::Role;
 use crate::records::{CanonicalSummary, Source};
 use crate::service::canonical::History;
@@ -37,7 +39,7 @@ impl AdminAuthApi {
         body: RawBody<UploadRequest>,
     ) -> Answer<AuthAnswer> {
         let sync = service.upload(&body.text, &admin.0).await?;
-        ok(answer(&service, sync)?)
+        ok(AuthAnswer::of(&service, sync)?)
     }
 
     /// The canonical login, without its secrets unless asked
@@ -53,7 +55,7 @@ impl AdminAuthApi {
         asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
         let canonical = if reveal { service.reveal_canonical(&asking.by).await? } else { service.canonical() };
         let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
-        let auth = reveal.then(|| Verbatim::new(&canonical.text)).transpose().map_err(ServiceError::internal)?;
+        let auth = reveal.then(|| Verbatim::from(Arc::clone(&canonical.text)));
         let restored_login = service.restored_login().map(RestoredLoginBody::from);
         ok(AuthShown { version: canonical.summary.clone().into(), auth, restored_login })
     }

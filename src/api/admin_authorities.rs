@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, ok};
 use crate::model::authority::AuthorityRole;
 use crate::records::AuthoritySlot;
 use crate::service::Service;

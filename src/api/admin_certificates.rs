@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, JsonBody, ok};
+use super::json::JsonBody;
 use crate::model::authority::AuthorityRole;
 use crate::records::AdminCertificate;
 use crate::service::certificates::{self, CertificateOptions, Pkcs12};

@@ -21,9 +21,9 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::Tag;
-use super::errors::{ErrorBody, Failure};
+use super::errors::{Answer, ErrorBody, Failure, ok};
 use super::guards::OnThisMachine;
-use super::json::{Answer, JsonBody, ok};
+use super::json::JsonBody;
 use crate::records::VerifiedBackup;
 use crate::seal::MasterKey;
 use crate::service::moving::{Backup, Manifest, Moved, Piece, Progress, Restored, Rows, Target, Teller};

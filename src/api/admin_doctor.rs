@@ -7,8 +7,8 @@ use poem_openapi::OpenApi;
 
 use super::Tag;
 use super::checks::Checks;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, ok};
 use crate::service::Service;
 
 pub struct AdminDoctorApi;

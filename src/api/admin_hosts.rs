@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::auth::HostBody;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Asking, Viewer};
-use super::json::{Answer, JsonBody, Verbatim, ok};
+use super::json::{JsonBody, Verbatim};
+use super::types::auth::HostBody;
 use crate::model::host::HostId;
 use crate::model::people::Role;
 use crate::records::Host;
@@ -109,12 +110,7 @@ impl AdminHostsApi {
         asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
         let view = service.host(HostId(id.0)).await?;
         let canonical = if reveal { service.reveal_canonical(&asking.by).await? } else { service.canonical() };
-        let auth = canonical
-            .as_ref()
-            .filter(|_| reveal)
-            .map(|canonical| Verbatim::new(&canonical.text))
-            .transpose()
-            .map_err(ServiceError::internal)?;
+        let auth = canonical.as_ref().filter(|_| reveal).map(|canonical| Arc::clone(&canonical.text).into());
         let host = AdminHost::from(view);
         ok(HostAuth {
             api_calls: host.host.api_calls,

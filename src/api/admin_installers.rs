@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, ok};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
 use crate::service::{Service, ServiceError};

@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::admin_runner::RestoredLoginBody;
+use super::errors::{Answer, ok};
 use super::guards::Viewer;
-use super::json::{Answer, ok};
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
 use crate::service::By;

@@ -10,8 +10,8 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::checks::Checks;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, ok};
 use crate::records::{Probe, RestoredLogin};
 use crate::service::Service;
 use crate::service::probing::restored::reason;

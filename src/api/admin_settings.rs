@@ -7,8 +7,9 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, JsonBody, ok};
+use super::json::JsonBody;
 use crate::service::Service;
 
 pub struct AdminSettingsApi;

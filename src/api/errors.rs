@@ -4,17 +4,25 @@ use std::collections::BTreeMap;
 
 use poem::http::StatusCode;
 use poem::{IntoResponse, Response};
+use poem_openapi::types::{ParseFromJSON, ToJSON, Type};
 use poem_openapi::{ApiResponse, Object};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::json::JsonBody;
+use super::json::{Envelope, JsonBody, OkStatus};
 use crate::service::ServiceError;
 use crate::service::error::Throttled;
 
 /// How long a caller waits before it asks a store again that was not available, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// The answer of a handler that has one success.
+pub type Answer<T> = Result<JsonBody<Envelope<T>>, Failure>;
+
+pub fn ok<T: Type + ParseFromJSON + ToJSON>(data: T) -> Answer<T> {
+    Ok(JsonBody(Envelope { status: OkStatus::Ok, data }))
+}
 
 /// Why a request was not done.
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -313,4 +321,16 @@ fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {
 /// An instant as it is printed in headers and lines.
 pub fn rfc3339(instant: OffsetDateTime) -> String {
     instant.format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::json::UNWRITTEN;
+
+    #[test]
+    fn an_answer_that_cannot_be_written_is_a_fault_of_the_daemon() {
+        let Failure::Internal(JsonBody(body)) = ServiceError::internal("").into() else { panic!("another failure") };
+        assert_eq!(serde_json::to_string(&body).unwrap(), UNWRITTEN);
+    }
 }

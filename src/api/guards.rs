@@ -4,82 +4,85 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use poem::http::header::{ALLOW, CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use poem::http::header::{ALLOW, CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use poem::http::{Method, StatusCode};
-use poem::web::headers::authorization::Bearer as BearerToken;
-use poem::web::headers::{Authorization, HeaderMapExt as _};
 use poem::{Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::auth::{ApiKey, Bearer};
-use poem_openapi::{OperationId, SecurityScheme};
-use time::OffsetDateTime;
-use zeroize::Zeroizing;
+use poem_openapi::registry::Registry;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, OperationId, SecurityScheme};
 
+use super::auth_context::{AuthContext, bearer, peer};
+use super::cookies::token_of_page;
 use super::errors::Failure;
-use super::oidc::token_of_page;
 use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
 use crate::metrics::Listener;
-use crate::metrics::{Forwarding, Metrics};
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::forwarded::Trust;
 use crate::model::people::Role;
 use crate::records::AdminCertificate;
-use crate::service::admission::Purpose;
+use crate::service::admission::{Credential, Purpose};
 use crate::service::people::sessions::SignedIn;
 use crate::service::{By, Service, ServiceError, enrol::canonical_address};
-
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// A host's API key.
 #[derive(SecurityScheme)]
 #[oai(ty = "api_key", key_name = "X-API-Key", key_in = "header", rename = "ApiKey")]
-pub struct KeyHeader(ApiKey);
+struct KeyHeader(#[expect(dead_code)] ApiKey);
 
 /// A host's API key.
 #[derive(SecurityScheme)]
 #[oai(ty = "bearer", rename = "BearerKey")]
-pub struct KeyBearer(Bearer);
+struct KeyBearer(#[expect(dead_code)] Bearer);
 
-/// A host's API key, in either header.
+/// A host's API key, in either header: describes [`HostCaller`] in the document.
 #[derive(SecurityScheme)]
-pub enum HostKey {
-    Header(KeyHeader),
-    Bearer(KeyBearer),
+enum HostKey {
+    Header(#[expect(dead_code)] KeyHeader),
+    Bearer(#[expect(dead_code)] KeyBearer),
 }
 
-impl HostKey {
+/// Whoever presents something as a host's API key. [`Self::admit`] decides whether it is a good one.
+pub struct HostCaller {
+    pub address: IpAddr,
+    credential: Credential,
+}
+
+impl HostCaller {
     /// The host, if its key is good and it may call from here.
-    pub async fn admit(
-        &self,
-        service: &Service,
-        caller: Caller,
-        purpose: Purpose,
-    ) -> Result<Arc<HotHost>, ServiceError> {
-        service.admit(Some(self.text()), caller.0, purpose).await
+    pub async fn admit(&self, service: &Service, purpose: Purpose) -> Result<Arc<HotHost>, ServiceError> {
+        service.admit(&self.credential, self.address, purpose).await
+    }
+}
+
+impl<'a> ApiExtractor<'a> for HostCaller {
+    const TYPES: &'static [ApiExtractorType] = HostKey::TYPES;
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        <HostKey as ApiExtractor>::register(registry);
     }
 
-    /// The key of a request, where poem-openapi's extractor would find the same.
-    pub fn of(request: &Request) -> Option<Self> {
-        // Of several headers the first counts; one that is no text is as good as none.
-        if let Some(key) = request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {
-            return Some(Self::Header(KeyHeader(ApiKey { key: key.to_owned() })));
-        }
-        let Authorization(token) = request.headers().typed_get::<Authorization<BearerToken>>()?;
-        Some(Self::Bearer(KeyBearer(Bearer { token: token.token().to_owned() })))
+    fn security_schemes() -> Vec<&'static str> {
+        HostKey::security_schemes()
     }
 
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Header(KeyHeader(key)) => &key.key,
-            Self::Bearer(KeyBearer(bearer)) => &bearer.token,
-        }
+    async fn from_request(
+        request: &'a Request,
+        _body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let context = request.data::<AuthContext>();
+        let context = context.and_then(|context| Some((context.caller, context.credential.clone()?)));
+        let (address, credential) = context.ok_or_else(|| Failure::from(ServiceError::KeyMissing))?;
+        Ok(Self { address, credential })
     }
 }
 
 /// Whether a guard of this request has let its caller in. Each request of a listener carries one; until then a body is read
-/// as far as a stranger's ([`super::json::bound_of`]).
+/// as far as a stranger's ([`super::bodies::bound_of`]).
 #[derive(Clone, Default)]
 pub struct CallerKnown(Arc<AtomicBool>);
 
@@ -95,18 +98,14 @@ impl CallerKnown {
     }
 }
 
-/// The address that the call comes from: the peer's, or what a trusted proxy says of it; a v4-mapped one is its v4.
+/// The address that the call comes from: the peer's, or the one that a trusted proxy named.
 #[derive(Clone, Copy)]
 pub struct Caller(pub IpAddr);
 
-/// Set by [`count_request`] where a trusted proxy named the caller; no request can carry it in.
-#[derive(Clone, Copy)]
-struct Forwarded(IpAddr);
-
 impl Caller {
     pub fn of(request: &Request) -> Result<Self, Failure> {
-        match request.data::<Forwarded>() {
-            Some(Forwarded(address)) => Ok(Self(*address)),
+        match request.data::<AuthContext>() {
+            Some(context) => Ok(Self(context.caller)),
             None => Ok(Self(peer(request)?)),
         }
     }
@@ -116,41 +115,6 @@ impl<'a> FromRequest<'a> for Caller {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         Ok(Self::of(request)?)
     }
-}
-
-/// The other end of the connection, or what its PROXY header says.
-fn peer(request: &Request) -> Result<IpAddr, Failure> {
-    match request.remote_addr().as_socket_addr() {
-        Some(address) => Ok(canonical_address(address.ip())),
-        None => Err(ServiceError::internal("a call without an address").into()),
-    }
-}
-
-/// Who calls, behind trusted proxies too. What they say and cannot be read is refused.
-fn find_caller(request: &Request, peer: IpAddr, trust: &Trust, metrics: &Metrics) -> Result<IpAddr, Failure> {
-    // A balancer's own health checks are of nobody else.
-    let count = |forwarding| {
-        if !matches!(request.uri().path(), "/healthz" | "/readyz") {
-            metrics.forwarded(forwarding);
-        }
-    };
-    let Some(header) = trust.header_from(peer) else {
-        if trust.has_proxy_protocol() {
-            count(Forwarding::Named);
-        }
-        return Ok(peer);
-    };
-    let lines = request.headers().get_all(header.name());
-    let caller = trust.caller(peer, lines.iter().map(HeaderValue::as_bytes));
-    count(match caller {
-        Err(_) => Forwarding::Unreadable,
-        Ok(_) if lines.iter().next().is_none() && !trust.has_proxy_protocol() => Forwarding::Missing,
-        Ok(_) => Forwarding::Named,
-    });
-    caller.map_err(|reason| {
-        log::info!(event = "forwarded_unreadable", proxy:% = peer, header = header.name(), reason:%; "a call was refused: its proxy does not say who calls");
-        Failure::forwarded_unreadable(header.name(), &reason.to_string())
-    })
 }
 
 /// Who asks on a listener of admins, and what they may.
@@ -253,12 +217,6 @@ async fn signed_in(request: &Request, service: &Service, token: Option<&str>) ->
     Ok(signed_in)
 }
 
-/// The access token of a request.
-fn bearer(request: &Request) -> Option<Zeroizing<String>> {
-    let Authorization(token) = request.headers().typed_get::<Authorization<BearerToken>>()?;
-    Some(Zeroizing::new(token.token().to_owned()))
-}
-
 /// Whoever may change things.
 pub struct Admin(pub By);
 
@@ -355,35 +313,6 @@ async fn somebody_known(request: &Request) -> Option<Asking> {
     }
     let token = token_of_page(request.data::<Arc<Service>>()?, request)?;
     Asking::with_token(request, Some(&token)).await.ok()
-}
-
-/// Finds out who calls, and counts a request of the hosts' listener: against the host or user whose credential it carries,
-/// else against the address.
-pub fn count_request(
-    service: &Service,
-    trust: &Trust,
-    request: &mut Request,
-    key: Option<&HostKey>,
-    now: OffsetDateTime,
-) -> Result<Caller, Failure> {
-    let peer = peer(request)?;
-    let caller = Caller(find_caller(request, peer, trust, service.metrics())?);
-    if caller.0 != peer {
-        request.set_data(Forwarded(caller.0));
-    }
-    log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller.0; "a request of a host");
-    let leaves = request.method() == Method::DELETE && matches!(request.uri().path(), "/auth" | "/auth/");
-    service.count_request(key.map(HostKey::text), leaves, caller.0, now)?;
-    Ok(caller)
-}
-
-/// What is told of a path: it may hold an installer token, or, by mistake, any other secret.
-fn operation(path: &str) -> &str {
-    let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
-    match first {
-        "auth" | "install" | "wrapper" | "versions" | "healthz" | "readyz" | "openapi.json" | "docs" => first,
-        _ => "unknown",
-    }
 }
 
 /// Pages and documents whose GET has no effect. HEAD is for these only.

@@ -7,7 +7,7 @@ use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
-use super::json::{Answer, ok};
+use super::errors::{Answer, ok};
 use crate::service::Service;
 
 pub struct HealthApi;

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use poem::http::header::{CONTENT_TYPE, HeaderValue};
 use poem::web::Data;
-use poem::{Endpoint, IntoResponse, Request, Response};
+use poem::{IntoResponse, Response};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::MetaSchemaRef;
 use poem_openapi::types::Type;
-use poem_openapi::{ApiResponse, OpenApi, OperationId};
+use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
-use super::errors::{ErrorBody, Failure, from_poem, rfc3339};
+use super::errors::{ErrorBody, Failure, rfc3339};
 use super::guards::Caller;
 use crate::model::secret::Secret;
 use crate::service::error::InstallerRefusal;
@@ -105,25 +105,8 @@ pub fn is_installer(path: &str) -> bool {
     path.starts_with(PATH)
 }
 
-/// Makes each refusal below `/install/` a script, also one that no handler made: the printed command pipes the answer
-/// into bash, and bash must not read JSON.
-pub async fn refuse_by_script<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
-    let is_installer = is_installer(request.uri().path());
-    match endpoint.call(request).await {
-        Ok(answer) => Ok(answer.into_response()),
-        Err(error) if is_installer => {
-            let operation: Option<OperationId> = error.data().copied();
-            let mut answer = script_of(from_poem(error)).await;
-            if let Some(operation) = operation {
-                answer.set_data(operation);
-            }
-            Ok(answer)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The same refusal, its message as a script. Status and headers stay.
+/// A refusal below `/install/` as a script, also one that no handler made: the printed command pipes the answer into bash,
+/// and bash must not read JSON. Status and headers stay.
 pub async fn script_of(refusal: Response) -> Response {
     let (mut parts, body) = refusal.into_parts();
     let body = body.into_vec().await.unwrap_or_default();

@@ -9,8 +9,8 @@ use poem_openapi::payload::Payload;
 use poem_openapi::registry::MetaSchemaRef;
 use poem_openapi::types::Type;
 
-use super::auth::AuthAnswer;
 use super::errors::Failure;
+use super::types::auth::AuthAnswer;
 
 pub struct Lines(String);
 

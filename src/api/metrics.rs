@@ -13,7 +13,7 @@ use poem_openapi::{ApiResponse, OpenApi, OperationId};
 use super::Tag;
 use super::errors::Failure;
 use super::guards::Viewer;
-use crate::metrics::{InFlight, Listener, Metrics, Operation};
+use crate::metrics::{InFlight, Listener, Metrics};
 use crate::service::Service;
 
 pub struct MetricsApi;
@@ -71,11 +71,6 @@ impl<'a> Measured<'a> {
             Some(OperationId(name)) => self.metrics.operation(name),
             None => self.metrics.unknown_operation(),
         };
-        self.end_as(operation, answer);
-    }
-
-    /// With the operation looked up before.
-    pub fn end_as(self, operation: Operation, answer: &Response) {
         self.metrics.observe(self.listener, operation, answer.status().as_u16(), self.begun.elapsed());
     }
 }

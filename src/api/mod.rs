@@ -17,19 +17,22 @@ mod admin_overview;
 mod admin_runner;
 mod admin_settings;
 mod auth;
+mod auth_context;
+pub(crate) mod bodies;
 pub(crate) mod checks;
+pub(crate) mod cookies;
 mod docs;
 pub(crate) mod errors;
-mod front;
 pub(crate) mod guards;
 mod health;
 mod install;
 pub(crate) mod json;
-mod kept;
 mod lines;
+mod listener_endpoint;
 mod metrics;
 pub(crate) mod oidc;
 mod origins;
+mod types;
 mod users;
 mod versions;
 mod wrapper;
@@ -37,8 +40,7 @@ mod wrapper;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use poem::middleware::{NormalizePath, TrailingSlash};
-use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Response, Route, get, handler};
+use poem::{Body, Endpoint, EndpointExt, Response, Route, get, handler};
 use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -46,9 +48,10 @@ use tokio::sync::OnceCell;
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
 use crate::service::{Service, ServiceError};
-use metrics::Measured;
+use listener_endpoint::finish;
 
-pub use json::{Envelope, MAX_BODY};
+pub use bodies::MAX_BODY;
+pub use json::Envelope;
 pub use {
     account::{SessionBody, SessionEnded, SessionList, UserBody},
     admin_audit::{AuditPage, AuditVerification},
@@ -65,9 +68,9 @@ pub use {
     admin_overview::OverviewBody,
     admin_runner::{ProbeAsked, RunnerBody},
     admin_settings::{ApiState, Rotation},
-    auth::AuthAnswer,
     checks::Checks,
     errors::ErrorBody,
+    types::auth::AuthAnswer,
     users::{IdentityAnswer, IdentityList, LinkRequest, NewUser, UserAnswer, UserList},
 };
 
@@ -224,20 +227,15 @@ fn allow_null(schema: &mut Value) {
 
 /// What hosts reach; whose forwarding header counts is in `trust`.
 pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
-    hosts(service, trust)
-}
-
-fn hosts(service: Arc<Service>, trust: Arc<Trust>) -> front::Front {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
-    let ordinary = with_documents(with_provider(route, &service));
-    let ordinary = ordinary.around(origins::refuse_cross_site).around(install::refuse_by_script);
-    front::Front::new(service.clone(), trust, finish(ordinary, service, Listener::Hosts))
+    let routes = with_documents(with_provider(route, &service)).around(origins::refuse_cross_site);
+    finish(routes, service, Listener::Hosts, Some(trust))
 }
 
 /// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
 pub fn admin_over_control(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
     let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
-    finish(guarded(route), service, Listener::Control)
+    finish(guarded(route), service, Listener::Control, None)
 }
 
 /// What admins reach over the network: the same, signing in, and the dashboard's pages.
@@ -247,7 +245,7 @@ pub fn admin_listener<E: Endpoint + 'static>(
 ) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS, account::AccountApi)));
     let route = with_documents(with_provider(route, &service));
-    finish(guarded(pages(route)), service, Listener::Admin)
+    finish(guarded(pages(route)), service, Listener::Admin, None)
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
@@ -296,32 +294,7 @@ async fn openapi_document() -> poem::Result<Response> {
     Ok(answer)
 }
 
-fn finish(
-    endpoint: impl IntoEndpoint<Endpoint: 'static>,
-    service: Arc<Service>,
-    listener: Listener,
-) -> impl Endpoint<Output = Response> + 'static {
-    let metrics = service.metrics().clone();
-    endpoint.into_endpoint().with(NormalizePath::new(TrailingSlash::Trim)).data(service).data(listener).around(
-        move |endpoint, mut request| {
-            request.set_data(guards::CallerKnown::default());
-            let metrics = metrics.clone();
-            async move {
-                let measured = Measured::begin(&metrics, listener);
-                let answered = match guards::refuse_head(&request) {
-                    Some(refusal) => Ok(refusal),
-                    None => endpoint.call(request).await.map(IntoResponse::into_response),
-                };
-                let (operation, answer) = match answered {
-                    Ok(answer) => (answer.data().copied(), answer),
-                    Err(error) => (error.data().copied(), errors::from_poem(error)),
-                };
-                measured.end(operation, &answer);
-                Ok(guards::harden(answer))
-            }
-        },
-    )
-}
-
+#[cfg(test)]
+mod auth_tests;
 #[cfg(test)]
 mod unread_tests;

@@ -40,12 +40,6 @@ pub async fn refuse_cross_site<E: Endpoint>(endpoint: Arc<E>, request: Request) 
     Ok(endpoint.call(request).await?.into_response())
 }
 
-/// Whether a browser says where the request comes from.
-pub fn is_from_browser(request: &Request) -> bool {
-    let headers = request.headers();
-    headers.contains_key(ORIGIN) || headers.contains_key(FETCH_SITE)
-}
-
 /// Each of the two headers must name one of our own pages. An absent header decides nothing.
 fn is_same_site(request: &Request) -> bool {
     let headers = request.headers();

@@ -13,8 +13,8 @@ use poem::{Addr, Body, Endpoint, Request, RequestParts, Response};
 use serde_json::Value;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::front::tests::{LIMITS, World};
-use super::json::MAX_STRANGERS_BODY;
+use super::auth_tests::{LIMITS, World};
+use super::bodies::MAX_STRANGERS_BODY;
 use crate::hot::throttle::Limits;
 use crate::model::audit::AuditFilter;
 use crate::service::By;
@@ -69,12 +69,12 @@ fn operations_with_bodies() -> Vec<(Method, String, String)> {
 
 #[tokio::test]
 async fn no_operation_reads_the_body_of_a_stranger() {
-    let world = World::new("", LIMITS).await;
+    let world = World::new(LIMITS).await;
     let admins = super::admin_listener(world.service.clone(), |route| route);
     for (method, path, id) in operations_with_bodies() {
         let is_hosts = matches!(id.as_str(), "syncAuth");
         let (status, taken) = match is_hosts {
-            true => call(&world.front, &method, &path, &[]).await,
+            true => call(&world.listener, &method, &path, &[]).await,
             false => call(&admins, &method, &path, &[]).await,
         };
         if id == "signIn" {
@@ -86,17 +86,17 @@ async fn no_operation_reads_the_body_of_a_stranger() {
         assert_eq!(taken, 0, "{id} read of a body before it knew the caller");
         // What is one's own is on the hosts' listener as well.
         if path.starts_with("/auth/me") {
-            assert_eq!(call(&world.front, &method, &path, &[]).await, (401, 0), "{id}");
+            assert_eq!(call(&world.listener, &method, &path, &[]).await, (401, 0), "{id}");
         }
     }
-    let (status, taken) = call(&world.front, &Method::POST, "/auth/session", &[]).await;
+    let (status, taken) = call(&world.listener, &Method::POST, "/auth/session", &[]).await;
     assert!(status == 413 && taken <= 2 * MAX_STRANGERS_BODY, "{status}, {taken} bytes");
 }
 
 #[tokio::test]
 async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     let mut world =
-        World::new("", Limits { host_per_minute: 2, global_per_minute: 30, auth_fail_count: 0, ..LIMITS }).await;
+        World::new(Limits { host_per_minute: 2, global_per_minute: 30, auth_fail_count: 0, ..LIMITS }).await;
     world.add_host("h1.example.test", None).await;
     world.add_host("h2.example.test", None).await;
     let [used_up, other] = [world.keys[0].clone(), world.keys[1].clone()];
@@ -105,7 +105,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         let ask = async |path: &str, key: &str| {
             let mut headers = vec![("x-api-key", key)];
             headers.extend(length.map(|length| ("content-length", length)));
-            call(&world.front, &Method::POST, path, &headers).await
+            call(&world.listener, &Method::POST, path, &headers).await
         };
         for path in ["/auth", "/auth?format=lines"] {
             assert_eq!(ask(path, "wrong").await, (401, 0));
@@ -116,16 +116,16 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     }
     // The two calls of each; a body that is too long is read of a good key only.
     for _ in 0..2 {
-        let (status, taken) = call(&world.front, &Method::POST, "/auth", &[("x-api-key", &used_up)]).await;
+        let (status, taken) = call(&world.listener, &Method::POST, "/auth", &[("x-api-key", &used_up)]).await;
         assert!(status == 413 && taken >= super::MAX_BODY, "{status}, {taken}");
     }
     for path in ["/auth", "/auth?format=lines"] {
-        assert_eq!(call(&world.front, &Method::POST, path, &[("x-api-key", &used_up)]).await, (429, 0));
+        assert_eq!(call(&world.listener, &Method::POST, path, &[("x-api-key", &used_up)]).await, (429, 0));
     }
     // The address has used up its own calls as well.
     let mut last = (0, 0);
     for _ in 0..30 {
-        last = call(&world.front, &Method::POST, "/auth", &[]).await;
+        last = call(&world.listener, &Method::POST, "/auth", &[]).await;
     }
     assert_eq!(last, (429, 0));
 }
@@ -133,21 +133,25 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
 /// It is never refused for its own calls, but a stolen key is no way around the limit of an address.
 #[tokio::test]
 async fn a_host_that_leaves_is_refused_where_its_address_called_too_often_as_well() {
-    let mut world = World::new("", Limits { host_per_minute: 1, global_per_minute: 2, ..LIMITS }).await;
+    let mut world = World::new(Limits { host_per_minute: 1, global_per_minute: 2, ..LIMITS }).await;
     world.add_host("h1.example.test", None).await;
     let key = world.keys[0].clone();
     // Bound to another address: it may not leave from here.
     let elsewhere = [192, 0, 2, 9].into();
-    world.service.admit(Some(&key), elsewhere, crate::service::admission::Purpose::Service).await.unwrap();
+    world
+        .service
+        .admit(&world.service.credential(&key), elsewhere, crate::service::admission::Purpose::Service)
+        .await
+        .unwrap();
     for status in [403, 403, 403, 429] {
-        assert_eq!(call(&world.front, &Method::DELETE, "/auth", &[("x-api-key", &key)]).await.0, status);
+        assert_eq!(call(&world.listener, &Method::DELETE, "/auth", &[("x-api-key", &key)]).await.0, status);
     }
 }
 
 /// The page and the document are the same for everybody, and megabytes.
 #[tokio::test]
 async fn the_document_is_made_once() {
-    let world = World::new("", LIMITS).await;
+    let world = World::new(LIMITS).await;
     for path in ["/openapi.json", "/docs"] {
         let ask = async || {
             let request = Request::builder().uri_str(path).method(Method::GET);
@@ -163,13 +167,13 @@ async fn the_document_is_made_once() {
 /// A password is tried whether or not anybody waits for the answer, so it counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_sign_in_counts_when_its_caller_hangs_up() {
-    let world = World::new("", LIMITS).await;
+    let world = World::new(LIMITS).await;
     let body = serde_json::json!({ "email": "ada@example.test", "password": "wrong" }).to_string();
     let request = HttpRequest::post("/auth/session").header("content-type", "application/json");
     let (parts, ()) = request.header("content-length", body.len()).body(()).unwrap().into_parts();
     let remote = RemoteAddr(Addr::SocketAddr(SocketAddr::from(([192, 0, 2, 1], 40000))));
     let parts = RequestParts::from((parts, LocalAddr::default(), remote, Scheme::HTTPS));
-    let mut calling = Box::pin(world.front.get_response(Request::from_parts(parts, Body::from_string(body))));
+    let mut calling = Box::pin(world.listener.get_response(Request::from_parts(parts, Body::from_string(body))));
     assert!(calling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(calling);
     let begun = std::time::Instant::now();

@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::Tag;
 use super::account::{SessionEnded, SessionList, UserBody};
+use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::{Answer, JsonBody, ok};
+use super::json::JsonBody;
 use crate::model::people::{Role, UserId};
 use crate::records::{ChangedUser, ExternalIdentity, User};
 use crate::service::{Service, ServiceError};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::json::{Answer, ok};
+use super::errors::{Answer, ok};
 use crate::service::Service;
 use crate::service::versions::Versions;
 
@@ -52,7 +52,7 @@ impl From<Versions> for VersionsBody {
             wrapper_version: versions.wrapper_version.into(),
             wrapper_sha256: versions.wrapper_digest.to_string(),
             wrapper_url: "/wrapper/download".into(),
-            reported_client_version: versions.reported_client_version,
+            reported_client_version: None,
             quota_hard_fail: true,
         }
     }

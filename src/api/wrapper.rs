@@ -8,10 +8,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
-use super::errors::Failure;
-use super::guards::{Caller, HostKey};
+use super::errors::{Answer, Failure, ok};
+use super::guards::HostCaller;
 use super::install::Script;
-use super::json::{Answer, ok};
 use crate::service::Service;
 use crate::service::admission::Purpose;
 
@@ -21,8 +20,8 @@ pub struct WrapperApi;
 impl WrapperApi {
     /// What the host's wrapper is
     #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
-    async fn wrapper(&self, service: Data<&Arc<Service>>, caller: Caller, key: HostKey) -> Answer<WrapperBody> {
-        let host = key.admit(&service, caller, Purpose::Service).await?;
+    async fn wrapper(&self, service: Data<&Arc<Service>>, caller: HostCaller) -> Answer<WrapperBody> {
+        let host = caller.admit(&service, Purpose::Service).await?;
         let wrapper = service.wrapper(&host)?;
         ok(WrapperBody {
             version: wrapper.version.into(),
@@ -35,13 +34,8 @@ impl WrapperApi {
 
     /// The host's wrapper, its own values baked in
     #[oai(path = "/wrapper/download", method = "get", operation_id = "downloadWrapper")]
-    async fn download(
-        &self,
-        service: Data<&Arc<Service>>,
-        caller: Caller,
-        key: HostKey,
-    ) -> Result<WrapperDownload, Failure> {
-        let host = key.admit(&service, caller, Purpose::Service).await?;
+    async fn download(&self, service: Data<&Arc<Service>>, caller: HostCaller) -> Result<WrapperDownload, Failure> {
+        let host = caller.admit(&service, Purpose::Service).await?;
         let wrapper = service.download_wrapper(&host)?;
         Ok(WrapperDownload::Script(
             Script(wrapper.script),

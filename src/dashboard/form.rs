@@ -14,9 +14,9 @@ use poem::{Body, FromRequest, Request, RequestBody};
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
+use crate::api::bodies::{MAX_BODY, MAX_STRANGERS_BODY, bound_of};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
-use crate::api::json::{MAX_BODY, MAX_STRANGERS_BODY, bound_of};
 use crate::outside::{Outside, random};
 use crate::service::ServiceError;
 

@@ -31,8 +31,8 @@ use poem::web::Redirect;
 use poem::{Endpoint, EndpointExt, IntoResponse, Request, Response, Route, RouteMethod, get, post};
 use time::OffsetDateTime;
 
+use crate::api::cookies::token_of_page;
 use crate::api::guards::Asking;
-use crate::api::oidc::token_of_page;
 use crate::config::AdminAccess;
 use crate::model::people::Role;
 use crate::outside::Outside;

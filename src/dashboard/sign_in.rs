@@ -14,9 +14,10 @@ use poem::{Body, IntoResponse, Request, Response, handler};
 use super::shell::{Explained, explain, show};
 use super::{Dashboard, assets, form};
 use crate::api::account::{SignInClient, to_its_end};
+use crate::api::cookies::{forget_session_cookie, session_cookie};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
-use crate::api::oidc::{forget_session_cookie, own_page, session_cookie};
+use crate::api::oidc::own_page;
 use crate::service::{Service, ServiceError};
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -5,7 +5,6 @@
 //! older one loads again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use time::OffsetDateTime;
@@ -15,7 +14,7 @@ use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, RecentDigests};
 use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
-use super::memo::{Memo, Pieces};
+use super::memo::Memo;
 use super::{CacheStore, Change, HotError, Result, states};
 
 pub(super) const HOST: &[u8] = b"host/";
@@ -39,10 +38,7 @@ pub struct HotHost {
     pub key_digest: Digest,
     /// Of its wrapper, by the revision of what is baked into it beside the host.
     pub wrapper_digest: Memo<u64, Digest>,
-    /// What answers say of it, by its state and the revision of what they say of everybody.
-    pub told: Memo<(HostRevision, u64), Pieces<4>>,
     keys: [Option<Digest>; 2],
-    stamp: u64,
     /// Shared by all states of this host, so that nothing is lost when its rules change.
     live: Arc<Live>,
     stirred: Arc<Stirred>,
@@ -63,8 +59,6 @@ struct Live(Mutex<LiveState>);
 
 struct LiveState {
     activity: HostActivity,
-    /// Of what is known beside the counts; another one whenever that changes.
-    stamp: u64,
     /// What was not gathered yet.
     pending: Option<Telemetry>,
     /// Where it is all that a call tells, the call tells nothing new.
@@ -87,11 +81,6 @@ struct Short {
     bytes: [u8; 22],
 }
 
-/// A host in one state: its rules, and what is known of it beside the counts. What was made from one may be used again
-/// for an equal one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostRevision([u64; 2]);
-
 /// The version of the login that a host has once its call is answered.
 #[derive(Clone, Copy)]
 pub struct InHand<'a> {
@@ -102,10 +91,8 @@ pub struct InHand<'a> {
 /// What counting a call found.
 #[derive(Debug)]
 pub struct Seen {
-    /// Calls so far, this one included.
-    pub calls: u64,
-    /// The host with this call counted.
-    pub state: HostRevision,
+    /// What is known of the host, this call included.
+    pub activity: HostActivity,
     /// `last_refresh` as it was known before, where this call changed it.
     pub replaced_last_refresh: Option<Option<String>>,
 }
@@ -123,7 +110,7 @@ impl HotHost {
         // What is told now is newer than what is known, also when the clock was set back in between.
         let now = state.activity.last_seen.map_or(now, |known| known.max(now));
         if state.count_again(now, login, [client_version, wrapper_version]) {
-            return Seen { calls: state.activity.api_calls, state: self.state(&state), replaced_last_refresh: None };
+            return Seen { activity: state.activity.clone(), replaced_last_refresh: None };
         }
         let sighting = Telemetry::Seen {
             host: self.id,
@@ -154,11 +141,8 @@ impl HotHost {
     }
 
     fn count(&self, mut state: MutexGuard<'_, LiveState>, sighting: Telemetry) -> Seen {
-        let before = state.activity.clone();
+        let before = state.activity.last_refresh.clone();
         sighting.apply_to(&mut state.activity);
-        if told(&before) != told(&state.activity) {
-            state.stamp = new_stamp();
-        }
         let first = state.pending.is_none();
         state.pending = Some(match state.pending.take() {
             Some(pending) => joined(pending, sighting),
@@ -166,9 +150,8 @@ impl HotHost {
         });
         state.note_known();
         let seen = Seen {
-            calls: state.activity.api_calls,
-            state: self.state(&state),
-            replaced_last_refresh: (before.last_refresh != state.activity.last_refresh).then_some(before.last_refresh),
+            activity: state.activity.clone(),
+            replaced_last_refresh: (before != state.activity.last_refresh).then_some(before),
         };
         drop(state);
         if first {
@@ -179,16 +162,6 @@ impl HotHost {
 
     pub fn activity(&self) -> HostActivity {
         self.live.lock().activity.clone()
-    }
-
-    /// The activity, and the state of the host that it belongs to.
-    pub fn activity_now(&self) -> (HostActivity, HostRevision) {
-        let state = self.live.lock();
-        (state.activity.clone(), self.state(&state))
-    }
-
-    fn state(&self, live: &LiveState) -> HostRevision {
-        HostRevision([self.stamp, live.stamp])
     }
 }
 
@@ -318,7 +291,6 @@ impl Cache {
         if let Some(host) = maps.by_id.get(&id) {
             let mut state = host.live.lock();
             state.activity = activity.clone();
-            state.stamp = new_stamp();
             let LiveState { activity, pending, .. } = &mut *state;
             if let Some(pending) = pending {
                 pending.apply_to(activity);
@@ -340,7 +312,7 @@ impl Maps {
     fn insert(&mut self, host: Host, live: Arc<Live>, stirred: &Arc<Stirred>) -> Arc<HotHost> {
         let keys = keys_of(&host);
         let Host { id, fqdn, key_digest, rules, api_key, created_at, updated_at, agent_identity, .. } = host;
-        let (stirred, stamp) = (Arc::clone(stirred), new_stamp());
+        let stirred = Arc::clone(stirred);
         let host = Arc::new(HotHost {
             id,
             fqdn,
@@ -351,9 +323,7 @@ impl Maps {
             updated_at,
             key_digest,
             wrapper_digest: Memo::default(),
-            told: Memo::default(),
             keys,
-            stamp,
             live,
             stirred,
         });
@@ -373,7 +343,7 @@ impl Live {
 
 impl LiveState {
     fn new(activity: HostActivity) -> Self {
-        Self { activity, stamp: new_stamp(), pending: None, known: None }
+        Self { activity, pending: None, known: None }
     }
 
     /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it may, and
@@ -426,17 +396,6 @@ impl Short {
     fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or_default()
     }
-}
-
-/// What is known of a host beside the counts.
-fn told(activity: &HostActivity) -> [&Option<String>; 3] {
-    [&activity.last_refresh, &activity.client_version, &activity.wrapper_version]
-}
-
-/// A number that is never given twice.
-fn new_stamp() -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Stages a host and its keys, taking away those it had.
@@ -556,7 +515,7 @@ mod tests {
     }
 
     /// Every sequence of a few calls, with a clock that steps back too: however a call is counted, what is known is what
-    /// the records would make of it, and the state is another one exactly when that changed beside the counts.
+    /// the records would make of it.
     #[test]
     fn a_call_that_tells_nothing_new_is_counted_like_any_other() {
         const TOLD: [(i64, Option<&str>); 6] =
@@ -570,7 +529,7 @@ mod tests {
                 let (seconds, version) = TOLD[sequence / 6_usize.pow(call) % 6];
                 let digest = version.map(|version| Digest::of(version.as_bytes()));
                 let login = version.zip(digest.as_ref()).map(|(last_refresh, digest)| InHand { last_refresh, digest });
-                let before = (expected.clone(), host.activity_now().1);
+                let before = expected.last_refresh.clone();
                 Telemetry::Seen {
                     host: host.id,
                     calls: 1,
@@ -584,9 +543,8 @@ mod tests {
                 }
                 .apply_to(&mut expected);
                 let seen = host.seen(at(seconds), login, version, None);
-                assert_eq!((seen.calls, host.activity_now()), (u64::from(call) + 1, (expected.clone(), seen.state)));
-                assert_eq!(seen.state == before.1, told(&expected) == told(&before.0), "{sequence}");
-                let replaced = (expected.last_refresh != before.0.last_refresh).then_some(before.0.last_refresh);
+                assert_eq!((&seen.activity, &host.activity()), (&expected, &expected), "{sequence}");
+                let replaced = (expected.last_refresh != before).then_some(before);
                 assert_eq!(seen.replaced_last_refresh, replaced);
                 if call == 2 {
                     cache.gather_seen(usize::MAX).iter().for_each(|gathered| gathered.apply_to(&mut sent));

@@ -23,31 +23,3 @@ impl<K: PartialEq, T> Memo<K, T> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((of, value));
     }
 }
-
-/// A text in pieces.
-pub struct Pieces<const N: usize> {
-    text: Box<str>,
-    ends: [u32; N],
-}
-
-impl<const N: usize> Pieces<N> {
-    /// `None`: too long.
-    pub fn of(pieces: [&str; N]) -> Option<Self> {
-        let mut ends = [0; N];
-        let mut length = 0;
-        for (end, piece) in ends.iter_mut().zip(pieces) {
-            length += piece.len();
-            *end = u32::try_from(length).ok()?;
-        }
-        Some(Self { text: pieces.concat().into(), ends })
-    }
-
-    pub fn get(&self) -> [&str; N] {
-        let mut from = 0;
-        self.ends.map(|end| {
-            let piece = self.text.get(from..end as usize).unwrap_or_default();
-            from = end as usize;
-            piece
-        })
-    }
-}

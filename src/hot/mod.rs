@@ -50,8 +50,7 @@ use cache_store::{CacheStore, Change};
 use trust::LeftState;
 
 pub use aside::set_aside;
-pub use hosts::{AgentIdentity, HostRevision, HotHost, InHand, Seen};
-pub use memo::Pieces;
+pub use hosts::{AgentIdentity, HotHost, InHand, Seen};
 pub use opening::SetAside;
 pub use refreshed::Refreshed;
 pub use states::HostStates;

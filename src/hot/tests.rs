@@ -203,14 +203,18 @@ async fn calls_are_counted_through_changes_and_restarts() {
         follow(&hot, &records).await;
         let host = hot.host_by_key(&key("a")).unwrap().unwrap();
         let in_hand = InHand { last_refresh: "2026-11-21T12:00:00Z", digest: &key("login") };
-        assert_eq!(host.seen(at(1), Some(in_hand), Some("0.63.0"), None).calls, 1);
-        assert_eq!(host.seen(at(2), None, None, Some("2026.1")).calls, 2);
+        assert_eq!(host.seen(at(1), Some(in_hand), Some("0.63.0"), None).activity.api_calls, 1);
+        assert_eq!(host.seen(at(2), None, None, Some("2026.1")).activity.api_calls, 2);
         records.change_host(HostId(1), &HostChange::default(), at(3), &noted()).await.unwrap();
         follow(&hot, &records).await;
         let changed = hot.host_by_key(&key("a")).unwrap().unwrap();
         assert!(!Arc::ptr_eq(&host, &changed));
-        assert_eq!(changed.seen(at(4), None, None, None).calls, 3);
-        assert_eq!(host.seen(at(5), None, None, None).calls, 4, "who still holds the former state counts with it");
+        assert_eq!(changed.seen(at(4), None, None, None).activity.api_calls, 3);
+        assert_eq!(
+            host.seen(at(5), None, None, None).activity.api_calls,
+            4,
+            "who still holds the former state counts with it"
+        );
 
         let expected = Telemetry::Seen {
             host: HostId(1),
@@ -225,7 +229,7 @@ async fn calls_are_counted_through_changes_and_restarts() {
         let gathered = hot.gather_seen(usize::MAX);
         assert_eq!(gathered, [expected]);
         assert_eq!(hot.gather_seen(usize::MAX), []);
-        assert_eq!(changed.seen(at(6), None, None, None).calls, 5);
+        assert_eq!(changed.seen(at(6), None, None, None).activity.api_calls, 5);
         hot.outbox_append(gathered).await.unwrap();
         hot.outbox_append(hot.gather_seen(usize::MAX)).await.unwrap();
     }
@@ -234,7 +238,7 @@ async fn calls_are_counted_through_changes_and_restarts() {
     let activity = host.activity();
     assert_eq!((activity.api_calls, activity.last_seen), (5, Some(at(6))));
     assert_eq!(activity.client_version.as_deref(), Some("0.63.0"));
-    assert_eq!(host.seen(at(7), None, None, None).calls, 6);
+    assert_eq!(host.seen(at(7), None, None, None).activity.api_calls, 6);
 }
 
 #[tokio::test]
@@ -256,8 +260,8 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
         hot.set_activities(&[(id, records.activity(id).await.unwrap())]).unwrap();
     }
     assert_eq!(hot.hosts_without_activity().unwrap(), []);
-    assert_eq!(host.seen(at(3), None, None, None).calls, 42);
-    assert_eq!(hot.host_by_key(&key("2")).unwrap().unwrap().seen(at(3), None, None, None).calls, 1);
+    assert_eq!(host.seen(at(3), None, None, None).activity.api_calls, 42);
+    assert_eq!(hot.host_by_key(&key("2")).unwrap().unwrap().seen(at(3), None, None, None).activity.api_calls, 1);
     hot.outbox_append(hot.gather_seen(usize::MAX)).await.unwrap();
     drop((host, hot));
     assert_eq!(open(&dir).host_by_key(&key("1")).unwrap().unwrap().activity().api_calls, 42);

@@ -16,21 +16,20 @@ use crate::hot::throttle::{Failing, Limited};
 use crate::metrics::Refusal;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
-use crate::model::host::{AddressRule, Fqdn, HostId, HostRules};
+use crate::model::host::{AddressRule, Fqdn, HostRules};
 use crate::model::people::UserId;
 use crate::records::Host;
 
-/// What memory says of a call.
-pub enum Admission {
-    Admitted(Arc<HotHost>),
-    /// To be bound to this address, with the key of this digest: [`Service::bind`] decides, with the records.
-    Unbound(Arc<HotHost>, Digest),
-}
-
-/// Whose credential a call carries.
-enum Known {
-    Host(HostId),
-    User(UserId),
+/// What a call carries in the place of an API key, as this node knows it. The digest is the SHA-256 of its text.
+#[derive(Clone)]
+pub enum Credential {
+    /// Nothing but space.
+    Blank,
+    Host(Digest, Arc<HotHost>),
+    /// The access token of a user.
+    User(Digest, UserId),
+    /// Nobody's, or hot state could not be read.
+    Unknown(Digest),
 }
 
 /// What a host comes for.
@@ -51,20 +50,34 @@ const SEARCHED_ENTRIES: usize = 2000;
 const LONGEST_WINDOW: Duration = Duration::hours(1);
 
 impl Service {
-    /// Counts a request of the hosts' listener: against the host or the user whose credential it carries, if that is good,
-    /// else against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
+    /// Finds the owner of a credential, from memory and hot state alone.
+    pub fn credential(&self, text: &str) -> Credential {
+        let text = text.trim();
+        if text.is_empty() {
+            return Credential::Blank;
+        }
+        let digest = Digest::of(text.as_bytes());
+        // Admission reports hot state that cannot be read.
+        if let Ok(Some(host)) = self.hot.host_by_key(&digest) {
+            return Credential::Host(digest, host);
+        }
+        match self.user_of_session(&digest, self.outside.now()) {
+            Some(user) => Credential::User(digest, user),
+            None => Credential::Unknown(digest),
+        }
+    }
+
+    /// Counts a request of the hosts' listener: against the host or the user of its credential, if that is good, else
+    /// against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
     /// nobody's. `leaves`: the host takes itself out, which is refused only where the address has called too often as well.
-    pub fn count_request(
-        &self,
-        credential: Option<&str>,
-        leaves: bool,
-        from: IpAddr,
-        now: OffsetDateTime,
-    ) -> Result<()> {
-        let counted = match self.known_by(credential, now) {
-            Some(Known::Host(host)) => self.throttle.host(host, now),
-            Some(Known::User(user)) => self.throttle.user(user, now),
-            None => return self.count_stranger(self.throttle.global(from, now), now),
+    pub fn count_request(&self, credential: Option<&Credential>, leaves: bool, from: IpAddr) -> Result<()> {
+        let now = self.outside.now();
+        let counted = match credential {
+            Some(Credential::Host(_, host)) => self.throttle.host(host.id, now),
+            Some(Credential::User(_, user)) => self.throttle.user(*user, now),
+            Some(Credential::Blank | Credential::Unknown(_)) | None => {
+                return self.count_stranger(self.throttle.global(from, now), now);
+            }
         };
         match counted {
             Err(_) if leaves => self.count_stranger(self.throttle.global(from, now), now),
@@ -88,65 +101,39 @@ impl Service {
         })
     }
 
-    /// From memory alone. Hot state that cannot be read knows nobody; whoever serves the call finds that out.
-    fn known_by(&self, credential: Option<&str>, now: OffsetDateTime) -> Option<Known> {
-        let digest = Digest::of(credential?.trim().as_bytes());
-        if let Ok(Some(host)) = self.hot.host_by_key(&digest) {
-            return Some(Known::Host(host.id));
-        }
-        self.user_of_session(&digest, now).map(Known::User)
-    }
-
-    /// The host that `key` belongs to, if it is served now and from this address.
-    pub async fn admit(&self, key: Option<&str>, from: IpAddr, purpose: Purpose) -> Result<Arc<HotHost>> {
+    /// The host of `credential`, if it is served now and from this address.
+    pub async fn admit(&self, credential: &Credential, from: IpAddr, purpose: Purpose) -> Result<Arc<HotHost>> {
         let now = self.outside.now();
-        match self.admit_now(key, from, purpose, now) {
-            Ok(Admission::Admitted(host)) => Ok(host),
-            Ok(Admission::Unbound(host, key)) => self.bind(host, &key, from, now).await,
-            Err(ServiceError::KeyInvalid) => Err(self.key_failed(from, now).await),
-            Err(refusal) => Err(refusal),
-        }
-    }
-
-    /// As [`Service::admit`], as far as memory can answer: every rule but that of the address is applied here, and that one
-    /// too where it is sure. A wrong key is left to [`Service::key_failed`].
-    pub fn admit_now(
-        &self,
-        key: Option<&str>,
-        from: IpAddr,
-        purpose: Purpose,
-        now: OffsetDateTime,
-    ) -> Result<Admission> {
         if let Some(refusal) = self.api_disabled() {
             return Err(refusal);
         }
-        let (key, host) = self.host_of(key, from, now)?;
-        host.rules.served(now, self.policy.load().insecure_window.max(LONGEST_WINDOW))?;
-        match host.rules.address(from, self.policy.load().ipv6_prefix) {
-            _ if purpose == Purpose::Leave { anywhere: true } => Ok(Admission::Admitted(host)),
-            AddressRule::Admitted => Ok(Admission::Admitted(host)),
-            AddressRule::ToBeBound => Ok(Admission::Unbound(host, key)),
+        let (key, host) = match credential {
+            Credential::Blank => return Err(ServiceError::KeyMissing),
+            Credential::Host(key, host) => (key, Arc::clone(host)),
+            Credential::User(key, _) | Credential::Unknown(key) => match self.hot.host_by_key(key)? {
+                Some(host) => (key, host),
+                None => return Err(Box::pin(self.key_failed(from, now)).await),
+            },
+        };
+        let policy = self.policy.load();
+        host.rules.served(now, policy.insecure_window.max(LONGEST_WINDOW))?;
+        let rule = host.rules.address(from, policy.ipv6_prefix);
+        drop(policy);
+        match rule {
+            _ if purpose == Purpose::Leave { anywhere: true } => Ok(host),
+            AddressRule::Admitted => Ok(host),
+            AddressRule::ToBeBound => Box::pin(self.bind(host, key, from, now)).await,
             AddressRule::Refused => Err(self.address_refused(&host.fqdn, &host.rules, from, now)),
         }
     }
 
-    /// A good key is never refused for failures from its address: only failures count, and only failures are answered so.
-    fn host_of(&self, key: Option<&str>, from: IpAddr, now: OffsetDateTime) -> Result<(Digest, Arc<HotHost>)> {
-        let key = key.map(str::trim).filter(|key| !key.is_empty()).ok_or(ServiceError::KeyMissing)?;
-        let digest = Digest::of(key.as_bytes());
-        if let Some(host) = self.hot.host_by_key(&digest)? {
-            return Ok((digest, host));
-        }
+    /// Counts a wrong key. If it is the one too many, its sender is not answered before the block would survive a crash.
+    /// A good key is never refused for failures from its address: only failures are answered so.
+    async fn key_failed(&self, from: IpAddr, now: OffsetDateTime) -> ServiceError {
         if let Some(until) = self.throttle.blocked(&Failing::Key(from), now) {
             self.metrics.refused(Refusal::AuthFailures);
-            return Err(ServiceError::AuthBlocked(Throttled::new(self.throttle.limits().auth_fail_count, until, now)));
+            return ServiceError::AuthBlocked(Throttled::new(self.throttle.limits().auth_fail_count, until, now));
         }
-        Err(ServiceError::KeyInvalid)
-    }
-
-    /// Counts a wrong key, and says so. If it is the one too many, its sender is not answered before the block would
-    /// survive a crash.
-    pub async fn key_failed(&self, from: IpAddr, now: OffsetDateTime) -> ServiceError {
         self.metrics.key_failed();
         self.watch.event("key.refused", "", from, false, now);
         if self.failed(&Failing::Key(from), now).await {
@@ -173,13 +160,7 @@ impl Service {
 
     /// The host's first call, or a roaming host's first one from a new address. The records decide, for the key that was
     /// presented: one that was replaced meanwhile binds nothing.
-    pub async fn bind(
-        &self,
-        host: Arc<HotHost>,
-        key: &Digest,
-        from: IpAddr,
-        now: OffsetDateTime,
-    ) -> Result<Arc<HotHost>> {
+    async fn bind(&self, host: Arc<HotHost>, key: &Digest, from: IpAddr, now: OffsetDateTime) -> Result<Arc<HotHost>> {
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let known = host.rules.bound_like(from);
         let note = match known {

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
-
 use super::{By, Result, Service, ServiceError};
 use crate::hot::InHand;
-use crate::model::auth_document::{LoginFacts, Present, without_host_members};
+use crate::model::auth_document::{DocumentText, LoginFacts, Present, without_host_members};
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
 use crate::records::{CanonicalSummary, CanonicalVersion, Epoch, Source};
@@ -20,7 +18,7 @@ pub struct Canonical {
     pub(super) login: LoginFacts,
     /// The canonical text without the members of one host or one sign-in; its SHA-256 is `summary.digest`. The records
     /// hold another digest for a version that was stored with such members.
-    pub text: Zeroizing<String>,
+    pub text: Arc<DocumentText>,
     /// The records' epoch at which this was the canonical version.
     pub(super) as_of: Epoch,
 }
@@ -92,15 +90,14 @@ impl Service {
                 version.summary.version
             )));
         }
-        let text = match without_host_members(text).map_err(ServiceError::internal)? {
-            Some(text) => {
-                summary.digest = Digest::of(text.as_bytes());
-                text
-            }
-            None => Zeroizing::new(text.to_owned()),
-        };
+        let without = without_host_members(text).map_err(ServiceError::internal)?;
+        if let Some(without) = &without {
+            summary.digest = Digest::of(without.as_bytes());
+        }
+        let text = without.as_deref().map_or(text, String::as_str);
         let last_refresh = Instant::parse(&summary.last_refresh).map_err(ServiceError::internal)?;
-        let login = LoginFacts::read(&text, &self.policy.load().document_rules).map_err(ServiceError::internal)?;
+        let login = LoginFacts::read(text, &self.policy.load().document_rules).map_err(ServiceError::internal)?;
+        let text = Arc::new(DocumentText::new(text).map_err(ServiceError::internal)?);
         Ok(Canonical { summary, last_refresh, login, text, as_of })
     }
 

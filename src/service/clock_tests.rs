@@ -136,14 +136,14 @@ async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_w
         .await
         .unwrap();
     let (id, key) = (made.host.host.id, made.api_key.expose());
-    service.admit(Some(key), HERE, Purpose::Service).await.unwrap();
+    service.admit(&service.credential(key), HERE, Purpose::Service).await.unwrap();
     for hours in [-5, 5] {
         clock.step(hours);
-        let refused = service.admit(Some(key), HERE, Purpose::Service).await;
+        let refused = service.admit(&service.credential(key), HERE, Purpose::Service).await;
         assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
         // And an admin who opens it by the clock as it is now opens it.
         service.open_window(id, &By::daemon()).await.unwrap();
-        service.admit(Some(key), HERE, Purpose::Service).await.unwrap();
+        service.admit(&service.credential(key), HERE, Purpose::Service).await.unwrap();
         clock.step(-hours);
         service.open_window(id, &By::daemon()).await.unwrap();
     }
@@ -157,7 +157,7 @@ async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
     service.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
     let digest = service.canonical().unwrap().summary.digest;
     clock.step(-5);
-    let host = service.admit(Some(key.expose()), HERE, Purpose::Service).await.unwrap();
+    let host = service.admit(&service.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
     for (digest, outcome) in [(digest.to_string(), Outcome::Valid), ("0".repeat(64), Outcome::Outdated)] {
         let body = serde_json::json!({ "command": "retrieve", "digest": digest, "last_refresh": at }).to_string();
         let answer = service.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
@@ -181,7 +181,7 @@ async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
     let key = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
         clock.step(hours);
-        let host = service.admit(Some(key.expose()), HERE, Purpose::Service).await.unwrap();
+        let host = service.admit(&service.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
         let body = serde_json::json!({
             "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z",
             "client_version": version,
@@ -201,23 +201,26 @@ async fn nobody_is_blocked_for_longer_because_the_clock_was_set() {
         let (service, clock, _directory) = service().await;
         for _ in 0..3 {
             assert!(matches!(
-                service.admit(Some("wrong"), HERE, Purpose::Service).await,
+                service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
                 Err(ServiceError::KeyInvalid)
             ));
         }
         assert!(matches!(
-            service.admit(Some("wrong"), HERE, Purpose::Service).await,
+            service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
             Err(ServiceError::AuthBlocked(_))
         ));
         clock.step(hours);
         if hours < 0 {
             // The block runs for as long as it was meant, from wherever the clock stands now.
-            let blocked = service.admit(Some("wrong"), HERE, Purpose::Service).await;
+            let blocked = service.admit(&service.credential("wrong"), HERE, Purpose::Service).await;
             assert!(matches!(blocked, Err(ServiceError::AuthBlocked(_))));
             clock.step(1);
         }
         assert!(
-            matches!(service.admit(Some("wrong"), HERE, Purpose::Service).await, Err(ServiceError::KeyInvalid)),
+            matches!(
+                service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
+                Err(ServiceError::KeyInvalid)
+            ),
             "{hours} h"
         );
     }

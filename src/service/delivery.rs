@@ -8,7 +8,6 @@
 //! An agent identity is durable before the store that brought it goes on: a crash after that leaves the identity without
 //! the login, and the host, which was not answered, stores both again.
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -17,31 +16,15 @@ use super::audit::tell;
 use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
-use crate::model::auth_document::{AuthDocument, with_agent_identity};
+use crate::model::auth_document::{AuthDocument, DocumentText, with_agent_identity};
 use crate::model::digest::Digest;
 use crate::model::host::HostId;
 use crate::seal::Place;
 
 /// What one host is served. `digest` is the SHA-256 of exactly `text`.
-pub struct Delivery<'a> {
-    pub text: DeliveredText<'a>,
+pub struct Delivery {
+    pub text: Arc<DocumentText>,
     pub digest: Digest,
-}
-
-pub enum DeliveredText<'a> {
-    Canonical(&'a str),
-    OfHost(Zeroizing<String>),
-}
-
-impl Deref for DeliveredText<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Canonical(text) => text,
-            Self::OfHost(text) => text,
-        }
-    }
 }
 
 /// The longest agent identity that is kept.
@@ -54,17 +37,19 @@ pub fn agent_identity_place(id: HostId) -> Place {
 
 impl Service {
     /// The document that `host` receives; without a host, the canonical one.
-    pub fn deliver<'a>(&self, canonical: &'a Canonical, host: Option<&HotHost>) -> Result<Delivery<'a>> {
-        let shared = || Delivery { text: DeliveredText::Canonical(&canonical.text), digest: canonical.summary.digest };
+    pub fn deliver(&self, canonical: &Canonical, host: Option<&HotHost>) -> Result<Delivery> {
+        let shared = || Delivery { text: Arc::clone(&canonical.text), digest: canonical.summary.digest };
         let Some((host, kept)) = host.and_then(|host| Some((host, host.agent_identity.as_deref()?))) else {
             return Ok(shared());
         };
         let identity = self.open_agent_identity(host)?.unwrap_or_default();
-        let with = with_agent_identity(&canonical.text, &identity).map_err(ServiceError::internal)?;
-        let delivery = with.map_or_else(shared, |text| Delivery {
-            digest: Digest::of(text.as_bytes()),
-            text: DeliveredText::OfHost(text),
-        });
+        let delivery = match with_agent_identity(&canonical.text, &identity).map_err(ServiceError::internal)? {
+            Some(text) => Delivery {
+                digest: Digest::of(text.as_bytes()),
+                text: Arc::new(DocumentText::new(&text).map_err(ServiceError::internal)?),
+            },
+            None => shared(),
+        };
         kept.delivered.put(canonical.summary.digest, delivery.digest);
         Ok(delivery)
     }

@@ -249,7 +249,6 @@ impl Service {
             self.policy_revision.fetch_add(1, Ordering::SeqCst);
             self.trust_changed.send_modify(|changes| *changes += 1);
         }
-        self.turn_shared_revision();
     }
 
     /// Notes that a host was given a wrapper: perhaps it is the last one that a switch waits for. It counts once the host

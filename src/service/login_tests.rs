@@ -19,7 +19,7 @@ const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOS
 
 async fn a_host(service: &Service) -> Arc<HotHost> {
     let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    service.admit(Some(registered.api_key.expose()), HERE, Purpose::Service).await.unwrap()
+    service.admit(&service.credential(registered.api_key.expose()), HERE, Purpose::Service).await.unwrap()
 }
 
 fn text(at: OffsetDateTime) -> String {
@@ -284,7 +284,7 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     let restarted = node(&directory, "hot-2", service.records.clone(), clock).await;
     let canonical = restarted.canonical().unwrap();
     assert_eq!(canonical.summary.version, 2);
-    assert!(!canonical.text.contains("of-this"), "{}", &*canonical.text);
+    assert!(!canonical.text.contains("of-this"), "{}", &**canonical.text);
     assert_eq!(canonical.summary.digest, Digest::of(canonical.text.as_bytes()));
     assert_eq!(store(&restarted, &host, &given).await.unwrap().outcome, Outcome::Unchanged);
 }

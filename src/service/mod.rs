@@ -110,8 +110,6 @@ pub struct Service {
     watch: watch::Watch,
     /// Turned after every change of the policy.
     policy_revision: AtomicU64,
-    /// Turned after every change of what answers hold beside their host and the canonical version: settings, policy.
-    shared_revision: AtomicU64,
     directory: Arc<directory::Directory>,
     /// One catching up at a time: what is applied never goes backwards.
     catching_up: Mutex<catch_up::CaughtUp>,
@@ -166,7 +164,6 @@ impl Service {
             wrappers_fetched: watch_channel::channel(0).0,
             watch: watch::Watch::default(),
             policy_revision: AtomicU64::new(0),
-            shared_revision: AtomicU64::new(0),
             directory: Arc::default(),
             catching_up: Mutex::default(),
             catch_ups_asked: AtomicU64::new(0),
@@ -206,17 +203,6 @@ impl Service {
     pub fn set_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
         self.policy_revision.fetch_add(1, Ordering::SeqCst);
-        self.turn_shared_revision();
-    }
-
-    /// Answers made under an equal revision differ by their host and the canonical version only. It must be read before
-    /// an answer is made: one that is made while something changes then belongs to the revision that is over.
-    pub fn shared_revision(&self) -> u64 {
-        self.shared_revision.load(Ordering::SeqCst)
-    }
-
-    fn turn_shared_revision(&self) {
-        self.shared_revision.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether calls can be served: the records can be read and what is written becomes durable.

@@ -63,7 +63,10 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
 
 async fn a_host(service: &Service) -> Arc<HotHost> {
     let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    service.admit(Some(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service).await.unwrap()
+    service
+        .admit(&service.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
+        .await
+        .unwrap()
 }
 
 /// The `number`th nanosecond of a second.

@@ -14,16 +14,15 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use super::audit::tell;
 use super::canonical::{Canonical, body_place, token_place};
 use super::{By, Result, Service, ServiceError};
-use crate::hot::{HostRevision, HotHost, Seen};
+use crate::hot::HotHost;
 use crate::metrics::Refusal;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::auth_document::{
-    Allowed, AuthDocument, RequestMembers, Verdict, decide, split_request, uploaded_text,
+    Allowed, AuthDocument, DocumentText, RequestMembers, Verdict, decide, split_request, uploaded_text,
 };
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
@@ -45,9 +44,6 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// How many there are.
-    pub const COUNT: usize = 6;
-
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Valid => "valid",
@@ -86,29 +82,6 @@ pub struct SyncHost {
     pub activity: HostActivity,
 }
 
-/// The answer to a retrieve, before anything is copied into it.
-pub struct Retrieved {
-    pub outcome: Outcome,
-    pub canonical: Option<Arc<Canonical>>,
-    pub host: Arc<HotHost>,
-    pub seen: Seen,
-}
-
-impl Retrieved {
-    /// As every other answer, with the state of the host that it tells of, if one state it is.
-    pub fn into_sync(self) -> (Sync, Option<HostRevision>) {
-        let Self { outcome, canonical, host, seen } = self;
-        let (mut activity, state) = host.activity_now();
-        let state = (state == seen.state && seen.replaced_last_refresh.is_none()).then_some(state);
-        activity.api_calls = seen.calls;
-        // The host is told of its last call, not of this one: the recorded service reads before it writes.
-        if let Some(before) = seen.replaced_last_refresh {
-            activity.last_refresh = before;
-        }
-        (Sync { outcome, canonical, stored: false, host: Some(SyncHost { host, activity }) }, state)
-    }
-}
-
 /// Versions that came as query parameters, for bodies that have none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueryVersions<'a> {
@@ -119,18 +92,17 @@ pub struct QueryVersions<'a> {
 impl Service {
     /// `POST /auth` of a host that was let in.
     pub async fn sync(&self, host: Arc<HotHost>, from: IpAddr, body: &str, query: QueryVersions<'_>) -> Result<Sync> {
-        self.sync_as(host, from, SyncRequest::read(body, query)?).await
-    }
-
-    pub async fn sync_as(&self, host: Arc<HotHost>, from: IpAddr, request: SyncRequest<'_>) -> Result<Sync> {
+        let request = SyncRequest::read(body, query)?;
         match request.command {
-            Command::Retrieve => Ok(self.retrieve(host, &request, self.outside.now())?.into_sync().0),
-            Command::Store(document) => self.store_of_host(host, from, &request, document).await,
+            Command::Retrieve => self.retrieve(host, &request),
+            // Boxed: a retrieve does not carry the room that a store needs.
+            Command::Store(document) => Box::pin(self.store_of_host(host, from, &request, document)).await,
         }
     }
 
     /// Nothing of it waits for a store.
-    pub fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>, now: OffsetDateTime) -> Result<Retrieved> {
+    fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>) -> Result<Sync> {
+        let now = self.outside.now();
         self.note_call(now);
         let canonical = self.canonical();
         let delivered = canonical.as_deref().map(|it| self.delivered_digest(it, Some(&host))).transpose()?;
@@ -140,7 +112,12 @@ impl Service {
             .filter(|_| matches!(outcome, Outcome::Valid | Outcome::Outdated))
             .map(|canonical| canonical.in_hand());
         let seen = host.seen(now, in_hand, request.client_version(), request.wrapper_version());
-        Ok(Retrieved { outcome, canonical, host, seen })
+        let mut activity = seen.activity;
+        // The host is told of its last call, not of this one: the recorded service reads before it writes.
+        if let Some(before) = seen.replaced_last_refresh {
+            activity.last_refresh = before;
+        }
+        Ok(Sync { outcome, canonical, stored: false, host: Some(SyncHost { host, activity }) })
     }
 
     async fn store_of_host(
@@ -164,8 +141,8 @@ impl Service {
             self.want_probe(ProbeTrigger::Store);
         }
         let in_hand = Some(canonical.in_hand());
-        host.seen(self.outside.now(), in_hand, request.client_version(), request.wrapper_version());
-        let activity = host.activity();
+        let seen = host.seen(self.outside.now(), in_hand, request.client_version(), request.wrapper_version());
+        let activity = seen.activity;
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }
 
@@ -295,6 +272,7 @@ impl Service {
         note: AuditNote,
     ) -> Result<Option<u64>> {
         let candidate = self.seal_document(Uuid::new_v4(), document, &source)?;
+        let text = Arc::new(DocumentText::new(document.text()).map_err(ServiceError::internal)?);
         let note = note.with("digest", candidate.digest).with("last_refresh", &candidate.last_refresh);
         match self.records.replace_canonical(&condition, &candidate, &note).await? {
             Replacement::Replaced { version, epoch } => {
@@ -306,7 +284,7 @@ impl Service {
                     summary: version.summary,
                     last_refresh: document.last_refresh().clone(),
                     login: document.login().clone(),
-                    text: Zeroizing::new(document.text().to_owned()),
+                    text,
                     as_of: epoch,
                 });
                 Ok(Some(number))
@@ -351,7 +329,7 @@ impl Service {
 }
 
 /// The body of a sync, split, with what the query adds to it.
-pub struct SyncRequest<'a> {
+struct SyncRequest<'a> {
     members: RequestMembers<'a>,
     query: QueryVersions<'a>,
     command: Command<'a>,
@@ -364,13 +342,9 @@ enum Command<'a> {
 }
 
 impl<'a> SyncRequest<'a> {
-    pub fn read(body: &'a str, query: QueryVersions<'a>) -> Result<Self> {
+    fn read(body: &'a str, query: QueryVersions<'a>) -> Result<Self> {
         let members = split_request(body)?;
         Ok(Self { command: command(&members, body)?, members, query })
-    }
-
-    pub fn is_retrieve(&self) -> bool {
-        matches!(self.command, Command::Retrieve)
     }
 
     fn client_version(&self) -> Option<&str> {

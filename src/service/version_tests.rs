@@ -31,7 +31,7 @@ async fn register(service: &Service, name: &str) -> String {
 }
 
 async fn call(service: &Service, key: &str, body: &str) -> Result<Sync> {
-    let host = service.admit(Some(key), HERE, Purpose::Service).await?;
+    let host = service.admit(&service.credential(key), HERE, Purpose::Service).await?;
     service.sync(host, HERE, body, QueryVersions::default()).await
 }
 
@@ -207,7 +207,7 @@ async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
     let old = register(&service, "a.test").await;
     let (auth, _) = login(clock.now(), "one");
     upload(&service, &auth).await;
-    let let_in = service.admit(Some(&old), HERE, Purpose::Service).await.unwrap();
+    let let_in = service.admit(&service.credential(&old), HERE, Purpose::Service).await.unwrap();
     // While its call is under way, the host is given a new key.
     let new = register(&service, "a.test").await;
     let body = format!(r#"{{"command":"store","auth":{}}}"#, with_identity(&auth, IDENTITY));
@@ -223,7 +223,7 @@ async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
     set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
     let key = register(&service, "a.test").await;
     // Its first contact binds it, which is a change of its own.
-    service.admit(Some(&key), HERE, Purpose::Service).await.unwrap();
+    service.admit(&service.credential(&key), HERE, Purpose::Service).await.unwrap();
     let note = By::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
     service.records.set_standstill(Some(&standstill), &note).await.unwrap();

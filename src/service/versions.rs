@@ -21,8 +21,6 @@ pub struct Versions {
     pub wrapper_version: &'static str,
     /// Of the host's own wrapper; without a host, of the wrapper with nothing baked in.
     pub wrapper_digest: Digest,
-    /// What the calling host said it has.
-    pub reported_client_version: Option<String>,
 }
 
 impl Service {
@@ -37,7 +35,6 @@ impl Service {
                 Some(host) => self.wrapper_digest(host)?,
                 None => bake::plain_wrapper_digest(),
             },
-            reported_client_version: host.and_then(|host| host.activity().client_version),
         })
     }
 

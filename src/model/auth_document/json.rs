@@ -4,9 +4,6 @@
 //! numbers to `serde_json`, so that there is one opinion on what those are. Refused beyond what `serde_json` refuses:
 //! duplicate members, at any depth and after unescaping, and nesting deeper than [`MAX_DEPTH`].
 
-use std::borrow::Cow;
-use std::ops::Deref;
-
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
@@ -14,8 +11,6 @@ use super::DocumentError;
 
 /// How deep arrays and objects may be nested in a document.
 pub(super) const MAX_DEPTH: usize = 64;
-/// So many names are compared sooner than sorted.
-const FEW: usize = 12;
 
 pub(super) enum Node<'a> {
     Null,
@@ -23,22 +18,16 @@ pub(super) enum Node<'a> {
     /// As it was spelled.
     Number(&'a str),
     /// Decoded.
-    String(Text<'a>),
+    String(Zeroizing<String>),
     Array(Vec<Node<'a>>),
     Object(Members<'a>),
-}
-
-/// A string's text. Nearly every string of a request means what it says, and stays where it is.
-pub(super) enum Text<'a> {
-    Plain(&'a str),
-    Made(Zeroizing<String>),
 }
 
 /// The members of an object, in their order, each name once.
 pub(super) struct Members<'a>(pub(super) Vec<Member<'a>>);
 
 pub(super) struct Member<'a> {
-    pub(super) name: Cow<'a, str>,
+    pub(super) name: String,
     pub(super) value: Node<'a>,
     /// The value as it was spelled; empty for a value that was made here.
     pub(super) raw: &'a str,
@@ -46,33 +35,13 @@ pub(super) struct Member<'a> {
 
 impl<'a> Node<'a> {
     pub(super) fn string(text: impl Into<String>) -> Self {
-        Self::String(Text::Made(Zeroizing::new(text.into())))
+        Self::String(Zeroizing::new(text.into()))
     }
 
     pub(super) fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) => Some(text),
             _ => None,
-        }
-    }
-}
-
-impl Text<'_> {
-    pub(super) fn into_owned(self) -> Zeroizing<String> {
-        match self {
-            Self::Plain(text) => Zeroizing::new(text.to_owned()),
-            Self::Made(text) => text,
-        }
-    }
-}
-
-impl Deref for Text<'_> {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Self::Plain(text) => text,
-            Self::Made(text) => text,
         }
     }
 }
@@ -93,7 +62,7 @@ impl<'a> Members<'a> {
 
     /// Replaces the value in its place, or appends the member.
     pub(super) fn set(&mut self, name: &str, value: Node<'a>) {
-        let made = Member { name: Cow::Owned(name.to_owned()), value, raw: "" };
+        let made = Member { name: name.to_owned(), value, raw: "" };
         match self.0.iter_mut().find(|member| member.name == name) {
             Some(member) => *member = made,
             None => self.0.push(made),
@@ -108,7 +77,7 @@ pub(super) fn read(text: &str) -> Result<Node<'_>, DocumentError> {
 
 /// Reads one text of at most `depth` levels.
 pub(super) fn read_nested(text: &str, depth: usize) -> Result<Node<'_>, DocumentError> {
-    let mut reader = Reader { text, at: 0, depth, room: 8 };
+    let mut reader = Reader { text, at: 0, depth };
     reader.skip_space();
     let node = reader.value()?;
     reader.skip_space();
@@ -123,8 +92,6 @@ struct Reader<'a> {
     at: usize,
     /// How many levels may still be entered.
     depth: usize,
-    /// So many members have room in the next object before it grows: a few in the outermost, which nearly always has them.
-    room: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -132,7 +99,7 @@ impl<'a> Reader<'a> {
         match self.peek() {
             Some(b'{') => self.nested(Self::object),
             Some(b'[') => self.nested(Self::array),
-            Some(b'"') => self.string().map(Node::String),
+            Some(b'"') => self.string().map(Node::string),
             Some(b'-' | b'0'..=b'9') => self.number(),
             _ => self.literal(),
         }
@@ -150,7 +117,7 @@ impl<'a> Reader<'a> {
     }
 
     fn object(&mut self) -> Result<Node<'a>, DocumentError> {
-        let mut members = Vec::with_capacity(std::mem::take(&mut self.room));
+        let mut members = Vec::new();
         self.skip_space();
         if self.take(b'}') {
             return Ok(Node::Object(Members(members)));
@@ -159,10 +126,7 @@ impl<'a> Reader<'a> {
             if self.peek() != Some(b'"') {
                 return Err(self.wrong("expected a member's name"));
             }
-            let name = match self.string()? {
-                Text::Plain(name) => Cow::Borrowed(name),
-                Text::Made(name) => Cow::Owned(name.to_string()),
-            };
+            let name = self.string()?;
             self.skip_space();
             if !self.take(b':') {
                 return Err(self.wrong("expected a colon"));
@@ -208,19 +172,9 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
-    fn string(&mut self) -> Result<Text<'a>, DocumentError> {
-        let from = self.at;
-        let inside = self.text.as_bytes().get(from + 1..).unwrap_or_default();
-        let quote = memchr::memchr(b'"', inside).unwrap_or(inside.len());
-        let mut end = from + 1 + quote;
-        if let Some(text) = self.text.get(from + 1..end).filter(|_| quote < inside.len())
-            && !text.bytes().fold(false, |special, byte| special | (byte == b'\\') | (byte < b' '))
-        {
-            self.at = end + 1;
-            return Ok(Text::Plain(text));
-        }
-        let mut rest = inside.iter();
-        end = from + 1;
+    fn string(&mut self) -> Result<String, DocumentError> {
+        let mut rest = self.text.as_bytes().get(self.at + 1..).unwrap_or_default().iter();
+        let mut end = self.at + 1;
         loop {
             match rest.next() {
                 None => return Err(self.wrong("a string does not end that begins")),
@@ -232,10 +186,10 @@ impl<'a> Reader<'a> {
                 Some(_) => end += 1,
             }
         }
-        let text = serde_json::from_str(self.text.get(from..=end).unwrap_or_default())
+        let text = serde_json::from_str(self.text.get(self.at..=end).unwrap_or_default())
             .map_err(|_| self.wrong("a string with a bad escape, control character or unpaired surrogate begins"))?;
         self.at = end + 1;
-        Ok(Text::Made(Zeroizing::new(text)))
+        Ok(text)
     }
 
     fn number(&mut self) -> Result<Node<'a>, DocumentError> {
@@ -296,14 +250,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Compares each with each only where they are few: an object may have a hundred thousand members.
+/// Sorted, because an object may have a hundred thousand members.
 fn has_duplicate(members: &[Member<'_>]) -> bool {
-    if members.len() <= FEW {
-        return members
-            .iter()
-            .enumerate()
-            .any(|(at, member)| members[..at].iter().any(|before| before.name == member.name));
-    }
     let mut names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
     names.sort_unstable();
     names.windows(2).any(|pair| pair[0] == pair[1])

@@ -19,6 +19,7 @@ mod refreshed;
 mod renewal;
 mod request;
 mod targets;
+mod text;
 mod token;
 
 use std::fmt;
@@ -37,6 +38,7 @@ pub use refreshed::refreshed;
 pub use renewal::{Allowed, Present, Verdict, decide};
 pub use request::{RequestMembers, split_request, uploaded_text};
 pub use targets::Target;
+pub use text::DocumentText;
 pub use token::DocumentRules;
 
 /// How long a document may be that is sent to us. A login takes about 5 KiB.
@@ -196,7 +198,7 @@ pub fn without_host_members(text: &str) -> Result<Option<Zeroizing<String>>, Doc
 pub fn redated(text: &str, last_refresh: &str) -> Result<Zeroizing<String>, DocumentError> {
     let mut members = top_level_members(text)?;
     match members.0.iter_mut().find(|member| member.name == "last_refresh") {
-        Some(member) => member.value = Node::String(json::Text::Made(Zeroizing::new(last_refresh.into()))),
+        Some(member) => member.value = Node::string(last_refresh),
         None => return Err(DocumentError::field(LAST_REFRESH, "last_refresh is required")),
     }
     Ok(json::write(&Node::Object(members), text.len()))

@@ -25,7 +25,7 @@ pub fn split_request(body: &str) -> Result<RequestMembers<'_>, DocumentError> {
 /// The text of an uploaded document: `raw` itself, or, where it is a JSON string, the text inside.
 pub fn uploaded_text(raw: &str) -> Result<Zeroizing<String>, DocumentError> {
     match json::read_nested(raw, json::MAX_DEPTH + 1)? {
-        Node::String(text) => Ok(text.into_owned()),
+        Node::String(text) => Ok(text),
         _ => Ok(Zeroizing::new(raw.to_owned())),
     }
 }

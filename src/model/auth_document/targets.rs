@@ -1,7 +1,5 @@
 //! The member `auths`: which token goes to which target. The one part of a document that is rewritten.
 
-use std::borrow::Cow;
-
 use crate::model::secret::Secret;
 
 use super::DocumentError;
@@ -134,7 +132,7 @@ fn read_target(name: &str, value: &Node<'_>) -> Result<Target, DocumentError> {
 }
 
 fn made<'a>(name: &str, value: Node<'a>) -> Member<'a> {
-    Member { name: Cow::Owned(name.to_owned()), value, raw: "" }
+    Member { name: name.to_owned(), value, raw: "" }
 }
 
 fn non_blank<'n>(node: &'n Node<'_>) -> Option<&'n str> {

@@ -66,7 +66,7 @@ impl World {
 }
 
 async fn is_served(service: &Service, key: &str, from: &str) -> bool {
-    service.admit(Some(key), ip(from), Purpose::Service).await.is_ok()
+    service.admit(&service.credential(key), ip(from), Purpose::Service).await.is_ok()
 }
 
 /// Runs one change of a node that is cut off, and checks that `$in_force` holds when it answers, and on both nodes once
@@ -108,10 +108,10 @@ async fn hosts_change(world: &World) {
     let (id, key, token) = world.host("h1.test").await;
     step!(world, service.redeem(&token, ip("192.0.2.1")), |it| it.redeem(&token, ip("192.0.2.1")).await.is_err());
     // Binding is a change, too.
-    step!(world, service.admit(Some(&key), ip("192.0.2.1"), Purpose::Service), |it| {
+    step!(world, service.admit(&service.credential(&key), ip("192.0.2.1"), Purpose::Service), |it| {
         is_served(it, &key, "192.0.2.1").await && !is_served(it, &key, "192.0.2.2").await
     });
-    step!(world, service.admit(Some(&key), ip("2001:db8::1"), Purpose::Service), |it| {
+    step!(world, service.admit(&service.credential(&key), ip("2001:db8::1"), Purpose::Service), |it| {
         is_served(it, &key, "2001:db8::2").await && !is_served(it, &key, "2001:db8:1::1").await
     });
     step!(world, service.disable(id, true, by), |it| !is_served(it, &key, "192.0.2.1").await);
@@ -126,7 +126,7 @@ async fn hosts_change(world: &World) {
     step!(world, service.clear(id, by), |it| rules(it).bound().next().is_none());
     step!(world, service.remove(id, by), |it| !is_served(it, &key, "192.0.2.1").await);
     step!(world, service.restore(id, by), |it| it.hot.host_by_id(id).unwrap().is_some());
-    let host = service.admit(Some(&key), ip("192.0.2.1"), Purpose::Service).await.unwrap();
+    let host = service.admit(&service.credential(&key), ip("192.0.2.1"), Purpose::Service).await.unwrap();
     step!(world, service.leave(&host, ip("192.0.2.1")), |it| !is_served(it, &key, "192.0.2.1").await);
     world.clock.go_on(Duration::days(2));
     step!(world, service.purge_removed(), |it| it.removed_hosts().await.unwrap().is_empty());

@@ -162,7 +162,10 @@ async fn upload(node: &Node, login: &str) {
 
 async fn a_host(node: &Node) -> Arc<HotHost> {
     let registered = node.service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    node.service.admit(Some(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service).await.unwrap()
+    node.service
+        .admit(&node.service.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
+        .await
+        .unwrap()
 }
 
 async fn call(node: &Node, host: &Arc<HotHost>, body: &Value) -> String {

@@ -1,0 +1,153 @@
+//! Bodies of requests: how long they may be, when they are read, and what they are parsed into.
+//!
+//! No body is read before its caller is let in. A guard stands before the body among the parameters of a handler, or the
+//! handler itself admits the caller and then reads ([`UnreadBody`]).
+
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use poem::{Body, Request, RequestBody};
+use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde::de::DeserializeOwned;
+
+use super::errors::Failure;
+use super::guards::CallerKnown;
+use super::json::{JsonBody, is_json};
+use crate::hot::HotHost;
+use crate::service::ServiceError;
+
+/// The longest body that is read of a caller who is known, in bytes.
+pub const MAX_BODY: usize = 1024 * 1024;
+/// The longest body that is read of a stranger, in bytes: somebody signs in with an address and a password.
+pub const MAX_STRANGERS_BODY: usize = 16 * 1024;
+
+/// A raw body that is parsed as well.
+impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
+    const TYPES: &'static [ApiExtractorType] = RawBody::<T>::TYPES;
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        <RawBody<T> as ApiExtractor>::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        RawBody::<T>::request_meta()
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let RawBody::<T> { text, .. } = RawBody::from_request(request, body, ExtractParamOptions::default()).await?;
+        // serde refuses a member that stands twice, and passes over one that nobody knows.
+        serde_json::from_str(&text)
+            .map(Self)
+            .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
+    }
+}
+
+/// A body as it came, for the service to read: described as `T`, not parsed here.
+pub struct RawBody<T> {
+    pub text: String,
+    described_as: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<'a, T: Type> ApiExtractor<'a> for RawBody<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        Some(request_meta::<T>())
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let text = read(other_type(request), body.take()?, bound_of(request)).await?;
+        Ok(Self { text, described_as: std::marker::PhantomData })
+    }
+}
+
+/// A body that is read when the handler knows that the caller may send it, not before. Described as `T`, not parsed here.
+pub struct UnreadBody<T> {
+    other_type: Option<String>,
+    body: Body,
+    described_as: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> UnreadBody<T> {
+    /// For the host that was admitted.
+    pub async fn read(self, _admitted: &HotHost) -> Result<String, Failure> {
+        read(self.other_type, self.body, MAX_BODY).await
+    }
+}
+
+impl<'a, T: Type> ApiExtractor<'a> for UnreadBody<T> {
+    const TYPES: &'static [ApiExtractorType] = RawBody::<T>::TYPES;
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        <RawBody<T> as ApiExtractor>::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        RawBody::<T>::request_meta()
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        Ok(Self { other_type: other_type(request), body: body.take()?, described_as: std::marker::PhantomData })
+    }
+}
+
+fn request_meta<T: Type>() -> MetaRequest {
+    MetaRequest {
+        description: None,
+        content: vec![MetaMediaType { content_type: "application/json", schema: T::schema_ref() }],
+        required: true,
+    }
+}
+
+/// How long a body of this caller may be. A guard that let the caller in has said so in the request; it stands before the
+/// body among the parameters of a handler.
+pub fn bound_of(request: &Request) -> usize {
+    if request.data::<CallerKnown>().is_some_and(CallerKnown::is_known) { MAX_BODY } else { MAX_STRANGERS_BODY }
+}
+
+/// The content type of a request, where it is none of JSON's. No content type at all is taken for JSON: scripts forget it.
+fn other_type(request: &Request) -> Option<String> {
+    request.content_type().filter(|content_type| !is_json(content_type)).map(str::to_owned)
+}
+
+/// Reads up to `bound` bytes, also where the body is said to be longer: a client that is still sending would not see the
+/// answer.
+async fn read(other_type: Option<String>, body: Body, bound: usize) -> Result<String, Failure> {
+    if let Some(other) = other_type {
+        return Err(Failure::unsupported_media_type(&other));
+    }
+    let gathered = Limited::new(BoxBody::<Bytes, io::Error>::from(body), bound).collect().await;
+    let bytes = gathered.map_err(|error| match error.is::<LengthLimitError>() {
+        true if bound < MAX_BODY => Failure::too_large_of_stranger(),
+        true => Failure::too_large(),
+        false => ServiceError::InvalidJson { reason: format!("io: {error}") }.into(),
+    })?;
+    String::from_utf8(bytes.to_bytes().into())
+        .map_err(|_| ServiceError::InvalidJson { reason: "the body is not UTF-8".into() }.into())
+}

@@ -1,0 +1,70 @@
+//! What every request of a listener passes first, and every answer last: paths are normalised, the caller of the hosts'
+//! listener is found and counted, errors become answers, answers are measured and hardened.
+//!
+//! It knows nothing of single operations, but for the form in which two of them want their refusals.
+
+use std::sync::Arc;
+
+use poem::middleware::{NormalizePath, TrailingSlash};
+use poem::{Endpoint, EndpointExt as _, IntoEndpoint, IntoResponse, Request, Response};
+
+use super::auth_context::AuthContext;
+use super::metrics::Measured;
+use super::{auth, errors, guards, install};
+use crate::metrics::Listener;
+use crate::model::forwarded::Trust;
+use crate::service::Service;
+
+pub fn finish(
+    routes: impl IntoEndpoint<Endpoint: 'static>,
+    service: Arc<Service>,
+    listener: Listener,
+    trust: Option<Arc<Trust>>,
+) -> impl Endpoint<Output = Response> + 'static {
+    let routes = routes.into_endpoint();
+    ListenerEndpoint { routes, service, listener, trust }.with(NormalizePath::new(TrailingSlash::Trim))
+}
+
+struct ListenerEndpoint<E> {
+    routes: E,
+    service: Arc<Service>,
+    listener: Listener,
+    /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
+    trust: Option<Arc<Trust>>,
+}
+
+impl<E: Endpoint> ListenerEndpoint<E> {
+    async fn answer(&self, mut request: Request) -> poem::Result<Response> {
+        if let Some(trust) = &self.trust {
+            let context = AuthContext::of(&self.service, trust, &request);
+            request.set_data(context.map_err(|failure| auth::refusal(&request, failure))?);
+        }
+        if let Some(refusal) = guards::refuse_head(&request) {
+            return Ok(refusal);
+        }
+        request.set_data(self.service.clone());
+        request.set_data(self.listener);
+        request.set_data(guards::CallerKnown::default());
+        self.routes.call(request).await.map(IntoResponse::into_response)
+    }
+}
+
+impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let measured = Measured::begin(self.service.metrics(), self.listener);
+        let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
+        let (operation, answer) = match self.answer(request).await {
+            Ok(answer) => (answer.data().copied(), answer),
+            Err(error) => {
+                let operation = error.data().copied();
+                let refusal = errors::from_poem(error);
+                let refusal = if is_installer { Box::pin(install::script_of(refusal)).await } else { refusal };
+                (operation, refusal)
+            }
+        };
+        measured.end(operation, &answer);
+        Ok(guards::harden(answer))
+    }
+}
