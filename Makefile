@@ -22,8 +22,9 @@ export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
 .PHONY: run build release test needs lint unit openapi package repo test-package reproducible torture power attack bench fuzz refusals
 
-run: release
-	@exec ./tests/run-local.sh target/release/codex-authd
+run:
+	cargo build --profile run --locked
+	@exec ./tests/run-local.sh target/run/codex-authd
 
 build:
 	cargo build --locked

@@ -24,6 +24,8 @@ pub mod outside;
 pub mod pki;
 pub mod records;
 pub mod runner;
+#[cfg(test)]
+mod rooms;
 pub mod seal;
 pub mod service;
 /// The tests' own, shared with the integration tests.

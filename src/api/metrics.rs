@@ -67,10 +67,7 @@ impl<'a> Measured<'a> {
 
     /// `operation`: what the router says that it was; `None`: no operation.
     pub fn end(self, operation: Option<OperationId>, answer: &Response) {
-        let operation = match operation {
-            Some(OperationId(name)) => self.metrics.operation(name),
-            None => self.metrics.unknown_operation(),
-        };
+        let operation = operation.map(|OperationId(name)| name);
         self.metrics.observe(self.listener, operation, answer.status().as_u16(), self.begun.elapsed());
     }
 }

@@ -1,8 +1,8 @@
 //! What is counted and measured of the daemon, and how it is told: the Prometheus text format.
 //!
-//! This room knows names and numbers only; what they mean is others' affair. What happens often is counted here as it
-//! happens ([`Metrics::observe`]): each series is found once and kept, so that counting is a few atomic additions. What
-//! is known elsewhere anyway is asked for when somebody looks: by watchers, handed in at the start, and as [`Readings`].
+//! This room knows names and numbers only, not what they mean. Requests are counted as they are answered
+//! ([`Metrics::observe`]). What is known elsewhere anyway is read when somebody asks for the metrics: by watchers, handed in
+//! at the start, and as [`Readings`].
 //!
 //! Labels are bounded: listeners, operations of the OpenAPI document, statuses that HTTP knows. A host, an address or a
 //! path is never a label. Nothing is stored: a restart begins at zero, as Prometheus expects.
@@ -11,6 +11,7 @@ mod process;
 mod readings;
 pub mod samples;
 
+use std::collections::HashSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -32,8 +33,6 @@ pub enum Listener {
     Control,
 }
 
-const LISTENERS: [Listener; 3] = [Listener::Hosts, Listener::Admin, Listener::Control];
-
 impl Listener {
     fn name(self) -> &'static str {
         match self {
@@ -43,10 +42,6 @@ impl Listener {
         }
     }
 }
-
-/// An operation of the OpenAPI document, as [`Metrics::operation`] found it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Operation(usize);
 
 #[derive(Clone, Copy, Debug)]
 pub enum Refusal {
@@ -76,13 +71,10 @@ pub enum Forwarding {
 
 pub struct Metrics {
     registry: Registry,
-    /// Sorted; the place of a name is its [`Operation`], and the place after the last is that of what is none of them.
-    operations: Vec<&'static str>,
+    /// Those that may be a label.
+    operations: HashSet<&'static str>,
     requests: IntCounterVec,
-    /// By listener, operation and status, in this order.
-    requests_kept: Vec<OnceLock<IntCounter>>,
     latency: HistogramVec,
-    latency_kept: Vec<OnceLock<Histogram>>,
     in_flight: IntGauge,
     refusals: [IntCounter; 4],
     failed_keys: IntCounter,
@@ -118,9 +110,6 @@ impl Metrics {
     /// `operations`: the ids of all there are. `now` is when the process began, near enough.
     pub fn new(operations: &[&'static str], now: OffsetDateTime) -> Result<Self> {
         let registry = Registry::new();
-        let mut operations = operations.to_vec();
-        operations.sort_unstable();
-        operations.dedup();
         let requests = IntCounterVec::new(
             Opts::new(
                 "codex_authd_requests_total",
@@ -183,14 +172,10 @@ impl Metrics {
         registry.register(Box::new(failed_keys.clone()))?;
         registry.register(Box::new(forwarded.clone()))?;
         registry.register(Box::new(flush.clone()))?;
-        let operations_and_unknown = operations.len() + 1;
-        let kept = LISTENERS.len() * operations_and_unknown * (STATUSES.len() + 1);
         let metrics = Self {
             registry,
             requests,
-            requests_kept: (0..kept).map(|_| OnceLock::new()).collect(),
             latency,
-            latency_kept: (0..operations_and_unknown).map(|_| OnceLock::new()).collect(),
             in_flight,
             refusals: ["global", "host", "auth_failures", "host_stores"]
                 .map(|bucket| refusals.with_label_values(&[bucket])),
@@ -204,7 +189,7 @@ impl Metrics {
             listeners: Mutex::default(),
             server_certificate: OnceLock::new(),
             started: now,
-            operations,
+            operations: operations.iter().copied().collect(),
         };
         metrics.begin_at_zero();
         Ok(metrics)
@@ -212,7 +197,7 @@ impl Metrics {
 
     /// A rate is seen from its first event on only where the series was there before it.
     fn begin_at_zero(&self) {
-        for listener in LISTENERS {
+        for listener in [Listener::Hosts, Listener::Admin, Listener::Control] {
             self.requests.with_label_values(&[listener.name(), UNKNOWN, "404"]);
         }
         self.latency.with_label_values(&[UNKNOWN]);
@@ -224,28 +209,13 @@ impl Metrics {
         }
     }
 
-    /// To be looked up once, not at every call, where it is known before.
-    pub fn operation(&self, name: &str) -> Operation {
-        Operation(self.operations.binary_search(&name).unwrap_or(self.operations.len()))
-    }
-
-    /// What is no operation.
-    pub fn unknown_operation(&self) -> Operation {
-        Operation(self.operations.len())
-    }
-
-    /// Counts an answer.
-    pub fn observe(&self, listener: Listener, operation: Operation, status: u16, elapsed: Duration) {
-        let name = || self.operations.get(operation.0).copied().unwrap_or(UNKNOWN);
-        let place = STATUSES.binary_search(&status).unwrap_or(STATUSES.len());
-        let row = listener as usize * (self.operations.len() + 1) + operation.0;
-        if let Some(kept) = self.requests_kept.get(row * (STATUSES.len() + 1) + place) {
-            let status = || STATUSES.get(place).map_or_else(|| OTHER_STATUS.to_owned(), u16::to_string);
-            kept.get_or_init(|| self.requests.with_label_values(&[listener.name(), name(), &status()])).inc();
-        }
-        if let Some(kept) = self.latency_kept.get(operation.0) {
-            kept.get_or_init(|| self.latency.with_label_values(&[name()])).observe(elapsed.as_secs_f64());
-        }
+    /// Counts an answer. `operation`: its id in the OpenAPI document; a name that is not there counts as unknown.
+    pub fn observe(&self, listener: Listener, operation: Option<&str>, status: u16, elapsed: Duration) {
+        let operation = operation.filter(|name| self.operations.contains(name)).unwrap_or(UNKNOWN);
+        let code = status.to_string();
+        let status = if STATUSES.contains(&status) { &code } else { OTHER_STATUS };
+        self.requests.with_label_values(&[listener.name(), operation, status]).inc();
+        self.latency.with_label_values(&[operation]).observe(elapsed.as_secs_f64());
     }
 
     /// A request is being answered until this is dropped.

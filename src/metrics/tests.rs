@@ -38,12 +38,12 @@ fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64>
 fn an_answer_raises_its_own_series_and_no_other() {
     let metrics = metrics();
     let before = read(&metrics);
-    let sync = metrics.operation("syncAuth");
+    let sync = Some("syncAuth");
     for _ in 0..3 {
         metrics.observe(Listener::Hosts, sync, 200, Duration::from_millis(3));
     }
-    metrics.observe(Listener::Admin, metrics.operation("getHealth"), 503, Duration::from_secs(60));
-    metrics.observe(Listener::Control, metrics.operation("no such"), 299, Duration::ZERO);
+    metrics.observe(Listener::Admin, Some("getHealth"), 503, Duration::from_secs(60));
+    metrics.observe(Listener::Control, Some("no such"), 299, Duration::ZERO);
     let after = read(&metrics);
     let requests = |listener, operation, status| {
         let labels = [("listener", listener), ("operation", operation), ("status", status)];
