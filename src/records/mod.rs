@@ -89,7 +89,7 @@ pub trait Records: Send + Sync {
         false
     }
     /// What a store that is another process says of itself; `None`: it is part of this one.
-    async fn examine(&self) -> Result<Option<ServerHealth>> {
+    async fn server_health(&self) -> Result<Option<ServerHealth>> {
         Ok(None)
     }
     /// Reads every row and its checksum, and says how many there are; `None`: it is another process that does so by itself.
@@ -99,35 +99,35 @@ pub trait Records: Send + Sync {
     /// How often a change of this process lost against another one and was tried again.
     fn conflicts(&self) -> u64;
 
-    async fn sealing_keys(&self) -> Result<Vec<SealingKey>>;
+    async fn sealing_key_list(&self) -> Result<Vec<SealingKey>>;
     /// Adds a data key (an id that is there already: `false`, nothing written). The highest id is the active one.
-    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool>;
+    async fn sealing_key_add(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool>;
     /// Removes a data key, unless there is none, it is the highest, or a value sealed with it is left: then `false`.
-    async fn remove_sealing_key(&self, id: KeyId) -> Result<bool>;
+    async fn sealing_key_remove(&self, id: KeyId) -> Result<bool>;
     /// Up to `limit` sealed values whose key is older than `active`, any order.
-    async fn values_sealed_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>>;
+    async fn sealed_value_list_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>>;
     /// Replaces the value at `place` if it is still `old`; `false` when it changed or is gone. Bumps the epoch.
-    async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool>;
+    async fn sealed_value_replace(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool>;
 
-    async fn authorities(&self) -> Result<Vec<Authority>>;
+    async fn authority_list(&self) -> Result<Vec<Authority>>;
     /// Moves the authorities of a role one slot on and gives all authorities as they are then. `None`: `step` does not fit
     /// what is there now. Bumps the epoch.
-    async fn roll_authority(
+    async fn authority_roll(
         &self,
         role: AuthorityRole,
         step: &AuthorityStep,
         audit: &AuditNote,
     ) -> Result<Option<Vec<Authority>>>;
-    async fn server_key(&self) -> Result<Option<Sealed>>;
-    /// Once: a certificate that is known already stays as it is. Bumps the epoch, as [`Records::revoke_certificate`] does:
+    async fn server_key_fetch(&self) -> Result<Option<Sealed>>;
+    /// Once: a certificate that is known already stays as it is. Bumps the epoch, as [`Records::certificate_revoke`] does:
     /// nodes cache who is let in.
-    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()>;
+    async fn certificate_record(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()>;
     /// Revoked and expired ones included.
-    async fn certificates(&self) -> Result<Vec<AdminCertificate>>;
+    async fn certificate_list(&self) -> Result<Vec<AdminCertificate>>;
     /// Records `certificate` in succession of `old`, and gives it back with the user that `old` is tied to in that moment.
     /// `old` is revoked where `revoke_at` is given. `None`, and nothing is written: there is no such certificate, or it is
     /// revoked. Repeated with a certificate that is known it writes nothing. Bumps the epoch.
-    async fn renew_certificate(
+    async fn certificate_renew(
         &self,
         old: &Digest,
         certificate: &AdminCertificate,
@@ -135,7 +135,7 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<Option<AdminCertificate>>;
     /// `None`: no such certificate, or it is revoked already.
-    async fn revoke_certificate(
+    async fn certificate_revoke(
         &self,
         fingerprint: &Digest,
         at: OffsetDateTime,
@@ -148,21 +148,21 @@ pub trait Records: Send + Sync {
     /// id that another host has, or had, is an error, and nothing is written: the caller makes a new one.
     /// A host that a user installed for themselves is nobody's from then on: the entry in the audit log names the user it
     /// was taken from. If it was disabled with that user it is enabled.
-    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
+    async fn host_register(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
     /// The same for a host that is, or becomes, the owner's; whether it may is decided within the transaction. A host that
     /// is nobody's is not theirs. The limit holds for a host of theirs that is registered again, too: who has more than
     /// they may have by now registers none. A user who is disabled registers none; whether the user is there is not
     /// checked.
-    async fn register_owned_host(
+    async fn host_register_owned(
         &self,
         registration: &Registration,
         owner: &Owner,
         audit: &AuditNote,
     ) -> Result<Registered>;
     /// Removes a host: its key and its pending tokens are refused, its name is free. `None`: no such host.
-    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>>;
+    async fn host_remove(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>>;
     /// The same for a host of this owner's. `None`: there is none, or it is not theirs (any more).
-    async fn remove_owned_host(
+    async fn host_remove_owned(
         &self,
         id: HostId,
         owner: UserId,
@@ -171,7 +171,7 @@ pub trait Records: Send + Sync {
     ) -> Result<Option<Host>>;
     /// Brings back a host that was removed after `removed_after`, with the key, rules and activity that it had; its
     /// installer tokens stay revoked.
-    async fn restore_host(
+    async fn host_restore(
         &self,
         id: HostId,
         removed_after: OffsetDateTime,
@@ -179,17 +179,17 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<Restoration>;
     /// Hosts that were removed and can still be brought back, the last one first.
-    async fn removed_hosts(&self) -> Result<Vec<Host>>;
+    async fn host_list_removed(&self) -> Result<Vec<Host>>;
     /// Forgets the keys (`api_key` is empty from here on), the agent identities and the activity of the hosts that were
     /// removed before `when`; says how many.
-    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize>;
+    async fn host_purge_removed(&self, when: OffsetDateTime) -> Result<usize>;
     /// Hosts that are not removed, by name.
-    async fn hosts(&self) -> Result<Vec<Host>>;
+    async fn host_list(&self) -> Result<Vec<Host>>;
     /// `None`: no such host, or it is removed.
-    async fn host(&self, id: HostId) -> Result<Option<Host>>;
-    async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>>;
+    async fn host_fetch(&self, id: HostId) -> Result<Option<Host>>;
+    async fn host_fetch_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>>;
     /// Applies a change of rules made by an admin. `None`: no such host.
-    async fn change_host(
+    async fn host_change(
         &self,
         id: HostId,
         change: &HostChange,
@@ -200,7 +200,7 @@ pub trait Records: Send + Sync {
     /// may roam; of several racing first calls of one family exactly one binds. An IPv6 address in the network that the key
     /// is bound to, which has a prefix of `ipv6_prefix` bits, changes nothing. Gives the host as it is then. `None`: it is
     /// no host's key (any more).
-    async fn bind_ip(
+    async fn host_bind_ip(
         &self,
         id: HostId,
         key: &Digest,
@@ -212,7 +212,7 @@ pub trait Records: Send + Sync {
 
     /// Keeps the agent identity of a host. `false`, and nothing is written: there is no such host, or `key` is not its own
     /// key (any more). Where the host has this very value, nothing is written. Bumps the epoch.
-    async fn host_keep_agent_identity(
+    async fn host_set_agent_identity(
         &self,
         id: HostId,
         key: &Digest,
@@ -222,7 +222,7 @@ pub trait Records: Send + Sync {
 
     /// Redeems an installer token: exactly one call ever gets [`Redemption::Redeemed`]. `key` is what the caller's script
     /// was made with: if the host has another key by now nothing is redeemed.
-    async fn redeem_install_token(
+    async fn installer_redeem(
         &self,
         token: &Digest,
         key: &Digest,
@@ -231,9 +231,9 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<Redemption>;
     /// Every installer token there ever was, the newest first.
-    async fn install_tokens(&self) -> Result<Vec<InstallToken>>;
+    async fn installer_list(&self) -> Result<Vec<InstallToken>>;
     /// `None`: no such token, or it is spent, or revoked already.
-    async fn revoke_install_token(
+    async fn installer_revoke(
         &self,
         token: &Digest,
         at: OffsetDateTime,
@@ -244,49 +244,49 @@ pub trait Records: Send + Sync {
     /// The new version's number is one more than the highest there ever was; the entry in the audit log has it as its
     /// target. A version that was pruned is not known any more. Calls that are under way together may be taken in any order;
     /// the latest `last_refresh` first, where that can be had, so that most of the others find themselves overtaken at once.
-    async fn replace_canonical(
+    async fn canonical_replace(
         &self,
         condition: &Condition,
         new: &NewCanonical,
         audit: &AuditNote,
     ) -> Result<Replacement>;
-    async fn canonical(&self) -> Result<Option<CanonicalVersion>>;
-    async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>>;
+    async fn canonical_fetch(&self) -> Result<Option<CanonicalVersion>>;
+    async fn canonical_fetch_version(&self, version: u64) -> Result<Option<CanonicalVersion>>;
     /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
-    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>>;
+    async fn canonical_list(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>>;
     /// Removes up to `limit` versions that `retention` does not keep, with what is sealed of them. The canonical version
     /// and the newest one always stay, which is decided within the transaction. Returns the numbers of the removed ones,
     /// the lowest first. The entry in the audit log has the first and the last of them as its target. Nodes are not told:
     /// they cache the canonical version only.
-    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>>;
+    async fn canonical_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>>;
 
     /// Applies a batch of telemetry once: a batch whose `seq` is not above the highest applied for `node` changes nothing.
     /// What tells of a host that is not there (any more) is dropped.
-    async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()>;
-    async fn activity(&self, id: HostId) -> Result<HostActivity>;
+    async fn telemetry_append(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()>;
+    async fn host_activity(&self, id: HostId) -> Result<HostActivity>;
 
     /// Begins a probe, unless one is under way on any node, which is decided within the transaction. Repeated with an id
     /// that has begun: `Begun`. A daily one is `NotDue` where one of that UTC day was begun already, by whichever node,
     /// whether or not another one is under way. Nodes do not cache probes. However many are begun, the newest thousand are
     /// kept, a few of them in favour of older ones that the summary tells of.
-    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed>;
+    async fn probe_claim(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed>;
     /// Writes what a probe found, once; its lease ends with that. Repeated: `true` if it is the same, else `false`, which is
     /// also the answer for an id that is not known. A probe whose lease was over may still be finished.
-    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool>;
+    async fn probe_finish(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool>;
     /// Up to `limit`, newest first.
-    async fn probes(&self, limit: usize) -> Result<Vec<Probe>>;
+    async fn probe_list(&self, limit: usize) -> Result<Vec<Probe>>;
     async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary>;
 
     /// Adds a user. `false`: the e-mail address is another user's, and nothing is written. Repeated with the same id:
     /// `true`, and the user stays as it is; an id that is of another address is an error, and nothing is written. Bumps the
     /// epoch, as everything that changes a user or ends or begins a session does. Users are never removed.
-    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool>;
+    async fn user_add(&self, user: &User, audit: &AuditNote) -> Result<bool>;
     /// By e-mail address.
-    async fn users(&self) -> Result<Vec<User>>;
-    async fn user_by_email(&self, email: &Email) -> Result<Option<User>>;
+    async fn user_list(&self) -> Result<Vec<User>>;
+    async fn user_fetch_by_email(&self, email: &Email) -> Result<Option<User>>;
     /// Gives the user, and the hosts that changed with it, as they are then. `None`: no such user, or, of a rehashed
     /// password, another one by now. Where it is so already nothing is written.
-    async fn change_user(
+    async fn user_change(
         &self,
         id: UserId,
         change: &UserChange,
@@ -296,21 +296,21 @@ pub trait Records: Send + Sync {
     /// Begins a session, if its user is still what it was when the sign-in was decided; one through a provider also needs
     /// that its identity is still linked to this user. Repeated with the same id and token: [`Begun::Begun`], whatever has
     /// become of it since. The id of a session that was purged is not known any more.
-    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun>;
+    async fn session_begin(&self, session: &Session, audit: &AuditNote) -> Result<Begun>;
     /// `None`: no such session, or it was ended already.
-    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>>;
+    async fn session_end(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>>;
     /// Notes when sessions were last used: a later time than the one that is known, else nothing. Nodes are not told, and
     /// nothing is noted in the audit log.
-    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()>;
+    async fn session_touch(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()>;
     /// All that are kept, those that are over included, the newest first.
-    async fn sessions(&self) -> Result<Vec<Session>>;
+    async fn session_list(&self) -> Result<Vec<Session>>;
     /// Forgets sessions that ended, or were to end, before `when`; says how many. Nodes are not told.
-    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize>;
+    async fn session_purge(&self, when: OffsetDateTime) -> Result<usize>;
     /// Bytes in issuer and subject: up to [`LONGEST_IDENTITY_PART`], and in the e-mail address no more either, which the
     /// caller sees to. Compared byte by byte. An identity that is linked stays as it is. Nodes are not told.
-    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked>;
+    async fn identity_link(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked>;
     /// Turns the generation of its user, too; gives both. `None`: it was not linked.
-    async fn unlink_identity(
+    async fn identity_unlink(
         &self,
         issuer: &str,
         subject: &str,
@@ -318,29 +318,29 @@ pub trait Records: Send + Sync {
         audit: &AuditNote,
     ) -> Result<Option<(ExternalIdentity, User)>>;
     /// By issuer and subject. Read from the store each time: rows that somebody else put there count.
-    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>>;
+    async fn identity_fetch(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>>;
     /// By user, then issuer and subject.
-    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>>;
+    async fn identity_list(&self) -> Result<Vec<ExternalIdentity>>;
     /// Ties a certificate to a user, whose role it has from then on; `None` unties it. Bumps the epoch. `None` is answered
     /// where there is no such certificate, or no such user. Where it is so already nothing is written.
-    async fn tie_certificate(
+    async fn certificate_set_user(
         &self,
         fingerprint: &Digest,
         user: Option<UserId>,
         audit: &AuditNote,
     ) -> Result<Option<AdminCertificate>>;
 
-    async fn settings(&self) -> Result<Settings>;
+    async fn settings_fetch(&self) -> Result<Settings>;
     /// Applies one change to the settings as they are within the transaction; gives all of them as they are then. `None`:
     /// it does not fit what is there now, and nothing is written.
-    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>>;
+    async fn settings_change(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>>;
 
     /// Appends what is no change of anything else: a refusal, a secret that was shown.
-    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()>;
+    async fn audit_append(&self, notes: &[AuditNote]) -> Result<()>;
     /// Up to `limit` entries that `filter` admits, the newest first.
-    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>>;
+    async fn audit_list(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>>;
     /// Up to `limit` entries from number `from` on, in their order: for whoever follows the chain.
-    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>>;
+    async fn audit_list_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>>;
     async fn audit_head(&self) -> Result<AuditHead>;
 
     async fn epoch(&self) -> Result<Epoch>;
@@ -348,20 +348,20 @@ pub trait Records: Send + Sync {
     async fn state(&self) -> Result<StoreState>;
     /// From here on every change is refused ([`RecordsError::StandsStill`]), whichever node it comes from, until it is
     /// taken back with `None`. What was asked for once may be asked for again, with other words.
-    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()>;
+    async fn standstill_set(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()>;
 
     /// Hands on everything as of one moment, in the order of [`copy::Table`] and of the primary keys. It takes as long as
     /// whoever takes the chunks; an error in between leaves them with less than everything.
-    async fn export(&self, chunks: mpsc::Sender<Vec<copy::Row>>) -> Result<()>;
-    /// Makes these the records to be filled: whatever they hold is removed, and until [`Records::finish_filling`] they
+    async fn copy_export(&self, chunks: mpsc::Sender<Vec<copy::Row>>) -> Result<()>;
+    /// Makes these the records to be filled: whatever they hold is removed, and until [`Records::fill_finish`] they
     /// are `Unavailable` to everybody else, whatever crash comes in between; another begin takes over from one that was
     /// cut short. `false`, and nothing is changed: they hold something, and it is not to be replaced.
-    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool>;
+    async fn fill_begin(&self, filling: &Filling, replaces: bool) -> Result<bool>;
     /// Adds rows, each once, in the order in which they were exported.
-    async fn fill(&self, filling: &Filling, rows: &[copy::Row]) -> Result<()>;
+    async fn fill_append(&self, filling: &Filling, rows: &[copy::Row]) -> Result<()>;
     /// Makes them whole: initialised, at an epoch above all that a node may know, of a new incarnation (the id of the
     /// filling), not standing still. `Unavailable` if another filling took over.
-    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()>;
+    async fn fill_finish(&self, filling: &Filling, audit: &AuditNote) -> Result<()>;
 
     /// Everything that nodes cache and that changed after `epoch`, each row once, as it is at the epoch that is told with
     /// it; with an `epoch` that is ahead of the records: nothing, and their own.

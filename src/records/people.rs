@@ -192,7 +192,7 @@ pub async fn seed_external_identities(records: &dyn Records, seeds: &[ExternalId
             .with("subject", subject);
         let refused =
             |why: String| RecordsError::Corrupt(format!("the identity {subject} of {issuer} cannot be linked: {why}"));
-        match records.link_identity(&identity, &note).await? {
+        match records.identity_link(&identity, &note).await? {
             Linked::Linked => {}
             Linked::Taken(other) => return Err(refused(format!("it is linked to user {other}"))),
             Linked::NoUser => return Err(refused(format!("there is no user {user_id}"))),

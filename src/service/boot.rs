@@ -105,11 +105,11 @@ async fn read(
         master
     };
     let incarnation = records.state().await?.incarnation;
-    let server_key = records.server_key().await?;
+    let server_key = records.server_key_fetch().await?;
     let foundation = Foundation {
-        sealing_keys: records.sealing_keys().await?,
-        authorities: records.authorities().await?,
-        certificates: records.certificates().await?,
+        sealing_keys: records.sealing_key_list().await?,
+        authorities: records.authority_list().await?,
+        certificates: records.certificate_list().await?,
         server_key: server_key.ok_or_else(|| ServiceError::internal("the records hold no server key"))?,
         incarnation,
     };

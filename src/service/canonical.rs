@@ -75,7 +75,7 @@ impl Service {
 
     /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
     pub async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<History> {
-        let mut versions = self.records.canonical_history(before, limit.saturating_add(1)).await?;
+        let mut versions = self.records.canonical_list(before, limit.saturating_add(1)).await?;
         let is_more = versions.len() > limit;
         versions.truncate(limit);
         let next = versions.last().filter(|_| is_more).map(|last| last.version);

@@ -66,7 +66,7 @@ impl Service {
     }
 
     pub(super) async fn version(&self, number: u64) -> Result<Canonical> {
-        let Some(version) = self.records.canonical_version(number).await? else {
+        let Some(version) = self.records.canonical_fetch_version(number).await? else {
             let newest = self.canonical().map_or(0, |canonical| canonical.summary.version);
             let was_there = (1..=newest).contains(&number);
             return Err(if was_there {

@@ -296,7 +296,7 @@ impl Service {
     ) -> Result<Option<u64>> {
         let candidate = self.seal_document(Uuid::new_v4(), document, &source)?;
         let note = note.with("digest", candidate.digest).with("last_refresh", &candidate.last_refresh);
-        match self.records.replace_canonical(&condition, &candidate, &note).await? {
+        match self.records.canonical_replace(&condition, &candidate, &note).await? {
             Replacement::Replaced { version, epoch } => {
                 let number = version.summary.version;
                 tell(&note.on(number));

@@ -79,7 +79,7 @@ impl Service {
 
     /// `None`: the change does not fit the settings as they are by now.
     pub(super) async fn change_settings(&self, note: &AuditNote, change: SettingsChange) -> Result<Option<Settings>> {
-        let changing = self.records.change_settings(&change, note);
+        let changing = self.records.settings_change(&change, note);
         self.commit(note, changing, |changed| changed.as_ref().map(Into::into)).await
     }
 }

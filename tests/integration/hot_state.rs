@@ -88,7 +88,7 @@ impl Fleet {
     async fn end_counted(mut self) {
         self.daemon.stop();
         let records = Embedded::open(&self.daemon.state_dir().join("records")).unwrap();
-        let activity = records.activity(HostId(self.kept[0].id)).await.unwrap();
+        let activity = records.host_activity(HostId(self.kept[0].id)).await.unwrap();
         assert_eq!(activity.api_calls, self.calls);
     }
 }

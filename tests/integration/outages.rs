@@ -169,7 +169,7 @@ async fn counted(records: &MySql, load: &Load, enough: u64) -> u64 {
     let sum = async || {
         let mut calls = 0;
         for tally in &load.tallies {
-            calls += records.activity(HostId(tally.host)).await.unwrap().api_calls;
+            calls += records.host_activity(HostId(tally.host)).await.unwrap().api_calls;
         }
         calls
     };

@@ -283,8 +283,8 @@ async fn both_ways_answer_the_same_after_every_change() {
         pair.usual.turn_clock(Duration::seconds(1));
         pair.handlers.turn_clock(Duration::seconds(1));
         pair.changed(async |world: &World| {
-            for host in world.records.hosts().await.unwrap() {
-                world.records.change_host(host.id, &change, world.outside.now(), &noted()).await.unwrap();
+            for host in world.records.host_list().await.unwrap() {
+                world.records.host_change(host.id, &change, world.outside.now(), &noted()).await.unwrap();
             }
             world.service.catch_up().await.unwrap();
         })
@@ -327,8 +327,8 @@ async fn both_ways_answer_the_same_after_every_change() {
     for world in [&pair.usual, &pair.handlers] {
         world.service.gather_telemetry().await.unwrap();
         world.service.drain_outbox().await.unwrap();
-        for host in world.records.hosts().await.unwrap() {
-            counted.push(world.records.activity(host.id).await.unwrap());
+        for host in world.records.host_list().await.unwrap() {
+            counted.push(world.records.host_activity(host.id).await.unwrap());
         }
     }
     assert_eq!(counted[..2], counted[2..]);

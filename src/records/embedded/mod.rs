@@ -176,35 +176,35 @@ impl Records for Embedded {
         0
     }
 
-    async fn sealing_keys(&self) -> Result<Vec<SealingKey>> {
+    async fn sealing_key_list(&self) -> Result<Vec<SealingKey>> {
         self.read(|data| rows::all(data, rows::SEALING_KEY)).await
     }
 
-    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
+    async fn sealing_key_add(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
         self.change(|staged| sealed::add_key(staged, key, audit)).await
     }
 
-    async fn remove_sealing_key(&self, id: KeyId) -> Result<bool> {
+    async fn sealing_key_remove(&self, id: KeyId) -> Result<bool> {
         self.change(|staged| sealed::remove_key(staged, id)).await
     }
 
-    async fn values_sealed_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
+    async fn sealed_value_list_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
         self.read(|data| sealed::values_before(data, active, limit)).await
     }
 
-    async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool> {
+    async fn sealed_value_replace(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool> {
         self.change(|staged| sealed::reseal(staged, place, old, new)).await
     }
 
-    async fn authorities(&self) -> Result<Vec<Authority>> {
+    async fn authority_list(&self) -> Result<Vec<Authority>> {
         self.read(|data| rows::all(data, rows::AUTHORITY)).await
     }
 
-    async fn server_key(&self) -> Result<Option<Sealed>> {
+    async fn server_key_fetch(&self) -> Result<Option<Sealed>> {
         self.read(|data| rows::get(data, rows::SERVER_KEY)).await
     }
 
-    async fn roll_authority(
+    async fn authority_roll(
         &self,
         role: AuthorityRole,
         step: &AuthorityStep,
@@ -213,11 +213,11 @@ impl Records for Embedded {
         self.change(|staged| authorities::roll(staged, role, step, audit)).await
     }
 
-    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
+    async fn certificate_record(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
         self.change(|staged| authorities::record(staged, certificate, audit)).await
     }
 
-    async fn renew_certificate(
+    async fn certificate_renew(
         &self,
         old: &Digest,
         certificate: &AdminCertificate,
@@ -227,11 +227,11 @@ impl Records for Embedded {
         self.change(|staged| authorities::renew(staged, old, certificate, revoke_at, audit)).await
     }
 
-    async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
+    async fn certificate_list(&self) -> Result<Vec<AdminCertificate>> {
         self.read(authorities::certificates).await
     }
 
-    async fn revoke_certificate(
+    async fn certificate_revoke(
         &self,
         fingerprint: &Digest,
         at: OffsetDateTime,
@@ -240,11 +240,11 @@ impl Records for Embedded {
         self.change(|staged| authorities::revoke(staged, fingerprint, at, audit)).await
     }
 
-    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
+    async fn host_register(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
         self.change(|staged| hosts::register(staged, registration, audit)).await
     }
 
-    async fn register_owned_host(
+    async fn host_register_owned(
         &self,
         registration: &Registration,
         owner: &Owner,
@@ -253,11 +253,11 @@ impl Records for Embedded {
         self.change(|staged| hosts::register_owned(staged, registration, owner, audit)).await
     }
 
-    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
+    async fn host_remove(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
         self.change(|staged| hosts::remove(staged, id, None, at, audit)).await
     }
 
-    async fn remove_owned_host(
+    async fn host_remove_owned(
         &self,
         id: HostId,
         owner: UserId,
@@ -267,7 +267,7 @@ impl Records for Embedded {
         self.change(|staged| hosts::remove(staged, id, Some(owner), at, audit)).await
     }
 
-    async fn restore_host(
+    async fn host_restore(
         &self,
         id: HostId,
         removed_after: OffsetDateTime,
@@ -277,27 +277,27 @@ impl Records for Embedded {
         self.change(|staged| hosts::restore(staged, id, removed_after, at, audit)).await
     }
 
-    async fn removed_hosts(&self) -> Result<Vec<Host>> {
+    async fn host_list_removed(&self) -> Result<Vec<Host>> {
         self.read_much(hosts::removed).await
     }
 
-    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize> {
+    async fn host_purge_removed(&self, when: OffsetDateTime) -> Result<usize> {
         self.change(|staged| hosts::purge_removed(staged, when)).await
     }
 
-    async fn hosts(&self) -> Result<Vec<Host>> {
+    async fn host_list(&self) -> Result<Vec<Host>> {
         self.read_much(hosts::all).await
     }
 
-    async fn host(&self, id: HostId) -> Result<Option<Host>> {
+    async fn host_fetch(&self, id: HostId) -> Result<Option<Host>> {
         self.read(|data| hosts::by_id(data, id)).await
     }
 
-    async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
+    async fn host_fetch_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
         self.read(|data| hosts::by_name(data, fqdn)).await
     }
 
-    async fn change_host(
+    async fn host_change(
         &self,
         id: HostId,
         change: &HostChange,
@@ -307,7 +307,7 @@ impl Records for Embedded {
         self.change(|staged| hosts::change(staged, id, change, at, audit)).await
     }
 
-    async fn bind_ip(
+    async fn host_bind_ip(
         &self,
         id: HostId,
         key: &Digest,
@@ -319,7 +319,7 @@ impl Records for Embedded {
         self.change(|staged| hosts::bind_ip(staged, id, key, ip, ipv6_prefix, at, audit)).await
     }
 
-    async fn host_keep_agent_identity(
+    async fn host_set_agent_identity(
         &self,
         id: HostId,
         key: &Digest,
@@ -329,7 +329,7 @@ impl Records for Embedded {
         self.change(|staged| hosts::keep_agent_identity(staged, id, key, identity, audit)).await
     }
 
-    async fn redeem_install_token(
+    async fn installer_redeem(
         &self,
         token: &Digest,
         key: &Digest,
@@ -340,11 +340,11 @@ impl Records for Embedded {
         self.change(|staged| hosts::redeem(staged, token, key, at, from, audit)).await
     }
 
-    async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
+    async fn installer_list(&self) -> Result<Vec<InstallToken>> {
         self.read_much(hosts::tokens).await
     }
 
-    async fn revoke_install_token(
+    async fn installer_revoke(
         &self,
         token: &Digest,
         at: OffsetDateTime,
@@ -353,7 +353,7 @@ impl Records for Embedded {
         self.change(|staged| hosts::revoke_token(staged, token, at, audit)).await
     }
 
-    async fn replace_canonical(
+    async fn canonical_replace(
         &self,
         condition: &Condition,
         new: &NewCanonical,
@@ -369,19 +369,19 @@ impl Records for Embedded {
             .await
     }
 
-    async fn canonical(&self) -> Result<Option<CanonicalVersion>> {
+    async fn canonical_fetch(&self) -> Result<Option<CanonicalVersion>> {
         self.read(canonical::present).await
     }
 
-    async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>> {
+    async fn canonical_fetch_version(&self, version: u64) -> Result<Option<CanonicalVersion>> {
         self.read(|data| canonical::version(data, version)).await
     }
 
-    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+    async fn canonical_list(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
         self.read_much(move |data| canonical::history(data, before, limit)).await
     }
 
-    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
+    async fn canonical_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
         let kept = *retention;
         // The search reads every summary: not while changes wait. What it finds is decided anew by the change.
         let found = self.read_much(move |data| canonical::prunable(data, &kept, limit)).await?;
@@ -391,23 +391,23 @@ impl Records for Embedded {
         self.change(|staged| canonical::prune(staged, &found, retention, audit)).await
     }
 
-    async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
+    async fn telemetry_append(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
         self.change(|staged| telemetry::append(staged, node, seq, batch)).await
     }
 
-    async fn activity(&self, id: HostId) -> Result<HostActivity> {
+    async fn host_activity(&self, id: HostId) -> Result<HostActivity> {
         self.read(|data| Ok(rows::get(data, rows::activity(id))?.unwrap_or_default())).await
     }
 
-    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
+    async fn probe_claim(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
         self.change(|staged| probes::claim(staged, claim, audit)).await
     }
 
-    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
+    async fn probe_finish(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
         self.change(|staged| probes::finish(staged, id, outcome, audit)).await
     }
 
-    async fn probes(&self, limit: usize) -> Result<Vec<Probe>> {
+    async fn probe_list(&self, limit: usize) -> Result<Vec<Probe>> {
         self.read_much(move |data| probes::all(data).take(limit).collect()).await
     }
 
@@ -415,19 +415,19 @@ impl Records for Embedded {
         self.read_much(move |data| ProbeSummary::of(probes::all(data), since)).await
     }
 
-    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool> {
+    async fn user_add(&self, user: &User, audit: &AuditNote) -> Result<bool> {
         self.change(|staged| users::add(staged, user, audit)).await
     }
 
-    async fn users(&self) -> Result<Vec<User>> {
+    async fn user_list(&self) -> Result<Vec<User>> {
         self.read_much(users::all).await
     }
 
-    async fn user_by_email(&self, email: &Email) -> Result<Option<User>> {
+    async fn user_fetch_by_email(&self, email: &Email) -> Result<Option<User>> {
         self.read(|data| users::by_email(data, email)).await
     }
 
-    async fn change_user(
+    async fn user_change(
         &self,
         id: UserId,
         change: &UserChange,
@@ -437,31 +437,31 @@ impl Records for Embedded {
         self.change(|staged| users::change(staged, id, change, at, audit)).await
     }
 
-    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
+    async fn session_begin(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
         self.change(|staged| sessions::begin(staged, session, audit)).await
     }
 
-    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
+    async fn session_end(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
         self.change(|staged| sessions::end(staged, id, at, audit)).await
     }
 
-    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
+    async fn session_touch(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
         self.change(|staged| sessions::touch(staged, used)).await
     }
 
-    async fn sessions(&self) -> Result<Vec<Session>> {
+    async fn session_list(&self) -> Result<Vec<Session>> {
         self.read_much(sessions::all).await
     }
 
-    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize> {
+    async fn session_purge(&self, when: OffsetDateTime) -> Result<usize> {
         self.change(|staged| sessions::purge(staged, when)).await
     }
 
-    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
+    async fn identity_link(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
         self.change(|staged| identities::link(staged, identity, audit)).await
     }
 
-    async fn unlink_identity(
+    async fn identity_unlink(
         &self,
         issuer: &str,
         subject: &str,
@@ -471,15 +471,15 @@ impl Records for Embedded {
         self.change(|staged| identities::unlink(staged, issuer, subject, at, audit)).await
     }
 
-    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
+    async fn identity_fetch(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
         self.read(|data| identities::find(data, issuer, subject)).await
     }
 
-    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>> {
+    async fn identity_list(&self) -> Result<Vec<ExternalIdentity>> {
         self.read_much(identities::all).await
     }
 
-    async fn tie_certificate(
+    async fn certificate_set_user(
         &self,
         fingerprint: &Digest,
         user: Option<UserId>,
@@ -488,24 +488,24 @@ impl Records for Embedded {
         self.change(|staged| authorities::tie(staged, fingerprint, user, audit)).await
     }
 
-    async fn settings(&self) -> Result<Settings> {
+    async fn settings_fetch(&self) -> Result<Settings> {
         self.read(|data| Ok(changes::settings(data)?.map(|marked| marked.row).unwrap_or_default())).await
     }
 
-    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
+    async fn settings_change(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
         self.change(|staged| changes::change_settings(staged, change, audit)).await
     }
 
-    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {
+    async fn audit_append(&self, notes: &[AuditNote]) -> Result<()> {
         self.change(|staged| notes.iter().try_for_each(|note| audit::append(staged, note))).await
     }
 
-    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+    async fn audit_list(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
         let filter = filter.clone();
         self.read_much(move |data| audit::find(data, &filter, limit)).await
     }
 
-    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+    async fn audit_list_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
         self.read_much(move |data| audit::from(data, from, limit)).await
     }
 
@@ -521,15 +521,15 @@ impl Records for Embedded {
         self.read(copying::state).await
     }
 
-    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
+    async fn standstill_set(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
         self.change_anyway(|staged| copying::set_standstill(staged, standstill, audit)).await
     }
 
-    async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
+    async fn copy_export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
         self.read_much(move |data| copying::export(data, Chunks::new(chunks))).await
     }
 
-    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool> {
+    async fn fill_begin(&self, filling: &Filling, replaces: bool) -> Result<bool> {
         if !self.change_anyway(|staged| copying::begin(staged, filling, replaces)).await? {
             return Ok(false);
         }
@@ -537,11 +537,11 @@ impl Records for Embedded {
         Ok(true)
     }
 
-    async fn fill(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
+    async fn fill_append(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
         self.change_anyway(|staged| copying::fill(staged, filling, rows)).await
     }
 
-    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
+    async fn fill_finish(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
         self.change_anyway(|staged| copying::finish(staged, filling, audit)).await
     }
 

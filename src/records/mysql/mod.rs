@@ -255,7 +255,7 @@ impl Records for MySql {
         self.no_room().is_some()
     }
 
-    async fn examine(&self) -> Result<Option<ServerHealth>> {
+    async fn server_health(&self) -> Result<Option<ServerHealth>> {
         read!(self, |connection| schema::examine(connection)).map(Some)
     }
 
@@ -263,31 +263,31 @@ impl Records for MySql {
         self.conflicts.load(Ordering::Relaxed)
     }
 
-    async fn sealing_keys(&self) -> Result<Vec<SealingKey>> {
+    async fn sealing_key_list(&self) -> Result<Vec<SealingKey>> {
         read!(self, |connection| sealed::keys(connection))
     }
 
-    async fn add_sealing_key(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
+    async fn sealing_key_add(&self, key: &SealingKey, audit: &AuditNote) -> Result<bool> {
         change!(self, |tx| sealed::add_key(&mut tx, key, audit))
     }
 
-    async fn remove_sealing_key(&self, id: KeyId) -> Result<bool> {
+    async fn sealing_key_remove(&self, id: KeyId) -> Result<bool> {
         change!(self, |tx| sealed::remove_key(&mut tx, id))
     }
 
-    async fn values_sealed_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
+    async fn sealed_value_list_before(&self, active: KeyId, limit: usize) -> Result<Vec<(Place, Sealed)>> {
         read!(self, |connection| sealed::values_before(connection, active, limit))
     }
 
-    async fn reseal(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool> {
+    async fn sealed_value_replace(&self, place: &Place, old: &Sealed, new: &Sealed) -> Result<bool> {
         change!(self, |tx| sealed::reseal(&mut tx, place, old, new))
     }
 
-    async fn authorities(&self) -> Result<Vec<Authority>> {
+    async fn authority_list(&self) -> Result<Vec<Authority>> {
         read!(self, |connection| authorities::all(connection))
     }
 
-    async fn roll_authority(
+    async fn authority_roll(
         &self,
         role: AuthorityRole,
         step: &AuthorityStep,
@@ -296,15 +296,15 @@ impl Records for MySql {
         change!(self, |tx| authorities::roll(&mut tx, role, step, audit))
     }
 
-    async fn server_key(&self) -> Result<Option<Sealed>> {
+    async fn server_key_fetch(&self) -> Result<Option<Sealed>> {
         read!(self, |connection| settings::server_key(connection))
     }
 
-    async fn record_certificate(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
+    async fn certificate_record(&self, certificate: &AdminCertificate, audit: &AuditNote) -> Result<()> {
         change!(self, |tx| authorities::record(&mut tx, certificate, audit))
     }
 
-    async fn renew_certificate(
+    async fn certificate_renew(
         &self,
         old: &Digest,
         certificate: &AdminCertificate,
@@ -314,11 +314,11 @@ impl Records for MySql {
         change!(self, |tx| authorities::renew(&mut tx, old, certificate, revoke_at, audit))
     }
 
-    async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
+    async fn certificate_list(&self) -> Result<Vec<AdminCertificate>> {
         read!(self, |connection| authorities::certificates(connection))
     }
 
-    async fn revoke_certificate(
+    async fn certificate_revoke(
         &self,
         fingerprint: &Digest,
         at: OffsetDateTime,
@@ -327,11 +327,11 @@ impl Records for MySql {
         change!(self, |tx| authorities::revoke(&mut tx, fingerprint, at, audit))
     }
 
-    async fn register_host(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
+    async fn host_register(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
         change!(self, |tx| hosts::register(&mut tx, registration, audit))
     }
 
-    async fn register_owned_host(
+    async fn host_register_owned(
         &self,
         registration: &Registration,
         owner: &Owner,
@@ -340,11 +340,11 @@ impl Records for MySql {
         change!(self, |tx| hosts::register_owned(&mut tx, registration, owner, audit))
     }
 
-    async fn remove_host(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
+    async fn host_remove(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
         change!(self, |tx| hosts::remove(&mut tx, id, None, at, audit))
     }
 
-    async fn remove_owned_host(
+    async fn host_remove_owned(
         &self,
         id: HostId,
         owner: UserId,
@@ -354,7 +354,7 @@ impl Records for MySql {
         change!(self, |tx| hosts::remove(&mut tx, id, Some(owner), at, audit))
     }
 
-    async fn restore_host(
+    async fn host_restore(
         &self,
         id: HostId,
         removed_after: OffsetDateTime,
@@ -364,27 +364,27 @@ impl Records for MySql {
         change!(self, |tx| hosts::restore(&mut tx, id, removed_after, at, audit))
     }
 
-    async fn removed_hosts(&self) -> Result<Vec<Host>> {
+    async fn host_list_removed(&self) -> Result<Vec<Host>> {
         read!(self, |connection| hosts::removed(connection))
     }
 
-    async fn purge_removed_hosts(&self, when: OffsetDateTime) -> Result<usize> {
+    async fn host_purge_removed(&self, when: OffsetDateTime) -> Result<usize> {
         change!(self, |tx| hosts::purge_removed(&mut tx, when))
     }
 
-    async fn hosts(&self) -> Result<Vec<Host>> {
+    async fn host_list(&self) -> Result<Vec<Host>> {
         read!(self, |connection| hosts::all(connection))
     }
 
-    async fn host(&self, id: HostId) -> Result<Option<Host>> {
+    async fn host_fetch(&self, id: HostId) -> Result<Option<Host>> {
         read!(self, |connection| hosts::by_id(connection, id))
     }
 
-    async fn host_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
+    async fn host_fetch_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
         read!(self, |connection| hosts::by_name(connection, fqdn))
     }
 
-    async fn change_host(
+    async fn host_change(
         &self,
         id: HostId,
         change: &HostChange,
@@ -394,7 +394,7 @@ impl Records for MySql {
         change!(self, |tx| hosts::change(&mut tx, id, change, at, audit))
     }
 
-    async fn bind_ip(
+    async fn host_bind_ip(
         &self,
         id: HostId,
         key: &Digest,
@@ -406,7 +406,7 @@ impl Records for MySql {
         change!(self, |tx| hosts::bind_ip(&mut tx, id, key, ip, ipv6_prefix, at, audit))
     }
 
-    async fn host_keep_agent_identity(
+    async fn host_set_agent_identity(
         &self,
         id: HostId,
         key: &Digest,
@@ -416,7 +416,7 @@ impl Records for MySql {
         change!(self, |tx| hosts::keep_agent_identity(&mut tx, id, key, identity, audit))
     }
 
-    async fn redeem_install_token(
+    async fn installer_redeem(
         &self,
         token: &Digest,
         key: &Digest,
@@ -427,11 +427,11 @@ impl Records for MySql {
         change!(self, |tx| install_tokens::redeem(&mut tx, token, key, at, from, audit))
     }
 
-    async fn install_tokens(&self) -> Result<Vec<InstallToken>> {
+    async fn installer_list(&self) -> Result<Vec<InstallToken>> {
         read!(self, |connection| install_tokens::all(connection))
     }
 
-    async fn revoke_install_token(
+    async fn installer_revoke(
         &self,
         token: &Digest,
         at: OffsetDateTime,
@@ -440,7 +440,7 @@ impl Records for MySql {
         change!(self, |tx| install_tokens::revoke(&mut tx, token, at, audit))
     }
 
-    async fn replace_canonical(
+    async fn canonical_replace(
         &self,
         condition: &Condition,
         new: &NewCanonical,
@@ -449,23 +449,23 @@ impl Records for MySql {
         change!(self, |tx| canonical::replace(&mut tx, condition, new, audit))
     }
 
-    async fn canonical(&self) -> Result<Option<CanonicalVersion>> {
+    async fn canonical_fetch(&self) -> Result<Option<CanonicalVersion>> {
         read!(self, |connection| canonical::present(connection))
     }
 
-    async fn canonical_version(&self, version: u64) -> Result<Option<CanonicalVersion>> {
+    async fn canonical_fetch_version(&self, version: u64) -> Result<Option<CanonicalVersion>> {
         read!(self, |connection| canonical::version(connection, version))
     }
 
-    async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
+    async fn canonical_list(&self, before: Option<u64>, limit: usize) -> Result<Vec<CanonicalSummary>> {
         read!(self, |connection| canonical::history(connection, before, limit))
     }
 
-    async fn versions_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
+    async fn canonical_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
         change!(self, |tx| canonical::prune(&mut tx, retention, limit, audit))
     }
 
-    async fn append_telemetry(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
+    async fn telemetry_append(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
         if telemetry::is_noted(batch) {
             return change!(self, |tx| telemetry::append(&mut tx, node, seq, batch));
         }
@@ -474,19 +474,19 @@ impl Records for MySql {
         ))
     }
 
-    async fn activity(&self, id: HostId) -> Result<HostActivity> {
+    async fn host_activity(&self, id: HostId) -> Result<HostActivity> {
         read!(self, |connection| telemetry::activity(connection, id))
     }
 
-    async fn claim_probe(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
+    async fn probe_claim(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<Claimed> {
         change!(self, |tx| probes::claim(&mut tx, claim, audit))
     }
 
-    async fn finish_probe(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
+    async fn probe_finish(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool> {
         change!(self, |tx| probes::finish(&mut tx, id, outcome, audit))
     }
 
-    async fn probes(&self, limit: usize) -> Result<Vec<Probe>> {
+    async fn probe_list(&self, limit: usize) -> Result<Vec<Probe>> {
         read!(self, |connection| probes::newest_first(connection, limit))
     }
 
@@ -494,19 +494,19 @@ impl Records for MySql {
         read!(self, |connection| probes::summary(connection, since))
     }
 
-    async fn add_user(&self, user: &User, audit: &AuditNote) -> Result<bool> {
+    async fn user_add(&self, user: &User, audit: &AuditNote) -> Result<bool> {
         change!(self, |tx| users::add(&mut tx, user, audit))
     }
 
-    async fn users(&self) -> Result<Vec<User>> {
+    async fn user_list(&self) -> Result<Vec<User>> {
         read!(self, |connection| users::all(connection))
     }
 
-    async fn user_by_email(&self, email: &Email) -> Result<Option<User>> {
+    async fn user_fetch_by_email(&self, email: &Email) -> Result<Option<User>> {
         read!(self, |connection| users::by_email(connection, email))
     }
 
-    async fn change_user(
+    async fn user_change(
         &self,
         id: UserId,
         change: &UserChange,
@@ -516,31 +516,31 @@ impl Records for MySql {
         change!(self, |tx| users::change(&mut tx, id, change, at, audit))
     }
 
-    async fn begin_session(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
+    async fn session_begin(&self, session: &Session, audit: &AuditNote) -> Result<Begun> {
         change!(self, |tx| sessions::begin(&mut tx, session, audit))
     }
 
-    async fn end_session(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
+    async fn session_end(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>> {
         change!(self, |tx| sessions::end(&mut tx, id, at, audit))
     }
 
-    async fn touch_sessions(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
+    async fn session_touch(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()> {
         change!(self, |tx| sessions::touch(&mut tx, used))
     }
 
-    async fn sessions(&self) -> Result<Vec<Session>> {
+    async fn session_list(&self) -> Result<Vec<Session>> {
         read!(self, |connection| sessions::all(connection))
     }
 
-    async fn purge_sessions(&self, when: OffsetDateTime) -> Result<usize> {
+    async fn session_purge(&self, when: OffsetDateTime) -> Result<usize> {
         change!(self, |tx| sessions::purge(&mut tx, when))
     }
 
-    async fn link_identity(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
+    async fn identity_link(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<Linked> {
         change!(self, |tx| identities::link(&mut tx, identity, audit))
     }
 
-    async fn unlink_identity(
+    async fn identity_unlink(
         &self,
         issuer: &str,
         subject: &str,
@@ -550,15 +550,15 @@ impl Records for MySql {
         change!(self, |tx| identities::unlink(&mut tx, issuer, subject, at, audit))
     }
 
-    async fn external_identity(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
+    async fn identity_fetch(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>> {
         read!(self, |connection| identities::find(connection, issuer, subject))
     }
 
-    async fn external_identities(&self) -> Result<Vec<ExternalIdentity>> {
+    async fn identity_list(&self) -> Result<Vec<ExternalIdentity>> {
         read!(self, |connection| identities::all(connection))
     }
 
-    async fn tie_certificate(
+    async fn certificate_set_user(
         &self,
         fingerprint: &Digest,
         user: Option<UserId>,
@@ -567,23 +567,23 @@ impl Records for MySql {
         change!(self, |tx| authorities::tie(&mut tx, fingerprint, user, audit))
     }
 
-    async fn settings(&self) -> Result<Settings> {
+    async fn settings_fetch(&self) -> Result<Settings> {
         read!(self, |connection| settings::present(connection))
     }
 
-    async fn change_settings(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
+    async fn settings_change(&self, change: &SettingsChange, audit: &AuditNote) -> Result<Option<Settings>> {
         change!(self, |tx| settings::change(&mut tx, change, audit))
     }
 
-    async fn append_audit(&self, notes: &[AuditNote]) -> Result<()> {
+    async fn audit_append(&self, notes: &[AuditNote]) -> Result<()> {
         change!(self, |tx| audit::append(&mut tx, notes))
     }
 
-    async fn audit(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+    async fn audit_list(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
         read!(self, |connection| audit::find(connection, filter, limit))
     }
 
-    async fn audit_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+    async fn audit_list_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
         read!(self, |connection| audit::from(connection, from, limit))
     }
 
@@ -599,7 +599,7 @@ impl Records for MySql {
         read!(self, |connection| changes::state(connection))
     }
 
-    async fn set_standstill(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
+    async fn standstill_set(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()> {
         read!(self, |connection| changes::check_whole(connection))?;
         change!(self, begin_anyway, |tx| copying::set_standstill(&mut tx, standstill, audit))?;
         match standstill {
@@ -608,7 +608,7 @@ impl Records for MySql {
         }
     }
 
-    async fn export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
+    async fn copy_export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
         let mut lease = self.lease(self.connections.deadline()).await?;
         // Each of its statements has its time; all of them take as long as whoever takes the chunks.
         let exporting = async { copying::export(&self.connections, lease.connection()?, chunks).await };
@@ -616,7 +616,7 @@ impl Records for MySql {
         lease.end(outcome).map_err(RecordsError::from)
     }
 
-    async fn begin_filling(&self, filling: &Filling, replaces: bool) -> Result<bool> {
+    async fn fill_begin(&self, filling: &Filling, replaces: bool) -> Result<bool> {
         if !change!(self, begin_anyway, |tx| copying::begin(&mut tx, filling, replaces))? {
             return Ok(false);
         }
@@ -625,11 +625,11 @@ impl Records for MySql {
         Ok(true)
     }
 
-    async fn fill(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
+    async fn fill_append(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
         change!(self, begin_anyway, |tx| copying::fill(&mut tx, filling, rows))
     }
 
-    async fn finish_filling(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
+    async fn fill_finish(&self, filling: &Filling, audit: &AuditNote) -> Result<()> {
         change!(self, begin_anyway, |tx| copying::finish(&mut tx, filling, audit))
     }
 

@@ -214,7 +214,7 @@ impl Service {
             }
         };
         let Identity { issuer, subject, email } = identity;
-        let Some(linked) = self.records.external_identity(&issuer, &subject).await? else {
+        let Some(linked) = self.records.identity_fetch(&issuer, &subject).await? else {
             let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(403);
             let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
             let note = email.iter().fold(note, |note, email| note.with("email", email));
@@ -224,7 +224,7 @@ impl Service {
         let user = match self.known_user(linked.user) {
             Some(user) => Some(user),
             // It may have been put there a moment ago.
-            None => self.records.users().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
+            None => self.records.user_list().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
         };
         let Some(user) = user.filter(|user| !user.disabled) else {
             return Err(self.not_finished("disabled", from).await);

@@ -33,7 +33,7 @@ impl Service {
         // Before the records are asked: whoever is blocked costs nothing.
         self.check_blocked(&failing, self.outside.now())?;
         let user = match &email {
-            Some(email) => self.records.user_by_email(email).await?,
+            Some(email) => self.records.user_fetch_by_email(email).await?,
             None => None,
         };
         let known = user.as_ref().and_then(|user| user.password.as_ref());
@@ -51,7 +51,7 @@ impl Service {
         };
         if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
             let change = UserChange::Rehashed { old: old.clone(), new };
-            self.records.change_user(user.id, &change, self.outside.now(), None).await?;
+            self.records.user_change(user.id, &change, self.outside.now(), None).await?;
         }
         let beginning =
             Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser, from: Some(from), agent };

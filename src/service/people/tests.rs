@@ -141,7 +141,7 @@ async fn when_a_session_was_used_is_told_to_the_records() {
     clock.step(2);
     assert!(good(&service, &session).await);
     service.keep_sessions().await.unwrap();
-    let kept = service.records.sessions().await.unwrap().remove(0);
+    let kept = service.records.session_list().await.unwrap().remove(0);
     assert_eq!(kept.last_used_at - kept.started_at, Duration::hours(2));
 }
 
@@ -257,7 +257,7 @@ async fn a_password_that_is_kept_under_weaker_parameters_is_hashed_anew_by_a_sig
     let kept: argon2::PasswordHash = weaker.hash_password_with_salt(PASSWORD.as_bytes(), &[7; 16]).unwrap();
     let change = UserChange::Password(PasswordHash(kept.to_string()));
     let now = service.now();
-    service.records.change_user(ada.id, &change, now, None).await.unwrap();
+    service.records.user_change(ada.id, &change, now, None).await.unwrap();
     service.catch_up().await.unwrap();
 
     assert!(sign_in(&service, "ada@example.test", "wrong", 1).await.is_err());

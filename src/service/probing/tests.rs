@@ -352,13 +352,13 @@ async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     let probe = node.next_probe().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
-    node.service.records.set_standstill(Some(&still), &note).await.unwrap();
+    node.service.records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Works)).unwrap();
     tokio::time::sleep(AGAIN + AGAIN / 2).await;
     assert_eq!(node.service.canonical().unwrap().summary.version, 1);
-    node.service.records.set_standstill(None, &note).await.unwrap();
+    node.service.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(within(node.answered(ticket)).await.state, WORKS);
     assert_eq!(node.service.canonical().unwrap().summary.version, 2, "nothing is lost");
 }
@@ -372,7 +372,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     let probe = first.asked_for().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
-    records.set_standstill(Some(&still), &note).await.unwrap();
+    records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     within(async {
@@ -387,7 +387,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     first.worker.abort();
     assert!(first.worker.await.unwrap_err().is_cancelled());
     drop(first.service);
-    records.set_standstill(None, &note).await.unwrap();
+    records.standstill_set(None, &note).await.unwrap();
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     within(async {
         while next.service.hot.refreshed().unwrap().is_some() {
@@ -439,7 +439,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
         at: now(&clock),
         until: now(&clock) + time::Duration::MINUTE,
     };
-    assert_eq!(records.claim_probe(&claim, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(records.probe_claim(&claim, None).await.unwrap(), Claimed::Begun);
     drop(first.service);
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     let view = next.state(RunnerState::Known(ProbeState::Unavailable)).await;
@@ -457,7 +457,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
 /// As a restore leaves it, for whoever looks into the records.
 async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
     let mark = SettingsChange::MarkRestored(RestoredLogin { version, backup_of });
-    records.change_settings(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
+    records.settings_change(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
 }
 
 const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);
@@ -508,7 +508,7 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
     assert_eq!(node.service.restored_login(), None);
-    assert_eq!(records.settings().await.unwrap().restored_login, None);
+    assert_eq!(records.settings_fetch().await.unwrap().restored_login, None);
     node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
 }
 
