@@ -11,7 +11,7 @@ use codex_authd::model::digest::Digest;
 use codex_authd::model::host::{HostId, RecentDigests};
 use codex_authd::outside::{Outside as _, System};
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry};
+use codex_authd::records::{NewInstallToken, Registration, Telemetry, prelude::*};
 use codex_authd::seal::Sealed;
 use uuid::Uuid;
 

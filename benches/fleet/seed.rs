@@ -10,7 +10,7 @@ use codex_authd::model::host::HostId;
 use codex_authd::model::secret::Secret;
 use codex_authd::outside::{Outside as _, System};
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry};
+use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry, prelude::*};
 use codex_authd::service::boot;
 use codex_authd::service::enrol::api_key_place;
 use time::Duration;

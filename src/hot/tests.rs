@@ -6,7 +6,7 @@ use crate::records::conformance::{
     self, at, fqdn, ip, kill_switch, new_canonical, noted, registration, replaced, sealed, seen, token,
 };
 use crate::records::embedded::Embedded;
-use crate::records::{Condition, Host, HostChange, Records};
+use crate::records::{Host, HostChange, ReplaceCondition, prelude::*};
 
 fn open(dir: &tempfile::TempDir) -> Hot {
     Hot::open(dir.path(), &System).unwrap()
@@ -38,8 +38,9 @@ async fn what_the_records_hold_is_found_here_and_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
     records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    let version =
-        replaced(records.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    let version = replaced(
+        records.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
     records.settings_change(&kill_switch(true), &noted()).await.unwrap();
     {
         let hot = open(&dir);
@@ -394,7 +395,7 @@ async fn a_cache_of_other_records_is_dropped_and_the_outbox_kept() {
     let (hot, records) = (open(&dir), records(&dir));
     assert!(!hot.belongs_to("ours").unwrap());
     records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    replaced(records.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    replaced(records.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     records.settings_change(&kill_switch(true), &noted()).await.unwrap();
     follow(&hot, &records).await;
     let host = hot.host_by_key(&key("a")).unwrap().unwrap();

@@ -9,7 +9,7 @@ use crate::hot::InHand;
 use crate::model::auth_document::{LoginFacts, Present, without_host_members};
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
-use crate::records::{CanonicalSummary, CanonicalVersion, Epoch, Source};
+use crate::records::{CanonicalSource, CanonicalSummary, CanonicalVersion, Epoch};
 use crate::seal::Place;
 
 pub struct Canonical {
@@ -35,7 +35,8 @@ pub struct History {
 impl Canonical {
     /// For a document that is to take its place.
     pub(super) fn present(&self) -> Present<'_> {
-        let is_decided = matches!(self.summary.source, Source::Rollback { .. } | Source::Override { .. });
+        let is_decided =
+            matches!(self.summary.source, CanonicalSource::Rollback { .. } | CanonicalSource::Override { .. });
         Present {
             digest: self.summary.digest,
             last_refresh: &self.last_refresh,

@@ -12,9 +12,7 @@ use crate::model::audit::{Actor, AuditNote};
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, NotServed};
 use crate::model::people::UserId;
 use crate::model::secret::Secret;
-use crate::records::{
-    Host, HostChange, NewInstallToken, Owner, Registered as RegisteredOwned, Registration, Restoration,
-};
+use crate::records::{Host, HostChange, NewInstallToken, Owner, Registration, RegistrationOutcome, Restoration};
 use crate::seal::Place;
 
 /// How long a removal can be undone.
@@ -147,7 +145,7 @@ impl Service {
                 match owner {
                     None => {
                         let host = self.records.host_register(&registration, &note).await?;
-                        Ok(RegisteredOwned::Host(Box::new(host)))
+                        Ok(RegistrationOutcome::Host(Box::new(host)))
                     }
                     Some(owner) => self.records.host_register_owned(&registration, owner, &note).await,
                 }
@@ -155,22 +153,22 @@ impl Service {
             let is_new = |host: &Host| host.key_digest == api_key.digest();
             let registered = self
                 .commit(&note, registering, |registered| match registered {
-                    RegisteredOwned::Host(host) if is_new(host) => Some((&**host).into()),
+                    RegistrationOutcome::Host(host) if is_new(host) => Some((&**host).into()),
                     _ => None,
                 })
                 .await?;
             let host = match registered {
-                RegisteredOwned::Host(host) => *host,
-                RegisteredOwned::NotTheirs => {
+                RegistrationOutcome::Host(host) => *host,
+                RegistrationOutcome::NotTheirs => {
                     return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
                 }
-                RegisteredOwned::TooMany => {
+                RegistrationOutcome::TooMany => {
                     return Err(ServiceError::Conflict(format!(
                         "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
                         owner.map_or(0, |owner| owner.at_most)
                     )));
                 }
-                RegisteredOwned::OwnerDisabled => {
+                RegistrationOutcome::OwnerDisabled => {
                     return Err(ServiceError::Conflict("your account is disabled; ask an admin".into()));
                 }
             };

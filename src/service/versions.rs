@@ -73,7 +73,7 @@ impl Service {
         }
         let note = by.note(self.outside.now(), if disabled { "api.disable" } else { "api.enable" });
         let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
-        self.change_settings(&note, SettingsChange::Api { disabled, reason: reason.map(String::from) }).await?;
+        self.change_settings(&note, SettingsChange::KillSwitch { disabled, reason: reason.map(String::from) }).await?;
         Ok(())
     }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use codex_authd::records::Records as _;
 use codex_authd::records::mysql::{MySql, Options, Tls};
+use codex_authd::records::prelude::*;
 use mysql_async::prelude::Queryable as _;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};

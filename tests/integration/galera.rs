@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use codex_authd::model::audit::AuditHead;
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
+use codex_authd::records::prelude::*;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;

@@ -6,8 +6,8 @@ use std::process::Command;
 use codex_authd::durable::Store;
 use codex_authd::hot::{CACHE, OUTBOX};
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::embedded::Embedded;
+use codex_authd::records::prelude::*;
 use reqwest::Client;
 use serde_json::{Value, json};
 

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::mysql::{MySql, Options, Tls};
+use codex_authd::records::prelude::*;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 

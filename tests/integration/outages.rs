@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::mysql::MySql;
+use codex_authd::records::prelude::*;
 use serde_json::Value;
 
 use crate::database::{TIMEOUT_SECONDS, holds, on_database, records};

@@ -13,7 +13,7 @@ use std::time::Instant;
 use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::digest::Digest;
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records as _, Registration};
+use codex_authd::records::{NewInstallToken, Registration, prelude::*};
 use poem::listener::{Acceptor as _, Listener as _};
 use reqwest::{Client, Method};
 use serde::Deserialize;

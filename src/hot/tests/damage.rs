@@ -27,7 +27,7 @@ async fn prepared() -> Prepared {
     let mut login = new_canonical("1");
     // As large as any that is taken.
     login.body = sealed(1, &"x".repeat(100_000));
-    replaced(records.canonical_replace(&Condition::Version(None), &login, &noted()).await.unwrap());
+    replaced(records.canonical_replace(&ReplaceCondition::Version(None), &login, &noted()).await.unwrap());
     let hot = open(&dir);
     follow(&hot, &records).await;
     records.host_remove(HostId(1), at(1), &noted()).await.unwrap();

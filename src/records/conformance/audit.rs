@@ -18,7 +18,7 @@ pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
     store.host_change(HostId(1), &HostChange::default(), at(1), &note("change")).await.unwrap();
     store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
     store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
-    store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
     store.settings_change(&kill_switch(false), &note("settings")).await.unwrap();
     store.host_register(&registration(2, "h2.test", "b"), &note("register")).await.unwrap();
     store.installer_revoke(&token("b"), at(2), &note("revoke")).await.unwrap();
@@ -39,7 +39,7 @@ pub async fn what_changes_nothing_is_not_noted(store: Store) {
     store.host_register(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
     store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
     store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
-    store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
     let before = follow(&store).await;
     let never = note("never");
     store.host_register(&registration(1, "h1.test", "a"), &never).await.unwrap();
@@ -50,7 +50,7 @@ pub async fn what_changes_nothing_is_not_noted(store: Store) {
     store.installer_redeem(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
     store.installer_redeem(&token("x"), &key("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
     store.installer_revoke(&token("a"), at(2), &never).await.unwrap();
-    store.canonical_replace(&Condition::Version(None), &new_canonical("2"), &never).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("2"), &never).await.unwrap();
     store.host_change(HostId(9), &HostChange::default(), at(2), &never).await.unwrap();
     store.host_remove(HostId(9), at(2), &never).await.unwrap();
     store.host_restore(HostId(1), at(0), at(2), &never).await.unwrap();

@@ -4,24 +4,26 @@ use crate::model::audit::AuditFilter;
 pub async fn the_first_version_needs_that_there_is_none(store: Store) {
     assert_eq!(store.canonical_fetch().await.unwrap(), None);
     assert_eq!(
-        store.canonical_replace(&Condition::Version(Some(1)), &new_canonical("1"), &noted()).await.unwrap(),
+        store.canonical_replace(&ReplaceCondition::Version(Some(1)), &new_canonical("1"), &noted()).await.unwrap(),
         Replacement::Conflict(None)
     );
-    let first =
-        replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    let first = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
     assert_eq!(first.summary.version, 1);
     assert_eq!(store.canonical_fetch().await.unwrap(), Some(first.clone()));
-    let conflict = store.canonical_replace(&Condition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
+    let conflict =
+        store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
     assert_eq!(conflict, Replacement::Conflict(Some(first)));
 }
 
 pub async fn racing_replacements_make_one_version(store: Store) {
-    replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    replaced(store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     let answers = race(50, |number| {
         let store = Arc::clone(&store);
         async move {
             store
-                .canonical_replace(&Condition::Version(Some(1)), &new_canonical(&number.to_string()), &noted())
+                .canonical_replace(&ReplaceCondition::Version(Some(1)), &new_canonical(&number.to_string()), &noted())
                 .await
                 .unwrap()
         }
@@ -44,7 +46,7 @@ pub async fn version_numbers_have_no_gap_under_racing_writers(store: Store) {
             let new = new_canonical(&number.to_string());
             let mut expected = None;
             while let Replacement::Conflict(present) =
-                store.canonical_replace(&Condition::Version(expected), &new, &noted()).await.unwrap()
+                store.canonical_replace(&ReplaceCondition::Version(expected), &new, &noted()).await.unwrap()
             {
                 expected = present.map(|present| present.summary.version);
             }
@@ -67,7 +69,7 @@ pub async fn racing_writers_that_decide_again_make_one_line(store: Store) {
             let new = NewCanonical { last_refresh: own.clone(), ..new_canonical("1") };
             let mut expected = None;
             loop {
-                match store.canonical_replace(&Condition::Version(expected), &new, &noted()).await.unwrap() {
+                match store.canonical_replace(&ReplaceCondition::Version(expected), &new, &noted()).await.unwrap() {
                     Replacement::Replaced { version, epoch } => {
                         assert_eq!((version.id, epoch > Epoch(0)), (new.id, true));
                         return Some(version);
@@ -104,7 +106,7 @@ pub async fn a_replacement_tells_the_epoch_it_stands_at(store: Store) {
     store.settings_change(&kill_switch(false), &noted()).await.unwrap();
     let new = new_canonical("1");
     for _ in 0..2 {
-        let answer = store.canonical_replace(&Condition::Version(None), &new, &noted()).await.unwrap();
+        let answer = store.canonical_replace(&ReplaceCondition::Version(None), &new, &noted()).await.unwrap();
         let Replacement::Replaced { epoch, .. } = answer else { panic!("{answer:?}") };
         assert_eq!(epoch, store.epoch().await.unwrap());
     }
@@ -112,9 +114,11 @@ pub async fn a_replacement_tells_the_epoch_it_stands_at(store: Store) {
 
 pub async fn a_retried_replacement_answers_as_it_did_then(store: Store) {
     let new = new_canonical("1");
-    let first = store.canonical_replace(&Condition::Version(None), &new, &noted()).await.unwrap();
-    replaced(store.canonical_replace(&Condition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap());
-    let again = store.canonical_replace(&Condition::Version(None), &new, &noted()).await.unwrap();
+    let first = store.canonical_replace(&ReplaceCondition::Version(None), &new, &noted()).await.unwrap();
+    replaced(
+        store.canonical_replace(&ReplaceCondition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap(),
+    );
+    let again = store.canonical_replace(&ReplaceCondition::Version(None), &new, &noted()).await.unwrap();
     assert_eq!(replaced(again.clone()), replaced(first));
     assert!(matches!(again, Replacement::Replaced { epoch: Epoch(0), .. }), "it is not canonical any more");
     assert_eq!(store.canonical_fetch().await.unwrap().unwrap().summary.version, 2, "and changes nothing");
@@ -125,14 +129,17 @@ pub async fn versions_come_back_as_stored_and_the_newest_comes_first(store: Stor
     for number in 0..5u64 {
         let mut new = new_canonical(&number.to_string());
         new.source = match number {
-            0 => Source::Admin { by: "ops".into() },
-            1 => Source::Runner { of: 1 },
-            2 => Source::Rollback { by: "ops".into(), of: 1 },
-            3 => Source::Override { by: "ops".into() },
-            _ => Source::Host { id: HostId(7), fqdn: fqdn("h7.test") },
+            0 => CanonicalSource::Admin { by: "ops".into() },
+            1 => CanonicalSource::Runner { of: 1 },
+            2 => CanonicalSource::Rollback { by: "ops".into(), of: 1 },
+            3 => CanonicalSource::Override { by: "ops".into() },
+            _ => CanonicalSource::Host { id: HostId(7), fqdn: fqdn("h7.test") },
         };
         made.push(replaced(
-            store.canonical_replace(&Condition::Version((number > 0).then_some(number)), &new, &noted()).await.unwrap(),
+            store
+                .canonical_replace(&ReplaceCondition::Version((number > 0).then_some(number)), &new, &noted())
+                .await
+                .unwrap(),
         ));
     }
     for version in &made {
@@ -150,7 +157,8 @@ pub async fn a_large_body_comes_back_whole(store: Store) {
     for len in [64 * 1024, 1024 * 1024] {
         let mut new = new_canonical("1");
         new.body = Sealed::from_bytes((0..len).map(|byte: u32| byte as u8).collect());
-        let made = replaced(store.canonical_replace(&Condition::Version(expected), &new, &noted()).await.unwrap());
+        let made =
+            replaced(store.canonical_replace(&ReplaceCondition::Version(expected), &new, &noted()).await.unwrap());
         assert!(made.body == new.body);
         assert!(store.canonical_fetch().await.unwrap().unwrap() == made);
         expected = Some(made.summary.version);
@@ -162,7 +170,7 @@ async fn make_versions(store: &Store, stored_at: &[i64]) -> Vec<CanonicalVersion
     let mut made = Vec::new();
     for (number, seconds) in (0..).zip(stored_at) {
         let new = NewCanonical { at: at(*seconds), ..new_canonical(&(number + 1).to_string()) };
-        let condition = Condition::Version((number > 0).then_some(number));
+        let condition = ReplaceCondition::Version((number > 0).then_some(number));
         made.push(replaced(store.canonical_replace(&condition, &new, &noted()).await.unwrap()));
     }
     made
@@ -214,7 +222,8 @@ pub async fn versions_that_nothing_keeps_are_pruned(store: Store) {
     assert_eq!(targets, [Some("4-4"), Some("1-3")]);
     // The numbers go on.
     let new = NewCanonical { at: at(60), ..new_canonical("7") };
-    let next = replaced(store.canonical_replace(&Condition::Version(Some(6)), &new, &self::noted()).await.unwrap());
+    let next =
+        replaced(store.canonical_replace(&ReplaceCondition::Version(Some(6)), &new, &self::noted()).await.unwrap());
     assert_eq!(next.summary.version, 7);
 }
 
@@ -260,7 +269,7 @@ pub async fn what_is_sealed_of_a_pruned_version_holds_no_data_key(store: Store) 
     }
     let old = &make_versions(&store, &[0]).await[0];
     let new = NewCanonical { body: sealed(2, "body"), entries: Vec::new(), at: at(9), ..new_canonical("2") };
-    replaced(store.canonical_replace(&Condition::Version(Some(1)), &new, &noted()).await.unwrap());
+    replaced(store.canonical_replace(&ReplaceCondition::Version(Some(1)), &new, &noted()).await.unwrap());
     assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "the first version is sealed with it");
     assert_eq!(store.canonical_prune(&retention(1, 5), 10, &noted()).await.unwrap(), [1]);
     assert_eq!(store.sealed_value_list_before(KeyId(2), 10).await.unwrap(), []);

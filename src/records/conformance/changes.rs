@@ -11,7 +11,7 @@ pub async fn settings_are_kept(store: Store) {
 pub async fn settings_change_only_where_told(store: Store) {
     let release = ClientRelease { version: "0.170.0".into(), checked_at: at(1) };
     let restored = RestoredLogin { version: 3, backup_of: at(2) };
-    let off = SettingsChange::Api { disabled: true, reason: Some("why".into()) };
+    let off = SettingsChange::KillSwitch { disabled: true, reason: Some("why".into()) };
     let mut expected = Settings::default();
     for (change, apply) in [
         (off, (|it| (it.api_disabled, it.api_disabled_reason) = (true, Some("why".into()))) as fn(&mut Settings)),
@@ -21,7 +21,7 @@ pub async fn settings_change_only_where_told(store: Store) {
         (SettingsChange::MarkRestored(restored), |it| {
             it.restored_login = Some(RestoredLogin { version: 3, backup_of: at(2) });
         }),
-        (SettingsChange::Api { disabled: false, reason: Some("ignored".into()) }, |it| {
+        (SettingsChange::KillSwitch { disabled: false, reason: Some("ignored".into()) }, |it| {
             (it.api_disabled, it.api_disabled_reason) = (false, None);
         }),
         (SettingsChange::ClearRestored { version: 3 }, |it| it.restored_login = None),
@@ -115,7 +115,7 @@ pub async fn settings_race(nodes: &[Store]) {
         race(6, |number| {
             let node = Arc::clone(&nodes[number % nodes.len()]);
             let change = match number {
-                0 => SettingsChange::Api { disabled: true, reason: Some("stop".into()) },
+                0 => SettingsChange::KillSwitch { disabled: true, reason: Some("stop".into()) },
                 1 => SettingsChange::ClearRestored { version: round },
                 _ => SettingsChange::ClientRelease(ClientRelease {
                     version: format!("0.{round}.0"),
@@ -142,7 +142,9 @@ pub async fn each_change_that_nodes_cache_bumps_the_epoch(store: Store) {
             2 => drop(store.host_change(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap()),
             3 => drop(store.host_bind_ip(HostId(1), &key("b"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap()),
             4 => drop(store.installer_redeem(&token("b"), &key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap()),
-            5 => drop(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap()),
+            5 => drop(
+                store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+            ),
             6 => drop(store.settings_change(&kill_switch(true), &noted()).await.unwrap()),
             _ => drop(store.host_remove(HostId(1), at(2), &noted()).await.unwrap()),
         }
@@ -156,12 +158,12 @@ pub async fn what_nodes_do_not_cache_leaves_the_epoch_alone(store: Store) {
     store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
     store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
-    replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    replaced(store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     let epoch = store.epoch().await.unwrap();
     store.telemetry_append(Uuid::new_v4(), 1, &[seen(1, 1, 1, None)]).await.unwrap();
     store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), 64, at(2), &noted()).await.unwrap();
     store.installer_redeem(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
-    store.canonical_replace(&Condition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("2"), &noted()).await.unwrap();
     store.host_remove(HostId(9), at(2), &noted()).await.unwrap();
     let probe = probes::claim(1, ProbeTrigger::Daily);
     store.probe_claim(&probe, Some(&noted())).await.unwrap();
@@ -176,7 +178,7 @@ pub async fn only_what_changed_is_told(store: Store) {
             .await
             .unwrap();
     }
-    replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    replaced(store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
     store.settings_change(&kill_switch(true), &noted()).await.unwrap();
 
     let all = store.changes_since(Epoch(0)).await.unwrap();
@@ -262,7 +264,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
                 store.installer_redeem(&token(&tag), &key(&tag), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
                 store
                     .canonical_replace(
-                        &Condition::Version((round > 0).then_some(round)),
+                        &ReplaceCondition::Version((round > 0).then_some(round)),
                         &new_canonical(&tag),
                         &noted(),
                     )

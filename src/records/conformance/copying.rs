@@ -31,12 +31,12 @@ pub async fn furnish(store: &Store) {
     }
     for identity in [identity(ISSUER, "a ", 2), identity(ISSUER, "a", 7)] {
         let identity = ExternalIdentity { linked_at: fine, ..identity };
-        assert_eq!(store.identity_link(&identity, &noted()).await.unwrap(), Linked::Linked);
+        assert_eq!(store.identity_link(&identity, &noted()).await.unwrap(), LinkOutcome::Linked);
     }
     // One in force, one that is over with its generation, and one that ended.
     for session in [through(session(1, 2), "a "), session(3, 7), session(2, 2)] {
         let session = Session { last_used_at: fine, ..session };
-        assert_eq!(store.session_begin(&session, &noted()).await.unwrap(), Begun::Begun);
+        assert_eq!(store.session_begin(&session, &noted()).await.unwrap(), SessionOutcome::Begun);
     }
     store.session_end(session(2, 2).id, fine, &noted()).await.unwrap();
     for (number, name) in ["z", "a"].iter().enumerate() {
@@ -92,9 +92,9 @@ pub async fn furnish(store: &Store) {
     for tag in ["1", "2"] {
         let mut new = NewCanonical { at: fine, ..new_canonical(tag) };
         if tag == "2" {
-            new.source = Source::Runner { of: 1 };
+            new.source = CanonicalSource::Runner { of: 1 };
         }
-        let condition = Condition::Version((tag == "2").then_some(1));
+        let condition = ReplaceCondition::Version((tag == "2").then_some(1));
         replaced(store.canonical_replace(&condition, &new, &noted()).await.unwrap());
     }
     // One that ended, one that was cut short, and one that is under way.
@@ -103,13 +103,13 @@ pub async fn furnish(store: &Store) {
         let until = if number == 3 { fine + 100.seconds() } else { fine };
         let probe = ProbeClaim { id: Uuid::from_bytes([number; 16]), at: fine, until, ..claim(0, ProbeTrigger::Daily) };
         let probe = if number == 1 { probe } else { ProbeClaim { trigger: ProbeTrigger::Retry, ..probe } };
-        assert_eq!(store.probe_claim(&probe, None).await.unwrap(), Claimed::Begun);
+        assert_eq!(store.probe_claim(&probe, None).await.unwrap(), ClaimOutcome::Begun);
         if let Some(found) = found {
             assert!(store.probe_finish(probe.id, &found, None).await.unwrap());
         }
     }
     for change in [
-        SettingsChange::Api { disabled: true, reason: Some("why".into()) },
+        SettingsChange::KillSwitch { disabled: true, reason: Some("why".into()) },
         SettingsChange::ClientRelease(ClientRelease { version: "0.170.0".into(), checked_at: fine }),
         SettingsChange::MarkRestored(RestoredLogin { version: 1, backup_of: fine }),
         SettingsChange::BackupVerified(VerifiedBackup { made_at: fine, has_keys: true }),
@@ -122,7 +122,7 @@ pub async fn furnish(store: &Store) {
 }
 
 pub async fn export(store: &Store) -> Vec<Row> {
-    let (sender, mut chunks) = mpsc::channel(1);
+    let (sender, mut chunks) = tokio::sync::mpsc::channel(1);
     let from = Arc::clone(store);
     let exporting = tokio::spawn(async move { from.copy_export(sender).await });
     let mut rows = Vec::new();
@@ -210,8 +210,9 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert!(matches!(fresh, Redemption::Redeemed { .. }), "{fresh:?}");
     store.telemetry_append(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
     assert_eq!(store.host_activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
-    let next =
-        replaced(store.canonical_replace(&Condition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap());
+    let next = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap(),
+    );
     assert_eq!(next.summary.version, 3);
     let restored = store.probe_summary(at(0)).await.unwrap();
     assert_eq!((restored.validations, restored.adoptions), (1, 1));
@@ -223,15 +224,15 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     );
     let probe = claim(2, ProbeTrigger::Store);
     let busy = store.probe_claim(&probe, None).await.unwrap();
-    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == Uuid::from_bytes([3; 16])), "{busy:?}");
+    assert!(matches!(&busy, ClaimOutcome::Busy(probe) if probe.id == Uuid::from_bytes([3; 16])), "{busy:?}");
     let probe = claim(500, ProbeTrigger::Store);
-    assert_eq!(store.probe_claim(&probe, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(store.probe_claim(&probe, None).await.unwrap(), ClaimOutcome::Begun);
     assert_eq!(
         store.probe_list(9).await.unwrap().iter().map(|it| it.id.as_bytes()[0]).collect::<Vec<_>>()[1..],
         [3, 2, 1]
     );
     let known = ProbeClaim { id: Uuid::from_bytes([2; 16]), ..claim(2, ProbeTrigger::Store) };
-    assert_eq!(store.probe_claim(&known, None).await.unwrap(), Claimed::Begun, "it had begun");
+    assert_eq!(store.probe_claim(&known, None).await.unwrap(), ClaimOutcome::Begun, "it had begun");
     assert_eq!(told.users.as_ref().map(Vec::len), Some(2));
     assert_eq!(told.sessions.len(), 3);
     people_are_who_they_were(&store).await;
@@ -268,7 +269,7 @@ async fn people_are_who_they_were(store: &Store) {
     assert_eq!(ended, None);
     assert!(store.session_end(session(1, 2).id, at(5), &noted()).await.unwrap().is_some());
     let begun = store.session_begin(&Session { token: token("other"), ..session(1, 2) }, &noted()).await.unwrap();
-    assert_eq!(begun, Begun::Known, "a sign-in is not done again");
+    assert_eq!(begun, SessionOutcome::Known, "a sign-in is not done again");
     let linked = store.identity_fetch(ISSUER, "a ").await.unwrap().unwrap();
     assert_eq!(linked.user, UserId(2));
     let certificates = store.certificate_list().await.unwrap();
@@ -276,7 +277,7 @@ async fn people_are_who_they_were(store: &Store) {
     let owner = Owner { user: UserId(2), at_most: 1 };
     let more = registration(50, "h50.test", "50");
     let refused = store.host_register_owned(&more, &owner, &noted()).await.unwrap();
-    assert_eq!(refused, Registered::TooMany);
+    assert_eq!(refused, RegistrationOutcome::TooMany);
     assert_eq!(store.host_fetch(HostId(5)).await.unwrap().unwrap().owner, Some(UserId(2)));
 }
 
@@ -298,7 +299,7 @@ pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
             version: 1,
             digest: key("x"),
             last_refresh: "2026-11-21T12:00:00Z".into(),
-            source: Source::Admin { by: "ops".into() },
+            source: CanonicalSource::Admin { by: "ops".into() },
             stored_at: at(0),
         },
         body: sealed(1, "body"),
@@ -391,7 +392,7 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         ("installer_revoke", store.installer_revoke(&token("6"), at(8), &n).await.map(drop)),
         (
             "canonical_replace",
-            store.canonical_replace(&Condition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
+            store.canonical_replace(&ReplaceCondition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
         ),
         ("host_register_owned", {
             let owner = Owner { user: UserId(2), at_most: 9 };

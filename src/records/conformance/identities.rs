@@ -16,7 +16,7 @@ pub async fn an_identity_is_linked_to_one_user(store: Store) {
         .await;
         let kept = store.identity_fetch(ISSUER, &subject).await.unwrap().unwrap();
         for (identity, answer) in linked {
-            let expected = if identity.user == kept.user { Linked::Linked } else { Linked::Taken(kept.user) };
+            let expected = if identity.user == kept.user { LinkOutcome::Linked } else { LinkOutcome::Taken(kept.user) };
             assert_eq!(answer, expected);
         }
     }
@@ -24,15 +24,15 @@ pub async fn an_identity_is_linked_to_one_user(store: Store) {
     changes_nothing(&store, async {
         let kept = store.identity_fetch(ISSUER, "0").await.unwrap().unwrap();
         let other = ExternalIdentity { email: None, linked_at: at(99), ..kept.clone() };
-        assert_eq!(link(&store, &other).await, Linked::Linked);
+        assert_eq!(link(&store, &other).await, LinkOutcome::Linked);
         assert_eq!(store.identity_fetch(ISSUER, "0").await.unwrap(), Some(kept), "it stays as it is");
-        assert_eq!(link(&store, &identity(ISSUER, "new", 9)).await, Linked::NoUser);
+        assert_eq!(link(&store, &identity(ISSUER, "new", 9)).await, LinkOutcome::NoUser);
         assert_eq!(store.identity_fetch(ISSUER, "new").await.unwrap(), None);
     })
     .await;
     let epoch = store.epoch().await.unwrap();
     let bare = ExternalIdentity { email: None, ..identity(ISSUER, "new", 1) };
-    assert_eq!(link(&store, &bare).await, Linked::Linked);
+    assert_eq!(link(&store, &bare).await, LinkOutcome::Linked);
     assert_eq!(store.identity_fetch(ISSUER, "new").await.unwrap(), Some(bare));
     assert_eq!(store.epoch().await.unwrap(), epoch, "nodes do not cache it");
 }
@@ -41,7 +41,7 @@ pub async fn issuer_and_subject_are_compared_byte_by_byte(store: Store) {
     for id in 1..=9 {
         add(&store, id, &format!("u{id}@example.test")).await;
     }
-    let longest = "x".repeat(LONGEST_IDENTITY_PART - 2) + "\u{e9}";
+    let longest = "x".repeat(MAX_IDENTITY_PART_BYTES - 2) + "\u{e9}";
     let other = longest.replace('\u{e9}', "\u{ea}");
     let all = [
         ("https://idp.test", "a", 7),
@@ -60,7 +60,7 @@ pub async fn issuer_and_subject_are_compared_byte_by_byte(store: Store) {
     ];
     for (issuer, subject, user) in all {
         assert_eq!(store.identity_fetch(issuer, subject).await.unwrap(), None, "{issuer:?} {subject:?}");
-        assert_eq!(link(&store, &identity(issuer, subject, user)).await, Linked::Linked, "{issuer:?} {subject:?}");
+        assert_eq!(link(&store, &identity(issuer, subject, user)).await, LinkOutcome::Linked, "{issuer:?} {subject:?}");
     }
     let mut expected = all.map(|(issuer, subject, user)| identity(issuer, subject, user));
     for identity in &expected {

@@ -6,13 +6,13 @@ fn owner(user: u64, at_most: u32) -> Owner {
     Owner { user: UserId(user), at_most }
 }
 
-async fn register(store: &Store, registration: &Registration, owner: Owner) -> Registered {
+async fn register(store: &Store, registration: &Registration, owner: Owner) -> RegistrationOutcome {
     store.host_register_owned(registration, &owner, &note("register")).await.unwrap()
 }
 
-fn host_of(registered: Registered) -> Host {
+fn host_of(registered: RegistrationOutcome) -> Host {
     match registered {
-        Registered::Host(host) => *host,
+        RegistrationOutcome::Host(host) => *host,
         refused => panic!("{refused:?}"),
     }
 }
@@ -32,12 +32,18 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
         let again = register(&store, &registration(1, "h1.test", "a"), owner(1, 2)).await;
         assert_eq!(host_of(again), expected);
         let foreign = register(&store, &registration(1, "h1.test", "a"), owner(2, 2)).await;
-        assert_eq!(foreign, Registered::NotTheirs);
+        assert_eq!(foreign, RegistrationOutcome::NotTheirs);
         // Sealed for another id than the host has.
         let other = register(&store, &registration(7, "h1.test", "b"), owner(1, 2)).await;
         assert_eq!(host_of(other), expected);
-        assert_eq!(register(&store, &registration(1, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
-        assert_eq!(register(&store, &registration(7, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
+        assert_eq!(
+            register(&store, &registration(1, "h1.test", "b"), owner(2, 2)).await,
+            RegistrationOutcome::NotTheirs
+        );
+        assert_eq!(
+            register(&store, &registration(7, "h1.test", "b"), owner(2, 2)).await,
+            RegistrationOutcome::NotTheirs
+        );
         let taken = store.host_register_owned(&registration(1, "h2.test", "b"), &owner(1, 2), &noted()).await;
         assert!(taken.is_err(), "the id is another name's");
     })
@@ -52,7 +58,7 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
     store.host_register(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
     changes_nothing(&store, async {
         let refused = register(&store, &registration(2, "admins.test", "e"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::NotTheirs, "it is nobody's");
+        assert_eq!(refused, RegistrationOutcome::NotTheirs, "it is nobody's");
     })
     .await;
     assert_eq!(store.host_fetch(HostId(2)).await.unwrap().unwrap().owner, None);
@@ -77,7 +83,7 @@ pub async fn an_admin_who_registers_a_users_host_takes_it(store: Store) {
     enable(&store, 1).await;
     changes_nothing(&store, async {
         let refused = register(&store, &registration(1, "h1.test", "c"), owner(1, 1)).await;
-        assert_eq!(refused, Registered::NotTheirs);
+        assert_eq!(refused, RegistrationOutcome::NotTheirs);
         let removed = store.host_remove_owned(HostId(1), UserId(1), at(3), &noted()).await.unwrap();
         assert_eq!(removed, None, "it is not theirs any more");
     })
@@ -159,9 +165,9 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
     changes_nothing(&store, async {
         disable(&store, 1, false).await;
         let refused = register(&store, &registration(6, "h6.test", "6"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::OwnerDisabled);
+        assert_eq!(refused, RegistrationOutcome::OwnerDisabled);
         let refused = register(&store, &registration(1, "h1.test", "7"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::OwnerDisabled);
+        assert_eq!(refused, RegistrationOutcome::OwnerDisabled);
     })
     .await;
     let restored = store.host_restore(HostId(3), at(1), at(6), &noted()).await.unwrap();
@@ -215,9 +221,10 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
         }
     })
     .await;
-    let count = |user| registered.iter().filter(|(of, it)| *of == user && matches!(it, Registered::Host(_))).count();
+    let count =
+        |user| registered.iter().filter(|(of, it)| *of == user && matches!(it, RegistrationOutcome::Host(_))).count();
     assert_eq!((count(1), count(2)), (3, 4));
-    let refused = registered.iter().filter(|(_, registered)| *registered == Registered::TooMany).count();
+    let refused = registered.iter().filter(|(_, registered)| *registered == RegistrationOutcome::TooMany).count();
     assert_eq!(refused, 24 - 7);
     assert_eq!(actions(&store).await, ["register"; 7]);
     let hosts = store.host_list().await.unwrap();
@@ -229,9 +236,9 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
     let new = |tag: &str| registration(100, "new.test", tag);
     host_of(register(&store, &again(first, "again"), owner(1, 3)).await);
     changes_nothing(&store, async {
-        assert_eq!(register(&store, &new("new"), owner(1, 3)).await, Registered::TooMany);
-        assert_eq!(register(&store, &again(second, "more"), owner(1, 2)).await, Registered::TooMany, "by now");
-        assert_eq!(register(&store, &new("new"), owner(3, 0)).await, Registered::TooMany);
+        assert_eq!(register(&store, &new("new"), owner(1, 3)).await, RegistrationOutcome::TooMany);
+        assert_eq!(register(&store, &again(second, "more"), owner(1, 2)).await, RegistrationOutcome::TooMany, "by now");
+        assert_eq!(register(&store, &new("new"), owner(3, 0)).await, RegistrationOutcome::TooMany);
     })
     .await;
     // What is removed makes room, and comes back as theirs.
@@ -239,13 +246,17 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
     host_of(register(&store, &new("new"), owner(1, 3)).await);
     changes_nothing(&store, async {
         let more = registration(101, "more.test", "more");
-        assert_eq!(register(&store, &more, owner(1, 3)).await, Registered::TooMany);
+        assert_eq!(register(&store, &more, owner(1, 3)).await, RegistrationOutcome::TooMany);
     })
     .await;
     let restored = store.host_restore(first.id, at(1), at(3), &noted()).await.unwrap();
     assert!(matches!(&restored, Restoration::Restored(host) if host.owner == Some(UserId(1))), "{restored:?}");
     changes_nothing(&store, async {
-        assert_eq!(register(&store, &again(second, "more"), owner(1, 3)).await, Registered::TooMany, "they have four");
+        assert_eq!(
+            register(&store, &again(second, "more"), owner(1, 3)).await,
+            RegistrationOutcome::TooMany,
+            "they have four"
+        );
     })
     .await;
     host_of(register(&store, &again(second, "more"), owner(1, 4)).await);
@@ -263,8 +274,8 @@ pub async fn racing_owners_of_one_name_make_one_host(store: Store) {
         })
         .await;
         let (won, lost): (Vec<_>, Vec<_>) =
-            registered.into_iter().partition(|(_, registered)| matches!(registered, Registered::Host(_)));
-        assert!(lost.iter().all(|(_, registered)| *registered == Registered::NotTheirs), "{lost:?}");
+            registered.into_iter().partition(|(_, registered)| matches!(registered, RegistrationOutcome::Host(_)));
+        assert!(lost.iter().all(|(_, registered)| *registered == RegistrationOutcome::NotTheirs), "{lost:?}");
         let present = store.host_fetch_by_name(&fqdn(&format!("h{round}.test"))).await.unwrap().unwrap();
         assert_eq!(won.iter().map(|(user, _)| Some(UserId(*user))).collect::<Vec<_>>(), [present.owner]);
     }

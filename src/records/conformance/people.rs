@@ -26,7 +26,7 @@ pub fn session(id: u8, user: u64) -> Session {
         token: token(&id.to_string()),
         user: UserId(user),
         generation: 3,
-        method: SignedInBy::Password,
+        method: SignInMethod::Password,
         browser: id.is_multiple_of(2),
         started_at: at(i64::from(id)),
         expires_at: at(1000 + i64::from(id)),
@@ -50,7 +50,7 @@ pub fn identity(issuer: &str, subject: &str, user: u64) -> ExternalIdentity {
 pub const ISSUER: &str = "https://idp.test/";
 
 pub fn through(session: Session, subject: &str) -> Session {
-    Session { method: SignedInBy::Oidc { issuer: ISSUER.into(), subject: subject.into() }, ..session }
+    Session { method: SignInMethod::Oidc { issuer: ISSUER.into(), subject: subject.into() }, ..session }
 }
 
 pub async fn add(store: &Store, id: u64, address: &str) -> User {
@@ -63,11 +63,11 @@ pub async fn change(store: &Store, id: u64, change: UserChange) -> Option<User> 
     store.user_change(UserId(id), &change, at(9), Some(&note("change"))).await.unwrap().map(|changed| changed.user)
 }
 
-pub async fn begin(store: &Store, session: &Session) -> Begun {
+pub async fn begin(store: &Store, session: &Session) -> SessionOutcome {
     store.session_begin(session, &note("begin")).await.unwrap()
 }
 
-pub async fn link(store: &Store, identity: &ExternalIdentity) -> Linked {
+pub async fn link(store: &Store, identity: &ExternalIdentity) -> LinkOutcome {
     store.identity_link(identity, &note("link")).await.unwrap()
 }
 
@@ -180,34 +180,37 @@ pub async fn a_session_begins_once_and_of_the_user_as_it_is(store: Store) {
     add(&store, 2, "bob@example.test").await;
     let first = session(1, 1);
     let before = position(&store).await;
-    assert_eq!(begin(&store, &first).await, Begun::Begun);
+    assert_eq!(begin(&store, &first).await, SessionOutcome::Begun);
     assert_eq!(store.session_list().await.unwrap(), std::slice::from_ref(&first));
     let told = store.changes_since(before.0).await.unwrap();
     assert_eq!((told.sessions, told.users), (vec![first.clone()], None));
     assert_eq!(position(&store).await.1, before.1 + 1);
 
     changes_nothing(&store, async {
-        assert_eq!(begin(&store, &first).await, Begun::Begun, "repeated");
+        assert_eq!(begin(&store, &first).await, SessionOutcome::Begun, "repeated");
         let other = Session { token: token("other"), ..first.clone() };
-        assert_eq!(begin(&store, &other).await, Begun::Known);
+        assert_eq!(begin(&store, &other).await, SessionOutcome::Known);
         for (user, generation) in [(1, 2), (1, 4), (9, 3)] {
             let session = Session { user: UserId(user), generation, ..session(2, 1) };
-            assert_eq!(begin(&store, &session).await, Begun::Refused, "{user} {generation}");
+            assert_eq!(begin(&store, &session).await, SessionOutcome::Refused, "{user} {generation}");
         }
     })
     .await;
     let disabled = change(&store, 1, UserChange::Disable { keep_hosts: false }).await.unwrap();
     changes_nothing(&store, async {
         for generation in [3, disabled.generation] {
-            assert_eq!(begin(&store, &Session { generation, ..session(2, 1) }).await, Begun::Refused);
+            assert_eq!(begin(&store, &Session { generation, ..session(2, 1) }).await, SessionOutcome::Refused);
         }
-        assert_eq!(begin(&store, &first).await, Begun::Begun, "it had begun, and is over with its generation");
+        assert_eq!(begin(&store, &first).await, SessionOutcome::Begun, "it had begun, and is over with its generation");
     })
     .await;
-    assert_eq!(begin(&store, &session(2, 2)).await, Begun::Begun, "another user's");
+    assert_eq!(begin(&store, &session(2, 2)).await, SessionOutcome::Begun, "another user's");
     let enabled = change(&store, 1, UserChange::Enable).await.unwrap();
     assert!(enabled.generation > first.generation, "what was over stays over");
-    assert_eq!(begin(&store, &Session { generation: enabled.generation, ..session(3, 1) }).await, Begun::Begun);
+    assert_eq!(
+        begin(&store, &Session { generation: enabled.generation, ..session(3, 1) }).await,
+        SessionOutcome::Begun
+    );
     let ids: Vec<_> = store.session_list().await.unwrap().into_iter().map(|session| session.id.as_bytes()[0]).collect();
     assert_eq!(ids, [3, 2, 1], "the newest first");
 }
@@ -222,7 +225,7 @@ pub async fn racing_sign_ins_of_one_id_begin_one_session(store: Store) {
     .await;
     let kept = store.session_list().await.unwrap().remove(0);
     for (token, answer) in begun {
-        assert_eq!(answer, if token == kept.token { Begun::Begun } else { Begun::Known });
+        assert_eq!(answer, if token == kept.token { SessionOutcome::Begun } else { SessionOutcome::Known });
     }
     assert_eq!(actions(&store).await[1..], ["begin"]);
 }
@@ -232,7 +235,7 @@ pub async fn no_session_begins_of_a_generation_that_is_over(store: Store) {
     let mut outcomes = [0, 0];
     for round in 0..30_u64 {
         let added = add(&store, round + 1, &format!("u{round}@example.test")).await;
-        assert_eq!(link(&store, &identity(ISSUER, &round.to_string(), added.id.0)).await, Linked::Linked);
+        assert_eq!(link(&store, &identity(ISSUER, &round.to_string(), added.id.0)).await, LinkOutcome::Linked);
         let answers = race(4, |number| {
             let store = Arc::clone(&store);
             async move {
@@ -262,7 +265,7 @@ pub async fn no_session_begins_of_a_generation_that_is_over(store: Store) {
             }
         })
         .await;
-        let begun = answers.iter().filter(|answer| **answer == Some(Begun::Begun)).count();
+        let begun = answers.iter().filter(|answer| **answer == Some(SessionOutcome::Begun)).count();
         outcomes[usize::from(begun > 0)] += 1;
         let entries = store.audit_list_from(1, 10_000).await.unwrap();
         let ours = entries.into_iter().filter(|entry| entry.note.target.as_deref() == Some(&round.to_string()));
@@ -280,13 +283,13 @@ pub async fn a_session_through_a_provider_needs_its_identity(store: Store) {
     add(&store, 2, "bob@example.test").await;
     link(&store, &identity(ISSUER, "bob", 2)).await;
     changes_nothing(&store, async {
-        assert_eq!(begin(&store, &through(session(1, 1), "ada")).await, Begun::Refused, "it was never linked");
-        assert_eq!(begin(&store, &through(session(1, 1), "bob")).await, Begun::Refused, "it is another's");
+        assert_eq!(begin(&store, &through(session(1, 1), "ada")).await, SessionOutcome::Refused, "it was never linked");
+        assert_eq!(begin(&store, &through(session(1, 1), "bob")).await, SessionOutcome::Refused, "it is another's");
     })
     .await;
     link(&store, &identity(ISSUER, "ada", 1)).await;
     let begun = through(session(1, 1), "ada");
-    assert_eq!(begin(&store, &begun).await, Begun::Begun);
+    assert_eq!(begin(&store, &begun).await, SessionOutcome::Begun);
     assert_eq!(store.session_list().await.unwrap(), [begun]);
     let before = position(&store).await;
     let unlinked = store.identity_unlink(ISSUER, "ada", at(9), &note("unlink")).await.unwrap();
@@ -297,7 +300,7 @@ pub async fn a_session_through_a_provider_needs_its_identity(store: Store) {
     assert_eq!(generations, [(4, at(9)), (3, at(0))], "and the sessions that began with it are over");
     changes_nothing(&store, async {
         let now = Session { generation: 4, ..through(session(2, 1), "ada") };
-        assert_eq!(begin(&store, &now).await, Begun::Refused, "whoever looked before it was taken away");
+        assert_eq!(begin(&store, &now).await, SessionOutcome::Refused, "whoever looked before it was taken away");
         assert_eq!(store.identity_unlink(ISSUER, "ada", at(10), &note("unlink")).await.unwrap(), None);
     })
     .await;
@@ -325,7 +328,7 @@ pub async fn a_session_ends_once(store: Store) {
     assert_eq!(store.changes_since(before).await.unwrap().sessions, std::slice::from_ref(&expected));
     changes_nothing(&store, async {
         assert_eq!(store.session_end(Uuid::new_v4(), at(50), &note("end")).await.unwrap(), None);
-        assert_eq!(begin(&store, &session(1, 1)).await, Begun::Begun, "it began, and stays ended");
+        assert_eq!(begin(&store, &session(1, 1)).await, SessionOutcome::Begun, "it began, and stays ended");
     })
     .await;
     assert_eq!(actions(&store).await[1..], ["begin", "begin", "end"]);
@@ -380,7 +383,7 @@ pub async fn sessions_that_are_over_are_forgotten(store: Store) {
     let told = store.changes_since(Epoch(0)).await.unwrap().sessions;
     assert_eq!(told, [session(4, 1)]);
     assert_eq!(store.session_end(session(1, 1).id, at(60), &noted()).await.unwrap(), None);
-    assert_eq!(begin(&store, &session(1, 1)).await, Begun::Begun, "its id is as a new one");
+    assert_eq!(begin(&store, &session(1, 1)).await, SessionOutcome::Begun, "its id is as a new one");
 }
 
 pub async fn only_what_changed_of_people_is_told(store: Store) {
@@ -411,7 +414,7 @@ pub async fn a_session_is_noted_in_the_transaction_that_begins_it(store: Store) 
         async move {
             for number in 0..150 {
                 let session = Session { id: Uuid::from_u128(number), ..session(1, 1) };
-                assert_eq!(begin(&store, &session).await, Begun::Begun);
+                assert_eq!(begin(&store, &session).await, SessionOutcome::Begun);
             }
         }
     });

@@ -24,7 +24,7 @@ pub fn outcome(state: ProbeState, seconds: i64) -> ProbeOutcome {
 }
 
 async fn begins(store: &Store, claim: &ProbeClaim) {
-    assert_eq!(store.probe_claim(claim, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(store.probe_claim(claim, None).await.unwrap(), ClaimOutcome::Begun);
 }
 
 async fn ends(store: &Store, claim: &ProbeClaim, outcome: &ProbeOutcome) {
@@ -49,11 +49,11 @@ pub async fn racing_claims_begin_one_probe(store: Store) {
             }
         })
         .await;
-        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == Claimed::Begun);
+        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == ClaimOutcome::Begun);
         let [(claim, _)] = &won[..] else { panic!("{won:?}") };
         let present = store.probe_list(1).await.unwrap().remove(0);
         assert_eq!(present, begun(claim));
-        assert!(lost.iter().all(|(_, answer)| *answer == Claimed::Busy(present.clone())), "{lost:?}");
+        assert!(lost.iter().all(|(_, answer)| *answer == ClaimOutcome::Busy(present.clone())), "{lost:?}");
         ends(&store, claim, &outcome(ProbeState::Ok, round)).await;
     }
     assert_eq!(store.probe_list(99).await.unwrap().len(), 10);
@@ -68,7 +68,7 @@ pub async fn a_claim_that_is_repeated_has_begun_once(store: Store) {
             async move { store.probe_claim(&claim, Some(&note("begin"))).await.unwrap() }
         })
         .await;
-        assert_eq!(answers, vec![Claimed::Begun; 8]);
+        assert_eq!(answers, vec![ClaimOutcome::Begun; 8]);
         ends(&store, &claim, &outcome(ProbeState::Ok, 1)).await;
         begins(&store, &claim).await;
         let finished = Probe { outcome: Some(outcome(ProbeState::Ok, 1)), ..begun(&claim) };
@@ -81,13 +81,13 @@ pub async fn a_lease_that_is_over_is_taken_over(store: Store) {
     let (first, second) = (claim(0, ProbeTrigger::Store), claim(60, ProbeTrigger::Retry));
     begins(&store, &first).await;
     let early = ProbeClaim { at: at(60) - 1.microseconds(), ..claim(0, ProbeTrigger::Retry) };
-    assert_eq!(store.probe_claim(&early, None).await.unwrap(), Claimed::Busy(begun(&first)));
+    assert_eq!(store.probe_claim(&early, None).await.unwrap(), ClaimOutcome::Busy(begun(&first)));
     begins(&store, &second).await;
 
     // Whoever had it was only slow, and may still tell; that changes nothing for the one that is under way now.
     ends(&store, &first, &outcome(ProbeState::Fail, 70)).await;
     let third = claim(80, ProbeTrigger::Admin);
-    assert_eq!(store.probe_claim(&third, None).await.unwrap(), Claimed::Busy(begun(&second)));
+    assert_eq!(store.probe_claim(&third, None).await.unwrap(), ClaimOutcome::Busy(begun(&second)));
     ends(&store, &second, &outcome(ProbeState::Ok, 81)).await;
     begins(&store, &third).await;
 
@@ -96,7 +96,7 @@ pub async fn a_lease_that_is_over_is_taken_over(store: Store) {
     begins(&store, &ahead).await;
     ends(&store, &ahead, &outcome(ProbeState::Ok, 140)).await;
     let behind = claim(139, ProbeTrigger::Admin);
-    assert_eq!(store.probe_claim(&behind, None).await.unwrap(), Claimed::Busy(begun(&third)));
+    assert_eq!(store.probe_claim(&behind, None).await.unwrap(), ClaimOutcome::Busy(begun(&third)));
     let last = claim(140, ProbeTrigger::Admin);
     begins(&store, &last).await;
 
@@ -109,7 +109,7 @@ pub async fn a_lease_made_by_a_clock_that_was_set_back_is_over(store: Store) {
     let ahead = claim(1000, ProbeTrigger::Store);
     begins(&store, &ahead).await;
     let before = claim(940, ProbeTrigger::Store);
-    assert_eq!(store.probe_claim(&before, None).await.unwrap(), Claimed::Busy(begun(&ahead)));
+    assert_eq!(store.probe_claim(&before, None).await.unwrap(), ClaimOutcome::Busy(begun(&ahead)));
     let back = ProbeClaim { at: at(940) - 1.microseconds(), ..before };
     begins(&store, &back).await;
     assert_eq!(ids(&store).await, [back.id, ahead.id], "the order is that of the claims");
@@ -128,22 +128,26 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
         }
     })
     .await;
-    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == Claimed::Begun);
+    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == ClaimOutcome::Begun);
     assert_eq!(won.len(), 1, "{won:?}");
-    assert!(lost.iter().all(|(_, answer)| *answer == Claimed::NotDue), "{lost:?}");
+    assert!(lost.iter().all(|(_, answer)| *answer == ClaimOutcome::NotDue), "{lost:?}");
     assert_eq!(noted_actions(&store).await, ["begin"]);
     // However it ended: it was begun, and here it was cut short.
     let asked = claim_at(evening - 10.seconds(), ProbeTrigger::Admin);
     begins(&store, &asked).await;
     let again = claim_at(evening, ProbeTrigger::Daily);
-    assert_eq!(store.probe_claim(&again, None).await.unwrap(), Claimed::NotDue);
+    assert_eq!(store.probe_claim(&again, None).await.unwrap(), ClaimOutcome::NotDue);
     ends(&store, &asked, &outcome(ProbeState::Ok, 0)).await;
-    assert_eq!(store.probe_claim(&again, None).await.unwrap(), Claimed::NotDue);
+    assert_eq!(store.probe_claim(&again, None).await.unwrap(), ClaimOutcome::NotDue);
 
     let midnight = claim_at(datetime!(2026-11-27 02:00 +02:00), ProbeTrigger::Daily);
     let other = claim_at(midnight.at, ProbeTrigger::Store);
     begins(&store, &other).await;
-    assert_eq!(store.probe_claim(&midnight, None).await.unwrap(), Claimed::Busy(begun(&other)), "due, and not begun");
+    assert_eq!(
+        store.probe_claim(&midnight, None).await.unwrap(),
+        ClaimOutcome::Busy(begun(&other)),
+        "due, and not begun"
+    );
     ends(&store, &other, &outcome(ProbeState::Ok, 0)).await;
     begins(&store, &midnight).await;
     assert_eq!(store.probe_summary(morning).await.unwrap().last_daily, Some(midnight.at));
@@ -272,7 +276,7 @@ pub async fn a_probe_is_noted_in_the_transaction_that_begins_or_ends_it(store: S
         async move {
             for number in 0..100 {
                 let claim = claim(number, ProbeTrigger::Store);
-                assert_eq!(store.probe_claim(&claim, Some(&note("begin"))).await.unwrap(), Claimed::Begun);
+                assert_eq!(store.probe_claim(&claim, Some(&note("begin"))).await.unwrap(), ClaimOutcome::Begun);
                 let found = outcome(ProbeState::Ok, number);
                 assert!(store.probe_finish(claim.id, &found, Some(&note("end"))).await.unwrap());
             }

@@ -82,10 +82,12 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
     let seed = seed("s");
     store.initialise(&seed, &noted()).await.unwrap();
     store.host_register(&registration(5, "h5.test", "a"), &noted()).await.unwrap();
-    let first =
-        replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    let second =
-        replaced(store.canonical_replace(&Condition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap());
+    let first = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
+    let second = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap(),
+    );
 
     let identity = sealed(1, "identity");
     assert!(store.host_set_agent_identity(HostId(5), &super::key("a"), &identity, &noted()).await.unwrap());

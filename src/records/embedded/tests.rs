@@ -2,8 +2,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::records::conformance::{Fixture, conformance_tests};
 
+use uuid::Uuid;
+
 use super::*;
+use crate::model::digest::Digest;
+use crate::model::host::HostId;
+use crate::records::prelude::*;
+use crate::records::{ClaimOutcome, Epoch, Host, Redemption, ReplaceCondition, SealingKey};
 use crate::records::{ProbeState, ProbeTrigger};
+use crate::seal::{KeyId, Sealed};
 
 async fn empty() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
@@ -31,8 +38,9 @@ async fn everything_is_there_when_opened_again() {
     let host = store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.host_register(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
     store.installer_redeem(&token("b"), &host_key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
-    let version =
-        replaced(store.canonical_replace(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    let version = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
     store.settings_change(&kill_switch(true), &noted()).await.unwrap();
     store.telemetry_append(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     let probe = claim(0, ProbeTrigger::Admin);
@@ -52,7 +60,7 @@ async fn everything_is_there_when_opened_again() {
         store.installer_redeem(&token("b"), &host_key("b"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
     assert_eq!(redemption, Redemption::AlreadyUsed);
     let another = store.probe_claim(&claim(1, ProbeTrigger::Admin), None).await.unwrap();
-    assert!(matches!(&another, Claimed::Busy(known) if known.id == probe.id), "{another:?}");
+    assert!(matches!(&another, ClaimOutcome::Busy(known) if known.id == probe.id), "{another:?}");
     assert!(store.probe_finish(probe.id, &outcome(ProbeState::Ok, 2), None).await.unwrap());
     store.telemetry_append(node, 3, &[seen(1, 2, 5, Some("0.1"))]).await.unwrap();
     assert_eq!(store.host_activity(HostId(1)).await.unwrap().api_calls, 2);
@@ -66,8 +74,8 @@ async fn registering_again_kills_an_imported_key_too() {
     let host = store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let imported = Host { imported_key_digest: Some(Digest::of(b"imported")), ..host };
     let import = |staged: &mut Staged<'_>| {
-        let epoch = changes::bump(staged)?;
-        hosts::put(staged, &imported, epoch)
+        let epoch = transaction::bump(staged)?;
+        tables::hosts::put(staged, &imported, epoch)
     };
     store.data.write(import).unwrap();
     assert_eq!(store.host_fetch(HostId(1)).await.unwrap().unwrap(), imported);

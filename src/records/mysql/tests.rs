@@ -3,7 +3,16 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::records::{ProbeTrigger, conformance};
+use crate::model::audit::AuditHead;
+use crate::model::host::HostId;
+use crate::model::people::UserId;
+use crate::records::prelude::*;
+use crate::records::{
+    ClaimOutcome, Epoch, Filling, HostChange, LinkOutcome, NewCanonical, Owner, ProbeTrigger, Redemption, Registration,
+    RegistrationOutcome, ReplaceCondition, SealingKey, Session, SessionOutcome, Standstill, Telemetry, UserChange,
+    conformance,
+};
+use crate::seal::KeyId;
 
 // The integration tests use the rest.
 #[allow(dead_code)]
@@ -123,7 +132,7 @@ async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
         async move { node.probe_claim(&claim, None).await.unwrap() }
     })
     .await;
-    assert_eq!(claims.iter().filter(|claimed| **claimed == Claimed::Begun).count(), 1);
+    assert_eq!(claims.iter().filter(|claimed| **claimed == ClaimOutcome::Begun).count(), 1);
     let mut head = AuditHead::default();
     for entry in nodes[1].audit_list_from(1, 1000).await.unwrap() {
         head.follow(&entry).unwrap();
@@ -244,8 +253,8 @@ fn a_wrong_address_is_refused_without_its_password() {
     }
 }
 
-/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was decided
-/// by what is no longer true.
+/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was
+/// decided by what is no longer true.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     let cluster = galera::Galera::start().await;
@@ -260,7 +269,7 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     for round in ["a registration", "the removal of a key"] {
         // Everything but the commit, on the one node.
         let mut lease = two.connections.lease(deadline).await.unwrap();
-        let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+        let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
         let registered = hosts::register(&mut late, &registration, &conformance::noted()).await;
         // All of it on the other.
         match round {
@@ -280,16 +289,16 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     // Two claims write the same number, with nothing else that both of them write.
     let [late_claim, claim] = [(); 2].map(|()| conformance::probes::claim(0, ProbeTrigger::Store));
     let mut lease = two.connections.lease(deadline).await.unwrap();
-    let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
     let begun = probes::claim(&mut late, &late_claim, None).await;
-    assert!(matches!(begun, Ok(Claimed::Begun)), "{begun:?}");
-    assert_eq!(one.probe_claim(&claim, None).await.unwrap(), Claimed::Begun);
+    assert!(matches!(begun, Ok(ClaimOutcome::Begun)), "{begun:?}");
+    assert_eq!(one.probe_claim(&claim, None).await.unwrap(), ClaimOutcome::Begun);
     let refused = late.end(begun).await;
     println!("after another claim: {refused:?}");
     assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
     drop(lease);
     let busy = two.probe_claim(&late_claim, None).await.unwrap();
-    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == claim.id), "{busy:?}");
+    assert!(matches!(&busy, ClaimOutcome::Busy(probe) if probe.id == claim.id), "{busy:?}");
     // As it is done: again, until nobody was first.
     let (mut racing, hosts) = (tokio::task::JoinSet::new(), 40);
     let nodes = [Arc::new(one), Arc::new(two)];
@@ -313,15 +322,15 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
 async fn whoever_loses_every_race_is_told_that_the_records_are_not_available() {
     let server = MariaDb::start();
     let records = open(&options(server.create("authd").await)).await.unwrap();
-    let lose = async |_: &mut changes::Change<'_>| Err::<(), _>(Problem::Conflict("a test".into()));
-    let lost = async || -> Result<()> { change!(records, |tx| lose(&mut tx)) };
+    let lose = async |_: &mut transaction::Change<'_>| Err::<(), _>(Problem::Conflict("a test".into()));
+    let lost = async || -> Result<()> { change!(records, |change| lose(change).await) };
     let begun = std::time::Instant::now();
     let refused = lost().await;
     assert!(
         matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("again and again")),
         "{refused:?}"
     );
-    assert_eq!(records.conflicts(), u64::from(ATTEMPTS) - 1);
+    assert_eq!(records.conflicts(), u64::from(MAX_ATTEMPTS) - 1);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
@@ -332,7 +341,7 @@ async fn a_daemon_that_vanishes_in_the_middle_of_a_change_keeps_the_others_waiti
     let options = Options { timeout: Duration::from_secs(2), ..options(server.create("authd").await) };
     let (gone, other) = (open(&options).await.unwrap(), open(&options).await.unwrap());
     let mut lease = gone.connections.lease(gone.connections.deadline()).await.unwrap();
-    let _change = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let _change = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
     let begun = std::time::Instant::now();
     let mut answers = Vec::new();
     while other

@@ -17,7 +17,7 @@ use super::super::{By, Result, Service, ServiceError};
 use super::sessions::{Beginning, NewSession};
 use crate::hot::throttle::Failing;
 use crate::model::digest::Digest;
-use crate::records::SignedInBy;
+use crate::records::SignInMethod;
 use crate::seal::{Place, Sealed};
 use crate::upstream::oidc::{Answer, Flow, Identity, Provider, Refusal};
 
@@ -229,7 +229,7 @@ impl Service {
         let Some(user) = user.filter(|user| !user.disabled) else {
             return Err(self.not_finished("disabled", from).await);
         };
-        let method = SignedInBy::Oidc { issuer, subject };
+        let method = SignInMethod::Oidc { issuer, subject };
         let beginning = Beginning { id, method, browser: back_to.is_some(), from: Some(from), agent };
         match self.begin_session(&user, beginning).await {
             Ok(Some(session)) => Ok(Finished { session, back_to }),

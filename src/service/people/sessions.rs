@@ -15,7 +15,7 @@ use crate::model::digest::Digest;
 use crate::model::people::UserId;
 use crate::model::secret::Secret;
 use crate::outside::{Outside, random};
-use crate::records::{Begun, Session, SignedInBy, User};
+use crate::records::{Session, SessionOutcome, SignInMethod, User};
 
 /// What every access token begins with, so that one that was leaked is recognised.
 pub const PREFIX: &str = "cxa_";
@@ -68,7 +68,7 @@ pub fn actor(user: &User) -> Actor {
 /// What a session is begun with.
 pub struct Beginning<'a> {
     pub id: Uuid,
-    pub method: SignedInBy,
+    pub method: SignInMethod,
     pub browser: bool,
     pub from: Option<IpAddr>,
     pub agent: Option<&'a str>,
@@ -137,8 +137,8 @@ impl Service {
         let agent = agent.map(|agent| agent[..agent.floor_char_boundary(LONGEST_AGENT)].to_owned());
         let note = AuditNote::new(now, actor(user), from, "session.begin").on(&user.email).with("session", id);
         let note = match &method {
-            SignedInBy::Password => note.with("by", "password"),
-            SignedInBy::Oidc { issuer, subject } => {
+            SignInMethod::Password => note.with("by", "password"),
+            SignInMethod::Oidc { issuer, subject } => {
                 note.with("by", "oidc").with("issuer", issuer).with("subject", subject)
             }
         };
@@ -157,10 +157,13 @@ impl Service {
             ended_at: None,
         };
         let beginning = self.records.session_begin(&session, &note);
-        match self.commit(&note, beginning, |begun| (*begun == Begun::Begun).then(|| (&session).into())).await? {
-            Begun::Begun => Ok(Some(NewSession { token, session, user: user.clone() })),
-            Begun::Known => Ok(None),
-            Begun::Refused => Err(ServiceError::SignInRefused),
+        match self
+            .commit(&note, beginning, |begun| (*begun == SessionOutcome::Begun).then(|| (&session).into()))
+            .await?
+        {
+            SessionOutcome::Begun => Ok(Some(NewSession { token, session, user: user.clone() })),
+            SessionOutcome::Known => Ok(None),
+            SessionOutcome::Refused => Err(ServiceError::SignInRefused),
         }
     }
 

@@ -15,7 +15,7 @@ use super::passwords::Checked;
 use super::sessions::{Beginning, NewSession, SignedIn};
 use crate::hot::throttle::Failing;
 use crate::model::people::Email;
-use crate::records::{PasswordHash, SignedInBy, User, UserChange};
+use crate::records::{PasswordHash, SignInMethod, User, UserChange};
 
 impl Service {
     pub async fn sign_in(
@@ -54,7 +54,7 @@ impl Service {
             self.records.user_change(user.id, &change, self.outside.now(), None).await?;
         }
         let beginning =
-            Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser, from: Some(from), agent };
+            Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser, from: Some(from), agent };
         let begun = self.begin_session(&Arc::new(user), beginning).await?;
         begun.ok_or_else(|| ServiceError::internal("a session of a fresh id was there already"))
     }

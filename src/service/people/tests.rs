@@ -11,7 +11,7 @@ use super::sessions::{Beginning, NewSession};
 use crate::model::audit::AuditFilter;
 use crate::model::people::{Role, UserId};
 use crate::records::embedded::Embedded;
-use crate::records::{PasswordHash, Records, SignedInBy, User, UserChange};
+use crate::records::{PasswordHash, Records, SignInMethod, User, UserChange};
 use crate::service::enrol::HostOptions;
 use crate::service::{By, Result, Service, ServiceError};
 
@@ -209,7 +209,7 @@ async fn a_sign_in_that_was_under_way_does_not_outlive_what_ends_them_all() {
     let seen = Arc::new(user(&service, "ada@example.test", Role::Admin).await);
     service.set_password(seen.id, OTHER, &By::daemon()).await.unwrap();
     let beginning =
-        || Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser: false, from: None, agent: None };
+        || Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser: false, from: None, agent: None };
     assert!(matches!(service.begin_session(&seen, beginning()).await, Err(ServiceError::SignInRefused)));
     let now = Arc::new(service.user(seen.id).await.unwrap());
     assert!(service.begin_session(&now, beginning()).await.unwrap().is_some());

@@ -8,7 +8,7 @@ use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::people::{Email, Role, UserId};
 use crate::records::{
-    AdminCertificate, ChangedUser, ExternalIdentity, LONGEST_IDENTITY_PART, Linked, User, UserChange,
+    AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcome, MAX_IDENTITY_PART_BYTES, User, UserChange,
 };
 
 /// More hosts than one person has machines.
@@ -128,8 +128,9 @@ impl Service {
         by: &By,
     ) -> Result<ExternalIdentity> {
         for (field, text) in [("issuer", issuer), ("subject", subject)] {
-            if text.is_empty() || text.len() > LONGEST_IDENTITY_PART || text.chars().any(char::is_control) {
-                let reason = format!("must have 1 to {LONGEST_IDENTITY_PART} bytes, none of them a control character");
+            if text.is_empty() || text.len() > MAX_IDENTITY_PART_BYTES || text.chars().any(char::is_control) {
+                let reason =
+                    format!("must have 1 to {MAX_IDENTITY_PART_BYTES} bytes, none of them a control character");
                 return Err(ServiceError::invalid(field, reason));
             }
         }
@@ -140,15 +141,15 @@ impl Service {
             ExternalIdentity { issuer: issuer.into(), subject: subject.into(), user: user.id, email, linked_at: now };
         let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
         match self.records.identity_link(&identity, &note).await? {
-            Linked::Linked => {
+            LinkOutcome::Linked => {
                 tell(&note);
                 Ok(identity)
             }
-            Linked::Taken(other) => {
+            LinkOutcome::Taken(other) => {
                 let other = self.known_user(other).map_or(other.to_string(), |user| user.email.to_string());
                 Err(ServiceError::Conflict(format!("the identity is linked to {other}; unlink it there first")))
             }
-            Linked::NoUser => Err(ServiceError::NotFound("User")),
+            LinkOutcome::NoUser => Err(ServiceError::NotFound("User")),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A probe is made after every store of a host, once a UTC day on the first call of a host, and when an admin asks; after a
 //! failure it is tried again. No call waits for one. One worker on each node makes them, one at a time ([`board`]); of all
-//! nodes the records let one ([`Records::probe_claim`]).
+//! nodes the records let one ([`ProbeRecords::probe_claim`]).
 //!
 //! How a crash ends: before the claim, nothing happened (the records' last finding decides what the next start retries).
 //! Between the claim and the finding, the probe stays unfinished; the next start on this node finishes it as cut short, and
@@ -10,7 +10,7 @@
 //! ([`adopt`]); where the records do not take it, it waits in hot state, sealed, for them or for the next start. What
 //! upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
 //!
-//! [`Records::probe_claim`]: crate::records::Records::probe_claim
+//! [`ProbeRecords::probe_claim`]: crate::records::ProbeRecords::probe_claim
 
 mod adopt;
 mod board;
@@ -31,7 +31,7 @@ use uuid::Uuid;
 use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
 use crate::model::audit::AuditNote;
-use crate::records::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
+use crate::records::{ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
 use crate::runner::{Check, Finding, Prober, Probing, Told};
 use adopt::Adopted;
 use board::{Board, Wanted};
@@ -271,13 +271,13 @@ impl Service {
         let claim = ProbeClaim { id, node: self.hot.node(), version, trigger: wanted.trigger, at: now, until };
         let note = wanted.by.as_ref().map(|by| by.note(now, "runner.run").on(version));
         Ok(match self.records.probe_claim(&claim, note.as_ref()).await? {
-            Claimed::Begun => {
+            ClaimOutcome::Begun => {
                 note.iter().for_each(super::audit::tell);
                 self.probes.board().began(wanted, version, now);
                 Begin::Now(id, canonical)
             }
-            Claimed::NotDue => Begin::Never,
-            Claimed::Busy(other) => Begin::After((other.version == version).then_some(other.id)),
+            ClaimOutcome::NotDue => Begin::Never,
+            ClaimOutcome::Busy(other) => Begin::After((other.version == version).then_some(other.id)),
         })
     }
 

@@ -13,7 +13,7 @@ use crate::hot::HotHost;
 use crate::model::audit::AuditFilter;
 use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
-use crate::records::{Records, RestoredLogin, SettingsChange, Source, Standstill};
+use crate::records::{CanonicalSource, Records, RestoredLogin, SettingsChange, Standstill};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, node, service};
 use crate::service::enrol::HostOptions;
@@ -274,13 +274,13 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     assert_eq!((view.state, view.latest.unwrap().outcome.unwrap().adopted), (FAILS, Some(3)));
     assert_eq!(node.begun(), 1, "who asked meanwhile shares the result");
     let canonical = node.service.canonical().unwrap();
-    assert_eq!(canonical.summary.source, Source::Runner { of: 2 });
+    assert_eq!(canonical.summary.source, CanonicalSource::Runner { of: 2 });
     assert!(canonical.text.contains("rt_three_"));
     let document: Value = serde_json::from_str(&canonical.text).unwrap();
     assert_eq!(document["auths"]["other.test"]["token"], "another-token-of-somebody-else");
     assert_eq!(document["auths"]["api.openai.com"]["token"], document["tokens"]["access_token"]);
     let history = node.service.canonical_history(None, 10).await.unwrap().versions;
-    assert_eq!(history[1].source, Source::Runner { of: 1 });
+    assert_eq!(history[1].source, CanonicalSource::Runner { of: 1 });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,7 +396,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     })
     .await;
     let canonical = next.service.canonical().unwrap();
-    assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &Source::Runner { of: 1 }));
+    assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &CanonicalSource::Runner { of: 1 }));
     assert!(canonical.text.contains("rt_two_"));
 }
 
@@ -439,7 +439,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
         at: now(&clock),
         until: now(&clock) + time::Duration::MINUTE,
     };
-    assert_eq!(records.probe_claim(&claim, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(records.probe_claim(&claim, None).await.unwrap(), ClaimOutcome::Begun);
     drop(first.service);
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     let view = next.state(RunnerState::Known(ProbeState::Unavailable)).await;

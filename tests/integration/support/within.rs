@@ -7,7 +7,7 @@ use codex_authd::model::authority::AuthorityRole;
 use codex_authd::model::digest::Digest;
 use codex_authd::outside::System;
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{Epoch, Records};
+use codex_authd::records::{Epoch, prelude::*};
 use codex_authd::seal::KeyId;
 use codex_authd::service::boot;
 use codex_authd::service::canonical::body_place;

@@ -128,7 +128,7 @@ async fn store_version(store: &Embedded) {
     new.digest = Digest::of(new.id.as_bytes());
     new.body = Sealed::from_bytes(vec![1; BODY]);
     let present = store.canonical_fetch().await.unwrap().map(|present| present.summary.version);
-    let made = replaced(store.canonical_replace(&Condition::Version(present), &new, &noted()).await.unwrap());
+    let made = replaced(store.canonical_replace(&ReplaceCondition::Version(present), &new, &noted()).await.unwrap());
     say(&format!("version {} {}", made.summary.version, made.summary.digest));
 }
 

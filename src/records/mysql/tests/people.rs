@@ -41,16 +41,16 @@ async fn an_identity_that_was_put_there_by_hand_signs_in() {
             outcome => panic!("{values}: {outcome:?}"),
         }
     }
-    assert_eq!(records.identity_link(&identity(ISSUER, "a", 1), &noted()).await.unwrap(), Linked::Linked);
+    assert_eq!(records.identity_link(&identity(ISSUER, "a", 1), &noted()).await.unwrap(), LinkOutcome::Linked);
     let taken = records.identity_link(&identity(ISSUER, "a", 2), &noted()).await.unwrap();
-    assert_eq!(taken, Linked::Taken(UserId(1)));
+    assert_eq!(taken, LinkOutcome::Taken(UserId(1)));
     assert_eq!(find("a").await.unwrap(), found, "it stays as it was put there");
 
     let begin = async |session: Session| records.session_begin(&session, &noted()).await.unwrap();
-    assert_eq!(begin(through(session(1, 1), "a")).await, Begun::Begun);
-    assert_eq!(begin(through(session(2, 1), "a ")).await, Begun::Refused, "it is another's");
+    assert_eq!(begin(through(session(1, 1), "a")).await, SessionOutcome::Begun);
+    assert_eq!(begin(through(session(2, 1), "a ")).await, SessionOutcome::Refused, "it is another's");
     server.query("DELETE FROM authd.external_identities WHERE subject = 'A'").await;
-    assert_eq!(begin(through(session(2, 2), "A")).await, Begun::Refused);
+    assert_eq!(begin(through(session(2, 2), "A")).await, SessionOutcome::Refused);
     let unlinked = records.identity_unlink(ISSUER, "a", at(9), &noted()).await.unwrap();
     assert_eq!(unlinked.map(|(identity, _)| identity), Some(found));
     assert_eq!(find("a ").await.unwrap().user, UserId(2));
@@ -65,14 +65,14 @@ async fn an_identity_that_is_put_there_meanwhile_is_seen() {
         assert!(records.user_add(&user(id, address), &noted()).await.unwrap());
     }
     let mut lease = records.connections.lease(records.connections.deadline()).await.unwrap();
-    let mut change = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let mut change = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
     server.query(&format!("{INSERT} ('{ISSUER}', 'b', 2, NULL)")).await;
-    let late = identities::insert_all(&mut change, &[&identity(ISSUER, "b", 1)]).await;
+    let late = tables::identities::insert_all(&mut change, &[&identity(ISSUER, "b", 1)]).await;
     assert!(matches!(late, Err(Problem::Conflict(_))), "{late:?}");
     assert!(matches!(change.end(late).await, Err(Problem::Conflict(_))));
     drop(lease);
     let taken = records.identity_link(&identity(ISSUER, "b", 1), &noted()).await.unwrap();
-    assert_eq!(taken, Linked::Taken(UserId(2)));
+    assert_eq!(taken, LinkOutcome::Taken(UserId(2)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -98,7 +98,7 @@ async fn a_database_of_before_there_were_people_gets_them() {
     assert!(records.user_add(&user(1, "ada@example.test"), &noted()).await.unwrap());
     let owner = Owner { user: UserId(1), at_most: 1 };
     let theirs = records.host_register_owned(&registration(2, "h2.test", "b"), &owner, &noted()).await.unwrap();
-    assert!(matches!(theirs, Registered::Host(host) if host.owner == Some(UserId(1))));
+    assert!(matches!(theirs, RegistrationOutcome::Host(host) if host.owner == Some(UserId(1))));
     let keys = server.query("SHOW INDEX FROM authd.hosts WHERE Key_name = 'hosts_owner'").await;
     assert_eq!(keys.len(), 1);
     let all = records.changes_since(Epoch(0)).await.unwrap();
@@ -131,7 +131,7 @@ async fn three_nodes_agree_on_who_is_who() {
         }
     })
     .await;
-    assert_eq!(registered.iter().filter(|it| matches!(it, Registered::Host(_))).count(), 3);
+    assert_eq!(registered.iter().filter(|it| matches!(it, RegistrationOutcome::Host(_))).count(), 3);
     assert_eq!(nodes[1].host_list().await.unwrap().len(), 3);
     let begun = race(31, |number| {
         let node = Arc::clone(&nodes[number % 3]);
@@ -140,13 +140,13 @@ async fn three_nodes_agree_on_who_is_who() {
             if number == 15 {
                 let disabled = UserChange::Disable { keep_hosts: false };
                 node.user_change(ada, &disabled, at(9), Some(&note("turn"))).await.unwrap().unwrap();
-                return Begun::Known;
+                return SessionOutcome::Known;
             }
             node.session_begin(&session, &note("begin")).await.unwrap()
         }
     })
     .await;
-    let begun = begun.iter().filter(|begun| **begun == Begun::Begun).count();
+    let begun = begun.iter().filter(|begun| **begun == SessionOutcome::Begun).count();
     let entries = nodes[2].audit_list_from(1, 1000).await.unwrap();
     let actions: Vec<_> = entries.iter().map(|entry| &*entry.note.action).collect();
     println!("{begun} of 30 sessions began before the user was disabled");
@@ -154,7 +154,8 @@ async fn three_nodes_agree_on_who_is_who() {
     assert_eq!(actions.last(), Some(&"turn"));
 }
 
-/// On a cluster a lock holds on its node only: what was decided by what is no longer true must be refused at the commit.
+/// On a cluster a lock holds on its node only: what was decided by what is no longer true must be refused at the
+/// commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster_no_session_begins_of_a_user_who_is_being_disabled() {
     let cluster = galera::Galera::start().await;
@@ -163,22 +164,22 @@ async fn on_a_cluster_no_session_begins_of_a_user_who_is_being_disabled() {
     assert!(one.user_add(&user(1, "ada@example.test"), &noted()).await.unwrap());
     let deadline = two.connections.deadline();
     let mut lease = two.connections.lease(deadline).await.unwrap();
-    let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
-    let begun = sessions::begin(&mut late, &session(1, 1), &noted()).await;
-    assert!(matches!(begun, Ok(Begun::Begun)), "{begun:?}");
+    let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let begun = super::super::people::begin_session(&mut late, &session(1, 1), &noted()).await;
+    assert!(matches!(begun, Ok(SessionOutcome::Begun)), "{begun:?}");
     one.user_change(UserId(1), &UserChange::Disable { keep_hosts: false }, at(9), None).await.unwrap().unwrap();
     let refused = late.end(begun).await;
     assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
     drop(lease);
-    assert_eq!(two.session_begin(&session(1, 1), &noted()).await.unwrap(), Begun::Refused);
+    assert_eq!(two.session_begin(&session(1, 1), &noted()).await.unwrap(), SessionOutcome::Refused);
 
     // Told that it was used while it is ended on the other: either order, and it stays ended.
     let enabled = one.user_change(UserId(1), &UserChange::Enable, at(9), None).await.unwrap().unwrap();
     let session = Session { generation: enabled.user.generation, ..session(1, 1) };
-    assert_eq!(one.session_begin(&session, &noted()).await.unwrap(), Begun::Begun);
+    assert_eq!(one.session_begin(&session, &noted()).await.unwrap(), SessionOutcome::Begun);
     let mut lease = two.connections.lease(deadline).await.unwrap();
-    let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
-    let touched = sessions::touch(&mut late, &[(session.id, at(100))]).await;
+    let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let touched = super::super::people::touch_sessions(&mut late, &[(session.id, at(100))]).await;
     assert!(one.session_end(session.id, at(99), &noted()).await.unwrap().is_some());
     let refused = late.end(touched).await;
     assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");

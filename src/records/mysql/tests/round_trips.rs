@@ -32,7 +32,7 @@ async fn a_change_asks_the_database_few_things() {
         let second = registration(round + 1, &name, &format!("b{round}"));
         let (id, digest, token) = (first.id, second.key_digest, second.token.digest);
         let last_refresh = format!("2026-11-21T12:00:0{round}Z");
-        let newer = Condition::Version((round > 0).then_some(round));
+        let newer = ReplaceCondition::Version((round > 0).then_some(round));
         let mut login = NewCanonical { last_refresh, ..new_canonical("1") };
         let entry = login.entries[0].clone();
         login.entries = ["a", "b", "c"].map(|target| AuthEntry { target: target.into(), ..entry.clone() }).into();
