@@ -23,8 +23,8 @@ export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 .PHONY: run build release test needs lint unit openapi package repo test-package reproducible torture power attack bench fuzz refusals
 
 run:
-	cargo build --profile run --locked
-	@exec ./tests/run-local.sh target/run/codex-authd
+	cargo build --profile checkout --locked
+	@exec ./tests/run-local.sh target/checkout/codex-authd
 
 build:
 	cargo build --locked

@@ -23,9 +23,9 @@ pub mod model;
 pub mod outside;
 pub mod pki;
 pub mod records;
-pub mod runner;
 #[cfg(test)]
 mod rooms;
+pub mod runner;
 pub mod seal;
 pub mod service;
 /// The tests' own, shared with the integration tests.

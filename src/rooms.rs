@@ -55,8 +55,13 @@ fn sources() -> Vec<PathBuf> {
 fn is_test(path: &Path) -> bool {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let within = |name| path.components().any(|part| part.as_os_str() == name);
-    stem == "tests" || stem.ends_with("_tests") || stem == "rooms" || stem == "skip" || within("tests")
-        || within("conformance") || within("fuzzing")
+    stem == "tests"
+        || stem.ends_with("_tests")
+        || stem == "rooms"
+        || stem == "skip"
+        || within("tests")
+        || within("conformance")
+        || within("fuzzing")
 }
 
 /// Without the tests at its end.
@@ -120,7 +125,11 @@ fn a_file_has_an_end() {
             (lines > MAX_LINES).then(|| format!("{}: {lines} lines", path.display()))
         })
         .collect();
-    assert!(long.is_empty(), "more than {MAX_LINES} lines; give a part of each a file of its own:\n{}", long.join("\n"));
+    assert!(
+        long.is_empty(),
+        "more than {MAX_LINES} lines; give a part of each a file of its own:\n{}",
+        long.join("\n")
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use codex_authd::model::digest::Digest;
 use codex_authd::model::host::{HostId, RecentDigests};
 use codex_authd::outside::{Outside as _, System};
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry};
+use codex_authd::records::{NewInstallToken, Registration, Telemetry, prelude::*};
 use codex_authd::seal::Sealed;
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ pub async fn rows(directory: &Path) -> Result<Vec<Row>> {
     for seq in 1..=batches {
         let hosts = (0..BATCH).map(|index| HostId((seq * BATCH + index) % HOSTS + 1));
         let batch: Vec<_> = hosts.map(seen).collect();
-        store.append_telemetry(node, seq, &batch).await?;
+        store.telemetry_append(node, seq, &batch).await?;
         if seq == batches / 10 {
             size.baseline.push(Cell::mebibytes(kibibytes_in(&records)?));
         }
@@ -63,7 +63,7 @@ async fn register(store: &Embedded, id: u64) -> Result<()> {
         },
         at: now,
     };
-    store.register_host(&registration, &AuditNote::new(now, Actor::Daemon, None, "host.register")).await?;
+    store.host_register(&registration, &AuditNote::new(now, Actor::Daemon, None, "host.register")).await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use codex_authd::model::host::HostId;
 use codex_authd::model::secret::Secret;
 use codex_authd::outside::{Outside as _, System};
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry};
+use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry, prelude::*};
 use codex_authd::service::boot;
 use codex_authd::service::enrol::api_key_place;
 use time::Duration;
@@ -72,7 +72,7 @@ pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
                 wrapper_fetched_at: None,
             })
             .collect();
-        records.append_telemetry(node, seq as u64 + 1, &batch).await?;
+        records.telemetry_append(node, seq as u64 + 1, &batch).await?;
     }
     Ok(())
 }
@@ -97,8 +97,8 @@ pub async fn one(records: &dyn Records, secrets: &boot::Secrets, id: HostId, ind
         at: now,
     };
     let note = AuditNote::new(now, Actor::Daemon, None, "host.register");
-    records.register_host(&registration, &note).await?;
-    records.redeem_install_token(&token, &key.digest(), now, from, &note).await?;
-    records.bind_ip(id, &key.digest(), from, 64, now, &note).await?;
+    records.host_register(&registration, &note).await?;
+    records.installer_redeem(&token, &key.digest(), now, from, &note).await?;
+    records.host_bind_ip(id, &key.digest(), from, 64, now, &note).await?;
     Ok(())
 }

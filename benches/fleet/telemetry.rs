@@ -123,7 +123,7 @@ impl Node {
     async fn told(&self, kind: Kind) -> Result<u64> {
         Ok(match kind {
             Kind::Notes => self.records.audit_head().await?.number,
-            Kind::Calls | Kind::Logins => self.records.activity(HostId(1)).await?.api_calls,
+            Kind::Calls | Kind::Logins => self.records.host_activity(HostId(1)).await?.api_calls,
         })
     }
 

@@ -18,7 +18,7 @@ use super::errors::{Answer, Failure, ok};
 use super::guards::{Caller, Member};
 use super::json::{JsonBody, OkStatus};
 use crate::model::host::HostId;
-use crate::records::{Session, SignedInBy, User};
+use crate::records::{Session, SignInMethod, User};
 use crate::service::people::sessions::NewSession;
 use crate::service::{Service, ServiceError};
 
@@ -276,8 +276,8 @@ pub struct SessionBody {
 impl SessionBody {
     pub fn new(service: &Service, session: Session, in_force: bool) -> Self {
         let (signed_in_by, issuer, subject) = match session.method {
-            SignedInBy::Password => ("password", None, None),
-            SignedInBy::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
+            SignInMethod::Password => ("password", None, None),
+            SignInMethod::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
         };
         Self {
             id: session.id,

@@ -16,7 +16,7 @@ use super::guards::{Admin, Asking, Viewer};
 use super::json::{JsonBody, Verbatim};
 use super::types::auth::AuthAnswer;
 use crate::model::people::Role;
-use crate::records::{CanonicalSummary, Source};
+use crate::records::{CanonicalSource, CanonicalSummary};
 use crate::service::canonical::History;
 use crate::service::history::Difference;
 use crate::service::{Service, ServiceError};
@@ -200,11 +200,11 @@ pub struct AuthVersion {
 impl From<CanonicalSummary> for AuthVersion {
     fn from(summary: CanonicalSummary) -> Self {
         let (source, source_name) = match summary.source {
-            Source::Admin { by } => ("admin", by),
-            Source::Override { by } => ("override", by),
-            Source::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
-            Source::Runner { of } => ("runner", format!("version {of}")),
-            Source::Host { fqdn, .. } => ("host", fqdn.into()),
+            CanonicalSource::Admin { by } => ("admin", by),
+            CanonicalSource::Override { by } => ("override", by),
+            CanonicalSource::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
+            CanonicalSource::Runner { of } => ("runner", format!("version {of}")),
+            CanonicalSource::Host { fqdn, .. } => ("host", fqdn.into()),
         };
         Self {
             version: summary.version,
@@ -227,7 +227,7 @@ mod tests {
             version: 8,
             digest: crate::model::digest::Digest::of(b""),
             last_refresh: "2026-11-26T12:00:00Z".into(),
-            source: Source::Runner { of: 7 },
+            source: CanonicalSource::Runner { of: 7 },
             stored_at: OffsetDateTime::UNIX_EPOCH,
         };
         let shown = AuthVersion::from(summary);

@@ -281,8 +281,8 @@ async fn each_answer_follows_every_change() {
         HostChange { insecure_grace_until: Some(None), ..HostChange::default() },
     ] {
         world.turn_clock(Duration::seconds(1));
-        for host in world.records.hosts().await.unwrap() {
-            world.records.change_host(host.id, &change, world.outside.now(), &noted()).await.unwrap();
+        for host in world.records.host_list().await.unwrap() {
+            world.records.host_change(host.id, &change, world.outside.now(), &noted()).await.unwrap();
         }
         world.service.catch_up().await.unwrap();
         world.retrieves(KINDS).await;

@@ -24,9 +24,9 @@ use super::origins::{own_origin, trusted_origin};
 use crate::config::AdminAccess;
 use crate::metrics::Listener;
 use crate::model::secret::Secret;
+use crate::service::people::provider::ProviderAnswer;
 use crate::service::people::provider::{Finished, NotFinished, PATIENCE, cookie_tag};
 use crate::service::{Service, ServiceError};
-use crate::upstream::oidc::Answer;
 
 pub struct OidcApi;
 
@@ -80,8 +80,12 @@ impl OidcApi {
         let tag = state.0.as_deref().map(cookie_tag).unwrap_or_default();
         let name = flow_cookie(&tag, browser.secure);
         let kept = browser.cookie(&name);
-        let answer =
-            Answer { code: code.0.map(Secret::new), state: state.0.map(Secret::new), iss: iss.0, error: error.0 };
+        let answer = ProviderAnswer {
+            code: code.0.map(Secret::new),
+            state: state.0.map(Secret::new),
+            iss: iss.0,
+            error: error.0,
+        };
         let finished = service.finish_sign_in(kept.as_deref(), &answer, client.from, client.agent.as_deref()).await;
         let forget = set_cookie(&name, "", browser.secure, Some(time::Duration::ZERO));
         let mut response = match finished {

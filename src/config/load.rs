@@ -383,7 +383,7 @@ fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
                 && parsed.username().is_empty()
         })
     };
-    if !is_good(issuer) || issuer.contains('?') || issuer.len() > crate::records::LONGEST_IDENTITY_PART {
+    if !is_good(issuer) || issuer.contains('?') || issuer.len() > crate::model::people::MAX_IDENTITY_PART_BYTES {
         return Err((
             "oidc.issuer",
             "must be the provider's https:// URL as it names itself, without a query, of at most 255 characters \

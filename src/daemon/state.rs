@@ -188,7 +188,7 @@ impl State {
     /// Whether hosts were last shown another certificate than ours, as far as it is recorded. Where the records cannot
     /// tell, hot state does.
     pub async fn is_switched(&self) -> Option<bool> {
-        let settings = match self.records.settings().await {
+        let settings = match self.records.settings_fetch().await {
             Ok(settings) => settings,
             Err(_) => (*self.hot.settings()).clone(),
         };

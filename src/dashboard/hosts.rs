@@ -16,7 +16,7 @@ use super::words::When;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::host::{HostRules, NotServed};
-use crate::records::{CanonicalSummary, Source};
+use crate::records::{CanonicalSource, CanonicalSummary};
 use crate::service::Service;
 use crate::service::directory::{ListQuery, ListedHost, Sort};
 use crate::service::enrol::HostView;
@@ -126,13 +126,13 @@ pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
 }
 
 /// Where a version came from.
-pub fn source_in_words(source: Source) -> String {
+pub fn source_in_words(source: CanonicalSource) -> String {
     match source {
-        Source::Admin { by } => format!("uploaded by an admin ({by})"),
-        Source::Override { by } => format!("uploaded by an admin ({by}) in the place of a newer login"),
-        Source::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
-        Source::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
-        Source::Rollback { by, of } => format!("version {of}, brought back by {by}"),
+        CanonicalSource::Admin { by } => format!("uploaded by an admin ({by})"),
+        CanonicalSource::Override { by } => format!("uploaded by an admin ({by}) in the place of a newer login"),
+        CanonicalSource::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
+        CanonicalSource::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
+        CanonicalSource::Rollback { by, of } => format!("version {of}, brought back by {by}"),
     }
 }
 

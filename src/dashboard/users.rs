@@ -16,7 +16,7 @@ use super::words::When;
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::people::{NotARole, Role, UserId};
-use crate::records::{ChangedUser, ExternalIdentity, Session, SignedInBy, User};
+use crate::records::{ChangedUser, ExternalIdentity, Session, SignInMethod, User};
 use crate::service::ServiceError;
 
 #[derive(Template)]
@@ -61,8 +61,8 @@ impl SessionRow {
         Self {
             id: session.id,
             by: match session.method {
-                SignedInBy::Password => "password".into(),
-                SignedInBy::Oidc { issuer, .. } => issuer,
+                SignInMethod::Password => "password".into(),
+                SignInMethod::Oidc { issuer, .. } => issuer,
             },
             from: session.from.map(|from| from.to_string()),
             agent: session.agent,

@@ -5,7 +5,7 @@
 use time::OffsetDateTime;
 
 use super::{Change, Hot, Result};
-use crate::records::{Changes, Foundation, SealingKey};
+use crate::records::{BootMaterial, Changes, SealingKey};
 use crate::seal::Sealed;
 
 pub(super) const FOUNDATION: &[u8] = b"foundation";
@@ -13,11 +13,11 @@ pub(super) const FOUNDATION: &[u8] = b"foundation";
 pub(super) const REACHED: &[u8] = b"reached";
 
 impl Hot {
-    pub fn foundation(&self) -> Result<Option<Foundation>> {
+    pub fn foundation(&self) -> Result<Option<BootMaterial>> {
         self.cache.get(FOUNDATION)
     }
 
-    pub fn keep_foundation(&self, foundation: &Foundation) -> Result<()> {
+    pub fn keep_foundation(&self, foundation: &BootMaterial) -> Result<()> {
         self.cache.write(|change| change.put(FOUNDATION, foundation))
     }
 
@@ -55,9 +55,9 @@ pub(super) fn take_over(rows: &mut Change<'_, '_>, changes: &Changes) -> Result<
     })
 }
 
-fn change(rows: &mut Change<'_, '_>, change: impl FnOnce(&mut Foundation)) -> Result<()> {
+fn change(rows: &mut Change<'_, '_>, change: impl FnOnce(&mut BootMaterial)) -> Result<()> {
     // Without one there is nothing to start from, and nothing to keep up to date.
-    let Some(mut foundation) = rows.get::<Foundation>(FOUNDATION)? else { return Ok(()) };
+    let Some(mut foundation) = rows.get::<BootMaterial>(FOUNDATION)? else { return Ok(()) };
     change(&mut foundation);
     rows.put(FOUNDATION, &foundation)
 }

@@ -6,7 +6,7 @@ use crate::records::conformance::{
     self, at, fqdn, ip, kill_switch, new_canonical, noted, registration, replaced, sealed, seen, token,
 };
 use crate::records::embedded::Embedded;
-use crate::records::{Condition, Host, HostChange, Records};
+use crate::records::{Host, HostChange, ReplaceCondition, prelude::*};
 
 fn open(dir: &tempfile::TempDir) -> Hot {
     Hot::open(dir.path(), &System).unwrap()
@@ -37,10 +37,11 @@ fn changes(epoch: u64, hosts: Vec<Host>) -> Changes {
 async fn what_the_records_hold_is_found_here_and_again_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    let version =
-        replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    records.change_settings(&kill_switch(true), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    let version = replaced(
+        records.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
+    records.settings_change(&kill_switch(true), &noted()).await.unwrap();
     {
         let hot = open(&dir);
         assert_eq!((hot.epoch(), hot.canonical()), (Epoch(0), None));
@@ -68,19 +69,19 @@ async fn a_replaced_or_removed_key_is_gone_at_once() {
         let (first, second) = (format!("{called_before} 1"), format!("{called_before} 2"));
         let id = 1 + u64::from(called_before);
         let name = format!("h{id}.test");
-        records.register_host(&registration(id, &name, &first), &noted()).await.unwrap();
+        records.host_register(&registration(id, &name, &first), &noted()).await.unwrap();
         follow(&hot, &records).await;
         if called_before {
             assert!(hot.host_by_key(&key(&first)).unwrap().is_some());
         }
-        records.register_host(&registration(id, &name, &second), &noted()).await.unwrap();
+        records.host_register(&registration(id, &name, &second), &noted()).await.unwrap();
         follow(&hot, &records).await;
         assert!(hot.host_by_key(&key(&first)).unwrap().is_none());
         assert_eq!(hot.install_token(&token(&first)).unwrap().unwrap().revoked_at, Some(at(0)));
         if called_before {
             assert!(hot.host_by_key(&key(&second)).unwrap().is_some());
         }
-        records.remove_host(HostId(id), at(1), &noted()).await.unwrap();
+        records.host_remove(HostId(id), at(1), &noted()).await.unwrap();
         follow(&hot, &records).await;
         assert!(hot.host_by_key(&key(&second)).unwrap().is_none());
         assert!(hot.host_by_id(HostId(id)).unwrap().is_none());
@@ -197,7 +198,7 @@ fn no_race_brings_a_replaced_key_back() {
 async fn calls_are_counted_through_changes_and_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     {
         let hot = open(&dir);
         follow(&hot, &records).await;
@@ -205,7 +206,7 @@ async fn calls_are_counted_through_changes_and_restarts() {
         let in_hand = InHand { last_refresh: "2026-11-21T12:00:00Z", digest: &key("login") };
         assert_eq!(host.seen(at(1), Some(in_hand), Some("0.63.0"), None).activity.api_calls, 1);
         assert_eq!(host.seen(at(2), None, None, Some("2026.1")).activity.api_calls, 2);
-        records.change_host(HostId(1), &HostChange::default(), at(3), &noted()).await.unwrap();
+        records.host_change(HostId(1), &HostChange::default(), at(3), &noted()).await.unwrap();
         follow(&hot, &records).await;
         let changed = hot.host_by_key(&key("a")).unwrap().unwrap();
         assert!(!Arc::ptr_eq(&host, &changed));
@@ -246,9 +247,9 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
     for id in [1, 2] {
-        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
+        records.host_register(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
     }
-    records.append_telemetry(Uuid::new_v4(), 1, &[seen(1, 40, 1, Some("0.1"))]).await.unwrap();
+    records.telemetry_append(Uuid::new_v4(), 1, &[seen(1, 40, 1, Some("0.1"))]).await.unwrap();
     let hot = open(&dir);
     follow(&hot, &records).await;
     // One call came in before the records were asked.
@@ -257,7 +258,7 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
     let lacking = hot.hosts_without_activity().unwrap();
     assert_eq!(lacking, [HostId(1), HostId(2)]);
     for id in lacking {
-        hot.set_activities(&[(id, records.activity(id).await.unwrap())]).unwrap();
+        hot.set_activities(&[(id, records.host_activity(id).await.unwrap())]).unwrap();
     }
     assert_eq!(hot.hosts_without_activity().unwrap(), []);
     assert_eq!(host.seen(at(3), None, None, None).activity.api_calls, 42);
@@ -271,7 +272,7 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
 async fn hot_state_of_another_format_is_built_anew_and_keeps_its_outbox() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "1"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "1"), &noted()).await.unwrap();
     let node = {
         let hot = open(&dir);
         follow(&hot, &records).await;
@@ -292,7 +293,7 @@ async fn hot_state_of_another_format_is_built_anew_and_keeps_its_outbox() {
 async fn nothing_is_left_of_hot_state_that_held_the_outbox() {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
-    records.register_host(&registration(1, "h1.test", "1"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "1"), &noted()).await.unwrap();
     let old = Store::rebuildable(&dir.path().join(CACHE)).unwrap();
     let written = old.write::<_, HotError>(|staged| {
         for (key, value) in [("format", "2"), ("epoch", "7"), ("last-batch", "1"), ("outbox/12345678", "[]")] {
@@ -380,16 +381,16 @@ async fn a_lost_outbox_makes_a_new_node() {
 async fn telemetry_is_in_the_records_once_however_often_it_is_sent() {
     let dir = tempfile::tempdir().unwrap();
     let (hot, records) = (open(&dir), records(&dir));
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     for _ in 0..3 {
         hot.outbox_append(vec![seen(1, 2, 1, None)]).await.unwrap();
     }
     for _ in 0..2 {
         for (number, batch) in hot.outbox_next(100).await.unwrap() {
-            records.append_telemetry(hot.node(), number, &batch).await.unwrap();
+            records.telemetry_append(hot.node(), number, &batch).await.unwrap();
         }
     }
-    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 6);
+    assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 6);
 }
 
 #[tokio::test]
@@ -397,9 +398,9 @@ async fn a_cache_of_other_records_is_dropped_and_the_outbox_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (hot, records) = (open(&dir), records(&dir));
     assert!(!hot.belongs_to("ours").unwrap());
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    replaced(records.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    records.change_settings(&kill_switch(true), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    replaced(records.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
+    records.settings_change(&kill_switch(true), &noted()).await.unwrap();
     follow(&hot, &records).await;
     let host = hot.host_by_key(&key("a")).unwrap().unwrap();
     host.seen(at(1), None, None, None);
@@ -430,9 +431,9 @@ async fn long_expired_installer_tokens_are_forgotten() {
     for (id, tag, expires) in [(1, "a", 100), (2, "b", 200), (3, "c", 300)] {
         let mut registration = registration(id, &format!("h{id}.test"), tag);
         registration.token.expires_at = at(expires);
-        records.register_host(&registration, &noted()).await.unwrap();
+        records.host_register(&registration, &noted()).await.unwrap();
     }
-    records.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    records.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     follow(&hot, &records).await;
     assert_eq!(hot.purge_install_tokens(at(200)).unwrap(), 1);
     let left = ["a", "b", "c"].map(|tag| hot.install_token(&token(tag)).unwrap().is_some());

@@ -24,6 +24,9 @@ impl fmt::Display for UserId {
     }
 }
 
+/// The limit of an issuer, and of a subject (OpenID Connect Core 1.0, section 2).
+pub const MAX_IDENTITY_PART_BYTES: usize = 255;
+
 /// The longest address that a mail can be sent to (RFC 5321, 4.5.3.1).
 const LONGEST_EMAIL: usize = 254;
 

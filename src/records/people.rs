@@ -1,11 +1,12 @@
-//! Users, their sessions, and the identities of other providers that are linked to them.
+//! Users, their sessions, and the identities of providers that are linked to them.
 //!
-//! A session is in force while its user is not disabled and still of the session's `generation`: whatever is to end all
-//! sessions of a user (another password, disabling, an identity taken away) turns the user's generation, and no row of a
-//! session has to be found. A crash leaves both or neither.
+//! A session is valid while its user is enabled and has the session's `generation`. What ends all sessions of a user (a
+//! new password, disabling, an unlinked identity) increments the generation; no session row is touched. A crash leaves
+//! both or neither.
 
 use std::net::IpAddr;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -16,18 +17,66 @@ use crate::model::digest::Digest;
 use crate::model::people::{Email, Role, UserId};
 use crate::outside::{Outside as _, System};
 
+#[async_trait]
+pub trait PeopleRecords: Send + Sync {
+    /// Adds a user. `false`: another user has the e-mail address. The same id and address again: `true`, and the user
+    /// stays as it is. The same id with another address is an error. Bumps the epoch, as every change of a user, and
+    /// the begin and end of a session. Users are never removed.
+    async fn user_add(&self, user: &User, audit: &AuditNote) -> Result<bool>;
+    /// By e-mail address.
+    async fn user_list(&self) -> Result<Vec<User>>;
+    async fn user_fetch_by_email(&self, email: &Email) -> Result<Option<User>>;
+    /// Changes a user; returns the user and the hosts that changed with it. `None`: no such user, or a rehashed
+    /// password has been replaced. A change that changes nothing is not written.
+    async fn user_change(
+        &self,
+        id: UserId,
+        change: &UserChange,
+        at: OffsetDateTime,
+        audit: Option<&AuditNote>,
+    ) -> Result<Option<ChangedUser>>;
+    /// Begins a session if the user is still as it was when the sign-in was decided. A session through a provider also
+    /// needs its identity linked to this user. The same id and token again: `Begun`, even if the session has ended. The
+    /// id of a purged session is unknown.
+    async fn session_begin(&self, session: &Session, audit: &AuditNote) -> Result<SessionOutcome>;
+    /// `None`: no such session, or it has ended.
+    async fn session_end(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>>;
+    /// Records when sessions were last used, if later than recorded. Writes no audit entry and leaves the epoch.
+    async fn session_touch(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()>;
+    /// All that are kept, ended and expired ones included, newest first.
+    async fn session_list(&self) -> Result<Vec<Session>>;
+    /// Forgets sessions that ended or expired before `when`; returns how many. Leaves the epoch.
+    async fn session_purge(&self, when: OffsetDateTime) -> Result<usize>;
+    /// Links an identity to a user. Issuer and subject are compared byte by byte and have at most
+    /// [`MAX_IDENTITY_PART_BYTES`] bytes each, as the e-mail address; the caller checks that. A linked identity stays
+    /// as it is. Leaves the epoch.
+    async fn identity_link(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<LinkOutcome>;
+    /// Unlinks an identity and ends the user's sessions; returns both. `None`: it was not linked.
+    async fn identity_unlink(
+        &self,
+        issuer: &str,
+        subject: &str,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<(ExternalIdentity, User)>>;
+    /// By issuer and subject. Read from the store each time: an operator may insert rows in the database.
+    async fn identity_fetch(&self, issuer: &str, subject: &str) -> Result<Option<ExternalIdentity>>;
+    /// By user, then issuer and subject.
+    async fn identity_list(&self) -> Result<Vec<ExternalIdentity>>;
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     pub id: UserId,
-    /// No two users have the same.
+    /// Unique.
     pub email: Email,
     pub role: Role,
-    /// Without one they sign in through a provider only.
+    /// `None`: sign-in through a provider only.
     pub password: Option<PasswordHash>,
     pub disabled: bool,
-    /// Turned by whatever ends all of the user's sessions.
+    /// Incremented by what ends all of the user's sessions.
     pub generation: u64,
-    /// How many hosts of their own a member may have; `None`: as many as the configuration says.
+    /// How many hosts a member may own; `None`: the configured limit.
     pub max_hosts: Option<u32>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
@@ -40,7 +89,7 @@ pub struct User {
 #[serde(transparent)]
 pub struct PasswordHash(pub String);
 
-/// It is not the password, and whoever has it can guess at leisure.
+/// Not the password, but it can be attacked offline.
 impl std::fmt::Debug for PasswordHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
@@ -50,16 +99,16 @@ impl std::fmt::Debug for PasswordHash {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserChange {
     Role(Role),
-    /// Turns the generation. Their hosts that are not disabled are disabled with them, those included whose removal can be
-    /// undone, unless `keep_hosts`.
+    /// Increments the generation. Also disables the user's enabled hosts, restorable ones included, unless
+    /// `keep_hosts`.
     Disable {
         keep_hosts: bool,
     },
-    /// Turns the generation. Hosts that were disabled with them are enabled.
+    /// Increments the generation. Also enables the hosts that were disabled with the user.
     Enable,
-    /// Turns the generation.
+    /// Increments the generation.
     Password(PasswordHash),
-    /// The same password under today's parameters, if the hash is still `old`. Ends nothing.
+    /// The same password with the present parameters, if the hash is still `old`. Ends no session.
     Rehashed {
         old: PasswordHash,
         new: PasswordHash,
@@ -67,7 +116,7 @@ pub enum UserChange {
     MaxHosts(Option<u32>),
 }
 
-/// What a change of a user wrote.
+/// The rows that a change of a user wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangedUser {
     pub user: User,
@@ -76,7 +125,7 @@ pub struct ChangedUser {
 }
 
 impl ChangedUser {
-    /// How many hosts changed that are not removed.
+    /// The number of changed hosts that are not removed.
     pub fn host_count(&self) -> usize {
         self.hosts.iter().filter(|host| host.removed_at.is_none()).count()
     }
@@ -84,33 +133,33 @@ impl ChangedUser {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// Made by the caller; that of a sign-in through a provider is the id of that sign-in, so that it begins one only.
+    /// Made by the caller; a sign-in through a provider uses its own id, so it begins one session only.
     pub id: Uuid,
     /// SHA-256 of the access token.
     pub token: Digest,
     pub user: UserId,
-    /// The user's when it began.
+    /// The user's generation when it began.
     pub generation: u64,
-    pub method: SignedInBy,
-    /// Held by a browser, as a cookie; else by whoever was given the token.
+    pub method: SignInMethod,
+    /// Held by a browser as a cookie; `false`: by the client that got the token.
     pub browser: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
-    /// It ends then, however much it is used.
+    /// Use does not extend it.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// To the minute or so.
+    /// Accurate to about a minute.
     #[serde(with = "time::serde::rfc3339")]
     pub last_used_at: OffsetDateTime,
     pub from: Option<IpAddr>,
-    /// What the client calls itself, cut.
+    /// The client's user agent, truncated.
     pub agent: Option<String>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
 }
 
 impl Session {
-    /// Whether nothing has ended all sessions of its user since it began.
+    /// Whether its user is enabled and has the session's generation.
     pub fn is_of_now(&self, user: &User) -> bool {
         !user.disabled && user.generation == self.generation
     }
@@ -118,25 +167,22 @@ impl Session {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum SignedInBy {
+pub enum SignInMethod {
     Password,
     Oidc { issuer: String, subject: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begun {
+pub enum SessionOutcome {
     Begun,
-    /// The id is another session's.
+    /// Another session has the id.
     Known,
-    /// The user is gone, disabled, or of another generation by now.
+    /// The user is disabled or has another generation, or the identity is not linked.
     Refused,
 }
 
-/// The longest issuer, and the longest subject (OpenID Connect Core 1.0, 2), in bytes.
-pub const LONGEST_IDENTITY_PART: usize = 255;
-
-/// Somebody of another provider who is a user of ours. Issuer and subject together name one person; the e-mail address is
-/// for people to read and decides nothing.
+/// An identity at a provider that is linked to a user. Issuer and subject identify it; the e-mail address is
+/// informative.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExternalIdentity {
     pub issuer: String,
@@ -148,23 +194,15 @@ pub struct ExternalIdentity {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Linked {
-    /// Now, or it was linked to this user already (then nothing is written).
+pub enum LinkOutcome {
+    /// Linked now, or to this user before (then nothing is written).
     Linked,
-    /// To another user.
+    /// Linked to this other user.
     Taken(UserId),
     NoUser,
 }
 
-/// Whose a registered host becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    pub user: UserId,
-    /// Of hosts that are not removed, this one included.
-    pub at_most: u32,
-}
-
-/// What [`seed_external_identities`] links.
+/// An identity for [`seed_external_identities`] to link.
 #[derive(Clone, Debug)]
 pub struct ExternalIdentitySeed {
     pub issuer: String,
@@ -173,9 +211,8 @@ pub struct ExternalIdentitySeed {
     pub email: Option<String>,
 }
 
-/// Links identities to users that are there. May be repeated; an identity that is linked to another user, or a user that
-/// is not there, is an error, and what came before it is linked. The time is the system's: whoever calls this has no clock
-/// to hand in.
+/// Links identities to existing users. May be repeated. An identity that is linked to another user, or an unknown user,
+/// is an error; the identities before it stay linked. Uses the system's clock: its callers have no other.
 pub async fn seed_external_identities(records: &dyn Records, seeds: &[ExternalIdentitySeed]) -> Result<()> {
     for ExternalIdentitySeed { issuer, subject, user_id, email } in seeds {
         let at = System.now();
@@ -192,10 +229,10 @@ pub async fn seed_external_identities(records: &dyn Records, seeds: &[ExternalId
             .with("subject", subject);
         let refused =
             |why: String| RecordsError::Corrupt(format!("the identity {subject} of {issuer} cannot be linked: {why}"));
-        match records.link_identity(&identity, &note).await? {
-            Linked::Linked => {}
-            Linked::Taken(other) => return Err(refused(format!("it is linked to user {other}"))),
-            Linked::NoUser => return Err(refused(format!("there is no user {user_id}"))),
+        match records.identity_link(&identity, &note).await? {
+            LinkOutcome::Linked => {}
+            LinkOutcome::Taken(other) => return Err(refused(format!("it is linked to user {other}"))),
+            LinkOutcome::NoUser => return Err(refused(format!("there is no user {user_id}"))),
         }
     }
     Ok(())

@@ -1,36 +1,52 @@
-//! Probes: the real Codex run on a version of the canonical login, and what it said.
+//! Probes: runs of the real Codex on a version of the canonical login, and their outcome.
 //!
-//! Several daemons share the records, and one of them probes at a time: it holds a lease, from its claim until it writes
-//! what it found, or until the lease is over, for it may have died. A probe whose lease is over and that has no outcome
-//! stays without: it was cut short.
+//! One daemon of all that share the records probes at a time. It holds a lease from its claim until it writes the
+//! outcome, or until the lease expires, since it may have died. A probe without an outcome whose lease has expired was
+//! cut short.
 //!
-//! What is decided here is the same for every store. It reads no clock, and knows not how probes are kept.
+//! The rules here hold for every store. They read no clock and do not know how probes are stored.
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
 use super::Result;
 use super::rules::is_over;
+use crate::model::audit::AuditNote;
 
-/// How many probes are kept.
-pub(super) const KEPT: usize = 1000;
-/// How much is kept of the reason for an outcome, in bytes.
-const LONGEST_REASON: usize = 4 * 1024;
+#[async_trait]
+pub trait ProbeRecords: Send + Sync {
+    /// Begins a probe unless one is running on any node, decided in the transaction. The same id again: `Begun`. A
+    /// daily probe is `NotDue` if one began on that UTC day on any node, running or not. The newest thousand probes are
+    /// kept; a few of them give way to older ones that the summary needs. Nodes do not cache probes.
+    async fn probe_claim(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<ClaimOutcome>;
+    /// Writes the outcome of a probe once, and ends its lease. Again: `true` if the outcome is the same. `false`:
+    /// another outcome, or an unknown id. A probe whose lease has expired may still be finished.
+    async fn probe_finish(&self, id: Uuid, outcome: &ProbeOutcome, audit: Option<&AuditNote>) -> Result<bool>;
+    /// Up to `limit`, newest first.
+    async fn probe_list(&self, limit: usize) -> Result<Vec<Probe>>;
+    async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary>;
+}
 
-/// What made somebody probe.
+/// The number of probes that are kept.
+pub(super) const MAX_PROBES: usize = 1000;
+/// The length to which the reason of an outcome is truncated.
+const MAX_REASON_BYTES: usize = 4 * 1024;
+
+/// The cause of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeTrigger {
-    /// A host brought a new version.
+    /// A host stored a new version.
     Store,
     /// The first request of a UTC day.
     Daily,
     /// An admin asked for it.
     Admin,
-    /// An admin uploaded a version, and asked for it.
+    /// An admin uploaded a version and asked for it.
     Upload,
-    /// The one before failed.
+    /// The previous one failed.
     Retry,
 }
 
@@ -39,31 +55,31 @@ pub enum ProbeTrigger {
 pub enum ProbeState {
     /// Codex works with this login.
     Ok,
-    /// It does not.
+    /// Codex does not work with it.
     Fail,
-    /// It could not be tried here: nothing is known of the login.
+    /// The probe could not run; nothing is known of the login.
     Unavailable,
 }
 
-/// Who wants to probe what.
+/// A node's request to probe a version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeClaim {
-    /// Names the attempt; made anew for each.
+    /// The id of the attempt.
     pub id: Uuid,
     pub node: Uuid,
     pub version: u64,
     pub trigger: ProbeTrigger,
     pub at: OffsetDateTime,
-    /// When the lease is over.
+    /// The end of the lease.
     pub until: OffsetDateTime,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeOutcome {
     pub state: ProbeState,
-    /// Why not, for people; no secret. What is longer than 4 KiB is cut off.
+    /// For people; no secret. Truncated to 4 KiB.
     pub reason: Option<String>,
-    /// The version that was made of tokens that Codex refreshed.
+    /// The version made of tokens that Codex refreshed.
     pub adopted: Option<u64>,
     #[serde(with = "time::serde::rfc3339")]
     pub finished_at: OffsetDateTime,
@@ -73,45 +89,45 @@ pub struct ProbeOutcome {
 pub struct Probe {
     pub id: Uuid,
     pub node: Uuid,
-    /// The version that is probed.
+    /// The probed version.
     pub version: u64,
     pub trigger: ProbeTrigger,
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
-    /// When the lease is over.
+    /// The end of the lease.
     #[serde(with = "time::serde::rfc3339")]
     pub until: OffsetDateTime,
-    /// `None`: it is under way, or was cut short.
+    /// `None`: it is running, or was cut short.
     pub outcome: Option<ProbeOutcome>,
 }
 
-/// What became of a claim.
-// A box would only be in everybody's way: there is one at a time.
+/// The answer to a claim.
+// One at a time: not worth a box.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claimed {
-    /// Ours.
+pub enum ClaimOutcome {
+    /// The caller may probe.
     Begun,
-    /// Another one is under way (its lease is not over).
+    /// This one is running: its lease has not expired.
     Busy(Probe),
-    /// A daily one was begun on this UTC day already.
+    /// A daily one began on this UTC day.
     NotDue,
 }
 
-/// "Newest" is by the order of the claims, whatever the clocks said.
+/// "Newest" is by the order of the claims, not by the clocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSummary {
     pub latest: Option<Probe>,
     pub latest_finished: Option<Probe>,
-    /// When the newest that ended so was finished.
+    /// The end of the newest one with [`ProbeState::Ok`].
     pub last_ok: Option<OffsetDateTime>,
-    /// Of those that said that the login does not work: where it could not be tried, nothing failed.
+    /// The end of the newest one with [`ProbeState::Fail`].
     pub last_failure: Option<OffsetDateTime>,
-    /// When the newest daily one was begun.
+    /// The begin of the newest daily one.
     pub last_daily: Option<OffsetDateTime>,
-    /// How many were finished since the asked moment and said whether the login works.
+    /// How many finished since the given time with `Ok` or `Fail`.
     pub validations: u64,
-    /// How many were finished since then and made a version.
+    /// How many finished since then and made a version.
     pub adoptions: u64,
     pub latest_adoption: Option<Probe>,
 }
@@ -148,7 +164,7 @@ impl Probe {
         Self { id, node, version, trigger, started_at: at, until, outcome: None }
     }
 
-    /// Whether somebody is at it now. One that is neither under way nor finished was cut short.
+    /// Whether it is running. One that is neither running nor finished was cut short.
     pub fn is_under_way(&self, now: OffsetDateTime) -> bool {
         self.outcome.is_none() && !is_over(self.started_at, self.until, now)
     }
@@ -158,21 +174,21 @@ impl Probe {
         self.trigger == ProbeTrigger::Daily && date(self.started_at) == date(day)
     }
 
-    pub(super) fn is(&self, what: Mark) -> bool {
+    pub(super) fn is(&self, what: ProbeMark) -> bool {
         let state = self.outcome.as_ref().map(|outcome| outcome.state);
         match what {
-            Mark::Finished => state.is_some(),
-            Mark::Ok => state == Some(ProbeState::Ok),
-            Mark::Failed => state == Some(ProbeState::Fail),
-            Mark::Daily => self.trigger == ProbeTrigger::Daily,
-            Mark::Adopted => self.outcome.as_ref().is_some_and(|outcome| outcome.adopted.is_some()),
+            ProbeMark::Finished => state.is_some(),
+            ProbeMark::Ok => state == Some(ProbeState::Ok),
+            ProbeMark::Failed => state == Some(ProbeState::Fail),
+            ProbeMark::Daily => self.trigger == ProbeTrigger::Daily,
+            ProbeMark::Adopted => self.outcome.as_ref().is_some_and(|outcome| outcome.adopted.is_some()),
         }
     }
 }
 
-/// The newest of each of these is kept, however many came after it.
+/// The newest probe of each of these is kept, however old it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum ProbeMark {
     Finished,
     Ok,
     Failed,
@@ -180,23 +196,26 @@ pub(super) enum Mark {
     Adopted,
 }
 
-impl Mark {
+impl ProbeMark {
     pub const ALL: [Self; 5] = [Self::Finished, Self::Ok, Self::Failed, Self::Daily, Self::Adopted];
 }
 
 impl ProbeClaim {
-    /// Why it cannot be had, if it cannot, with what there is, newest first. That it was had before is for the caller to see.
-    pub(super) fn refused(&self, newest_first: impl IntoIterator<Item = Result<Probe>>) -> Result<Option<Claimed>> {
+    /// The refusal, if any, given the probes newest first. The caller has checked that the id is new.
+    pub(super) fn refused(
+        &self,
+        newest_first: impl IntoIterator<Item = Result<Probe>>,
+    ) -> Result<Option<ClaimOutcome>> {
         let is_daily = self.trigger == ProbeTrigger::Daily;
         let mut busy = None;
         for probe in newest_first {
             let probe = probe?;
             if is_daily && probe.is_daily_of(self.at) {
-                return Ok(Some(Claimed::NotDue));
+                return Ok(Some(ClaimOutcome::NotDue));
             }
             if busy.is_none() && probe.is_under_way(self.at) {
-                busy = Some(Claimed::Busy(probe));
-                // What came before it is no matter to others.
+                busy = Some(ClaimOutcome::Busy(probe));
+                // Earlier ones matter to a daily claim only.
                 if !is_daily {
                     break;
                 }
@@ -207,16 +226,17 @@ impl ProbeClaim {
 }
 
 impl ProbeOutcome {
-    /// As it is kept.
+    /// As it is stored.
     pub(super) fn cut(&self) -> Self {
         let reason =
-            self.reason.as_deref().map(|reason| reason[..reason.floor_char_boundary(LONGEST_REASON)].to_owned());
+            self.reason.as_deref().map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
         Self { reason, ..self.clone() }
     }
 }
 
 impl ProbeSummary {
-    /// Of all probes, newest first; or of the newest one, the newest of each [`Mark`], and those finished since.
+    /// From all probes, newest first; enough are the newest, the newest of each [`ProbeMark`], and those finished
+    /// since.
     pub(super) fn of(newest_first: impl IntoIterator<Item = Result<Probe>>, since: OffsetDateTime) -> Result<Self> {
         let mut summary = Self::default();
         for probe in newest_first {
@@ -232,14 +252,14 @@ impl ProbeSummary {
                 latest_adoption,
             } = &mut summary;
             let finished_at = probe.outcome.as_ref().map(|outcome| outcome.finished_at);
-            let says_something = probe.is(Mark::Ok) || probe.is(Mark::Failed);
+            let says_something = probe.is(ProbeMark::Ok) || probe.is(ProbeMark::Failed);
             let counts = |what: bool| u64::from(what && finished_at.is_some_and(|at| at >= since));
             *validations += counts(says_something);
-            *adoptions += counts(probe.is(Mark::Adopted));
+            *adoptions += counts(probe.is(ProbeMark::Adopted));
             for (mark, last, at) in [
-                (Mark::Ok, last_ok, finished_at),
-                (Mark::Failed, last_failure, finished_at),
-                (Mark::Daily, last_daily, Some(probe.started_at)),
+                (ProbeMark::Ok, last_ok, finished_at),
+                (ProbeMark::Failed, last_failure, finished_at),
+                (ProbeMark::Daily, last_daily, Some(probe.started_at)),
             ] {
                 if last.is_none() && probe.is(mark) {
                     *last = at;
@@ -247,8 +267,8 @@ impl ProbeSummary {
             }
             for (is, newest) in [
                 (true, latest),
-                (probe.is(Mark::Finished), latest_finished),
-                (probe.is(Mark::Adopted), latest_adoption),
+                (probe.is(ProbeMark::Finished), latest_finished),
+                (probe.is(ProbeMark::Adopted), latest_adoption),
             ] {
                 if newest.is_none() && is {
                     *newest = Some(probe.clone());

@@ -1,12 +1,12 @@
-//! What a change makes of what is there: the same for every store, which adds only how it is kept.
+//! How a change turns the present state into the next: the rules that every store shares. Stores nothing.
 
 use std::net::IpAddr;
 
-use time::OffsetDateTime;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::{
-    Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, Owner, RecordsError, Registered,
-    Registration, Session, Settings, SettingsChange, SignedInBy, User, UserChange,
+    Authority, AuthoritySlot, AuthorityStep, Host, HostChange, InstallToken, Owner, RecordsError, Registration,
+    RegistrationOutcome, Session, Settings, SettingsChange, SignInMethod, User, UserChange,
 };
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
@@ -16,7 +16,7 @@ use crate::model::people::UserId;
 use crate::seal::Sealed;
 
 impl Host {
-    /// Whom nobody knew yet.
+    /// First registration.
     pub(super) fn registered(registration: &Registration, owner: Option<UserId>) -> Self {
         let secure = registration.secure.unwrap_or(true);
         Self {
@@ -45,7 +45,7 @@ impl Host {
         }
     }
 
-    /// Registered again: by its owner, or by an admin (`None`), and then it is nobody's from here on.
+    /// Registered again: by its owner, or by an admin (`None`), which makes it nobody's.
     pub(super) fn given_new_key(mut self, registration: &Registration, owner: Option<UserId>) -> Self {
         if self.owner != owner {
             self.owner = owner;
@@ -57,7 +57,7 @@ impl Host {
         // The new key may go to another machine.
         self.agent_identity = None;
         self.updated_at = registration.at;
-        // A key is bound to the first address it is used from, and this one was used from none.
+        // A key is bound to the address of its first use; this one is unused.
         self.rules.bound_ip = None;
         self.rules.bound_ip_other = None;
         self.rules.expires_at = registration.expires_at.or(self.rules.expires_at);
@@ -73,7 +73,7 @@ impl Host {
         self.key_digest == *key || self.imported_key_digest == Some(*key)
     }
 
-    /// Binds it to an address, if it may be; says whether that changed anything.
+    /// Binds the host to an address, if allowed; returns whether it changed.
     pub(super) fn bind(&mut self, ip: IpAddr, ipv6_prefix: u8, at: OffsetDateTime) -> bool {
         let ip = ip.to_canonical();
         let binds = match self.rules.bound_like(ip) {
@@ -87,35 +87,38 @@ impl Host {
         binds
     }
 
-    /// The host with this identity; `None`: it has it already.
+    /// The host with this identity; `None`: it has it.
     pub(super) fn with_agent_identity(&self, identity: &Sealed) -> Option<Self> {
         let is_new = self.agent_identity.as_ref() != Some(identity);
         is_new.then(|| Self { agent_identity: Some(identity.clone()), ..self.clone() })
     }
 
-    /// It can be brought back no more: what is secret of it is forgotten.
+    /// Without its secrets: it can no longer be restored.
     pub(super) fn purged(&self) -> Self {
         Self { api_key: Sealed::from_bytes(Vec::new()), agent_identity: None, ..self.clone() }
     }
 
-    /// Its owner is disabled; says whether that changed anything. A host that an admin disabled stays as it is.
+    /// Disables the host with its owner; returns whether it changed. One that an admin disabled stays as it is.
     pub(super) fn disable_with_user(&mut self) -> bool {
         let disables = !self.rules.disabled;
-        if disables {
-            self.rules.disabled = true;
-            self.rules.disabled_with_user = true;
-        }
+        self.rules.disabled = true;
+        self.rules.disabled_with_user |= disables;
         disables
     }
 
-    /// The reverse; says whether that changed anything.
+    /// The reverse; returns whether it changed.
     pub(super) fn enable_with_user(&mut self) -> bool {
-        let enables = self.rules.disabled_with_user;
-        if enables {
-            self.rules.disabled = false;
-            self.rules.disabled_with_user = false;
-        }
+        let enables = std::mem::take(&mut self.rules.disabled_with_user);
+        self.rules.disabled &= !enables;
         enables
+    }
+
+    pub(super) fn truncate_times(&mut self) {
+        truncate(&mut self.created_at);
+        truncate(&mut self.updated_at);
+        let rules = &mut self.rules;
+        let optional = [&mut rules.insecure_enabled_until, &mut rules.insecure_grace_until, &mut rules.expires_at];
+        optional.into_iter().chain([&mut self.removed_at]).for_each(truncate_any);
     }
 
     /// Whether it was removed after `removed_after` and its key is still known.
@@ -171,13 +174,18 @@ impl InstallToken {
         }
     }
 
+    /// Whether it has expired; also if the clock was set back.
+    pub fn is_over(&self, now: OffsetDateTime) -> bool {
+        is_over(self.created_at, self.expires_at, now)
+    }
+
     pub(super) fn is_pending(&self) -> bool {
         self.redeemed_at.is_none() && self.revoked_at.is_none()
     }
 }
 
 impl Registration {
-    /// The audit entry: `note`, with the user whom the host that has the name now is taken from.
+    /// `note`, with the user that an admin takes the present host of the name from.
     pub(super) fn noted(&self, present: Option<&Host>, owner: Option<UserId>, note: &AuditNote) -> AuditNote {
         match present.and_then(|host| host.owner).filter(|_| owner.is_none()) {
             Some(user) => note.clone().with("taken_from", user),
@@ -186,12 +194,24 @@ impl Registration {
     }
 }
 
+impl Settings {
+    pub(super) fn truncate_times(&mut self) {
+        self.client_release.iter_mut().for_each(|release| truncate(&mut release.checked_at));
+        self.restored_login.iter_mut().for_each(|login| truncate(&mut login.backup_of));
+        self.verified_backup.iter_mut().for_each(|backup| truncate(&mut backup.made_at));
+        if let Some(trust) = &mut self.host_trust {
+            truncate_any(&mut trust.system_since);
+            truncate_any(&mut trust.switched_at);
+        }
+    }
+}
+
 impl SettingsChange {
-    /// The settings with this change. `None`: it does not fit what is there.
+    /// The settings after this change. `None`: it does not fit.
     pub(super) fn applied(&self, settings: &Settings) -> Option<Settings> {
         let mut changed = settings.clone();
         match self {
-            Self::Api { disabled, reason } => {
+            Self::KillSwitch { disabled, reason } => {
                 changed.api_disabled = *disabled;
                 changed.api_disabled_reason = reason.clone().filter(|_| *disabled);
             }
@@ -230,21 +250,21 @@ impl SettingsChange {
 }
 
 impl Owner {
-    /// Why they may not register the host that has the name now; they have `count` hosts.
-    pub(super) fn refused(&self, is_disabled: bool, present: Option<&Host>, count: u64) -> Option<Registered> {
+    /// Why the user, who owns `count` hosts, may not register `present`, the host with the name.
+    pub(super) fn refused(&self, is_disabled: bool, present: Option<&Host>, count: u64) -> Option<RegistrationOutcome> {
         if is_disabled {
-            return Some(Registered::OwnerDisabled);
+            return Some(RegistrationOutcome::OwnerDisabled);
         }
         match present {
-            Some(host) if host.owner != Some(self.user) => Some(Registered::NotTheirs),
-            Some(_) => (count > self.at_most.into()).then_some(Registered::TooMany),
-            None => (count >= self.at_most.into()).then_some(Registered::TooMany),
+            Some(host) if host.owner != Some(self.user) => Some(RegistrationOutcome::NotTheirs),
+            Some(_) => (count > self.at_most.into()).then_some(RegistrationOutcome::TooMany),
+            None => (count >= self.at_most.into()).then_some(RegistrationOutcome::TooMany),
         }
     }
 }
 
 impl UserChange {
-    /// What it makes of a user: the same where it is so already. `None`: it is of a password that is another by now.
+    /// The user after this change. `None`: a rehashed password has been replaced.
     pub(super) fn applied(&self, user: &User, at: OffsetDateTime) -> Option<User> {
         let mut changed = user.clone();
         match self {
@@ -267,7 +287,7 @@ impl UserChange {
         Some(changed)
     }
 
-    /// What it makes of the user's hosts, removed ones included: those that change, as they are then.
+    /// Those of the user's hosts, removed ones included, that change, as they are after it.
     pub(super) fn applied_to_hosts(&self, hosts: impl IntoIterator<Item = Host>, at: OffsetDateTime) -> Vec<Host> {
         let change = match self {
             Self::Disable { keep_hosts: false } => Host::disable_with_user,
@@ -285,7 +305,7 @@ impl UserChange {
 }
 
 impl User {
-    /// From here on none of the sessions that they have is in force.
+    /// With the next generation, which ends all present sessions.
     pub(super) fn turned(&self, at: OffsetDateTime) -> Self {
         Self { generation: self.generation + 1, updated_at: at, ..self.clone() }
     }
@@ -295,12 +315,12 @@ impl Session {
     /// The identity that its user signed in with.
     pub(super) fn identity(&self) -> Option<(&str, &str)> {
         match &self.method {
-            SignedInBy::Password => None,
-            SignedInBy::Oidc { issuer, subject } => Some((issuer, subject)),
+            SignInMethod::Password => None,
+            SignInMethod::Oidc { issuer, subject } => Some((issuer, subject)),
         }
     }
 
-    /// Whether it may begin, where its user is this one now, and its identity, if it has one, is linked to `linked`.
+    /// Whether it may begin. `user`: its user as stored now; `linked`: the user of its identity, if it has one.
     pub(super) fn may_begin(&self, user: Option<&User>, linked: Option<UserId>) -> bool {
         user.is_some_and(|user| user.id == self.user && self.is_of_now(user))
             && (self.identity().is_none() || linked == Some(self.user))
@@ -311,8 +331,8 @@ impl Session {
     }
 }
 
-/// What a step makes of the authorities that are there: those to be written and the one to go; `None`: it does not fit.
-/// Where two are written, the first makes room for the second.
+/// The authorities that a step writes, and the one that it removes; `None`: it does not fit. Of two, the first makes
+/// room for the second.
 pub(super) fn roll(
     present: &[Authority],
     role: AuthorityRole,
@@ -344,13 +364,24 @@ pub(super) fn rolled(present: Vec<Authority>, written: Vec<Authority>, gone: Opt
     after
 }
 
-/// What is good for a while is so whichever way the clock is set: what would be good for longer than it was made for was
-/// made by a clock that has been set back since.
+/// Whether a period from `from` until `until` is over. It also is if more than its length remains: the clock has been
+/// set back.
 pub(super) fn is_over(from: OffsetDateTime, until: OffsetDateTime, now: OffsetDateTime) -> bool {
     now >= until || from - now > until - from
 }
 
-/// What is noted of versions that were removed, the lowest first; `None`: none were.
+/// A time as every store keeps it: in UTC, to the microsecond.
+pub(super) fn truncate(at: &mut OffsetDateTime) {
+    let utc = at.to_offset(UtcOffset::UTC);
+    // Below a second: always in range.
+    *at = utc.replace_nanosecond(utc.microsecond() * 1000).unwrap_or(utc);
+}
+
+pub(super) fn truncate_any(at: &mut Option<OffsetDateTime>) {
+    at.iter_mut().for_each(truncate);
+}
+
+/// The audit entry of pruned versions, which are in order; `None`: there are none.
 pub(super) fn pruned_note(note: &AuditNote, pruned: &[u64]) -> Option<AuditNote> {
     let (first, last) = pruned.first().zip(pruned.last())?;
     Some(note.clone().on(format_args!("{first}-{last}")).with("versions", pruned.len()))
@@ -360,7 +391,7 @@ pub(super) fn taken(what: &str) -> RecordsError {
     RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
 }
 
-/// What everybody but whoever fills the records is told of them meanwhile.
+/// The error for every call but those of the fill.
 pub(super) fn being_filled() -> RecordsError {
     RecordsError::Unavailable(
         "they are being filled from a copy, or that was cut short: wait for it, or run the restore or migration again"

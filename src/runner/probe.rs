@@ -360,12 +360,10 @@ pub(super) fn ca_bundle() -> Option<PathBuf> {
     told.into_iter().chain(PLACES.map(PathBuf::from)).find(is_good)
 }
 
-/// Codex's configuration: the operator's lines, and, unless they say otherwise, the login in its file and no look for
-/// updates, which the proxy would refuse.
+/// Codex's configuration: the operator's lines, and, unless they say otherwise, the login in its file.
 pub(super) fn configuration(lines: &str) -> Result<String, toml::de::Error> {
     let mut table: toml::Table = lines.parse()?;
     table.entry("cli_auth_credentials_store").or_insert_with(|| "file".into());
-    table.entry("check_for_update_on_startup").or_insert_with(|| false.into());
     Ok(table.to_string())
 }
 

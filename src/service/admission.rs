@@ -169,7 +169,7 @@ impl Service {
         };
         let note = note.on(&host.fqdn).with("address", from);
         let ipv6_prefix = self.policy.load().ipv6_prefix;
-        let binding = self.records.bind_ip(host.id, key, from, ipv6_prefix, now, &note);
+        let binding = self.records.host_bind_ip(host.id, key, from, ipv6_prefix, now, &note);
         let is_news = |bound: &&Host| bound.rules.bound_like(from) != known;
         let bound = self.commit_untold(binding, |bound| bound.as_ref().filter(is_news).map(Into::into)).await?;
         let bound = bound.ok_or(ServiceError::KeyInvalid)?;
@@ -208,7 +208,8 @@ impl Service {
     /// entries of the audit log only, which bounds the cost of a page that shows it.
     pub async fn last_address_refused(&self, host: &Host) -> Result<Option<(RefusedAddress, OffsetDateTime)>> {
         let newest = self.records.audit_head().await?.number;
-        let entries = self.records.audit_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
+        let entries =
+            self.records.audit_list_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
         let notes = entries.await?.into_iter().rev().map(|entry| entry.note);
         let last = notes
             .filter(|note| note.action == ADDRESS_REFUSED && note.target.as_deref() == Some(host.fqdn.as_str()))

@@ -49,7 +49,7 @@ const PAGE: usize = 1000;
 impl Service {
     /// Entries that `filter` admits, the newest first.
     pub async fn audit_log(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
-        Ok(self.records.audit(filter, limit).await?)
+        Ok(self.records.audit_list(filter, limit).await?)
     }
 
     /// The same, and `before` of the next page; `None`: there are no more.
@@ -67,7 +67,7 @@ impl Service {
         let mut good = AuditHead::default();
         let mut noted_found = noted.map(|_| false);
         while good.number < newest.number {
-            let page = self.records.audit_from(good.number + 1, PAGE).await?;
+            let page = self.records.audit_list_from(good.number + 1, PAGE).await?;
             let Some(first) = page.first().map(|entry| entry.number) else {
                 let broken = BrokenChain::Gap { expected: good.number + 1, found: newest.number };
                 return Ok(Verification { good, broken: Some(broken), noted_found });
@@ -100,7 +100,7 @@ impl Service {
         if !self.watch.is_first(&note) {
             return;
         }
-        match self.records.append_audit(std::slice::from_ref(&note)).await {
+        match self.records.audit_append(std::slice::from_ref(&note)).await {
             Ok(()) => tell(&note),
             Err(error) => {
                 tell(&note);
@@ -111,7 +111,7 @@ impl Service {
 
     /// Notes what changes nothing else, durably.
     pub(super) async fn note_alone(&self, note: AuditNote) -> Result<()> {
-        self.records.append_audit(std::slice::from_ref(&note)).await?;
+        self.records.audit_append(std::slice::from_ref(&note)).await?;
         tell(&note);
         Ok(())
     }

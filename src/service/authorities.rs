@@ -210,7 +210,7 @@ impl Service {
             AuthorityRole::Client => "client",
         };
         let note = by.note(self.outside.now(), action).on(name);
-        let rolling = self.records.roll_authority(role, &step, &note);
+        let rolling = self.records.authority_roll(role, &step, &note);
         let rolled = self.commit(&note, rolling, |rolled| rolled.as_ref().map(Into::into)).await?;
         rolled.map(drop).ok_or_else(|| ServiceError::Conflict("the authorities changed meanwhile: look again".into()))
     }

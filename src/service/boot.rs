@@ -18,7 +18,7 @@ use crate::model::authority::AuthorityRole;
 use crate::outside::Outside;
 use crate::pki::authority;
 use crate::pki::server_key;
-use crate::records::{AdminCertificate, Authority, AuthoritySlot, Epoch, Foundation, Records, SealingKey, Seed};
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, BootMaterial, Epoch, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 
 /// What is unlocked at boot and kept in memory.
@@ -88,7 +88,7 @@ async fn read(
     master_key: &Path,
     credentials: Option<&Path>,
     outside: &dyn Outside,
-) -> Result<(Foundation, MasterKey)> {
+) -> Result<(BootMaterial, MasterKey)> {
     // A master key is made only where nothing was sealed yet: a lost one must be put back, not replaced.
     let master = if records.is_initialised().await? {
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
@@ -105,11 +105,11 @@ async fn read(
         master
     };
     let incarnation = records.state().await?.incarnation;
-    let server_key = records.server_key().await?;
-    let foundation = Foundation {
-        sealing_keys: records.sealing_keys().await?,
-        authorities: records.authorities().await?,
-        certificates: records.certificates().await?,
+    let server_key = records.server_key_fetch().await?;
+    let foundation = BootMaterial {
+        sealing_keys: records.sealing_key_list().await?,
+        authorities: records.authority_list().await?,
+        certificates: records.certificate_list().await?,
         server_key: server_key.ok_or_else(no_server_key)?,
         incarnation,
     };
@@ -120,8 +120,8 @@ async fn read(
     Ok((foundation, master))
 }
 
-fn open(foundation: Foundation, master: MasterKey, are_from_hot: bool) -> Result<Secrets> {
-    let Foundation { sealing_keys, authorities, certificates, server_key, incarnation } = foundation;
+fn open(foundation: BootMaterial, master: MasterKey, are_from_hot: bool) -> Result<Secrets> {
+    let BootMaterial { sealing_keys, authorities, certificates, server_key, incarnation } = foundation;
     let keys: Vec<_> = sealing_keys.into_iter().map(|key| (key.id, key.sealed)).collect();
     let ring = KeyRing::unlock(&master, &keys)?;
     Ok(Secrets {

@@ -7,7 +7,7 @@ use crate::hot::InHand;
 use crate::model::auth_document::{DocumentText, LoginFacts, Present, without_host_members};
 use crate::model::digest::Digest;
 use crate::model::instant::Instant;
-use crate::records::{CanonicalSummary, CanonicalVersion, Epoch, Source};
+use crate::records::{CanonicalSource, CanonicalSummary, CanonicalVersion, Epoch};
 use crate::seal::Place;
 
 pub struct Canonical {
@@ -33,7 +33,8 @@ pub struct History {
 impl Canonical {
     /// For a document that is to take its place.
     pub(super) fn present(&self) -> Present<'_> {
-        let is_decided = matches!(self.summary.source, Source::Rollback { .. } | Source::Override { .. });
+        let is_decided =
+            matches!(self.summary.source, CanonicalSource::Rollback { .. } | CanonicalSource::Override { .. });
         Present {
             digest: self.summary.digest,
             last_refresh: &self.last_refresh,
@@ -73,7 +74,7 @@ impl Service {
 
     /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
     pub async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<History> {
-        let mut versions = self.records.canonical_history(before, limit.saturating_add(1)).await?;
+        let mut versions = self.records.canonical_list(before, limit.saturating_add(1)).await?;
         let is_more = versions.len() > limit;
         versions.truncate(limit);
         let next = versions.last().filter(|_| is_more).map(|last| last.version);

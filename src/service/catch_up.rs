@@ -112,7 +112,7 @@ impl Service {
         }
         let mut known = Vec::new();
         for id in self.hot.hosts_without_activity()? {
-            known.push((id, self.records.activity(id).await?));
+            known.push((id, self.records.host_activity(id).await?));
         }
         self.hot.set_activities(&known)?;
         Ok(())

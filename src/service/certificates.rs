@@ -81,7 +81,7 @@ impl Service {
         let record = &made.record;
         let note = by.note(record.issued_at, "certificate.issue").on(&record.name);
         let note = note.with("fingerprint", record.fingerprint);
-        self.commit(&note, self.records.record_certificate(record, &note), |()| Some(record.into())).await?;
+        self.commit(&note, self.records.certificate_record(record, &note), |()| Some(record.into())).await?;
         Ok(made)
     }
 
@@ -109,7 +109,7 @@ impl Service {
         let note = by.note(record.issued_at, "certificate.renew").on(&name).with("fingerprint", record.fingerprint);
         let note = note.with("renews", old).with("revoked", revoke);
         let revoke_at = revoke.then_some(record.issued_at);
-        let renewing = self.records.renew_certificate(old, record, revoke_at, &note);
+        let renewing = self.records.certificate_renew(old, record, revoke_at, &note);
         let renewed = self
             .commit(&note, renewing, |renewed| {
                 let revoked = revoke_at.and_then(|at| self.revoked_at(old, at));
@@ -180,7 +180,7 @@ impl Service {
     }
 
     pub async fn certificates(&self) -> Result<Vec<AdminCertificate>> {
-        Ok(self.records.certificates().await?)
+        Ok(self.records.certificate_list().await?)
     }
 
     /// The certificate is let in no more, on open connections either.
@@ -188,7 +188,7 @@ impl Service {
         let now = self.outside.now();
         let name = self.certificate_name(fingerprint).await?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
-        let revoking = self.records.revoke_certificate(fingerprint, now, &note);
+        let revoking = self.records.certificate_revoke(fingerprint, now, &note);
         let revoked = self.commit(&note, revoking, |revoked| revoked.as_ref().map(Into::into)).await?;
         revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))
     }

@@ -190,7 +190,7 @@ async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
         assert_eq!(host.activity().client_version.as_deref(), Some(version));
         service.gather_telemetry().await.unwrap();
         service.drain_outbox().await.unwrap();
-        let kept = service.records.activity(host.id).await.unwrap();
+        let kept = service.records.host_activity(host.id).await.unwrap();
         assert_eq!(kept.client_version.as_deref(), Some(version), "in the records as well");
     }
 }

@@ -80,7 +80,7 @@ impl Service {
         self.take_store(host.id)?;
         let sealed = self.ring.load().seal(&agent_identity_place(host.id), identity.as_bytes(), &*self.outside)?;
         let note = by.note(self.outside.now(), "host.agent_identity").on(&host.fqdn);
-        if !self.records.host_keep_agent_identity(host.id, &host.key_digest, &sealed, &note).await? {
+        if !self.records.host_set_agent_identity(host.id, &host.key_digest, &sealed, &note).await? {
             // The host was removed, or was given a new key, since this call was let in.
             return Err(ServiceError::KeyInvalid);
         }

@@ -12,9 +12,7 @@ use crate::model::audit::{Actor, AuditNote};
 use crate::model::host::{Fqdn, HostActivity, HostId, HostRules, NotServed};
 use crate::model::people::UserId;
 use crate::model::secret::Secret;
-use crate::records::{
-    Host, HostChange, NewInstallToken, Owner, Registered as RegisteredOwned, Registration, Restoration,
-};
+use crate::records::{Host, HostChange, NewInstallToken, Owner, Registration, RegistrationOutcome, Restoration};
 use crate::seal::Place;
 
 /// How long a removal can be undone.
@@ -127,7 +125,7 @@ impl Service {
         let token = Secret::new_install_token(&*self.outside);
         let expires_at = now + policy.install_token_ttl;
         let insecure_enabled_until = (secure == Some(false)).then(|| now + policy.insecure_window);
-        let mut known = self.records.host_by_name(&fqdn).await?.map(|host| host.id);
+        let mut known = self.records.host_fetch_by_name(&fqdn).await?.map(|host| host.id);
         for _ in 0..ATTEMPTS {
             let id = known.unwrap_or_else(|| HostId::new(&*self.outside));
             // A known host is written over under its own number only, so that this is what happens, or nothing does.
@@ -146,31 +144,31 @@ impl Service {
             let registering = async {
                 match owner {
                     None => {
-                        let host = self.records.register_host(&registration, &note).await?;
-                        Ok(RegisteredOwned::Host(Box::new(host)))
+                        let host = self.records.host_register(&registration, &note).await?;
+                        Ok(RegistrationOutcome::Host(Box::new(host)))
                     }
-                    Some(owner) => self.records.register_owned_host(&registration, owner, &note).await,
+                    Some(owner) => self.records.host_register_owned(&registration, owner, &note).await,
                 }
             };
             let is_new = |host: &Host| host.key_digest == api_key.digest();
             let registered = self
                 .commit(&note, registering, |registered| match registered {
-                    RegisteredOwned::Host(host) if is_new(host) => Some((&**host).into()),
+                    RegistrationOutcome::Host(host) if is_new(host) => Some((&**host).into()),
                     _ => None,
                 })
                 .await?;
             let host = match registered {
-                RegisteredOwned::Host(host) => *host,
-                RegisteredOwned::NotTheirs => {
+                RegistrationOutcome::Host(host) => *host,
+                RegistrationOutcome::NotTheirs => {
                     return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
                 }
-                RegisteredOwned::TooMany => {
+                RegistrationOutcome::TooMany => {
                     return Err(ServiceError::Conflict(format!(
                         "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
                         owner.map_or(0, |owner| owner.at_most)
                     )));
                 }
-                RegisteredOwned::OwnerDisabled => {
+                RegistrationOutcome::OwnerDisabled => {
                     return Err(ServiceError::Conflict("your account is disabled; ask an admin".into()));
                 }
             };
@@ -186,19 +184,19 @@ impl Service {
     }
 
     pub async fn hosts(&self) -> Result<Vec<HostView>> {
-        let hosts = self.records.hosts().await?;
+        let hosts = self.records.host_list().await?;
         Ok(hosts.into_iter().map(|host| self.view(host)).collect())
     }
 
     pub async fn host(&self, id: HostId) -> Result<HostView> {
-        let host = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?;
+        let host = self.records.host_fetch(id).await?.ok_or(ServiceError::NotFound("Host"))?;
         Ok(self.view(host))
     }
 
     /// The host of this name; a name that no host can have is nobody's.
     pub async fn host_named(&self, name: &str) -> Result<Option<HostView>> {
         let Ok(fqdn) = name.parse::<Fqdn>() else { return Ok(None) };
-        Ok(self.records.host_by_name(&fqdn).await?.map(|host| self.view(host)))
+        Ok(self.records.host_fetch_by_name(&fqdn).await?.map(|host| self.view(host)))
     }
 
     /// Removes a host: its key and its pending installers are refused from here on. For [`UNDO`] it can be brought back.
@@ -208,12 +206,12 @@ impl Service {
 
     /// The same; with an owner, only a host of theirs.
     pub(super) async fn remove_for(&self, id: HostId, owner: Option<UserId>, by: &By) -> Result<Host> {
-        let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
+        let fqdn = self.records.host_fetch(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
         let now = self.outside.now();
         let note = by.note(now, "host.remove").on(fqdn).with("id", id);
         let removing = match owner {
-            None => self.records.remove_host(id, now, &note),
-            Some(owner) => self.records.remove_owned_host(id, owner, now, &note),
+            None => self.records.host_remove(id, now, &note),
+            Some(owner) => self.records.host_remove_owned(id, owner, now, &note),
         };
         let removed = self.commit(&note, removing, |removed| removed.as_ref().map(Into::into)).await?;
         removed.ok_or(ServiceError::NotFound("Host"))
@@ -228,7 +226,7 @@ impl Service {
     /// The hosts whose removal can still be undone, the last one first.
     pub async fn removed_hosts(&self) -> Result<Vec<Host>> {
         let since = self.outside.now() - UNDO;
-        let removed = self.records.removed_hosts().await?;
+        let removed = self.records.host_list_removed().await?;
         Ok(removed.into_iter().filter(|host| host.removed_at.is_some_and(|at| at > since)).collect())
     }
 
@@ -238,7 +236,7 @@ impl Service {
         let removed = self.removed_hosts().await?.into_iter().find(|host| host.id == id);
         let fqdn = removed.ok_or(ServiceError::NotFound("Removed host"))?.fqdn;
         let note = by.note(now, "host.restore").on(&fqdn).with("id", id);
-        let restoring = self.records.restore_host(id, now - UNDO, now, &note);
+        let restoring = self.records.host_restore(id, now - UNDO, now, &note);
         let restored = self.commit(&note, restoring, |restored| match restored {
             Restoration::Restored(host) => Some(host.into()),
             Restoration::NameTaken | Restoration::Unknown => None,
@@ -259,7 +257,7 @@ impl Service {
 
     /// What the records know of what a host did.
     async fn take_activity(&self, id: HostId) -> Result<()> {
-        let activity = self.records.activity(id).await?;
+        let activity = self.records.host_activity(id).await?;
         self.hot.set_activities(&[(id, activity.clone())])?;
         self.directory.set_activity([(id, activity)]);
         Ok(())
@@ -267,7 +265,7 @@ impl Service {
 
     /// Forgets the keys of hosts whose removal cannot be undone any more.
     pub async fn purge_removed(&self) -> Result<()> {
-        let purging = self.records.purge_removed_hosts(self.outside.now() - UNDO);
+        let purging = self.records.host_purge_removed(self.outside.now() - UNDO);
         let purged = self.commit_untold(purging, |purged| (*purged > 0).then(Written::default)).await?;
         if purged > 0 {
             log::info!(event = "removed_hosts_purged", hosts = purged; "the keys of hosts that were removed a day ago are forgotten");
@@ -344,9 +342,9 @@ impl Service {
     }
 
     async fn change(&self, id: HostId, change: HostChange, note: AuditNote) -> Result<Host> {
-        let fqdn = self.records.host(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
+        let fqdn = self.records.host_fetch(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
         let note = note.on(fqdn);
-        let changing = self.records.change_host(id, &change, note.at, &note);
+        let changing = self.records.host_change(id, &change, note.at, &note);
         let changed = self.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
         changed.ok_or(ServiceError::NotFound("Host"))
     }

@@ -98,7 +98,7 @@ impl Service {
                 "start the daemon on the store that was moved to, or codex-authd migrate --abort",
             )];
         }
-        let asked = tokio::time::timeout(PATIENCE, self.records.examine()).await;
+        let asked = tokio::time::timeout(PATIENCE, self.records.server_health()).await;
         let health = match asked {
             Ok(Ok(health)) => health,
             failed => {

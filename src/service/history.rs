@@ -17,7 +17,7 @@ use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
 use crate::model::auth_document::AuthDocument;
 use crate::model::digest::Digest;
-use crate::records::{Condition, Epoch, Source};
+use crate::records::{CanonicalSource, Epoch, ReplaceCondition};
 
 /// How often a roll-back that lost a race is tried again.
 const ATTEMPTS: usize = 16;
@@ -53,8 +53,8 @@ impl Service {
             }
             let now = self.outside.now();
             let document = self.dated_after(&present, &wanted.text, now)?;
-            let source = Source::Rollback { by: by.actor.to_string(), of: number };
-            let condition = Condition::Version(Some(present.summary.version));
+            let source = CanonicalSource::Rollback { by: by.actor.to_string(), of: number };
+            let condition = ReplaceCondition::Version(Some(present.summary.version));
             let note = by.note(now, "auth.rollback").with("of", number);
             if self.make_canonical(&document, source, condition, note).await?.is_some()
                 && let Some(canonical) = self.canonical()
@@ -66,7 +66,7 @@ impl Service {
     }
 
     pub(super) async fn version(&self, number: u64) -> Result<Canonical> {
-        let Some(version) = self.records.canonical_version(number).await? else {
+        let Some(version) = self.records.canonical_fetch_version(number).await? else {
             let newest = self.canonical().map_or(0, |canonical| canonical.summary.version);
             let was_there = (1..=newest).contains(&number);
             return Err(if was_there {

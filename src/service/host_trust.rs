@@ -224,7 +224,7 @@ impl Service {
             let of = |activity: &HostActivity| Trusted::of(&recorded, activity.wrapper_version.as_deref());
             // Of calls to another node this one knows nothing.
             if !of(&activity).is_of_both() && self.records.may_be_away() {
-                let stored = self.records.activity(host.host.id).await?;
+                let stored = self.records.host_activity(host.host.id).await?;
                 if stored.last_seen > activity.last_seen {
                     activity = stored;
                 }

@@ -49,7 +49,7 @@ impl Service {
         let digest = pending.digest;
         let script = self.bake_installer(&host, &pending.base_url)?;
         let note = By::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
-        let redeeming = self.records.redeem_install_token(&digest, &host.key_digest, now, from, &note);
+        let redeeming = self.records.installer_redeem(&digest, &host.key_digest, now, from, &note);
         let is_redeemed = |redemption: &Redemption| matches!(redemption, Redemption::Redeemed { .. });
         match self.commit(&note, redeeming, |redemption| is_redeemed(redemption).then(Written::default)).await? {
             Redemption::Redeemed { token, .. } => {
@@ -106,7 +106,7 @@ impl Service {
 
     /// Every installer there ever was, the newest first, with its host's name.
     pub async fn installers(&self) -> Result<Vec<(InstallToken, Option<Fqdn>)>> {
-        let mut tokens = self.records.install_tokens().await?;
+        let mut tokens = self.records.installer_list().await?;
         // A page goes on where another one ended: equal times need an order.
         tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), *token.digest.as_bytes()));
         tokens
@@ -129,7 +129,7 @@ impl Service {
             }
         }
         let mut urls = self.settings().public_urls.clone();
-        let mut tokens = self.records.install_tokens().await?;
+        let mut tokens = self.records.installer_list().await?;
         tokens.sort_by_key(|token| std::cmp::Reverse(token.created_at));
         for token in tokens {
             if urls.len() < 2 * Settings::MAX_PUBLIC_URLS && !urls.contains(&token.base_url) {
@@ -154,7 +154,7 @@ impl Service {
         let note = by.note(now, "installer.revoke").with("installer", token);
         let host = self.hot.install_token(token)?.map(|known| self.hot.host_by_id(known.host)).transpose()?.flatten();
         let note = host.iter().fold(note, |note, host| note.on(&host.fqdn));
-        let revoking = self.records.revoke_install_token(token, now, &note);
+        let revoking = self.records.installer_revoke(token, now, &note);
         let revoked = self.commit(&note, revoking, |revoked| revoked.as_ref().map(|_| Written::default())).await?;
         revoked.ok_or(ServiceError::NotFound("Outstanding installer"))
     }

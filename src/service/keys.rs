@@ -36,7 +36,7 @@ impl Service {
             created_at: self.outside.now(),
         };
         let note = by.note(key.created_at, "keys.rotate").on(id);
-        if !self.records.add_sealing_key(&key, &note).await? {
+        if !self.records.sealing_key_add(&key, &note).await? {
             return Err(ServiceError::Unavailable { cause: "another node is rotating the keys".into() });
         }
         tell(&note);
@@ -52,7 +52,7 @@ impl Service {
         if self.standstill().is_some() {
             return Ok(());
         }
-        if self.records.sealing_keys().await?.len() > 1 {
+        if self.records.sealing_key_list().await?.len() > 1 {
             let rotation = self.retire_old_keys().await?;
             log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "a rotation of the data keys that was cut short is finished");
         }
@@ -61,8 +61,8 @@ impl Service {
 
     pub(super) async fn reload_ring(&self) -> Result<KeyId> {
         // In this order: what is sealed with a key that is not among them any more was sealed anew before that key went.
-        let keys = self.records.sealing_keys().await?;
-        let server_key = self.records.server_key().await?.ok_or_else(no_server_key)?;
+        let keys = self.records.sealing_key_list().await?;
+        let server_key = self.records.server_key_fetch().await?.ok_or_else(no_server_key)?;
         self.hot.keep_keys(&keys, &server_key)?;
         let keys: Vec<_> = keys.into_iter().map(|key| (key.id, key.sealed)).collect();
         let ring = KeyRing::unlock(&self.secrets.master, &keys)?;
@@ -76,10 +76,10 @@ impl Service {
         let mut rotation = Rotation { active, resealed: 0, removed: 0 };
         for _ in 0..ROUNDS {
             rotation.resealed += self.reseal_older(active).await?;
-            for key in self.records.sealing_keys().await?.into_iter().filter(|key| key.id != active) {
-                rotation.removed += usize::from(self.records.remove_sealing_key(key.id).await?);
+            for key in self.records.sealing_key_list().await?.into_iter().filter(|key| key.id != active) {
+                rotation.removed += usize::from(self.records.sealing_key_remove(key.id).await?);
             }
-            if self.records.sealing_keys().await?.len() == 1 {
+            if self.records.sealing_key_list().await?.len() == 1 {
                 break;
             }
         }
@@ -98,7 +98,7 @@ impl Service {
     async fn reseal_older(&self, active: KeyId) -> Result<u64> {
         let mut resealed = 0;
         loop {
-            let values = self.records.values_sealed_before(active, BATCH).await?;
+            let values = self.records.sealed_value_list_before(active, BATCH).await?;
             if values.is_empty() {
                 return Ok(resealed);
             }
@@ -106,7 +106,7 @@ impl Service {
             for (place, old) in values {
                 let plain = ring.open(&place, &old)?;
                 let new = ring.seal(&place, &plain, &*self.outside)?;
-                resealed += u64::from(self.records.reseal(&place, &old, &new).await?);
+                resealed += u64::from(self.records.sealed_value_replace(&place, &old, &new).await?);
             }
         }
     }

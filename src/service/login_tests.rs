@@ -13,7 +13,7 @@ use crate::hot::HotHost;
 use crate::model::audit::{AuditFilter, AuditNote};
 use crate::model::auth_document::{Allowed, AuthDocument, DocumentRules, MAX_DOCUMENT_BYTES, fixture};
 use crate::model::digest::Digest;
-use crate::records::{Condition, Records, Source};
+use crate::records::{CanonicalSource, Records, ReplaceCondition};
 
 const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -225,12 +225,12 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
     assert_eq!(upload(&service, &logins[0], Allowed::default()).await.unwrap(), Outcome::Outdated);
     let anyway = Allowed { even_if_older: true, ..Allowed::default() };
     assert_eq!(upload(&service, &logins[0], anyway).await.unwrap(), Outcome::Updated);
-    assert!(matches!(service.canonical().unwrap().summary.source, Source::Override { .. }));
+    assert!(matches!(service.canonical().unwrap().summary.source, CanonicalSource::Override { .. }));
     assert_eq!(store(&service, &host, &renewed).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
     assert_eq!(upload(&service, &login(clock.now(), clock.now()), anyway).await.unwrap(), Outcome::Updated);
     let source = service.canonical().unwrap().summary.source.clone();
-    assert!(matches!(source, Source::Admin { .. }), "{source:?}: it won because it is newer");
+    assert!(matches!(source, CanonicalSource::Admin { .. }), "{source:?}: it won because it is newer");
 }
 
 /// What another node's canonical version is, a node may not know yet: the records' version decides.
@@ -279,8 +279,8 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     let old = AuthDocument::from_canonical(given.to_string(), &DocumentRules::default()).unwrap();
     assert!(old.text().contains("of-this"));
     let note = By::daemon().note(clock.now(), "auth.store");
-    let source = Source::Admin { by: "before".into() };
-    service.make_canonical(&old, source, Condition::Version(Some(1)), note).await.unwrap().unwrap();
+    let source = CanonicalSource::Admin { by: "before".into() };
+    service.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
     let restarted = node(&directory, "hot-2", service.records.clone(), clock).await;
     let canonical = restarted.canonical().unwrap();
     assert_eq!(canonical.summary.version, 2);

@@ -31,7 +31,7 @@ impl Service {
         if self.away().is_some_and(|away| !away.unwritten) {
             return Ok(None);
         }
-        match self.note_reached(self.records.audit(&AuditFilter::default(), 1).await) {
+        match self.note_reached(self.records.audit_list(&AuditFilter::default(), 1).await) {
             Ok(newest) => Ok(newest.first().map(|entry| entry.note.at)),
             // Whoever looks when something is wrong is to see what.
             Err(ServiceError::RecordsAway { .. } | ServiceError::StoreFailed { .. }) => Ok(None),

@@ -52,7 +52,7 @@ impl Service {
             let now = self.outside.now();
             let retention = Retention { newest: self.policy.load().versions.keep, since: now - KEPT_AGE };
             let note = By::daemon().note(now, "auth.prune");
-            let removed = self.records.versions_prune(&retention, BATCH_VERSIONS, &note).await?;
+            let removed = self.records.canonical_prune(&retention, BATCH_VERSIONS, &note).await?;
             if let Some((first, last)) = removed.first().zip(removed.last()) {
                 tell(&note.on(format_args!("{first}-{last}")).with("versions", removed.len()));
             }

@@ -28,7 +28,7 @@ use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::model::instant::{BadInstant, Instant};
 use crate::model::version::Version;
-use crate::records::{AuthEntry, Condition, NewCanonical, ProbeTrigger, Replacement, Source};
+use crate::records::{AuthEntry, CanonicalSource, NewCanonical, ProbeTrigger, ReplaceCondition, Replacement};
 
 /// How often a store whose canonical version changed under it is decided again.
 const ATTEMPTS: usize = 64;
@@ -130,7 +130,7 @@ impl Service {
         let document = self.read_document(document)?;
         // The answer names it. After the store nothing may fail.
         self.wrapper_digest(&host)?;
-        let source = Source::Host { id: host.id, fqdn: host.fqdn.clone() };
+        let source = CanonicalSource::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         // An identity that comes with a login of another account belongs to that account.
         let renews = self.canonical().is_none_or(|present| document.login().renews(&present.login));
@@ -177,7 +177,7 @@ impl Service {
             note = note.with("even_if_older", true);
         }
         let document = self.read_document(document)?;
-        let (outcome, canonical) = self.store(&document, Source::Admin { by: actor }, allowed, note).await?;
+        let (outcome, canonical) = self.store(&document, CanonicalSource::Admin { by: actor }, allowed, note).await?;
         if probe {
             self.want_probe(ProbeTrigger::Upload);
         }
@@ -202,13 +202,13 @@ impl Service {
     async fn store(
         &self,
         document: &AuthDocument,
-        source: Source,
+        source: CanonicalSource,
         allowed: Allowed,
         note: AuditNote,
     ) -> Result<(Outcome, Arc<Canonical>)> {
         let now = self.outside.now();
         let host = match source {
-            Source::Host { id, .. } => Some(id),
+            CanonicalSource::Host { id, .. } => Some(id),
             _ => None,
         };
         let mut is_caught_up = false;
@@ -241,12 +241,14 @@ impl Service {
                 note = note.with("present", &present.login).with("new", document.login()).alarm();
             }
             let source = match &source {
-                Source::Admin { by } if allowed.even_if_older && !wins(Allowed { even_if_older: false, ..allowed }) => {
-                    Source::Override { by: by.clone() }
+                CanonicalSource::Admin { by }
+                    if allowed.even_if_older && !wins(Allowed { even_if_older: false, ..allowed }) =>
+                {
+                    CanonicalSource::Override { by: by.clone() }
                 }
                 source => source.clone(),
             };
-            let condition = Condition::Version(present.as_ref().map(|present| present.summary.version));
+            let condition = ReplaceCondition::Version(present.as_ref().map(|present| present.summary.version));
             host.map_or(Ok(()), |id| self.take_store(id))?;
             let stored = self.make_canonical(&document, source, condition, note).await;
             if let (Some(id), Err(_) | Ok(None)) = (host, &stored) {
@@ -267,14 +269,14 @@ impl Service {
     pub(super) async fn make_canonical(
         &self,
         document: &AuthDocument,
-        source: Source,
-        condition: Condition,
+        source: CanonicalSource,
+        condition: ReplaceCondition,
         note: AuditNote,
     ) -> Result<Option<u64>> {
         let candidate = self.seal_document(Uuid::new_v4(), document, &source)?;
         let text = Arc::new(DocumentText::new(document.text()).map_err(ServiceError::internal)?);
         let note = note.with("digest", candidate.digest).with("last_refresh", &candidate.last_refresh);
-        match self.records.replace_canonical(&condition, &candidate, &note).await? {
+        match self.records.canonical_replace(&condition, &candidate, &note).await? {
             Replacement::Replaced { version, epoch } => {
                 let number = version.summary.version;
                 tell(&note.on(number));
@@ -299,7 +301,7 @@ impl Service {
         }
     }
 
-    fn seal_document(&self, id: Uuid, document: &AuthDocument, source: &Source) -> Result<NewCanonical> {
+    fn seal_document(&self, id: Uuid, document: &AuthDocument, source: &CanonicalSource) -> Result<NewCanonical> {
         let ring = self.ring.load();
         let seal = |place, plain: &str| ring.seal(&place, plain.as_bytes(), &*self.outside);
         let entries = document

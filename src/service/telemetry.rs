@@ -70,7 +70,7 @@ impl Service {
                 return Ok(());
             };
             for (seq, batch) in &batches {
-                self.records.append_telemetry(self.hot.node(), *seq, batch).await?;
+                self.records.telemetry_append(self.hot.node(), *seq, batch).await?;
             }
             self.hot.outbox_forget(last).await?;
         }

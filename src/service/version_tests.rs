@@ -226,13 +226,13 @@ async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
     service.admit(&service.credential(&key), HERE, Purpose::Service).await.unwrap();
     let note = By::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
-    service.records.set_standstill(Some(&standstill), &note).await.unwrap();
+    service.records.standstill_set(Some(&standstill), &note).await.unwrap();
     let auth = login(clock.now(), "one").0;
     for _ in 0..3 {
         let failed = store(&service, &key, &auth).await.map(drop);
         assert!(matches!(failed, Err(ServiceError::StandsStill { .. })), "{failed:?}");
     }
-    service.records.set_standstill(None, &note).await.unwrap();
+    service.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(store(&service, &key, &auth).await.unwrap().outcome, Outcome::Updated);
 }
 

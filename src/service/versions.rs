@@ -70,13 +70,13 @@ impl Service {
         }
         let note = by.note(self.outside.now(), if disabled { "api.disable" } else { "api.enable" });
         let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
-        self.change_settings(&note, SettingsChange::Api { disabled, reason: reason.map(String::from) }).await?;
+        self.change_settings(&note, SettingsChange::KillSwitch { disabled, reason: reason.map(String::from) }).await?;
         Ok(())
     }
 
     /// `None`: the change does not fit the settings as they are by now.
     pub(super) async fn change_settings(&self, note: &AuditNote, change: SettingsChange) -> Result<Option<Settings>> {
-        let changing = self.records.change_settings(&change, note);
+        let changing = self.records.settings_change(&change, note);
         self.commit(note, changing, |changed| changed.as_ref().map(Into::into)).await
     }
 }

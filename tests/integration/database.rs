@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use codex_authd::records::Records as _;
 use codex_authd::records::mysql::{MySql, Options, Tls};
+use codex_authd::records::prelude::*;
 use mysql_async::prelude::Queryable as _;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
@@ -187,9 +187,9 @@ async fn of_first_contacts_with_two_daemons_one_binds() {
 
 /// What was acknowledged is there, once.
 pub async fn holds(records: &MySql, ledgers: impl IntoIterator<Item = &Ledger>) {
-    let hosts = records.hosts().await.unwrap();
+    let hosts = records.host_list().await.unwrap();
     let names: BTreeSet<_> = hosts.iter().map(|host| host.fqdn.as_str()).collect();
-    let history = records.canonical_history(None, 1_000_000).await.unwrap();
+    let history = records.canonical_list(None, 1_000_000).await.unwrap();
     let stored: Vec<_> = history.iter().map(|version| version.digest.to_string()).collect();
     let once: BTreeSet<_> = stored.iter().collect();
     assert_eq!(once.len(), stored.len(), "a version is there twice");

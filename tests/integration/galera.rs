@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use codex_authd::model::audit::AuditHead;
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
+use codex_authd::records::prelude::*;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -112,7 +112,7 @@ async fn galera_loses_nothing_and_does_nothing_twice_though_a_node_and_a_daemon_
         chain_is_whole(&records).await;
         for (token, answered) in &redeemed {
             let digest = codex_authd::model::digest::Digest::of(token.as_bytes());
-            let tokens = records.install_tokens().await.unwrap();
+            let tokens = records.installer_list().await.unwrap();
             let kept = tokens.iter().find(|kept| kept.digest == digest).unwrap();
             assert!(!answered || kept.redeemed_at.is_some(), "a redemption is lost");
         }
@@ -200,7 +200,7 @@ impl Races {
 async fn chain_is_whole(records: &impl codex_authd::records::Records) {
     let mut head = AuditHead::default();
     loop {
-        let entries = records.audit_from(head.number + 1, 1000).await.unwrap();
+        let entries = records.audit_list_from(head.number + 1, 1000).await.unwrap();
         if entries.is_empty() {
             break;
         }
@@ -216,7 +216,7 @@ async fn chain_is_whole(records: &impl codex_authd::records::Records) {
 async fn calls_are_counted(records: &impl codex_authd::records::Records, load: &Load, killed: Instant, back: Instant) {
     let (mut counted, mut answered, mut lost) = (0, 0, 0);
     for tally in &load.tallies {
-        let found = records.activity(HostId(tally.host)).await.unwrap().api_calls;
+        let found = records.host_activity(HostId(tally.host)).await.unwrap().api_calls;
         let times = tally.answered.lock().await;
         let (all, unknown) = (times.len() as u64, tally.unknown.load(Ordering::SeqCst));
         if tally.seat == 2 {

@@ -6,8 +6,8 @@ use std::process::Command;
 use codex_authd::durable::Store;
 use codex_authd::hot::{CACHE, OUTBOX};
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::embedded::Embedded;
+use codex_authd::records::prelude::*;
 use reqwest::Client;
 use serde_json::{Value, json};
 
@@ -88,7 +88,7 @@ impl Fleet {
     async fn end_counted(mut self) {
         self.daemon.stop();
         let records = Embedded::open(&self.daemon.state_dir().join("records")).unwrap();
-        let activity = records.activity(HostId(self.kept[0].id)).await.unwrap();
+        let activity = records.host_activity(HostId(self.kept[0].id)).await.unwrap();
         assert_eq!(activity.api_calls, self.calls);
     }
 }

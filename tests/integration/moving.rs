@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::mysql::{MySql, Options, Tls};
+use codex_authd::records::prelude::*;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -198,7 +198,7 @@ pub async fn write_much(daemon: &Daemon) {
     let at = time::OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap();
     let note = AuditNote::new(at, Actor::Daemon, None, "test.note").with("why", "x".repeat(200));
     for _ in 0..10 {
-        records.append_audit(&vec![note.clone(); 1000]).await.unwrap();
+        records.audit_append(&vec![note.clone(); 1000]).await.unwrap();
     }
 }
 
@@ -250,7 +250,7 @@ async fn a_daemon_moves_into_a_database_and_back_and_hosts_are_served_all_the_wh
     let counted = async || {
         let mut all = 0;
         for host in &hosts {
-            all += database.activity(HostId(host.id)).await.unwrap().api_calls;
+            all += database.host_activity(HostId(host.id)).await.unwrap().api_calls;
         }
         all
     };
@@ -305,11 +305,13 @@ async fn a_migration_that_is_killed_in_the_middle_is_done_again_or_taken_back() 
     let mut migrating = house.daemon.command(&["migrate", "--to-file", &file]).spawn().unwrap();
     let database = records(&url).await;
     // Some of it is there.
-    until("it is in the middle", async || database.audit_from(1, 1).await.is_ok_and(|entries| !entries.is_empty()))
-        .await;
+    until("it is in the middle", async || {
+        database.audit_list_from(1, 1).await.is_ok_and(|entries| !entries.is_empty())
+    })
+    .await;
     house.daemon.kill();
     assert!(!migrating.wait().unwrap().success());
-    let left = database.audit_from(1, 100_000).await.unwrap().len();
+    let left = database.audit_list_from(1, 100_000).await.unwrap().len();
     println!("{left} entries had been copied");
     assert!((1..10_000).contains(&left));
     assert!(matches!(database.state().await, Err(error) if error.to_string().contains("being filled")));
@@ -355,8 +357,10 @@ async fn a_migration_that_fails_lets_the_store_go_on() {
     let migrating =
         house.daemon.command(&["migrate", "--to-file", &file]).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let database = records(&url).await;
-    until("it is in the middle", async || database.audit_from(1, 1).await.is_ok_and(|entries| !entries.is_empty()))
-        .await;
+    until("it is in the middle", async || {
+        database.audit_list_from(1, 1).await.is_ok_and(|entries| !entries.is_empty())
+    })
+    .await;
     server.freeze();
     let output = migrating.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use codex_authd::model::host::HostId;
-use codex_authd::records::Records as _;
 use codex_authd::records::mysql::MySql;
+use codex_authd::records::prelude::*;
 use serde_json::Value;
 
 use crate::database::{TIMEOUT_SECONDS, holds, on_database, records};
@@ -169,7 +169,7 @@ async fn counted(records: &MySql, load: &Load, enough: u64) -> u64 {
     let sum = async || {
         let mut calls = 0;
         for tally in &load.tallies {
-            calls += records.activity(HostId(tally.host)).await.unwrap().api_calls;
+            calls += records.host_activity(HostId(tally.host)).await.unwrap().api_calls;
         }
         calls
     };

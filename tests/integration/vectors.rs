@@ -13,7 +13,7 @@ use std::time::Instant;
 use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::digest::Digest;
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{NewInstallToken, Records as _, Registration};
+use codex_authd::records::{NewInstallToken, Registration, prelude::*};
 use poem::listener::{Acceptor as _, Listener as _};
 use reqwest::{Client, Method};
 use serde::Deserialize;
@@ -714,7 +714,7 @@ fn said_by(script: &str) -> (Option<i32>, String, String) {
 pub async fn expire(daemon: &Daemon, token: &str) {
     daemon.cli_json(&["hosts", "add", "h1b.example.test"]);
     let records = Embedded::open(&daemon.state_dir().join("records")).unwrap();
-    let host = records.hosts().await.unwrap().remove(0);
+    let host = records.host_list().await.unwrap().remove(0);
     let at = host.created_at;
     let token = NewInstallToken { digest: Digest::of(token.as_bytes()), base_url: "https://h".into(), expires_at: at };
     let registration = Registration {
@@ -729,7 +729,7 @@ pub async fn expire(daemon: &Daemon, token: &str) {
         at,
     };
     let note = AuditNote::new(at, Actor::Daemon, None, "host.register");
-    records.register_host(&registration, &note).await.unwrap();
+    records.host_register(&registration, &note).await.unwrap();
 }
 
 /// Where releases of Codex are asked for.

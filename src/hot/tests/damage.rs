@@ -22,17 +22,17 @@ async fn prepared() -> Prepared {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
     for id in 1..=HOSTS {
-        records.register_host(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
+        records.host_register(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
     }
     let mut login = new_canonical("1");
     // As large as any that is taken.
     login.body = sealed(1, &"x".repeat(100_000));
-    replaced(records.replace_canonical(&Condition::Version(None), &login, &noted()).await.unwrap());
+    replaced(records.canonical_replace(&ReplaceCondition::Version(None), &login, &noted()).await.unwrap());
     let hot = open(&dir);
     follow(&hot, &records).await;
-    records.remove_host(HostId(1), at(1), &noted()).await.unwrap();
-    records.register_host(&registration(2, "h2.test", "2 anew"), &noted()).await.unwrap();
-    records.change_settings(&kill_switch(true), &noted()).await.unwrap();
+    records.host_remove(HostId(1), at(1), &noted()).await.unwrap();
+    records.host_register(&registration(2, "h2.test", "2 anew"), &noted()).await.unwrap();
+    records.settings_change(&kill_switch(true), &noted()).await.unwrap();
     follow(&hot, &records).await;
     hot.set_activities(&[(HostId(3), HostActivity::default())]).unwrap();
     for seconds in 1..=WAITING {
@@ -65,7 +65,7 @@ impl Prepared {
             assert_eq!(found.map(|host| host.id), Some(HostId(id)), "a host is not let in");
         }
         assert_eq!(hot.host_states().unwrap().total(), HOSTS - 1);
-        assert_eq!(hot.canonical().as_deref(), self.records.canonical().await.unwrap().as_ref());
+        assert_eq!(hot.canonical().as_deref(), self.records.canonical_fetch().await.unwrap().as_ref());
         assert!(hot.settings().api_disabled, "the kill switch is off");
         assert_eq!(hot.node(), self.node);
         let waiting: Vec<_> = hot.outbox_next(100).await.unwrap().into_iter().map(|(number, _)| number).collect();

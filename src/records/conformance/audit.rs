@@ -3,7 +3,7 @@ use crate::model::audit::{AuditFilter, AuditHead};
 use crate::model::authority::AuthorityRole;
 
 async fn follow(store: &Store) -> Vec<String> {
-    let entries = store.audit_from(1, 10_000).await.unwrap();
+    let entries = store.audit_list_from(1, 10_000).await.unwrap();
     let mut head = AuditHead::default();
     for entry in &entries {
         head.follow(entry).unwrap();
@@ -14,51 +14,52 @@ async fn follow(store: &Store) -> Vec<String> {
 
 pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
     assert_eq!(store.audit_head().await.unwrap(), AuditHead::default());
-    store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
-    store.change_host(HostId(1), &HostChange::default(), at(1), &note("change")).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
-    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
-    store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
-    store.change_settings(&kill_switch(false), &note("settings")).await.unwrap();
-    store.register_host(&registration(2, "h2.test", "b"), &note("register")).await.unwrap();
-    store.revoke_install_token(&token("b"), at(2), &note("revoke")).await.unwrap();
-    store.remove_host(HostId(1), at(3), &note("remove")).await.unwrap();
-    store.restore_host(HostId(1), at(2), at(4), &note("restore")).await.unwrap();
-    store.append_audit(&[note("alone"), note("alone")]).await.unwrap();
+    store.host_register(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
+    store.host_change(HostId(1), &HostChange::default(), at(1), &note("change")).await.unwrap();
+    store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
+    store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    store.settings_change(&kill_switch(false), &note("settings")).await.unwrap();
+    store.host_register(&registration(2, "h2.test", "b"), &note("register")).await.unwrap();
+    store.installer_revoke(&token("b"), at(2), &note("revoke")).await.unwrap();
+    store.host_remove(HostId(1), at(3), &note("remove")).await.unwrap();
+    store.host_restore(HostId(1), at(2), at(4), &note("restore")).await.unwrap();
+    store.audit_append(&[note("alone"), note("alone")]).await.unwrap();
     let expected = [
         "register", "change", "bind", "redeem", "store", "settings", "register", "revoke", "remove", "restore",
         "alone", "alone",
     ];
     assert_eq!(follow(&store).await, expected);
-    let stored = &store.audit(&AuditFilter { action: Some("store".into()), ..<_>::default() }, 9).await.unwrap()[0];
+    let stored =
+        &store.audit_list(&AuditFilter { action: Some("store".into()), ..<_>::default() }, 9).await.unwrap()[0];
     assert_eq!(stored.note.target.as_deref(), Some("1"), "the number of the version that was made");
 }
 
 pub async fn what_changes_nothing_is_not_noted(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
-    store.redeem_install_token(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
-    store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
+    store.host_register(&registration(1, "h1.test", "a"), &note("register")).await.unwrap();
+    store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &note("bind")).await.unwrap();
+    store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &note("redeem")).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &note("store")).await.unwrap();
     let before = follow(&store).await;
     let never = note("never");
-    store.register_host(&registration(1, "h1.test", "a"), &never).await.unwrap();
-    store.register_host(&registration(2, "h1.test", "b"), &never).await.unwrap();
-    assert!(store.register_host(&registration(1, "h2.test", "c"), &never).await.is_err());
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), 64, at(2), &never).await.unwrap();
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(2), &never).await.unwrap();
-    store.redeem_install_token(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
-    store.redeem_install_token(&token("x"), &key("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
-    store.revoke_install_token(&token("a"), at(2), &never).await.unwrap();
-    store.replace_canonical(&Condition::Version(None), &new_canonical("2"), &never).await.unwrap();
-    store.change_host(HostId(9), &HostChange::default(), at(2), &never).await.unwrap();
-    store.remove_host(HostId(9), at(2), &never).await.unwrap();
-    store.restore_host(HostId(1), at(0), at(2), &never).await.unwrap();
-    store.revoke_certificate(&token("x"), at(2), &never).await.unwrap();
+    store.host_register(&registration(1, "h1.test", "a"), &never).await.unwrap();
+    store.host_register(&registration(2, "h1.test", "b"), &never).await.unwrap();
+    assert!(store.host_register(&registration(1, "h2.test", "c"), &never).await.is_err());
+    store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.2"), 64, at(2), &never).await.unwrap();
+    store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(2), &never).await.unwrap();
+    store.installer_redeem(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.installer_redeem(&token("x"), &key("x"), at(2), ip("192.0.2.1"), &never).await.unwrap();
+    store.installer_revoke(&token("a"), at(2), &never).await.unwrap();
+    store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("2"), &never).await.unwrap();
+    store.host_change(HostId(9), &HostChange::default(), at(2), &never).await.unwrap();
+    store.host_remove(HostId(9), at(2), &never).await.unwrap();
+    store.host_restore(HostId(1), at(0), at(2), &never).await.unwrap();
+    store.certificate_revoke(&token("x"), at(2), &never).await.unwrap();
     store
-        .roll_authority(AuthorityRole::Server, &AuthorityStep::Activate(Uuid::from_bytes([1; 16])), &never)
+        .authority_roll(AuthorityRole::Server, &AuthorityStep::Activate(Uuid::from_bytes([1; 16])), &never)
         .await
         .unwrap();
-    store.append_audit(&[]).await.unwrap();
+    store.audit_append(&[]).await.unwrap();
     assert_eq!(follow(&store).await, before);
 }
 
@@ -69,8 +70,8 @@ pub async fn racing_writers_leave_a_chain_without_a_gap(store: Store) {
             for round in 0..8 {
                 let registration =
                     registration(number as u64 + 1, &format!("h{number}.test"), &format!("{number} {round}"));
-                store.register_host(&registration, &note("register")).await.unwrap();
-                store.append_audit(&[note("alone")]).await.unwrap();
+                store.host_register(&registration, &note("register")).await.unwrap();
+                store.audit_append(&[note("alone")]).await.unwrap();
             }
         }
     })
@@ -81,25 +82,25 @@ pub async fn racing_writers_leave_a_chain_without_a_gap(store: Store) {
 pub async fn entries_are_found_by_what_they_say_and_paged(store: Store) {
     for number in 0..250 {
         let action = if number % 5 == 0 { "auth.store" } else { "host.bind" };
-        store.append_audit(&[note(action).on(number)]).await.unwrap();
+        store.audit_append(&[note(action).on(number)]).await.unwrap();
     }
     let mut filter = AuditFilter { action: Some("auth".into()), ..<_>::default() };
     let mut found = Vec::new();
     loop {
-        let page = store.audit(&filter, 20).await.unwrap();
+        let page = store.audit_list(&filter, 20).await.unwrap();
         let Some(last) = page.last() else { break };
         filter.before = Some(last.number);
         found.extend(page.into_iter().map(|entry| entry.note.target.unwrap().parse::<u32>().unwrap()));
     }
     assert_eq!(found, (0..50).rev().map(|number| number * 5).collect::<Vec<_>>());
-    let page = store.audit_from(249, 10).await.unwrap();
+    let page = store.audit_list_from(249, 10).await.unwrap();
     assert_eq!(page.iter().map(|entry| entry.number).collect::<Vec<_>>(), [249, 250]);
 }
 
 pub async fn noted_telemetry_is_appended_once(store: Store) {
     let (node, batch) = (Uuid::new_v4(), [Telemetry::Noted { note: note("key.refused") }]);
     for _ in 0..3 {
-        store.append_telemetry(node, 1, &batch).await.unwrap();
+        store.telemetry_append(node, 1, &batch).await.unwrap();
     }
     assert_eq!(follow(&store).await, ["key.refused"]);
 }
@@ -115,11 +116,11 @@ pub async fn certificates_are_revoked_once(store: Store) {
         revoked_at: None,
         authority: None,
     };
-    store.record_certificate(&certificate, &note("issue")).await.unwrap();
+    store.certificate_record(&certificate, &note("issue")).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     let answers = race(8, |_| {
         let store = Arc::clone(&store);
-        async move { store.revoke_certificate(&token("certificate"), at(5), &note("revoke")).await.unwrap() }
+        async move { store.certificate_revoke(&token("certificate"), at(5), &note("revoke")).await.unwrap() }
     })
     .await;
     let revoked = AdminCertificate { revoked_at: Some(at(5)), ..certificate };
@@ -152,7 +153,7 @@ pub async fn authorities_move_through_their_slots_and_never_skip_one(store: Stor
     };
     let roll = |step: AuthorityStep| {
         let store = Arc::clone(&store);
-        async move { store.roll_authority(AuthorityRole::Server, &step, &note("roll")).await.unwrap() }
+        async move { store.authority_roll(AuthorityRole::Server, &step, &note("roll")).await.unwrap() }
     };
     let slots = |authorities: Option<Vec<Authority>>| {
         let mut slots: Vec<_> = authorities?.into_iter().map(|it| (it.id.as_bytes()[0], it.slot)).collect();
@@ -174,11 +175,11 @@ pub async fn authorities_move_through_their_slots_and_never_skip_one(store: Stor
     assert_eq!(roll(retire(2)).await, None, "another one is old");
     assert_eq!(slots(roll(retire(1)).await), Some(vec![(2, Active), (3, Next)]));
     assert_eq!(slots(roll(activate(3)).await), Some(vec![(2, Old), (3, Active)]));
-    let slots = slots(store.authorities().await.ok()).unwrap();
+    let slots = slots(store.authority_list().await.ok()).unwrap();
     assert_eq!(slots, [(2, AuthoritySlot::Old), (3, AuthoritySlot::Active)]);
     assert_eq!(store.changes_since(epoch).await.unwrap().authorities.unwrap().len(), 2);
     assert_eq!(follow(&store).await.len(), 6, "what was refused is not noted");
     // The sealed key of the retired one is no longer held.
-    let values = store.values_sealed_before(KeyId(2), 100).await.unwrap();
+    let values = store.sealed_value_list_before(KeyId(2), 100).await.unwrap();
     assert!(values.iter().all(|(place, _)| place.id != Uuid::from_bytes([1; 16]).to_string()), "{values:?}");
 }

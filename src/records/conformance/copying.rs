@@ -27,18 +27,18 @@ pub async fn furnish(store: &Store) {
     };
     assert!(store.initialise(&seed, &noted()).await.unwrap());
     for (id, address) in [(7, "zoe@example.test"), (2, "ada@example.test")] {
-        assert!(store.add_user(&User { created_at: fine, ..user(id, address) }, &noted()).await.unwrap());
+        assert!(store.user_add(&User { created_at: fine, ..user(id, address) }, &noted()).await.unwrap());
     }
     for identity in [identity(ISSUER, "a ", 2), identity(ISSUER, "a", 7)] {
         let identity = ExternalIdentity { linked_at: fine, ..identity };
-        assert_eq!(store.link_identity(&identity, &noted()).await.unwrap(), Linked::Linked);
+        assert_eq!(store.identity_link(&identity, &noted()).await.unwrap(), LinkOutcome::Linked);
     }
     // One in force, one that is over with its generation, and one that ended.
     for session in [through(session(1, 2), "a "), session(3, 7), session(2, 2)] {
         let session = Session { last_used_at: fine, ..session };
-        assert_eq!(store.begin_session(&session, &noted()).await.unwrap(), Begun::Begun);
+        assert_eq!(store.session_begin(&session, &noted()).await.unwrap(), SessionOutcome::Begun);
     }
-    store.end_session(session(2, 2).id, fine, &noted()).await.unwrap();
+    store.session_end(session(2, 2).id, fine, &noted()).await.unwrap();
     for (number, name) in ["z", "a"].iter().enumerate() {
         let certificate = AdminCertificate {
             user: None,
@@ -50,52 +50,52 @@ pub async fn furnish(store: &Store) {
             revoked_at: None,
             authority: Some(Uuid::from_bytes([3; 16])),
         };
-        store.record_certificate(&certificate, &noted()).await.unwrap();
+        store.certificate_record(&certificate, &noted()).await.unwrap();
     }
-    store.revoke_certificate(&token("a"), fine, &noted()).await.unwrap();
-    store.tie_certificate(&token("z"), Some(UserId(2)), &noted()).await.unwrap().unwrap();
+    store.certificate_revoke(&token("a"), fine, &noted()).await.unwrap();
+    store.certificate_set_user(&token("z"), Some(UserId(2)), &noted()).await.unwrap().unwrap();
     for id in 1..=5 {
         let registration = registration(id, &format!("h{id}.test"), &id.to_string());
         let registration = Registration { at: fine, ..registration };
         match id {
             1 | 5 => {
                 let owner = Owner { user: UserId(if id == 5 { 2 } else { 7 }), at_most: 1 };
-                store.register_owned_host(&registration, &owner, &noted()).await.unwrap();
+                store.host_register_owned(&registration, &owner, &noted()).await.unwrap();
             }
-            _ => drop(store.register_host(&registration, &noted()).await.unwrap()),
+            _ => drop(store.host_register(&registration, &noted()).await.unwrap()),
         }
     }
     // With their host 1.
-    store.change_user(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
+    store.user_change(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
     let change = HostChange {
         expires_at: Some(Some(fine)),
         allowed_networks: Some(vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
         ..HostChange::default()
     };
-    store.change_host(HostId(1), &change, fine, &noted()).await.unwrap();
-    store.bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), 64, fine, &noted()).await.unwrap();
-    store.bind_ip(HostId(2), &key("2"), ip("192.0.2.2"), 64, fine, &noted()).await.unwrap();
-    store.redeem_install_token(&token("2"), &key("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
+    store.host_change(HostId(1), &change, fine, &noted()).await.unwrap();
+    store.host_bind_ip(HostId(2), &key("2"), ip("2001:db8::1"), 64, fine, &noted()).await.unwrap();
+    store.host_bind_ip(HostId(2), &key("2"), ip("192.0.2.2"), 64, fine, &noted()).await.unwrap();
+    store.installer_redeem(&token("2"), &key("2"), at(1), ip("192.0.2.2"), &noted()).await.unwrap();
     store
-        .append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
+        .telemetry_append(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
         .await
         .unwrap();
     // Of one that stays, one whose key is forgotten, and one that may be brought back.
     for id in [1, 3, 4] {
         let (key, identity) = (key(&id.to_string()), sealed(1, &format!("identity {id}")));
-        assert!(store.host_keep_agent_identity(HostId(id), &key, &identity, &noted()).await.unwrap());
+        assert!(store.host_set_agent_identity(HostId(id), &key, &identity, &noted()).await.unwrap());
     }
-    store.remove_host(HostId(3), at(2), &noted()).await.unwrap();
-    store.purge_removed_hosts(at(3)).await.unwrap();
-    store.remove_host(HostId(4), at(4), &noted()).await.unwrap();
-    store.register_host(&registration(6, "h4.test", "6"), &noted()).await.unwrap();
+    store.host_remove(HostId(3), at(2), &noted()).await.unwrap();
+    store.host_purge_removed(at(3)).await.unwrap();
+    store.host_remove(HostId(4), at(4), &noted()).await.unwrap();
+    store.host_register(&registration(6, "h4.test", "6"), &noted()).await.unwrap();
     for tag in ["1", "2"] {
         let mut new = NewCanonical { at: fine, ..new_canonical(tag) };
         if tag == "2" {
-            new.source = Source::Runner { of: 1 };
+            new.source = CanonicalSource::Runner { of: 1 };
         }
-        let condition = Condition::Version((tag == "2").then_some(1));
-        replaced(store.replace_canonical(&condition, &new, &noted()).await.unwrap());
+        let condition = ReplaceCondition::Version((tag == "2").then_some(1));
+        replaced(store.canonical_replace(&condition, &new, &noted()).await.unwrap());
     }
     // One that ended, one that was cut short, and one that is under way.
     let found = ProbeOutcome { finished_at: fine, adopted: Some(2), ..outcome(ProbeState::Fail, 0) };
@@ -103,13 +103,13 @@ pub async fn furnish(store: &Store) {
         let until = if number == 3 { fine + 100.seconds() } else { fine };
         let probe = ProbeClaim { id: Uuid::from_bytes([number; 16]), at: fine, until, ..claim(0, ProbeTrigger::Daily) };
         let probe = if number == 1 { probe } else { ProbeClaim { trigger: ProbeTrigger::Retry, ..probe } };
-        assert_eq!(store.claim_probe(&probe, None).await.unwrap(), Claimed::Begun);
+        assert_eq!(store.probe_claim(&probe, None).await.unwrap(), ClaimOutcome::Begun);
         if let Some(found) = found {
-            assert!(store.finish_probe(probe.id, &found, None).await.unwrap());
+            assert!(store.probe_finish(probe.id, &found, None).await.unwrap());
         }
     }
     for change in [
-        SettingsChange::Api { disabled: true, reason: Some("why".into()) },
+        SettingsChange::KillSwitch { disabled: true, reason: Some("why".into()) },
         SettingsChange::ClientRelease(ClientRelease { version: "0.170.0".into(), checked_at: fine }),
         SettingsChange::MarkRestored(RestoredLogin { version: 1, backup_of: fine }),
         SettingsChange::BackupVerified(VerifiedBackup { made_at: fine, has_keys: true }),
@@ -118,14 +118,14 @@ pub async fn furnish(store: &Store) {
         SettingsChange::TrustSystem { since: fine },
         SettingsChange::Switch(Some(fine)),
     ] {
-        store.change_settings(&change, &noted()).await.unwrap();
+        store.settings_change(&change, &noted()).await.unwrap();
     }
 }
 
 pub async fn export(store: &Store) -> Vec<Row> {
-    let (sender, mut chunks) = mpsc::channel(1);
+    let (sender, mut chunks) = tokio::sync::mpsc::channel(1);
     let from = Arc::clone(store);
-    let exporting = tokio::spawn(async move { from.export(sender).await });
+    let exporting = tokio::spawn(async move { from.copy_export(sender).await });
     let mut rows = Vec::new();
     while let Some(chunk) = chunks.recv().await {
         rows.extend(chunk);
@@ -140,7 +140,7 @@ fn filling(above: u64) -> Filling {
 
 pub async fn fill(store: &Store, filling: &Filling, rows: &[Row]) {
     for rows in rows.chunks(7) {
-        store.fill(filling, rows).await.unwrap();
+        store.fill_append(filling, rows).await.unwrap();
     }
 }
 
@@ -169,16 +169,16 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
         assert!(count.rows > 0, "nothing of {}", table.name());
     }
     let before = store.state().await.unwrap();
-    let activity = store.activity(HostId(2)).await.unwrap();
+    let activity = store.host_activity(HostId(2)).await.unwrap();
     let probes = store.probe_summary(at(0)).await.unwrap();
 
     let filling = filling(before.epoch.0 + 50);
-    assert!(store.begin_filling(&filling, true).await.unwrap());
+    assert!(store.fill_begin(&filling, true).await.unwrap());
     fill(&store, &filling, &rows).await;
     let read_back = export(&store).await;
     assert_eq!(read_back, rows);
     assert_eq!(counts(&read_back), counts(&rows));
-    store.finish_filling(&filling, &note("restore")).await.unwrap();
+    store.fill_finish(&filling, &note("restore")).await.unwrap();
 
     let after = store.state().await.unwrap();
     assert_eq!((after.incarnation, after.standstill), (Some(filling.id), None));
@@ -196,23 +196,24 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     );
 
     // It goes on as it would have: names, tokens, numbers, the chain, what is sealed with which key.
-    assert_eq!(store.hosts().await.unwrap().len(), 4);
-    assert_eq!(store.host_by_name(&fqdn("h4.test")).await.unwrap().unwrap().id, HostId(6));
-    assert_eq!(store.removed_hosts().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
-    let rules = store.host(HostId(1)).await.unwrap().unwrap().rules;
+    assert_eq!(store.host_list().await.unwrap().len(), 4);
+    assert_eq!(store.host_fetch_by_name(&fqdn("h4.test")).await.unwrap().unwrap().id, HostId(6));
+    assert_eq!(store.host_list_removed().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
+    let rules = store.host_fetch(HostId(1)).await.unwrap().unwrap().rules;
     assert_eq!((rules.allowed_networks.len(), rules.disabled, rules.disabled_with_user), (2, true, true));
-    let rules = store.host(HostId(2)).await.unwrap().unwrap().rules;
+    let rules = store.host_fetch(HostId(2)).await.unwrap().unwrap().rules;
     let bound = [rules.bound_ip, rules.bound_ip_other];
     assert!([ip("2001:db8::1"), ip("192.0.2.2")].iter().all(|ip| bound.contains(&Some(*ip))), "{bound:?}");
-    assert_eq!(store.activity(HostId(2)).await.unwrap(), activity);
-    let spent = store.redeem_install_token(&token("2"), &key("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    assert_eq!(store.host_activity(HostId(2)).await.unwrap(), activity);
+    let spent = store.installer_redeem(&token("2"), &key("2"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert_eq!(spent, Redemption::AlreadyUsed);
-    let fresh = store.redeem_install_token(&token("6"), &key("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
+    let fresh = store.installer_redeem(&token("6"), &key("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert!(matches!(fresh, Redemption::Redeemed { .. }), "{fresh:?}");
-    store.append_telemetry(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
-    assert_eq!(store.activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
-    let next =
-        replaced(store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap());
+    store.telemetry_append(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
+    assert_eq!(store.host_activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
+    let next = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap(),
+    );
     assert_eq!(next.summary.version, 3);
     let restored = store.probe_summary(at(0)).await.unwrap();
     assert_eq!((restored.validations, restored.adoptions), (1, 1));
@@ -223,94 +224,98 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
         [probes.last_failure, probes.last_daily].map(cut)
     );
     let probe = claim(2, ProbeTrigger::Store);
-    let busy = store.claim_probe(&probe, None).await.unwrap();
-    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == Uuid::from_bytes([3; 16])), "{busy:?}");
+    let busy = store.probe_claim(&probe, None).await.unwrap();
+    assert!(matches!(&busy, ClaimOutcome::Busy(probe) if probe.id == Uuid::from_bytes([3; 16])), "{busy:?}");
     let probe = claim(500, ProbeTrigger::Store);
-    assert_eq!(store.claim_probe(&probe, None).await.unwrap(), Claimed::Begun);
-    assert_eq!(store.probes(9).await.unwrap().iter().map(|it| it.id.as_bytes()[0]).collect::<Vec<_>>()[1..], [3, 2, 1]);
+    assert_eq!(store.probe_claim(&probe, None).await.unwrap(), ClaimOutcome::Begun);
+    assert_eq!(
+        store.probe_list(9).await.unwrap().iter().map(|it| it.id.as_bytes()[0]).collect::<Vec<_>>()[1..],
+        [3, 2, 1]
+    );
     let known = ProbeClaim { id: Uuid::from_bytes([2; 16]), ..claim(2, ProbeTrigger::Store) };
-    assert_eq!(store.claim_probe(&known, None).await.unwrap(), Claimed::Begun, "it had begun");
+    assert_eq!(store.probe_claim(&known, None).await.unwrap(), ClaimOutcome::Begun, "it had begun");
     assert_eq!(told.users.as_ref().map(Vec::len), Some(2));
     assert_eq!(told.sessions.len(), 3);
     people_are_who_they_were(&store).await;
     let identity = |host: &Host| host.agent_identity.clone();
-    assert_eq!(store.host(HostId(1)).await.unwrap().as_ref().and_then(identity), Some(sealed(1, "identity 1")));
-    assert_eq!(store.removed_hosts().await.unwrap().first().and_then(identity), Some(sealed(1, "identity 4")));
+    assert_eq!(store.host_fetch(HostId(1)).await.unwrap().as_ref().and_then(identity), Some(sealed(1, "identity 1")));
+    assert_eq!(store.host_list_removed().await.unwrap().first().and_then(identity), Some(sealed(1, "identity 4")));
     // Five hosts' keys and two agent identities, two authorities', the server's, and three versions with a token each.
-    assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 2 + 1 + 3 * 2);
-    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
+    assert_eq!(store.sealed_value_list_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 2 + 1 + 3 * 2);
+    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
     let mut head = AuditHead::default();
-    for entry in store.audit_from(1, 1000).await.unwrap() {
+    for entry in store.audit_list_from(1, 1000).await.unwrap() {
         head.follow(&entry).unwrap();
     }
     assert_eq!(head, store.audit_head().await.unwrap());
     assert!(
-        store.audit(&AuditFilter { action: Some("restore".into()), ..<_>::default() }, 1).await.unwrap().len() == 1
+        store.audit_list(&AuditFilter { action: Some("restore".into()), ..<_>::default() }, 1).await.unwrap().len()
+            == 1
     );
 }
 
 async fn people_are_who_they_were(store: &Store) {
-    let users = store.users().await.unwrap();
+    let users = store.user_list().await.unwrap();
     assert_eq!(
         users.iter().map(|user| (user.id.0, user.disabled, user.generation)).collect::<Vec<_>>(),
         [(2, false, 3), (7, true, 4)]
     );
     assert_eq!(users[0].password, user(2, "ada@example.test").password);
-    assert_eq!(store.user_by_email(&users[1].email).await.unwrap().as_ref(), Some(&users[1]));
-    assert!(!store.add_user(&user(9, "ada@example.test"), &noted()).await.unwrap());
-    let sessions = store.sessions().await.unwrap();
+    assert_eq!(store.user_fetch_by_email(&users[1].email).await.unwrap().as_ref(), Some(&users[1]));
+    assert!(!store.user_add(&user(9, "ada@example.test"), &noted()).await.unwrap());
+    let sessions = store.session_list().await.unwrap();
     let known: Vec<_> = sessions.iter().map(|it| (it.id.as_bytes()[0], it.ended_at.is_some(), it.generation)).collect();
     assert_eq!(known, [(3, false, 3), (2, true, 3), (1, false, 3)], "what had ended stays ended");
-    let ended = store.end_session(session(2, 2).id, at(5), &noted()).await.unwrap();
+    let ended = store.session_end(session(2, 2).id, at(5), &noted()).await.unwrap();
     assert_eq!(ended, None);
-    assert!(store.end_session(session(1, 2).id, at(5), &noted()).await.unwrap().is_some());
-    let begun = store.begin_session(&Session { token: token("other"), ..session(1, 2) }, &noted()).await.unwrap();
-    assert_eq!(begun, Begun::Known, "a sign-in is not done again");
-    let linked = store.external_identity(ISSUER, "a ").await.unwrap().unwrap();
+    assert!(store.session_end(session(1, 2).id, at(5), &noted()).await.unwrap().is_some());
+    let begun = store.session_begin(&Session { token: token("other"), ..session(1, 2) }, &noted()).await.unwrap();
+    assert_eq!(begun, SessionOutcome::Known, "a sign-in is not done again");
+    let linked = store.identity_fetch(ISSUER, "a ").await.unwrap().unwrap();
     assert_eq!(linked.user, UserId(2));
-    let certificates = store.certificates().await.unwrap();
+    let certificates = store.certificate_list().await.unwrap();
     assert_eq!(certificates.iter().map(|it| it.user).collect::<Vec<_>>(), [Some(UserId(2)), None]);
     let owner = Owner { user: UserId(2), at_most: 1 };
     let more = registration(50, "h50.test", "50");
-    let refused = store.register_owned_host(&more, &owner, &noted()).await.unwrap();
-    assert_eq!(refused, Registered::TooMany);
-    assert_eq!(store.host(HostId(5)).await.unwrap().unwrap().owner, Some(UserId(2)));
+    let refused = store.host_register_owned(&more, &owner, &noted()).await.unwrap();
+    assert_eq!(refused, RegistrationOutcome::TooMany);
+    assert_eq!(store.host_fetch(HostId(5)).await.unwrap().unwrap().owner, Some(UserId(2)));
 }
 
 pub async fn records_that_hold_something_are_not_filled(store: Store) {
-    store.append_audit(&[note("something")]).await.unwrap();
+    store.audit_append(&[note("something")]).await.unwrap();
     let before = store.state().await.unwrap();
-    assert!(!store.begin_filling(&filling(0), false).await.unwrap());
+    assert!(!store.fill_begin(&filling(0), false).await.unwrap());
     assert_eq!(store.state().await.unwrap(), before);
     assert_eq!(store.audit_head().await.unwrap().number, 1);
-    store.append_audit(&[note("something")]).await.unwrap();
+    store.audit_append(&[note("something")]).await.unwrap();
 }
 
 pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
     let first = filling(9);
-    assert!(store.begin_filling(&first, false).await.unwrap());
+    assert!(store.fill_begin(&first, false).await.unwrap());
     let version = CanonicalVersion {
         id: Uuid::new_v4(),
         summary: CanonicalSummary {
             version: 1,
             digest: key("x"),
             last_refresh: "2026-11-21T12:00:00Z".into(),
-            source: Source::Admin { by: "ops".into() },
+            source: CanonicalSource::Admin { by: "ops".into() },
             stored_at: at(0),
         },
         body: sealed(1, "body"),
         entries: vec![],
     };
     let rows = [Row::Hosts(host(1, "h1.test", "a")), Row::Versions(Box::new(version))];
-    store.fill(&first, &rows).await.unwrap();
+    store.fill_append(&first, &rows).await.unwrap();
 
     // Nobody takes it for a store, or for an empty one.
     is_unavailable(store.is_initialised()).await;
     is_unavailable(store.state()).await;
     is_unavailable(store.check()).await;
-    is_unavailable(store.append_audit(&[noted()])).await;
-    is_unavailable(store.register_host(&registration(1, "h1.test", "a"), &noted())).await;
-    is_unavailable(store.set_standstill(None, &noted())).await;
+    is_unavailable(store.audit_append(&[noted()])).await;
+    is_unavailable(store.host_register(&registration(1, "h1.test", "a"), &noted())).await;
+    is_unavailable(store.standstill_set(None, &noted())).await;
     let seed = Seed {
         sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: at(0) },
         authorities: vec![],
@@ -319,101 +324,101 @@ pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
     is_unavailable(store.initialise(&seed, &noted())).await;
 
     let second = filling(2);
-    assert!(store.begin_filling(&second, false).await.unwrap());
-    is_unavailable(store.fill(&first, &rows)).await;
-    is_unavailable(store.finish_filling(&first, &noted())).await;
+    assert!(store.fill_begin(&second, false).await.unwrap());
+    is_unavailable(store.fill_append(&first, &rows)).await;
+    is_unavailable(store.fill_finish(&first, &noted())).await;
     assert_eq!(export(&store).await.len(), 2, "heads and settings");
     fill(&store, &second, &rows[..1]).await;
-    store.finish_filling(&second, &noted()).await.unwrap();
-    is_unavailable(store.finish_filling(&second, &noted())).await;
+    store.fill_finish(&second, &noted()).await.unwrap();
+    is_unavailable(store.fill_finish(&second, &noted())).await;
     let state = store.state().await.unwrap();
     assert_eq!(state.incarnation, Some(second.id));
     assert!(state.epoch > first.above);
-    assert_eq!((store.hosts().await.unwrap().len(), store.canonical_history(None, 9).await.unwrap().len()), (1, 0));
+    assert_eq!((store.host_list().await.unwrap().len(), store.canonical_list(None, 9).await.unwrap().len()), (1, 0));
 }
 
 pub async fn records_that_stand_still_refuse_every_change(store: Store) {
     furnish(&store).await;
     let standstill = Standstill { reason: "it moves house".into(), since: at(7) };
-    store.set_standstill(Some(&standstill), &note("stand_still")).await.unwrap();
+    store.standstill_set(Some(&standstill), &note("stand_still")).await.unwrap();
     assert_eq!(store.state().await.unwrap().standstill.as_ref(), Some(&standstill));
     let before = export(&store).await;
     let (n, id) = (noted(), HostId(1));
-    let stored = store.values_sealed_before(KeyId(2), 1).await.unwrap().remove(0);
+    let stored = store.sealed_value_list_before(KeyId(2), 1).await.unwrap().remove(0);
     let seed = Seed {
         sealing_key: SealingKey { id: KeyId(1), sealed: sealed(0, "key"), created_at: at(0) },
         authorities: vec![],
         server_key: sealed(1, "server"),
     };
-    let certificate = store.certificates().await.unwrap().remove(0);
+    let certificate = store.certificate_list().await.unwrap().remove(0);
     let new = registration(9, "h9.test", "9");
     let change = HostChange::default();
     let refused: Vec<(&str, Result<()>)> = vec![
         ("initialise", store.initialise(&seed, &n).await.map(drop)),
         ("check", store.check().await),
         (
-            "add_sealing_key",
-            store.add_sealing_key(&SealingKey { id: KeyId(2), ..seed.sealing_key.clone() }, &n).await.map(drop),
+            "sealing_key_add",
+            store.sealing_key_add(&SealingKey { id: KeyId(2), ..seed.sealing_key.clone() }, &n).await.map(drop),
         ),
-        ("remove_sealing_key", store.remove_sealing_key(KeyId(1)).await.map(drop)),
-        ("reseal", store.reseal(&stored.0, &stored.1, &sealed(1, "new")).await.map(drop)),
+        ("sealing_key_remove", store.sealing_key_remove(KeyId(1)).await.map(drop)),
+        ("sealed_value_replace", store.sealed_value_replace(&stored.0, &stored.1, &sealed(1, "new")).await.map(drop)),
         (
-            "roll_authority",
+            "authority_roll",
             store
-                .roll_authority(AuthorityRole::Server, &AuthorityStep::Retire(Uuid::from_bytes([1; 16])), &n)
+                .authority_roll(AuthorityRole::Server, &AuthorityStep::Retire(Uuid::from_bytes([1; 16])), &n)
                 .await
                 .map(drop),
         ),
-        ("record_certificate", store.record_certificate(&certificate, &n).await),
-        ("renew_certificate", {
+        ("certificate_record", store.certificate_record(&certificate, &n).await),
+        ("certificate_renew", {
             let new = AdminCertificate { fingerprint: token("new"), ..certificate.clone() };
-            store.renew_certificate(&certificate.fingerprint, &new, None, &n).await.map(drop)
+            store.certificate_renew(&certificate.fingerprint, &new, None, &n).await.map(drop)
         }),
-        ("revoke_certificate", store.revoke_certificate(&certificate.fingerprint, at(8), &n).await.map(drop)),
-        ("register_host", store.register_host(&new, &n).await.map(drop)),
-        ("remove_host", store.remove_host(id, at(8), &n).await.map(drop)),
-        ("remove_owned_host", store.remove_owned_host(id, UserId(2), at(8), &n).await.map(drop)),
-        ("restore_host", store.restore_host(HostId(4), at(0), at(8), &n).await.map(drop)),
-        ("purge_removed_hosts", store.purge_removed_hosts(at(99)).await.map(drop)),
-        ("change_host", store.change_host(id, &change, at(8), &n).await.map(drop)),
-        ("bind_ip", store.bind_ip(id, &key("1"), ip("192.0.2.7"), 64, at(8), &n).await.map(drop)),
-        ("host_keep_agent_identity", {
-            store.host_keep_agent_identity(id, &key("1"), &sealed(1, "new"), &n).await.map(drop)
+        ("certificate_revoke", store.certificate_revoke(&certificate.fingerprint, at(8), &n).await.map(drop)),
+        ("host_register", store.host_register(&new, &n).await.map(drop)),
+        ("host_remove", store.host_remove(id, at(8), &n).await.map(drop)),
+        ("host_remove_owned", store.host_remove_owned(id, UserId(2), at(8), &n).await.map(drop)),
+        ("host_restore", store.host_restore(HostId(4), at(0), at(8), &n).await.map(drop)),
+        ("host_purge_removed", store.host_purge_removed(at(99)).await.map(drop)),
+        ("host_change", store.host_change(id, &change, at(8), &n).await.map(drop)),
+        ("host_bind_ip", store.host_bind_ip(id, &key("1"), ip("192.0.2.7"), 64, at(8), &n).await.map(drop)),
+        ("host_set_agent_identity", {
+            store.host_set_agent_identity(id, &key("1"), &sealed(1, "new"), &n).await.map(drop)
         }),
-        ("versions_prune", store.versions_prune(&Retention { newest: 1, since: at(9) }, 9, &n).await.map(drop)),
+        ("canonical_prune", store.canonical_prune(&Retention { newest: 1, since: at(9) }, 9, &n).await.map(drop)),
         (
-            "redeem_install_token",
-            store.redeem_install_token(&token("6"), &key("6"), at(8), ip("192.0.2.7"), &n).await.map(drop),
+            "installer_redeem",
+            store.installer_redeem(&token("6"), &key("6"), at(8), ip("192.0.2.7"), &n).await.map(drop),
         ),
-        ("revoke_install_token", store.revoke_install_token(&token("6"), at(8), &n).await.map(drop)),
+        ("installer_revoke", store.installer_revoke(&token("6"), at(8), &n).await.map(drop)),
         (
-            "replace_canonical",
-            store.replace_canonical(&Condition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
+            "canonical_replace",
+            store.canonical_replace(&ReplaceCondition::Version(Some(2)), &new_canonical("3"), &n).await.map(drop),
         ),
-        ("register_owned_host", {
+        ("host_register_owned", {
             let owner = Owner { user: UserId(2), at_most: 9 };
-            store.register_owned_host(&new, &owner, &n).await.map(drop)
+            store.host_register_owned(&new, &owner, &n).await.map(drop)
         }),
-        ("add_user", store.add_user(&user(9, "new@example.test"), &n).await.map(drop)),
+        ("user_add", store.user_add(&user(9, "new@example.test"), &n).await.map(drop)),
         (
-            "change_user",
-            store.change_user(UserId(2), &UserChange::Disable { keep_hosts: false }, at(8), Some(&n)).await.map(drop),
+            "user_change",
+            store.user_change(UserId(2), &UserChange::Disable { keep_hosts: false }, at(8), Some(&n)).await.map(drop),
         ),
-        ("begin_session", store.begin_session(&session(9, 2), &n).await.map(drop)),
-        ("end_session", store.end_session(session(1, 2).id, at(8), &n).await.map(drop)),
-        ("touch_sessions", store.touch_sessions(&[(session(1, 2).id, at(99))]).await),
-        ("purge_sessions", store.purge_sessions(at(9999)).await.map(drop)),
-        ("link_identity", store.link_identity(&identity(ISSUER, "new", 2), &n).await.map(drop)),
-        ("unlink_identity", store.unlink_identity(ISSUER, "a ", at(8), &n).await.map(drop)),
-        ("tie_certificate", store.tie_certificate(&token("a"), Some(UserId(2)), &n).await.map(drop)),
-        ("claim_probe", store.claim_probe(&claim(500, ProbeTrigger::Admin), None).await.map(drop)),
+        ("session_begin", store.session_begin(&session(9, 2), &n).await.map(drop)),
+        ("session_end", store.session_end(session(1, 2).id, at(8), &n).await.map(drop)),
+        ("session_touch", store.session_touch(&[(session(1, 2).id, at(99))]).await),
+        ("session_purge", store.session_purge(at(9999)).await.map(drop)),
+        ("identity_link", store.identity_link(&identity(ISSUER, "new", 2), &n).await.map(drop)),
+        ("identity_unlink", store.identity_unlink(ISSUER, "a ", at(8), &n).await.map(drop)),
+        ("certificate_set_user", store.certificate_set_user(&token("a"), Some(UserId(2)), &n).await.map(drop)),
+        ("probe_claim", store.probe_claim(&claim(500, ProbeTrigger::Admin), None).await.map(drop)),
         (
-            "finish_probe",
-            store.finish_probe(Uuid::from_bytes([3; 16]), &outcome(ProbeState::Ok, 9), None).await.map(drop),
+            "probe_finish",
+            store.probe_finish(Uuid::from_bytes([3; 16]), &outcome(ProbeState::Ok, 9), None).await.map(drop),
         ),
-        ("append_telemetry", store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await),
-        ("change_settings", store.change_settings(&kill_switch(false), &n).await.map(drop)),
-        ("append_audit", store.append_audit(&[noted()]).await),
+        ("telemetry_append", store.telemetry_append(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await),
+        ("settings_change", store.settings_change(&kill_switch(false), &n).await.map(drop)),
+        ("audit_append", store.audit_append(&[noted()]).await),
     ];
     for (method, outcome) in refused {
         match outcome {
@@ -422,15 +427,15 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         }
     }
     assert_eq!(export(&store).await, before);
-    assert_eq!(store.hosts().await.unwrap().len(), 4, "reads go on");
+    assert_eq!(store.host_list().await.unwrap().len(), 4, "reads go on");
 
     let other = Standstill { reason: "with other words".into(), ..standstill };
-    store.set_standstill(Some(&other), &note("stand_still")).await.unwrap();
+    store.standstill_set(Some(&other), &note("stand_still")).await.unwrap();
     assert_eq!(store.state().await.unwrap().standstill, Some(other));
-    store.set_standstill(None, &note("go_on")).await.unwrap();
+    store.standstill_set(None, &note("go_on")).await.unwrap();
     assert_eq!(store.state().await.unwrap().standstill, None);
-    store.append_telemetry(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await.unwrap();
-    assert_eq!(store.activity(HostId(2)).await.unwrap().api_calls, 4, "it was not lost, and is there once");
+    store.telemetry_append(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await.unwrap();
+    assert_eq!(store.host_activity(HostId(2)).await.unwrap().api_calls, 4, "it was not lost, and is there once");
 }
 
 /// Each registration is one host and one entry: a copy that has more of the one than of the other saw half a change.
@@ -442,7 +447,7 @@ pub async fn a_copy_is_of_one_moment(store: Store) {
                 for number in 0..150 {
                     let id = writer * 1000 + number + 1;
                     let registration = registration(id * 7919 % 4001, &format!("h{id}.test"), &id.to_string());
-                    store.register_host(&registration, &noted()).await.unwrap();
+                    store.host_register(&registration, &noted()).await.unwrap();
                 }
             })
         })

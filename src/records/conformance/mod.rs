@@ -1,7 +1,7 @@
-//! The conformance suite of [`Records`]: every promise of the trait's documentation as a test of its own, against
-//! whatever a constructor makes. [`conformance_tests!`] gives one implementation all of them, [`list`] names them.
+//! The conformance suite of [`Records`]: each promise in the documentation of its traits is a test case.
+//! [`conformance_tests!`] makes them tests of one implementation, [`list`] names them.
 //!
-//! A case gets an empty store and nothing else; it may not know what it runs on.
+//! A case gets an empty store and must not know the implementation.
 
 mod audit;
 mod canonical;
@@ -25,12 +25,15 @@ use time::OffsetDateTime;
 use time::ext::NumericalDuration;
 use uuid::Uuid;
 
-use crate::model::audit::Actor;
+use crate::model::audit::{Actor, AuditFilter, AuditHead, AuditNote};
+use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostId, HostRules};
+use crate::model::host::{Fqdn, HostActivity, HostId, HostRules};
+use crate::model::people::{Email, UserId};
 use crate::records::*;
+use crate::seal::{KeyId, Place, Sealed};
 
-/// An empty store, and what must live as long as it.
+/// An empty store, and what must outlive it.
 pub struct Fixture {
     pub records: Arc<dyn Records>,
     pub keep: Box<dyn Any + Send>,
@@ -181,10 +184,10 @@ macro_rules! as_list {
 }
 pub(crate) use {as_list, as_tests, conformance_tests, every_case};
 
-/// A test that is not run yet.
+/// A test case.
 pub type Case = fn(Store) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The whole suite by name, for whoever wants one store's server for all of it.
+/// The whole suite by name, to run it on one server.
 pub fn list() -> Vec<(&'static str, Case)> {
     every_case!(as_list,)
 }
@@ -245,7 +248,7 @@ pub fn registration(id: u64, name: &str, tag: &str) -> Registration {
     }
 }
 
-/// The host that [`registration`] makes where there is none.
+/// The host that [`registration`] makes.
 pub fn host(id: u64, name: &str, tag: &str) -> Host {
     let Registration { id, fqdn, key_digest, api_key, .. } = registration(id, name, tag);
     Host {
@@ -280,10 +283,10 @@ pub fn key(tag: &str) -> Digest {
 
 /// The kill switch, on or off.
 pub fn kill_switch(disabled: bool) -> SettingsChange {
-    SettingsChange::Api { disabled, reason: None }
+    SettingsChange::KillSwitch { disabled, reason: None }
 }
 
-/// What goes to the audit log with a change whose entry does not matter to the case.
+/// The audit entry of a change, for cases that do not check it.
 pub fn noted() -> AuditNote {
     note("case.change")
 }
@@ -310,7 +313,7 @@ pub fn new_canonical(tag: &str) -> NewCanonical {
             project: None,
             api_base: None,
         }],
-        source: Source::Admin { by: "ops".into() },
+        source: CanonicalSource::Admin { by: "ops".into() },
         at: at(60),
     }
 }

@@ -6,13 +6,13 @@ fn owner(user: u64, at_most: u32) -> Owner {
     Owner { user: UserId(user), at_most }
 }
 
-async fn register(store: &Store, registration: &Registration, owner: Owner) -> Registered {
-    store.register_owned_host(registration, &owner, &note("register")).await.unwrap()
+async fn register(store: &Store, registration: &Registration, owner: Owner) -> RegistrationOutcome {
+    store.host_register_owned(registration, &owner, &note("register")).await.unwrap()
 }
 
-fn host_of(registered: Registered) -> Host {
+fn host_of(registered: RegistrationOutcome) -> Host {
     match registered {
-        Registered::Host(host) => *host,
+        RegistrationOutcome::Host(host) => *host,
         refused => panic!("{refused:?}"),
     }
 }
@@ -23,7 +23,7 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
     let made = host_of(register(&store, &registration(1, "h1.test", "a"), owner(1, 2)).await);
     let expected = Host { owner: Some(UserId(1)), ..host(1, "h1.test", "a") };
     assert_eq!(made, expected);
-    assert_eq!(store.host(HostId(1)).await.unwrap(), Some(expected.clone()));
+    assert_eq!(store.host_fetch(HostId(1)).await.unwrap(), Some(expected.clone()));
     let told = store.changes_since(before).await.unwrap();
     assert_eq!((told.hosts, told.install_tokens.len()), (vec![expected.clone()], 1));
 
@@ -32,61 +32,67 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
         let again = register(&store, &registration(1, "h1.test", "a"), owner(1, 2)).await;
         assert_eq!(host_of(again), expected);
         let foreign = register(&store, &registration(1, "h1.test", "a"), owner(2, 2)).await;
-        assert_eq!(foreign, Registered::NotTheirs);
+        assert_eq!(foreign, RegistrationOutcome::NotTheirs);
         // Sealed for another id than the host has.
         let other = register(&store, &registration(7, "h1.test", "b"), owner(1, 2)).await;
         assert_eq!(host_of(other), expected);
-        assert_eq!(register(&store, &registration(1, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
-        assert_eq!(register(&store, &registration(7, "h1.test", "b"), owner(2, 2)).await, Registered::NotTheirs);
-        let taken = store.register_owned_host(&registration(1, "h2.test", "b"), &owner(1, 2), &noted()).await;
+        assert_eq!(
+            register(&store, &registration(1, "h1.test", "b"), owner(2, 2)).await,
+            RegistrationOutcome::NotTheirs
+        );
+        assert_eq!(
+            register(&store, &registration(7, "h1.test", "b"), owner(2, 2)).await,
+            RegistrationOutcome::NotTheirs
+        );
+        let taken = store.host_register_owned(&registration(1, "h2.test", "b"), &owner(1, 2), &noted()).await;
         assert!(taken.is_err(), "the id is another name's");
     })
     .await;
     let again = host_of(register(&store, &registration(1, "h1.test", "b"), owner(1, 2)).await);
     assert_eq!((again.owner, again.key_digest), (Some(UserId(1)), key("b")));
     host_of(register(&store, &registration(1, "h1.test", "c"), owner(1, 2)).await);
-    store.change_host(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap();
-    store.bind_ip(HostId(1), &key("c"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
-    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().owner, Some(UserId(1)));
+    store.host_change(HostId(1), &HostChange::default(), at(1), &noted()).await.unwrap();
+    store.host_bind_ip(HostId(1), &key("c"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
+    assert_eq!(store.host_fetch(HostId(1)).await.unwrap().unwrap().owner, Some(UserId(1)));
 
-    store.register_host(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
+    store.host_register(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
     changes_nothing(&store, async {
         let refused = register(&store, &registration(2, "admins.test", "e"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::NotTheirs, "it is nobody's");
+        assert_eq!(refused, RegistrationOutcome::NotTheirs, "it is nobody's");
     })
     .await;
-    assert_eq!(store.host(HostId(2)).await.unwrap().unwrap().owner, None);
-    let redeemed = store.redeem_install_token(&token("c"), &key("c"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
+    assert_eq!(store.host_fetch(HostId(2)).await.unwrap().unwrap().owner, None);
+    let redeemed = store.installer_redeem(&token("c"), &key("c"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
     assert!(matches!(redeemed, Redemption::Redeemed { host, .. } if host.owner == Some(UserId(1))));
 }
 
 pub async fn an_admin_who_registers_a_users_host_takes_it(store: Store) {
     add(&store, 1, "ada@example.test").await;
     host_of(register(&store, &registration(1, "h1.test", "a"), owner(1, 1)).await);
-    store.bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
+    store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
     // Disabled with the user, and not by an admin: who registers it now wants it served.
     disable(&store, 1, false).await;
-    let taken = store.register_host(&registration(1, "h1.test", "b"), &note("take")).await.unwrap();
+    let taken = store.host_register(&registration(1, "h1.test", "b"), &note("take")).await.unwrap();
     assert_eq!((taken.owner, taken.key_digest), (None, key("b")));
     assert!(!taken.rules.disabled && !taken.rules.disabled_with_user && taken.rules.bound_ip.is_none());
-    assert_eq!(store.host(HostId(1)).await.unwrap(), Some(taken));
-    let entries = store.audit_from(1, 100).await.unwrap();
+    assert_eq!(store.host_fetch(HostId(1)).await.unwrap(), Some(taken));
+    let entries = store.audit_list_from(1, 100).await.unwrap();
     let entry = &entries.last().unwrap().note;
     let details: Vec<_> = entry.details.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!((&*entry.action, details), ("take", vec![("taken_from", "1")]));
     enable(&store, 1).await;
     changes_nothing(&store, async {
         let refused = register(&store, &registration(1, "h1.test", "c"), owner(1, 1)).await;
-        assert_eq!(refused, Registered::NotTheirs);
-        let removed = store.remove_owned_host(HostId(1), UserId(1), at(3), &noted()).await.unwrap();
+        assert_eq!(refused, RegistrationOutcome::NotTheirs);
+        let removed = store.host_remove_owned(HostId(1), UserId(1), at(3), &noted()).await.unwrap();
         assert_eq!(removed, None, "it is not theirs any more");
     })
     .await;
     // It does not count as theirs.
     host_of(register(&store, &registration(2, "h2.test", "d"), owner(1, 1)).await);
     // One that is nobody's is taken from nobody.
-    store.register_host(&registration(1, "h1.test", "e"), &note("again")).await.unwrap();
-    assert!(store.audit_from(1, 100).await.unwrap().last().unwrap().note.details.is_empty());
+    store.host_register(&registration(1, "h1.test", "e"), &note("again")).await.unwrap();
+    assert!(store.audit_list_from(1, 100).await.unwrap().last().unwrap().note.details.is_empty());
 }
 
 pub async fn an_owner_removes_only_their_own_host(store: Store) {
@@ -98,23 +104,23 @@ pub async fn an_owner_removes_only_their_own_host(store: Store) {
     }
     changes_nothing(&store, async {
         for (host, user) in [(1, 2), (2, 1), (3, 1)] {
-            let removed = store.remove_owned_host(HostId(host), UserId(user), at(3), &noted()).await.unwrap();
+            let removed = store.host_remove_owned(HostId(host), UserId(user), at(3), &noted()).await.unwrap();
             assert_eq!(removed, None);
         }
     })
     .await;
-    let removed = store.remove_owned_host(HostId(1), UserId(1), at(3), &note("remove")).await.unwrap();
+    let removed = store.host_remove_owned(HostId(1), UserId(1), at(3), &note("remove")).await.unwrap();
     assert_eq!(removed.unwrap().removed_at, Some(at(3)));
-    assert_eq!(store.hosts().await.unwrap().len(), 1);
+    assert_eq!(store.host_list().await.unwrap().len(), 1);
 }
 
 async fn disable(store: &Store, user: u64, keep_hosts: bool) -> ChangedUser {
     let change = UserChange::Disable { keep_hosts };
-    store.change_user(UserId(user), &change, at(8), Some(&note("disable"))).await.unwrap().unwrap()
+    store.user_change(UserId(user), &change, at(8), Some(&note("disable"))).await.unwrap().unwrap()
 }
 
 async fn enable(store: &Store, user: u64) -> ChangedUser {
-    store.change_user(UserId(user), &UserChange::Enable, at(9), Some(&note("enable"))).await.unwrap().unwrap()
+    store.user_change(UserId(user), &UserChange::Enable, at(9), Some(&note("enable"))).await.unwrap().unwrap()
 }
 
 pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
@@ -124,13 +130,13 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
     for (id, user) in [(1, 1), (2, 1), (3, 1), (4, 2)] {
         host_of(register(&store, &registration(id, &format!("h{id}.test"), &id.to_string()), owner(user, 9)).await);
     }
-    store.register_host(&registration(5, "h5.test", "5"), &noted()).await.unwrap();
+    store.host_register(&registration(5, "h5.test", "5"), &noted()).await.unwrap();
     let switch = |disabled| HostChange { disabled: Some(disabled), ..<_>::default() };
-    store.change_host(HostId(2), &switch(true), at(1), &noted()).await.unwrap();
-    store.remove_host(HostId(3), at(5), &noted()).await.unwrap();
+    store.host_change(HostId(2), &switch(true), at(1), &noted()).await.unwrap();
+    store.host_remove(HostId(3), at(5), &noted()).await.unwrap();
     let states = async || {
-        let mut hosts = store.hosts().await.unwrap();
-        hosts.extend(store.removed_hosts().await.unwrap());
+        let mut hosts = store.host_list().await.unwrap();
+        hosts.extend(store.host_list_removed().await.unwrap());
         hosts.sort_by_key(|host| host.id);
         hosts.iter().map(|host| (host.rules.disabled, host.rules.disabled_with_user)).collect::<Vec<_>>()
     };
@@ -159,12 +165,12 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
     changes_nothing(&store, async {
         disable(&store, 1, false).await;
         let refused = register(&store, &registration(6, "h6.test", "6"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::OwnerDisabled);
+        assert_eq!(refused, RegistrationOutcome::OwnerDisabled);
         let refused = register(&store, &registration(1, "h1.test", "7"), owner(1, 9)).await;
-        assert_eq!(refused, Registered::OwnerDisabled);
+        assert_eq!(refused, RegistrationOutcome::OwnerDisabled);
     })
     .await;
-    let restored = store.restore_host(HostId(3), at(1), at(6), &noted()).await.unwrap();
+    let restored = store.host_restore(HostId(3), at(1), at(6), &noted()).await.unwrap();
     assert!(matches!(&restored, Restoration::Restored(host) if host.rules.disabled), "{restored:?}");
 
     let enabled = enable(&store, 1).await;
@@ -173,8 +179,8 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
 
     // An admin's decision while the user is disabled stands.
     disable(&store, 1, false).await;
-    store.change_host(HostId(1), &switch(true), at(10), &noted()).await.unwrap();
-    store.change_host(HostId(3), &switch(false), at(10), &noted()).await.unwrap();
+    store.host_change(HostId(1), &switch(true), at(10), &noted()).await.unwrap();
+    store.host_change(HostId(3), &switch(false), at(10), &noted()).await.unwrap();
     assert_eq!(states().await, [BY_ADMIN, BY_ADMIN, SERVED, SERVED, SERVED]);
     enable(&store, 1).await;
     assert_eq!(states().await, [BY_ADMIN, BY_ADMIN, SERVED, SERVED, SERVED]);
@@ -195,7 +201,7 @@ pub async fn a_user_who_is_being_disabled_leaves_no_host_served(store: Store) {
             }
         })
         .await;
-        let hosts = store.hosts().await.unwrap();
+        let hosts = store.host_list().await.unwrap();
         let served: Vec<_> = hosts
             .iter()
             .filter(|host| host.owner == Some(UserId(round)) && !host.rules.disabled)
@@ -215,12 +221,13 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
         }
     })
     .await;
-    let count = |user| registered.iter().filter(|(of, it)| *of == user && matches!(it, Registered::Host(_))).count();
+    let count =
+        |user| registered.iter().filter(|(of, it)| *of == user && matches!(it, RegistrationOutcome::Host(_))).count();
     assert_eq!((count(1), count(2)), (3, 4));
-    let refused = registered.iter().filter(|(_, registered)| *registered == Registered::TooMany).count();
+    let refused = registered.iter().filter(|(_, registered)| *registered == RegistrationOutcome::TooMany).count();
     assert_eq!(refused, 24 - 7);
     assert_eq!(actions(&store).await, ["register"; 7]);
-    let hosts = store.hosts().await.unwrap();
+    let hosts = store.host_list().await.unwrap();
     let of = |user| hosts.iter().filter(|host| host.owner == Some(UserId(user))).collect::<Vec<_>>();
     assert_eq!((of(1).len(), of(2).len(), hosts.len()), (3, 4, 7));
 
@@ -229,23 +236,27 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
     let new = |tag: &str| registration(100, "new.test", tag);
     host_of(register(&store, &again(first, "again"), owner(1, 3)).await);
     changes_nothing(&store, async {
-        assert_eq!(register(&store, &new("new"), owner(1, 3)).await, Registered::TooMany);
-        assert_eq!(register(&store, &again(second, "more"), owner(1, 2)).await, Registered::TooMany, "by now");
-        assert_eq!(register(&store, &new("new"), owner(3, 0)).await, Registered::TooMany);
+        assert_eq!(register(&store, &new("new"), owner(1, 3)).await, RegistrationOutcome::TooMany);
+        assert_eq!(register(&store, &again(second, "more"), owner(1, 2)).await, RegistrationOutcome::TooMany, "by now");
+        assert_eq!(register(&store, &new("new"), owner(3, 0)).await, RegistrationOutcome::TooMany);
     })
     .await;
     // What is removed makes room, and comes back as theirs.
-    store.remove_host(first.id, at(2), &noted()).await.unwrap();
+    store.host_remove(first.id, at(2), &noted()).await.unwrap();
     host_of(register(&store, &new("new"), owner(1, 3)).await);
     changes_nothing(&store, async {
         let more = registration(101, "more.test", "more");
-        assert_eq!(register(&store, &more, owner(1, 3)).await, Registered::TooMany);
+        assert_eq!(register(&store, &more, owner(1, 3)).await, RegistrationOutcome::TooMany);
     })
     .await;
-    let restored = store.restore_host(first.id, at(1), at(3), &noted()).await.unwrap();
+    let restored = store.host_restore(first.id, at(1), at(3), &noted()).await.unwrap();
     assert!(matches!(&restored, Restoration::Restored(host) if host.owner == Some(UserId(1))), "{restored:?}");
     changes_nothing(&store, async {
-        assert_eq!(register(&store, &again(second, "more"), owner(1, 3)).await, Registered::TooMany, "they have four");
+        assert_eq!(
+            register(&store, &again(second, "more"), owner(1, 3)).await,
+            RegistrationOutcome::TooMany,
+            "they have four"
+        );
     })
     .await;
     host_of(register(&store, &again(second, "more"), owner(1, 4)).await);
@@ -263,9 +274,9 @@ pub async fn racing_owners_of_one_name_make_one_host(store: Store) {
         })
         .await;
         let (won, lost): (Vec<_>, Vec<_>) =
-            registered.into_iter().partition(|(_, registered)| matches!(registered, Registered::Host(_)));
-        assert!(lost.iter().all(|(_, registered)| *registered == Registered::NotTheirs), "{lost:?}");
-        let present = store.host_by_name(&fqdn(&format!("h{round}.test"))).await.unwrap().unwrap();
+            registered.into_iter().partition(|(_, registered)| matches!(registered, RegistrationOutcome::Host(_)));
+        assert!(lost.iter().all(|(_, registered)| *registered == RegistrationOutcome::NotTheirs), "{lost:?}");
+        let present = store.host_fetch_by_name(&fqdn(&format!("h{round}.test"))).await.unwrap().unwrap();
         assert_eq!(won.iter().map(|(user, _)| Some(UserId(*user))).collect::<Vec<_>>(), [present.owner]);
     }
 }
@@ -284,11 +295,11 @@ pub async fn a_certificate_is_tied_to_a_user_and_untied(store: Store) {
     };
     let (a, b) = (certificate("a", None), certificate("b", Some(UserId(1))));
     for certificate in [&a, &b] {
-        store.record_certificate(certificate, &noted()).await.unwrap();
+        store.certificate_record(certificate, &noted()).await.unwrap();
     }
-    assert_eq!(store.certificates().await.unwrap(), [a.clone(), b.clone()]);
+    assert_eq!(store.certificate_list().await.unwrap(), [a.clone(), b.clone()]);
     let tie = async |certificate: &AdminCertificate, user: Option<u64>| {
-        store.tie_certificate(&certificate.fingerprint, user.map(UserId), &note("tie")).await.unwrap()
+        store.certificate_set_user(&certificate.fingerprint, user.map(UserId), &note("tie")).await.unwrap()
     };
     let tied = AdminCertificate { user: Some(UserId(1)), ..a.clone() };
     let before = position(&store).await;
@@ -304,9 +315,9 @@ pub async fn a_certificate_is_tied_to_a_user_and_untied(store: Store) {
     })
     .await;
     assert_eq!(tie(&b, None).await, Some(AdminCertificate { user: None, ..b.clone() }));
-    let revoked = store.revoke_certificate(&a.fingerprint, at(2), &noted()).await.unwrap();
+    let revoked = store.certificate_revoke(&a.fingerprint, at(2), &noted()).await.unwrap();
     assert_eq!(revoked, Some(AdminCertificate { revoked_at: Some(at(2)), ..tied }), "it stays tied");
-    assert_eq!(store.certificates().await.unwrap()[0], revoked.unwrap());
+    assert_eq!(store.certificate_list().await.unwrap()[0], revoked.unwrap());
 }
 
 pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store) {
@@ -322,10 +333,10 @@ pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store
         user: None,
     };
     let old = AdminCertificate { user: Some(UserId(1)), ..certificate("old", 0) };
-    store.record_certificate(&old, &noted()).await.unwrap();
+    store.certificate_record(&old, &noted()).await.unwrap();
     let renew = async |old: &str, new: &str, issued, revoke_at| {
         let new = certificate(new, issued);
-        store.renew_certificate(&token(old), &new, revoke_at, &note("renew")).await.unwrap()
+        store.certificate_renew(&token(old), &new, revoke_at, &note("renew")).await.unwrap()
     };
     let before = position(&store).await;
     let second = AdminCertificate { user: Some(UserId(1)), ..certificate("second", 1) };
@@ -341,7 +352,7 @@ pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store
     let third = renew("second", "third", 2, Some(at(3))).await.unwrap();
     assert_eq!(third.user, Some(UserId(1)));
     let revoked = AdminCertificate { revoked_at: Some(at(3)), ..second };
-    assert_eq!(store.certificates().await.unwrap(), [old, revoked, third]);
+    assert_eq!(store.certificate_list().await.unwrap(), [old, revoked, third]);
     changes_nothing(&store, async {
         assert_eq!(renew("second", "fourth", 4, None).await, None, "it is revoked");
     })

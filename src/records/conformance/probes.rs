@@ -24,19 +24,19 @@ pub fn outcome(state: ProbeState, seconds: i64) -> ProbeOutcome {
 }
 
 async fn begins(store: &Store, claim: &ProbeClaim) {
-    assert_eq!(store.claim_probe(claim, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(store.probe_claim(claim, None).await.unwrap(), ClaimOutcome::Begun);
 }
 
 async fn ends(store: &Store, claim: &ProbeClaim, outcome: &ProbeOutcome) {
-    assert!(store.finish_probe(claim.id, outcome, None).await.unwrap());
+    assert!(store.probe_finish(claim.id, outcome, None).await.unwrap());
 }
 
 async fn ids(store: &Store) -> Vec<Uuid> {
-    store.probes(9).await.unwrap().iter().map(|probe| probe.id).collect()
+    store.probe_list(9).await.unwrap().iter().map(|probe| probe.id).collect()
 }
 
 async fn noted_actions(store: &Store) -> Vec<String> {
-    store.audit_from(1, 10_000).await.unwrap().into_iter().map(|entry| entry.note.action).collect()
+    store.audit_list_from(1, 10_000).await.unwrap().into_iter().map(|entry| entry.note.action).collect()
 }
 
 pub async fn racing_claims_begin_one_probe(store: Store) {
@@ -45,18 +45,18 @@ pub async fn racing_claims_begin_one_probe(store: Store) {
             let store = Arc::clone(&store);
             async move {
                 let claim = claim(round, ProbeTrigger::Store);
-                (claim.clone(), store.claim_probe(&claim, Some(&note("begin"))).await.unwrap())
+                (claim.clone(), store.probe_claim(&claim, Some(&note("begin"))).await.unwrap())
             }
         })
         .await;
-        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == Claimed::Begun);
+        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == ClaimOutcome::Begun);
         let [(claim, _)] = &won[..] else { panic!("{won:?}") };
-        let present = store.probes(1).await.unwrap().remove(0);
+        let present = store.probe_list(1).await.unwrap().remove(0);
         assert_eq!(present, begun(claim));
-        assert!(lost.iter().all(|(_, answer)| *answer == Claimed::Busy(present.clone())), "{lost:?}");
+        assert!(lost.iter().all(|(_, answer)| *answer == ClaimOutcome::Busy(present.clone())), "{lost:?}");
         ends(&store, claim, &outcome(ProbeState::Ok, round)).await;
     }
-    assert_eq!(store.probes(99).await.unwrap().len(), 10);
+    assert_eq!(store.probe_list(99).await.unwrap().len(), 10);
     assert_eq!(noted_actions(&store).await, ["begin"; 10], "who was not let in changed nothing");
 }
 
@@ -65,14 +65,14 @@ pub async fn a_claim_that_is_repeated_has_begun_once(store: Store) {
         let claim = claim(0, trigger);
         let answers = race(8, |_| {
             let (store, claim) = (Arc::clone(&store), claim.clone());
-            async move { store.claim_probe(&claim, Some(&note("begin"))).await.unwrap() }
+            async move { store.probe_claim(&claim, Some(&note("begin"))).await.unwrap() }
         })
         .await;
-        assert_eq!(answers, vec![Claimed::Begun; 8]);
+        assert_eq!(answers, vec![ClaimOutcome::Begun; 8]);
         ends(&store, &claim, &outcome(ProbeState::Ok, 1)).await;
         begins(&store, &claim).await;
         let finished = Probe { outcome: Some(outcome(ProbeState::Ok, 1)), ..begun(&claim) };
-        assert_eq!(store.probes(1).await.unwrap(), [finished], "and is left as it is");
+        assert_eq!(store.probe_list(1).await.unwrap(), [finished], "and is left as it is");
     }
     assert_eq!(noted_actions(&store).await, ["begin"; 2]);
 }
@@ -81,13 +81,13 @@ pub async fn a_lease_that_is_over_is_taken_over(store: Store) {
     let (first, second) = (claim(0, ProbeTrigger::Store), claim(60, ProbeTrigger::Retry));
     begins(&store, &first).await;
     let early = ProbeClaim { at: at(60) - 1.microseconds(), ..claim(0, ProbeTrigger::Retry) };
-    assert_eq!(store.claim_probe(&early, None).await.unwrap(), Claimed::Busy(begun(&first)));
+    assert_eq!(store.probe_claim(&early, None).await.unwrap(), ClaimOutcome::Busy(begun(&first)));
     begins(&store, &second).await;
 
     // Whoever had it was only slow, and may still tell; that changes nothing for the one that is under way now.
     ends(&store, &first, &outcome(ProbeState::Fail, 70)).await;
     let third = claim(80, ProbeTrigger::Admin);
-    assert_eq!(store.claim_probe(&third, None).await.unwrap(), Claimed::Busy(begun(&second)));
+    assert_eq!(store.probe_claim(&third, None).await.unwrap(), ClaimOutcome::Busy(begun(&second)));
     ends(&store, &second, &outcome(ProbeState::Ok, 81)).await;
     begins(&store, &third).await;
 
@@ -96,12 +96,12 @@ pub async fn a_lease_that_is_over_is_taken_over(store: Store) {
     begins(&store, &ahead).await;
     ends(&store, &ahead, &outcome(ProbeState::Ok, 140)).await;
     let behind = claim(139, ProbeTrigger::Admin);
-    assert_eq!(store.claim_probe(&behind, None).await.unwrap(), Claimed::Busy(begun(&third)));
+    assert_eq!(store.probe_claim(&behind, None).await.unwrap(), ClaimOutcome::Busy(begun(&third)));
     let last = claim(140, ProbeTrigger::Admin);
     begins(&store, &last).await;
 
     assert_eq!(ids(&store).await, [last.id, ahead.id, third.id, second.id, first.id]);
-    let cut_short = &store.probes(9).await.unwrap()[2];
+    let cut_short = &store.probe_list(9).await.unwrap()[2];
     assert_eq!((cut_short.outcome.as_ref(), cut_short.is_under_way(at(140))), (None, false));
 }
 
@@ -109,7 +109,7 @@ pub async fn a_lease_made_by_a_clock_that_was_set_back_is_over(store: Store) {
     let ahead = claim(1000, ProbeTrigger::Store);
     begins(&store, &ahead).await;
     let before = claim(940, ProbeTrigger::Store);
-    assert_eq!(store.claim_probe(&before, None).await.unwrap(), Claimed::Busy(begun(&ahead)));
+    assert_eq!(store.probe_claim(&before, None).await.unwrap(), ClaimOutcome::Busy(begun(&ahead)));
     let back = ProbeClaim { at: at(940) - 1.microseconds(), ..before };
     begins(&store, &back).await;
     assert_eq!(ids(&store).await, [back.id, ahead.id], "the order is that of the claims");
@@ -124,26 +124,30 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
         async move {
             let claim = claim_at(if number % 2 == 0 { morning } else { evening }, ProbeTrigger::Daily);
             let claim = ProbeClaim { until: claim.at, ..claim };
-            (claim.clone(), store.claim_probe(&claim, Some(&note("begin"))).await.unwrap())
+            (claim.clone(), store.probe_claim(&claim, Some(&note("begin"))).await.unwrap())
         }
     })
     .await;
-    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == Claimed::Begun);
+    let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, answer)| *answer == ClaimOutcome::Begun);
     assert_eq!(won.len(), 1, "{won:?}");
-    assert!(lost.iter().all(|(_, answer)| *answer == Claimed::NotDue), "{lost:?}");
+    assert!(lost.iter().all(|(_, answer)| *answer == ClaimOutcome::NotDue), "{lost:?}");
     assert_eq!(noted_actions(&store).await, ["begin"]);
     // However it ended: it was begun, and here it was cut short.
     let asked = claim_at(evening - 10.seconds(), ProbeTrigger::Admin);
     begins(&store, &asked).await;
     let again = claim_at(evening, ProbeTrigger::Daily);
-    assert_eq!(store.claim_probe(&again, None).await.unwrap(), Claimed::NotDue);
+    assert_eq!(store.probe_claim(&again, None).await.unwrap(), ClaimOutcome::NotDue);
     ends(&store, &asked, &outcome(ProbeState::Ok, 0)).await;
-    assert_eq!(store.claim_probe(&again, None).await.unwrap(), Claimed::NotDue);
+    assert_eq!(store.probe_claim(&again, None).await.unwrap(), ClaimOutcome::NotDue);
 
     let midnight = claim_at(datetime!(2026-11-27 02:00 +02:00), ProbeTrigger::Daily);
     let other = claim_at(midnight.at, ProbeTrigger::Store);
     begins(&store, &other).await;
-    assert_eq!(store.claim_probe(&midnight, None).await.unwrap(), Claimed::Busy(begun(&other)), "due, and not begun");
+    assert_eq!(
+        store.probe_claim(&midnight, None).await.unwrap(),
+        ClaimOutcome::Busy(begun(&other)),
+        "due, and not begun"
+    );
     ends(&store, &other, &outcome(ProbeState::Ok, 0)).await;
     begins(&store, &midnight).await;
     assert_eq!(store.probe_summary(morning).await.unwrap().last_daily, Some(midnight.at));
@@ -151,7 +155,7 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
 
 pub async fn what_a_probe_found_is_written_once(store: Store) {
     let found = outcome(ProbeState::Ok, 3);
-    assert!(!store.finish_probe(Uuid::new_v4(), &found, Some(&note("end"))).await.unwrap(), "nobody knows it");
+    assert!(!store.probe_finish(Uuid::new_v4(), &found, Some(&note("end"))).await.unwrap(), "nobody knows it");
     let claim = claim(0, ProbeTrigger::Upload);
     begins(&store, &claim).await;
     let answers = race(12, |number| {
@@ -162,12 +166,12 @@ pub async fn what_a_probe_found_is_written_once(store: Store) {
             Some(format!("{}{}\u{e9}{}", state.as_str(), "x".repeat(4095 - state.as_str().len()), "y".repeat(9)));
         let found = ProbeOutcome { reason, adopted: Some(8), ..outcome(state, 3) };
         async move {
-            let answer = store.finish_probe(claim.id, &found, Some(&note("end"))).await.unwrap();
+            let answer = store.probe_finish(claim.id, &found, Some(&note("end"))).await.unwrap();
             (answer, found)
         }
     })
     .await;
-    let kept = store.probes(1).await.unwrap().remove(0).outcome.unwrap();
+    let kept = store.probe_list(1).await.unwrap().remove(0).outcome.unwrap();
     for (answer, mut found) in answers {
         let reason = found.reason.as_mut().unwrap();
         reason.truncate(4095);
@@ -177,10 +181,10 @@ pub async fn what_a_probe_found_is_written_once(store: Store) {
     for other in
         [&finer, &ProbeOutcome { adopted: None, ..kept.clone() }, &ProbeOutcome { reason: None, ..kept.clone() }]
     {
-        assert!(!store.finish_probe(claim.id, other, Some(&note("end"))).await.unwrap(), "{other:?}");
+        assert!(!store.probe_finish(claim.id, other, Some(&note("end"))).await.unwrap(), "{other:?}");
     }
-    assert!(store.finish_probe(claim.id, &kept, Some(&note("end"))).await.unwrap());
-    assert_eq!(store.probes(1).await.unwrap()[0].outcome, Some(kept));
+    assert!(store.probe_finish(claim.id, &kept, Some(&note("end"))).await.unwrap());
+    assert_eq!(store.probe_list(1).await.unwrap()[0].outcome, Some(kept));
     assert_eq!(noted_actions(&store).await, ["end"]);
 }
 
@@ -219,8 +223,8 @@ pub async fn a_summary_tells_the_newest_of_each_kind(store: Store) {
     let none = ProbeSummary { validations: 0, adoptions: 0, ..summary };
     assert_eq!(store.probe_summary(at(200_000)).await.unwrap(), none);
     probes.reverse();
-    assert_eq!(store.probes(9).await.unwrap(), probes);
-    assert_eq!(store.probes(2).await.unwrap(), probes[..2]);
+    assert_eq!(store.probe_list(9).await.unwrap(), probes);
+    assert_eq!(store.probe_list(2).await.unwrap(), probes[..2]);
 }
 
 pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store) {
@@ -242,7 +246,7 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
         }
         made.push(Probe { outcome, ..begun(&claim) });
     }
-    let kept = store.probes(usize::MAX).await.unwrap();
+    let kept = store.probe_list(usize::MAX).await.unwrap();
     assert_eq!(kept.len(), 1000);
     // 1, 2, 3 and 5 stay for what they tell, in favour of the four that are the next oldest.
     let expected = [1, 2, 3, 5].into_iter().chain(104..1100).map(|number| made[number].clone()).rev();
@@ -259,10 +263,10 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
     let found = ProbeOutcome { adopted: Some(10), ..outcome(ProbeState::Ok, 2001) };
     ends(&store, &newer, &found).await;
     begins(&store, &ProbeClaim { id: made[0].id, ..claim(3000, ProbeTrigger::Store) }).await;
-    let kept = store.probes(usize::MAX).await.unwrap();
+    let kept = store.probe_list(usize::MAX).await.unwrap();
     assert_eq!((kept.len(), kept[0].id), (1000, made[0].id));
     assert!(!kept.contains(&made[1]) && kept.contains(&made[2]));
-    assert!(!store.finish_probe(made[1].id, &found, None).await.unwrap());
+    assert!(!store.probe_finish(made[1].id, &found, None).await.unwrap());
 }
 
 /// Each claim is one probe and one entry: a copy that has more of the one than of the other saw half a change.
@@ -272,9 +276,9 @@ pub async fn a_probe_is_noted_in_the_transaction_that_begins_or_ends_it(store: S
         async move {
             for number in 0..100 {
                 let claim = claim(number, ProbeTrigger::Store);
-                assert_eq!(store.claim_probe(&claim, Some(&note("begin"))).await.unwrap(), Claimed::Begun);
+                assert_eq!(store.probe_claim(&claim, Some(&note("begin"))).await.unwrap(), ClaimOutcome::Begun);
                 let found = outcome(ProbeState::Ok, number);
-                assert!(store.finish_probe(claim.id, &found, Some(&note("end"))).await.unwrap());
+                assert!(store.probe_finish(claim.id, &found, Some(&note("end"))).await.unwrap());
             }
         }
     });
@@ -291,7 +295,7 @@ pub async fn a_probe_is_noted_in_the_transaction_that_begins_or_ends_it(store: S
     writing.await.unwrap();
     println!("{} copies, of {seen:?} changes", seen.len());
     let mut head = AuditHead::default();
-    for entry in store.audit_from(1, 1000).await.unwrap() {
+    for entry in store.audit_list_from(1, 1000).await.unwrap() {
         head.follow(&entry).unwrap();
     }
     assert_eq!(head, store.audit_head().await.unwrap());

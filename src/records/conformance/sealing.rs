@@ -28,14 +28,14 @@ fn by_id(mut authorities: Vec<Authority>) -> Vec<Authority> {
 
 pub async fn what_the_first_boot_makes_is_written_once(store: Store) {
     assert!(!store.is_initialised().await.unwrap());
-    assert_eq!(store.server_key().await.unwrap(), None);
+    assert_eq!(store.server_key_fetch().await.unwrap(), None);
     let first = seed("first");
     assert!(store.initialise(&first, &noted()).await.unwrap());
     assert!(store.is_initialised().await.unwrap());
     assert!(!store.initialise(&seed("second"), &noted()).await.unwrap());
-    assert_eq!(store.sealing_keys().await.unwrap(), [first.sealing_key]);
-    assert_eq!(by_id(store.authorities().await.unwrap()), by_id(first.authorities));
-    assert_eq!(store.server_key().await.unwrap(), Some(first.server_key));
+    assert_eq!(store.sealing_key_list().await.unwrap(), [first.sealing_key]);
+    assert_eq!(by_id(store.authority_list().await.unwrap()), by_id(first.authorities));
+    assert_eq!(store.server_key_fetch().await.unwrap(), Some(first.server_key));
 }
 
 pub async fn racing_first_boots_have_one_winner(store: Store) {
@@ -48,47 +48,49 @@ pub async fn racing_first_boots_have_one_winner(store: Store) {
     let winners: Vec<_> = won.iter().enumerate().filter(|(_, won)| **won).map(|(number, _)| number).collect();
     assert_eq!(winners.len(), 1);
     let winner = &seeds[winners[0]];
-    assert_eq!(by_id(store.authorities().await.unwrap()), by_id(winner.authorities.clone()), "nobody else's");
-    assert_eq!(store.server_key().await.unwrap().as_ref(), Some(&winner.server_key));
+    assert_eq!(by_id(store.authority_list().await.unwrap()), by_id(winner.authorities.clone()), "nobody else's");
+    assert_eq!(store.server_key_fetch().await.unwrap().as_ref(), Some(&winner.server_key));
 }
 
 pub async fn data_keys_are_added_once_and_listed(store: Store) {
     store.initialise(&seed("s"), &noted()).await.unwrap();
-    assert!(store.add_sealing_key(&key(2), &noted()).await.unwrap());
+    assert!(store.sealing_key_add(&key(2), &noted()).await.unwrap());
     let other = SealingKey { sealed: sealed(0, "another"), ..key(2) };
-    assert!(!store.add_sealing_key(&other, &noted()).await.unwrap());
-    assert_eq!(store.sealing_keys().await.unwrap(), [key(1), key(2)]);
+    assert!(!store.sealing_key_add(&other, &noted()).await.unwrap());
+    assert_eq!(store.sealing_key_list().await.unwrap(), [key(1), key(2)]);
 }
 
 pub async fn a_data_key_in_use_or_the_highest_stays(store: Store) {
     let seed = seed("s");
     store.initialise(&seed, &noted()).await.unwrap();
-    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap(), "the only one");
-    store.add_sealing_key(&key(2), &noted()).await.unwrap();
-    store.add_sealing_key(&key(300), &noted()).await.unwrap();
-    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap(), "three values are sealed with it");
-    assert!(!store.remove_sealing_key(KeyId(300)).await.unwrap(), "the highest");
-    assert!(!store.remove_sealing_key(KeyId(7)).await.unwrap(), "there is none");
-    assert!(store.remove_sealing_key(KeyId(2)).await.unwrap());
-    for (place, value) in store.values_sealed_before(KeyId(300), 100).await.unwrap() {
-        assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
-        assert!(store.reseal(&place, &value, &sealed(300, "new")).await.unwrap());
+    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "the only one");
+    store.sealing_key_add(&key(2), &noted()).await.unwrap();
+    store.sealing_key_add(&key(300), &noted()).await.unwrap();
+    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "three values are sealed with it");
+    assert!(!store.sealing_key_remove(KeyId(300)).await.unwrap(), "the highest");
+    assert!(!store.sealing_key_remove(KeyId(7)).await.unwrap(), "there is none");
+    assert!(store.sealing_key_remove(KeyId(2)).await.unwrap());
+    for (place, value) in store.sealed_value_list_before(KeyId(300), 100).await.unwrap() {
+        assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
+        assert!(store.sealed_value_replace(&place, &value, &sealed(300, "new")).await.unwrap());
     }
-    assert!(store.remove_sealing_key(KeyId(1)).await.unwrap());
-    assert_eq!(store.sealing_keys().await.unwrap(), [key(300)]);
+    assert!(store.sealing_key_remove(KeyId(1)).await.unwrap());
+    assert_eq!(store.sealing_key_list().await.unwrap(), [key(300)]);
 }
 
 pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
     let seed = seed("s");
     store.initialise(&seed, &noted()).await.unwrap();
-    store.register_host(&registration(5, "h5.test", "a"), &noted()).await.unwrap();
-    let first =
-        replaced(store.replace_canonical(&Condition::Version(None), &new_canonical("1"), &noted()).await.unwrap());
-    let second =
-        replaced(store.replace_canonical(&Condition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap());
+    store.host_register(&registration(5, "h5.test", "a"), &noted()).await.unwrap();
+    let first = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(None), &new_canonical("1"), &noted()).await.unwrap(),
+    );
+    let second = replaced(
+        store.canonical_replace(&ReplaceCondition::Version(Some(1)), &new_canonical("2"), &noted()).await.unwrap(),
+    );
 
     let identity = sealed(1, "identity");
-    assert!(store.host_keep_agent_identity(HostId(5), &super::key("a"), &identity, &noted()).await.unwrap());
+    assert!(store.host_set_agent_identity(HostId(5), &super::key("a"), &identity, &noted()).await.unwrap());
 
     let mut expected = vec![
         (Place::new("hosts", "api_key", 5), sealed(1, "key a")),
@@ -103,31 +105,31 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
         let place = Place::new("auth_entries", "token", format!("{}/api.openai.com/v1", version.id));
         expected.push((place, version.entries[0].token.clone()));
     }
-    assert_eq!(store.values_sealed_before(KeyId(1), 100).await.unwrap(), []);
-    let mut found = store.values_sealed_before(KeyId(2), 100).await.unwrap();
+    assert_eq!(store.sealed_value_list_before(KeyId(1), 100).await.unwrap(), []);
+    let mut found = store.sealed_value_list_before(KeyId(2), 100).await.unwrap();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(found, expected);
-    assert_eq!(store.values_sealed_before(KeyId(2), 3).await.unwrap().len(), 3);
+    assert_eq!(store.sealed_value_list_before(KeyId(2), 3).await.unwrap().len(), 3);
 
-    assert!(store.add_sealing_key(&key(2), &noted()).await.unwrap());
+    assert!(store.sealing_key_add(&key(2), &noted()).await.unwrap());
     for (number, (place, value)) in found.iter().enumerate() {
         let epoch = store.epoch().await.unwrap();
         let tag = format!("new {place:?}");
-        assert!(store.reseal(place, value, &sealed(2, &tag)).await.unwrap(), "{place:?}");
+        assert!(store.sealed_value_replace(place, value, &sealed(2, &tag)).await.unwrap(), "{place:?}");
         assert!(store.epoch().await.unwrap() > epoch, "{place:?}");
-        assert_eq!(store.values_sealed_before(KeyId(2), 100).await.unwrap().len(), found.len() - number - 1);
+        assert_eq!(store.sealed_value_list_before(KeyId(2), 100).await.unwrap().len(), found.len() - number - 1);
     }
     let new = |place: Place| sealed(2, &format!("new {place:?}"));
-    let host = store.host(HostId(5)).await.unwrap().unwrap();
+    let host = store.host_fetch(HostId(5)).await.unwrap().unwrap();
     assert_eq!(host.api_key, new(Place::new("hosts", "api_key", 5)));
     assert_eq!(host.agent_identity, Some(new(Place::new("hosts", "agent_identity", 5))));
-    assert_eq!(store.server_key().await.unwrap(), Some(new(Place::new("settings", "server_key", 0))));
-    for authority in store.authorities().await.unwrap() {
+    assert_eq!(store.server_key_fetch().await.unwrap(), Some(new(Place::new("settings", "server_key", 0))));
+    for authority in store.authority_list().await.unwrap() {
         assert_eq!(authority.private_key, new(Place::new("authorities", "private_key", authority.id)));
     }
     for version in [first, second] {
-        let kept = store.canonical_version(version.summary.version).await.unwrap().unwrap();
+        let kept = store.canonical_fetch_version(version.summary.version).await.unwrap().unwrap();
         assert_eq!(kept.body, new(Place::new("auth_payloads", "body", version.id)));
         let place = Place::new("auth_entries", "token", format!("{}/api.openai.com/v1", version.id));
         assert_eq!(kept.entries[0].token, new(place));
@@ -136,11 +138,11 @@ pub async fn every_kind_of_sealed_value_is_found_and_resealed(store: Store) {
 }
 
 pub async fn resealing_a_value_that_changed_does_nothing(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    store.register_host(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
+    store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.host_register(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     let place = Place::new("hosts", "api_key", 1);
-    assert!(!store.reseal(&place, &sealed(1, "key a"), &sealed(2, "key a")).await.unwrap());
+    assert!(!store.sealed_value_replace(&place, &sealed(1, "key a"), &sealed(2, "key a")).await.unwrap());
     for gone in [
         Place::new("hosts", "api_key", 2),
         Place::new("hosts", "fqdn", 1),
@@ -149,21 +151,24 @@ pub async fn resealing_a_value_that_changed_does_nothing(store: Store) {
         Place::new("auth_entries", "token", "x"),
         Place::new("settings", "server_key", 0),
     ] {
-        assert!(!store.reseal(&gone, &sealed(1, "key b"), &sealed(2, "key b")).await.unwrap(), "{gone:?}");
+        assert!(
+            !store.sealed_value_replace(&gone, &sealed(1, "key b"), &sealed(2, "key b")).await.unwrap(),
+            "{gone:?}"
+        );
     }
-    assert_eq!(store.host(HostId(1)).await.unwrap().unwrap().api_key, sealed(1, "key b"));
+    assert_eq!(store.host_fetch(HostId(1)).await.unwrap().unwrap().api_key, sealed(1, "key b"));
     assert_eq!(store.epoch().await.unwrap(), epoch);
-    assert!(store.reseal(&place, &sealed(1, "key b"), &sealed(2, "key b")).await.unwrap());
-    assert!(!store.reseal(&place, &sealed(1, "key b"), &sealed(3, "key b")).await.unwrap());
+    assert!(store.sealed_value_replace(&place, &sealed(1, "key b"), &sealed(2, "key b")).await.unwrap());
+    assert!(!store.sealed_value_replace(&place, &sealed(1, "key b"), &sealed(3, "key b")).await.unwrap());
 }
 
 pub async fn a_removed_hosts_key_is_no_longer_held(store: Store) {
-    store.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
-    store.remove_host(HostId(1), at(1), &noted()).await.unwrap();
-    assert_eq!(store.values_sealed_before(KeyId(9), 10).await.unwrap().len(), 1, "it may be brought back");
-    assert!(!store.remove_sealing_key(KeyId(1)).await.unwrap());
-    store.purge_removed_hosts(at(2)).await.unwrap();
-    assert_eq!(store.values_sealed_before(KeyId(9), 10).await.unwrap(), []);
+    store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    store.host_remove(HostId(1), at(1), &noted()).await.unwrap();
+    assert_eq!(store.sealed_value_list_before(KeyId(9), 10).await.unwrap().len(), 1, "it may be brought back");
+    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
+    store.host_purge_removed(at(2)).await.unwrap();
+    assert_eq!(store.sealed_value_list_before(KeyId(9), 10).await.unwrap(), []);
     let told = store.changes_since(Epoch(0)).await.unwrap().hosts;
     assert!(told[0].api_key.as_bytes().is_empty());
 }
@@ -180,8 +185,8 @@ pub async fn certificates_are_recorded_once_in_order(store: Store) {
         authority: None,
     };
     for (name, issued) in [("z", 1), ("a", 3), ("m", 2), ("z", 1)] {
-        store.record_certificate(&certificate(name, issued), &noted()).await.unwrap();
+        store.certificate_record(&certificate(name, issued), &noted()).await.unwrap();
     }
     let expected = [certificate("z", 1), certificate("m", 2), certificate("a", 3)];
-    assert_eq!(store.certificates().await.unwrap(), expected);
+    assert_eq!(store.certificate_list().await.unwrap(), expected);
 }

@@ -1,15 +1,16 @@
-//! What can be read of damaged records, as the rows of a backup.
+//! The readable rows of damaged records, as the rows of a backup.
 //!
-//! The readable rows are copied into a scratch store ([`salvage`]), and that is exported as a whole store is. What a restore
-//! could not take is left out: rows that refer to a host or user that could not be read, and entries of the audit log behind
-//! a gap, since each is chained to the one before. Whatever is left out is given apart, so that nothing readable is lost.
+//! [`salvage`] copies the readable rows into a scratch store, which is then exported. Rows that a restore cannot take
+//! are given apart: rows that refer to an unreadable host or user, and audit entries behind a gap, since each is
+//! chained to the one before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tokio::sync::mpsc;
 
-use super::{canonical, changes, copying, rows};
+use super::tables::versions;
+use super::{rows, settings, transaction, transfer};
 use crate::durable::{self, Salvaged, Snapshot, Store, salvage};
 use crate::model::audit::{AuditEntry, AuditHead};
 use crate::model::host::HostId;
@@ -17,29 +18,29 @@ use crate::model::people::UserId;
 use crate::records::copy::{Chunks, Heads, Row, Table};
 use crate::records::{AuthoritySlot, CanonicalSummary, Epoch, Result};
 
-/// Rows of damaged records that could be read, in a scratch store.
+/// The readable rows of damaged records, in a scratch store.
 pub struct Rescue {
     snapshot: Snapshot,
     pub salvaged: Salvaged,
     _scratch: Store,
 }
 
-/// What is in an export of damaged records, and what is known to be missing.
+/// The rows in an export of damaged records, and those known to be missing.
 #[derive(Debug, Default)]
-pub struct Rescued {
+pub struct RescueReport {
     pub exported: BTreeMap<Table, u64>,
     pub missing: BTreeMap<Table, u64>,
-    /// Rows that could be read and that a restore could not take.
+    /// Readable rows that a restore cannot take.
     pub left_out: u64,
-    /// The newest version that could be read, where it is not the canonical one any more.
+    /// The newest readable version, if the canonical one is unreadable.
     pub other_canonical: Option<u64>,
     pub is_restorable: bool,
 }
 
-const BATCH: usize = 1000;
+const BATCH_ROWS: usize = 1000;
 
 impl Rescue {
-    /// Reads what can be read of the records in `dir`, which nobody has open. `scratch`: a directory that is not there yet.
+    /// Reads the records in `dir`, which no process has open. `scratch`: a directory that does not exist yet.
     pub fn read(dir: &Path, scratch: &Path) -> Result<Self> {
         let store = Store::durable(scratch, "records")?;
         let mut batch = Vec::new();
@@ -51,27 +52,27 @@ impl Rescue {
         };
         let salvaged = salvage(dir, "records", rows::ALL, &mut |key, value| {
             batch.push((key.to_vec(), value.to_vec()));
-            if batch.len() >= BATCH { write(&mut batch) } else { Ok(()) }
+            if batch.len() >= BATCH_ROWS { write(&mut batch) } else { Ok(()) }
         })?;
         write(&mut batch)?;
         Ok(Self { snapshot: store.snapshot(), salvaged, _scratch: store })
     }
 
     pub fn epoch(&self) -> Epoch {
-        changes::epoch(&self.snapshot).unwrap_or_default()
+        transaction::epoch(&self.snapshot).unwrap_or_default()
     }
 
-    /// There is no such row either where nobody ever changed one.
+    /// A store whose settings were never changed has no such row either.
     pub fn has_settings(&self) -> bool {
-        changes::settings(&self.snapshot).is_ok_and(|settings| settings.is_some())
+        settings::present(&self.snapshot).is_ok_and(|settings| settings.is_some())
     }
 
-    /// Gives each row that a restore takes to `take`, and each other one to `leave`.
+    /// Passes each row that a restore can take to `take`, and each other one to `leave`.
     pub fn rows(
         &self,
         mut take: impl FnMut(&Row) -> std::io::Result<()>,
         mut leave: impl FnMut(&Row) -> std::io::Result<()>,
-    ) -> Result<std::io::Result<Rescued>> {
+    ) -> Result<std::io::Result<RescueReport>> {
         let (heads, mut report) = self.heads()?;
         let (sender, mut chunks) = mpsc::channel(2);
         let snapshot = self.snapshot.clone();
@@ -79,16 +80,16 @@ impl Rescue {
         let mut broken: BTreeMap<Table, u64> = BTreeMap::new();
         let written = std::thread::scope(|scope| {
             let export = scope.spawn(|| {
-                copying::export_with(&snapshot, heads, Chunks::new(sender), &mut |table, _| {
+                transfer::export_with(&snapshot, heads, Chunks::new(sender), &mut |table, _| {
                     *broken.entry(table).or_default() += 1;
                     Ok(())
                 })
             });
-            let mut fit = Fit { last_entry, ..Fit::default() };
+            let mut filter = RestoreFilter { last_entry, ..RestoreFilter::default() };
             let written = (|| {
                 while let Some(chunk) = chunks.blocking_recv() {
                     for row in &chunk {
-                        if fit.takes(row) {
+                        if filter.takes(row) {
                             *report.exported.entry(row.table()).or_default() += 1;
                             take(row)?;
                         } else {
@@ -101,9 +102,9 @@ impl Rescue {
             })();
             drop(chunks);
             let ended = export.join().unwrap_or(Ok(()));
-            report.is_restorable = fit.is_restorable();
-            for (host, _) in self.named_hosts()? {
-                if !fit.hosts.contains(&host) {
+            report.is_restorable = filter.is_restorable();
+            for host in self.named_hosts() {
+                if !filter.hosts.contains(&host) {
                     *report.missing.entry(Table::Hosts).or_default() += 1;
                 }
             }
@@ -123,9 +124,9 @@ impl Rescue {
         Ok(written.map(|()| report))
     }
 
-    /// What the rows themselves say of where they stand, since the rows that did may be lost.
-    fn heads(&self) -> Result<(Heads, Rescued)> {
-        let mut report = Rescued::default();
+    /// The heads as the rows themselves show them; the row of the heads may be lost.
+    fn heads(&self) -> Result<(Heads, RescueReport)> {
+        let mut report = RescueReport::default();
         let mut chain = AuditHead::default();
         let mut highest = 0;
         let mut is_chained = true;
@@ -140,8 +141,8 @@ impl Rescue {
         if missing > 0 {
             report.missing.insert(Table::AuditLog, missing);
         }
-        let pointer = canonical::pointer(&self.snapshot).ok().flatten().map(|pointer| pointer.row);
-        let readable = |number: u64| canonical::version(&self.snapshot, number).is_ok_and(|version| version.is_some());
+        let pointer = versions::pointer(&self.snapshot).ok().flatten().map(|pointer| pointer.row);
+        let readable = |number: u64| versions::fetch(&self.snapshot, number).is_ok_and(|version| version.is_some());
         let canonical_version = match pointer.filter(|number| readable(*number)) {
             Some(number) => Some(number),
             None => {
@@ -157,15 +158,15 @@ impl Rescue {
         Ok((Heads { canonical_version, audit: chain }, report))
     }
 
-    fn named_hosts(&self) -> Result<Vec<(HostId, ())>> {
+    fn named_hosts(&self) -> Vec<HostId> {
         let rows = self.snapshot.scan(rows::HOST_NAME).filter_map(std::result::Result::ok);
-        Ok(rows.filter_map(|(key, value)| rows::decode::<HostId>(&key, &value).ok().map(|id| (id, ()))).collect())
+        rows.filter_map(|(key, value)| rows::decode(&key, &value).ok()).collect()
     }
 }
 
-/// Which rows a restore takes, given those before.
+/// Which rows a restore can take, given the rows before.
 #[derive(Default)]
-struct Fit {
+struct RestoreFilter {
     last_entry: u64,
     users: BTreeSet<UserId>,
     hosts: BTreeSet<HostId>,
@@ -174,7 +175,7 @@ struct Fit {
     active_authorities: u64,
 }
 
-impl Fit {
+impl RestoreFilter {
     fn takes(&mut self, row: &Row) -> bool {
         match row {
             Row::ServerKey(_) => self.has_server_key = true,

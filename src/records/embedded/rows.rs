@@ -1,5 +1,5 @@
-//! Where each row stands, and how it is written: a prefix that ends in `/`, then the id, numbers big-endian so that keys
-//! sort as the numbers do; values are JSON.
+//! The key and the encoding of each row. A key is a prefix that ends in `/`, then the id; numbers are big-endian, so
+//! that keys sort as the numbers do. Values are JSON.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -21,7 +21,7 @@ pub(super) const CANONICAL: &str = "canonical";
 pub(super) const SETTINGS: &str = "settings";
 pub(super) const SERVER_KEY: &str = "server-key";
 
-/// Which store this is, and what is going on with it as a whole: [`super::copying::Stored`].
+/// [`super::transaction::StoreRow`].
 pub(super) const STORE: &str = "store";
 
 /// Number and hash of the newest entry of the audit log.
@@ -30,9 +30,9 @@ pub(super) const AUDIT_HEAD: &str = "audit-head";
 pub(super) const SEALING_KEY: &str = "sealing-key/";
 pub(super) const AUTHORITY: &str = "authority/";
 pub(super) const CERTIFICATE: &str = "certificate/";
-/// Marked; removed hosts stay, so that every node hears of it.
+/// Marked; removed hosts stay, so that every node reads the removal.
 pub(super) const HOST: &str = "host/";
-/// Removed hosts that can be brought back.
+/// Removed hosts that can be restored.
 pub(super) const REMOVED_HOST: &str = "removed-host/";
 /// Of hosts that are not removed: owner's id, then the host's.
 const OWNED_HOST: &str = "owned-host/";
@@ -68,7 +68,7 @@ const CHANGED: &str = "changed/";
 /// Key id, then place: one row for each sealed value.
 const SEALED: &str = "sealed/";
 
-/// Every key, or how it begins: each once, none of them the beginning of another one's rows.
+/// Every key or prefix. None of them is a prefix of another.
 pub(super) const ALL: &[&str] = &[
     INITIALISED,
     EPOCH,
@@ -215,8 +215,8 @@ pub(super) fn session(id: Uuid) -> Vec<u8> {
     key(SESSION, &[id.as_bytes()])
 }
 
-/// Either may be any text. Two NULs end the issuer, and one within it is followed by what is no text: so the keys sort as
-/// the pairs do, and no pair has the key of another one.
+/// Issuer and subject may be any text. Two NULs end the issuer; a NUL in it is followed by 0xff, which is not UTF-8. So
+/// keys sort as the pairs do, and each pair has its own key.
 pub(super) fn identity(issuer: &str, subject: &str) -> Vec<u8> {
     let issuer = issuer.as_bytes().split(|byte| *byte == 0).collect::<Vec<_>>().join(&[0, 0xff][..]);
     key(IDENTITY, &[&issuer, &[0, 0], subject.as_bytes()])
@@ -234,7 +234,7 @@ pub(super) fn changed(epoch: Epoch, kind: u8, id: &[u8]) -> Vec<u8> {
     key(CHANGED, &[&epoch.0.to_be_bytes(), &[kind], id])
 }
 
-/// Entries with a number from `from` on, up to and without `to`.
+/// Entries with numbers `from..to`.
 pub(super) fn audit_between(from: u64, to: u64) -> (Vec<u8>, Vec<u8>) {
     (audit(from), audit(to))
 }
@@ -247,7 +247,7 @@ pub(super) fn set(kind: u8) -> Vec<u8> {
     key(SET, &[&[kind]])
 }
 
-/// From the first change after `epoch` to the end of them all.
+/// Every change after `epoch`.
 pub(super) fn changed_after(epoch: Epoch) -> (Vec<u8>, Vec<u8>) {
     (key(CHANGED, &[&epoch.0.saturating_add(1).to_be_bytes()]), end_of(CHANGED))
 }
@@ -276,24 +276,24 @@ pub(super) fn read_sealed(key: &[u8]) -> Result<&[u8]> {
     key.get(SEALED.len() + 4..).ok_or_else(|| corrupt("a sealed value's place", "its key is too short"))
 }
 
-/// What can be asked for rows: the rows of one moment, or a change that is being staged.
-pub(super) trait Source {
+/// A source of rows: a snapshot, or a change with what it has staged.
+pub(super) trait RowSource {
     fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>>;
 }
 
-impl Source for Staged<'_> {
+impl RowSource for Staged<'_> {
     fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>> {
         Ok(self.get(key)?)
     }
 }
 
-impl Source for Snapshot {
+impl RowSource for Snapshot {
     fn bytes(&self, key: &[u8]) -> Result<Option<Bytes>> {
         Ok(self.get(key)?)
     }
 }
 
-pub(super) fn get<T: DeserializeOwned>(source: &impl Source, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+pub(super) fn get<T: DeserializeOwned>(source: &impl RowSource, key: impl AsRef<[u8]>) -> Result<Option<T>> {
     let key = key.as_ref();
     source.bytes(key)?.map(|value| decode(key, &value)).transpose()
 }
@@ -318,7 +318,7 @@ pub(super) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T>
     serde_json::from_slice(value).map_err(|e| corrupt(&table_of(key), e))
 }
 
-/// A row that another row points to.
+/// The error for a missing row that another row points to.
 pub(super) fn missing(what: &str) -> RecordsError {
     corrupt(what, "it is missing")
 }
@@ -335,7 +335,7 @@ fn key(prefix: &str, parts: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-/// The first key after all that begin with `prefix`, which ends in `/`.
+/// The first key after those with `prefix`, which ends in `/`.
 fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
@@ -344,7 +344,7 @@ fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// For messages: the prefix alone, which holds no id and no secret.
+/// For messages: the prefix, which holds no id and no secret.
 fn table_of(key: &[u8]) -> String {
     String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned()
 }
@@ -354,7 +354,7 @@ mod tests {
     use super::ALL;
 
     #[test]
-    fn no_row_is_told_of_twice() {
+    fn no_prefix_is_a_prefix_of_another() {
         for (at, one) in ALL.iter().enumerate() {
             for (other_at, other) in ALL.iter().enumerate() {
                 assert!(at == other_at || !other.starts_with(one), "{one} {other}");

@@ -1,16 +1,16 @@
-//! What the rows of older formats are. What a format is, and what a crash leaves, is told in `daemon/format.rs`.
+//! Rows of older formats. `daemon/format.rs` describes the format number and what a crash leaves.
 //!
-//! - 1 to 2: the number itself is new; the rows are what they were.
-//! - 2 to 3: new are rows of probes, and versions that come from one.
-//! - 3 to 4: new are rows of users, of their sessions and of their identities.
-//! - 4 to 5: the rows are in another file (`durable`). Versions were written in pieces and are one row each now
-//!   ([`piece_of`]); every other row is what it was.
+//! - 1 to 2: the number itself is new; the rows are the same.
+//! - 2 to 3: adds rows of probes, and versions made by a probe.
+//! - 3 to 4: adds rows of users, sessions and identities.
+//! - 4 to 5: another file (`durable`). Versions were written in pieces and are one row each now ([`piece_of`]); every other
+//!   row is the same.
 //!
 //! A row that only gained members needs no step: they have defaults.
 
 use super::rows;
 
-/// Up to format 4: the row that `key` is a piece of, and the number of the piece. `None`: it is a row of its own.
+/// Up to format 4: the row that `key` is a piece of, and the number of the piece. `None`: a whole row.
 pub fn piece_of(key: &[u8]) -> Option<(&[u8], u32)> {
     let number = key.strip_prefix(rows::VERSION.as_bytes())?;
     let (id, piece) = number.split_at_checked(size_of::<u64>())?;

@@ -1,76 +1,50 @@
 //! The audit log.
 
-use std::collections::BTreeMap;
+use async_trait::async_trait;
+use mysql_async::{Conn, Value};
 
-use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Params, Row, Value};
-
-use super::changes::{self, Change};
 use super::connections::Outcome;
-use super::rows::{self, Columns};
-use crate::model::audit::{Actor, AuditEntry, AuditFilter, AuditHead, AuditNote};
-use crate::model::host::HostId;
-use crate::model::people::UserId;
-use crate::records::Result;
+use super::tables::audit_log;
+use super::{MySql, rows, transaction};
+use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote};
+use crate::records::{AuditRecords, Result};
 
-const TABLE: &str = "audit_log";
-const COLUMNS: [&str; 14] = [
-    "number",
-    "at",
-    "actor_kind",
-    "actor_name",
-    "actor_fingerprint",
-    "actor_uid",
-    "actor_host_id",
-    "source_ip",
-    "action",
-    "target",
-    "outcome",
-    "alarm",
-    "details",
-    "hash",
-];
-/// How many entries are looked at together where the database cannot choose them.
-const PAGE: usize = 1000;
-/// How many entries are written with one statement.
-const WRITTEN: usize = 100;
+/// Entries read at a time if the database cannot filter them.
+const PAGE_ROWS: usize = 1000;
 
-pub(super) async fn append(change: &mut Change<'_>, notes: &[AuditNote]) -> Outcome<()> {
-    notes.iter().for_each(|note| change.note(note));
-    Ok(())
-}
-
-pub(super) async fn write(connection: &mut Conn, entries: &[AuditEntry]) -> Outcome<()> {
-    for entries in entries.chunks(WRITTEN) {
-        let places = rows::places(entries.len(), COLUMNS.len());
-        let statement = format!("INSERT INTO audit_log ({}) VALUES {places}", COLUMNS.join(", "));
-        let mut values = Vec::with_capacity(entries.len() * COLUMNS.len());
-        for entry in entries {
-            values.extend(written(entry)?);
-        }
-        connection.exec_drop(statement, Params::Positional(values)).await?;
+#[async_trait]
+impl AuditRecords for MySql {
+    async fn audit_append(&self, notes: &[AuditNote]) -> Result<()> {
+        change!(self, |change| {
+            notes.iter().for_each(|note| change.note(note));
+            Ok(())
+        })
     }
-    Ok(())
-}
 
-pub(super) async fn head(connection: &mut Conn) -> Outcome<AuditHead> {
-    Ok(changes::heads(connection).await?.audit)
-}
+    async fn audit_list(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
+        read!(self, |connection| {
+            let mut found = Vec::new();
+            let mut before = filter.before;
+            loop {
+                let page = if filter.actor.is_some() { PAGE_ROWS } else { limit - found.len() };
+                let entries = page_before(connection, filter, before, page).await?;
+                let (read, last) = (entries.len(), entries.last().map(|entry| entry.number));
+                // The actor's name is made of several columns, so it is filtered here.
+                found.extend(entries.into_iter().filter(|entry| filter.admits(entry)).take(limit - found.len()));
+                before = last;
+                if read < page || found.len() >= limit {
+                    return Ok(found);
+                }
+            }
+        })
+    }
 
-/// The newest first.
-pub(super) async fn find(connection: &mut Conn, filter: &AuditFilter, limit: usize) -> Outcome<Vec<AuditEntry>> {
-    let mut found = Vec::new();
-    let mut before = filter.before;
-    loop {
-        let page = if filter.actor.is_some() { PAGE } else { limit - found.len() };
-        let entries = page_before(connection, filter, before, page).await?;
-        let (read, last) = (entries.len(), entries.last().map(|entry| entry.number));
-        // The actor's name is made of several columns: it is looked at here.
-        found.extend(entries.into_iter().filter(|entry| filter.admits(entry)).take(limit - found.len()));
-        before = last;
-        if read < page || found.len() >= limit {
-            return Ok(found);
-        }
+    async fn audit_list_from(&self, from: u64, limit: usize) -> Result<Vec<AuditEntry>> {
+        read!(self, |connection| audit_log::page(connection, from, limit).await)
+    }
+
+    async fn audit_head(&self) -> Result<AuditHead> {
+        read!(self, |connection| Ok(transaction::heads(connection).await?.audit))
     }
 }
 
@@ -110,79 +84,5 @@ async fn page_before(
     }
     values.push((limit as u64).into());
     let conditions = conditions.join(" AND ");
-    select(connection, &format!("WHERE {conditions} ORDER BY number DESC LIMIT ?"), values).await
-}
-
-pub(super) async fn from(connection: &mut Conn, number: u64, limit: usize) -> Outcome<Vec<AuditEntry>> {
-    select(connection, "WHERE number >= ? ORDER BY number LIMIT ?", vec![number.into(), (limit as u64).into()]).await
-}
-
-async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<AuditEntry>> {
-    let statement = format!("SELECT {} FROM audit_log {which}", COLUMNS.join(", "));
-    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
-    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
-}
-
-fn written(entry: &AuditEntry) -> Result<[Value; COLUMNS.len()]> {
-    let note = &entry.note;
-    let (kind, name, fingerprint, uid, host) = match &note.actor {
-        Actor::Certificate { name, fingerprint } => ("certificate", Some(name.as_str()), Some(fingerprint), None, None),
-        Actor::Control { uid } => ("control", None, None, Some(*uid), None),
-        Actor::Offline { uid } => ("offline", None, None, Some(*uid), None),
-        Actor::Host { id, fqdn } => ("host", Some(fqdn.as_str()), None, None, Some(id.0)),
-        Actor::User { id, email } => ("user", Some(email.as_str()), None, None, Some(id.0)),
-        Actor::Anybody => ("anybody", None, None, None, None),
-        Actor::Daemon => ("daemon", None, None, None, None),
-    };
-    let details = serde_json::to_string(&note.details).map_err(|error| rows::corrupt(TABLE, error))?;
-    Ok([
-        entry.number.into(),
-        rows::time(note.at),
-        kind.into(),
-        name.into(),
-        rows::optional_digest(fingerprint),
-        uid.into(),
-        host.into(),
-        rows::address(note.from),
-        note.action.as_str().into(),
-        note.target.as_deref().into(),
-        note.outcome.as_str().into(),
-        note.alarm.into(),
-        details.into(),
-        rows::digest(&entry.hash),
-    ])
-}
-
-fn read(row: Row) -> Result<AuditEntry> {
-    let mut columns = Columns::of(TABLE, row);
-    let (number, at, kind) = (columns.number()?, columns.time()?, columns.text()?);
-    let (name, fingerprint) = (columns.optional_text()?, columns.optional_digest()?);
-    let (uid, host) = (columns.optional_number()?, columns.optional_number()?);
-    let missing = || rows::corrupt(TABLE, format!("entry {number} does not say which {kind} it was"));
-    let uid = || uid.and_then(|uid| u32::try_from(uid).ok()).ok_or_else(missing);
-    let actor = match kind.as_str() {
-        "certificate" => {
-            Actor::Certificate { name: name.ok_or_else(missing)?, fingerprint: fingerprint.ok_or_else(missing)? }
-        }
-        "control" => Actor::Control { uid: uid()? },
-        "offline" => Actor::Offline { uid: uid()? },
-        "host" => Actor::Host {
-            id: HostId(host.ok_or_else(missing)?),
-            fqdn: name.ok_or_else(missing)?.parse().map_err(|error| rows::corrupt(TABLE, error))?,
-        },
-        "user" => Actor::User {
-            id: UserId(host.ok_or_else(missing)?),
-            email: name.ok_or_else(missing)?.parse().map_err(|error| rows::corrupt(TABLE, error))?,
-        },
-        "anybody" => Actor::Anybody,
-        "daemon" => Actor::Daemon,
-        _ => return Err(rows::corrupt(TABLE, format!("entry {number} is of a kind written by another version"))),
-    };
-    let from = columns.optional_parsed()?;
-    let (action, target, outcome, alarm) =
-        (columns.text()?, columns.optional_text()?, columns.text()?, columns.truth()?);
-    let details: BTreeMap<String, String> =
-        serde_json::from_str(&columns.text()?).map_err(|error| rows::corrupt(TABLE, error))?;
-    let note = AuditNote { at, actor, from, action, target, outcome, alarm, details };
-    Ok(AuditEntry { number, note, hash: columns.digest()? })
+    audit_log::select(connection, &format!("WHERE {conditions} ORDER BY number DESC LIMIT ?"), values).await
 }

@@ -1,11 +1,11 @@
-//! Connections to the database: so many and no more, each used by one at a time, and none believed in after it failed.
+//! A bounded pool of connections to the database. A connection that failed is never reused.
 //!
-//! Not the driver's own pool: that one cleans a connection up by talking to the server, so one whose server is frozen, or
-//! cut off, would hold its place for as long as TCP has patience.
+//! Not the driver's pool: it cleans up a connection by talking to the server, so a frozen or unreachable server would
+//! hold its slot until TCP times out.
 //!
-//! **A daemon that vanishes** in the middle of a change (its machine lost power, or the network) has the lock that every
-//! change needs, and the server does not hear of it. So the server is told to wait for our next statement no longer than we
-//! would wait for its answer (`wait_timeout`); then it rolls back, and the others go on.
+//! **A daemon that vanishes** in a change (power or network lost) holds the lock that every change needs, and the
+//! server does not notice. So `wait_timeout` is as long as we would wait for an answer; then the server rolls back, and
+//! the others go on.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,23 +20,26 @@ use uuid::Uuid;
 use super::{Options, Tls};
 use crate::records::{RecordsError, Result};
 
-/// Why something came to nothing.
+/// Why a call failed.
 #[derive(Debug)]
 pub(super) enum Problem {
-    /// Another transaction was first, and this one was rolled back: it may be tried again.
+    /// It conflicted with another transaction and was rolled back. It may be retried.
     Conflict(String),
     Records(RecordsError),
-    /// What is larger than what is free there; it was rolled back.
+    /// The disk of the database is full; it was rolled back.
     NoRoom(String),
-    /// Nobody knows what became of it, nor in which state the connection is.
+    /// The outcome and the state of the connection are unknown.
     Lost(String),
 }
 
-/// Deadlock (and a certification that Galera refused, at any statement and at the commit), lock wait time-out; rolled back
-/// by MySQL's Group Replication; TiDB: two kinds of write conflict, and two of "try again". Each says that nothing was done.
+/// Deadlock (also a failed Galera certification, at a statement or the commit); lock wait timeout; rollback by Group
+/// Replication; TiDB: two kinds of write conflict, two of "try again". After each of them nothing was done.
 ///
-/// Not 1180, an error during the commit: what a Galera node says that was cut off from the others while it asked them.
+/// Not 1180, an error during the commit: a Galera node that lost the others at that moment sends it.
 const CONFLICTS: [u16; 7] = [1213, 1205, 3101, 8005, 9007, 8002, 8022];
+
+/// Two inserts of the same key.
+pub(super) const DUPLICATE_KEY: u16 = 1062;
 
 /// The disk is full; a table cannot grow.
 const NO_ROOM: [u16; 2] = [1021, 1114];
@@ -48,17 +51,17 @@ impl From<mysql_async::Error> for Problem {
             mysql_async::Error::Server(error) if NO_ROOM.contains(&error.code) => {
                 Self::NoRoom(format!("its disk is full: {}; make room there", error.message))
             }
-            error => Self::Lost(told(&error)),
+            error => Self::Lost(explanation(&error)),
         }
     }
 }
 
-/// What happened, and what an operator can do where it is not obvious.
-fn told(error: &mysql_async::Error) -> String {
+/// What happened, and what the operator can do.
+fn explanation(error: &mysql_async::Error) -> String {
     match error {
-        mysql_async::Error::Io(IoError::Tls(cause)) => not_believed(cause),
+        mysql_async::Error::Io(IoError::Tls(cause)) => certificate_refused(cause),
         mysql_async::Error::Io(IoError::Io(cause)) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
-            not_believed(cause)
+            certificate_refused(cause)
         }
         mysql_async::Error::Io(IoError::Io(cause)) => format!("the connection to the database failed: {cause}"),
         mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
@@ -78,19 +81,19 @@ fn told(error: &mysql_async::Error) -> String {
     }
 }
 
-/// This process, or the machine, has as many files open as it may have. It passes.
+/// This process, or the machine, has too many open files. Temporary.
 fn is_out_of_descriptors(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
-fn not_believed(cause: impl std::fmt::Display) -> String {
+fn certificate_refused(cause: impl std::fmt::Display) -> String {
     format!(
         "the certificate of the database's server was not accepted ({cause}): set database.ca to the authority that signed \
          it, and use a name in database.url that it was issued for"
     )
 }
 
-/// When something has taken too long.
+/// The end of the time that a call has.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline {
     at: Instant,
@@ -102,7 +105,7 @@ impl Deadline {
         Instant::now() >= self.at
     }
 
-    /// Ends what is not done by then.
+    /// Cancels `work` at the deadline.
     pub async fn bound<T>(self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         match tokio::time::timeout_at(self.at, work).await {
             Ok(outcome) => outcome,
@@ -148,7 +151,7 @@ fn parse(url: &str) -> Option<Opts> {
 
 impl Connections {
     pub fn new(options: &Options) -> Result<Self> {
-        // What the driver says of a wrong address might have the password in it.
+        // The driver's message about a wrong address may contain the password.
         let parsed = parse(&options.url).ok_or_else(|| {
             RecordsError::Unavailable("database.url is no mysql://user:password@host:port/name".into())
         })?;
@@ -157,7 +160,7 @@ impl Connections {
             None => SslOpts::default(),
         });
         let options_of_ours = OptsBuilder::from_opts(parsed)
-            // A socket is used where one is named, not where the driver finds one.
+            // Only a configured socket, not one that the driver finds.
             .prefer_socket(false)
             .tcp_keepalive(Some(Duration::from_secs(30)))
             .stmt_cache_size(128)
@@ -176,7 +179,7 @@ impl Connections {
         self.id
     }
 
-    /// Of what begins now.
+    /// For a call that begins now.
     pub fn deadline(&self) -> Deadline {
         Deadline { at: Instant::now() + self.timeout, allowed: self.timeout }
     }
@@ -193,7 +196,7 @@ impl Connections {
             let connection = lease.connection.insert(idle);
             match connection.ping().await {
                 Ok(()) => return Ok(lease),
-                // The server was restarted since, or closed it.
+                // The server was restarted, or closed it.
                 Err(_) => lease.connection = None,
             }
         }
@@ -204,21 +207,21 @@ impl Connections {
     async fn connect(&self) -> Outcome<Conn> {
         let mut connection = self.open().await?;
         let seconds = self.seconds();
-        // What does not fit is an error, not cut to fit.
+        // A value that does not fit is an error and not truncated.
         connection.query_drop("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'").await?;
         connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         // Networks and digests of a host are read as one text.
         connection.query_drop("SET SESSION group_concat_max_len = 65536").await?;
         connection.query_drop(format!("SET SESSION innodb_lock_wait_timeout = {seconds}")).await?;
-        self.set_patience(&mut connection, self.timeout).await?;
+        self.set_wait_timeout(&mut connection, self.timeout).await?;
         if is_of_a_cluster(&mut connection).await? {
-            // What another node has committed is seen here before anything is read.
+            // Reads wait for everything that other nodes have committed.
             connection.query_drop("SET SESSION wsrep_sync_wait = 3").await?;
         }
         Ok(connection)
     }
 
-    /// Waits for a descriptor where this process has none left: the database is not away. The caller's deadline bounds it.
+    /// Waits for a file descriptor if this process has none left; the caller's deadline bounds it.
     async fn open(&self) -> Outcome<Conn> {
         loop {
             match Conn::new(self.options.clone()).await {
@@ -230,9 +233,9 @@ impl Connections {
         }
     }
 
-    /// How long the server waits for what is to come, a second more than we do, before it lets go of what it holds for us.
-    pub async fn set_patience(&self, connection: &mut Conn, patience: Duration) -> Outcome<()> {
-        let seconds = patience.as_secs().max(1) + 1;
+    /// How long the server waits for the next statement before it rolls back: one second longer than we wait.
+    pub async fn set_wait_timeout(&self, connection: &mut Conn, timeout: Duration) -> Outcome<()> {
+        let seconds = timeout.as_secs().max(1) + 1;
         let statement = format!("SET SESSION wait_timeout = {seconds}, SESSION net_read_timeout = {seconds}");
         Ok(connection.query_drop(statement).await?)
     }
@@ -245,7 +248,7 @@ impl Connections {
         self.timeout
     }
 
-    /// For a step of something that may take longer as a whole.
+    /// For one step of a longer call.
     pub async fn in_time<T>(&self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         self.deadline().bound(work).await
     }
@@ -254,8 +257,7 @@ impl Connections {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection that was used last. Those that nobody needed for a while are closed before the server does it, which
-    /// would tell its operator of each.
+    /// The connection used last. Idle ones are closed before the server does so, which would log each.
     fn reuse(&self) -> Option<Conn> {
         let stale = Instant::now() - Duration::from_secs(self.seconds());
         let (found, old) = {
@@ -268,8 +270,7 @@ impl Connections {
         found.map(|idle| idle.connection)
     }
 
-    /// Says good-bye, if the server listens, and hangs up in any case. (Dropped, the driver would wait for what was asked
-    /// last, and longer than anybody wants.)
+    /// Disconnects within the timeout. A dropped connection would first wait for its last answer, without a bound.
     fn close(&self, connection: Conn) {
         let deadline = self.deadline();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -290,10 +291,10 @@ pub(super) async fn is_of_a_cluster(connection: &mut Conn) -> Outcome<bool> {
     Ok(galera.is_some_and(|(_, on)| on.eq_ignore_ascii_case("ON")))
 }
 
-/// A connection, for one.
+/// A connection for one call.
 pub(super) struct Lease<'a> {
     connections: &'a Connections,
-    /// Until it is given back, or closed.
+    /// `None` after it was given back.
     connection: Option<Conn>,
     _permit: SemaphorePermit<'a>,
 }
@@ -303,7 +304,7 @@ impl Lease<'_> {
         self.connection.as_mut().ok_or_else(|| Problem::Lost("the connection was given back".into()))
     }
 
-    /// Gives it back, unless what was done with it left it in a state that nobody knows.
+    /// Returns the connection to the pool, unless its state is unknown.
     pub fn end<T>(mut self, outcome: Outcome<T>) -> Outcome<T> {
         if !matches!(outcome, Err(Problem::Lost(_)))
             && let Some(connection) = self.connection.take()
@@ -315,7 +316,7 @@ impl Lease<'_> {
 }
 
 impl Drop for Lease<'_> {
-    /// Also where whoever asked went away in the middle.
+    /// Also if the caller was cancelled.
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.connections.close(connection);

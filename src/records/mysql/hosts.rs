@@ -1,221 +1,286 @@
-//! Hosts.
+//! Hosts, their installer tokens, and what their calls leave behind.
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use async_trait::async_trait;
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Params, Row, Value};
+use mysql_async::{Conn, Row};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::changes::Change;
 use super::connections::Outcome;
 use super::rows::{self, Columns};
-use super::{install_tokens, sealed};
+use super::tables::sealing::{self, KeyIds};
+use super::tables::{hosts, installers};
+use super::transaction::Change;
+use super::{MySql, telemetry};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
-use crate::model::host::{Fqdn, HostId, HostRules};
+use crate::model::host::{Fqdn, HostActivity, HostId};
 use crate::model::people::UserId;
 use crate::records::rules::taken;
-use crate::records::{Epoch, Host, HostChange, InstallToken, Owner, Registered, Registration, Restoration, Result};
+use crate::records::{
+    Host, HostChange, HostRecords, InstallToken, Owner, Redemption, Registration, RegistrationOutcome, Restoration,
+    Result, Telemetry,
+};
 use crate::seal::Sealed;
 
-const TABLE: &str = "hosts";
-
-/// With the networks in one column, so that a host is read as it was at one moment.
-const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
-                      bound_ip_other, insecure_enabled_until, insecure_grace_until, disabled, disabled_with_user, \
-                      expires_at, created_at, updated_at, removed_at, owner, agent_identity, \
-                      (SELECT GROUP_CONCAT(network ORDER BY place SEPARATOR ',') FROM host_networks \
-                      WHERE host_networks.host_id = hosts.id) FROM hosts";
-
-pub(super) async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
-    Ok(select(connection, "WHERE id = ? AND removed_at IS NULL", vec![id.0.into()]).await?.pop())
-}
-
-/// Removed or not.
-async fn known(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
-    Ok(select(connection, "WHERE id = ?", vec![id.0.into()]).await?.pop())
-}
-
-pub(super) async fn by_name(connection: &mut Conn, fqdn: &Fqdn) -> Outcome<Option<Host>> {
-    Ok(select(connection, "WHERE live_fqdn = ?", vec![fqdn.as_str().into()]).await?.pop())
-}
-
-pub(super) async fn all(connection: &mut Conn) -> Outcome<Vec<Host>> {
-    select(connection, "WHERE live_fqdn IS NOT NULL ORDER BY live_fqdn", vec![]).await
-}
-
-/// The hosts of a user, those included whose removal can be undone.
-pub(super) async fn of_user(connection: &mut Conn, user: UserId) -> Outcome<Vec<Host>> {
-    let which = "WHERE owner = ? AND (removed_at IS NULL OR api_key <> '') ORDER BY removed_at IS NOT NULL, id";
-    select(connection, which, vec![user.0.into()]).await
-}
-
-/// The last one first.
-pub(super) async fn removed(connection: &mut Conn) -> Outcome<Vec<Host>> {
-    let which = "WHERE removed_at IS NOT NULL AND api_key <> '' ORDER BY removed_at DESC, id DESC";
-    select(connection, which, vec![]).await
-}
-
-pub(super) async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<Host>> {
-    select(connection, "WHERE epoch > ? ORDER BY epoch", vec![since.0.into()]).await
-}
-
-/// By id, removed or not, from the first one after `after`.
-pub(super) async fn page(connection: &mut Conn, after: Option<HostId>, limit: usize) -> Outcome<Vec<Host>> {
-    let (from, values) = match after {
-        Some(after) => ("WHERE id > ?", vec![after.0.into(), (limit as u64).into()]),
-        None => ("", vec![(limit as u64).into()]),
-    };
-    select(connection, &format!("{from} ORDER BY id LIMIT ?"), values).await
-}
-
-async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<Host>> {
-    let rows: Vec<Row> = connection.exec(format!("{SELECT} {which}"), Params::Positional(values)).await?;
-    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
-}
-
-fn read(row: Row) -> Result<Host> {
-    let mut columns = Columns::of(TABLE, row);
-    let (id, fqdn) = (HostId(columns.number()?), columns.parsed()?);
-    let (key_digest, imported_key_digest, api_key) = (columns.digest()?, columns.optional_digest()?, columns.sealed()?);
-    let rules = HostRules {
-        secure: columns.truth()?,
-        allow_roaming_ips: columns.truth()?,
-        bound_ip: columns.optional_parsed()?,
-        bound_ip_other: columns.optional_parsed()?,
-        insecure_enabled_until: columns.optional_time()?,
-        insecure_grace_until: columns.optional_time()?,
-        disabled: columns.truth()?,
-        disabled_with_user: columns.truth()?,
-        expires_at: columns.optional_time()?,
-        allowed_networks: Vec::new(),
-    };
-    let (created_at, updated_at, removed_at) = (columns.time()?, columns.time()?, columns.optional_time()?);
-    let (owner, agent_identity) = (columns.optional_number()?.map(UserId), columns.optional_sealed()?);
-    let networks = columns.optional_text()?.unwrap_or_default();
-    let networks = networks.split(',').filter(|network| !network.is_empty()).map(str::parse);
-    let allowed_networks: Vec<IpNet> =
-        networks.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("host_networks", error))?;
-    let rules = HostRules { allowed_networks, ..rules };
-    Ok(Host {
-        id,
-        fqdn,
-        key_digest,
-        imported_key_digest,
-        api_key,
-        rules,
-        created_at,
-        updated_at,
-        removed_at,
-        owner,
-        agent_identity,
-    })
-}
-
-/// All columns but the id, in this order.
-const WRITTEN: [&str; 23] = [
-    "fqdn",
-    "live_fqdn",
-    "key_digest",
-    "imported_key_digest",
-    "api_key",
-    "api_key_key",
-    "secure",
-    "allow_roaming_ips",
-    "bound_ip",
-    "bound_ip_other",
-    "insecure_enabled_until",
-    "insecure_grace_until",
-    "disabled",
-    "disabled_with_user",
-    "expires_at",
-    "created_at",
-    "updated_at",
-    "removed_at",
-    "owner",
-    "agent_identity",
-    "agent_identity_key",
-    "epoch",
-    "id",
-];
-
-fn written(host: &Host, epoch: Epoch) -> Vec<Value> {
-    let rules = &host.rules;
-    let live = host.removed_at.is_none().then(|| host.fqdn.as_str());
-    let values: [Value; WRITTEN.len()] = [
-        host.fqdn.as_str().into(),
-        live.into(),
-        rows::digest(&host.key_digest),
-        rows::optional_digest(host.imported_key_digest.as_ref()),
-        rows::sealed(&host.api_key),
-        rows::key_of(&host.api_key),
-        rules.secure.into(),
-        rules.allow_roaming_ips.into(),
-        rows::address(rules.bound_ip),
-        rows::address(rules.bound_ip_other),
-        rows::optional_time(rules.insecure_enabled_until),
-        rows::optional_time(rules.insecure_grace_until),
-        rules.disabled.into(),
-        rules.disabled_with_user.into(),
-        rows::optional_time(rules.expires_at),
-        rows::time(host.created_at),
-        rows::time(host.updated_at),
-        rows::optional_time(host.removed_at),
-        host.owner.map(|owner| owner.0).into(),
-        host.agent_identity.as_ref().map_or(Value::NULL, rows::sealed),
-        host.agent_identity.as_ref().map_or(Value::NULL, rows::key_of),
-        epoch.0.into(),
-        host.id.0.into(),
-    ];
-    values.into()
-}
-
-async fn insert(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
-    let epoch = change.epoch();
-    insert_all(change, &[host], epoch).await
-}
-
-/// With their networks, and no activity.
-pub(super) async fn insert_all(change: &mut Change<'_>, hosts: &[&Host], epoch: Epoch) -> Outcome<()> {
-    let places = rows::places(hosts.len(), WRITTEN.len());
-    let statement = format!("INSERT INTO hosts ({}) VALUES {places}", WRITTEN.join(", "));
-    change.run(&statement, hosts.iter().flat_map(|host| written(host, epoch)).collect()).await?;
-    let statement =
-        format!("INSERT INTO host_auth_states (host_id, api_calls) VALUES {}", rows::places(hosts.len(), 2));
-    change.run(&statement, hosts.iter().flat_map(|host| [host.id.0.into(), 0.into()]).collect()).await?;
-    insert_networks(change, hosts).await
-}
-
-/// Everything but the networks.
-pub(super) async fn update(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
-    let epoch = change.epoch();
-    let set: Vec<_> = WRITTEN[..WRITTEN.len() - 1].iter().map(|column| format!("{column} = ?")).collect();
-    change.run(&format!("UPDATE hosts SET {} WHERE id = ?", set.join(", ")), written(host, epoch)).await
-}
-
-async fn put_networks(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
-    change.run("DELETE FROM host_networks WHERE host_id = ?", vec![host.id.0.into()]).await?;
-    insert_networks(change, &[host]).await
-}
-
-async fn insert_networks(change: &mut Change<'_>, hosts: &[&Host]) -> Outcome<()> {
-    let of = |host: &Host| -> Vec<[Value; 3]> {
-        let networks = (0_u64..).zip(&host.rules.allowed_networks);
-        networks.map(|(place, network)| [host.id.0.into(), place.into(), network.to_string().into()]).collect()
-    };
-    let all: Vec<_> = hosts.iter().flat_map(|host| of(host)).collect();
-    // A statement takes no more than 65535 values.
-    for some in all.chunks(1000) {
-        let places = rows::places(some.len(), 3);
-        let statement = format!("INSERT INTO host_networks (host_id, place, network) VALUES {places}");
-        change.run(&statement, some.iter().flatten().cloned().collect()).await?;
+#[async_trait]
+impl HostRecords for MySql {
+    async fn host_register(&self, registration: &Registration, audit: &AuditNote) -> Result<Host> {
+        change!(self, |change| register(change, registration, audit).await)
     }
-    Ok(())
+
+    async fn host_register_owned(
+        &self,
+        registration: &Registration,
+        owner: &Owner,
+        audit: &AuditNote,
+    ) -> Result<RegistrationOutcome> {
+        change!(self, |change| register_owned(change, registration, owner, audit).await)
+    }
+
+    async fn host_remove(&self, id: HostId, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Host>> {
+        change!(self, |change| remove(change, id, None, at, audit).await)
+    }
+
+    async fn host_remove_owned(
+        &self,
+        id: HostId,
+        owner: UserId,
+        at: OffsetDateTime,
+        audit: &AuditNote,
+    ) -> Result<Option<Host>> {
+        change!(self, |change| remove(change, id, Some(owner), at, audit).await)
+    }
+
+    async fn host_restore(
+        &self,
+        id: HostId,
+        removed_after: OffsetDateTime,
+        at: OffsetDateTime,
+        note: &AuditNote,
+    ) -> Result<Restoration> {
+        change!(self, |change| {
+            let found = hosts::fetch_any(change.connection, id).await?;
+            let Some(mut host) = found.filter(|host| host.can_be_restored(removed_after)) else {
+                return Ok(Restoration::Unknown);
+            };
+            if hosts::by_name(change.connection, &host.fqdn).await?.is_some() {
+                return Ok(Restoration::NameTaken);
+            }
+            host.removed_at = None;
+            host.updated_at = rows::truncated(at);
+            hosts::update(change, &host).await?;
+            change.note(note);
+            Ok(Restoration::Restored(host))
+        })
+    }
+
+    async fn host_list_removed(&self) -> Result<Vec<Host>> {
+        read!(self, |connection| {
+            let which = "WHERE removed_at IS NOT NULL AND api_key <> '' ORDER BY removed_at DESC, id DESC";
+            hosts::select(connection, which, vec![]).await
+        })
+    }
+
+    async fn host_purge_removed(&self, when: OffsetDateTime) -> Result<usize> {
+        change!(self, |change| {
+            let which = "WHERE removed_at < ? AND api_key <> ''";
+            let gone = hosts::select(change.connection, which, vec![rows::time(when)]).await?;
+            for host in &gone {
+                hosts::update(change, &host.purged()).await?;
+                let id = || vec![host.id.0.into()];
+                change.run("DELETE FROM host_auth_digests WHERE host_id = ?", id()).await?;
+                change
+            .run(
+                "UPDATE host_auth_states SET api_calls = 0, last_seen = NULL, last_refresh = NULL, client_version = NULL, \
+                 wrapper_version = NULL, wrapper_fetched_at = NULL WHERE host_id = ?",
+                id(),
+            )
+            .await?;
+            }
+            Ok(gone.len())
+        })
+    }
+
+    async fn host_list(&self) -> Result<Vec<Host>> {
+        read!(self, |connection| hosts::select(connection, "WHERE live_fqdn IS NOT NULL ORDER BY live_fqdn", vec![])
+            .await)
+    }
+
+    async fn host_fetch(&self, id: HostId) -> Result<Option<Host>> {
+        read!(self, |connection| hosts::by_id(connection, id).await)
+    }
+
+    async fn host_fetch_by_name(&self, fqdn: &Fqdn) -> Result<Option<Host>> {
+        read!(self, |connection| hosts::by_name(connection, fqdn).await)
+    }
+
+    async fn host_change(
+        &self,
+        id: HostId,
+        wanted: &HostChange,
+        at: OffsetDateTime,
+        note: &AuditNote,
+    ) -> Result<Option<Host>> {
+        change!(self, |change| {
+            let Some(mut host) = hosts::by_id(change.connection, id).await? else { return Ok(None) };
+            wanted.apply(&mut host, at);
+            hosts::update(change, &host).await?;
+            if wanted.allowed_networks.is_some() {
+                hosts::put_networks(change, &host).await?;
+            }
+            change.note(note);
+            host.truncate_times();
+            Ok(Some(host))
+        })
+    }
+
+    async fn host_bind_ip(
+        &self,
+        id: HostId,
+        key: &Digest,
+        ip: IpAddr,
+        ipv6_prefix: u8,
+        at: OffsetDateTime,
+        note: &AuditNote,
+    ) -> Result<Option<Host>> {
+        change!(self, |change| {
+            let Some(mut host) = hosts::by_id(change.connection, id).await? else { return Ok(None) };
+            if !host.has_key(key) {
+                return Ok(None);
+            }
+            if host.bind(ip, ipv6_prefix, at) {
+                hosts::update(change, &host).await?;
+                change.note(note);
+            }
+            host.truncate_times();
+            Ok(Some(host))
+        })
+    }
+
+    async fn host_set_agent_identity(
+        &self,
+        id: HostId,
+        key: &Digest,
+        identity: &Sealed,
+        note: &AuditNote,
+    ) -> Result<bool> {
+        change!(self, |change| {
+            let host = hosts::by_id(change.connection, id).await?.filter(|host| host.key_digest == *key);
+            let Some(host) = host else { return Ok(false) };
+            if let Some(host) = host.with_agent_identity(identity) {
+                sealing::check(change, [identity]).await?;
+                hosts::update(change, &host).await?;
+                change.note(note);
+            }
+            Ok(true)
+        })
+    }
+
+    async fn host_activity(&self, id: HostId) -> Result<HostActivity> {
+        read!(self, |connection| telemetry::activity(connection, id).await)
+    }
+
+    async fn installer_redeem(
+        &self,
+        digest: &Digest,
+        key: &Digest,
+        at: OffsetDateTime,
+        from: IpAddr,
+        note: &AuditNote,
+    ) -> Result<Redemption> {
+        change!(self, |change| {
+            let Some(token) = installers::by_digest(change.connection, digest).await? else {
+                return Ok(Redemption::Unknown);
+            };
+            let Some(host) = hosts::by_id(change.connection, token.host).await? else { return Ok(Redemption::Unknown) };
+            if token.revoked_at.is_some() {
+                return Ok(Redemption::Unknown);
+            }
+            if token.redeemed_at.is_some() {
+                return Ok(Redemption::AlreadyUsed);
+            }
+            if token.is_over(at) {
+                return Ok(Redemption::Expired);
+            }
+            if host.key_digest != *key {
+                return Ok(Redemption::KeyChanged);
+            }
+            let from = from.to_canonical();
+            let values = vec![rows::time(at), rows::address(Some(from)), change.epoch().0.into(), rows::digest(digest)];
+            change
+                .run("UPDATE install_tokens SET redeemed_at = ?, redeemed_from = ?, epoch = ? WHERE digest = ?", values)
+                .await?;
+            change.note(note);
+            let token = InstallToken { redeemed_at: Some(rows::truncated(at)), redeemed_from: Some(from), ..token };
+            Ok(Redemption::Redeemed { host, token })
+        })
+    }
+
+    async fn installer_list(&self) -> Result<Vec<InstallToken>> {
+        read!(self, |connection| installers::select(connection, "ORDER BY created_at DESC", vec![]).await)
+    }
+
+    async fn installer_revoke(
+        &self,
+        digest: &Digest,
+        at: OffsetDateTime,
+        note: &AuditNote,
+    ) -> Result<Option<InstallToken>> {
+        change!(self, |change| {
+            let found = installers::by_digest(change.connection, digest).await?;
+            let Some(token) = found.filter(InstallToken::is_pending) else { return Ok(None) };
+            let values = vec![rows::time(at), change.epoch().0.into(), rows::digest(digest)];
+            change.run("UPDATE install_tokens SET revoked_at = ?, epoch = ? WHERE digest = ?", values).await?;
+            change.note(note);
+            Ok(Some(InstallToken { revoked_at: Some(rows::truncated(at)), ..token }))
+        })
+    }
+
+    async fn telemetry_append(&self, node: Uuid, seq: u64, batch: &[Telemetry]) -> Result<()> {
+        if telemetry::is_noted(batch) {
+            return change!(self, |change| telemetry::append(change, node, seq, batch).await);
+        }
+        transaction!(self, self.connections.deadline(), |connection| {
+            telemetry::append_apart(connection, node, seq, batch).await
+        })
+    }
+}
+
+/// What a registration is decided by, read with one statement.
+struct RegistrationState {
+    /// The host of the token, if the token is known.
+    pub host: Option<HostId>,
+    /// The number of hosts that the owner has.
+    pub owned: u64,
+    pub owner_disabled: bool,
+    pub keys: KeyIds,
+}
+
+async fn registration_state(
+    connection: &mut Conn,
+    digest: &Digest,
+    owner: Option<UserId>,
+) -> Outcome<RegistrationState> {
+    let statement = format!(
+        "SELECT (SELECT host_id FROM install_tokens WHERE digest = ?), \
+         (SELECT COUNT(*) FROM hosts WHERE owner = ? AND removed_at IS NULL), \
+         (SELECT disabled FROM users WHERE id = ?), {}",
+        sealing::KEY_IDS
+    );
+    let owner = owner.map(|owner| owner.0);
+    let values = (rows::digest(digest), owner, owner);
+    let row: Option<Row> = connection.exec_first(statement, values).await?;
+    let mut columns = Columns::of(installers::TABLE, row.ok_or_else(|| rows::corrupt(installers::TABLE, "no answer"))?);
+    let (host, owned) = (columns.optional_number()?.map(HostId), columns.number()?);
+    let owner_disabled = columns.optional_number()?.is_some_and(|disabled| disabled != 0);
+    Ok(RegistrationState { host, owned, owner_disabled, keys: KeyIds::read(&mut columns)? })
 }
 
 pub(super) async fn register(change: &mut Change<'_>, registration: &Registration, note: &AuditNote) -> Outcome<Host> {
-    let known = install_tokens::known(change.connection, &registration.token.digest, None).await?;
+    let known = registration_state(change.connection, &registration.token.digest, None).await?;
     if let Some(host) = known.host {
         return registered_before(change, host).await;
     }
@@ -229,12 +294,12 @@ pub(super) async fn register_owned(
     registration: &Registration,
     owner: &Owner,
     note: &AuditNote,
-) -> Outcome<Registered> {
-    let of_owner = |host: Host| Registered::Host(Box::new(host));
-    let known = install_tokens::known(change.connection, &registration.token.digest, Some(owner.user)).await?;
+) -> Outcome<RegistrationOutcome> {
+    let of_owner = |host: Host| RegistrationOutcome::Host(Box::new(host));
+    let known = registration_state(change.connection, &registration.token.digest, Some(owner.user)).await?;
     if let Some(host) = known.host {
         let host = registered_before(change, host).await?;
-        return Ok(if host.owner == Some(owner.user) { of_owner(host) } else { Registered::NotTheirs });
+        return Ok(if host.owner == Some(owner.user) { of_owner(host) } else { RegistrationOutcome::NotTheirs });
     }
     known.keys.check([&registration.api_key])?;
     let present = of_name_or_id(change, registration).await?;
@@ -245,21 +310,21 @@ pub(super) async fn register_owned(
     put_registered(change, registration, present, Some(owner.user), note).await.map(of_owner)
 }
 
-/// This very call was done before. Doing it again could bring a spent token, or a replaced key, back to life.
+/// This call was done before. Doing it again could revive a spent token or a replaced key.
 async fn registered_before(change: &mut Change<'_>, host: HostId) -> Outcome<Host> {
-    Ok(by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?)
+    Ok(hosts::by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?)
 }
 
 async fn of_name_or_id(change: &mut Change<'_>, registration: &Registration) -> Outcome<Vec<Host>> {
     let values = vec![registration.fqdn.as_str().into(), registration.id.0.into()];
-    select(change.connection, "WHERE live_fqdn = ? OR id = ?", values).await
+    hosts::select(change.connection, "WHERE live_fqdn = ? OR id = ?", values).await
 }
 
 fn is_named(host: &Host, registration: &Registration) -> bool {
     host.removed_at.is_none() && host.fqdn == registration.fqdn
 }
 
-/// Over the host that has the name, if there is one in `known`; it is the owner's from here on.
+/// Registers over the host with the name, if `known` has it, or makes a new one; `owner` owns it from here on.
 async fn put_registered(
     change: &mut Change<'_>,
     registration: &Registration,
@@ -269,39 +334,28 @@ async fn put_registered(
 ) -> Outcome<Host> {
     let named = known.iter().find(|host| is_named(host, registration));
     let note = &registration.noted(named, owner, note);
-    let host = match named {
+    let mut host = match named {
         Some(present) if present.id != registration.id => return Ok(present.clone()),
         Some(present) => {
             let host = present.clone().given_new_key(registration, owner);
-            update(change, &host).await?;
-            install_tokens::revoke_pending(change, host.id, registration.at).await?;
+            hosts::update(change, &host).await?;
+            installers::revoke_pending(change, host.id, registration.at).await?;
             host
         }
         None if !known.is_empty() => return Err(taken("host id").into()),
         None => {
             let host = Host::registered(registration, owner);
-            insert(change, &host).await?;
+            hosts::insert(change, &host).await?;
             host
         }
     };
-    install_tokens::insert(change, &InstallToken::issued(registration, &host)).await?;
+    installers::insert(change, &InstallToken::issued(registration, &host)).await?;
     change.note(note);
-    Ok(kept(host))
+    host.truncate_times();
+    Ok(host)
 }
 
-/// As it is read back.
-fn kept(mut host: Host) -> Host {
-    let rules = &mut host.rules;
-    for at in [&mut rules.insecure_enabled_until, &mut rules.insecure_grace_until, &mut rules.expires_at] {
-        *at = at.map(rows::cut);
-    }
-    host.created_at = rows::cut(host.created_at);
-    host.updated_at = rows::cut(host.updated_at);
-    host.removed_at = host.removed_at.map(rows::cut);
-    host
-}
-
-/// `owner`: only if it is theirs.
+/// With `owner`: only if the user owns it.
 pub(super) async fn remove(
     change: &mut Change<'_>,
     id: HostId,
@@ -309,107 +363,14 @@ pub(super) async fn remove(
     at: OffsetDateTime,
     note: &AuditNote,
 ) -> Outcome<Option<Host>> {
-    let found = by_id(change.connection, id).await?.filter(|host| owner.is_none() || host.owner == owner);
+    let found = hosts::by_id(change.connection, id).await?.filter(|host| owner.is_none() || host.owner == owner);
     let Some(mut host) = found else { return Ok(None) };
-    let at = rows::cut(at);
+    let at = rows::truncated(at);
     host.removed_at = Some(at);
     host.updated_at = at;
-    // Its key and its activity stay for a while: it may be brought back.
-    update(change, &host).await?;
-    install_tokens::revoke_pending(change, id, at).await?;
+    // Its key and its activity stay, for a restore.
+    hosts::update(change, &host).await?;
+    installers::revoke_pending(change, id, at).await?;
     change.note(note);
     Ok(Some(host))
-}
-
-pub(super) async fn restore(
-    change: &mut Change<'_>,
-    id: HostId,
-    removed_after: OffsetDateTime,
-    at: OffsetDateTime,
-    note: &AuditNote,
-) -> Outcome<Restoration> {
-    let found = known(change.connection, id).await?;
-    let Some(mut host) = found.filter(|host| host.can_be_restored(removed_after)) else {
-        return Ok(Restoration::Unknown);
-    };
-    if by_name(change.connection, &host.fqdn).await?.is_some() {
-        return Ok(Restoration::NameTaken);
-    }
-    host.removed_at = None;
-    host.updated_at = rows::cut(at);
-    update(change, &host).await?;
-    change.note(note);
-    Ok(Restoration::Restored(host))
-}
-
-pub(super) async fn purge_removed(change: &mut Change<'_>, when: OffsetDateTime) -> Outcome<usize> {
-    let which = "WHERE removed_at < ? AND api_key <> ''";
-    let gone = select(change.connection, which, vec![rows::time(when)]).await?;
-    for host in &gone {
-        update(change, &host.purged()).await?;
-        let id = || vec![host.id.0.into()];
-        change.run("DELETE FROM host_auth_digests WHERE host_id = ?", id()).await?;
-        change
-            .run(
-                "UPDATE host_auth_states SET api_calls = 0, last_seen = NULL, last_refresh = NULL, client_version = NULL, \
-                 wrapper_version = NULL, wrapper_fetched_at = NULL WHERE host_id = ?",
-                id(),
-            )
-            .await?;
-    }
-    Ok(gone.len())
-}
-
-pub(super) async fn change(
-    change: &mut Change<'_>,
-    id: HostId,
-    wanted: &HostChange,
-    at: OffsetDateTime,
-    note: &AuditNote,
-) -> Outcome<Option<Host>> {
-    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
-    wanted.apply(&mut host, at);
-    update(change, &host).await?;
-    if wanted.allowed_networks.is_some() {
-        put_networks(change, &host).await?;
-    }
-    change.note(note);
-    Ok(Some(kept(host)))
-}
-
-pub(super) async fn bind_ip(
-    change: &mut Change<'_>,
-    id: HostId,
-    key: &Digest,
-    ip: IpAddr,
-    ipv6_prefix: u8,
-    at: OffsetDateTime,
-    note: &AuditNote,
-) -> Outcome<Option<Host>> {
-    let Some(mut host) = by_id(change.connection, id).await? else { return Ok(None) };
-    if !host.has_key(key) {
-        return Ok(None);
-    }
-    if host.bind(ip, ipv6_prefix, at) {
-        update(change, &host).await?;
-        change.note(note);
-    }
-    Ok(Some(kept(host)))
-}
-
-pub(super) async fn keep_agent_identity(
-    change: &mut Change<'_>,
-    id: HostId,
-    key: &Digest,
-    identity: &Sealed,
-    note: &AuditNote,
-) -> Outcome<bool> {
-    let host = by_id(change.connection, id).await?.filter(|host| host.key_digest == *key);
-    let Some(host) = host else { return Ok(false) };
-    if let Some(host) = host.with_agent_identity(identity) {
-        sealed::check(change, [identity]).await?;
-        update(change, &host).await?;
-        change.note(note);
-    }
-    Ok(true)
 }

@@ -1,23 +1,28 @@
-//! Probes, by their number: the order in which they were claimed.
+//! Probes by number, which is the order of the claims.
 //!
-//! A claim is decided by what was read, and moves `heads` with a note only. It need not: where a lock holds on one node of a
-//! cluster, two claims write the same number, and the second commit is refused. Whoever has the store stand still waits for
-//! those of other nodes as for their telemetry.
+//! A claim without an audit note does not write `heads`. On a cluster, where a lock holds on one node only, two claims
+//! insert the same number, and the second commit is refused. A standstill waits for claims on other nodes as it waits
+//! for their telemetry.
 
+use async_trait::async_trait;
 use mysql_async::prelude::Queryable as _;
-use mysql_async::{Conn, Params, Row, Value};
+use mysql_async::{Conn, Row, Value};
 use time::{OffsetDateTime, Time, UtcOffset};
 use uuid::Uuid;
 
-use super::changes::Change;
+use super::MySql;
 use super::connections::Outcome;
 use super::rows::{self, Columns};
+use super::transaction::Change;
 use crate::model::audit::AuditNote;
 use crate::records::copy::NumberedProbe;
-use crate::records::probes::{KEPT, Mark};
-use crate::records::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeSummary, ProbeTrigger, Result};
+use crate::records::probes::{MAX_PROBES, ProbeMark};
+use crate::records::{
+    ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeRecords, ProbeState, ProbeSummary, ProbeTrigger, Result,
+};
 
 const TABLE: &str = "probes";
+
 const COLUMNS: [&str; 11] = [
     "number",
     "id",
@@ -32,33 +37,76 @@ const COLUMNS: [&str; 11] = [
     "finished_at",
 ];
 
-/// The rows that a mark is on.
-const fn marked(mark: Mark) -> &'static str {
-    match mark {
-        Mark::Finished => "state IS NOT NULL",
-        Mark::Ok => "state = 'ok'",
-        Mark::Failed => "state = 'fail'",
-        Mark::Daily => "caused_by = 'daily'",
-        Mark::Adopted => "adopted IS NOT NULL",
+#[async_trait]
+impl ProbeRecords for MySql {
+    async fn probe_claim(&self, wanted: &ProbeClaim, audit: Option<&AuditNote>) -> Result<ClaimOutcome> {
+        change!(self, |change| claim(change, wanted, audit).await)
+    }
+
+    async fn probe_finish(&self, id: Uuid, outcome: &ProbeOutcome, note: Option<&AuditNote>) -> Result<bool> {
+        change!(self, |change| {
+            let outcome = ProbeOutcome { finished_at: rows::truncated(outcome.finished_at), ..outcome.cut() };
+            let found = select(change.connection, "WHERE id = ?", vec![rows::id(id)]).await?.pop();
+            let Some(NumberedProbe { number, probe }) = found else { return Ok(false) };
+            if let Some(known) = probe.outcome {
+                return Ok(known == outcome);
+            }
+            let values = Vec::from(written(Some(&outcome))).into_iter().chain([number.into()]).collect();
+            change
+                .run("UPDATE probes SET state = ?, reason = ?, adopted = ?, finished_at = ? WHERE number = ?", values)
+                .await?;
+            note.into_iter().for_each(|note| change.note(note));
+            Ok(true)
+        })
+    }
+
+    async fn probe_list(&self, limit: usize) -> Result<Vec<Probe>> {
+        read!(self, |connection| {
+            let known = select(connection, "ORDER BY number DESC LIMIT ?", vec![(limit as u64).into()]).await?;
+            Ok(known.into_iter().map(|known| known.probe).collect())
+        })
+    }
+
+    async fn probe_summary(&self, since: OffsetDateTime) -> Result<ProbeSummary> {
+        read!(self, |connection| {
+            let which = format!("WHERE finished_at >= ? OR number IN ({}) ORDER BY number DESC", newest());
+            let known = select(connection, &which, vec![rows::time(since)]).await?;
+            Ok(ProbeSummary::of(known.into_iter().map(|known| Ok(known.probe)), since)?)
+        })
     }
 }
 
-/// The number of the newest probe, and of the newest of each mark, as so many columns.
+/// The condition for the probes with a mark.
+const fn marked(mark: ProbeMark) -> &'static str {
+    match mark {
+        ProbeMark::Finished => "state IS NOT NULL",
+        ProbeMark::Ok => "state = 'ok'",
+        ProbeMark::Failed => "state = 'fail'",
+        ProbeMark::Daily => "caused_by = 'daily'",
+        ProbeMark::Adopted => "adopted IS NOT NULL",
+    }
+}
+
+/// Columns: the number of the newest probe, and of the newest of each mark.
 fn newest() -> String {
-    let marks = Mark::ALL.map(|mark| format!("(SELECT MAX(number) FROM probes WHERE {})", marked(mark)));
+    let marks = ProbeMark::ALL.map(|mark| format!("(SELECT MAX(number) FROM probes WHERE {})", marked(mark)));
     format!("(SELECT MAX(number) FROM probes), {}", marks.join(", "))
 }
 
-pub(super) async fn claim(change: &mut Change<'_>, claim: &ProbeClaim, note: Option<&AuditNote>) -> Outcome<Claimed> {
-    let claim = ProbeClaim { at: rows::cut(claim.at), until: rows::cut(claim.until), ..claim.clone() };
+pub(super) async fn claim(
+    change: &mut Change<'_>,
+    claim: &ProbeClaim,
+    note: Option<&AuditNote>,
+) -> Outcome<ClaimOutcome> {
+    let claim = ProbeClaim { at: rows::truncated(claim.at), until: rows::truncated(claim.until), ..claim.clone() };
     let day = claim.at.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
-    // What may refuse it, and the one with its id.
+    // Probes that may refuse it, and the one with its id.
     let statement = "WHERE id = ? OR (state IS NULL AND lease_until > ?) OR (caused_by = 'daily' AND started_at >= ?) \
                      ORDER BY number DESC";
     let known =
         select(change.connection, statement, vec![rows::id(claim.id), rows::time(claim.at), rows::time(day)]).await?;
     if known.iter().any(|known| known.probe.id == claim.id) {
-        return Ok(Claimed::Begun);
+        return Ok(ClaimOutcome::Begun);
     }
     if let Some(refused) = claim.refused(known.into_iter().map(|known| Ok(known.probe)))? {
         return Ok(refused);
@@ -66,7 +114,7 @@ pub(super) async fn claim(change: &mut Change<'_>, claim: &ProbeClaim, note: Opt
     let kept = kept(change.connection).await?;
     let number = kept.newest + 1;
     insert_all(change, &[&NumberedProbe { number, probe: Probe::begun(&claim) }]).await?;
-    let too_many = (kept.count + 1).saturating_sub(KEPT as u64);
+    let too_many = (kept.count + 1).saturating_sub(MAX_PROBES as u64);
     if too_many > 0 {
         let but = if kept.stay.is_empty() {
             String::new()
@@ -77,61 +125,29 @@ pub(super) async fn claim(change: &mut Change<'_>, claim: &ProbeClaim, note: Opt
         change.run(&format!("DELETE FROM probes {but}ORDER BY number LIMIT ?"), values).await?;
     }
     note.into_iter().for_each(|note| change.note(note));
-    Ok(Claimed::Begun)
+    Ok(ClaimOutcome::Begun)
 }
 
-struct Kept {
+struct KeptProbes {
     count: u64,
     newest: u64,
-    /// The numbers of those that stay, however old they are.
+    /// The numbers of those that stay at any age.
     stay: Vec<u64>,
 }
 
-async fn kept(connection: &mut Conn) -> Outcome<Kept> {
+async fn kept(connection: &mut Conn) -> Outcome<KeptProbes> {
     let statement = format!("SELECT (SELECT COUNT(*) FROM probes), {}", newest());
     let row: Option<Row> = connection.exec_first(statement, ()).await?;
     let mut columns = Columns::of(TABLE, row.ok_or_else(|| rows::corrupt(TABLE, "no answer"))?);
     let (count, newest) = (columns.number()?, columns.optional_number()?.unwrap_or_default());
     let mut stay = Vec::new();
-    for _ in Mark::ALL {
+    for _ in ProbeMark::ALL {
         stay.extend(columns.optional_number()?);
     }
-    Ok(Kept { count, newest, stay })
+    Ok(KeptProbes { count, newest, stay })
 }
 
-pub(super) async fn finish(
-    change: &mut Change<'_>,
-    id: Uuid,
-    outcome: &ProbeOutcome,
-    note: Option<&AuditNote>,
-) -> Outcome<bool> {
-    let outcome = ProbeOutcome { finished_at: rows::cut(outcome.finished_at), ..outcome.cut() };
-    let found = select(change.connection, "WHERE id = ?", vec![rows::id(id)]).await?.pop();
-    let Some(NumberedProbe { number, probe }) = found else { return Ok(false) };
-    if let Some(known) = probe.outcome {
-        return Ok(known == outcome);
-    }
-    let values = Vec::from(written(Some(&outcome))).into_iter().chain([number.into()]).collect();
-    change
-        .run("UPDATE probes SET state = ?, reason = ?, adopted = ?, finished_at = ? WHERE number = ?", values)
-        .await?;
-    note.into_iter().for_each(|note| change.note(note));
-    Ok(true)
-}
-
-pub(super) async fn newest_first(connection: &mut Conn, limit: usize) -> Outcome<Vec<Probe>> {
-    let known = select(connection, "ORDER BY number DESC LIMIT ?", vec![(limit as u64).into()]).await?;
-    Ok(known.into_iter().map(|known| known.probe).collect())
-}
-
-/// One statement, so that what it tells is of one moment.
-pub(super) async fn summary(connection: &mut Conn, since: OffsetDateTime) -> Outcome<ProbeSummary> {
-    let which = format!("WHERE finished_at >= ? OR number IN ({}) ORDER BY number DESC", newest());
-    let known = select(connection, &which, vec![rows::time(since)]).await?;
-    Ok(ProbeSummary::of(known.into_iter().map(|known| Ok(known.probe)), since)?)
-}
-
-/// By number, from the first one after `after`.
+/// By number, after `after`.
 pub(super) async fn page(connection: &mut Conn, after: u64, limit: usize) -> Outcome<Vec<NumberedProbe>> {
     select(connection, "WHERE number > ? ORDER BY number LIMIT ?", vec![after.into(), (limit as u64).into()]).await
 }
@@ -165,8 +181,7 @@ fn written(outcome: Option<&ProbeOutcome>) -> [Value; 4] {
 
 async fn select(connection: &mut Conn, which: &str, values: Vec<Value>) -> Outcome<Vec<NumberedProbe>> {
     let statement = format!("SELECT {} FROM probes {which}", COLUMNS.join(", "));
-    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
-    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
+    rows::read_all(connection, statement, values, read).await
 }
 
 fn read(row: Row) -> Result<NumberedProbe> {

@@ -2,12 +2,15 @@
 
 use std::net::IpAddr;
 
-use mysql_async::{Row, Value};
+use mysql_async::prelude::Queryable as _;
+use mysql_async::{Conn, Params, Row, Value};
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time, UtcOffset};
 use uuid::Uuid;
 
+use super::connections::Outcome;
 use crate::model::digest::Digest;
 use crate::records::RecordsError;
+use crate::records::rules::truncate;
 use crate::seal::{self, KeyId, Sealed};
 
 type Result<T> = crate::records::Result<T>;
@@ -135,7 +138,7 @@ impl Columns {
         bytes.map(|bytes| Uuid::from_slice(&bytes)).transpose().map_err(|error| self.corrupt(error))
     }
 
-    /// What is kept as text and is something else.
+    /// A value that is stored as text.
     pub fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self) -> Result<T> {
         let text = self.text()?;
         text.parse().map_err(|error| self.corrupt(error))
@@ -177,8 +180,8 @@ pub(super) fn sealed(value: &Sealed) -> Value {
     Value::Bytes(value.as_bytes().to_vec())
 }
 
-/// The data key of a sealed value, for its index. What no ring could open counts as older than every key, so that it shows
-/// up wherever something is left to do; nothing is sealed where nothing is.
+/// The data key of a sealed value, for its index. An unknown form counts as older than every key, so that a rotation
+/// finds it. `NULL`: the value is empty.
 pub(super) fn key_of(value: &Sealed) -> Value {
     if value.as_bytes().is_empty() {
         return Value::NULL;
@@ -186,14 +189,31 @@ pub(super) fn key_of(value: &Sealed) -> Value {
     seal::key_of(value).unwrap_or(KeyId::SECRETBOX).0.into()
 }
 
-/// `(?, ?), (?, ?)` for so many rows of so many columns.
+/// `(?, ?), (?, ?)` for two rows of two columns.
 pub(super) fn places(rows: usize, columns: usize) -> String {
     let row = format!("({})", vec!["?"; columns].join(", "));
     vec![row; rows].join(", ")
 }
 
-/// What of a time is kept.
-pub(super) fn cut(at: OffsetDateTime) -> OffsetDateTime {
-    // Below a second: always in range.
-    at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at)
+/// As the tables store it.
+pub(super) fn truncated(mut at: OffsetDateTime) -> OffsetDateTime {
+    truncate(&mut at);
+    at
+}
+
+/// The end of a statement, with its values, for at most `limit` rows after the key `after`, in the order of `column`.
+pub(super) fn page_after(column: &str, after: Option<Value>, limit: usize) -> (String, Vec<Value>) {
+    let condition = if after.is_some() { format!("WHERE {column} > ? ") } else { String::new() };
+    let values = after.into_iter().chain([(limit as u64).into()]).collect();
+    (format!("{condition}ORDER BY {column} LIMIT ?"), values)
+}
+
+pub(super) async fn read_all<T>(
+    connection: &mut Conn,
+    statement: String,
+    values: Vec<Value>,
+    read: impl Fn(Row) -> Result<T> + Send,
+) -> Outcome<Vec<T>> {
+    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
+    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
 }

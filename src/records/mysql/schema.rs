@@ -1,17 +1,17 @@
 //! The tables: made and changed by numbered files, `migrations/NNNN_name.sql`, each once.
 //!
-//! Whoever boots applies what is missing. Ten daemons that boot at once do it one after another: who applies holds a lease,
-//! a row with an end that is put off before every statement. (Not `GET_LOCK`, which on a Galera cluster is good on one
-//! node only; and not a row lock, which the first `CREATE TABLE` would let go.)
+//! Each daemon applies the missing ones at boot. Daemons that boot together take turns: the one that migrates holds a
+//! lease, a row with an end time that every statement extends. (A `GET_LOCK` holds on one Galera node only, and the
+//! first `CREATE TABLE` releases a row lock.)
 //!
-//! DDL cannot be rolled back, so a crash in the middle leaves a migration half applied and not recorded: the next daemon
-//! waits for the lease to end and applies it from the beginning. Therefore **every statement of a migration may be run
-//! again** (`IF NOT EXISTS`, `INSERT IGNORE`), also beside itself, where a lease ended too early. MySQL has no `ADD COLUMN IF NOT
-//! EXISTS`: that a column is there already is taken for done, and what is added with it is in the same statement. A key that
-//! is added alone is treated alike.
+//! DDL cannot be rolled back, so a crash leaves a migration half applied and not recorded. The next daemon waits for
+//! the lease to end and applies it from the beginning. Therefore **every statement of a migration may run again** (`IF
+//! NOT EXISTS`, `INSERT IGNORE`), also concurrently, if a lease ended too early. MySQL has no `ADD COLUMN IF NOT
+//! EXISTS`: an existing column counts as done, and everything added with it is in the same statement. So does an
+//! existing key.
 //!
-//! What is applied is recorded with the SHA-256 of its file. A database with a migration that this version does not know
-//! was used by a newer one, and one whose checksum differs was made by an edited file: both are refused, untouched.
+//! Each applied migration is recorded with the SHA-256 of its file. A database with an unknown migration was used by a
+//! newer version; one with another checksum was made by an edited file. Both are refused and left as they are.
 
 use std::time::Duration;
 
@@ -62,13 +62,13 @@ impl Migration {
     }
 }
 
-/// How long a lease is good for after the last statement was begun.
+/// How long a lease lasts after the start of the last statement.
 const LEASE_SECONDS: u32 = 60;
-/// How long to wait for another daemon that is at it.
-const PATIENCE: Duration = Duration::from_secs(180);
-const LOOK: Duration = Duration::from_millis(100);
-/// What one statement may take: a large table is changed for a while.
-const STATEMENT: Duration = Duration::from_secs(3600);
+/// How long to wait for another daemon that migrates.
+const LEASE_WAIT_TIMEOUT: Duration = Duration::from_secs(180);
+const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// What one statement may take: changing a large table takes a while.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 const TABLES: [&str; 2] = [
     "CREATE TABLE IF NOT EXISTS schema_migrations (version INT UNSIGNED NOT NULL PRIMARY KEY, name VARCHAR(255) NOT \
@@ -104,7 +104,7 @@ async fn migrate_with(connections: &Connections, connection: &mut Conn) -> Outco
     applied.and(given_back)
 }
 
-/// What is to be applied yet. Refuses what is not of this version's making.
+/// The migrations that are not applied. Refuses a database that another version made.
 async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
     let statement = "SELECT version, name, checksum FROM schema_migrations ORDER BY version";
     let rows: Vec<Row> = match connection.exec(statement, ()).await {
@@ -132,7 +132,7 @@ async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
     Ok(missing)
 }
 
-/// How the server, and what was made of it here, is.
+/// The health of the server and its schema.
 pub(super) async fn examine(connection: &mut Conn) -> Outcome<ServerHealth> {
     let corrupt = || Problem::from(rows::corrupt("server", "it does not say what time it is"));
     let told: Option<(String, i64, Option<u32>)> = connection
@@ -166,20 +166,20 @@ async fn wait_for_lease(connections: &Connections, connection: &mut Conn, holder
             Ok(false) | Err(Problem::Conflict(_)) => {}
             Err(problem) => return Err(problem),
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > LEASE_WAIT_TIMEOUT {
             return Err(Problem::Lost(format!(
-                "another daemon has been bringing the tables to a new version for {PATIENCE:?} (schema_lease)"
+                "another daemon has been bringing the tables to a new version for {LEASE_WAIT_TIMEOUT:?} (schema_lease)"
             )));
         }
         if !told {
             told = true;
             log::info!(event = "migration_awaited"; "another daemon is bringing the tables to this version: waiting");
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LEASE_POLL_INTERVAL).await;
     }
 }
 
-/// By the database's clock, which is one for all.
+/// By the clock of the database, which all daemons share.
 async fn take_lease(connection: &mut Conn, holder: Uuid) -> Outcome<bool> {
     connection
         .query_drop(
@@ -200,17 +200,17 @@ async fn give_back(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
 }
 
 async fn apply(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
-    // Who was waited for has done some of it.
+    // The daemon that held the lease has done some of it.
     for migration in missing(connection).await? {
         log::info!(event = "migrating", version = migration.version, name = migration.name; "bringing the tables to a new version");
         for statement in migration.statements() {
             if !take_lease(connection, holder).await? {
                 return Err(Problem::Lost("another daemon took over the migration".into()));
             }
-            let run = tokio::time::timeout(STATEMENT, connection.query_drop(statement)).await;
-            match run
-                .map_err(|_| Problem::Lost(format!("a statement of a migration took longer than {STATEMENT:?}")))?
-            {
+            let run = tokio::time::timeout(STATEMENT_TIMEOUT, connection.query_drop(statement)).await;
+            match run.map_err(|_| {
+                Problem::Lost(format!("a statement of a migration took longer than {STATEMENT_TIMEOUT:?}"))
+            })? {
                 Err(mysql_async::Error::Server(error)) if [COLUMN_IS_THERE, KEY_IS_THERE].contains(&error.code) => {}
                 run => run?,
             }
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(statements, ["CREATE TABLE a (\n  b INT\n)", "INSERT IGNORE INTO a VALUES (';', 1)"]);
     }
 
-    /// The rule that makes a crash in the middle harmless.
+    /// This makes a crash in the middle harmless.
     #[test]
     fn every_statement_may_be_run_again() {
         for migration in &MIGRATIONS {

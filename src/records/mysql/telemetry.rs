@@ -1,19 +1,18 @@
-//! What hosts' calls leave behind, each batch once.
+//! What hosts' calls leave behind; each batch is applied once.
 //!
-//! Entries for the audit log stand in its one chain, so a batch that has any is a change like any other and waits for the
-//! lock of `heads`. A batch of sightings alone, which is nearly all there is, does without, and holds up nobody's change.
-//! What makes it right:
+//! Audit entries stand in one chain, so a batch that has any is a change like any other and takes the lock of `heads`.
+//! A batch of sightings alone, the usual case, takes no such lock and delays no change. This is safe:
 //!
-//! - *Once*: the node's row of `outbox_positions` is locked first and moved on in the same transaction.
-//! - *Nothing is lost between nodes*: the rows of `host_auth_states` are locked before they are read, in the order of their
-//!   ids. Two that meet in another order, or with a purge, are a deadlock, which the database ends, and one of them is tried
-//!   again; on a cluster both write these rows, and the second one's commit is refused.
-//! - *Nothing is left behind by a host that is gone*: whether it was removed is read once its row is locked, and whoever
-//!   forgets a removed host's activity writes that row. A removal alone that comes in between comes after.
-//! - *Nothing is written to a store that is to be left as it is, or filled*: that is looked up once the node's row is locked.
-//!   Who says that it is so locks the rows of all nodes afterwards, and so waits for those who had looked before.
+//! - *Once*: the node's row of `outbox_positions` is locked first and advanced in the same transaction.
+//! - *No count is lost between nodes*: rows of `host_auth_states` are locked before they are read, in the order of their
+//!   ids. Another order, or a purge, may deadlock; the database ends one transaction, and it is retried. On a cluster both
+//!   write these rows, and the second commit is refused.
+//! - *A removed host keeps no activity*: its removal is read after its row is locked, and a purge writes that row. A removal
+//!   that commits in between counts as later.
+//! - *A store at standstill, or being filled, gets no telemetry*: that is read after the node's row is locked. A standstill
+//!   is written first and then locks the rows of all nodes, so it waits for batches that read the earlier state.
 //!
-//! The digests of a host are only ever changed by who has its row in `host_auth_states`.
+//! Only the holder of a host's lock in `host_auth_states` changes the host's digests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,25 +20,26 @@ use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Params, Row, Value};
 use uuid::Uuid;
 
-use super::changes::{self, Change};
-use super::connections::{Outcome, Problem};
+use super::connections::{DUPLICATE_KEY, Outcome, Problem};
 use super::rows::{self, Columns};
+use super::transaction::{self, Change};
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
 use crate::records::{Result, Telemetry};
 
 const TABLE: &str = "host_auth_states";
-/// How many hosts are read and written with one statement.
-const TOGETHER: usize = 500;
-/// Two inserted the same row at once.
-pub(super) const DUPLICATE: u16 = 1062;
 
-/// Whether a batch is to go to the audit log, too.
+/// Hosts read and written with one statement.
+const HOSTS_PER_STATEMENT: usize = 500;
+
+const STATE: &str = "host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at";
+
+/// Whether a batch has audit entries.
 pub(super) fn is_noted(batch: &[Telemetry]) -> bool {
     batch.iter().any(|telemetry| matches!(telemetry, Telemetry::Noted { .. }))
 }
 
-/// A batch of which something [`is_noted`].
+/// A batch that [`is_noted`].
 pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     if !move_on(change.connection, node, seq).await? {
         return Ok(());
@@ -56,19 +56,19 @@ pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch:
 pub(super) async fn append_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     connection.query_drop("START TRANSACTION").await?;
     let applied = apply_apart(connection, node, seq, batch).await;
-    changes::end(connection, applied).await
+    transaction::end(connection, applied).await
 }
 
 async fn apply_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     if !move_on(connection, node, seq).await? {
         return Ok(());
     }
-    // Now that the node's row is locked: see `wait_for_others`.
-    changes::check_going_on(connection).await?;
+    // After the node's row is locked: see `wait_for_others`.
+    transaction::check_writable(connection).await?;
     apply(connection, batch).await
 }
 
-/// Once the store stands still, and everybody who looks can see it: returns when those are through who looked before.
+/// After a standstill was committed: waits for the batches that began before.
 pub(super) async fn wait_for_others(connection: &mut Conn) -> Outcome<()> {
     let _: Vec<Row> = connection.exec("SELECT seq FROM outbox_positions ORDER BY node FOR UPDATE", ()).await?;
     Ok(())
@@ -87,10 +87,12 @@ async fn move_on(connection: &mut Conn, node: Uuid, seq: u64) -> Outcome<bool> {
     if known.is_some() {
         return Ok(false);
     }
-    // Its first batch.
+    // The node's first batch.
     match connection.exec_drop("INSERT INTO outbox_positions (seq, node) VALUES (?, ?)", (seq, node)).await {
         Ok(()) => Ok(true),
-        Err(mysql_async::Error::Server(error)) if error.code == DUPLICATE => Err(Problem::Conflict(error.to_string())),
+        Err(mysql_async::Error::Server(error)) if error.code == DUPLICATE_KEY => {
+            Err(Problem::Conflict(error.to_string()))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -103,7 +105,7 @@ async fn apply(connection: &mut Conn, batch: &[Telemetry]) -> Outcome<()> {
         }
     }
     let seen: Vec<_> = seen.into_iter().collect();
-    for seen in seen.chunks(TOGETHER) {
+    for seen in seen.chunks(HOSTS_PER_STATEMENT) {
         apply_some(connection, seen).await?;
     }
     Ok(())
@@ -127,7 +129,7 @@ async fn apply_some(connection: &mut Conn, seen: &[(HostId, Vec<&Telemetry>)]) -
         let mut columns = Columns::of("host_auth_digests", row);
         there.entry(HostId(columns.number()?)).or_default().extend(columns.optional_digest()?);
     }
-    // A host that was removed while this was under way leaves nothing behind.
+    // A removed host keeps no activity.
     known.retain(|id, _| there.contains_key(id));
     let mut with_digests = BTreeSet::new();
     for (id, telemetry) in seen {
@@ -144,7 +146,7 @@ async fn apply_some(connection: &mut Conn, seen: &[(HostId, Vec<&Telemetry>)]) -
     put_digests(connection, &known).await
 }
 
-/// Whatever there was of these hosts.
+/// Replaces the activity of these hosts.
 pub(super) async fn put(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {
     put_states(connection, activities).await?;
     put_digests(connection, activities).await
@@ -175,7 +177,7 @@ async fn put_states(connection: &mut Conn, activities: &BTreeMap<HostId, HostAct
     Ok(connection.exec_drop(statement, Params::Positional(values.collect())).await?)
 }
 
-/// Of a host there never become fewer, so each place is written over.
+/// A host never has fewer digests than before, so each place is overwritten.
 async fn put_digests(connection: &mut Conn, activities: &BTreeMap<HostId, HostActivity>) -> Outcome<()> {
     let mut values: Vec<Value> = Vec::new();
     for (id, activity) in activities {
@@ -204,13 +206,12 @@ pub(super) async fn activities(
     which: &str,
     values: Vec<Value>,
 ) -> Outcome<BTreeMap<HostId, HostActivity>> {
-    // The digests in one column, so that a host's activity is read as it was at one moment.
+    // The digests in one column: one statement reads one moment.
     let statement = format!(
         "SELECT {STATE}, (SELECT GROUP_CONCAT(HEX(digest) ORDER BY place SEPARATOR ',') FROM host_auth_digests \
          WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states {which}"
     );
-    let rows: Vec<Row> = connection.exec(statement, Params::Positional(values)).await?;
-    Ok(rows.into_iter().map(read).collect::<Result<_>>()?)
+    Ok(rows::read_all(connection, statement, values, read).await?.into_iter().collect())
 }
 
 fn read(row: Row) -> Result<(HostId, HostActivity)> {
@@ -222,9 +223,7 @@ fn read(row: Row) -> Result<(HostId, HostActivity)> {
     Ok((id, HostActivity { digests, ..activity }))
 }
 
-const STATE: &str = "host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at";
-
-/// All but the digests.
+/// Everything except the digests.
 fn read_state(columns: &mut Columns) -> Result<(HostId, HostActivity)> {
     let id = HostId(columns.number()?);
     let activity = HostActivity {

@@ -3,7 +3,16 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::records::{ProbeTrigger, conformance};
+use crate::model::audit::AuditHead;
+use crate::model::host::HostId;
+use crate::model::people::UserId;
+use crate::records::prelude::*;
+use crate::records::{
+    ClaimOutcome, Epoch, Filling, HostChange, LinkOutcome, NewCanonical, Owner, ProbeTrigger, Redemption, Registration,
+    RegistrationOutcome, ReplaceCondition, SealingKey, Session, SessionOutcome, Standstill, Telemetry, UserChange,
+    conformance,
+};
+use crate::seal::KeyId;
 
 // The integration tests use the rest.
 #[allow(dead_code)]
@@ -62,13 +71,13 @@ async fn what_moves_from_one_store_to_the_other_stays_the_same() {
     let back: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("back")).unwrap());
     for store in [&database, &back] {
         let filling = Filling { id: Uuid::new_v4(), above: here.epoch().await.unwrap() };
-        assert!(store.begin_filling(&filling, false).await.unwrap());
+        assert!(store.fill_begin(&filling, false).await.unwrap());
         fill(store, &filling, &rows).await;
         assert_eq!(export(store).await, rows);
-        store.finish_filling(&filling, &conformance::note("migrate")).await.unwrap();
-        assert!(!store.begin_filling(&filling, false).await.unwrap(), "it holds something now");
+        store.fill_finish(&filling, &conformance::note("migrate")).await.unwrap();
+        assert!(!store.fill_begin(&filling, false).await.unwrap(), "it holds something now");
     }
-    assert_eq!(database.hosts().await.unwrap(), back.hosts().await.unwrap());
+    assert_eq!(database.host_list().await.unwrap(), back.host_list().await.unwrap());
     assert_eq!(database.audit_head().await.unwrap(), back.audit_head().await.unwrap());
 }
 
@@ -79,15 +88,15 @@ async fn what_is_sealed_with_a_key_that_is_gone_is_refused() {
     let records = open(&options(server.create("authd").await)).await.unwrap();
     let key = |id| SealingKey { id: KeyId(id), sealed: conformance::sealed(0, "key"), created_at: conformance::at(0) };
     for id in [1, 2] {
-        assert!(records.add_sealing_key(&key(id), &conformance::noted()).await.unwrap());
+        assert!(records.sealing_key_add(&key(id), &conformance::noted()).await.unwrap());
     }
-    assert!(records.remove_sealing_key(KeyId(1)).await.unwrap());
+    assert!(records.sealing_key_remove(KeyId(1)).await.unwrap());
     let registration = conformance::registration(1, "h1.test", "a");
-    let refused = records.register_host(&registration, &conformance::noted()).await;
+    let refused = records.host_register(&registration, &conformance::noted()).await;
     assert!(matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("data key 1")), "{refused:?}");
-    assert_eq!(records.hosts().await.unwrap(), []);
+    assert_eq!(records.host_list().await.unwrap(), []);
     let with_the_new_one = Registration { api_key: conformance::sealed(2, "a"), ..registration };
-    records.register_host(&with_the_new_one, &conformance::noted()).await.unwrap();
+    records.host_register(&with_the_new_one, &conformance::noted()).await.unwrap();
 }
 
 /// Each with connections of its own, as daemons have: what they have in common is the database alone.
@@ -100,13 +109,13 @@ async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
         nodes.push(Arc::new(open(&options).await.unwrap()));
     }
     let registration = conformance::registration(1, "h1.test", "a");
-    nodes[0].register_host(&registration, &conformance::noted()).await.unwrap();
+    nodes[0].host_register(&registration, &conformance::noted()).await.unwrap();
     let (token, key) = (registration.token.digest, registration.key_digest);
     let redemptions = conformance::race(60, |number| {
         let node = Arc::clone(&nodes[number % 3]);
         async move {
             let from = conformance::ip("192.0.2.1");
-            node.redeem_install_token(&token, &key, conformance::at(1), from, &conformance::noted()).await.unwrap()
+            node.installer_redeem(&token, &key, conformance::at(1), from, &conformance::noted()).await.unwrap()
         }
     })
     .await;
@@ -114,18 +123,18 @@ async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
     assert_eq!(redeemed, 1);
     conformance::race(60, |number| {
         let node = Arc::clone(&nodes[number % 3]);
-        async move { node.append_audit(&[conformance::noted(), conformance::noted()]).await.unwrap() }
+        async move { node.audit_append(&[conformance::noted(), conformance::noted()]).await.unwrap() }
     })
     .await;
     let claims = conformance::race(60, |number| {
         let node = Arc::clone(&nodes[number % 3]);
         let claim = conformance::probes::claim(0, ProbeTrigger::Daily);
-        async move { node.claim_probe(&claim, None).await.unwrap() }
+        async move { node.probe_claim(&claim, None).await.unwrap() }
     })
     .await;
-    assert_eq!(claims.iter().filter(|claimed| **claimed == Claimed::Begun).count(), 1);
+    assert_eq!(claims.iter().filter(|claimed| **claimed == ClaimOutcome::Begun).count(), 1);
     let mut head = AuditHead::default();
-    for entry in nodes[1].audit_from(1, 1000).await.unwrap() {
+    for entry in nodes[1].audit_list_from(1, 1000).await.unwrap() {
         head.follow(&entry).unwrap();
     }
     assert_eq!(head, nodes[2].audit_head().await.unwrap());
@@ -200,12 +209,12 @@ async fn a_frozen_database_is_unavailable_in_time_and_comes_back() {
     server.freeze();
     for _ in 0..12 {
         let begun = std::time::Instant::now();
-        let error = records.settings().await.unwrap_err();
+        let error = records.settings_fetch().await.unwrap_err();
         assert!(matches!(error, RecordsError::Unavailable(_)), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     }
     server.thaw();
-    records.settings().await.unwrap();
+    records.settings_fetch().await.unwrap();
     records.check().await.unwrap();
 }
 
@@ -213,11 +222,11 @@ async fn a_frozen_database_is_unavailable_in_time_and_comes_back() {
 async fn a_database_that_was_restarted_is_used_again_at_once() {
     let mut server = MariaDb::start();
     let records = open(&options(server.create("authd").await)).await.unwrap();
-    records.settings().await.unwrap();
+    records.settings_fetch().await.unwrap();
     server.end();
-    assert!(matches!(records.settings().await, Err(RecordsError::Unavailable(_))));
+    assert!(matches!(records.settings_fetch().await, Err(RecordsError::Unavailable(_))));
     server.run();
-    records.settings().await.unwrap();
+    records.settings_fetch().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,7 +242,7 @@ async fn a_database_that_takes_no_writes_says_so() {
     let reader = open(&options(url)).await.unwrap();
     let error = reader.check().await.unwrap_err();
     assert!(matches!(&error, RecordsError::Unavailable(cause) if cause.contains("read-only")), "{error}");
-    reader.settings().await.unwrap();
+    reader.settings_fetch().await.unwrap();
 }
 
 #[test]
@@ -244,8 +253,8 @@ fn a_wrong_address_is_refused_without_its_password() {
     }
 }
 
-/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was decided
-/// by what is no longer true.
+/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was
+/// decided by what is no longer true.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     let cluster = galera::Galera::start().await;
@@ -253,24 +262,24 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     let two = open(&options(cluster.nodes[1].url("authd"))).await.unwrap();
     let key = |id| SealingKey { id: KeyId(id), sealed: conformance::sealed(0, "key"), created_at: conformance::at(0) };
     for id in [1, 2] {
-        assert!(one.add_sealing_key(&key(id), &conformance::noted()).await.unwrap());
+        assert!(one.sealing_key_add(&key(id), &conformance::noted()).await.unwrap());
     }
     let deadline = two.connections.deadline();
     let registration = conformance::registration(1, "h1.test", "a");
     for round in ["a registration", "the removal of a key"] {
         // Everything but the commit, on the one node.
         let mut lease = two.connections.lease(deadline).await.unwrap();
-        let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+        let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
         let registered = hosts::register(&mut late, &registration, &conformance::noted()).await;
         // All of it on the other.
         match round {
             "a registration" => {
                 let other = conformance::registration(2, "h2.test", "b");
                 let other = Registration { api_key: conformance::sealed(2, "b"), ..other };
-                one.register_host(&other, &conformance::noted()).await.unwrap();
+                one.host_register(&other, &conformance::noted()).await.unwrap();
             }
             // With which the first one has just sealed something.
-            _ => assert!(one.remove_sealing_key(KeyId(1)).await.unwrap()),
+            _ => assert!(one.sealing_key_remove(KeyId(1)).await.unwrap()),
         }
         let refused = late.end(registered).await;
         println!("after {round}: {:?}", refused.as_ref().map(|host| &host.fqdn));
@@ -280,16 +289,16 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     // Two claims write the same number, with nothing else that both of them write.
     let [late_claim, claim] = [(); 2].map(|()| conformance::probes::claim(0, ProbeTrigger::Store));
     let mut lease = two.connections.lease(deadline).await.unwrap();
-    let mut late = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
     let begun = probes::claim(&mut late, &late_claim, None).await;
-    assert!(matches!(begun, Ok(Claimed::Begun)), "{begun:?}");
-    assert_eq!(one.claim_probe(&claim, None).await.unwrap(), Claimed::Begun);
+    assert!(matches!(begun, Ok(ClaimOutcome::Begun)), "{begun:?}");
+    assert_eq!(one.probe_claim(&claim, None).await.unwrap(), ClaimOutcome::Begun);
     let refused = late.end(begun).await;
     println!("after another claim: {refused:?}");
     assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
     drop(lease);
-    let busy = two.claim_probe(&late_claim, None).await.unwrap();
-    assert!(matches!(&busy, Claimed::Busy(probe) if probe.id == claim.id), "{busy:?}");
+    let busy = two.probe_claim(&late_claim, None).await.unwrap();
+    assert!(matches!(&busy, ClaimOutcome::Busy(probe) if probe.id == claim.id), "{busy:?}");
     // As it is done: again, until nobody was first.
     let (mut racing, hosts) = (tokio::task::JoinSet::new(), 40);
     let nodes = [Arc::new(one), Arc::new(two)];
@@ -299,29 +308,29 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
             let name = format!("r{number}.test");
             let registration = conformance::registration(100 + number as u64, &name, &name);
             let registration = Registration { api_key: conformance::sealed(2, "a"), ..registration };
-            node.register_host(&registration, &conformance::noted()).await.unwrap();
+            node.host_register(&registration, &conformance::noted()).await.unwrap();
         });
     }
     racing.join_all().await;
     let conflicts = nodes[0].conflicts() + nodes[1].conflicts();
     println!("{hosts} registrations on two nodes met {conflicts} times");
     assert!(conflicts > 0);
-    assert_eq!(nodes[0].hosts().await.unwrap().len(), hosts + 1);
+    assert_eq!(nodes[0].host_list().await.unwrap().len(), hosts + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_loses_every_race_is_told_that_the_records_are_not_available() {
     let server = MariaDb::start();
     let records = open(&options(server.create("authd").await)).await.unwrap();
-    let lose = async |_: &mut changes::Change<'_>| Err::<(), _>(Problem::Conflict("a test".into()));
-    let lost = async || -> Result<()> { change!(records, |tx| lose(&mut tx)) };
+    let lose = async |_: &mut transaction::Change<'_>| Err::<(), _>(Problem::Conflict("a test".into()));
+    let lost = async || -> Result<()> { change!(records, |change| lose(change).await) };
     let begun = std::time::Instant::now();
     let refused = lost().await;
     assert!(
         matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("again and again")),
         "{refused:?}"
     );
-    assert_eq!(records.conflicts(), u64::from(ATTEMPTS) - 1);
+    assert_eq!(records.conflicts(), u64::from(MAX_ATTEMPTS) - 1);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
@@ -332,11 +341,11 @@ async fn a_daemon_that_vanishes_in_the_middle_of_a_change_keeps_the_others_waiti
     let options = Options { timeout: Duration::from_secs(2), ..options(server.create("authd").await) };
     let (gone, other) = (open(&options).await.unwrap(), open(&options).await.unwrap());
     let mut lease = gone.connections.lease(gone.connections.deadline()).await.unwrap();
-    let _change = changes::Change::begin(lease.connection().unwrap()).await.unwrap();
+    let _change = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
     let begun = std::time::Instant::now();
     let mut answers = Vec::new();
     while other
-        .append_audit(&[conformance::noted()])
+        .audit_append(&[conformance::noted()])
         .await
         .inspect_err(|error| answers.push(error.to_string()))
         .is_err()

@@ -62,7 +62,7 @@ impl Service {
         // A store that stands still can be copied, and cannot take a note.
         if self.standstill().is_none() {
             let note = by.note(now, "state.backup");
-            self.records.append_audit(std::slice::from_ref(&note)).await?;
+            self.records.audit_append(std::slice::from_ref(&note)).await?;
             tell(&note);
         }
         let gone = |_| ServiceError::Refused("whoever asked for the backup has gone away".into());

@@ -49,7 +49,7 @@ impl Service {
         let sealed = self.people.passwords.turn(by.from).await?.spend(sealing).await?;
         if self.standstill().is_none() {
             let note = by.note(self.outside.now(), "state.backup_keys").on(manifest);
-            self.records.append_audit(std::slice::from_ref(&note)).await?;
+            self.records.audit_append(std::slice::from_ref(&note)).await?;
             tell(&note);
         }
         Ok(sealed)

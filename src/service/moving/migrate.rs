@@ -95,7 +95,7 @@ impl Service {
         let now = self.outside.now();
         let standstill = reason.map(|reason| Standstill { reason: reason.into(), since: now });
         let note = by.note(now, action).on(target);
-        self.records.set_standstill(standstill.as_ref(), &note).await?;
+        self.records.standstill_set(standstill.as_ref(), &note).await?;
         tell(&note);
         self.look().await;
         Ok(())
@@ -113,7 +113,7 @@ impl Service {
         let Some(present) = self.records.state().await?.standstill else { return Ok(()) };
         let standstill = Standstill { reason: reason.into(), ..present };
         let note = By::daemon().note(self.outside.now(), "state.moved");
-        self.records.set_standstill(Some(&standstill), &note).await?;
+        self.records.standstill_set(Some(&standstill), &note).await?;
         self.look().await;
         Ok(())
     }
@@ -121,7 +121,7 @@ impl Service {
 
 async fn begin(opened: &Opened, filling: &Filling) -> Result<()> {
     let name = &opened.name;
-    if opened.records.begin_filling(filling, false).await.map_err(|error| of(name, error))? {
+    if opened.records.fill_begin(filling, false).await.map_err(|error| of(name, error))? {
         return Ok(());
     }
     Err(ServiceError::Refused(format!("{name} holds something: name one that is empty, or empty it first")))

@@ -134,7 +134,7 @@ impl Export {
     fn begin(records: &Arc<dyn Records>) -> Self {
         let (sender, chunks) = mpsc::channel(2);
         let from = Arc::clone(records);
-        Self { chunks, running: tokio::spawn(async move { from.export(sender).await }) }
+        Self { chunks, running: tokio::spawn(async move { from.copy_export(sender).await }) }
     }
 
     /// Once there are no more chunks: whether that was all.
@@ -158,7 +158,7 @@ async fn fill_from(
     let mut from = Tally::default();
     while let Some(chunk) = chunks.recv().await {
         from.add_rows(&chunk)?;
-        target.fill(filling, &chunk).await.map_err(|error| of(name, error))?;
+        target.fill_append(filling, &chunk).await.map_err(|error| of(name, error))?;
         teller.tell(Step::Copying, from.rows(), about).await?;
     }
     let all = from.rows();
@@ -178,7 +178,7 @@ fn of(name: &str, error: RecordsError) -> ServiceError {
 }
 
 async fn finish(target: &Arc<dyn Records>, filling: &Filling, note: &AuditNote) -> Result<()> {
-    target.finish_filling(filling, note).await.map_err(|error| match error {
+    target.fill_finish(filling, note).await.map_err(|error| match error {
         RecordsError::Unavailable(cause) => ServiceError::Refused(format!(
             "whether the last step was done is not known ({cause}): look whether a daemon starts on it, or do it again"
         )),

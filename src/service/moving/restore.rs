@@ -102,7 +102,7 @@ pub async fn restore(
     let filling = Filling { id, above: manifest.epoch.max(known) };
     let now = outside.now();
     let target = beside.as_ref().unwrap_or(records);
-    target.begin_filling(&filling, true).await?;
+    target.fill_begin(&filling, true).await?;
     let (sender, mut chunks) = mpsc::channel(2);
     let of = manifest.rows;
     let reading = tokio::task::spawn_blocking(move || read(&rows, &sender));
@@ -118,7 +118,7 @@ pub async fn restore(
     // Over the settings as they were: what was compared is what is in the backup.
     let restored_login = checked.canonical.map(|version| RestoredLogin { version, backup_of: manifest.created_at });
     let marked = Row::Settings(Settings { restored_login, ..checked.settings });
-    target.fill(&filling, &[marked]).await?;
+    target.fill_append(&filling, &[marked]).await?;
     let note = by.note(now, "state.restore").with("backup_of", manifest.created_at).with("made_by", &manifest.version);
     finish(target, &filling, &note.alarm()).await?;
     let is_to_be_promoted = beside.is_some();
@@ -148,10 +148,10 @@ async fn promote(
     let reason = "a backup takes its place with the next start of the daemon; if there is none, restore again, or `codex-authd \
                   migrate --abort` lets this store go on";
     let standstill = Standstill { reason: reason.into(), since: outside.now() };
-    records.set_standstill(Some(&standstill), &by.note(outside.now(), "state.restore")).await?;
+    records.standstill_set(Some(&standstill), &by.note(outside.now(), "state.restore")).await?;
     let promoted = stores.promote(key).await;
     if promoted.is_err() {
-        records.set_standstill(None, &by.note(outside.now(), "state.restore_failed")).await?;
+        records.standstill_set(None, &by.note(outside.now(), "state.restore_failed")).await?;
     }
     promoted
 }

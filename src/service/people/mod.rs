@@ -114,7 +114,7 @@ impl Service {
         if self.people.loaded.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let (users, sessions) = (self.records.users().await?, self.records.sessions().await?);
+        let (users, sessions) = (self.records.user_list().await?, self.records.session_list().await?);
         self.people.set_users(users);
         self.people.put_sessions(sessions);
         self.people.loaded.store(true, Ordering::SeqCst);

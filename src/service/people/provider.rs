@@ -17,9 +17,10 @@ use super::super::{By, Result, Service, ServiceError};
 use super::sessions::{Beginning, NewSession};
 use crate::hot::throttle::Failing;
 use crate::model::digest::Digest;
-use crate::records::SignedInBy;
+use crate::records::SignInMethod;
 use crate::seal::{Place, Sealed};
-use crate::upstream::oidc::{Answer, Flow, Identity, Provider, Refusal};
+pub use crate::upstream::oidc::Answer as ProviderAnswer;
+use crate::upstream::oidc::{Flow, Identity, Provider, Refusal};
 
 /// How long the provider's pages may take.
 pub const PATIENCE: Duration = Duration::minutes(10);
@@ -138,7 +139,7 @@ impl Service {
     pub async fn finish_sign_in(
         &self,
         cookie: Option<&str>,
-        answer: &Answer,
+        answer: &ProviderAnswer,
         from: IpAddr,
         agent: Option<&str>,
     ) -> std::result::Result<Finished, NotFinished> {
@@ -169,7 +170,7 @@ impl Service {
         ServiceError::OidcRefused
     }
 
-    fn open_kept(&self, cookie: Option<&str>, answer: &Answer) -> std::result::Result<(Uuid, Kept), Unopened> {
+    fn open_kept(&self, cookie: Option<&str>, answer: &ProviderAnswer) -> std::result::Result<(Uuid, Kept), Unopened> {
         let foreign = Unopened::Foreign;
         if answer.state.is_none() {
             return Err(foreign);
@@ -190,7 +191,7 @@ impl Service {
         &self,
         id: Uuid,
         kept: Kept,
-        answer: &Answer,
+        answer: &ProviderAnswer,
         from: IpAddr,
         agent: Option<&str>,
     ) -> Result<Finished> {
@@ -214,7 +215,7 @@ impl Service {
             }
         };
         let Identity { issuer, subject, email } = identity;
-        let Some(linked) = self.records.external_identity(&issuer, &subject).await? else {
+        let Some(linked) = self.records.identity_fetch(&issuer, &subject).await? else {
             let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(403);
             let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
             let note = email.iter().fold(note, |note, email| note.with("email", email));
@@ -224,12 +225,12 @@ impl Service {
         let user = match self.known_user(linked.user) {
             Some(user) => Some(user),
             // It may have been put there a moment ago.
-            None => self.records.users().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
+            None => self.records.user_list().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
         };
         let Some(user) = user.filter(|user| !user.disabled) else {
             return Err(self.not_finished("disabled", from).await);
         };
-        let method = SignedInBy::Oidc { issuer, subject };
+        let method = SignInMethod::Oidc { issuer, subject };
         let beginning = Beginning { id, method, browser: back_to.is_some(), from: Some(from), agent };
         match self.begin_session(&user, beginning).await {
             Ok(Some(session)) => Ok(Finished { session, back_to }),

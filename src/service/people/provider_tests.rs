@@ -107,5 +107,5 @@ async fn what_one_node_began_another_finishes_and_once_even_if_the_provider_take
     // This one knows nothing of it, and asks the provider, which says yes. The records do not.
     assert_eq!(finish(&one, &begun, &answer).await, "state_replayed");
     assert_eq!(world.provider.count(TOKEN), 2);
-    assert_eq!(world.records.sessions().await.unwrap().len(), 1);
+    assert_eq!(world.records.session_list().await.unwrap().len(), 1);
 }

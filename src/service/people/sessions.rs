@@ -15,7 +15,7 @@ use crate::model::digest::Digest;
 use crate::model::people::UserId;
 use crate::model::secret::Secret;
 use crate::outside::{Outside, random};
-use crate::records::{Begun, Session, SignedInBy, User};
+use crate::records::{Session, SessionOutcome, SignInMethod, User};
 
 /// What every access token begins with, so that one that was leaked is recognised.
 pub const PREFIX: &str = "cxa_";
@@ -68,7 +68,7 @@ pub fn actor(user: &User) -> Actor {
 /// What a session is begun with.
 pub struct Beginning<'a> {
     pub id: Uuid,
-    pub method: SignedInBy,
+    pub method: SignInMethod,
     pub browser: bool,
     pub from: Option<IpAddr>,
     pub agent: Option<&'a str>,
@@ -94,7 +94,7 @@ impl Service {
             Some(Ok(signed_in)) => Ok(signed_in),
             // Another node may have seen it used.
             Some(Err(Idle)) if self.records.may_be_away() => {
-                self.people.put_sessions(self.records.sessions().await?);
+                self.people.put_sessions(self.records.session_list().await?);
                 match self.held(&digest, self.outside.now()) {
                     Some(Ok(signed_in)) => Ok(signed_in),
                     _ => {
@@ -137,8 +137,8 @@ impl Service {
         let agent = agent.map(|agent| agent[..agent.floor_char_boundary(LONGEST_AGENT)].to_owned());
         let note = AuditNote::new(now, actor(user), from, "session.begin").on(&user.email).with("session", id);
         let note = match &method {
-            SignedInBy::Password => note.with("by", "password"),
-            SignedInBy::Oidc { issuer, subject } => {
+            SignInMethod::Password => note.with("by", "password"),
+            SignInMethod::Oidc { issuer, subject } => {
                 note.with("by", "oidc").with("issuer", issuer).with("subject", subject)
             }
         };
@@ -156,24 +156,27 @@ impl Service {
             agent,
             ended_at: None,
         };
-        let beginning = self.records.begin_session(&session, &note);
-        match self.commit(&note, beginning, |begun| (*begun == Begun::Begun).then(|| (&session).into())).await? {
-            Begun::Begun => Ok(Some(NewSession { token, session, user: user.clone() })),
-            Begun::Known => Ok(None),
-            Begun::Refused => Err(ServiceError::SignInRefused),
+        let beginning = self.records.session_begin(&session, &note);
+        match self
+            .commit(&note, beginning, |begun| (*begun == SessionOutcome::Begun).then(|| (&session).into()))
+            .await?
+        {
+            SessionOutcome::Begun => Ok(Some(NewSession { token, session, user: user.clone() })),
+            SessionOutcome::Known => Ok(None),
+            SessionOutcome::Refused => Err(ServiceError::SignInRefused),
         }
     }
 
     /// Ends a session; `of`: only one of this user's.
     pub async fn end_session(&self, id: Uuid, of: Option<UserId>, by: &By) -> Result<Session> {
-        let found = self.records.sessions().await?.into_iter().find(|session| session.id == id);
+        let found = self.records.session_list().await?.into_iter().find(|session| session.id == id);
         let session = found.filter(|session| of.is_none_or(|user| session.user == user));
         let session = session.ok_or(ServiceError::NotFound("Session"))?;
         let now = self.outside.now();
         let email = self.people.users.load().get(&session.user).map(|user| user.email.to_string());
         let note =
             by.note(now, "session.end").on(email.unwrap_or_else(|| session.user.to_string())).with("session", id);
-        let ending = self.records.end_session(id, now, &note);
+        let ending = self.records.session_end(id, now, &note);
         let ended = self.commit(&note, ending, |ended| ended.as_ref().map(Into::into)).await?;
         ended.ok_or(ServiceError::NotFound("Session"))
     }
@@ -181,7 +184,7 @@ impl Service {
     /// Sessions that are kept, the newest first, with whether each is in force; `of`: of this user only.
     pub async fn sessions(&self, of: Option<UserId>) -> Result<Vec<(Session, bool)>> {
         let now = self.outside.now();
-        let sessions = self.records.sessions().await?;
+        let sessions = self.records.session_list().await?;
         let of_them = sessions.into_iter().filter(|session| of.is_none_or(|user| session.user == user));
         let (users, idle) = (self.people.users.load(), self.policy.load().people.idle);
         let here = self.people.sessions.read().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +213,7 @@ impl Service {
         if used.is_empty() {
             return Ok(());
         }
-        let kept = self.records.touch_sessions(&used).await;
+        let kept = self.records.session_touch(&used).await;
         if kept.is_err() {
             held.iter().for_each(|held| held.is_news.store(true, Ordering::Relaxed));
         }
@@ -218,7 +221,7 @@ impl Service {
     }
 
     pub async fn purge_sessions(&self) -> Result<()> {
-        self.records.purge_sessions(self.outside.now() - REMEMBERED).await?;
+        self.records.session_purge(self.outside.now() - REMEMBERED).await?;
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use super::passwords::Checked;
 use super::sessions::{Beginning, NewSession, SignedIn};
 use crate::hot::throttle::Failing;
 use crate::model::people::Email;
-use crate::records::{PasswordHash, SignedInBy, User, UserChange};
+use crate::records::{PasswordHash, SignInMethod, User, UserChange};
 
 impl Service {
     pub async fn sign_in(
@@ -33,7 +33,7 @@ impl Service {
         // Before the records are asked: whoever is blocked costs nothing.
         self.check_blocked(&failing, self.outside.now())?;
         let user = match &email {
-            Some(email) => self.records.user_by_email(email).await?,
+            Some(email) => self.records.user_fetch_by_email(email).await?,
             None => None,
         };
         let known = user.as_ref().and_then(|user| user.password.as_ref());
@@ -51,10 +51,10 @@ impl Service {
         };
         if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
             let change = UserChange::Rehashed { old: old.clone(), new };
-            self.records.change_user(user.id, &change, self.outside.now(), None).await?;
+            self.records.user_change(user.id, &change, self.outside.now(), None).await?;
         }
         let beginning =
-            Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser, from: Some(from), agent };
+            Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser, from: Some(from), agent };
         let begun = self.begin_session(&Arc::new(user), beginning).await?;
         begun.ok_or_else(|| ServiceError::internal("a session of a fresh id was there already"))
     }

@@ -11,7 +11,7 @@ use super::sessions::{Beginning, NewSession};
 use crate::model::audit::AuditFilter;
 use crate::model::people::{Role, UserId};
 use crate::records::embedded::Embedded;
-use crate::records::{PasswordHash, Records, SignedInBy, User, UserChange};
+use crate::records::{PasswordHash, Records, SignInMethod, User, UserChange};
 use crate::service::enrol::HostOptions;
 use crate::service::{By, Result, Service, ServiceError};
 
@@ -141,7 +141,7 @@ async fn when_a_session_was_used_is_told_to_the_records() {
     clock.step(2);
     assert!(good(&service, &session).await);
     service.keep_sessions().await.unwrap();
-    let kept = service.records.sessions().await.unwrap().remove(0);
+    let kept = service.records.session_list().await.unwrap().remove(0);
     assert_eq!(kept.last_used_at - kept.started_at, Duration::hours(2));
 }
 
@@ -209,7 +209,7 @@ async fn a_sign_in_that_was_under_way_does_not_outlive_what_ends_them_all() {
     let seen = Arc::new(user(&service, "ada@example.test", Role::Admin).await);
     service.set_password(seen.id, OTHER, &By::daemon()).await.unwrap();
     let beginning =
-        || Beginning { id: Uuid::new_v4(), method: SignedInBy::Password, browser: false, from: None, agent: None };
+        || Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser: false, from: None, agent: None };
     assert!(matches!(service.begin_session(&seen, beginning()).await, Err(ServiceError::SignInRefused)));
     let now = Arc::new(service.user(seen.id).await.unwrap());
     assert!(service.begin_session(&now, beginning()).await.unwrap().is_some());
@@ -257,7 +257,7 @@ async fn a_password_that_is_kept_under_weaker_parameters_is_hashed_anew_by_a_sig
     let kept: argon2::PasswordHash = weaker.hash_password_with_salt(PASSWORD.as_bytes(), &[7; 16]).unwrap();
     let change = UserChange::Password(PasswordHash(kept.to_string()));
     let now = service.now();
-    service.records.change_user(ada.id, &change, now, None).await.unwrap();
+    service.records.user_change(ada.id, &change, now, None).await.unwrap();
     service.catch_up().await.unwrap();
 
     assert!(sign_in(&service, "ada@example.test", "wrong", 1).await.is_err());

@@ -6,10 +6,8 @@ use super::super::audit::tell;
 use super::super::{By, Result, Service, ServiceError};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
-use crate::model::people::{Email, Role, UserId};
-use crate::records::{
-    AdminCertificate, ChangedUser, ExternalIdentity, LONGEST_IDENTITY_PART, Linked, User, UserChange,
-};
+use crate::model::people::{Email, MAX_IDENTITY_PART_BYTES, Role, UserId};
+use crate::records::{AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcome, User, UserChange};
 
 /// More hosts than one person has machines.
 const MOST_HOSTS: u32 = 10_000;
@@ -41,7 +39,7 @@ impl Service {
             if self.people.users.load().contains_key(&user.id) {
                 continue;
             }
-            let adding = self.records.add_user(&user, &note);
+            let adding = self.records.user_add(&user, &note);
             if !self.commit(&note, adding, |added| added.then(|| (&user).into())).await? {
                 return Err(ServiceError::Conflict(format!(
                     "there is a user {email} already; give them another role or password instead"
@@ -54,17 +52,17 @@ impl Service {
 
     /// By e-mail address.
     pub async fn users(&self) -> Result<Vec<User>> {
-        Ok(self.records.users().await?)
+        Ok(self.records.user_list().await?)
     }
 
     pub async fn user(&self, id: UserId) -> Result<User> {
-        let found = self.records.users().await?.into_iter().find(|user| user.id == id);
+        let found = self.records.user_list().await?.into_iter().find(|user| user.id == id);
         found.ok_or(ServiceError::NotFound("User"))
     }
 
     pub async fn user_named(&self, email: &str) -> Result<User> {
         let email = read_email(email)?;
-        self.records.user_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
+        self.records.user_fetch_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
     }
 
     /// As this node knows them: for names beside what is told.
@@ -109,13 +107,13 @@ impl Service {
 
     async fn change_user(&self, id: UserId, change: UserChange, note: AuditNote) -> Result<ChangedUser> {
         let note = note.on(self.user(id).await?.email);
-        let changing = self.records.change_user(id, &change, note.at, Some(&note));
+        let changing = self.records.user_change(id, &change, note.at, Some(&note));
         let changed = self.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
         changed.ok_or(ServiceError::NotFound("User"))
     }
 
     pub async fn identities(&self) -> Result<Vec<ExternalIdentity>> {
-        Ok(self.records.external_identities().await?)
+        Ok(self.records.identity_list().await?)
     }
 
     /// From now on whoever the provider says is this subject signs in as the user.
@@ -128,8 +126,9 @@ impl Service {
         by: &By,
     ) -> Result<ExternalIdentity> {
         for (field, text) in [("issuer", issuer), ("subject", subject)] {
-            if text.is_empty() || text.len() > LONGEST_IDENTITY_PART || text.chars().any(char::is_control) {
-                let reason = format!("must have 1 to {LONGEST_IDENTITY_PART} bytes, none of them a control character");
+            if text.is_empty() || text.len() > MAX_IDENTITY_PART_BYTES || text.chars().any(char::is_control) {
+                let reason =
+                    format!("must have 1 to {MAX_IDENTITY_PART_BYTES} bytes, none of them a control character");
                 return Err(ServiceError::invalid(field, reason));
             }
         }
@@ -139,16 +138,16 @@ impl Service {
         let identity =
             ExternalIdentity { issuer: issuer.into(), subject: subject.into(), user: user.id, email, linked_at: now };
         let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
-        match self.records.link_identity(&identity, &note).await? {
-            Linked::Linked => {
+        match self.records.identity_link(&identity, &note).await? {
+            LinkOutcome::Linked => {
                 tell(&note);
                 Ok(identity)
             }
-            Linked::Taken(other) => {
+            LinkOutcome::Taken(other) => {
                 let other = self.known_user(other).map_or(other.to_string(), |user| user.email.to_string());
                 Err(ServiceError::Conflict(format!("the identity is linked to {other}; unlink it there first")))
             }
-            Linked::NoUser => Err(ServiceError::NotFound("User")),
+            LinkOutcome::NoUser => Err(ServiceError::NotFound("User")),
         }
     }
 
@@ -156,13 +155,13 @@ impl Service {
     pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &By) -> Result<ExternalIdentity> {
         let now = self.outside.now();
         let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
-        let known = self.records.external_identity(issuer, subject).await?;
+        let known = self.records.identity_fetch(issuer, subject).await?;
         let known = known.ok_or(ServiceError::NotFound("Linked identity"))?;
         let note = match self.known_user(known.user) {
             Some(user) => note.on(&user.email),
             None => note.on(known.user),
         };
-        let unlinking = self.records.unlink_identity(issuer, subject, now, &note);
+        let unlinking = self.records.identity_unlink(issuer, subject, now, &note);
         let unlinked = self.commit(&note, unlinking, |unlinked| unlinked.as_ref().map(|(_, user)| user.into())).await?;
         let (identity, _) = unlinked.ok_or(ServiceError::NotFound("Linked identity"))?;
         Ok(identity)
@@ -178,7 +177,7 @@ impl Service {
         let note = by.note(self.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
         let known = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
         let note = known.iter().fold(note, |note, name| note.on(name));
-        let tying = self.records.tie_certificate(fingerprint, user.map(|user| user.id), &note);
+        let tying = self.records.certificate_set_user(fingerprint, user.map(|user| user.id), &note);
         let tied = self.commit(&note, tying, |tied| tied.as_ref().map(Into::into)).await?;
         tied.ok_or(ServiceError::NotFound("Certificate"))
     }

@@ -14,7 +14,7 @@ use super::super::{By, Result, Service, ServiceError};
 use super::{AGAIN, stopped_for_long};
 use crate::hot::Refreshed;
 use crate::model::auth_document::{Allowed, AuthDocument, Verdict, decide, refreshed};
-use crate::records::{Condition, Source};
+use crate::records::{CanonicalSource, ReplaceCondition};
 use crate::seal::Place;
 
 /// How often one that lost a race is tried again.
@@ -49,9 +49,9 @@ impl Service {
                 Verdict::Replaces(document) => document,
                 Verdict::Unchanged | Verdict::Outdated | Verdict::OtherAccount => return Ok(Adopted::Overtaken),
             };
-            let condition = Condition::Version(Some(present.summary.version));
+            let condition = ReplaceCondition::Version(Some(present.summary.version));
             let note = By::daemon().note(now, "auth.refresh").with("of", from.summary.version);
-            let source = Source::Runner { of: from.summary.version };
+            let source = CanonicalSource::Runner { of: from.summary.version };
             if let Some(version) = self.make_canonical(&document, source, condition, note).await? {
                 self.metrics.adopted();
                 return Ok(Adopted::Version(version));

@@ -2,7 +2,7 @@
 //!
 //! A probe is made after every store of a host, once a UTC day on the first call of a host, and when an admin asks; after a
 //! failure it is tried again. No call waits for one. One worker on each node makes them, one at a time ([`board`]); of all
-//! nodes the records let one ([`Records::claim_probe`]).
+//! nodes the records let one ([`ProbeRecords::probe_claim`]).
 //!
 //! How a crash ends: before the claim, nothing happened (the records' last finding decides what the next start retries).
 //! Between the claim and the finding, the probe stays unfinished; the next start on this node finishes it as cut short, and
@@ -10,7 +10,7 @@
 //! ([`adopt`]); where the records do not take it, it waits in hot state, sealed, for them or for the next start. What
 //! upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
 //!
-//! [`Records::claim_probe`]: crate::records::Records::claim_probe
+//! [`ProbeRecords::probe_claim`]: crate::records::ProbeRecords::probe_claim
 
 mod adopt;
 mod board;
@@ -31,7 +31,7 @@ use uuid::Uuid;
 use super::canonical::Canonical;
 use super::{By, Result, Service, ServiceError};
 use crate::model::audit::AuditNote;
-use crate::records::{Claimed, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
+use crate::records::{ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
 use crate::runner::{Check, Finding, Prober, Probing, Told};
 use adopt::Adopted;
 use board::{Board, Wanted};
@@ -188,7 +188,7 @@ impl Service {
         let now = self.outside.now();
         for cut_short in self
             .records
-            .probes(LOOKED_AT)
+            .probe_list(LOOKED_AT)
             .await?
             .into_iter()
             .filter(|probe| probe.node == self.hot.node() && probe.outcome.is_none())
@@ -201,7 +201,7 @@ impl Service {
                 adopted: None,
                 finished_at: now,
             };
-            self.records.finish_probe(cut_short.id, &outcome, None).await?;
+            self.records.probe_finish(cut_short.id, &outcome, None).await?;
         }
         if !tries_again {
             return Ok(());
@@ -257,7 +257,7 @@ impl Service {
         }
         let now = self.outside.now();
         if let Some(id) = wanted.sharing
-            && let Some(other) = self.records.probes(LOOKED_AT).await?.iter().find(|probe| probe.id == id)
+            && let Some(other) = self.records.probe_list(LOOKED_AT).await?.iter().find(|probe| probe.id == id)
         {
             // Not claimed before its end is seen: it might end in between, and be made again.
             if other.is_under_way(now) {
@@ -271,14 +271,14 @@ impl Service {
         let until = now + prober.time() + LEASE_MARGIN;
         let claim = ProbeClaim { id, node: self.hot.node(), version, trigger: wanted.trigger, at: now, until };
         let note = wanted.by.as_ref().map(|by| by.note(now, "runner.run").on(version));
-        Ok(match self.records.claim_probe(&claim, note.as_ref()).await? {
-            Claimed::Begun => {
+        Ok(match self.records.probe_claim(&claim, note.as_ref()).await? {
+            ClaimOutcome::Begun => {
                 note.iter().for_each(super::audit::tell);
                 self.probes.board().began(wanted, version, now);
                 Begin::Now(id, canonical)
             }
-            Claimed::NotDue => Begin::Never,
-            Claimed::Busy(other) => Begin::After((other.version == version).then_some(other.id)),
+            ClaimOutcome::NotDue => Begin::Never,
+            ClaimOutcome::Busy(other) => Begin::After((other.version == version).then_some(other.id)),
         })
     }
 
@@ -364,7 +364,7 @@ impl Service {
         let note = (outcome.state == ProbeState::Fail).then(|| failure(version, outcome));
         let until = Instant::now() + FINDING_KEPT;
         loop {
-            match self.records.finish_probe(id, outcome, note.as_ref()).await {
+            match self.records.probe_finish(id, outcome, note.as_ref()).await {
                 Ok(_) => return note.iter().for_each(super::audit::tell),
                 Err(error) if Instant::now() >= until => {
                     log::warn!(event = "finding_unwritten", cause:% = error; "what a probe found could not be written: {error}");

@@ -37,7 +37,7 @@ impl Service {
 
     /// As the records have it: who was replaced a moment ago may not have heard of it.
     pub(super) async fn may_be_redeemed(&self, version: u64, is_confirmed: bool) -> Result<bool> {
-        Ok(is_confirmed || of(&self.records.settings().await?, version).is_none())
+        Ok(is_confirmed || of(&self.records.settings_fetch().await?, version).is_none())
     }
 
     /// It was found to work.

@@ -13,7 +13,7 @@ use crate::hot::HotHost;
 use crate::model::audit::AuditFilter;
 use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
-use crate::records::{Records, RestoredLogin, SettingsChange, Source, Standstill};
+use crate::records::{CanonicalSource, Records, RestoredLogin, SettingsChange, Standstill};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, node, service};
 use crate::service::enrol::HostOptions;
@@ -277,13 +277,13 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     assert_eq!((view.state, view.latest.unwrap().outcome.unwrap().adopted), (FAILS, Some(3)));
     assert_eq!(node.begun(), 1, "who asked meanwhile shares the result");
     let canonical = node.service.canonical().unwrap();
-    assert_eq!(canonical.summary.source, Source::Runner { of: 2 });
+    assert_eq!(canonical.summary.source, CanonicalSource::Runner { of: 2 });
     assert!(canonical.text.contains("rt_three_"));
     let document: Value = serde_json::from_str(&canonical.text).unwrap();
     assert_eq!(document["auths"]["other.test"]["token"], "another-token-of-somebody-else");
     assert_eq!(document["auths"]["api.openai.com"]["token"], document["tokens"]["access_token"]);
     let history = node.service.canonical_history(None, 10).await.unwrap().versions;
-    assert_eq!(history[1].source, Source::Runner { of: 1 });
+    assert_eq!(history[1].source, CanonicalSource::Runner { of: 1 });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -355,13 +355,13 @@ async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     let probe = node.next_probe().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
-    node.service.records.set_standstill(Some(&still), &note).await.unwrap();
+    node.service.records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Works)).unwrap();
     tokio::time::sleep(AGAIN + AGAIN / 2).await;
     assert_eq!(node.service.canonical().unwrap().summary.version, 1);
-    node.service.records.set_standstill(None, &note).await.unwrap();
+    node.service.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(within(node.answered(ticket)).await.state, WORKS);
     assert_eq!(node.service.canonical().unwrap().summary.version, 2, "nothing is lost");
 }
@@ -375,7 +375,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     let probe = first.asked_for().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
-    records.set_standstill(Some(&still), &note).await.unwrap();
+    records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     within(async {
@@ -390,7 +390,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     first.worker.abort();
     assert!(first.worker.await.unwrap_err().is_cancelled());
     drop(first.service);
-    records.set_standstill(None, &note).await.unwrap();
+    records.standstill_set(None, &note).await.unwrap();
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     within(async {
         while next.service.hot.refreshed().unwrap().is_some() {
@@ -399,7 +399,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     })
     .await;
     let canonical = next.service.canonical().unwrap();
-    assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &Source::Runner { of: 1 }));
+    assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &CanonicalSource::Runner { of: 1 }));
     assert!(canonical.text.contains("rt_two_"));
 }
 
@@ -455,7 +455,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
         at: now(&clock),
         until: now(&clock) + time::Duration::MINUTE,
     };
-    assert_eq!(records.claim_probe(&claim, None).await.unwrap(), Claimed::Begun);
+    assert_eq!(records.probe_claim(&claim, None).await.unwrap(), ClaimOutcome::Begun);
     drop(first.service);
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     let view = next.state(RunnerState::Known(ProbeState::Unavailable)).await;
@@ -473,7 +473,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
 /// As a restore leaves it, for whoever looks into the records.
 async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
     let mark = SettingsChange::MarkRestored(RestoredLogin { version, backup_of });
-    records.change_settings(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
+    records.settings_change(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
 }
 
 const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);
@@ -524,7 +524,7 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
     assert_eq!(node.service.restored_login(), None);
-    assert_eq!(records.settings().await.unwrap().restored_login, None);
+    assert_eq!(records.settings_fetch().await.unwrap().restored_login, None);
     node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
 }
 

@@ -130,7 +130,7 @@ impl Service {
     /// With one probe more than asked for, where there is one.
     async fn read_probes(&self, limit: usize) -> Result<(ProbeSummary, Vec<Probe>)> {
         let summary = self.records.probe_summary(self.outside.now() - Duration::DAY).await?;
-        let probes = if limit == 0 { Vec::new() } else { self.records.probes(limit.saturating_add(1)).await? };
+        let probes = if limit == 0 { Vec::new() } else { self.records.probe_list(limit.saturating_add(1)).await? };
         Ok((summary, probes))
     }
 }

@@ -19,7 +19,7 @@ use super::document::Token;
 use super::refusal::{Refusal, tell_issuers};
 use super::{Identity, Settings};
 use crate::model::people::Email;
-use crate::records::LONGEST_IDENTITY_PART;
+use crate::model::people::MAX_IDENTITY_PART_BYTES;
 
 /// How far the provider's clock may run ahead of ours, in seconds.
 const AHEAD: i64 = 60;
@@ -137,7 +137,7 @@ impl Expected<'_> {
         if subject.is_empty() {
             return Err(Refusal::SubjectMissing);
         }
-        if subject.len() > LONGEST_IDENTITY_PART || subject.chars().any(char::is_control) {
+        if subject.len() > MAX_IDENTITY_PART_BYTES || subject.chars().any(char::is_control) {
             return Err(Refusal::SubjectUnfit);
         }
         // An address that the provider does not vouch for would only mislead whoever reads it.

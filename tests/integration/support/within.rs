@@ -7,7 +7,7 @@ use codex_authd::model::authority::AuthorityRole;
 use codex_authd::model::digest::Digest;
 use codex_authd::outside::System;
 use codex_authd::records::embedded::Embedded;
-use codex_authd::records::{Epoch, Records};
+use codex_authd::records::{Epoch, prelude::*};
 use codex_authd::seal::KeyId;
 use codex_authd::service::boot;
 use codex_authd::service::canonical::body_place;
@@ -34,36 +34,36 @@ pub fn look_within(state: &Path) -> Within {
         let secrets = boot::unlock(&records, &state.join("master.key"), None, &System).await.unwrap();
         let ring = &secrets.ring;
 
-        let values = records.values_sealed_before(KeyId(u32::MAX), usize::MAX).await.unwrap();
+        let values = records.sealed_value_list_before(KeyId(u32::MAX), usize::MAX).await.unwrap();
         for (place, sealed) in &values {
             ring.open(place, sealed).unwrap_or_else(|error| panic!("{place}: {error}"));
         }
         let (mut hosts, mut ids) = (BTreeMap::new(), HashSet::new());
-        for host in records.hosts().await.unwrap() {
+        for host in records.host_list().await.unwrap() {
             let key = ring.open(&api_key_place(host.id), &host.api_key).unwrap();
             assert_eq!(Digest::of(&key), host.key_digest, "the key that is baked is the key that is let in");
-            assert_eq!(records.host_by_name(&host.fqdn).await.unwrap().as_ref(), Some(&host));
+            assert_eq!(records.host_fetch_by_name(&host.fqdn).await.unwrap().as_ref(), Some(&host));
             let twice = hosts.insert(host.fqdn.as_str().to_owned(), String::from_utf8(key.to_vec()).unwrap());
             ids.insert(host.id);
             assert_eq!(twice, None, "{} is there twice", host.fqdn.as_str());
         }
-        let mut history = records.canonical_history(None, usize::MAX).await.unwrap();
+        let mut history = records.canonical_list(None, usize::MAX).await.unwrap();
         history.reverse();
         let numbers: Vec<u64> = history.iter().map(|version| version.version).collect();
         assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>(), "no gap, nothing twice");
         let mut targets = 0;
         for summary in &history {
-            let version = records.canonical_version(summary.version).await.unwrap().unwrap();
+            let version = records.canonical_fetch_version(summary.version).await.unwrap().unwrap();
             let text = ring.open(&body_place(version.id), &version.body).unwrap();
             assert_eq!(Digest::of(&text), summary.digest);
             targets += version.entries.len();
         }
-        let canonical = records.canonical().await.unwrap();
+        let canonical = records.canonical_fetch().await.unwrap();
         assert_eq!(canonical.as_ref().map(|version| &version.summary), history.last());
 
         // Nothing sealed belongs to nobody: each host's key, also of those that may be brought back, each version's text and
         // tokens, two authorities, one server key.
-        let removed = records.removed_hosts().await.unwrap().len();
+        let removed = records.host_list_removed().await.unwrap().len();
         assert_eq!(values.len(), hosts.len() + removed + history.len() + targets + 3);
         let changes = records.changes_since(Epoch(0)).await.unwrap();
         let live = || changes.install_tokens.iter().filter(|token| token.revoked_at.is_none());
@@ -74,7 +74,7 @@ pub fn look_within(state: &Path) -> Within {
         assert_eq!(pending.len(), different.len(), "an older installer token is dead");
         assert!(different.is_subset(&ids), "the installer token of a host that is gone is dead");
 
-        let authorities = records.authorities().await.unwrap();
+        let authorities = records.authority_list().await.unwrap();
         let ca = |role| {
             let mut of_role = authorities.iter().filter(|authority| authority.role == role);
             let only = of_role.next().unwrap();
@@ -87,7 +87,7 @@ pub fn look_within(state: &Path) -> Within {
             server_ca: ca(AuthorityRole::Server),
             client_ca: ca(AuthorityRole::Client),
             server_key: secrets.server_key.to_vec(),
-            sealing_keys: records.sealing_keys().await.unwrap().iter().map(|key| key.id.0).collect(),
+            sealing_keys: records.sealing_key_list().await.unwrap().iter().map(|key| key.id.0).collect(),
         }
     })
 }

@@ -69,26 +69,27 @@ fn kill_child_after(dir: &Path, round: usize, after: usize, all: &mut Acknowledg
 
 async fn check(store: &Embedded, all: &Acknowledged) {
     for (name, tag) in &all.hosts {
-        let host = store.host_by_name(&fqdn(name)).await.unwrap().unwrap_or_else(|| panic!("{name} is lost"));
+        let host = store.host_fetch_by_name(&fqdn(name)).await.unwrap().unwrap_or_else(|| panic!("{name} is lost"));
         assert_eq!(host.key_digest, registration(1, name, tag).key_digest);
-        assert_eq!(store.host(host.id).await.unwrap(), Some(host));
+        assert_eq!(store.host_fetch(host.id).await.unwrap(), Some(host));
     }
-    let history = store.canonical_history(None, usize::MAX).await.unwrap();
+    let history = store.canonical_list(None, usize::MAX).await.unwrap();
     let numbers: Vec<_> = history.iter().map(|summary| summary.version).collect();
     assert_eq!(numbers, (1..=history.len() as u64).rev().collect::<Vec<_>>(), "versions have a gap");
     for (number, digest) in &all.versions {
-        let version = store.canonical_version(*number).await.unwrap().unwrap_or_else(|| panic!("{number} is lost"));
+        let version =
+            store.canonical_fetch_version(*number).await.unwrap().unwrap_or_else(|| panic!("{number} is lost"));
         assert_eq!(version.summary.digest.to_string(), *digest);
         assert_eq!(version.body.as_bytes().len(), BODY);
     }
     // What was not acknowledged is there whole or not at all: rows, indexes and epoch agree.
-    let present = store.canonical().await.unwrap();
+    let present = store.canonical_fetch().await.unwrap();
     assert_eq!(present.as_ref().map(|present| &present.summary), history.first());
     let changes = store.changes_since(Epoch(0)).await.unwrap();
     assert_eq!(changes.canonical, present);
-    assert_eq!(changes.hosts.len(), store.hosts().await.unwrap().len());
+    assert_eq!(changes.hosts.len(), store.host_list().await.unwrap().len());
     assert_eq!(changes.install_tokens.len(), changes.hosts.len());
-    let values = store.values_sealed_before(KeyId(u32::MAX), usize::MAX).await.unwrap();
+    let values = store.sealed_value_list_before(KeyId(u32::MAX), usize::MAX).await.unwrap();
     assert_eq!(values.len(), changes.hosts.len() + 2 * history.len());
 }
 
@@ -126,15 +127,15 @@ async fn store_version(store: &Embedded) {
     let mut new = new_canonical("1");
     new.digest = Digest::of(new.id.as_bytes());
     new.body = Sealed::from_bytes(vec![1; BODY]);
-    let present = store.canonical().await.unwrap().map(|present| present.summary.version);
-    let made = replaced(store.replace_canonical(&Condition::Version(present), &new, &noted()).await.unwrap());
+    let present = store.canonical_fetch().await.unwrap().map(|present| present.summary.version);
+    let made = replaced(store.canonical_replace(&ReplaceCondition::Version(present), &new, &noted()).await.unwrap());
     say(&format!("version {} {}", made.summary.version, made.summary.digest));
 }
 
 async fn register(store: &Embedded, round: u64, writer: u64, number: u64) {
     let id = round * 10_000_000 + writer * 1_000_000 + number + 1;
     let (name, tag) = (format!("h{id}.test"), id.to_string());
-    store.register_host(&registration(id, &name, &tag), &noted()).await.unwrap();
+    store.host_register(&registration(id, &name, &tag), &noted()).await.unwrap();
     say(&format!("host {name} {tag}"));
 }
 

@@ -24,7 +24,7 @@ async fn a_change_asks_the_database_few_things() {
     let server = MariaDb::with(&["--log-output=TABLE"]);
     let records = open(&options(server.create("authd").await)).await.unwrap();
     let sealing_key = SealingKey { id: KeyId(1), sealed: conformance::sealed(0, "key"), created_at: at(0) };
-    records.add_sealing_key(&sealing_key, &noted()).await.unwrap();
+    records.sealing_key_add(&sealing_key, &noted()).await.unwrap();
     // Everything twice: the second time no statement has to be prepared any more.
     for round in 0..2 {
         let name = format!("h{round}.test");
@@ -32,7 +32,7 @@ async fn a_change_asks_the_database_few_things() {
         let second = registration(round + 1, &name, &format!("b{round}"));
         let (id, digest, token) = (first.id, second.key_digest, second.token.digest);
         let last_refresh = format!("2026-11-21T12:00:0{round}Z");
-        let newer = Condition::Version((round > 0).then_some(round));
+        let newer = ReplaceCondition::Version((round > 0).then_some(round));
         let mut login = NewCanonical { last_refresh, ..new_canonical("1") };
         let entry = login.entries[0].clone();
         login.entries = ["a", "b", "c"].map(|target| AuthEntry { target: target.into(), ..entry.clone() }).into();
@@ -51,39 +51,39 @@ async fn a_change_asks_the_database_few_things() {
         let used = [(begun.id, at(500)), (uuid::Uuid::from_u128(8), at(500))];
         let disabled = UserChange::Disable { keep_hosts: false };
         let counted = [
-            ("a new host", 10, asked(&server, records.register_host(&first, &note)).await),
-            ("a new key", 10, asked(&server, records.register_host(&second, &note)).await),
+            ("a new host", 10, asked(&server, records.host_register(&first, &note)).await),
+            ("a new key", 10, asked(&server, records.host_register(&second, &note)).await),
             (
                 "a first contact",
                 7,
-                asked(&server, records.bind_ip(id, &digest, ip("192.0.2.1"), 64, at(1), &note)).await,
+                asked(&server, records.host_bind_ip(id, &digest, ip("192.0.2.1"), 64, at(1), &note)).await,
             ),
             (
                 "an installer redeemed",
                 8,
-                asked(&server, records.redeem_install_token(&token, &digest, at(1), ip("192.0.2.1"), &note)).await,
+                asked(&server, records.installer_redeem(&token, &digest, at(1), ip("192.0.2.1"), &note)).await,
             ),
-            ("a change of a host", 7, asked(&server, records.change_host(id, &rename, at(2), &note)).await),
-            ("a store with three entries", 8, asked(&server, records.replace_canonical(&newer, &login, &note)).await),
-            ("a probe begun", 8, asked(&server, records.claim_probe(&probe, Some(&note))).await),
-            ("a probe finished", 7, asked(&server, records.finish_probe(probe.id, &found, Some(&note))).await),
+            ("a change of a host", 7, asked(&server, records.host_change(id, &rename, at(2), &note)).await),
+            ("a store with three entries", 8, asked(&server, records.canonical_replace(&newer, &login, &note)).await),
+            ("a probe begun", 8, asked(&server, records.probe_claim(&probe, Some(&note))).await),
+            ("a probe finished", 7, asked(&server, records.probe_finish(probe.id, &found, Some(&note))).await),
             ("what probes found", 1, asked(&server, records.probe_summary(at(0))).await),
-            ("a new user", 7, asked(&server, records.add_user(&person, &note)).await),
-            ("an owner's host", 10, asked(&server, records.register_owned_host(&theirs, &owner, &note)).await),
-            ("an identity linked", 7, asked(&server, records.link_identity(&linked, &note)).await),
-            ("an identity found", 1, asked(&server, records.external_identity(ISSUER, &name)).await),
-            ("a session begun", 7, asked(&server, records.begin_session(&begun, &note)).await),
-            ("sessions used", 4, asked(&server, records.touch_sessions(&used)).await),
-            ("a session ended", 7, asked(&server, records.end_session(begun.id, at(9), &note)).await),
-            ("an identity taken away", 8, asked(&server, records.unlink_identity(ISSUER, &name, at(9), &note)).await),
+            ("a new user", 7, asked(&server, records.user_add(&person, &note)).await),
+            ("an owner's host", 10, asked(&server, records.host_register_owned(&theirs, &owner, &note)).await),
+            ("an identity linked", 7, asked(&server, records.identity_link(&linked, &note)).await),
+            ("an identity found", 1, asked(&server, records.identity_fetch(ISSUER, &name)).await),
+            ("a session begun", 7, asked(&server, records.session_begin(&begun, &note)).await),
+            ("sessions used", 4, asked(&server, records.session_touch(&used)).await),
+            ("a session ended", 7, asked(&server, records.session_end(begun.id, at(9), &note)).await),
+            ("an identity taken away", 8, asked(&server, records.identity_unlink(ISSUER, &name, at(9), &note)).await),
             (
                 "a user and their host disabled",
                 9,
-                asked(&server, records.change_user(person.id, &disabled, at(9), Some(&note))).await,
+                asked(&server, records.user_change(person.id, &disabled, at(9), Some(&note))).await,
             ),
-            ("another login in hand", 8, asked(&server, records.append_telemetry(node, 2 * round + 1, &batch)).await),
-            ("telemetry", 7, asked(&server, records.append_telemetry(node, 2 * round + 2, &batch)).await),
-            ("a removal", 8, asked(&server, records.remove_host(id, at(3), &note)).await),
+            ("another login in hand", 8, asked(&server, records.telemetry_append(node, 2 * round + 1, &batch)).await),
+            ("telemetry", 7, asked(&server, records.telemetry_append(node, 2 * round + 2, &batch)).await),
+            ("a removal", 8, asked(&server, records.host_remove(id, at(3), &note)).await),
             ("what changed", 12, asked(&server, records.changes_since(epoch)).await),
             ("nothing changed", 1, asked(&server, records.changes_since(records.epoch().await.unwrap())).await),
         ];

@@ -14,19 +14,19 @@ async fn sightings_wait_for_no_change_and_entries_do() {
     let server = MariaDb::start();
     let url = server.create("authd").await;
     let records = Arc::new(open(&options(url.clone())).await.unwrap());
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let mut changing = connection(&url).await;
     changing.query_drop("START TRANSACTION").await.unwrap();
     changing.query_drop("SELECT * FROM heads WHERE id = 0 FOR UPDATE").await.unwrap();
     let (node, others) = (Uuid::new_v4(), Uuid::new_v4());
     let entries = tokio::spawn({
         let records = Arc::clone(&records);
-        async move { records.append_telemetry(others, 1, &[Telemetry::Noted { note: noted() }]).await }
+        async move { records.telemetry_append(others, 1, &[Telemetry::Noted { note: noted() }]).await }
     });
     for seq in 1..=20 {
-        records.append_telemetry(node, seq, &[seen(1, 1, 1, Some("0.1"))]).await.unwrap();
+        records.telemetry_append(node, seq, &[seen(1, 1, 1, Some("0.1"))]).await.unwrap();
     }
-    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 20);
+    assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 20);
     assert!(!entries.is_finished(), "an entry has one place in the chain");
     changing.query_drop("ROLLBACK").await.unwrap();
     entries.await.unwrap().unwrap();
@@ -39,9 +39,9 @@ async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     let server = MariaDb::start();
     let url = server.create("authd").await;
     let records = Arc::new(open(&options(url.clone())).await.unwrap());
-    records.register_host(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
+    records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let node = Uuid::new_v4();
-    records.append_telemetry(node, 1, &[seen(1, 1, 1, None)]).await.unwrap();
+    records.telemetry_append(node, 1, &[seen(1, 1, 1, None)]).await.unwrap();
     let mut under_way = connection(&url).await;
     under_way.query_drop("START TRANSACTION").await.unwrap();
     under_way.query_drop("UPDATE outbox_positions SET seq = 2").await.unwrap();
@@ -49,7 +49,7 @@ async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     let standstill = Standstill { reason: "it moves house".into(), since: at(7) };
     let standing = tokio::spawn({
         let (records, standstill) = (Arc::clone(&records), standstill.clone());
-        async move { records.set_standstill(Some(&standstill), &noted()).await }
+        async move { records.standstill_set(Some(&standstill), &noted()).await }
     });
     let waits = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
     let begun = std::time::Instant::now();
@@ -64,12 +64,12 @@ async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     under_way.query_drop("COMMIT").await.unwrap();
     standing.await.unwrap().unwrap();
     // What comes now stays where it is.
-    let refused = records.append_telemetry(node, 3, &[seen(1, 1, 2, None)]).await;
+    let refused = records.telemetry_append(node, 3, &[seen(1, 1, 2, None)]).await;
     assert!(matches!(refused, Err(RecordsError::StandsStill(_))), "{refused:?}");
-    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 5);
-    records.set_standstill(None, &noted()).await.unwrap();
-    records.append_telemetry(node, 3, &[seen(1, 1, 2, None)]).await.unwrap();
-    assert_eq!(records.activity(HostId(1)).await.unwrap().api_calls, 6);
+    assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 5);
+    records.standstill_set(None, &noted()).await.unwrap();
+    records.telemetry_append(node, 3, &[seen(1, 1, 2, None)]).await.unwrap();
+    assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 6);
 }
 
 /// Each node sends each batch twice, at once, and hosts come and go meanwhile.
@@ -86,7 +86,7 @@ async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
     }
     let first = &nodes[0].0;
     for id in ids.clone() {
-        first.register_host(&registration(id, &format!("h{id}.test"), &format!("a{id}")), &noted()).await.unwrap();
+        first.host_register(&registration(id, &format!("h{id}.test"), &format!("a{id}")), &noted()).await.unwrap();
     }
     race(2 * NODES + 1, |number| {
         let (records, node) = nodes[number % NODES].clone();
@@ -94,26 +94,26 @@ async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
         async move {
             if number == 2 * NODES {
                 for time in 0..20 {
-                    records.remove_host(HostId(40), at(time), &noted()).await.unwrap();
-                    records.purge_removed_hosts(at(time - 10)).await.unwrap();
-                    records.restore_host(HostId(40), at(-1), at(time), &noted()).await.unwrap();
+                    records.host_remove(HostId(40), at(time), &noted()).await.unwrap();
+                    records.host_purge_removed(at(time - 10)).await.unwrap();
+                    records.host_restore(HostId(40), at(-1), at(time), &noted()).await.unwrap();
                 }
                 return;
             }
             for seq in 0..BATCHES {
                 let batch: Vec<_> = ids.clone().map(|id| seen(id, 1, seq as i64, Some(&format!("{seq}")))).collect();
-                records.append_telemetry(node, seq, &batch).await.unwrap();
+                records.telemetry_append(node, seq, &batch).await.unwrap();
             }
         }
     })
     .await;
     for id in ids.clone().filter(|id| *id != 40) {
-        let activity = first.activity(HostId(id)).await.unwrap();
+        let activity = first.host_activity(HostId(id)).await.unwrap();
         assert_eq!(activity.api_calls, NODES as u64 * BATCHES, "host {id}");
         assert_eq!(activity.digests.as_slice().len(), 3, "host {id}");
         assert_eq!(activity.last_seen, Some(at(BATCHES as i64 - 1)), "host {id}");
     }
     // Removed now and then: what was dropped is not counted, and nothing is counted twice.
-    assert!(first.activity(HostId(40)).await.unwrap().api_calls <= NODES as u64 * BATCHES);
+    assert!(first.host_activity(HostId(40)).await.unwrap().api_calls <= NODES as u64 * BATCHES);
     println!("{} batches were tried again", nodes.iter().map(|(records, _)| records.conflicts()).sum::<u64>());
 }

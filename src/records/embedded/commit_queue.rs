@@ -1,11 +1,11 @@
-//! Changes that arrive together are applied in an order of their own, and made safe together.
+//! Concurrent changes, ordered by a key and committed together.
 //!
-//! While one round is being made safe, whoever comes waits for the next. Within a round the lower key goes first. Stores
-//! put the latest login first: it becomes canonical, and the others of the round find themselves overtaken at once. All
-//! of them were under way at the same time, so any order is a true one.
+//! While one round is being made durable, new changes wait for the next. Within a round the lowest key goes first.
+//! Stores of logins put the latest first: it becomes canonical, and the others lose at once. They are concurrent, so
+//! any order is correct.
 //!
-//! A change sees what those before it in its round have staged, by [`Staged::get`], not by its scans. A round is one batch:
-//! a crash leaves all of it or nothing, and nobody has been told of any.
+//! A change sees what earlier changes of its round have staged by [`Staged::get`], not by its scans. A round is one
+//! batch: a crash leaves all of it or nothing, and no caller has been answered.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,35 +14,35 @@ use tokio::sync::oneshot;
 use crate::durable::{Staged, Store};
 use crate::records::{RecordsError, Result};
 
-/// How often at most a round waits for others to come.
-const PATIENCE: usize = 64;
+/// How often a round yields to callers that are about to join it.
+const MAX_GATHER_YIELDS: usize = 64;
 
 type Change<T> = Box<dyn Fn(&mut Staged<'_>) -> Result<T> + Send>;
 
-pub(super) struct Turns<K, T> {
-    waiting: Arc<Mutex<Waiting<K, T>>>,
+pub(super) struct CommitQueue<K, T> {
+    pending: Arc<Mutex<Pending<K, T>>>,
 }
 
-struct Waiting<K, T> {
-    changes: Vec<Waiter<K, T>>,
-    /// Somebody is at work, and will look here again before he ends.
-    served: bool,
+struct Pending<K, T> {
+    changes: Vec<QueuedChange<K, T>>,
+    /// A worker runs, and will look here again before it ends.
+    is_served: bool,
 }
 
-struct Waiter<K, T> {
+struct QueuedChange<K, T> {
     key: K,
     change: Change<T>,
     answer: oneshot::Sender<Result<T>>,
 }
 
-impl<K: Ord + Send + 'static, T: Send + 'static> Turns<K, T> {
+impl<K: Ord + Send + 'static, T: Send + 'static> CommitQueue<K, T> {
     pub(super) fn new() -> Self {
-        Self { waiting: Arc::new(Mutex::new(Waiting { changes: Vec::new(), served: false })) }
+        Self { pending: Arc::new(Mutex::new(Pending { changes: Vec::new(), is_served: false })) }
     }
 
-    /// Applies `change` when its turn comes; what it gives back is power-safe when this returns. It is done even if the
-    /// caller goes away.
-    pub(super) async fn take(
+    /// Applies `change` in its turn. Its result is power-safe when this returns. It is applied even if the caller goes
+    /// away.
+    pub(super) async fn commit(
         &self,
         data: &Arc<Store>,
         key: K,
@@ -50,79 +50,78 @@ impl<K: Ord + Send + 'static, T: Send + 'static> Turns<K, T> {
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let begin = {
-            let mut waiting = lock(&self.waiting);
-            waiting.changes.push(Waiter { key, change: Box::new(change), answer });
-            !std::mem::replace(&mut waiting.served, true)
+            let mut pending = lock(&self.pending);
+            pending.changes.push(QueuedChange { key, change: Box::new(change), answer });
+            !std::mem::replace(&mut pending.is_served, true)
         };
         if begin {
-            tokio::spawn(serve(Arc::clone(data), Served { waiting: Arc::clone(&self.waiting), ended: false }));
+            tokio::spawn(serve(Arc::clone(data), Worker { pending: Arc::clone(&self.pending), ended: false }));
         }
         answered.await.unwrap_or_else(|_| Err(RecordsError::Unavailable("the writing task ended early".into())))
     }
 }
 
-/// Whoever is at work. However he ends, the next one who comes finds the place free.
-struct Served<K, T> {
-    waiting: Arc<Mutex<Waiting<K, T>>>,
+/// Serves the queue. However it ends, the next change starts another one.
+struct Worker<K, T> {
+    pending: Arc<Mutex<Pending<K, T>>>,
     ended: bool,
 }
 
-impl<K, T> Drop for Served<K, T> {
+impl<K, T> Drop for Worker<K, T> {
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        let mut waiting = lock(&self.waiting);
-        waiting.served = false;
-        // A panic, or the end of the runtime: whoever waits is told.
-        waiting.changes.clear();
+        let mut pending = lock(&self.pending);
+        pending.is_served = false;
+        // A panic, or the end of the runtime: the callers get an error.
+        pending.changes.clear();
     }
 }
 
-impl<K: Ord, T> Served<K, T> {
+impl<K: Ord, T> Worker<K, T> {
     fn count(&self) -> usize {
-        lock(&self.waiting).changes.len()
+        lock(&self.pending).changes.len()
     }
 
-    /// Everybody who waits, the lowest key first. With nobody there the place is free from this very moment on.
-    fn round(&mut self) -> Vec<Waiter<K, T>> {
-        let mut waiting = lock(&self.waiting);
-        let mut round = std::mem::take(&mut waiting.changes);
+    /// All queued changes, lowest key first. With none, the next change starts a worker of its own.
+    fn round(&mut self) -> Vec<QueuedChange<K, T>> {
+        let mut pending = lock(&self.pending);
+        let mut round = std::mem::take(&mut pending.changes);
         self.ended = round.is_empty();
-        waiting.served = !self.ended;
+        pending.is_served = !self.ended;
         round.sort_by(|a, b| a.key.cmp(&b.key));
         round
     }
 }
 
-async fn serve<K: Ord + Send, T: Send>(data: Arc<Store>, mut served: Served<K, T>) {
+async fn serve<K: Ord + Send, T: Send>(data: Arc<Store>, mut worker: Worker<K, T>) {
     loop {
-        // Whoever has come so far and only waits for a processor joins this round. With nobody there this task ends at
-        // once: it holds the database open.
+        // Callers that only wait for a processor join this round. With none, the task ends: it holds the database open.
         let mut there = 0;
-        for _ in 0..PATIENCE {
-            let now = served.count();
+        for _ in 0..MAX_GATHER_YIELDS {
+            let now = worker.count();
             if now == there {
                 break;
             }
             there = now;
             tokio::task::yield_now().await;
         }
-        let round = served.round();
+        let round = worker.round();
         if round.is_empty() {
             return;
         }
         let outcomes = apply(&data, &round);
         let safe = data.settled().await;
-        for (outcome, Waiter { answer, .. }) in outcomes.into_iter().zip(round) {
-            // Somebody who has gone away needs no answer.
+        for (outcome, QueuedChange { answer, .. }) in outcomes.into_iter().zip(round) {
+            // A caller that has gone away needs no answer.
             let _ = answer.send(safe.clone().map_err(RecordsError::from).and(outcome));
         }
     }
 }
 
-/// One batch for all of them: what they have in common is written once. Where one cannot be applied, each goes by itself.
-fn apply<K, T>(data: &Store, round: &[Waiter<K, T>]) -> Vec<Result<T>> {
+/// One batch for all: common rows are written once. If one change fails, each is applied by itself.
+fn apply<K, T>(data: &Store, round: &[QueuedChange<K, T>]) -> Vec<Result<T>> {
     let all = |staged: &mut Staged<'_>| round.iter().map(|waiter| (waiter.change)(staged)).collect::<Result<Vec<_>>>();
     match data.write(all) {
         Ok(values) => values.into_iter().map(Ok).collect(),
@@ -138,7 +137,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    type Rounds = Turns<u8, Option<Vec<u8>>>;
+    type Rounds = CommitQueue<u8, Option<Vec<u8>>>;
 
     /// Adds a letter to a row, and says what stood there before; a letter that is none fails.
     fn append(letter: u8) -> impl Fn(&mut Staged<'_>) -> Result<Option<Vec<u8>>> + Send + 'static {
@@ -152,13 +151,13 @@ mod tests {
     async fn round(letters: &[u8]) -> (Vec<u8>, Vec<Result<Option<Vec<u8>>>>) {
         let dir = tempfile::tempdir().unwrap();
         let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
-        let turns = Arc::new(Rounds::new());
+        let queue = Arc::new(Rounds::new());
         // One thread: all of them wait before the first round begins.
         let tasks: Vec<_> = letters
             .iter()
             .map(|&letter| {
-                let (turns, data) = (turns.clone(), data.clone());
-                tokio::spawn(async move { turns.take(&data, letter, append(letter)).await })
+                let (queue, data) = (queue.clone(), data.clone());
+                tokio::spawn(async move { queue.commit(&data, letter, append(letter)).await })
             })
             .collect();
         let mut answers = Vec::new();
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_together_goes_in_order_and_sees_who_went_before() {
+    async fn concurrent_changes_are_ordered_and_see_the_earlier_ones() {
         let (row, answers) = round(b"dbca").await;
         assert_eq!(row, b"abcd");
         let before: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().unwrap_or_default()).collect();
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_fails_leaves_nothing_and_takes_nobody_with_it() {
+    async fn a_change_that_fails_leaves_nothing_and_fails_no_other() {
         let (row, answers) = round(b"b-a").await;
         assert_eq!(row, b"ab");
         assert!(matches!(answers[1], Err(RecordsError::Corrupt(_))), "{answers:?}");
@@ -185,22 +184,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_database_is_let_go_of_once_nobody_waits() {
+    async fn an_empty_queue_releases_the_database() {
         let dir = tempfile::tempdir().unwrap();
-        let turns = Rounds::new();
+        let queue = Rounds::new();
         for letter in b"ab" {
             let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
-            turns.take(&data, *letter, append(*letter)).await.unwrap();
+            queue.commit(&data, *letter, append(*letter)).await.unwrap();
             assert_eq!(Arc::strong_count(&data), 1);
         }
     }
 
     #[tokio::test]
-    async fn a_change_that_panics_is_an_error_and_the_next_one_goes_on() {
+    async fn a_change_that_panics_is_an_error_and_the_next_one_is_applied() {
         let dir = tempfile::tempdir().unwrap();
         let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
-        let turns = Rounds::new();
-        assert!(turns.take(&data, 1, |_| panic!("for the test")).await.is_err());
-        assert_eq!(turns.take(&data, 1, append(b'a')).await.unwrap(), None);
+        let queue = Rounds::new();
+        assert!(queue.commit(&data, 1, |_| panic!("for the test")).await.is_err());
+        assert_eq!(queue.commit(&data, 1, append(b'a')).await.unwrap(), None);
     }
 }
