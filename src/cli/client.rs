@@ -49,16 +49,24 @@ pub enum Client {
 impl Client {
     /// Finds the daemon of `config`; with none running, opens its state.
     pub async fn connect(config: &Config) -> Result<Self, ClientError> {
-        let socket = &config.listen.control;
-        if tokio::net::UnixStream::connect(socket).await.is_ok() {
-            let http = reqwest::Client::builder()
-                .unix_socket(socket.as_path())
-                .build()
-                .map_err(|cause| ClientError::Socket { socket: socket.clone(), cause })?;
-            return Ok(Self::Daemon { http, socket: socket.clone() });
+        match Self::of_daemon(config).await {
+            Err(ClientError::NoDaemon(_)) => {}
+            connected => return connected,
         }
         let (endpoint, service) = offline(config).await.map_err(Box::new)?;
         Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), service })
+    }
+
+    /// Finds the daemon of `config`; the state is never opened here.
+    pub async fn of_daemon(config: &Config) -> Result<Self, ClientError> {
+        let socket = config.listen.control.clone();
+        if tokio::net::UnixStream::connect(&socket).await.is_err() {
+            return Err(ClientError::NoDaemon(socket));
+        }
+        match reqwest::Client::builder().unix_socket(socket.as_path()).build() {
+            Ok(http) => Ok(Self::Daemon { http, socket }),
+            Err(cause) => Err(ClientError::Socket { socket, cause }),
+        }
     }
 
     /// To be called before the process ends. A probe that was asked for here must not end with it: Codex may just have
@@ -75,12 +83,7 @@ impl Client {
 
     /// An answer that is text, of a daemon that runs: without one there is nothing to ask.
     pub async fn text_of_daemon(config: &Config, path: &str) -> Result<String, ClientError> {
-        let socket = config.listen.control.clone();
-        if tokio::net::UnixStream::connect(&socket).await.is_err() {
-            return Err(ClientError::NoDaemon(socket));
-        }
-        let client = Self::connect(config).await?;
-        let (status, answer) = client.answer(Method::GET, path, None).await?;
+        let (status, answer) = Self::of_daemon(config).await?.answer(Method::GET, path, None).await?;
         if !status.is_success() {
             return read::<serde_json::Value>(status, &answer).map(|_| String::new());
         }

@@ -169,7 +169,7 @@ fn confirm(manifest: &Manifest) -> Result<(), CliError> {
 }
 
 async fn by_daemon(backup: Backup, config: &Config) -> Result<Restored, CliError> {
-    let client = Client::connect(config).await?;
+    let client = Client::of_daemon(config).await?;
     let Backup { manifest, rows, master_key } = backup;
     let mut file = rows.into_file();
     file.rewind().map_err(|cause| CliError::Read { path: "the rows of the backup".into(), cause })?;
@@ -186,9 +186,9 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
     let begun = Instant::now();
     let incarnation = restored.incarnation.to_string();
     loop {
-        // Not by a client of before: the connection is the old process's.
-        if Client::is_there(config).await {
-            let client = Client::connect(config).await?;
+        // A new client each time: the connections of an earlier one lead to the old process. Never on the state itself, which
+        // the new process is about to open.
+        if let Ok(client) = Client::of_daemon(config).await {
             let overview: Result<OverviewBody, _> = client.get("/admin/overview").await;
             if overview.is_ok_and(|overview| overview.store.incarnation.as_ref() == Some(&incarnation)) {
                 return Ok(());

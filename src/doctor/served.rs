@@ -131,6 +131,16 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
             format!("what answers at {host}:{port} shows a certificate that has ended"),
             "renew it",
         ),
+        Ok((_, StatusCode::TOO_MANY_REQUESTS)) => Check::weak(
+            PUBLIC,
+            format!("{base} answers, and refuses this machine's address for calling too often"),
+            "codex-authd doctor again in a minute",
+        ),
+        Ok((_, status)) if status.is_client_error() => Check::missing(
+            PUBLIC,
+            format!("{base}/healthz is answered with {status}"),
+            "look at the line `proxies`, and at the reverse proxy in front, where there is one",
+        ),
         Ok((_, status)) if !status.is_success() => Check::missing(
             PUBLIC,
             format!("{base}/healthz is answered with {status}"),

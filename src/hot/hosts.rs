@@ -15,9 +15,8 @@ use crate::records::{Host, Telemetry};
 use crate::seal::Sealed;
 
 use super::memo::Memo;
-use super::{CacheStore, Change, HotError, Result, states};
+use super::{CacheStore, Change, HOST, HotError, Result, states};
 
-pub(super) const HOST: &[u8] = b"host/";
 /// Digest of a key → id of its host.
 pub(super) const KEY: &[u8] = b"key/";
 pub(super) const ACTIVITY: &[u8] = b"activity/";

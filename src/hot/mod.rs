@@ -229,7 +229,7 @@ impl Hot {
         self.cache.write(|change| {
             [EPOCH, IDENTITY, SETTINGS, states::STATES, CANONICAL].into_iter().try_for_each(|key| change.remove(key))
         })?;
-        for prefix in [hosts::HOST, hosts::KEY, hosts::ACTIVITY, hosts::UNKNOWN, TOKEN] {
+        for prefix in [HOST, hosts::KEY, hosts::ACTIVITY, hosts::UNKNOWN, TOKEN] {
             let keys = self.cache.rows(prefix).map(|row| row.map(|(key, _)| key)).collect::<Result<Vec<_>>>()?;
             self.cache.remove_all(&keys)?;
         }
@@ -349,6 +349,8 @@ const BATCH_ROWS: usize = 500;
 
 /// Raised with every change of what the rows mean; hot state of another format is built anew.
 const PRESENT_FORMAT: u32 = 3;
+/// Rows of hosts; hosts and their states are read by it.
+const HOST: &[u8] = b"host/";
 const FORMAT: &[u8] = b"format";
 const EPOCH: &[u8] = b"epoch";
 const IDENTITY: &[u8] = b"identity";

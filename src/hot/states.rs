@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CacheStore, Change, Hot, Result, hosts};
+use super::{CacheStore, Change, HOST, Hot, Result};
 use crate::model::host::HostRules;
 use crate::records::Host;
 
@@ -72,7 +72,7 @@ pub(super) fn count_if_missing(cache: &CacheStore) -> Result<()> {
         return Ok(());
     }
     let mut states = HostStates::default();
-    for row in cache.rows(hosts::HOST) {
+    for row in cache.rows(HOST) {
         states.enter(&cache.decode::<Host>("host", &row?.1)?.rules);
     }
     cache.write(|change| change.put(STATES, &states))

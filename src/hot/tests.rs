@@ -307,7 +307,7 @@ async fn nothing_is_left_of_hot_state_that_held_the_outbox() {
     assert_eq!((hot.epoch(), hot.outbox_depth(), hot.set_aside().is_some()), (Epoch(0), 0, false));
     follow(&hot, &records).await;
     assert!(hot.host_by_key(&key("1")).unwrap().is_some());
-    let known = [FORMAT, EPOCH, hosts::HOST, hosts::KEY, hosts::UNKNOWN, TOKEN, super::states::STATES, outbox::COUNTED];
+    let known = [FORMAT, EPOCH, HOST, hosts::KEY, hosts::UNKNOWN, TOKEN, super::states::STATES, outbox::COUNTED];
     for row in hot.cache.rows("") {
         let key = row.unwrap().0;
         assert!(key == "sum" || known.iter().any(|known| key.starts_with(known)), "{key:?} is left");

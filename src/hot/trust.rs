@@ -21,8 +21,10 @@ use super::cache_store::Sum;
 use super::{Result, encode, get};
 use crate::durable::{self, Store};
 
-/// How the kernel calls this boot of the machine.
+/// The kernel's id of this boot of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The same id, set by the unit: its `ProcSubset=pid` hides that file.
+const BOOT_ID_VARIABLE: &str = "BOOT_ID";
 const LEFT: &[u8] = b"cache";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,11 +53,12 @@ pub(super) enum Trust {
     SetAside(String),
 }
 
-/// This boot of the machine, as far as the kernel tells.
+/// The id of this boot of the machine, 32 hex digits; `None`: it is not known.
 pub(super) fn boot() -> Option<String> {
-    let id = std::fs::read_to_string(BOOT_ID).ok()?;
-    let id = id.trim();
-    (!id.is_empty()).then(|| id.to_owned())
+    let id = std::fs::read_to_string(BOOT_ID).ok().or_else(|| std::env::var(BOOT_ID_VARIABLE).ok())?;
+    // systemd writes it without dashes.
+    let id = id.trim().replace('-', "");
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
 
 pub(super) fn trust(left: Option<Left>, boot: Option<&str>) -> Trust {

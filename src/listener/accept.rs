@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use super::Limits;
 use super::connection::{Connection, Entry};
-use super::counters::{Counters, RefusalReason};
+use super::counters::{Counted, Counters, RefusalReason};
 use super::places::{Place, Places};
+use super::stop::{Drain, Fresh, Stop};
 
 /// What poem wants of an acceptor.
 pub(super) type Accepted<Io> = (Io, LocalAddr, RemoteAddr, Scheme);
@@ -35,58 +36,6 @@ pub(super) struct Incoming<Io> {
     limits: Limits,
     stop: Arc<Stop>,
     accepting: AbortHandle,
-}
-
-/// How far a stop has come.
-struct Stop {
-    asked: watch::Sender<bool>,
-    /// Nobody is in a handshake any more, and the server has taken every connection.
-    drained: watch::Sender<bool>,
-    /// Connections that the server has and whose client has said nothing yet.
-    fresh: watch::Sender<usize>,
-    first_request: Duration,
-}
-
-/// A stop that cuts nobody off, to be begun while the server still takes connections.
-#[derive(Clone)]
-pub struct Drain(Arc<Stop>);
-
-impl Drain {
-    /// Stops accepting, and waits until the handshakes under way are done (they have a time-out), the server has taken
-    /// what came of them, and, for a short while, until each of these clients has begun its request: the server closes
-    /// a connection that it has heard nothing on. The acceptor must be asked for connections all the while.
-    pub async fn finish(&self) {
-        let Self(stop) = self;
-        stop.asked.send_replace(true);
-        let _ = stop.drained.subscribe().wait_for(|drained| *drained).await;
-        let mut fresh = stop.fresh.subscribe();
-        let _ = tokio::time::timeout(stop.first_request, fresh.wait_for(|fresh| *fresh == 0)).await;
-    }
-}
-
-/// Held by a connection until its client has said something.
-pub(super) struct Fresh(Arc<Stop>);
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        self.0.fresh.send_modify(|fresh| *fresh -= 1);
-    }
-}
-
-/// Held by a connection for as long as it is open.
-pub(super) struct Counted(Arc<Counters>);
-
-impl Counted {
-    fn new(counters: Arc<Counters>) -> Self {
-        counters.open.fetch_add(1, Ordering::Relaxed);
-        Self(counters)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl<Io: Send + 'static> Incoming<Io> {

@@ -19,9 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::Limits;
-use super::accept::{Counted, Fresh};
+use super::counters::Counted;
 use super::places::Place;
 use super::server::Handed;
+use super::stop::Fresh;
 use crate::model::digest::Digest;
 
 /// The open connections of a listener that asks for client certificates, by certificate.

@@ -24,9 +24,10 @@ use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::accept::{Accepted, Drain, Incoming, Source};
+use super::accept::{Accepted, Incoming, Source};
 use super::connection::Connection;
 use super::counters::Counters;
+use super::stop::Drain;
 use super::{Limits, peer_address};
 
 /// Who is at the other end of a control connection.

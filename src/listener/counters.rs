@@ -1,5 +1,6 @@
 //! What a listener counts of its connections, for the metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a connection was refused, or closed before its client wanted it.
@@ -81,5 +82,21 @@ impl Counters {
         if reason.is_of_handshake() {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Held by a connection for as long as it is open.
+pub(super) struct Counted(Arc<Counters>);
+
+impl Counted {
+    pub fn new(counters: Arc<Counters>) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        Self(counters)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -15,15 +15,16 @@ mod exchange;
 mod places;
 pub(crate) mod proxy;
 mod server;
+mod stop;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub use accept::Drain;
 pub use connection::{Connection, Connections};
 pub use control::{ControlAcceptor, ControlError, Peer};
 pub use counters::{Counters, RefusalReason};
 pub use server::{Handed, Server};
+pub use stop::Drain;
 pub use tcp::{Admission, Behind, Gate, PlainAcceptor, TlsAcceptor};
 
 use std::time::Duration;

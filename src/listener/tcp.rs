@@ -12,10 +12,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::accept::{Accepted, Drain, Incoming, Source};
+use super::accept::{Accepted, Incoming, Source};
 use super::connection::{Connection, Connections, Entry};
 use super::counters::Counters;
 use super::places::Place;
+use super::stop::Drain;
 use super::{Limits, fingerprint_address, proxy};
 use crate::model::digest::Digest;
 use crate::model::forwarded::Trust;

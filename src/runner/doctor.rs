@@ -1,7 +1,7 @@
 //! What probes need, looked for one by one, each with what mends it.
 
-use super::probe::{ca_bundle, configuration};
 use super::sandbox::SandboxError;
+use super::setup::{ca_bundle, configuration};
 use super::{Check, Runner, Verdict};
 use crate::model::egress::{Destination, Egress};
 

@@ -7,8 +7,10 @@ pub mod delegation;
 mod doctor;
 mod output;
 mod probe;
+mod prober;
 mod proxy;
 pub mod sandbox;
+mod setup;
 mod tunnel;
 
 pub use crate::model::check::{Check, Verdict};
@@ -16,4 +18,5 @@ pub use codex::CodexError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use proxy::head as proxy_head;
 
-pub use probe::{Finding, Prober, Probing, Runner, Settings, Told};
+pub use prober::{Finding, Prober, Probing, Told};
+pub use setup::{Runner, Settings};

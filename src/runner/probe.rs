@@ -4,8 +4,6 @@
 //! made with is spent, and nobody but us has the new one. What is told later, or not at all because this process died, is
 //! gone; that is the only thing a crash can lose here, and the sandbox ends with the process.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,72 +15,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use zeroize::Zeroizing;
 
 use super::output::{self, Secrets, Total};
-use super::proxy::{Proxy, Resolver, SystemResolver};
-use super::sandbox::{CA_BUNDLE, Ending, Event, HOME, HomeFile, Limits, PROXY, Plan, Sandbox, SandboxError};
-use super::{Check, codex, doctor};
-use crate::model::egress::Egress;
+use super::prober::{Finding, Prober, Probing, Told};
+use super::proxy::Proxy;
+use super::sandbox::{Ending, Event, Sandbox, SandboxError};
+use super::setup::Runner;
+use super::{Check, doctor};
 
-/// What makes probes.
-#[async_trait]
-pub trait Prober: Send + Sync {
-    /// Begins a probe of a login. A probe that is dropped ends.
-    async fn begin(&self, login: &str) -> Result<Box<dyn Probing>, Finding>;
-    /// How long one may take.
-    fn time(&self) -> Duration;
-    /// What probes need, and whether it is there.
-    async fn examine(&self) -> Vec<Check>;
-}
-
-/// A probe under way.
-#[async_trait]
-pub trait Probing: Send {
-    /// The finding comes last.
-    async fn next(&mut self) -> Told;
-    /// It is to end now, whatever it has found; what it has to tell is still told, and `why` is its finding.
-    fn end(&mut self, why: &str);
-}
-
-pub enum Told {
-    /// Codex wrote another login in the place of the one it was given.
-    Refreshed(Zeroizing<String>),
-    Found(Finding),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    Works,
-    /// Why not, for people. Holds no secret.
-    Fails(String),
-    /// It could not be tried: what is missing, and what mends it.
-    Unavailable(String),
-}
-
-/// What the operator decided.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// A path, or a name that is looked up in PATH.
-    pub codex: String,
-    pub timeout: Duration,
-    pub egress: Egress,
-    /// More lines of Codex's configuration.
-    pub config_toml: String,
-    /// Where Codex refreshes tokens, where that is not its own place.
-    pub token_url: Option<String>,
-}
-
-pub struct Runner {
-    settings: Settings,
-    /// This program.
-    launcher: PathBuf,
-    /// Where sandboxes' own are made; or why there is none.
-    cgroup: Result<PathBuf, String>,
-    resolver: Arc<dyn Resolver>,
-}
-
-const PROMPT: [&str; 5] = ["exec", "Reply Banana if this works.", "-s", "read-only", "--skip-git-repo-check"];
 const WORD: &str = "banana";
-const LOGIN: &str = ".codex/auth.json";
-const CONFIG: &str = ".codex/config.toml";
 /// A program that writes more is ended.
 const MOST_OUTPUT: u64 = 16 * 1024 * 1024;
 const OUTPUT_LOOK: Duration = Duration::from_millis(100);
@@ -91,67 +30,6 @@ const LINES: usize = 8;
 const BYTES: usize = 2000;
 /// The output of what has ended is there; that of what holds a pipe open is not waited for.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
-
-impl Runner {
-    pub fn new(settings: Settings, launcher: PathBuf, cgroup: Result<PathBuf, String>) -> Self {
-        Self { settings, launcher, cgroup, resolver: Arc::new(SystemResolver) }
-    }
-
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    pub fn cgroup(&self) -> Result<&Path, &str> {
-        self.cgroup.as_deref().map_err(String::as_str)
-    }
-
-    /// The Codex that would be run.
-    pub fn program(&self) -> Result<PathBuf, codex::CodexError> {
-        codex::find(&self.settings.codex, std::env::var_os("PATH").as_deref())
-    }
-
-    /// A sandbox for `login`.
-    pub fn plan(&self, login: &str) -> Result<Plan, Finding> {
-        let unavailable = |cause: &dyn std::fmt::Display| Finding::Unavailable(cause.to_string());
-        let program = self.program().map_err(|error| unavailable(&error))?;
-        let config = configuration(&self.settings.config_toml).map_err(|error| unavailable(&error))?;
-        let ca_bundle = ca_bundle();
-        Ok(Plan {
-            program,
-            arguments: PROMPT.map(String::from).into(),
-            environment: environment(self.settings.token_url.as_deref(), ca_bundle.is_some()),
-            ca_bundle,
-            home: vec![
-                HomeFile { path: LOGIN.into(), content: Zeroizing::new(login.into()) },
-                HomeFile { path: CONFIG.into(), content: Zeroizing::new(config) },
-            ],
-            watched: LOGIN.into(),
-            limits: Limits { time: self.settings.timeout, ..Limits::default() },
-            cgroup: self.cgroup.clone().ok(),
-            only_build: false,
-        })
-    }
-
-    /// Builds the sandbox and runs nothing in it.
-    pub async fn try_sandbox(&self) -> Result<(), SandboxError> {
-        let program = self.launcher.canonicalize().unwrap_or_else(|_| self.launcher.clone());
-        let plan = Plan {
-            program,
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            ca_bundle: ca_bundle(),
-            home: Vec::new(),
-            watched: LOGIN.into(),
-            limits: Limits::default(),
-            cgroup: self.cgroup.clone().ok(),
-            only_build: true,
-        };
-        let mut sandbox = Sandbox::start(&self.launcher, &plan).await?;
-        sandbox.go()?;
-        while !matches!(sandbox.next().await?, Event::Ended(_)) {}
-        Ok(())
-    }
-}
 
 #[async_trait]
 impl Prober for Runner {
@@ -329,83 +207,4 @@ async fn next_event(sandbox: &mut Option<Sandbox>) -> Result<Event, SandboxError
 
 async fn last(output: &mut JoinHandle<Zeroizing<Vec<u8>>>) -> Zeroizing<Vec<u8>> {
     tokio::time::timeout(LAST_OUTPUT, output).await.ok().and_then(Result::ok).unwrap_or_default()
-}
-
-/// Everything that Codex finds in its environment.
-fn environment(token_url: Option<&str>, has_certificates: bool) -> Vec<(String, String)> {
-    let proxy = format!("http://{PROXY}");
-    let mut environment = vec![("HOME", HOME), ("PATH", "/bin"), ("TMPDIR", "/tmp"), ("LANG", "C.UTF-8")];
-    for name in ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy"] {
-        environment.push((name, &proxy));
-    }
-    if has_certificates {
-        environment.extend([("SSL_CERT_FILE", CA_BUNDLE), ("CODEX_CA_CERTIFICATE", CA_BUNDLE)]);
-    }
-    environment.extend(token_url.map(|url| ("CODEX_REFRESH_TOKEN_URL_OVERRIDE", url)));
-    environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
-}
-
-/// The file of certificates that this system trusts, or that the daemon was told to.
-pub(super) fn ca_bundle() -> Option<PathBuf> {
-    const PLACES: [&str; 4] = [
-        // Debian, Arch; Fedora, RHEL; SUSE; Alpine.
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    let told = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    // In the sandbox it is read by somebody else.
-    let is_good = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|it| it.is_file() && it.mode() & 0o004 != 0);
-    told.into_iter().chain(PLACES.map(PathBuf::from)).find(is_good)
-}
-
-/// Codex's configuration: the operator's lines, and, unless they say otherwise, the login in its file.
-pub(super) fn configuration(lines: &str) -> Result<String, toml::de::Error> {
-    let mut table: toml::Table = lines.parse()?;
-    table.entry("cli_auth_credentials_store").or_insert_with(|| "file".into());
-    Ok(table.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_operators_lines_are_kept_and_the_login_stays_in_its_file() {
-        let made = configuration("model = \"x\"\n[analytics]\nenabled = false\n").unwrap();
-        let table: toml::Table = made.parse().unwrap();
-        assert_eq!(table["cli_auth_credentials_store"].as_str(), Some("file"));
-        assert_eq!(table["analytics"]["enabled"].as_bool(), Some(false));
-        assert!(configuration("model =").is_err());
-    }
-
-    #[test]
-    fn the_environment_is_built_from_nothing() {
-        let environment = environment(Some("https://auth.test/oauth/token"), true);
-        let names: Vec<&str> = environment.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(
-            names,
-            [
-                "HOME",
-                "PATH",
-                "TMPDIR",
-                "LANG",
-                "HTTPS_PROXY",
-                "HTTP_PROXY",
-                "ALL_PROXY",
-                "https_proxy",
-                "http_proxy",
-                "all_proxy",
-                "SSL_CERT_FILE",
-                "CODEX_CA_CERTIFICATE",
-                "CODEX_REFRESH_TOKEN_URL_OVERRIDE"
-            ]
-        );
-        assert!(
-            environment
-                .iter()
-                .all(|(name, value)| !name.to_lowercase().ends_with("_proxy") || value == "http://127.0.0.1:3128")
-        );
-    }
 }

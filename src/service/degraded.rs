@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use time::{Duration, OffsetDateTime};
 
 use super::{Result, Service, ServiceError};
+use crate::model::checkup;
 use crate::records::{Epoch, RecordsError, Standstill, StoreFailure, StoreState};
 
 /// A store that takes no more changes in this process.
@@ -148,7 +149,7 @@ impl Service {
             };
         };
         if let Some(at) = known_at.filter(|at| *at != since) {
-            why.push_str(&format!(", what is served is of {at}"));
+            why.push_str(&format!(", what is served is of {}", checkup::shown(at)));
         }
         Err(ServiceError::Degraded { since, why })
     }

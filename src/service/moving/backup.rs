@@ -18,8 +18,10 @@ use crate::records::{Epoch, SettingsChange, VerifiedBackup};
 use crate::service::audit::tell;
 use crate::service::{By, Result, Service, ServiceError};
 
-/// Of the rows and of the manifest.
-pub const FORMAT: u32 = 1;
+/// Of the rows and of the manifest. It grows with each member that a row gains: an older version would leave the member out,
+/// and find another digest. Format 2 has `public_urls` in the settings.
+pub const FORMAT: u32 = 2;
+pub const OLDEST_FORMAT: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {

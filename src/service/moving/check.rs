@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::{FORMAT, Manifest, Step, Teller};
+use super::{FORMAT, Manifest, OLDEST_FORMAT, Step, Teller};
 use crate::model::audit::AuditHead;
 use crate::model::digest::Digest;
 use crate::records::copy::{Row, Table, Tally};
@@ -78,7 +78,7 @@ pub struct Checked {
 
 /// Without a key what is sealed is counted, and not opened.
 pub async fn check(manifest: &Manifest, rows: &Rows, key: Option<&MasterKey>, teller: &Teller) -> Result<Checked> {
-    if manifest.format != FORMAT {
+    if !(OLDEST_FORMAT..=FORMAT).contains(&manifest.format) {
         let Manifest { format, version, .. } = manifest;
         let refusal = format!(
             "the backup has format {format} (written by codex-authd {version}), and this version knows {FORMAT}: restore \

@@ -28,7 +28,7 @@ use crate::records::copy::{Count, Row, Table, Tally};
 use crate::records::{Filling, Records, RecordsError};
 use crate::seal::MasterKey;
 
-pub use backup::{FORMAT, Manifest, Piece};
+pub use backup::{FORMAT, Manifest, OLDEST_FORMAT, Piece};
 pub use check::Rows;
 pub use migrate::Moved;
 pub use restore::{Backup, Restored};

@@ -8,7 +8,7 @@ use openidconnect::core::{
 };
 use openidconnect::{
     AdditionalProviderMetadata, AuthType, ClientId, ClientSecret, EmptyExtraTokenFields, EndpointMaybeSet,
-    EndpointNotSet, EndpointSet, IdToken, IdTokenFields, ProviderMetadata, RedirectUrl, StandardErrorResponse,
+    EndpointNotSet, EndpointSet, IdTokenFields, ProviderMetadata, RedirectUrl, StandardErrorResponse,
     StandardTokenResponse,
 };
 use reqwest::Url;
@@ -19,7 +19,6 @@ use super::refusal::{Refusal, issuers};
 use super::token::Extra;
 use super::{Settings, is_loopback};
 
-pub(super) type Token = IdToken<Extra, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
 type Fields = IdTokenFields<
     Extra,
     EmptyExtraTokenFields,

@@ -28,11 +28,11 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use self::document::{Document, Token};
+use self::document::Document;
 use self::http::{Failure, Http, Limits};
 use self::kept::{Kept, Part};
 pub use self::refusal::Refusal;
-use self::token::{Expected, Header};
+use self::token::{Expected, Header, Token};
 use crate::model::secret::Secret;
 use crate::outside::{Outside, random};
 

@@ -7,15 +7,17 @@ use std::str::FromStr as _;
 use std::time::SystemTime;
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
-use openidconnect::core::{CoreIdTokenVerifier, CoreJsonWebKey, CoreJwsSigningAlgorithm};
+use openidconnect::core::{
+    CoreGenderClaim, CoreIdTokenVerifier, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm,
+};
 use openidconnect::{
-    AdditionalClaims, ClaimsVerificationError, ClientId, IssuerUrl, JsonWebKeySet, Nonce, SignatureVerificationError,
+    AdditionalClaims, ClaimsVerificationError, ClientId, IdToken, IssuerUrl, JsonWebKeySet, Nonce,
+    SignatureVerificationError,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::document::Token;
 use super::refusal::{Refusal, tell_issuers};
 use super::{Identity, Settings};
 use crate::model::people::Email;
@@ -38,6 +40,8 @@ pub(super) struct Extra {
 }
 
 impl AdditionalClaims for Extra {}
+
+pub(super) type Token = IdToken<Extra, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
 
 /// What a token says of its signature. It is looked at before anything else of the token, and before any key.
 #[derive(Clone, Debug)]

@@ -35,7 +35,7 @@ pub async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<Session
 
 /// By id, after `after`.
 pub async fn page(connection: &mut Conn, after: Option<Uuid>, limit: usize) -> Outcome<Vec<Session>> {
-    let (page, values) = rows::page_after("id", after.map(|after| rows::id(after)), limit);
+    let (page, values) = rows::page_after("id", after.map(rows::id), limit);
     select(connection, &page, values).await
 }
 
