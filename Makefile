@@ -43,6 +43,7 @@ needs:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --lib rooms::
 	shellcheck wrapper/cdx wrapper/install.sh wrapper/start.sh tests/*.sh packaging/*.sh benches/*.sh fuzz/*.sh .ci/run
 	. tests/skip.sh; export PATH="$(AUTHD_TEST_CACHE)/tools/bin:$(AUTHD_TEST_CACHE)/prometheus/usr/bin:$$PATH"; \
 	if command -v promtool >/dev/null; then promtool check rules packaging/prometheus/*.yml; \
