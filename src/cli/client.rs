@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use poem::http::{Method, StatusCode};
 use poem::{Body, Endpoint, Request, Response};
@@ -16,7 +17,7 @@ use tokio::io::{AsyncBufRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use crate::api::{self, ErrorBody};
 use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
-use crate::daemon::state::State;
+use crate::daemon::state::{State, is_in_use};
 use crate::daemon::{DaemonError, prober, tls};
 use crate::outside::System;
 use crate::service::Service;
@@ -40,6 +41,9 @@ pub enum ClientError {
 pub type Lines = Box<dyn AsyncBufRead + Unpin + Send>;
 
 const BUFFER: usize = 256 * 1024;
+/// How long a daemon that holds the state may take to answer.
+const START_PATIENCE: Duration = Duration::from_secs(15);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub enum Client {
     Daemon { http: reqwest::Client, socket: PathBuf },
@@ -49,9 +53,8 @@ pub enum Client {
 impl Client {
     /// Finds the daemon of `config`; with none running, opens its state.
     pub async fn connect(config: &Config) -> Result<Self, ClientError> {
-        match Self::of_daemon(config).await {
-            Err(ClientError::NoDaemon(_)) => {}
-            connected => return connected,
+        if Self::is_there(config).await {
+            return Self::of_daemon(config).await;
         }
         let (endpoint, service) = offline(config).await.map_err(Box::new)?;
         Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), service })
@@ -135,9 +138,18 @@ impl Client {
         read::<serde_json::Value>(status, &answer).map(|_| lines)
     }
 
-    /// Whether a daemon runs.
+    /// Whether a daemon runs. A daemon that starts or stops holds the state and does not answer: it is waited for.
     pub async fn is_there(config: &Config) -> bool {
-        tokio::net::UnixStream::connect(&config.listen.control).await.is_ok()
+        let begun = Instant::now();
+        loop {
+            if tokio::net::UnixStream::connect(&config.listen.control).await.is_ok() {
+                return true;
+            }
+            if begun.elapsed() > START_PATIENCE || !is_in_use(&config.state_dir) {
+                return false;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
     }
 
     async fn call<T: DeserializeOwned>(

@@ -13,7 +13,7 @@ use super::certificates::Certificates;
 use super::owner::as_caller;
 use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
-use super::state::State;
+use super::state::{State, wait_until_free};
 use super::tls::Tls;
 use super::{DaemonError, background, descriptors, listen_file, manager, prober, provider, replace};
 use crate::api;
@@ -28,6 +28,8 @@ use crate::outside::{Outside, System};
 use crate::runner::delegation;
 use crate::service::Service;
 
+/// How long a command that uses the state may keep the daemon from starting.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 /// How long calls in flight may take once the daemon was told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
 /// And when it is to be replaced: what waits for the store waits for nothing.
@@ -55,6 +57,7 @@ impl Running {
         }
         let outside: Arc<dyn Outside> = Arc::new(System);
         let shares = descriptors::share_out(config);
+        wait_until_free(&config.state_dir, COMMAND_PATIENCE).await;
         let state = State::open(config, outside.clone()).await?;
         // After the lock: left-overs are removed, and another daemon's are none.
         // As root, where the daemon is root's: it is no file of the state.

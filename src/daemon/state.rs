@@ -24,7 +24,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -361,12 +361,29 @@ fn make_private(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Whether another process uses the state directory.
+pub fn is_in_use(directory: &Path) -> bool {
+    let file = OpenOptions::new().read(true).open(directory.join(LOCK));
+    file.is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+}
+
+/// Waits for a command that uses the state directory for a moment; no longer than `patience`.
+pub async fn wait_until_free(directory: &Path, patience: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < patience && is_in_use(directory) {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+const LOCK: &str = "daemon.lock";
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Held while this process uses the state directory. The kernel lets it go when the process ends, however it ends.
 struct StateLock(#[allow(dead_code)] Flock<File>); // Held, not read.
 
 impl StateLock {
     fn take(directory: &Path) -> Result<Self, StateError> {
-        let path = directory.join("daemon.lock");
+        let path = directory.join(LOCK);
         let fail = |cause| StateError::Directory { path: path.clone(), cause };
         let file = OpenOptions::new()
             .read(true)

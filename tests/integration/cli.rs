@@ -1,6 +1,11 @@
 //! The command line, with and without a running daemon.
 
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::support::daemon::{Daemon, auth_json};
+use crate::support::eventually;
 
 #[test]
 fn every_command_works_without_a_daemon_and_with_one() {
@@ -66,6 +71,33 @@ fn a_second_daemon_says_who_has_the_state() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("in use by process {}", daemon.pid())), "{said}");
+}
+
+#[test]
+fn a_state_that_is_in_use_for_a_moment_is_waited_for() {
+    let daemon = Daemon::prepare(&[]);
+    daemon.cli_json(&["hosts", "list"]);
+    let path = daemon.state_dir().join("daemon.lock");
+    let file = std::fs::File::open(&path).unwrap();
+    let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| daemon.cli(&["hosts", "list"]));
+        eventually("the command looks at the lock", || {
+            (is_open_elsewhere(&path) || command.is_finished()).then_some(())
+        });
+        assert!(!command.is_finished(), "{:?}", command.join());
+        drop(held);
+        let output = command.join().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+}
+
+/// Whether another process has the file open.
+fn is_open_elsewhere(path: &Path) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|process| process.path());
+    let others = processes.filter(|process| !process.ends_with(std::process::id().to_string()));
+    let files = others.filter_map(|process| std::fs::read_dir(process.join("fd")).ok()).flatten().flatten();
+    files.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|link| link == path))
 }
 
 #[test]

@@ -511,7 +511,7 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
         ("a missing entry", without("\"audit_log\""), manifest.clone(), "audit log"),
         ("cut off", text[..text.len() - 20].to_owned(), manifest.clone(), ""),
         ("nothing", String::new(), manifest.clone(), ""),
-        ("another format", text.clone(), manifest.replace("\"format\": 1", "\"format\": 2"), "format 2"),
+        ("another format", text.clone(), manifest.replace("\"format\": 2", "\"format\": 3"), "format 3"),
         ("no manifest", text.clone(), "{}".into(), "no manifest"),
     ];
     let refuse = |name: &str, directory: &Path, more: &[&str]| {
