@@ -55,11 +55,11 @@ impl Service {
             Ok(Some(rows)) => {
                 Some(Check::good(NAME, format!("the checksum of each of the {rows} rows of the records is right")))
             }
-            // A store on a full disk cannot be read through, and is not damaged for that.
+            // On a full disk the store cannot be read. It is not damaged.
             Err(RecordsError::Unavailable(cause) | RecordsError::Failed(cause)) => Some(Check::weak(
                 NAME,
                 format!("the rows of the records could not be verified: {cause}"),
-                "mend what is said of `records` and `disk`, then codex-authd doctor again",
+                "mend what the lines `records` and `disk` say, then run codex-authd doctor again",
             )),
             Err(error) => {
                 let remedy = "stop the daemon and put a backup back (codex-authd restore DIR), or take out what can be read: \

@@ -118,8 +118,8 @@ impl Service {
             .collect()
     }
 
-    /// The addresses of the daemon that hosts were given, by an installer or by an update of `cdx`; the newest first, a few
-    /// at most. Records the one of this process if hosts may be given it by an update.
+    /// The addresses of the daemon that hosts were given, by an installer or by an update of `cdx`: the newest first, at most
+    /// twice [`Settings::MAX_PUBLIC_URLS`]. Records the address of this process if there are hosts that an update may give it.
     pub async fn public_urls(&self) -> Result<Vec<String>> {
         let url = self.policy().base_url.clone();
         if self.host_count() > 0 && self.settings().public_urls.first() != Some(&url) {

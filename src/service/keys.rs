@@ -60,7 +60,8 @@ impl Service {
     }
 
     pub(super) async fn reload_ring(&self) -> Result<KeyId> {
-        // In this order: what is sealed with a key that is not among them any more was sealed anew before that key went.
+        // The keys first. A key is removed only after every value was sealed with a newer one, so the server's key, which is
+        // read afterwards, can be opened with these.
         let keys = self.records.sealing_key_list().await?;
         let server_key = self.records.server_key_fetch().await?.ok_or_else(no_server_key)?;
         self.hot.keep_keys(&keys, &server_key)?;
