@@ -14,7 +14,7 @@ use codex_authd::model::digest::Digest;
 use codex_authd::model::host::HostId;
 use codex_authd::outside::{Outside as _, System};
 use codex_authd::records::{Records, Telemetry};
-use codex_authd::service::{Parts, Policy, Service, boot};
+use codex_authd::service::{Adapters, Areas, Parts, Policy, core::boot};
 use time::Duration;
 
 use crate::report::Cell;
@@ -39,7 +39,7 @@ pub enum Kind {
 
 /// A node without its listeners.
 pub struct Node {
-    service: Service,
+    service: Areas,
     hot: Arc<Hot>,
     records: Arc<dyn Records>,
     round: u64,
@@ -82,10 +82,10 @@ impl Node {
             codex_release_url: String::new(),
             codex_release_sha256: String::new(),
             document_rules: DocumentRules::default(),
-            versions: codex_authd::service::retention::VersionPolicy::default(),
-            people: codex_authd::service::people::PeoplePolicy::default(),
+            versions: codex_authd::service::core::policy::VersionPolicy::default(),
+            people: codex_authd::service::core::policy::PeoplePolicy::default(),
         };
-        let service = Service::new(Parts {
+        let parts = Parts {
             records: records.clone(),
             hot: hot.clone(),
             throttle: Throttle::new(limits),
@@ -93,8 +93,8 @@ impl Node {
             outside: Arc::new(System),
             policy,
             secrets,
-        })
-        .await?;
+        };
+        let service = Areas::start(parts, Adapters::default()).await?;
         Ok(Self { service, hot, records, round: 0 })
     }
 
@@ -109,7 +109,7 @@ impl Node {
         }
         let kept = Cell::per_second(rows, begun.elapsed());
         let begun = Instant::now();
-        self.service.drain_outbox().await?;
+        self.service.hosts.drain_outbox().await?;
         let drained = Cell::per_second(rows, begun.elapsed());
         let told = self.told(kind).await? - before;
         let expected = if kind == Kind::Notes { rows } else { BATCHES };

@@ -20,7 +20,7 @@ use super::json::{JsonBody, OkStatus};
 use crate::model::host::HostId;
 use crate::records::{Session, SignInMethod, User};
 use crate::service::people::sessions::NewSession;
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 
 pub struct AccountApi;
 
@@ -33,7 +33,7 @@ impl AccountApi {
     #[oai(path = "/session", method = "post", operation_id = "signIn")]
     async fn sign_in(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         client: SignInClient,
         body: JsonBody<Credentials>,
     ) -> Result<JsonBody<TokenAnswer>, Failure> {
@@ -42,23 +42,23 @@ impl AccountApi {
         let service = Arc::clone(&service);
         let signing_in = Arc::clone(&service);
         let session = to_its_end(async move {
-            signing_in.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await
+            signing_in.people.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await
         });
-        Ok(JsonBody(TokenAnswer::new(session.await?, service.now())))
+        Ok(JsonBody(TokenAnswer::new(session.await?, service.core.now())))
     }
 
     /// Sign out
     ///
     /// The access token is good for nothing from here on, on every node within a second.
     #[oai(path = "/session", method = "delete", operation_id = "signOut")]
-    async fn sign_out(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<SessionEnded> {
-        let ended = service.end_session(member.signed_in.session.session.id, None, &member.by).await?;
+    async fn sign_out(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<SessionEnded> {
+        let ended = service.people.end_session(member.signed_in.session.session.id, None, &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// Who is signed in
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
-    async fn me(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<Me> {
+    async fn me(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<Me> {
         let session = SessionBody::new(&service, member.signed_in.session.session.clone(), true);
         ok(Me { user: UserBody::from(&*member.signed_in.user), session })
     }
@@ -69,7 +69,7 @@ impl AccountApi {
     #[oai(path = "/me/password", method = "post", operation_id = "setOwnPassword")]
     async fn password(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         member: Member,
         client: SignInClient,
         body: JsonBody<OwnPasswordRequest>,
@@ -77,29 +77,30 @@ impl AccountApi {
         let OwnPasswordRequest { current, new } = body.0;
         let (current, new) = (zeroize::Zeroizing::new(current), zeroize::Zeroizing::new(new));
         let service = Arc::clone(&service);
-        let setting =
-            async move { service.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await };
+        let setting = async move {
+            service.people.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await
+        };
         ok(OwnPasswordSet { user: UserBody::from(&to_its_end(setting).await?) })
     }
 
     /// One's own sessions, the newest first
     #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
-    async fn sessions(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<SessionList> {
+    async fn sessions(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<SessionList> {
         ok(SessionList::of(&service, Some(&member.signed_in.user)).await?)
     }
 
     /// End one of one's own sessions
     #[oai(path = "/me/sessions/:id", method = "delete", operation_id = "endOwnSession")]
-    async fn end_session(&self, service: Data<&Arc<Service>>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
-        let ended = service.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
+    async fn end_session(&self, service: Data<&Arc<Areas>>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
+        let ended = service.people.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// One's own hosts
     #[oai(path = "/me/hosts", method = "get", operation_id = "listOwnHosts")]
-    async fn hosts(&self, service: Data<&Arc<Service>>, member: Member) -> Answer<OwnHosts> {
-        let hosts = service.own_hosts(&member.signed_in).await?;
-        let max_hosts = service.max_hosts(&member.signed_in);
+    async fn hosts(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<OwnHosts> {
+        let hosts = service.people.own_hosts(&member.signed_in).await?;
+        let max_hosts = service.people.max_hosts(&member.signed_in);
         ok(OwnHosts { hosts: hosts.into_iter().map(AdminHost::from).collect(), max_hosts })
     }
 
@@ -110,17 +111,17 @@ impl AccountApi {
     #[oai(path = "/me/hosts", method = "post", operation_id = "registerOwnHost")]
     async fn register(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         member: Member,
         body: JsonBody<OwnHostRequest>,
     ) -> Answer<Registration> {
-        ok(service.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
+        ok(service.people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
     }
 
     /// Remove a host of one's own
     #[oai(path = "/me/hosts/:id", method = "delete", operation_id = "removeOwnHost")]
-    async fn remove(&self, service: Data<&Arc<Service>>, member: Member, id: Path<u64>) -> Answer<Removed> {
-        let host = service.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
+    async fn remove(&self, service: Data<&Arc<Areas>>, member: Member, id: Path<u64>) -> Answer<Removed> {
+        let host = service.people.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }
 }
@@ -274,7 +275,7 @@ pub struct SessionBody {
 }
 
 impl SessionBody {
-    pub fn new(service: &Service, session: Session, in_force: bool) -> Self {
+    pub fn new(service: &Areas, session: Session, in_force: bool) -> Self {
         let (signed_in_by, issuer, subject) = match session.method {
             SignInMethod::Password => ("password", None, None),
             SignInMethod::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
@@ -282,7 +283,7 @@ impl SessionBody {
         Self {
             id: session.id,
             user_id: session.user.0,
-            user: service.known_user(session.user).map(|user| user.email.to_string()),
+            user: service.people.known_user(session.user).map(|user| user.email.to_string()),
             signed_in_by: signed_in_by.into(),
             issuer,
             subject,
@@ -303,8 +304,8 @@ pub struct SessionList {
 }
 
 impl SessionList {
-    pub async fn of(service: &Service, user: Option<&User>) -> Result<Self, ServiceError> {
-        let sessions = service.sessions(user.map(|user| user.id)).await?;
+    pub async fn of(service: &Areas, user: Option<&User>) -> Result<Self, ServiceError> {
+        let sessions = service.people.sessions(user.map(|user| user.id)).await?;
         let sessions = sessions.into_iter().map(|(session, in_force)| SessionBody::new(service, session, in_force));
         Ok(Self { sessions: sessions.collect() })
     }

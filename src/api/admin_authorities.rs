@@ -13,8 +13,8 @@ use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::model::authority::AuthorityRole;
 use crate::records::AuthoritySlot;
-use crate::service::Service;
-use crate::service::host_trust::{HostGroup, HostsByTrust};
+use crate::service::Areas;
+use crate::service::hosts::host_trust::{HostGroup, HostsByTrust};
 
 pub struct AdminAuthoritiesApi;
 
@@ -22,7 +22,7 @@ pub struct AdminAuthoritiesApi;
 impl AdminAuthoritiesApi {
     /// The authorities in their slots
     #[oai(path = "/", method = "get", operation_id = "listAuthorities")]
-    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<AuthorityList> {
+    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<AuthorityList> {
         ok(AuthorityList::of(&service))
     }
 
@@ -31,16 +31,16 @@ impl AdminAuthoritiesApi {
     /// Those that trust one kind only, and which kind they are shown. The others accept either. Hosts that are disabled,
     /// over, or were never installed are not counted.
     #[oai(path = "/hosts", method = "get", operation_id = "getHostTrust")]
-    async fn hosts(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<HostTrustBody> {
-        ok(HostTrustBody::from(service.hosts_by_trust().await?))
+    async fn hosts(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<HostTrustBody> {
+        ok(HostTrustBody::from(service.hosts.hosts_by_trust().await?))
     }
 
     /// Prepare a new authority
     ///
     /// It is trusted from here on by whatever is baked or read anew, and signs nothing yet.
     #[oai(path = "/:role/prepare", method = "post", operation_id = "prepareAuthority")]
-    async fn prepare(&self, service: Data<&Arc<Service>>, admin: Admin, role: Path<Role>) -> Answer<AuthorityList> {
-        service.prepare_authority(role.0.into(), &admin.0).await?;
+    async fn prepare(&self, service: Data<&Arc<Areas>>, admin: Admin, role: Path<Role>) -> Answer<AuthorityList> {
+        service.trust.prepare_authority(role.0.into(), &admin.0).await?;
         ok(AuthorityList::of(&service))
     }
 
@@ -50,13 +50,13 @@ impl AdminAuthoritiesApi {
     #[oai(path = "/:role/activate", method = "post", operation_id = "activateAuthority")]
     async fn activate(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         role: Path<Role>,
         /// Also where somebody is cut off.
         force: Query<Option<bool>>,
     ) -> Answer<AuthorityList> {
-        service.activate_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        service.trust.activate_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
         ok(AuthorityList::of(&service))
     }
 
@@ -66,13 +66,13 @@ impl AdminAuthoritiesApi {
     #[oai(path = "/:role/retire", method = "post", operation_id = "retireAuthority")]
     async fn retire(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         role: Path<Role>,
         /// Also where somebody is cut off.
         force: Query<Option<bool>>,
     ) -> Answer<AuthorityList> {
-        service.retire_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        service.trust.retire_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
         ok(AuthorityList::of(&service))
     }
 }
@@ -114,8 +114,8 @@ pub struct AuthorityBody {
 }
 
 impl AuthorityList {
-    fn of(service: &Service) -> Self {
-        let authorities = service.authorities();
+    fn of(service: &Areas) -> Self {
+        let authorities = service.core.authorities();
         let bodies = authorities.all().iter().map(|held| AuthorityBody {
             id: held.id.to_string(),
             role: match held.role {

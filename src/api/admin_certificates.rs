@@ -15,8 +15,8 @@ use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
 use crate::model::authority::AuthorityRole;
 use crate::records::AdminCertificate;
-use crate::service::certificates::{self, CertificateOptions, Pkcs12};
-use crate::service::{Service, ServiceError};
+use crate::service::trust::certificates::{self, CertificateOptions, Pkcs12};
+use crate::service::{Areas, ServiceError};
 
 pub struct AdminCertificatesApi;
 
@@ -29,13 +29,13 @@ impl AdminCertificatesApi {
     #[oai(path = "/", method = "post", operation_id = "issueCertificate")]
     async fn issue(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         body: JsonBody<CertificateRequest>,
     ) -> Answer<IssuedCertificate> {
         let CertificateRequest { name, days, password, pkcs12 } = body.0;
         let options = options(days, pkcs12, password.as_deref());
-        let issued = service.issue_certificate(&name, options, &admin.0).await?;
+        let issued = service.trust.issue_certificate(&name, options, &admin.0).await?;
         ok(IssuedCertificate::of(&service, issued))
     }
 
@@ -46,7 +46,7 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/renew", method = "post", operation_id = "renewCertificate")]
     async fn renew(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
@@ -55,14 +55,14 @@ impl AdminCertificatesApi {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
         let RenewRequest { days, password, pkcs12, revoke } = body.0;
         let options = options(days, pkcs12, password.as_deref());
-        let issued = service.renew_certificate(&fingerprint, options, revoke.unwrap_or(false), &admin.0).await?;
+        let issued = service.trust.renew_certificate(&fingerprint, options, revoke.unwrap_or(false), &admin.0).await?;
         ok(IssuedCertificate::of(&service, issued))
     }
 
     /// The certificates that were issued, in the order in which they were
     #[oai(path = "/", method = "get", operation_id = "listCertificates")]
-    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<CertificateList> {
-        let certificates = service.certificates().await?;
+    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<CertificateList> {
+        let certificates = service.trust.certificates().await?;
         let certificates = certificates.into_iter().map(|certificate| CertificateBody::of(&service, certificate));
         ok(CertificateList { certificates: certificates.collect() })
     }
@@ -73,13 +73,13 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/revoke", method = "post", operation_id = "revokeCertificate")]
     async fn revoke(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
     ) -> Answer<CertificateAnswer> {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
-        let revoked = service.revoke_certificate(&fingerprint, &admin.0).await?;
+        let revoked = service.trust.revoke_certificate(&fingerprint, &admin.0).await?;
         ok(CertificateAnswer { certificate: CertificateBody::of(&service, revoked) })
     }
 
@@ -90,14 +90,14 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/user", method = "post", operation_id = "tieCertificate")]
     async fn tie(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
         body: JsonBody<TieRequest>,
     ) -> Answer<CertificateAnswer> {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
-        let tied = service.tie_certificate(&fingerprint, body.0.user.as_deref(), &admin.0).await?;
+        let tied = service.people.tie_certificate(&fingerprint, body.0.user.as_deref(), &admin.0).await?;
         ok(CertificateAnswer { certificate: CertificateBody::of(&service, tied) })
     }
 }
@@ -162,14 +162,14 @@ pub struct IssuedCertificate {
 }
 
 impl IssuedCertificate {
-    fn of(service: &Service, issued: certificates::IssuedCertificate) -> Self {
+    fn of(service: &Areas, issued: certificates::IssuedCertificate) -> Self {
         let (file, password) = issued.pkcs12.map(|Pkcs12 { file, password }| (file, password)).unzip();
         Self {
             certificate: CertificateBody::of(service, issued.record),
             certificate_pem: issued.certificate_pem,
             private_key_pem: issued.private_key_pem.expose().into(),
             ca_pem: issued.authority_pem,
-            server_ca_pem: service.authorities().bundle(AuthorityRole::Server),
+            server_ca_pem: service.core.authorities().bundle(AuthorityRole::Server),
             pkcs12: file.map(|file| BASE64_STANDARD.encode(file)),
             pkcs12_password: password.map(|password| password.expose().into()),
         }
@@ -207,12 +207,12 @@ pub struct CertificateBody {
 }
 
 impl CertificateBody {
-    fn of(service: &Service, certificate: AdminCertificate) -> Self {
+    fn of(service: &Areas, certificate: AdminCertificate) -> Self {
         Self {
             user: certificate
                 .user
-                .map(|user| service.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
-            state: service.state_of(&certificate).as_str().into(),
+                .map(|user| service.people.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
+            state: service.trust.state_of(&certificate).as_str().into(),
             revoked_at: certificate.revoked_at,
             name: certificate.name,
             fingerprint: certificate.fingerprint.to_string(),

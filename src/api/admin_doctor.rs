@@ -9,7 +9,7 @@ use super::Tag;
 use super::checks::Checks;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use crate::service::Service;
+use crate::service::Areas;
 
 pub struct AdminDoctorApi;
 
@@ -20,15 +20,15 @@ impl AdminDoctorApi {
     /// As far as the node that is asked knows it: its clock, the store, the authorities, who may come in, the login, what
     /// probes need. `codex-authd doctor` looks at the machine besides.
     #[oai(path = "/admin/doctor", method = "get", operation_id = "examine")]
-    async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<Checks> {
-        ok(Checks::from(service.examine().await))
+    async fn examine(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<Checks> {
+        ok(Checks::from(service.status.examine().await))
     }
 
     /// Read every row of the embedded store and its checksum
     ///
     /// One at a time. A store that is a database is not read: it sees to that itself.
     #[oai(path = "/admin/records/verify", method = "post", operation_id = "verifyRecords")]
-    async fn verify_records(&self, service: Data<&Arc<Service>>, _admin: Admin) -> Answer<Checks> {
-        ok(Checks::from(Vec::from_iter(service.verify_records().await)))
+    async fn verify_records(&self, service: Data<&Arc<Areas>>, _admin: Admin) -> Answer<Checks> {
+        ok(Checks::from(Vec::from_iter(service.status.verify_records().await)))
     }
 }

@@ -13,7 +13,7 @@ use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 
 pub struct AdminInstallersApi;
 
@@ -25,7 +25,7 @@ impl AdminInstallersApi {
     #[oai(path = "/", method = "get", operation_id = "listInstallers")]
     async fn list(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         _viewer: Viewer,
         /// Only those in this state.
         state: Query<Option<InstallerState>>,
@@ -37,8 +37,8 @@ impl AdminInstallersApi {
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<InstallerList> {
-        let now = service.now();
-        let mut installers = service.installers().await?;
+        let now = service.core.now();
+        let mut installers = service.hosts.installers().await?;
         if let Some(after) = after.0 {
             let unknown = || ServiceError::invalid("after", "must be the id of an installer");
             let after = after.trim().parse().map_err(|_| unknown())?;
@@ -60,13 +60,13 @@ impl AdminInstallersApi {
     #[oai(path = "/:id/revoke", method = "post", operation_id = "revokeInstaller")]
     async fn revoke(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         /// As in the list: SHA-256 of the token.
         id: Path<String>,
     ) -> Answer<RevokedInstaller> {
         let digest = id.0.parse().map_err(|_| ServiceError::NotFound("Outstanding installer"))?;
-        let revoked = service.revoke_installer(&digest, &admin.0).await?;
+        let revoked = service.hosts.revoke_installer(&digest, &admin.0).await?;
         ok(RevokedInstaller { revoked: revoked.digest.to_string() })
     }
 }

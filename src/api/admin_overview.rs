@@ -13,9 +13,9 @@ use super::errors::{Answer, ok};
 use super::guards::Viewer;
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
+use crate::service::Areas;
 use crate::service::By;
-use crate::service::Service;
-use crate::service::degraded::{Degraded, GOES_ON, REFUSED};
+use crate::service::core::health::{Degraded, GOES_ON, REFUSED};
 
 pub struct AdminOverviewApi;
 
@@ -25,9 +25,9 @@ impl AdminOverviewApi {
     ///
     /// Answered while the daemon is degraded, too.
     #[oai(path = "/overview", method = "get", operation_id = "getOverview")]
-    async fn overview(&self, service: Data<&Arc<Service>>, viewer: Viewer) -> Answer<OverviewBody> {
-        let overview = service.overview().await?;
-        let canonical = service.canonical();
+    async fn overview(&self, service: Data<&Arc<Areas>>, viewer: Viewer) -> Answer<OverviewBody> {
+        let overview = service.status.overview().await?;
+        let canonical = service.core.canonical();
         let seed_reasons = if canonical.is_some() { vec![] } else { vec!["no_canonical_auth".into()] };
         ok(OverviewBody {
             mtls: MtlsBody::of(&service, &viewer.0),
@@ -36,11 +36,11 @@ impl AdminOverviewApi {
             has_canonical_auth: canonical.is_some(),
             last_refresh: canonical.map(|canonical| canonical.summary.last_refresh.clone()),
             avg_refresh_age_days: overview.average_age_days,
-            versions: service.versions(None)?.into(),
+            versions: service.hosts.versions(None)?.into(),
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
-            restored_login: service.restored_login().map(RestoredLoginBody::from),
+            restored_login: service.probes.restored_login().map(RestoredLoginBody::from),
             degraded: overview.degraded.map(DegradedBody::from),
             store: StoreBody::of(&service),
         })
@@ -107,10 +107,10 @@ pub struct StoreBody {
 }
 
 impl StoreBody {
-    fn of(service: &Service) -> Self {
-        let standstill = service.standstill();
+    fn of(service: &Areas) -> Self {
+        let standstill = service.core.health.standstill();
         Self {
-            incarnation: service.incarnation().map(|id| id.to_string()),
+            incarnation: service.core.health.incarnation().map(|id| id.to_string()),
             stands_still_since: standstill.as_ref().map(|still| still.since),
             stands_still_reason: standstill.map(|still| still.reason.clone()),
         }
@@ -134,9 +134,9 @@ pub struct MtlsBody {
 }
 
 impl MtlsBody {
-    fn of(service: &Service, by: &By) -> Self {
+    fn of(service: &Areas, by: &By) -> Self {
         let Actor::Certificate { name, fingerprint } = &by.actor else { return Self::default() };
-        let authority = service.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
+        let authority = service.trust.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
         Self {
             fingerprint: Some(fingerprint.to_string()),
             subject: Some(name.clone()),

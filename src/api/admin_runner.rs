@@ -13,9 +13,9 @@ use super::checks::Checks;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::records::{Probe, RestoredLogin};
-use crate::service::Service;
-use crate::service::probing::restored::reason;
-use crate::service::probing::{RunnerView, Underway};
+use crate::service::Areas;
+use crate::service::probes::restored::reason;
+use crate::service::probes::{RunnerView, Underway};
 
 const MAX_PROBES: usize = 1000;
 
@@ -27,14 +27,14 @@ impl AdminRunnerApi {
     #[oai(path = "/", method = "get", operation_id = "getRunner")]
     async fn show(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         _viewer: Viewer,
         /// How many of the last probes are listed, 0 to 1000; no more are kept.
         #[oai(default = "default_limit", validator(maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<RunnerBody> {
         let limit = usize::try_from(limit.0).unwrap_or(MAX_PROBES).min(MAX_PROBES);
-        ok(RunnerBody::of(&service, service.runner(limit).await?))
+        ok(RunnerBody::of(&service, service.probes.runner(limit).await?))
     }
 
     /// Have the canonical login proved now
@@ -45,21 +45,21 @@ impl AdminRunnerApi {
     #[oai(path = "/run", method = "post", operation_id = "runRunner")]
     async fn run(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         /// Also if the login came back from a backup: nothing was refreshed since.
         #[oai(default)]
         restored: Query<bool>,
     ) -> Answer<ProbeAsked> {
-        ok(ProbeAsked { asked: service.ask_for_probe(&admin.0, restored.0)? })
+        ok(ProbeAsked { asked: service.probes.ask_for_probe(&admin.0, restored.0)? })
     }
 
     /// What probes need, and whether it is there
     ///
     /// Looked for on the node that is asked, with a sandbox that is built for it and in which nothing is run.
     #[oai(path = "/doctor", method = "get", operation_id = "examineRunner")]
-    async fn examine(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<Checks> {
-        ok(Checks::from(service.examine_runner().await?))
+    async fn examine(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<Checks> {
+        ok(Checks::from(service.probes.examine_runner().await?))
     }
 }
 
@@ -191,7 +191,7 @@ impl From<Probe> for ProbeBody {
 }
 
 impl RunnerBody {
-    fn of(service: &Service, view: RunnerView) -> Self {
+    fn of(service: &Areas, view: RunnerView) -> Self {
         let reason = view.reason();
         let running = view.underway.map(|Underway { version, trigger, since }| RunningProbe {
             version,
@@ -220,8 +220,8 @@ impl RunnerBody {
             probes: view.probes.into_iter().map(ProbeBody::from).collect(),
             has_more_probes: view.has_more_probes,
             timeout_seconds: view.time.as_secs(),
-            boot_id: service.node().to_string(),
-            base_url: service.policy().base_url.clone(),
+            boot_id: service.core.node().to_string(),
+            base_url: service.core.policy().base_url.clone(),
             runner_url: String::new(),
         }
     }

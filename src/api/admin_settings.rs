@@ -10,7 +10,7 @@ use super::Tag;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
-use crate::service::Service;
+use crate::service::Areas;
 
 pub struct AdminSettingsApi;
 
@@ -18,7 +18,7 @@ pub struct AdminSettingsApi;
 impl AdminSettingsApi {
     /// Whether hosts are served
     #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
-    async fn state(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<ApiState> {
+    async fn state(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<ApiState> {
         ok(ApiState::of(&service))
     }
 
@@ -26,20 +26,15 @@ impl AdminSettingsApi {
     ///
     /// While it is off, hosts are answered 503; the admin listener stays.
     #[oai(path = "/api/state", method = "post", operation_id = "setApiState")]
-    async fn set_state(
-        &self,
-        service: Data<&Arc<Service>>,
-        admin: Admin,
-        body: JsonBody<ApiState>,
-    ) -> Answer<ApiState> {
-        service.disable_api(body.0.disabled, body.0.reason.as_deref(), &admin.0).await?;
+    async fn set_state(&self, service: Data<&Arc<Areas>>, admin: Admin, body: JsonBody<ApiState>) -> Answer<ApiState> {
+        service.admission.disable_api(body.0.disabled, body.0.reason.as_deref(), &admin.0).await?;
         ok(ApiState::of(&service))
     }
 
     /// Make a new data key and seal every secret with it
     #[oai(path = "/keys/rotate", method = "post", operation_id = "rotateKeys")]
-    async fn rotate(&self, service: Data<&Arc<Service>>, admin: Admin) -> Answer<Rotation> {
-        let rotation = service.rotate_keys(&admin.0).await?;
+    async fn rotate(&self, service: Data<&Arc<Areas>>, admin: Admin) -> Answer<Rotation> {
+        let rotation = service.trust.rotate_keys(&admin.0).await?;
         ok(Rotation {
             active_key: rotation.active.0,
             resealed: rotation.resealed,
@@ -58,8 +53,8 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    fn of(service: &Service) -> Self {
-        let settings = service.settings();
+    fn of(service: &Areas) -> Self {
+        let settings = service.core.settings();
         Self { disabled: settings.api_disabled, reason: settings.api_disabled_reason.clone() }
     }
 }

@@ -16,9 +16,9 @@ use super::guards::HostCaller;
 use super::json::{Envelope, JsonBody};
 use super::lines::Lines;
 use super::types::auth::{AuthAnswer, AuthRequest};
-use crate::service::Service;
+use crate::service::Areas;
 use crate::service::admission::Purpose;
-use crate::service::sync::QueryVersions;
+use crate::service::login::sync::QueryVersions;
 
 pub struct AuthApi;
 
@@ -40,7 +40,7 @@ impl AuthApi {
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn sync(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         caller: HostCaller,
         /// For bodies that have none.
         client_version: Query<Option<String>>,
@@ -58,7 +58,10 @@ impl AuthApi {
             // Before a byte of the body: who is refused has sent none that counts.
             let host = caller.admit(&service, Purpose::Service).await?;
             let text = body.read(&host).await?;
-            Ok::<_, Failure>(AuthAnswer::of(&service, service.sync(host, caller.address, &text, versions).await?)?)
+            Ok::<_, Failure>(AuthAnswer::of(
+                &service,
+                service.login.sync(host, caller.address, &text, versions).await?,
+            )?)
         }
         .await;
         match (format.0, done) {
@@ -74,14 +77,14 @@ impl AuthApi {
     #[oai(path = "/auth", method = "delete", operation_id = "leave")]
     async fn leave(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         caller: HostCaller,
         /// `1`: from whatever address the call comes.
         force: Query<Option<String>>,
     ) -> Answer<Left> {
         let anywhere = force.0.as_deref().is_some_and(|force| force == "1" || force == "true");
         let host = caller.admit(&service, Purpose::Leave { anywhere }).await?;
-        let removed = service.leave(&host, caller.address).await?;
+        let removed = service.hosts.leave(&host, caller.address).await?;
         ok(Left { deleted: removed.fqdn.into() })
     }
 }

@@ -16,8 +16,8 @@ use super::errors::Failure;
 use crate::metrics::{Forwarding, Metrics};
 use crate::model::forwarded::Trust;
 use crate::service::admission::Credential;
-use crate::service::enrol::canonical_address;
-use crate::service::{Service, ServiceError};
+use crate::service::hosts::enrol::canonical_address;
+use crate::service::{Areas, ServiceError};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -32,16 +32,16 @@ pub struct AuthContext {
 
 impl AuthContext {
     /// Finds out who calls, and counts the request against the limit of the host, the user or the address.
-    pub fn of(service: &Service, trust: &Trust, request: &Request) -> Result<Self, Failure> {
-        let caller = find_caller(request, trust, service.metrics())?;
+    pub fn of(service: &Areas, trust: &Trust, request: &Request) -> Result<Self, Failure> {
+        let caller = find_caller(request, trust, service.status.metrics())?;
         log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller; "a request of a host");
         // Of several headers the first counts; one that is no text is as good as none.
         let credential = match request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {
-            Some(key) => Some(service.credential(key)),
-            None => bearer(request).map(|token| service.credential(&token)),
+            Some(key) => Some(service.admission.credential(key)),
+            None => bearer(request).map(|token| service.admission.credential(&token)),
         };
         let leaves = request.method() == Method::DELETE && request.uri().path() == "/auth";
-        service.count_request(credential.as_ref(), leaves, caller)?;
+        service.admission.count_request(credential.as_ref(), leaves, caller)?;
         Ok(Self { caller, credential })
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Tag;
 use super::errors::{Answer, ok};
-use crate::service::Service;
+use crate::service::Areas;
 
 pub struct HealthApi;
 
@@ -24,8 +24,8 @@ impl HealthApi {
     ///
     /// 503 while the store cannot be read or written.
     #[oai(path = "/readyz", method = "get", operation_id = "getReadiness")]
-    async fn readiness(&self, service: Data<&Arc<Service>>) -> Answer<Health> {
-        service.ready().await?;
+    async fn readiness(&self, service: Data<&Arc<Areas>>) -> Answer<Health> {
+        service.core.health.ready().await?;
         ok(Health { state: "ready".into() })
     }
 }

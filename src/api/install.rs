@@ -16,8 +16,8 @@ use super::errors::{ErrorBody, Failure, rfc3339};
 use super::guards::Caller;
 use crate::model::secret::Secret;
 use crate::service::error::InstallerRefusal;
-use crate::service::install::InstallScript;
-use crate::service::{Service, ServiceError, bake};
+use crate::service::hosts::install::InstallScript;
+use crate::service::{Areas, ServiceError, hosts::bake};
 
 pub struct InstallApi;
 
@@ -30,12 +30,12 @@ impl InstallApi {
     #[oai(path = "/install/:token/start", method = "get", operation_id = "startInstall")]
     async fn start(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         caller: Caller,
         /// As it was printed when the host was registered.
         token: Path<String>,
     ) -> InstallAnswer {
-        InstallAnswer::of(service.start_install(&token.0, caller.0))
+        InstallAnswer::of(service.hosts.start_install(&token.0, caller.0))
     }
 
     /// Redeem an installer token
@@ -45,12 +45,12 @@ impl InstallApi {
     #[oai(path = "/install/:token", method = "get", operation_id = "install")]
     async fn install(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         caller: Caller,
         /// As it was printed when the host was registered.
         token: Path<String>,
     ) -> InstallAnswer {
-        InstallAnswer::of(service.redeem(&token.0, caller.0).await)
+        InstallAnswer::of(service.hosts.redeem(&token.0, caller.0).await)
     }
 }
 

@@ -13,11 +13,11 @@ use super::metrics::Measured;
 use super::{auth, errors, guards, install};
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
-use crate::service::Service;
+use crate::service::Areas;
 
 pub fn finish(
     routes: impl IntoEndpoint<Endpoint: 'static>,
-    service: Arc<Service>,
+    service: Arc<Areas>,
     listener: Listener,
     trust: Option<Arc<Trust>>,
 ) -> impl Endpoint<Output = Response> + 'static {
@@ -27,7 +27,7 @@ pub fn finish(
 
 struct ListenerEndpoint<E> {
     routes: E,
-    service: Arc<Service>,
+    service: Arc<Areas>,
     listener: Listener,
     /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
     trust: Option<Arc<Trust>>,
@@ -53,7 +53,7 @@ impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let measured = Measured::begin(self.service.metrics(), self.listener);
+        let measured = Measured::begin(self.service.status.metrics(), self.listener);
         let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
         let (operation, answer) = match self.answer(request).await {
             Ok(answer) => (answer.data().copied(), answer),

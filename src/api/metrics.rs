@@ -14,7 +14,7 @@ use super::Tag;
 use super::errors::Failure;
 use super::guards::Viewer;
 use crate::metrics::{InFlight, Listener, Metrics};
-use crate::service::Service;
+use crate::service::Areas;
 
 pub struct MetricsApi;
 
@@ -24,8 +24,8 @@ impl MetricsApi {
     ///
     /// In the Prometheus text format, version 0.0.4. Counters begin at zero with the process.
     #[oai(path = "/metrics", method = "get", operation_id = "getMetrics")]
-    async fn metrics(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Result<MetricsAnswer, Failure> {
-        Ok(MetricsAnswer::Done(MetricsText(service.metrics_text().await?)))
+    async fn metrics(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Result<MetricsAnswer, Failure> {
+        Ok(MetricsAnswer::Done(MetricsText(service.status.metrics_text().await?)))
     }
 }
 

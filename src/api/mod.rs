@@ -47,7 +47,7 @@ use tokio::sync::OnceCell;
 
 use crate::metrics::Listener;
 use crate::model::forwarded::Trust;
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 use listener_endpoint::finish;
 
 pub use bodies::MAX_BODY;
@@ -226,21 +226,21 @@ fn allow_null(schema: &mut Value) {
 }
 
 /// What hosts reach; whose forwarding header counts is in `trust`.
-pub fn hosts_listener(service: Arc<Service>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
+pub fn hosts_listener(service: Arc<Areas>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
     let routes = with_documents(with_provider(route, &service)).around(origins::refuse_cross_site);
     finish(routes, service, Listener::Hosts, Some(trust))
 }
 
 /// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
-pub fn admin_over_control(service: Arc<Service>) -> impl Endpoint<Output = Response> + 'static {
+pub fn admin_over_control(service: Arc<Areas>) -> impl Endpoint<Output = Response> + 'static {
     let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
     finish(guarded(route), service, Listener::Control, None)
 }
 
 /// What admins reach over the network: the same, signing in, and the dashboard's pages.
 pub fn admin_listener<E: Endpoint + 'static>(
-    service: Arc<Service>,
+    service: Arc<Areas>,
     pages: impl FnOnce(Route) -> E,
 ) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS, account::AccountApi)));
@@ -253,12 +253,12 @@ fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Respons
 }
 
 /// Without a provider there is no such route.
-fn with_provider(route: Route, service: &Service) -> Route {
-    if service.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
+fn with_provider(route: Route, service: &Areas) -> Route {
+    if service.people.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
 }
 
 /// What a command reaches that works on the state itself, as `uid`.
-pub fn admin_in_process(service: Arc<Service>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
+pub fn admin_in_process(service: Arc<Areas>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
     admin_over_control(service).data(guards::Asking::offline(uid))
 }
 

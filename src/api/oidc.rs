@@ -26,7 +26,7 @@ use crate::metrics::Listener;
 use crate::model::secret::Secret;
 use crate::service::people::provider::ProviderAnswer;
 use crate::service::people::provider::{Finished, NotFinished, PATIENCE, cookie_tag};
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 
 pub struct OidcApi;
 
@@ -39,7 +39,7 @@ impl OidcApi {
     #[oai(path = "/login", method = "get", operation_id = "beginOidcSignIn")]
     async fn login(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         browser: Browser,
         client: SignInClient,
         return_to: Query<Option<String>>,
@@ -49,7 +49,7 @@ impl OidcApi {
             Err(error) => return Redirected(page_of(error)),
         };
         let is_page = back_to.is_some();
-        Redirected(match service.begin_sign_in(back_to, client.from).await {
+        Redirected(match service.people.begin_sign_in(back_to, client.from).await {
             Ok(begun) => {
                 let name = flow_cookie(&begun.tag, browser.secure);
                 let kept = set_cookie(&name, &begun.cookie, browser.secure, Some(PATIENCE));
@@ -68,7 +68,7 @@ impl OidcApi {
     #[oai(path = "/callback", method = "get", operation_id = "finishOidcSignIn")]
     async fn callback(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         browser: Browser,
         client: SignInClient,
         code: Query<Option<String>>,
@@ -86,7 +86,8 @@ impl OidcApi {
             iss: iss.0,
             error: error.0,
         };
-        let finished = service.finish_sign_in(kept.as_deref(), &answer, client.from, client.agent.as_deref()).await;
+        let finished =
+            service.people.finish_sign_in(kept.as_deref(), &answer, client.from, client.agent.as_deref()).await;
         let forget = set_cookie(&name, "", browser.secure, Some(time::Duration::ZERO));
         let mut response = match finished {
             Ok(Finished { session, back_to: Some(page) }) => {
@@ -94,7 +95,7 @@ impl OidcApi {
                 redirect(StatusCode::SEE_OTHER, &page, [session])
             }
             Ok(Finished { session, back_to: None }) => {
-                JsonBody(TokenAnswer::new(session, service.now())).into_response()
+                JsonBody(TokenAnswer::new(session, service.core.now())).into_response()
             }
             Err(NotFinished { error, is_page: false }) => Failure::from(error).into_response(),
             Err(NotFinished { error, is_page: true }) => page_of(error),
@@ -120,9 +121,9 @@ struct Browser {
 
 impl<'a> FromRequest<'a> for Browser {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        let service = request.data::<Arc<Service>>();
+        let service = request.data::<Arc<Areas>>();
         Ok(Self {
-            secure: service.is_none_or(|service| service.comes_back_over_tls()),
+            secure: service.is_none_or(|service| service.people.comes_back_over_tls()),
             on_admin_listener: matches!(request.data::<Listener>(), Some(Listener::Admin)),
             origin: trusted_origin(request),
             named: own_origin(request).unwrap_or_default(),
@@ -133,8 +134,8 @@ impl<'a> FromRequest<'a> for Browser {
 
 impl Browser {
     /// A page of our own dashboard, where a sign-in lets somebody in. `None`: there is none here, and the token is answered.
-    fn back_to(&self, service: &Service, path: &str) -> Result<Option<String>, ServiceError> {
-        if !self.on_admin_listener || service.people_policy().access == AdminAccess::Mtls {
+    fn back_to(&self, service: &Areas, path: &str) -> Result<Option<String>, ServiceError> {
+        if !self.on_admin_listener || service.people.people_policy().access == AdminAccess::Mtls {
             return Ok(None);
         }
         match &self.origin {

@@ -11,7 +11,7 @@ use poem::http::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
 use poem::{Endpoint, IntoResponse, Request, Response};
 
 use super::errors::Failure;
-use crate::service::Service;
+use crate::service::Areas;
 
 /// A GET below this path has an effect: it begins or finishes a sign-in.
 const SIGN_IN_PATHS: &str = "/auth/oidc/";
@@ -66,8 +66,8 @@ fn is_own(request: &Request, origin: &HeaderValue) -> bool {
 }
 
 fn is_configured(request: &Request, origin: &str) -> bool {
-    let service = request.data::<Arc<Service>>();
-    service.is_some_and(|service| service.policy().people.origins.iter().any(|own| own == origin))
+    let service = request.data::<Arc<Areas>>();
+    service.is_some_and(|service| service.core.policy().people.origins.iter().any(|own| own == origin))
 }
 
 /// The origin of the request, where it is configured or listened on. The `Host` header alone proves nothing: the caller

@@ -16,7 +16,7 @@ use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
 use crate::model::people::{Role, UserId};
 use crate::records::{ChangedUser, ExternalIdentity, User};
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 
 pub struct UsersApi;
 
@@ -24,25 +24,25 @@ pub struct UsersApi;
 impl UsersApi {
     /// Users, by e-mail address
     #[oai(path = "/users", method = "get", operation_id = "listUsers")]
-    async fn list(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<UserList> {
-        ok(UserList { users: service.users().await?.iter().map(UserBody::from).collect() })
+    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<UserList> {
+        ok(UserList { users: service.people.users().await?.iter().map(UserBody::from).collect() })
     }
 
     /// Make a user
     ///
     /// Without a password they sign in through the identity provider, once an identity is linked to them.
     #[oai(path = "/users", method = "post", operation_id = "addUser")]
-    async fn add(&self, service: Data<&Arc<Service>>, admin: Admin, body: JsonBody<NewUser>) -> Answer<UserAnswer> {
+    async fn add(&self, service: Data<&Arc<Areas>>, admin: Admin, body: JsonBody<NewUser>) -> Answer<UserAnswer> {
         let NewUser { email, role, password } = body.0;
         let password = password.map(zeroize::Zeroizing::new);
         let password = password.as_ref().map(|password| password.as_str());
-        answer(service.add_user(&email, read_role(&role)?, password, &admin.0).await?)
+        answer(service.people.add_user(&email, read_role(&role)?, password, &admin.0).await?)
     }
 
     /// One user
     #[oai(path = "/users/:id", method = "get", operation_id = "getUser")]
-    async fn show(&self, service: Data<&Arc<Service>>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
-        answer(service.user(UserId(id.0)).await?)
+    async fn show(&self, service: Data<&Arc<Areas>>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
+        answer(service.people.user(UserId(id.0)).await?)
     }
 
     /// Give a user another role
@@ -51,12 +51,12 @@ impl UsersApi {
     #[oai(path = "/users/:id/role", method = "post", operation_id = "setUserRole")]
     async fn role(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<RoleRequest>,
     ) -> Answer<UserAnswer> {
-        answer(service.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
+        answer(service.people.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
     }
 
     /// Let a user in no more
@@ -66,22 +66,22 @@ impl UsersApi {
     #[oai(path = "/users/:id/disable", method = "post", operation_id = "disableUser")]
     async fn disable(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         id: Path<u64>,
         /// Their own hosts stay as they are.
         keep_hosts: Query<Option<bool>>,
     ) -> Answer<UserAnswer> {
         let keep_hosts = keep_hosts.0.unwrap_or_default();
-        answer_changed(service.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
+        answer_changed(service.people.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
     }
 
     /// Let a user in again
     ///
     /// Hosts that were disabled with them are enabled; those that an admin disabled stay disabled.
     #[oai(path = "/users/:id/enable", method = "post", operation_id = "enableUser")]
-    async fn enable(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
-        answer_changed(service.enable_user(UserId(id.0), &admin.0).await?)
+    async fn enable(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
+        answer_changed(service.people.enable_user(UserId(id.0), &admin.0).await?)
     }
 
     /// Give a user another password
@@ -90,13 +90,13 @@ impl UsersApi {
     #[oai(path = "/users/:id/password", method = "post", operation_id = "setUserPassword")]
     async fn password(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<PasswordRequest>,
     ) -> Answer<UserAnswer> {
         let password = zeroize::Zeroizing::new(body.0.password);
-        answer(service.set_password(UserId(id.0), &password, &admin.0).await?)
+        answer(service.people.set_password(UserId(id.0), &password, &admin.0).await?)
     }
 
     /// Say how many hosts of their own a user may have
@@ -105,20 +105,20 @@ impl UsersApi {
     #[oai(path = "/users/:id/max-hosts", method = "post", operation_id = "setUserMaxHosts")]
     async fn max_hosts(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<MaxHostsRequest>,
     ) -> Answer<UserAnswer> {
-        answer(service.set_max_hosts(UserId(id.0), body.0.max_hosts, &admin.0).await?)
+        answer(service.people.set_max_hosts(UserId(id.0), body.0.max_hosts, &admin.0).await?)
     }
 
     /// A user's sessions, the newest first
     ///
     /// Those of the last thirty days.
     #[oai(path = "/users/:id/sessions", method = "get", operation_id = "listUserSessions")]
-    async fn of_user(&self, service: Data<&Arc<Service>>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
-        let user = service.user(UserId(id.0)).await?;
+    async fn of_user(&self, service: Data<&Arc<Areas>>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
+        let user = service.people.user(UserId(id.0)).await?;
         ok(SessionList::of(&service, Some(&user)).await?)
     }
 
@@ -126,7 +126,7 @@ impl UsersApi {
     ///
     /// Those of the last thirty days.
     #[oai(path = "/sessions", method = "get", operation_id = "listSessions")]
-    async fn sessions(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<SessionList> {
+    async fn sessions(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<SessionList> {
         ok(SessionList::of(&service, None).await?)
     }
 
@@ -134,14 +134,14 @@ impl UsersApi {
     ///
     /// Its token is good for nothing from here on, on every node within a second.
     #[oai(path = "/sessions/:id/end", method = "post", operation_id = "endSession")]
-    async fn end(&self, service: Data<&Arc<Service>>, admin: Admin, id: Path<Uuid>) -> Answer<SessionEnded> {
-        ok(SessionEnded { ended: service.end_session(id.0, None, &admin.0).await?.id })
+    async fn end(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<Uuid>) -> Answer<SessionEnded> {
+        ok(SessionEnded { ended: service.people.end_session(id.0, None, &admin.0).await?.id })
     }
 
     /// Identities of the provider that are linked to users
     #[oai(path = "/identities", method = "get", operation_id = "listIdentities")]
-    async fn identities(&self, service: Data<&Arc<Service>>, _viewer: Viewer) -> Answer<IdentityList> {
-        let identities = service.identities().await?.into_iter();
+    async fn identities(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<IdentityList> {
+        let identities = service.people.identities().await?.into_iter();
         ok(IdentityList { identities: identities.map(|identity| IdentityBody::new(&service, identity)).collect() })
     }
 
@@ -151,12 +151,12 @@ impl UsersApi {
     #[oai(path = "/identities", method = "post", operation_id = "linkIdentity")]
     async fn link(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         body: JsonBody<LinkRequest>,
     ) -> Answer<IdentityAnswer> {
         let LinkRequest { issuer, subject, user, email } = body.0;
-        let identity = service.link_identity(&issuer, &subject, &user, email.as_deref(), &admin.0).await?;
+        let identity = service.people.link_identity(&issuer, &subject, &user, email.as_deref(), &admin.0).await?;
         ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
     }
 
@@ -166,11 +166,11 @@ impl UsersApi {
     #[oai(path = "/identities/unlink", method = "post", operation_id = "unlinkIdentity")]
     async fn unlink(
         &self,
-        service: Data<&Arc<Service>>,
+        service: Data<&Arc<Areas>>,
         admin: Admin,
         body: JsonBody<UnlinkRequest>,
     ) -> Answer<IdentityAnswer> {
-        let identity = service.unlink_identity(&body.0.issuer, &body.0.subject, &admin.0).await?;
+        let identity = service.people.unlink_identity(&body.0.issuer, &body.0.subject, &admin.0).await?;
         ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
     }
 }
@@ -261,9 +261,9 @@ pub struct IdentityBody {
 }
 
 impl IdentityBody {
-    fn new(service: &Service, identity: ExternalIdentity) -> Self {
+    fn new(service: &Areas, identity: ExternalIdentity) -> Self {
         let ExternalIdentity { issuer, subject, user, email, linked_at } = identity;
-        let name = service.known_user(user).map(|user| user.email.to_string());
+        let name = service.people.known_user(user).map(|user| user.email.to_string());
         Self { issuer, subject, user_id: user.0, user: name, email, linked_at }
     }
 }

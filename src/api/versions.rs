@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::errors::{Answer, ok};
-use crate::service::Service;
-use crate::service::versions::Versions;
+use crate::service::Areas;
+use crate::service::hosts::versions::Versions;
 
 pub struct VersionsApi;
 
@@ -20,8 +20,8 @@ impl VersionsApi {
     ///
     /// Needs no key.
     #[oai(path = "/versions", method = "get", operation_id = "getVersions")]
-    async fn versions(&self, service: Data<&Arc<Service>>) -> Answer<VersionsBody> {
-        ok(service.versions(None)?.into())
+    async fn versions(&self, service: Data<&Arc<Areas>>) -> Answer<VersionsBody> {
+        ok(service.hosts.versions(None)?.into())
     }
 }
 

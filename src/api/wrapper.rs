@@ -11,7 +11,7 @@ use super::Tag;
 use super::errors::{Answer, Failure, ok};
 use super::guards::HostCaller;
 use super::install::Script;
-use crate::service::Service;
+use crate::service::Areas;
 use crate::service::admission::Purpose;
 
 pub struct WrapperApi;
@@ -20,9 +20,9 @@ pub struct WrapperApi;
 impl WrapperApi {
     /// What the host's wrapper is
     #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
-    async fn wrapper(&self, service: Data<&Arc<Service>>, caller: HostCaller) -> Answer<WrapperBody> {
+    async fn wrapper(&self, service: Data<&Arc<Areas>>, caller: HostCaller) -> Answer<WrapperBody> {
         let host = caller.admit(&service, Purpose::Service).await?;
-        let wrapper = service.wrapper(&host)?;
+        let wrapper = service.hosts.wrapper(&host)?;
         ok(WrapperBody {
             version: wrapper.version.into(),
             sha256: wrapper.digest.to_string(),
@@ -34,9 +34,9 @@ impl WrapperApi {
 
     /// The host's wrapper, its own values baked in
     #[oai(path = "/wrapper/download", method = "get", operation_id = "downloadWrapper")]
-    async fn download(&self, service: Data<&Arc<Service>>, caller: HostCaller) -> Result<WrapperDownload, Failure> {
+    async fn download(&self, service: Data<&Arc<Areas>>, caller: HostCaller) -> Result<WrapperDownload, Failure> {
         let host = caller.admit(&service, Purpose::Service).await?;
-        let wrapper = service.download_wrapper(&host)?;
+        let wrapper = service.hosts.download_wrapper(&host)?;
         Ok(WrapperDownload::Script(
             Script(wrapper.script),
             format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version),

@@ -14,8 +14,8 @@ use super::passphrase::Passphrase;
 use crate::daemon::owner::as_caller;
 use crate::model::digest::Digest;
 use crate::seal::{MasterKey, passphrase};
-use crate::service::moving::keys::{self, Keys};
-use crate::service::moving::{Manifest, Rows};
+use crate::service::transfer::keys::{self, Keys};
+use crate::service::transfer::{Manifest, Rows};
 
 pub const ROWS: &str = "records.jsonl";
 pub const MANIFEST: &str = "manifest.json";

@@ -23,7 +23,7 @@ use crate::daemon::owner::as_caller;
 use crate::model::digest::Digest;
 use crate::outside::{Outside as _, System};
 use crate::records::copy::{Row, Table, Tally};
-use crate::service::moving::Manifest;
+use crate::service::transfer::Manifest;
 
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["directory", "into", "verify"])))]

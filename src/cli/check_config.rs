@@ -8,7 +8,8 @@ use crate::config::Config;
 use crate::daemon::tls::host_certificate;
 use crate::doctor::{self, Presence, View};
 use crate::model::check::{Check, Verdict};
-use crate::service::host_trust::{HostCertificate, HostsByTrust};
+use crate::service::core::policy::HostCertificate;
+use crate::service::hosts::host_trust::HostsByTrust;
 
 #[derive(clap::Args)]
 pub struct Arguments {

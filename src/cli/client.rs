@@ -20,7 +20,7 @@ use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::state::{State, is_in_use};
 use crate::daemon::{DaemonError, prober, tls};
 use crate::outside::System;
-use crate::service::Service;
+use crate::service::Areas;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -47,7 +47,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub enum Client {
     Daemon { http: reqwest::Client, socket: PathBuf },
-    Here { endpoint: Box<dyn poem::endpoint::DynEndpoint<Output = Response>>, service: Arc<Service> },
+    Here { endpoint: Box<dyn poem::endpoint::DynEndpoint<Output = Response>>, service: Arc<Areas> },
 }
 
 impl Client {
@@ -76,7 +76,7 @@ impl Client {
     /// refreshed the login, and nobody else would have it.
     pub async fn close(self) {
         if let Self::Here { service, .. } = self {
-            service.all_answered().await;
+            service.probes.all_answered().await;
         }
     }
 
@@ -205,7 +205,7 @@ fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, Cli
 }
 
 /// The endpoint that a daemon on this state would serve on its control socket.
-async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + use<>, Arc<Service>), DaemonError> {
+async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + use<>, Arc<Areas>), DaemonError> {
     let outside = Arc::new(System);
     let state = State::open(config, outside.clone()).await?;
     let mut bound =
@@ -217,14 +217,14 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
         bound = last;
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*outside)?;
-    let service =
-        Arc::new(prober::give(config, state.service(policy).await?, Err("a command has none delegated to it".into())));
-    service.resume_rotation().await?;
+    let prober = prober::prober(config, Err("a command has none delegated to it".into()));
+    let service = Arc::new(state.start_areas(policy, prober, None).await?);
+    service.trust.resume_rotation().await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let proving = service.clone();
     tokio::spawn(async move {
         let _until_the_process_ends = stop;
-        proving.make_asked_probes(stopping).await;
+        proving.probes.make_asked_probes(stopping).await;
     });
     Ok((api::admin_in_process(service.clone(), nix::unistd::getuid().as_raw()), service))
 }

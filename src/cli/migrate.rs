@@ -15,7 +15,7 @@ use super::print;
 use super::progress::follow;
 use crate::api::{Aborted, Migration};
 use crate::daemon::owner::as_caller;
-use crate::service::moving::Moved;
+use crate::service::transfer::Moved;
 
 /// What `--to env` reads.
 pub const VARIABLE: &str = "CODEX_AUTHD_DATABASE__URL";

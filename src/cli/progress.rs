@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::client::Lines;
 use super::{CliError, print};
 use crate::api::Line;
-use crate::service::moving::{Progress, Step};
+use crate::service::transfer::{Progress, Step};
 
 const WIDTH: u64 = 40;
 

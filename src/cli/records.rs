@@ -16,7 +16,7 @@ use crate::daemon::{DaemonError, state};
 use crate::outside::{Outside as _, System};
 use crate::records::RecordsError;
 use crate::records::copy::{Table, Tally};
-use crate::service::moving::{FORMAT, Manifest};
+use crate::service::transfer::{FORMAT, Manifest};
 
 #[derive(Subcommand)]
 pub enum Command {

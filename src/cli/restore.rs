@@ -25,8 +25,8 @@ use crate::api::{OverviewBody, RestoreHead};
 use crate::config::Config;
 use crate::daemon::owner::as_caller;
 use crate::daemon::state;
-use crate::service::moving::keys::Keys;
-use crate::service::moving::{Backup, Manifest, Restored, Teller};
+use crate::service::transfer::keys::Keys;
+use crate::service::transfer::{Backup, Manifest, Restored, Teller};
 
 #[derive(Args)]
 pub struct Arguments {

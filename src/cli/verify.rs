@@ -11,8 +11,8 @@ use super::passphrase::{Passphrase, for_opening};
 use super::print;
 use super::progress::show;
 use crate::seal::MasterKey;
-use crate::service::moving::Teller;
-use crate::service::moving::check::{Checked, check};
+use crate::service::transfer::Teller;
+use crate::service::transfer::check::{Checked, check};
 
 pub async fn run(
     directory: &Path,

@@ -14,8 +14,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::tls::Tls;
 use crate::config::Config;
 use crate::outside::Outside;
-use crate::service::retention::PRUNE_PAUSE;
-use crate::service::{Service, ServiceError};
+use crate::service::login::retention::PRUNE_PAUSE;
+use crate::service::{Areas, ServiceError};
 use crate::upstream::releases::Releases;
 
 const POLL: Duration = Duration::from_millis(250);
@@ -44,20 +44,20 @@ impl Jobs {
 
 pub fn start(
     config: &Config,
-    service: Arc<Service>,
+    service: Arc<Areas>,
     tls: Arc<Tls>,
     outside: Arc<dyn Outside>,
     stopping: watch::Receiver<bool>,
 ) -> Jobs {
     let mut jobs = JoinSet::new();
     let resumed = service.clone();
-    jobs.spawn(async move { report_use("key_rotation", resumed.resume_rotation().await) });
+    jobs.spawn(async move { report_use("key_rotation", resumed.trust.resume_rotation().await) });
     let listed = service.clone();
-    jobs.spawn(async move { report_use("directory", listed.prepare_directory().await) });
+    jobs.spawn(async move { report_use("directory", listed.hosts.prepare_directory().await) });
     let polled = service.clone();
     jobs.spawn(every(POLL, stopping.clone(), move || {
         let service = polled.clone();
-        async move { report_use("catch_up", service.catch_up().await) }
+        async move { report_use("catch_up", service.core.catch_up().await) }
     }));
     let counted = service.clone();
     jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
@@ -68,7 +68,7 @@ pub fn start(
     let drained = service.clone();
     jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
         let service = drained.clone();
-        async move { report_use("outbox", service.drain_outbox().await) }
+        async move { report_use("outbox", service.hosts.drain_outbox().await) }
     }));
     jobs.spawn(every(RENEWAL, stopping.clone(), move || {
         let (tls, now) = (tls.clone(), outside.now());
@@ -82,35 +82,35 @@ pub fn start(
     jobs.spawn(every(REMOVED_HOSTS, stopping.clone(), move || {
         let service = purged.clone();
         async move {
-            report_use("removed_hosts", service.purge_removed().await);
-            report_use("installers", service.purge_installers().await);
-            report_use("sessions", service.purge_sessions().await);
+            report_use("removed_hosts", service.hosts.purge_removed().await);
+            report_use("installers", service.hosts.purge_installers().await);
+            report_use("sessions", service.people.purge_sessions().await);
         }
     }));
     let used = service.clone();
     jobs.spawn(every(SESSIONS, stopping.clone(), move || {
         let service = used.clone();
-        async move { report_use("sessions", service.keep_sessions().await) }
+        async move { report_use("sessions", service.people.keep_sessions().await) }
     }));
     if config.oidc.is_configured() {
         let (looking, refresh) = (service.clone(), Duration::from_secs(config.oidc.jwks_cache_refresh.into()));
         jobs.spawn(every(refresh, stopping.clone(), move || {
             let service = looking.clone();
-            async move { service.look_after_provider().await }
+            async move { service.people.look_after_provider().await }
         }));
     }
     let warned = service.clone();
     jobs.spawn(every(EXPIRING_CERTIFICATES, stopping.clone(), move || {
         let service = warned.clone();
-        async move { service.warn_of_expiring_certificates() }
+        async move { service.trust.warn_of_expiring_certificates() }
     }));
     let (pruning, stops) = (service.clone(), stopping.clone());
     jobs.spawn(async move {
-        pruning.look_after_versions(PRUNE_PAUSE, stops, |outcome| report_use("versions", outcome)).await;
+        pruning.login.look_after_versions(PRUNE_PAUSE, stops, |outcome| report_use("versions", outcome)).await;
     });
     let proving = service.clone();
     let stops = stopping.clone();
-    jobs.spawn(async move { proving.make_probes(stops).await });
+    jobs.spawn(async move { proving.probes.make_probes(stops).await });
     match Releases::new(&config.upstream.releases_url) {
         Some(releases) => {
             let releases = Arc::new(releases);
@@ -118,7 +118,7 @@ pub fn start(
                 let (releases, service) = (releases.clone(), service.clone());
                 async move {
                     match releases.newest().await {
-                        Ok(tag) => report_use("releases", service.note_client_release(&tag).await),
+                        Ok(tag) => report_use("releases", service.hosts.note_client_release(&tag).await),
                         Err(error) => log::info!(event = "releases_failed", cause:% = error; "the newest release of Codex could not be asked for"),
                     }
                 }
@@ -130,16 +130,16 @@ pub fn start(
 }
 
 /// Moves some of what was counted to the outbox.
-async fn gather(service: &Service) {
-    report_use("throttle", service.keep_throttle().await);
-    report_use("telemetry", service.gather_telemetry().await.map(|_any| ()));
+async fn gather(service: &Areas) {
+    report_use("throttle", service.admission.keep_throttle().await);
+    report_use("telemetry", service.hosts.gather_telemetry().await.map(|_any| ()));
 }
 
 /// Moves all that was counted to the records.
-pub async fn flush(service: &Service) {
-    report_use("throttle", service.keep_throttle().await);
+pub async fn flush(service: &Areas) {
+    report_use("throttle", service.admission.keep_throttle().await);
     loop {
-        match service.gather_telemetry().await {
+        match service.hosts.gather_telemetry().await {
             Ok(true) => {}
             done => {
                 report_use("telemetry", done.map(|_none| ()));
@@ -147,8 +147,8 @@ pub async fn flush(service: &Service) {
             }
         }
     }
-    report_use("outbox", service.drain_outbox().await);
-    report_use("sessions", service.keep_sessions().await);
+    report_use("outbox", service.hosts.drain_outbox().await);
+    report_use("sessions", service.people.keep_sessions().await);
 }
 
 async fn every<F, W>(period: Duration, mut stopping: watch::Receiver<bool>, mut work: F)

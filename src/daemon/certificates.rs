@@ -12,8 +12,9 @@ use super::tls::Tls;
 use super::{DaemonError, background};
 use crate::config::Config;
 use crate::listener::Connections;
-use crate::service::host_trust::{HostCertificate, Settled};
-use crate::service::{Service, ServiceError};
+use crate::service::core::policy::HostCertificate;
+use crate::service::hosts::host_trust::Settled;
+use crate::service::{Areas, ServiceError};
 
 /// How often it is looked whether hosts can be shown the operator's certificate, where nothing tells of a change.
 const REVIEW: Duration = Duration::from_secs(60);
@@ -30,11 +31,11 @@ pub struct Certificates {
 
 impl Certificates {
     /// Before anybody is listened to: hosts are shown what they were shown last, or what the configuration wants by now.
-    pub async fn begin(&self, service: &Service) -> Result<(), DaemonError> {
+    pub async fn begin(&self, service: &Areas) -> Result<(), DaemonError> {
         // Records that are away are not waited for once more.
-        let names = match service.away() {
+        let names = match service.core.health.away() {
             Some(away) => Err(ServiceError::RecordsAway { cause: away.why.clone() }),
-            None => service.public_urls().await,
+            None => service.hosts.public_urls().await,
         };
         match names {
             Ok(urls) => self.tls.add_names(&urls)?,
@@ -42,11 +43,11 @@ impl Certificates {
                 log::warn!(event = "names_unknown", cause:% = error; "hosts that were installed under an earlier public_base_url may not trust this daemon until it starts again")
             }
         }
-        let is_operators = |service: &Service| {
-            matches!(service.policy().host_certificate, HostCertificate::Operators { .. })
-                && service.host_trust().switched_at.is_some()
+        let is_operators = |service: &Areas| {
+            matches!(service.core.policy().host_certificate, HostCertificate::Operators { .. })
+                && service.hosts.host_trust().switched_at.is_some()
         };
-        match service.settle_host_certificate(true, false).await {
+        match service.hosts.settle_host_certificate(true, false).await {
             Ok(settled) => self.put_in_force(service, &settled)?,
             // Without the records, what is known of them goes on.
             Err(ServiceError::RecordsAway { cause } | ServiceError::StoreFailed { cause }) => {
@@ -56,12 +57,12 @@ impl Certificates {
             Err(ServiceError::StandsStill { .. }) => self.show_operators(service, is_operators(service))?,
             Err(error) => return Err(error.into()),
         }
-        let trust = service.host_trust();
+        let trust = service.hosts.host_trust();
         let all_trust_it = trust.switched_at.is_none() && !trust.old_wrappers_trust_system;
-        if all_trust_it || service.away().is_some() {
+        if all_trust_it || service.core.health.away().is_some() {
             return Ok(());
         }
-        let cut_off = match service.hosts_by_trust().await {
+        let cut_off = match service.hosts.hosts_by_trust().await {
             Ok(hosts) => hosts.cut_off().clone(),
             Err(error) => {
                 log::warn!(event = "hosts_uncounted", cause:% = error; "whether all hosts trust the certificate that they are shown is not known");
@@ -76,10 +77,10 @@ impl Certificates {
 
     /// Puts in force what the use cases changed: an authority that was rolled over, a certificate that was revoked, the last
     /// host that has a new wrapper. A crash in between is mended by the next start, which reads it all.
-    pub async fn follow(self, service: Arc<Service>, admins: Connections, mut stopping: watch::Receiver<bool>) {
-        let mut changes = service.trust_changes();
-        let fetched = service.wrappers_fetched();
-        let mut authorities = service.authorities();
+    pub async fn follow(self, service: Arc<Areas>, admins: Connections, mut stopping: watch::Receiver<bool>) {
+        let mut changes = service.core.trust_changes();
+        let fetched = service.hosts.wrappers_fetched();
+        let mut authorities = service.core.authorities();
         let mut minutes = interval(REVIEW);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seconds = interval(REPORTS);
@@ -93,17 +94,17 @@ impl Certificates {
                     if changed.is_err() {
                         return;
                     }
-                    let now = service.authorities();
+                    let now = service.core.authorities();
                     if !Arc::ptr_eq(&now, &authorities) {
                         authorities = now;
                         match self.reload() {
-                            Ok(()) => service.set_policy(self.tls.policy(&self.config, &self.bound)),
+                            Ok(()) => service.core.set_policy(self.tls.policy(&self.config, &self.bound)),
                             Err(error) => {
                                 log::error!(event = "authorities_not_in_force", cause:% = error; "the authorities changed and could not be put in force; restart the daemon")
                             }
                         }
                     }
-                    admins.cut_unless(|fingerprint| service.admitted_certificate(fingerprint).is_some());
+                    admins.cut_unless(|fingerprint| service.trust.admitted_certificate(fingerprint).is_some());
                 }
                 _ = seconds.tick() => {
                     // With fewer new wrappers than so many hosts somebody is still left.
@@ -117,12 +118,12 @@ impl Certificates {
         }
     }
 
-    async fn review(&self, service: &Service, before: Settled) -> Settled {
+    async fn review(&self, service: &Areas, before: Settled) -> Settled {
         // A switch back, and a proxy, are settled at the start.
-        if !matches!(service.policy().host_certificate, HostCertificate::Operators { .. }) {
+        if !matches!(service.core.policy().host_certificate, HostCertificate::Operators { .. }) {
             return before;
         }
-        let settled = match service.settle_host_certificate(false, self.tls.shows_operators()).await {
+        let settled = match service.hosts.settle_host_certificate(false, self.tls.shows_operators()).await {
             Ok(settled) => settled,
             Err(error) => {
                 log::debug!(event = "host_certificate_unsettled", cause:? = error; "the records are not available: hosts are shown what they were shown before");
@@ -140,17 +141,17 @@ impl Certificates {
         settled
     }
 
-    fn put_in_force(&self, service: &Service, settled: &Settled) -> Result<(), DaemonError> {
+    fn put_in_force(&self, service: &Areas, settled: &Settled) -> Result<(), DaemonError> {
         match settled {
             Settled::Ours | Settled::HeldBack(_) => self.show_operators(service, false),
             Settled::Switched => self.show_operators(service, true),
         }
     }
 
-    fn show_operators(&self, service: &Service, shows: bool) -> Result<(), DaemonError> {
+    fn show_operators(&self, service: &Areas, shows: bool) -> Result<(), DaemonError> {
         if self.tls.show_operators(shows)? {
             // What is printed from here on has the other pin.
-            service.set_policy(self.tls.policy(&self.config, &self.bound));
+            service.core.set_policy(self.tls.policy(&self.config, &self.bound));
             let whose = if shows { "the operator's" } else { "our own" };
             log::info!(event = "certificate_switched"; "hosts are shown {whose} certificate from here on");
         }

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::model::checkup;
-use crate::service::Service;
+use crate::service::Areas;
 
 /// A start that takes long asks for so much more time, again and again.
 const EXTENSION_USEC: u32 = 30_000_000;
@@ -75,7 +75,7 @@ impl Drop for Starting {
 
 /// What is told of a daemon that runs, until this is dropped.
 pub struct Telling {
-    service: Weak<Service>,
+    service: Weak<Areas>,
     /// Why the certificates could not be read the last time.
     trouble: Arc<Mutex<Option<String>>>,
     status: JoinHandle<()>,
@@ -86,7 +86,7 @@ const SHORTEST: Duration = Duration::from_millis(10);
 
 impl Telling {
     /// Says that the daemon is ready, and goes on from there.
-    pub fn begin(service: &Arc<Service>) -> Self {
+    pub fn begin(service: &Arc<Areas>) -> Self {
         let trouble = Arc::new(Mutex::new(None));
         let line = Seen::of(service, None).line();
         notify(&[NotifyState::Ready, NotifyState::Status(&line)]);
@@ -129,7 +129,7 @@ impl Drop for Telling {
     }
 }
 
-async fn tell_status(service: Weak<Service>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
+async fn tell_status(service: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
     let mut ticks = interval(LOOK);
     loop {
         ticks.tick().await;
@@ -144,9 +144,9 @@ async fn tell_status(service: Weak<Service>, trouble: Arc<Mutex<Option<String>>>
 }
 
 /// What a call looks at first.
-async fn pulse(service: Weak<Service>) {
+async fn pulse(service: Weak<Areas>) {
     if let Some(service) = service.upgrade() {
-        service.pulse();
+        service.core.pulse();
     }
 }
 
@@ -179,11 +179,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(service: &Service, trouble: Option<String>) -> Self {
+    fn of(service: &Areas, trouble: Option<String>) -> Self {
         Self {
-            hosts: service.host_count(),
-            login: service.canonical().map(|canonical| canonical.summary.version),
-            degraded: service.degraded().map(|degraded| (degraded.since, degraded.why)),
+            hosts: service.core.host_count(),
+            login: service.core.canonical().map(|canonical| canonical.summary.version),
+            degraded: service.core.health.degraded().map(|degraded| (degraded.since, degraded.why)),
             trouble,
         }
     }

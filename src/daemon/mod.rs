@@ -138,7 +138,7 @@ fn reload(config: &Config, running: &Running, telling: &Telling) {
     manager::reloading();
     match tls.reload() {
         Ok(()) => {
-            service.set_policy(tls.policy(config, bound));
+            service.core.set_policy(tls.policy(config, bound));
             log::info!(event = "reloaded"; "certificates were read again");
             telling.reloaded(None);
         }

@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use crate::config::{Config, Upstream};
 use crate::model::egress::Egress;
-use crate::runner::{Runner, Settings};
-use crate::service::Service;
+use crate::runner::{Prober, Runner, Settings};
 
-/// Gives `service` a prober, unless probes are switched off. `cgroup`: where sandboxes' own are made, or why nowhere.
-pub fn give(config: &Config, service: Service, cgroup: Result<PathBuf, String>) -> Service {
+/// `None`: probes are switched off. `cgroup`: where sandboxes' own are made, or why nowhere.
+pub fn prober(config: &Config, cgroup: Result<PathBuf, String>) -> Option<Arc<dyn Prober>> {
     let runner = &config.runner;
     if !runner.enabled {
         log::info!(event = "runner_off"; "the canonical login is not proved: runner.enabled is false");
-        return service;
+        return None;
     }
     if let Err(why) = &cgroup {
         log::warn!(event = "sandbox_without_cgroup", cause = why.as_str(); "probes get no cgroup: {why}. Their memory is bounded for the process, and the kernel's for it only by the number of its sockets; `codex-authd runner doctor` says what mends it");
@@ -30,5 +29,5 @@ pub fn give(config: &Config, service: Service, cgroup: Result<PathBuf, String>) 
     };
     // Whatever is at its path by now: the program that runs is the one that is started again.
     let launcher = PathBuf::from("/proc/self/exe");
-    service.with_prober(Arc::new(Runner::new(settings, launcher, cgroup)))
+    Some(Arc::new(Runner::new(settings, launcher, cgroup)))
 }

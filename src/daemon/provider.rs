@@ -1,4 +1,4 @@
-//! The identity provider of the configuration, given to the service.
+//! The identity provider that the configuration names.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,14 +7,13 @@ use super::DaemonError;
 use crate::config::Config;
 use crate::model::secret::Secret;
 use crate::outside::Outside;
-use crate::service::Service;
 use crate::upstream::oidc::{Provider, Settings};
 
-/// Asks nobody anything: the provider may come later than the daemon. `base_url`: what hosts and people call this daemon.
-pub fn give(config: &Config, outside: Arc<dyn Outside>, service: Service) -> Result<Service, DaemonError> {
+/// Asks nobody anything: the provider may come later than the daemon.
+pub fn provider(config: &Config, outside: Arc<dyn Outside>) -> Result<Option<Arc<Provider>>, DaemonError> {
     let oidc = &config.oidc;
     if !oidc.is_configured() {
-        return Ok(service);
+        return Ok(None);
     }
     let settings = Settings {
         issuer: oidc.issuer.clone(),
@@ -27,5 +26,5 @@ pub fn give(config: &Config, outside: Arc<dyn Outside>, service: Service) -> Res
     };
     log::info!(event = "oidc", issuer = settings.issuer.as_str(), redirect_uri = settings.redirect_uri.as_str(); "people sign in through an identity provider");
     let provider = Provider::new(settings, outside).map_err(|error| DaemonError::Provider(error.to_string()))?;
-    Ok(service.with_provider(Arc::new(provider)))
+    Ok(Some(Arc::new(provider)))
 }

@@ -26,7 +26,7 @@ use crate::metrics::{Connections, Listener, Metrics};
 use crate::model::forwarded::{Header, Trust};
 use crate::outside::{Outside, System};
 use crate::runner::delegation;
-use crate::service::Service;
+use crate::service::Areas;
 
 /// How long a command that uses the state may keep the daemon from starting.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ const PATIENT: Limits = Limits::patient();
 
 pub struct Running {
     // Dropped first: the state is closed when nobody asks for it any more.
-    pub service: Arc<Service>,
+    pub service: Arc<Areas>,
     _state: State,
     pub tls: Arc<Tls>,
     pub bound: listen_file::Bound,
@@ -78,12 +78,13 @@ impl Running {
         watch(&state.metrics, Listener::Control, control.counters());
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
-        let service = prober::give(config, state.service(tls.policy(config, &bound)).await?, cgroup);
-        let service = Arc::new(provider::give(config, outside.clone(), service)?);
+        let prober = prober::prober(config, cgroup);
+        let provider = provider::provider(config, outside.clone())?;
+        let service = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider).await?);
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone() };
         certificates.begin(&service).await?;
-        service.warn_of_no_admin();
-        service.warn_of_restored_login();
+        service.people.warn_of_no_admin();
+        service.probes.warn_of_restored_login();
         tls.write_files(&config.state_dir)?;
         listen_file::write(&config.state_dir, &bound)?;
 
@@ -110,7 +111,7 @@ impl Running {
         // Whoever shows a certificate is asked about twice: in the handshake, and again for every call.
         let admitting = service.clone();
         let gate = Gate {
-            admits: Some(Arc::new(move |fingerprint| admitting.admitted_certificate(fingerprint).is_some())),
+            admits: Some(Arc::new(move |fingerprint| admitting.trust.admitted_certificate(fingerprint).is_some())),
             ..Gate::default()
         };
         let admins = gate.connections.clone();

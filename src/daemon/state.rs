@@ -42,10 +42,12 @@ use crate::records::embedded::Embedded;
 use crate::records::embedded::rescue::Rescue;
 use crate::records::mysql::{MySql, Options, Tls};
 use crate::records::{Records, RecordsError};
+use crate::runner::Prober;
 use crate::seal::MasterKey;
-use crate::service::boot::{self, Secrets};
-use crate::service::moving::{self, Backup, Restored, Teller};
-use crate::service::{By, Parts, Policy, Service, ServiceError};
+use crate::service::core::boot::{self, Secrets};
+use crate::service::transfer::{self, Backup, Restored, Teller};
+use crate::service::{Adapters, Areas, By, Parts, Policy, ServiceError};
+use crate::upstream::oidc::Provider;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -195,8 +197,13 @@ impl State {
         settings.host_trust.map(|trust| trust.switched_at.is_some())
     }
 
-    pub async fn service(&self, policy: Policy) -> Result<Service, ServiceError> {
-        let service = Service::new(Parts {
+    pub async fn start_areas(
+        &self,
+        policy: Policy,
+        prober: Option<Arc<dyn Prober>>,
+        provider: Option<Arc<Provider>>,
+    ) -> Result<Areas, ServiceError> {
+        let parts = Parts {
             records: self.records.clone(),
             hot: self.hot.clone(),
             throttle: Throttle::new(self.throttle),
@@ -204,8 +211,8 @@ impl State {
             outside: self.outside.clone(),
             policy,
             secrets: self.secrets.clone(),
-        });
-        Ok(service.await?.with_stores(self.stores.clone()))
+        };
+        Areas::start(parts, Adapters { stores: Some(self.stores.clone()), prober, provider }).await
     }
 }
 
@@ -246,7 +253,7 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let present = present.map_err(|error| StateError::Restore(error.into()))?;
     let by = By { actor: Actor::Offline { uid }, from: None };
     let stores = Beside::new(config);
-    let restored = moving::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
+    let restored = transfer::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
     let restored = restored.map_err(StateError::Restore)?;
     // Its files are to be moved.
     drop(records);

@@ -13,7 +13,7 @@ use crate::records::Records;
 use crate::records::embedded::Embedded;
 use crate::records::mysql::{MySql, Options, Tls};
 use crate::seal::MasterKey;
-use crate::service::moving::{Opened, Stores, Target};
+use crate::service::transfer::{Opened, Stores, Target};
 use crate::service::{Result, ServiceError};
 
 pub struct Beside {

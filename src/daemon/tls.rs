@@ -21,10 +21,10 @@ use crate::pki::{
 };
 use crate::records::AuthoritySlot;
 use crate::service::Policy;
-use crate::service::boot::Secrets;
-use crate::service::host_trust::HostCertificate;
-use crate::service::people::PeoplePolicy;
-use crate::service::retention::VersionPolicy;
+use crate::service::core::boot::Secrets;
+use crate::service::core::policy::HostCertificate;
+use crate::service::core::policy::PeoplePolicy;
+use crate::service::core::policy::VersionPolicy;
 
 pub struct Tls {
     listeners: Listeners,
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::outside::System;
     use crate::records::embedded::Embedded;
-    use crate::service::boot;
+    use crate::service::core::boot;
 
     /// The system's, but for the date, which the test turns.
     struct Clock(Mutex<OffsetDateTime>);

@@ -17,9 +17,9 @@ use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::host::{HostRules, NotServed};
 use crate::records::{CanonicalSource, CanonicalSummary};
-use crate::service::Service;
-use crate::service::directory::{ListQuery, ListedHost, Sort};
-use crate::service::enrol::HostView;
+use crate::service::Areas;
+use crate::service::core::directory::{ListQuery, ListedHost, Sort};
+use crate::service::hosts::enrol::HostView;
 
 const PER_PAGE: usize = 50;
 
@@ -99,7 +99,7 @@ pub async fn page(
         search: (!q.is_empty()).then(|| q.clone()),
         state: None,
     };
-    let listed = dashboard.service.list_hosts(query).await?;
+    let listed = dashboard.service.hosts.list_hosts(query).await?;
     let found = listed.matching;
     let page = HostsPage {
         shell: Shell::new(&dashboard, &asking, "Hosts", &wanted.told),
@@ -115,9 +115,9 @@ pub async fn page(
 }
 
 /// The canonical login, without anything secret.
-pub async fn login(service: &Service, now: OffsetDateTime) -> Option<Login> {
+pub async fn login(service: &Areas, now: OffsetDateTime) -> Option<Login> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
-        service.canonical()?.summary.clone();
+        service.core.canonical()?.summary.clone();
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
     let source = source_in_words(source);
     let proof = runner::proof(service, now).await;

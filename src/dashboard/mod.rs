@@ -36,11 +36,11 @@ use crate::api::guards::Asking;
 use crate::config::AdminAccess;
 use crate::model::people::Role;
 use crate::outside::Outside;
-use crate::service::Service;
+use crate::service::Areas;
 
 /// What the pages share.
 pub struct Dashboard {
-    service: Arc<Service>,
+    service: Arc<Areas>,
     outside: Arc<dyn Outside>,
     tokens: form::Tokens,
     told: shelf::Shelf<String>,
@@ -50,7 +50,7 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    pub fn new(service: Arc<Service>, outside: Arc<dyn Outside>) -> Arc<Self> {
+    pub fn new(service: Arc<Areas>, outside: Arc<dyn Outside>) -> Arc<Self> {
         Arc::new(Self {
             tokens: form::Tokens::new(&*outside),
             told: shelf::Shelf::new(),
@@ -93,7 +93,7 @@ impl Dashboard {
             ("/mine/password", of_ones_own, post(mine::set_password)),
             ("/sign-out", of_ones_own, post(sign_in::sign_out)),
         ];
-        let signs_in = self.service.people_policy().access != AdminAccess::Mtls;
+        let signs_in = self.service.people.people_policy().access != AdminAccess::Mtls;
         let pages = pages.into_iter().chain(of_who_signed_in.into_iter().filter(|_| signs_in));
         let route = pages.fold(route, |route, (path, needs, methods)| {
             let dashboard = self.clone();

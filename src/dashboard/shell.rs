@@ -15,9 +15,9 @@ use crate::api::guards::Asking;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::people::Role;
-use crate::service::certificates::CertificateState;
-use crate::service::probing::restored::reason;
-use crate::service::{ServiceError, degraded};
+use crate::service::probes::restored::reason;
+use crate::service::trust::certificates::CertificateState;
+use crate::service::{ServiceError, core::health};
 
 pub struct Shell {
     pub title: &'static str,
@@ -57,14 +57,14 @@ pub struct Degraded {
 
 impl Degraded {
     fn of(dashboard: &Dashboard) -> Option<Self> {
-        let degraded::Degraded { since, why, known_at } = dashboard.service.degraded()?;
+        let health::Degraded { since, why, known_at } = dashboard.service.core.health.degraded()?;
         let when = |at| When::new(at, dashboard.now());
         Some(Self {
             known_at: known_at.filter(|at| *at != since).map(when),
             since: when(since),
             why: full_stop(&why),
-            goes_on: degraded::GOES_ON,
-            refused: degraded::REFUSED,
+            goes_on: health::GOES_ON,
+            refused: health::REFUSED,
         })
     }
 }
@@ -94,13 +94,21 @@ impl Shell {
             admin: name,
             fingerprint,
             certificate_ends: asking.certificate.and_then(|it| ending(dashboard, &it)),
-            api_disabled: dashboard.service.settings().api_disabled,
+            api_disabled: dashboard.service.core.settings().api_disabled,
             degraded: Degraded::of(dashboard),
             standstill: dashboard
                 .service
+                .core
+                .health
                 .standstill()
                 .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
-            restored: dashboard.service.restored_login().filter(|_| asking.role >= Role::Viewer).as_ref().map(reason),
+            restored: dashboard
+                .service
+                .probes
+                .restored_login()
+                .filter(|_| asking.role >= Role::Viewer)
+                .as_ref()
+                .map(reason),
             told: dashboard.told.take(asking, told, dashboard.now()),
             token: dashboard.tokens.token(asking),
             may_change: asking.role == Role::Admin,
@@ -114,8 +122,8 @@ impl Shell {
 }
 
 fn ending(dashboard: &Dashboard, fingerprint: &Digest) -> Option<When> {
-    let certificate = dashboard.service.admitted_certificate(fingerprint)?;
-    let is_soon = dashboard.service.state_of(&certificate) == CertificateState::Expiring;
+    let certificate = dashboard.service.trust.admitted_certificate(fingerprint)?;
+    let is_soon = dashboard.service.trust.state_of(&certificate) == CertificateState::Expiring;
     is_soon.then(|| When::new(certificate.expires_at, dashboard.now()))
 }
 

@@ -18,7 +18,7 @@ use crate::api::cookies::{forget_session_cookie, session_cookie};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::api::oidc::own_page;
-use crate::service::{Service, ServiceError};
+use crate::service::{Areas, ServiceError};
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
@@ -38,13 +38,13 @@ struct SignInPage {
 }
 
 impl SignInPage {
-    fn new(service: &Service, return_to: &str) -> Self {
+    fn new(service: &Areas, return_to: &str) -> Self {
         Self {
             style: &assets::STYLE.name,
             icon: &assets::ICON.name,
             return_to: own_page(return_to).to_owned(),
             email: String::new(),
-            has_provider: service.has_provider(),
+            has_provider: service.people.has_provider(),
             refused: None,
         }
     }
@@ -68,10 +68,9 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
     let service = &dashboard.service;
     let (signing_in, address) = (Arc::clone(service), email.to_owned());
     let password = zeroize::Zeroizing::new(form.exact("password").to_owned());
-    let session =
-        to_its_end(
-            async move { signing_in.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await },
-        );
+    let session = to_its_end(async move {
+        signing_in.people.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await
+    });
     match session.await {
         Ok(session) => {
             let cookie = session_cookie(session.token.expose(), true);
@@ -94,14 +93,14 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
 pub async fn sign_out(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
     let service = &dashboard.service;
     if let Some(signed_in) = &asking.signed_in {
-        match service.end_session(signed_in.session.session.id, None, &asking.by).await {
+        match service.people.end_session(signed_in.session.session.id, None, &asking.by).await {
             // It is over either way.
             Ok(_) | Err(ServiceError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
     let mut response = lead("/sign-in", Some(&forget_session_cookie(true)))?;
-    if !service.comes_back_over_tls() {
+    if !service.people.comes_back_over_tls() {
         response.headers_mut().append(SET_COOKIE, header(&forget_session_cookie(false))?);
     }
     Ok(response)

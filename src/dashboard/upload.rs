@@ -14,7 +14,7 @@ use super::shell::{Explained, Shell, explain, show, tell};
 use crate::api::errors::Failure;
 use crate::api::guards::Asking;
 use crate::model::auth_document::Allowed;
-use crate::service::sync::{Outcome, Sync};
+use crate::service::login::sync::{Outcome, Sync};
 use crate::service::{Result as ServiceResult, ServiceError};
 
 #[derive(Template)]
@@ -64,7 +64,7 @@ async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceRes
     };
     let allowed =
         Allowed { change_account: form.is("change_account", "true"), even_if_older: form.is("even_if_older", "true") };
-    dashboard.service.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
+    dashboard.service.login.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
 }
 
 fn became_of_it(sync: &Sync) -> String {

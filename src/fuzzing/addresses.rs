@@ -8,7 +8,7 @@ use crate::config::proxies;
 use crate::listener::proxy;
 use crate::model::forwarded::{Header, Trust, Unreadable};
 use crate::model::host::{AddressRule, Fqdn, HostRules};
-use crate::service::enrol;
+use crate::service::hosts::enrol;
 
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::model::secret::Secret;
-use crate::service::bake::{self, BakeError, Values};
+use crate::service::hosts::bake::{self, BakeError, Values};
 
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "\n# --- baked: end\n";

@@ -8,9 +8,6 @@ use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
-use super::audit::tell;
-use super::error::{RefusedAddress, Throttled};
-use super::{By, Result, Service, ServiceError};
 use crate::hot::HotHost;
 use crate::hot::throttle::{Failing, Limited};
 use crate::metrics::Refusal;
@@ -18,7 +15,10 @@ use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::host::{AddressRule, Fqdn, HostRules};
 use crate::model::people::UserId;
-use crate::records::Host;
+use crate::records::{Host, SettingsChange};
+use crate::service::audit::tell;
+use crate::service::error::{RefusedAddress, Throttled};
+use crate::service::{By, Core, People, Result, ServiceError};
 
 /// What a call carries in the place of an API key, as this node knows it. The digest is the SHA-256 of its text.
 #[derive(Clone)]
@@ -46,10 +46,17 @@ const ADDRESS_REFUSED: &str = "address.refused";
 /// How many of the newest audit entries are read for the last refusal of a host.
 const SEARCHED_ENTRIES: usize = 2000;
 
+/// The longest reason of a kill switch, in characters.
+const MAX_REASON: usize = 200;
 /// Windows may have been opened for longer than the present configuration would, but not for longer than this.
 const LONGEST_WINDOW: Duration = Duration::hours(1);
 
-impl Service {
+pub struct Admission {
+    pub(super) core: Arc<Core>,
+    pub(super) people: Arc<People>,
+}
+
+impl Admission {
     /// Finds the owner of a credential, from memory and hot state alone.
     pub fn credential(&self, text: &str) -> Credential {
         let text = text.trim();
@@ -58,10 +65,10 @@ impl Service {
         }
         let digest = Digest::of(text.as_bytes());
         // Admission reports hot state that cannot be read.
-        if let Ok(Some(host)) = self.hot.host_by_key(&digest) {
+        if let Ok(Some(host)) = self.core.hot.host_by_key(&digest) {
             return Credential::Host(digest, host);
         }
-        match self.user_of_session(&digest, self.outside.now()) {
+        match self.people.user_of_session(&digest, self.core.outside.now()) {
             Some(user) => Credential::User(digest, user),
             None => Credential::Unknown(digest),
         }
@@ -71,18 +78,18 @@ impl Service {
     /// against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
     /// nobody's. `leaves`: the host takes itself out, which is refused only where the address has called too often as well.
     pub fn count_request(&self, credential: Option<&Credential>, leaves: bool, from: IpAddr) -> Result<()> {
-        let now = self.outside.now();
+        let now = self.core.outside.now();
         let counted = match credential {
-            Some(Credential::Host(_, host)) => self.throttle.host(host.id, now),
-            Some(Credential::User(_, user)) => self.throttle.user(*user, now),
+            Some(Credential::Host(_, host)) => self.core.throttle.host(host.id, now),
+            Some(Credential::User(_, user)) => self.core.throttle.user(*user, now),
             Some(Credential::Blank | Credential::Unknown(_)) | None => {
-                return self.count_stranger(self.throttle.global(from, now), now);
+                return self.count_stranger(self.core.throttle.global(from, now), now);
             }
         };
         match counted {
-            Err(_) if leaves => self.count_stranger(self.throttle.global(from, now), now),
+            Err(_) if leaves => self.count_stranger(self.core.throttle.global(from, now), now),
             counted => counted.map_err(|limited| {
-                self.metrics.refused(Refusal::Host);
+                self.core.metrics.refused(Refusal::Host);
                 ServiceError::HostRateLimited(Throttled::new(limited.limit, limited.reset_at, now))
             }),
         }
@@ -91,31 +98,31 @@ impl Service {
     /// Counts a request of the admin listener by somebody who is not known, against its address and apart from the hosts'
     /// listener: whoever floods that one keeps no admin of the same address from signing in.
     pub fn count_stranger_of_admins(&self, from: IpAddr, now: OffsetDateTime) -> Result<()> {
-        self.count_stranger(self.throttle.admins(from, now), now)
+        self.count_stranger(self.core.throttle.admins(from, now), now)
     }
 
     fn count_stranger(&self, counted: std::result::Result<(), Limited>, now: OffsetDateTime) -> Result<()> {
         counted.map_err(|limited| {
-            self.metrics.refused(Refusal::Global);
+            self.core.metrics.refused(Refusal::Global);
             ServiceError::RateLimited(Throttled::new(limited.limit, limited.reset_at, now))
         })
     }
 
     /// The host of `credential`, if it is served now and from this address.
     pub async fn admit(&self, credential: &Credential, from: IpAddr, purpose: Purpose) -> Result<Arc<HotHost>> {
-        let now = self.outside.now();
-        if let Some(refusal) = self.api_disabled() {
+        let now = self.core.outside.now();
+        if let Some(refusal) = self.core.api_disabled() {
             return Err(refusal);
         }
         let (key, host) = match credential {
             Credential::Blank => return Err(ServiceError::KeyMissing),
             Credential::Host(key, host) => (key, Arc::clone(host)),
-            Credential::User(key, _) | Credential::Unknown(key) => match self.hot.host_by_key(key)? {
+            Credential::User(key, _) | Credential::Unknown(key) => match self.core.hot.host_by_key(key)? {
                 Some(host) => (key, host),
                 None => return Err(Box::pin(self.key_failed(from, now)).await),
             },
         };
-        let policy = self.policy.load();
+        let policy = self.core.policy.load();
         host.rules.served(now, policy.insecure_window.max(LONGEST_WINDOW))?;
         let rule = host.rules.address(from, policy.ipv6_prefix);
         drop(policy);
@@ -130,32 +137,16 @@ impl Service {
     /// Counts a wrong key. If it is the one too many, its sender is not answered before the block would survive a crash.
     /// A good key is never refused for failures from its address: only failures are answered so.
     async fn key_failed(&self, from: IpAddr, now: OffsetDateTime) -> ServiceError {
-        if let Some(until) = self.throttle.blocked(&Failing::Key(from), now) {
-            self.metrics.refused(Refusal::AuthFailures);
-            return ServiceError::AuthBlocked(Throttled::new(self.throttle.limits().auth_fail_count, until, now));
+        if let Some(until) = self.core.throttle.blocked(&Failing::Key(from), now) {
+            self.core.metrics.refused(Refusal::AuthFailures);
+            return ServiceError::AuthBlocked(Throttled::new(self.core.throttle.limits().auth_fail_count, until, now));
         }
-        self.metrics.key_failed();
-        self.watch.event("key.refused", "", from, false, now);
-        if self.failed(&Failing::Key(from), now).await {
-            self.watch.event("address.blocked", "", from, false, now);
+        self.core.metrics.key_failed();
+        self.core.security_events.event("key.refused", "", from, false, now);
+        if self.core.failed(&Failing::Key(from), now).await {
+            self.core.security_events.event("address.blocked", "", from, false, now);
         }
         ServiceError::KeyInvalid
-    }
-
-    /// Counts a failure. `true`: they are blocked from now on, after a crash as well.
-    pub(super) async fn failed(&self, who: &Failing<'_>, now: OffsetDateTime) -> bool {
-        if !self.throttle.failed(who, now) {
-            return false;
-        }
-        // In memory it holds already; a store that fails is reported elsewhere.
-        let kept = match self.hot.keep_throttle(self.throttle.gather_failures(who, now)) {
-            Ok(()) => self.hot.settled().await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = kept {
-            log::warn!(event = "block_not_kept", cause:% = error; "a block will not survive a restart");
-        }
-        true
     }
 
     /// The host's first call, or a roaming host's first one from a new address. The records decide, for the key that was
@@ -168,16 +159,16 @@ impl Service {
             Some(previous) => by.note(now, "host.rebind").with("previous", previous),
         };
         let note = note.on(&host.fqdn).with("address", from);
-        let ipv6_prefix = self.policy.load().ipv6_prefix;
-        let binding = self.records.host_bind_ip(host.id, key, from, ipv6_prefix, now, &note);
+        let ipv6_prefix = self.core.policy.load().ipv6_prefix;
+        let binding = self.core.records.host_bind_ip(host.id, key, from, ipv6_prefix, now, &note);
         let is_news = |bound: &&Host| bound.rules.bound_like(from) != known;
-        let bound = self.commit_untold(binding, |bound| bound.as_ref().filter(is_news).map(Into::into)).await?;
+        let bound = self.core.commit_untold(binding, |bound| bound.as_ref().filter(is_news).map(Into::into)).await?;
         let bound = bound.ok_or(ServiceError::KeyInvalid)?;
         if bound.rules.address(from, ipv6_prefix) != AddressRule::Admitted {
             return Err(self.address_refused(&bound.fqdn, &bound.rules, from, now));
         }
         tell(&note);
-        match self.hot.host_by_id(host.id) {
+        match self.core.hot.host_by_id(host.id) {
             Ok(host) => host.ok_or(ServiceError::KeyInvalid),
             Err(error) => {
                 log::warn!(event = "host_unread", cause:% = error; "a host is bound to its address; it is answered from what was known before");
@@ -190,7 +181,7 @@ impl Service {
         let networks = &rules.allowed_networks;
         let bound_to = rules.bound_like(from).filter(|_| networks.is_empty());
         let note = By::anybody(from).note(now, ADDRESS_REFUSED).refused("refused").on(fqdn);
-        self.watch.refused(match bound_to {
+        self.core.security_events.refused(match bound_to {
             Some(bound) => {
                 let remedy = format!("codex-authd hosts clear {fqdn} | codex-authd hosts roaming {fqdn}");
                 note.with("bound_to", bound).with("remedy", remedy)
@@ -207,18 +198,49 @@ impl Service {
     /// The last refused call of a host, if it would be refused again, with the time. It is looked for among the newest
     /// entries of the audit log only, which bounds the cost of a page that shows it.
     pub async fn last_address_refused(&self, host: &Host) -> Result<Option<(RefusedAddress, OffsetDateTime)>> {
-        let newest = self.records.audit_head().await?.number;
+        let newest = self.core.records.audit_head().await?.number;
         let entries =
-            self.records.audit_list_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
+            self.core.records.audit_list_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
         let notes = entries.await?.into_iter().rev().map(|entry| entry.note);
         let last = notes
             .filter(|note| note.action == ADDRESS_REFUSED && note.target.as_deref() == Some(host.fqdn.as_str()))
             .find_map(|note| Some((note.from?, note.at)));
         let Some((called_from, at)) = last else { return Ok(None) };
-        if host.rules.address(called_from, self.policy.load().ipv6_prefix) != AddressRule::Refused {
+        if host.rules.address(called_from, self.core.policy.load().ipv6_prefix) != AddressRule::Refused {
             return Ok(None);
         }
         let bound_to = host.rules.bound_like(called_from).filter(|_| host.rules.allowed_networks.is_empty());
         Ok(Some((RefusedAddress { fqdn: host.fqdn.clone(), called_from, bound_to }, at)))
+    }
+
+    /// The kill switch.
+    pub async fn disable_api(&self, disabled: bool, reason: Option<&str>, by: &By) -> Result<()> {
+        let reason = reason.map(str::trim).filter(|reason| disabled && !reason.is_empty());
+        if reason.is_some_and(|reason| reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control)) {
+            return Err(ServiceError::invalid(
+                "reason",
+                format!("must be one line of at most {MAX_REASON} characters"),
+            ));
+        }
+        let note = by.note(self.core.outside.now(), if disabled { "api.disable" } else { "api.enable" });
+        let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
+        self.core
+            .change_settings(&note, SettingsChange::KillSwitch { disabled, reason: reason.map(String::from) })
+            .await?;
+        Ok(())
+    }
+
+    /// Keeps what the throttles counted since the last time.
+    pub async fn keep_throttle(&self) -> Result<()> {
+        let rows = self.core.throttle.gather(self.core.outside.now());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let hot = self.core.hot.clone();
+        let written = tokio::task::spawn_blocking(move || hot.keep_throttle(rows)).await;
+        written.map_err(ServiceError::internal)??;
+        self.core.hot.settled().await?;
+        log::debug!(event = "throttle_kept"; "what the throttles counted is kept");
+        Ok(())
     }
 }

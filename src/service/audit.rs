@@ -2,16 +2,17 @@
 //!
 //! A change and its entry are one transaction of the records: there is none without the other. What changes nothing (a
 //! refusal, a secret that was shown) is appended by itself, before the answer leaves; refusals of one kind once a minute
-//! (`watch`). Each entry goes to the journal too,
+//! (`security_events`). Each entry goes to the journal too,
 //! once it is durable.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::{Result, Service, ServiceError};
 use crate::model::audit::{Actor, AuditEntry, AuditFilter, AuditHead, AuditNote, BrokenChain};
 use crate::model::digest::Digest;
+use crate::service::{Core, Result, ServiceError};
 
 /// Who asks for something, and from where.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ impl By {
         Self { actor: Actor::Anybody, from: Some(from) }
     }
 
-    pub(super) fn note(&self, at: OffsetDateTime, action: &str) -> AuditNote {
+    pub(in crate::service) fn note(&self, at: OffsetDateTime, action: &str) -> AuditNote {
         AuditNote::new(at, self.actor.clone(), self.from, action)
     }
 }
@@ -46,10 +47,15 @@ pub struct Verification {
 
 const PAGE: usize = 1000;
 
-impl Service {
+/// The audit log.
+pub struct Audit {
+    pub(super) core: Arc<Core>,
+}
+
+impl Audit {
     /// Entries that `filter` admits, the newest first.
     pub async fn audit_log(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
-        Ok(self.records.audit_list(filter, limit).await?)
+        Ok(self.core.records.audit_list(filter, limit).await?)
     }
 
     /// The same, and `before` of the next page; `None`: there are no more.
@@ -63,11 +69,11 @@ impl Service {
 
     /// Follows the chain from its first entry to the newest. `noted`: a hash that was noted elsewhere, which must be there.
     pub async fn verify_audit(&self, noted: Option<Digest>) -> Result<Verification> {
-        let newest = self.records.audit_head().await?;
+        let newest = self.core.records.audit_head().await?;
         let mut good = AuditHead::default();
         let mut noted_found = noted.map(|_| false);
         while good.number < newest.number {
-            let page = self.records.audit_list_from(good.number + 1, PAGE).await?;
+            let page = self.core.records.audit_list_from(good.number + 1, PAGE).await?;
             let Some(first) = page.first().map(|entry| entry.number) else {
                 let broken = BrokenChain::Gap { expected: good.number + 1, found: newest.number };
                 return Ok(Verification { good, broken: Some(broken), noted_found });
@@ -91,16 +97,16 @@ impl Service {
 
     /// Notes that somebody known was refused something.
     pub async fn note_refusal(&self, by: &By, operation: &str, status: u16) {
-        self.note_refused(by.note(self.outside.now(), operation).refused(status)).await;
+        self.note_refused(by.note(self.core.outside.now(), operation).refused(status)).await;
     }
 
     /// The first refusal of its kind is in the audit log before the answer leaves; what follows it within a minute is one
-    /// entry with a count, as for hosts (`watch`). It is told to the log where the store is away: there is nothing to undo.
-    pub(super) async fn note_refused(&self, note: AuditNote) {
-        if !self.watch.is_first(&note) {
+    /// entry with a count, as for hosts (`security_events`). It is told to the log where the store is away: there is nothing to undo.
+    pub(in crate::service) async fn note_refused(&self, note: AuditNote) {
+        if !self.core.security_events.is_first(&note) {
             return;
         }
-        match self.records.audit_append(std::slice::from_ref(&note)).await {
+        match self.core.records.audit_append(std::slice::from_ref(&note)).await {
             Ok(()) => tell(&note),
             Err(error) => {
                 tell(&note);
@@ -110,15 +116,15 @@ impl Service {
     }
 
     /// Notes what changes nothing else, durably.
-    pub(super) async fn note_alone(&self, note: AuditNote) -> Result<()> {
-        self.records.audit_append(std::slice::from_ref(&note)).await?;
+    pub(in crate::service) async fn note_alone(&self, note: AuditNote) -> Result<()> {
+        self.core.records.audit_append(std::slice::from_ref(&note)).await?;
         tell(&note);
         Ok(())
     }
 }
 
 /// To the journal.
-pub(super) fn tell(note: &AuditNote) {
+pub(in crate::service) fn tell(note: &AuditNote) {
     let AuditNote { actor, from, action, target, outcome, alarm, details, .. } = note;
     let from = from.map(|from| from.to_string()).unwrap_or_default();
     let target = target.as_deref().unwrap_or_default();

@@ -5,12 +5,6 @@ use std::sync::{Arc, Mutex};
 
 use time::{Duration, OffsetDateTime};
 
-use super::admission::Purpose;
-use super::boot;
-use super::enrol::HostOptions;
-use super::error::InstallerRefusal;
-use super::sync::{Outcome, QueryVersions};
-use super::{By, Parts, Policy, Service, ServiceError};
 use crate::hot::Hot;
 use crate::hot::throttle::{Limits, Throttle};
 use crate::metrics::Metrics;
@@ -18,22 +12,28 @@ use crate::model::auth_document::{DocumentRules, fixture};
 use crate::outside::{Outside, System};
 use crate::records::Records;
 use crate::records::embedded::Embedded;
+use crate::service::admission::Purpose;
+use crate::service::core::boot;
+use crate::service::error::InstallerRefusal;
+use crate::service::hosts::enrol::HostOptions;
+use crate::service::login::sync::{Outcome, QueryVersions};
+use crate::service::{Adapters, Areas, By, Parts, Policy, ServiceError};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-pub(super) struct Clock(Mutex<OffsetDateTime>);
+pub(in crate::service) struct Clock(Mutex<OffsetDateTime>);
 
 impl Clock {
     /// As it is now.
-    pub(super) fn new() -> Self {
+    pub(in crate::service) fn new() -> Self {
         Self(Mutex::new(System.now()))
     }
 
-    pub(super) fn go_on(&self, time: Duration) {
+    pub(in crate::service) fn go_on(&self, time: Duration) {
         *self.0.lock().unwrap() += time;
     }
 
-    pub(super) fn step(&self, hours: i64) {
+    pub(in crate::service) fn step(&self, hours: i64) {
         *self.0.lock().unwrap() += Duration::hours(hours);
     }
 }
@@ -48,7 +48,7 @@ impl Outside for Clock {
     }
 }
 
-pub(super) async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
+pub(in crate::service) async fn service() -> (Areas, Arc<Clock>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let clock = Arc::new(Clock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
@@ -56,22 +56,22 @@ pub(super) async fn service() -> (Service, Arc<Clock>, tempfile::TempDir) {
 }
 
 /// One of the daemons that share the records; `hot` is its own.
-pub(super) async fn node(
+pub(in crate::service) async fn node(
     directory: &tempfile::TempDir,
     hot: &str,
     records: Arc<dyn Records>,
     clock: Arc<Clock>,
-) -> Service {
+) -> Areas {
     let hot = Hot::open(&directory.path().join(hot), &*clock).unwrap();
     node_on(directory, hot, records, clock).await
 }
 
-pub(super) async fn node_on(
+pub(in crate::service) async fn node_on(
     directory: &tempfile::TempDir,
     hot: Hot,
     records: Arc<dyn Records>,
     clock: Arc<Clock>,
-) -> Service {
+) -> Areas {
     let hot = Arc::new(hot);
     let secrets = boot::unlock(&*records, &directory.path().join("master.key"), None, &*clock).await.unwrap();
     let limits = Limits {
@@ -94,8 +94,8 @@ pub(super) async fn node_on(
         codex_release_url: String::new(),
         codex_release_sha256: String::new(),
         document_rules: DocumentRules { min_token_length: 8, strict: true },
-        versions: crate::service::retention::VersionPolicy::default(),
-        people: crate::service::people::PeoplePolicy::default(),
+        versions: crate::service::core::policy::VersionPolicy::default(),
+        people: crate::service::core::policy::PeoplePolicy::default(),
     };
     let parts = Parts {
         records,
@@ -106,10 +106,10 @@ pub(super) async fn node_on(
         secrets: Arc::new(secrets),
         metrics: Arc::new(Metrics::new(&crate::api::operations(), clock.now()).unwrap()),
     };
-    Service::new(parts).await.unwrap()
+    Areas::start(parts, Adapters::default()).await.unwrap()
 }
 
-pub(super) fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
+pub(in crate::service) fn login(at: OffsetDateTime, tag: &str) -> (String, String) {
     let at = at.format(&time::format_description::well_known::Rfc3339).unwrap();
     (fixture::chatgpt("account-1", "user-1", tag, None, &at).to_string(), at)
 }
@@ -119,12 +119,13 @@ async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
     let (service, clock, _directory) = service().await;
     let over = ServiceError::Installer(InstallerRefusal::Expired).to_string();
     for hours in [-5, 5] {
-        let token = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
+        let token =
+            service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
         clock.step(hours);
-        let refused = service.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
+        let refused = service.hosts.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
         assert_eq!(refused, over, "{hours} h");
         clock.step(-hours);
-        service.redeem(token.expose(), HERE).await.unwrap();
+        service.hosts.redeem(token.expose(), HERE).await.unwrap();
     }
 }
 
@@ -132,65 +133,68 @@ async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
 async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_was_set_back() {
     let (service, clock, _directory) = service().await;
     let made = service
+        .hosts
         .register("h1.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
         .await
         .unwrap();
     let (id, key) = (made.host.host.id, made.api_key.expose());
-    service.admit(&service.credential(key), HERE, Purpose::Service).await.unwrap();
+    service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await.unwrap();
     for hours in [-5, 5] {
         clock.step(hours);
-        let refused = service.admit(&service.credential(key), HERE, Purpose::Service).await;
+        let refused = service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await;
         assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
         // And an admin who opens it by the clock as it is now opens it.
-        service.open_window(id, &By::daemon()).await.unwrap();
-        service.admit(&service.credential(key), HERE, Purpose::Service).await.unwrap();
+        service.hosts.open_window(id, &By::daemon()).await.unwrap();
+        service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await.unwrap();
         clock.step(-hours);
-        service.open_window(id, &By::daemon()).await.unwrap();
+        service.hosts.open_window(id, &By::daemon()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
     let (service, clock, _directory) = service().await;
-    let key = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let key = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     let (auth, at) = login(clock.now(), "one");
-    service.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
-    let digest = service.canonical().unwrap().summary.digest;
+    service.login.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
+    let digest = service.core.canonical().unwrap().summary.digest;
     clock.step(-5);
-    let host = service.admit(&service.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
+    let host =
+        service.admission.admit(&service.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
     for (digest, outcome) in [(digest.to_string(), Outcome::Valid), ("0".repeat(64), Outcome::Outdated)] {
         let body = serde_json::json!({ "command": "retrieve", "digest": digest, "last_refresh": at }).to_string();
-        let answer = service.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
+        let answer = service.login.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
         assert_eq!(answer.outcome, outcome);
     }
     let again = format!("{{\"command\":\"store\",\"auth\":{auth}}}");
     assert_eq!(
-        service.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
+        service.login.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
         Outcome::Unchanged
     );
     // What nobody vouches for is in the future all the same.
     let (ahead, _) = login(clock.now() + Duration::hours(6), "two");
     let ahead = format!("{{\"command\":\"store\",\"auth\":{ahead}}}");
-    let refused = service.sync(host, HERE, &ahead, QueryVersions::default()).await;
+    let refused = service.login.sync(host, HERE, &ahead, QueryVersions::default()).await;
     assert!(matches!(refused, Err(ServiceError::Invalid { .. })));
 }
 
 #[tokio::test]
 async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
     let (service, clock, _directory) = service().await;
-    let key = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let key = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
         clock.step(hours);
-        let host = service.admit(&service.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
+        let host =
+            service.admission.admit(&service.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
         let body = serde_json::json!({
             "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z",
             "client_version": version,
         });
-        service.sync(host.clone(), HERE, &body.to_string(), QueryVersions::default()).await.unwrap();
+        service.login.sync(host.clone(), HERE, &body.to_string(), QueryVersions::default()).await.unwrap();
         assert_eq!(host.activity().client_version.as_deref(), Some(version));
-        service.gather_telemetry().await.unwrap();
-        service.drain_outbox().await.unwrap();
-        let kept = service.records.host_activity(host.id).await.unwrap();
+        service.hosts.gather_telemetry().await.unwrap();
+        service.hosts.drain_outbox().await.unwrap();
+        let kept = service.core.records.host_activity(host.id).await.unwrap();
         assert_eq!(kept.client_version.as_deref(), Some(version), "in the records as well");
     }
 }
@@ -201,24 +205,24 @@ async fn nobody_is_blocked_for_longer_because_the_clock_was_set() {
         let (service, clock, _directory) = service().await;
         for _ in 0..3 {
             assert!(matches!(
-                service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
+                service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
                 Err(ServiceError::KeyInvalid)
             ));
         }
         assert!(matches!(
-            service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
+            service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
             Err(ServiceError::AuthBlocked(_))
         ));
         clock.step(hours);
         if hours < 0 {
             // The block runs for as long as it was meant, from wherever the clock stands now.
-            let blocked = service.admit(&service.credential("wrong"), HERE, Purpose::Service).await;
+            let blocked = service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await;
             assert!(matches!(blocked, Err(ServiceError::AuthBlocked(_))));
             clock.step(1);
         }
         assert!(
             matches!(
-                service.admit(&service.credential("wrong"), HERE, Purpose::Service).await,
+                service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
                 Err(ServiceError::KeyInvalid)
             ),
             "{hours} h"

@@ -12,7 +12,7 @@ use crate::model::people::Role;
 use crate::pki::PkiError;
 use crate::records::{RecordsError, Standstill};
 use crate::seal::SealError;
-use crate::service::bake::BakeError;
+use crate::service::hosts::bake::BakeError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
@@ -113,7 +113,7 @@ pub enum ServiceError {
     /// The store cannot do it just now; the cause is for the log.
     #[error("The store is not available; try again shortly")]
     Unavailable { cause: String },
-    /// The records cannot be reached or written, which is told once and not for every call ([`super::degraded`]).
+    /// The records cannot be reached or written, which is told once and not for every call ([`crate::service::core::health`]).
     #[error("The store is not available; try again shortly")]
     RecordsAway { cause: String },
     /// The store takes no changes until this process has been replaced, which is told once and not for every call.

@@ -4,22 +4,27 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use super::admission::Purpose;
-use super::clock_tests::{node, service};
-use super::enrol::HostOptions;
-use super::sync::{Outcome, QueryVersions, Sync};
-use super::*;
 use crate::hot::HotHost;
 use crate::model::audit::{AuditFilter, AuditNote};
 use crate::model::auth_document::{Allowed, AuthDocument, DocumentRules, MAX_DOCUMENT_BYTES, fixture};
 use crate::model::digest::Digest;
+use crate::outside::Outside as _;
 use crate::records::{CanonicalSource, Records, ReplaceCondition};
+use crate::service::admission::Purpose;
+use crate::service::clock_tests::{node, service};
+use crate::service::hosts::enrol::HostOptions;
+use crate::service::login::sync::{Outcome, QueryVersions, Sync};
+use crate::service::*;
 
 const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-async fn a_host(service: &Service) -> Arc<HotHost> {
-    let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    service.admit(&service.credential(registered.api_key.expose()), HERE, Purpose::Service).await.unwrap()
+async fn a_host(service: &Areas) -> Arc<HotHost> {
+    let registered = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    service
+        .admission
+        .admit(&service.admission.credential(registered.api_key.expose()), HERE, Purpose::Service)
+        .await
+        .unwrap()
 }
 
 fn text(at: OffsetDateTime) -> String {
@@ -40,28 +45,28 @@ fn api_key(key: &str) -> Value {
     json!({ "auth_mode": "apikey", "OPENAI_API_KEY": format!("sk-Zk3vQ9xT1mB7rLp0sWc5-{key}") })
 }
 
-async fn call(service: &Service, host: &Arc<HotHost>, body: Value) -> Result<Sync> {
-    service.sync(Arc::clone(host), HERE, &body.to_string(), QueryVersions::default()).await
+async fn call(service: &Areas, host: &Arc<HotHost>, body: Value) -> Result<Sync> {
+    service.login.sync(Arc::clone(host), HERE, &body.to_string(), QueryVersions::default()).await
 }
 
-async fn store(service: &Service, host: &Arc<HotHost>, auth: &Value) -> Result<Sync> {
+async fn store(service: &Areas, host: &Arc<HotHost>, auth: &Value) -> Result<Sync> {
     call(service, host, json!({ "command": "store", "auth": auth })).await
 }
 
-async fn upload(service: &Service, auth: &Value, allowed: Allowed) -> Result<Outcome> {
+async fn upload(service: &Areas, auth: &Value, allowed: Allowed) -> Result<Outcome> {
     let body = json!({
         "auth": auth, "change_account": allowed.change_account, "even_if_older": allowed.even_if_older, "probe": false,
     });
-    Ok(service.upload(&body.to_string(), &By::daemon()).await?.outcome)
+    Ok(service.login.upload(&body.to_string(), &By::daemon()).await?.outcome)
 }
 
-async fn noted(service: &Service) -> Vec<AuditNote> {
-    let entries = service.audit_log(&AuditFilter::default(), 100).await.unwrap();
+async fn noted(service: &Areas) -> Vec<AuditNote> {
+    let entries = service.audit.audit_log(&AuditFilter::default(), 100).await.unwrap();
     entries.into_iter().map(|entry| entry.note).collect()
 }
 
-fn canonical_account(service: &Service) -> Value {
-    let canonical = service.canonical().unwrap();
+fn canonical_account(service: &Areas) -> Value {
+    let canonical = service.core.canonical().unwrap();
     serde_json::from_str::<Value>(&canonical.text).unwrap()["tokens"]["account_id"].clone()
 }
 
@@ -88,7 +93,7 @@ async fn a_host_only_renews_the_login_and_a_login_of_another_account_raises_an_a
     {
         let refused = store(&service, &host, other).await.err();
         assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?} for {other}");
-        assert_eq!(service.canonical().unwrap().summary.version, 1);
+        assert_eq!(service.core.canonical().unwrap().summary.version, 1);
         let noted = noted(&service).await;
         let alarms: Vec<_> = noted.iter().filter(|note| note.alarm && note.action == "auth.store").collect();
         assert_eq!(alarms.len(), round + 1, "{noted:?}");
@@ -104,7 +109,7 @@ async fn an_api_key_is_replaced_by_an_admin_only() {
     let (service, _clock, _directory) = service().await;
     let host = a_host(&service).await;
     assert_eq!(upload(&service, &api_key("one"), Allowed::default()).await.unwrap(), Outcome::Updated);
-    let canonical = service.canonical().unwrap();
+    let canonical = service.core.canonical().unwrap();
     assert!(canonical.text.contains("last_refresh"), "it is dated by the server");
     let same = store(&service, &host, &api_key("one")).await.unwrap();
     assert!(same.outcome.carries_auth(), "with the date that it has by now");
@@ -113,7 +118,7 @@ async fn an_api_key_is_replaced_by_an_admin_only() {
     assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?}");
     let change = Allowed { change_account: true, ..Allowed::default() };
     assert_eq!(upload(&service, &api_key("two"), change).await.unwrap(), Outcome::Updated);
-    assert!(service.canonical().unwrap().text.contains("-two"));
+    assert!(service.core.canonical().unwrap().text.contains("-two"));
 }
 
 #[tokio::test]
@@ -134,7 +139,7 @@ async fn an_admin_changes_the_account_only_when_told_to() {
     let noted = noted(&service).await;
     assert!(noted[0].alarm && noted[0].details.contains_key("present"), "{:?}", noted[0]);
     let body = json!({ "auth": other, "change_account": "yes" }).to_string();
-    let refused = service.upload(&body, &By::daemon()).await.err();
+    let refused = service.login.upload(&body, &By::daemon()).await.err();
     assert!(matches!(refused, Some(ServiceError::Invalid { .. })), "{refused:?}");
 }
 
@@ -188,7 +193,7 @@ async fn no_host_can_move_the_login_into_the_future() {
         let stored = store(&service, &host, &opaque(now + Duration::seconds(300 * step))).await;
         assert_eq!(stored.is_ok(), step == 1, "{step}");
     }
-    assert_eq!(service.canonical().unwrap().summary.last_refresh, text(now + Duration::seconds(300)));
+    assert_eq!(service.core.canonical().unwrap().summary.last_refresh, text(now + Duration::seconds(300)));
     // With tokens that tell their time of issue not even for so long.
     clock.step(1);
     let now = clock.now();
@@ -215,7 +220,7 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
         made
     };
     clock.step(1);
-    service.roll_back(1, &By::daemon()).await.unwrap();
+    service.login.roll_back(1, &By::daemon()).await.unwrap();
     assert_eq!(store(&service, &host, &logins[1]).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
     let renewed = login(clock.now(), clock.now() - Duration::days(1));
@@ -225,11 +230,11 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
     assert_eq!(upload(&service, &logins[0], Allowed::default()).await.unwrap(), Outcome::Outdated);
     let anyway = Allowed { even_if_older: true, ..Allowed::default() };
     assert_eq!(upload(&service, &logins[0], anyway).await.unwrap(), Outcome::Updated);
-    assert!(matches!(service.canonical().unwrap().summary.source, CanonicalSource::Override { .. }));
+    assert!(matches!(service.core.canonical().unwrap().summary.source, CanonicalSource::Override { .. }));
     assert_eq!(store(&service, &host, &renewed).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
     assert_eq!(upload(&service, &login(clock.now(), clock.now()), anyway).await.unwrap(), Outcome::Updated);
-    let source = service.canonical().unwrap().summary.source.clone();
+    let source = service.core.canonical().unwrap().summary.source.clone();
     assert!(matches!(source, CanonicalSource::Admin { .. }), "{source:?}: it won because it is newer");
 }
 
@@ -237,7 +242,7 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
 #[tokio::test]
 async fn a_store_is_decided_against_the_version_that_it_replaces() {
     let (one, clock, directory) = service().await;
-    let records: Arc<dyn Records> = one.records.clone();
+    let records: Arc<dyn Records> = one.core.records.clone();
     let host = a_host(&one).await;
     let now = clock.now();
     upload(&one, &login(now, now), Allowed::default()).await.unwrap();
@@ -280,9 +285,9 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     assert!(old.text().contains("of-this"));
     let note = By::daemon().note(clock.now(), "auth.store");
     let source = CanonicalSource::Admin { by: "before".into() };
-    service.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
-    let restarted = node(&directory, "hot-2", service.records.clone(), clock).await;
-    let canonical = restarted.canonical().unwrap();
+    service.login.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
+    let restarted = node(&directory, "hot-2", service.core.records.clone(), clock).await;
+    let canonical = restarted.core.canonical().unwrap();
     assert_eq!(canonical.summary.version, 2);
     assert!(!canonical.text.contains("of-this"), "{}", &**canonical.text);
     assert_eq!(canonical.summary.digest, Digest::of(canonical.text.as_bytes()));
@@ -298,14 +303,14 @@ async fn a_login_of_more_than_64_kib_is_taken_nowhere() {
     for refused in [
         store(&service, &host, &large).await.err(),
         upload(&service, &large, Allowed::default()).await.err(),
-        service.upload(&json!({ "auth": large.to_string() }).to_string(), &By::daemon()).await.err(),
-        service.upload_text(&large.to_string(), Allowed::default(), false, &By::daemon()).await.err(),
+        service.login.upload(&json!({ "auth": large.to_string() }).to_string(), &By::daemon()).await.err(),
+        service.login.upload_text(&large.to_string(), Allowed::default(), false, &By::daemon()).await.err(),
     ] {
         let refused = refused.expect("it was taken");
         assert!(matches!(refused, ServiceError::DocumentTooLarge(_)), "{refused:?}");
         assert!(refused.to_string().contains("64 KiB"), "{refused}");
     }
-    assert!(service.canonical().is_none());
+    assert!(service.core.canonical().is_none());
 }
 
 #[tokio::test]
@@ -319,5 +324,5 @@ async fn a_login_that_codex_cannot_load_reaches_nobody() {
         matches!(&refused, Some(ServiceError::Invalid { field, .. }) if field == "auth.tokens.id_token"),
         "{refused:?}"
     );
-    assert!(service.canonical().is_none());
+    assert!(service.core.canonical().is_none());
 }

@@ -1,243 +1,109 @@
-//! The use cases: retrieve, store, enrol, redeem, rotate. One file each.
+//! The use cases: retrieve, store, enrol, redeem, rotate.
 //!
-//! A service method takes plain values and answers with plain values; it knows neither HTTP nor SQL. What it may rely
-//! on: the records are the truth and decide what must happen once; hot state answers what a call may be answered from
-//! without waiting for them.
+//! A method of an area takes plain values and answers with plain values; it knows neither HTTP nor SQL. The records are the
+//! truth and decide what must happen once. Hot state answers a call that must not wait for the records.
 //!
-//! Every change goes through [`Service::commit`]: this node follows it before the method answers, so that what an answer
-//! says holds for the next call on this node. After the commit a method may fail no more. A crash between the change and
-//! the catching up is mended by the boot, which catches up before it listens.
+//! Every change goes through [`Core::commit`]: this node applies it before the method answers, so the next call on this node
+//! finds it. After the commit a method cannot fail any more. A crash between the change and its application is repaired by
+//! the next start, which catches up with the records before it listens.
+//!
+//! [`Core`] is what every use case needs. On it stands one struct per area, in this order; an area calls only the areas below
+//! it, because [`Areas::on`] gives it no others:
+//!
+//! 1. [`Status`]: overview, metrics, `doctor`
+//! 2. [`Transfer`]: backup, restore, migration
+//! 3. [`Probes`]: proving the canonical login
+//! 4. [`Admission`]: who calls, and from where
+//! 5. [`Login`]: retrieve, store, versions of the canonical login
+//! 6. [`Trust`]: authorities, admin certificates, data keys
+//! 7. [`People`]: users, sessions, sign-in
+//! 8. [`Hosts`]: hosts, installers, wrappers
+//! 9. [`Audit`]: the audit log
 
 pub mod admission;
 pub mod audit;
-pub mod authorities;
-pub mod bake;
-pub mod boot;
-pub mod canonical;
-pub mod catch_up;
-pub mod certificates;
 #[cfg(test)]
 mod clock_tests;
-mod commit;
-pub mod degraded;
-pub mod delivery;
-pub mod directory;
-pub mod enrol;
+pub mod core;
 pub mod error;
-mod examine;
-pub mod history;
-pub mod host_trust;
-pub mod install;
-pub mod keys;
-pub mod measure;
-pub mod moving;
-pub mod overview;
+pub mod hosts;
+pub mod login;
 pub mod people;
-pub mod probing;
-pub mod retention;
-pub mod store_budget;
-pub mod sync;
-pub mod telemetry;
-pub mod versions;
-pub mod watch;
-pub mod wrapper;
+pub mod probes;
+pub mod status;
+pub mod transfer;
+pub mod trust;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::{Mutex, watch as watch_channel};
+use crate::runner::Prober;
+use crate::upstream::oidc::Provider;
 
-use crate::hot::Hot;
-use crate::hot::throttle::Throttle;
-use crate::metrics::Metrics;
-use crate::model::auth_document::DocumentRules;
-use crate::model::digest::Digest;
-use crate::outside::Outside;
-use crate::records::{AdminCertificate, Records, Settings, Standstill};
-use crate::seal::KeyRing;
-
-pub use audit::By;
-pub use error::ServiceError;
+pub use self::admission::Admission;
+pub use self::audit::{Audit, By};
+pub use self::core::{Core, Parts, Policy};
+pub use self::error::ServiceError;
+pub use self::hosts::Hosts;
+pub use self::login::Login;
+pub use self::people::People;
+pub use self::probes::Probes;
+pub use self::status::Status;
+pub use self::transfer::Transfer;
+pub use self::trust::Trust;
 
 pub type Result<T> = std::result::Result<T, ServiceError>;
 
-/// What the operator decided, as far as the use cases care.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// Baked into installers and wrappers; no `/` at the end.
-    pub base_url: String,
-    /// Why hosts may not reach `base_url`, where it was guessed; `None`: the operator configured it.
-    pub base_url_doubt: Option<&'static str>,
-    /// What an operator edits, for messages.
-    pub config_file: String,
-    /// PEM of our authority, which wrappers trust.
-    pub trusted_ca_pem: String,
-    pub host_certificate: host_trust::HostCertificate,
-    /// Base64 of the SHA-256 of the server's public key, for `curl --pinnedpubkey sha256//…`; `None` without TLS.
-    pub server_pin: Option<String>,
-    pub install_token_ttl: time::Duration,
-    pub insecure_window: time::Duration,
-    /// How many bits of an IPv6 address name the network that a host is bound to.
-    pub ipv6_prefix: u8,
-    pub codex_release_url: String,
-    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
-    pub codex_release_sha256: String,
-    pub document_rules: DocumentRules,
-    pub versions: retention::VersionPolicy,
-    pub people: people::PeoplePolicy,
+/// What the wiring gives the areas, where it is configured.
+#[derive(Clone, Default)]
+pub struct Adapters {
+    /// Opens stores, for [`Transfer`].
+    pub stores: Option<Arc<dyn transfer::Stores>>,
+    /// Makes probes; `None`: none are made.
+    pub prober: Option<Arc<dyn Prober>>,
+    /// Users may sign in with it.
+    pub provider: Option<Arc<Provider>>,
 }
 
-pub struct Service {
-    records: Arc<dyn Records>,
-    hot: Arc<Hot>,
-    throttle: Throttle,
-    metrics: Arc<Metrics>,
-    outside: Arc<dyn Outside>,
-    policy: ArcSwap<Policy>,
-    secrets: Arc<boot::Secrets>,
-    /// In force now; `secrets.ring` is what the boot found.
-    ring: ArcSwap<KeyRing>,
-    canonical: ArcSwapOption<canonical::Canonical>,
-    settings: ArcSwap<Settings>,
-    /// Admins' certificates by fingerprint, revoked ones included: who is let in.
-    certificates: ArcSwap<HashMap<Digest, AdminCertificate>>,
-    /// Counts up with every change of the certificates, the authorities, or of what hosts trust.
-    trust_changed: watch_channel::Sender<u64>,
-    /// Counts the wrappers that hosts were given.
-    wrappers_fetched: watch_channel::Sender<u64>,
-    watch: watch::Watch,
-    /// Turned after every change of the policy.
-    policy_revision: AtomicU64,
-    directory: Arc<directory::Directory>,
-    /// One catching up at a time: what is applied never goes backwards.
-    catching_up: Mutex<catch_up::CaughtUp>,
-    catch_ups_asked: AtomicU64,
-    /// One rotation of the data keys at a time.
-    rotating: Mutex<()>,
-    store_failed: ArcSwapOption<degraded::Failed>,
-    away: ArcSwapOption<degraded::Away>,
-    standstill: ArcSwapOption<Standstill>,
-    /// The store is another one than this process was started with, or is about to be: it is to be replaced.
-    superseded: AtomicBool,
-    stores: Option<Arc<dyn moving::Stores>>,
-    /// One migration or restore at a time.
-    moving: Mutex<()>,
-    /// One reads every row at a time.
-    verifying: Mutex<()>,
-    probes: probing::Probes,
-    people: people::People,
-    store_budget: store_budget::StoreBudget,
-    /// Turned with every new version.
-    version_stored: tokio::sync::Notify,
+/// Every area, wired up. A clone is the same areas.
+#[derive(Clone)]
+pub struct Areas {
+    pub core: Arc<Core>,
+    pub audit: Arc<Audit>,
+    pub hosts: Arc<Hosts>,
+    pub people: Arc<People>,
+    pub trust: Arc<Trust>,
+    pub login: Arc<Login>,
+    pub admission: Arc<Admission>,
+    pub probes: Arc<Probes>,
+    pub transfer: Arc<Transfer>,
+    pub status: Arc<Status>,
 }
 
-/// What [`Service::new`] is built from; `boot` makes it.
-pub struct Parts {
-    pub records: Arc<dyn Records>,
-    pub hot: Arc<Hot>,
-    pub throttle: Throttle,
-    pub metrics: Arc<Metrics>,
-    pub outside: Arc<dyn Outside>,
-    pub policy: Policy,
-    pub secrets: Arc<boot::Secrets>,
-}
-
-impl Service {
-    /// Wires the parts up and catches up with the records, so that the first call finds everything.
-    pub async fn new(parts: Parts) -> Result<Self> {
-        let service = Self {
-            people: people::People::default(),
-            records: parts.records,
-            hot: parts.hot,
-            throttle: parts.throttle,
-            metrics: parts.metrics,
-            outside: parts.outside,
-            policy: ArcSwap::from_pointee(parts.policy),
-            ring: ArcSwap::from_pointee(parts.secrets.ring.clone()),
-            secrets: parts.secrets,
-            canonical: ArcSwapOption::empty(),
-            settings: ArcSwap::from_pointee(Settings::default()),
-            certificates: ArcSwap::default(),
-            trust_changed: watch_channel::channel(0).0,
-            wrappers_fetched: watch_channel::channel(0).0,
-            watch: watch::Watch::default(),
-            policy_revision: AtomicU64::new(0),
-            directory: Arc::default(),
-            catching_up: Mutex::default(),
-            catch_ups_asked: AtomicU64::new(0),
-            rotating: Mutex::new(()),
-            store_failed: ArcSwapOption::empty(),
-            away: ArcSwapOption::empty(),
-            standstill: ArcSwapOption::empty(),
-            superseded: AtomicBool::new(false),
-            stores: None,
-            moving: Mutex::new(()),
-            verifying: Mutex::new(()),
-            probes: probing::Probes::new(),
-            store_budget: store_budget::StoreBudget::default(),
-            version_stored: tokio::sync::Notify::new(),
-        };
-        service.adopt_trust(Some(service.secrets.certificates.clone()), None)?;
-        service.hot.restore_throttle(&service.throttle, service.outside.now())?;
-        service.adopt_hot().await?;
-        match service.catch_up().await {
-            // Hot state has what a daemon of the last run knew.
-            Err(ServiceError::RecordsAway { .. }) if service.secrets.are_from_hot => {}
-            caught_up => {
-                caught_up?;
-                service.adopt_activity().await?;
-            }
+impl Areas {
+    /// Starts the core and wires the areas up: the first call finds everything.
+    pub async fn start(parts: Parts, adapters: Adapters) -> Result<Self> {
+        let (core, has_caught_up) = Core::start(parts).await?;
+        let areas = Self::on(core, adapters);
+        if has_caught_up {
+            areas.hosts.adopt_activity().await?;
         }
-        Ok(service)
+        Ok(areas)
     }
 
-    /// Tells how stores are opened.
-    #[must_use]
-    pub fn with_stores(self, stores: Arc<dyn moving::Stores>) -> Self {
-        Self { stores: Some(stores), ..self }
-    }
-
-    /// Puts another policy in force: the server's key or names changed with a reload.
-    pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
-        self.policy_revision.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Whether calls can be served: the records can be read and what is written becomes durable.
-    pub async fn ready(&self) -> Result<()> {
-        self.check_degraded()?;
-        let checked = self.try_writing().await;
-        // What this very check may have found out.
-        self.check_degraded()?;
-        checked
-    }
-
-    /// What every call looks at before anything else: whoever waits for it learns that calls are answered.
-    pub fn pulse(&self) {
-        // A store that fails answers, too.
-        let _ = self.hot.host_by_key(&Digest::of(b""));
-        let _ = self.canonical.load();
-    }
-
-    /// As hot state counts them.
-    pub fn host_count(&self) -> u64 {
-        self.hot.host_states().map(|states| states.total()).unwrap_or_default()
-    }
-
-    /// The wall clock, for what is shown.
-    pub fn now(&self) -> time::OffsetDateTime {
-        self.outside.now()
-    }
-
-    /// Names this node among those that share the records.
-    pub fn node(&self) -> uuid::Uuid {
-        self.hot.node()
-    }
-
-    pub fn policy(&self) -> Arc<Policy> {
-        self.policy.load_full()
+    /// Wires the areas up, from the lowest to the highest.
+    pub fn on(core: Arc<Core>, adapters: Adapters) -> Self {
+        let Adapters { stores, prober, provider } = adapters;
+        let audit = Arc::new(Audit { core: core.clone() });
+        let hosts = Arc::new(Hosts::new(core.clone()));
+        let people = Arc::new(People::new(core.clone(), audit.clone(), hosts.clone(), provider));
+        let trust = Arc::new(Trust::new(core.clone(), hosts.clone(), people.clone()));
+        let queue = Arc::new(probes::ProbeQueue::new(core.clone(), prober.is_some()));
+        let login = Arc::new(Login::new(core.clone(), audit.clone(), hosts.clone(), queue.clone()));
+        let admission = Arc::new(Admission { core: core.clone(), people: people.clone() });
+        let probes = Arc::new(Probes::new(core.clone(), audit.clone(), login.clone(), queue, prober));
+        let transfer = Arc::new(Transfer::new(core.clone(), people.clone(), stores));
+        let status = Arc::new(Status::new(core.clone(), hosts.clone(), people.clone(), trust.clone(), probes.clone()));
+        Self { core, audit, hosts, people, trust, login, admission, probes, transfer, status }
     }
 }
 

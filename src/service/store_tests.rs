@@ -2,29 +2,32 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use super::enrol::HostOptions;
-use super::sync::{Outcome, QueryVersions};
-use super::*;
-use crate::hot::HotHost;
-use crate::hot::throttle::Limits;
+use crate::hot::throttle::{Limits, Throttle};
+use crate::hot::{Hot, HotHost};
 use crate::metrics::Metrics;
-use crate::model::auth_document::fixture;
+use crate::model::auth_document::{DocumentRules, fixture};
 use crate::model::instant::Instant;
-use crate::outside::System;
+use crate::outside::{Outside as _, System};
 use crate::records::Epoch;
 use crate::records::embedded::Embedded;
 use crate::service::By;
 use crate::service::admission::Purpose;
+use crate::service::core::boot;
+use crate::service::core::policy::{PeoplePolicy, VersionPolicy};
+use crate::service::hosts::enrol::HostOptions;
+use crate::service::login::sync::{self, Outcome, QueryVersions};
+use crate::service::{Adapters, Areas, Parts, Policy, Result, ServiceError};
 
-async fn open(dir: &Path) -> Service {
+async fn open(dir: &Path) -> Areas {
     open_on(dir, Embedded::open(&dir.join("records")).unwrap()).await
 }
 
-async fn open_on(dir: &Path, records: Embedded) -> Service {
+async fn open_on(dir: &Path, records: Embedded) -> Areas {
     let limits = Limits {
         global_per_minute: 0,
         host_per_minute: 0,
@@ -46,8 +49,8 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         codex_release_url: String::new(),
         codex_release_sha256: String::new(),
         document_rules: DocumentRules::default(),
-        versions: retention::VersionPolicy { stores_per_host_per_hour: 0, ..Default::default() },
-        people: crate::service::people::PeoplePolicy::default(),
+        versions: VersionPolicy { stores_per_host_per_hour: 0, ..Default::default() },
+        people: PeoplePolicy::default(),
     };
     let parts = Parts {
         records: Arc::new(records),
@@ -58,13 +61,14 @@ async fn open_on(dir: &Path, records: Embedded) -> Service {
         secrets: Arc::new(secrets),
         metrics: Arc::new(Metrics::new(&crate::api::operations(), System.now()).unwrap()),
     };
-    Service::new(parts).await.unwrap()
+    Areas::start(parts, Adapters::default()).await.unwrap()
 }
 
-async fn a_host(service: &Service) -> Arc<HotHost> {
-    let registered = service.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+async fn a_host(service: &Areas) -> Arc<HotHost> {
+    let registered = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
     service
-        .admit(&service.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
+        .admission
+        .admit(&service.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
         .await
         .unwrap()
 }
@@ -74,10 +78,10 @@ fn instant(number: u32) -> String {
     format!("2026-11-20T12:00:00.{number:09}Z")
 }
 
-async fn store(service: &Service, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
+async fn store(service: &Areas, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
     let auth = fixture::chatgpt("account-1", "user-1", "any", None, &instant(number));
     let body = json!({ "command": "store", "auth": auth }).to_string();
-    service.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
+    service.login.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -99,7 +103,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
                         return told;
                     }
                     let answer = store(&service, &host, number).await.unwrap();
-                    let served = service.canonical().unwrap().last_refresh.clone();
+                    let served = service.core.canonical().unwrap().last_refresh.clone();
                     let own = Instant::parse(&instant(number)).unwrap();
                     assert!(served >= own, "whatever became of it, nothing older is served from here on");
                     let canonical = answer.canonical.unwrap();
@@ -121,7 +125,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
             assert!(told.insert(one), "told twice");
         }
     }
-    let mut line = service.canonical_history(None, usize::MAX).await.unwrap().versions;
+    let mut line = service.login.canonical_history(None, usize::MAX).await.unwrap().versions;
     line.reverse();
     let numbers: Vec<_> = line.iter().map(|summary| summary.version).collect();
     assert_eq!(numbers, (1..=line.len() as u64).collect::<Vec<_>>(), "no gap");
@@ -130,7 +134,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
     assert_eq!(told, stands, "whoever was told so stands in the history, and nobody else does");
     let newest = instant(STORES - 1);
     assert_eq!(line.last().map(|summary| summary.last_refresh.clone()), Some(newest.clone()));
-    assert_eq!(service.canonical().unwrap().summary.last_refresh, newest);
+    assert_eq!(service.core.canonical().unwrap().summary.last_refresh, newest);
 }
 
 #[tokio::test]
@@ -139,20 +143,20 @@ async fn a_store_is_served_at_once_and_after_a_restart() {
     let digest = {
         let service = open(dir.path()).await;
         let host = a_host(&service).await;
-        let known = service.hot.epoch();
+        let known = service.core.hot.epoch();
         assert_eq!(store(&service, &host, 1).await.unwrap().outcome, Outcome::Updated);
-        let canonical = service.canonical().unwrap();
+        let canonical = service.core.canonical().unwrap();
         assert_eq!(canonical.summary.version, 1);
         // Hot state has not heard of it yet. A catching up changes nothing that is served.
-        assert_eq!(service.hot.epoch(), known);
-        service.catch_up().await.unwrap();
-        assert!(service.hot.epoch() > known);
-        assert_eq!(service.canonical().unwrap().summary, canonical.summary);
+        assert_eq!(service.core.hot.epoch(), known);
+        service.core.catch_up().await.unwrap();
+        assert!(service.core.hot.epoch() > known);
+        assert_eq!(service.core.canonical().unwrap().summary, canonical.summary);
         store(&service, &host, 2).await.unwrap();
-        service.canonical().unwrap().summary.digest
+        service.core.canonical().unwrap().summary.digest
     };
     let service = open(dir.path()).await;
-    assert_eq!(service.canonical().unwrap().summary.digest, digest);
+    assert_eq!(service.core.canonical().unwrap().summary.digest, digest);
 }
 
 #[tokio::test]
@@ -161,11 +165,11 @@ async fn what_came_later_is_not_replaced_by_what_was_read_before_it() {
     let service = open(dir.path()).await;
     let host = a_host(&service).await;
     store(&service, &host, 1).await.unwrap();
-    let read = service.records.changes_since(Epoch(0)).await.unwrap();
+    let read = service.core.records.changes_since(Epoch(0)).await.unwrap();
     store(&service, &host, 2).await.unwrap();
-    let late = service.open_canonical(&read.canonical.unwrap(), read.epoch).unwrap();
-    service.adopt_canonical(late);
-    assert_eq!(service.canonical().unwrap().summary.version, 2);
+    let late = service.core.open_canonical(&read.canonical.unwrap(), read.epoch).unwrap();
+    service.core.adopt_canonical(late);
+    assert_eq!(service.core.canonical().unwrap().summary.version, 2);
 }
 
 #[tokio::test]
@@ -184,39 +188,41 @@ async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served()
             matches!(refused, Some(ServiceError::StoreFailed { .. } | ServiceError::Degraded { .. })),
             "{refused:?}"
         );
-        assert_eq!(service.canonical().unwrap().summary.version, 1);
+        assert_eq!(service.core.canonical().unwrap().summary.version, 1);
     }
 }
 
 /// The list follows what hosts do and what admins change, and knows what a restart finds.
 #[tokio::test]
 async fn the_list_of_hosts_follows() {
-    use super::directory::{ListQuery, ListedHost};
+    use crate::service::core::directory::{ListQuery, ListedHost};
     let dir = tempfile::tempdir().unwrap();
-    let listed =
-        async |service: &Service| -> Vec<ListedHost> { service.list_hosts(ListQuery::default()).await.unwrap().hosts };
+    let listed = async |service: &Areas| -> Vec<ListedHost> {
+        service.hosts.list_hosts(ListQuery::default()).await.unwrap().hosts
+    };
     {
         let service = open(dir.path()).await;
         let host = a_host(&service).await;
         assert_eq!(listed(&service).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
         service
+            .hosts
             .register("a0.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
             .await
             .unwrap();
         store(&service, &host, 1).await.unwrap();
-        assert!(service.gather_telemetry().await.unwrap());
-        assert!(!service.gather_telemetry().await.unwrap());
+        assert!(service.hosts.gather_telemetry().await.unwrap());
+        assert!(!service.hosts.gather_telemetry().await.unwrap());
         let hosts = listed(&service).await;
         assert_eq!(hosts.iter().map(|host| host.fqdn.as_str()).collect::<Vec<_>>(), ["a0.test", "h1.test"]);
         assert_eq!(hosts.iter().map(|host| host.activity.api_calls).collect::<Vec<_>>(), [0, 1]);
         let other = hosts[0].id;
-        service.remove(other, &By::daemon()).await.unwrap();
-        service.drain_outbox().await.unwrap();
+        service.hosts.remove(other, &By::daemon()).await.unwrap();
+        service.hosts.drain_outbox().await.unwrap();
     }
     let service = open(dir.path()).await;
     let hosts = listed(&service).await;
     assert_eq!((hosts.len(), hosts[0].fqdn.as_str(), hosts[0].activity.api_calls), (1, "h1.test", 1));
-    for host in service.hosts().await.unwrap() {
+    for host in service.hosts.hosts().await.unwrap() {
         assert_eq!(hosts[0], ListedHost::new(&host.host, host.activity));
     }
 }

@@ -7,55 +7,55 @@ use serde_json::json;
 use time::Duration;
 use tokio::sync::watch;
 
-use super::admission::Purpose;
-use super::clock_tests::{Clock, login, node, service};
-use super::enrol::HostOptions;
-use super::retention::VersionPolicy;
-use super::sync::{Outcome, QueryVersions, Sync};
-use super::{By, Policy, Result, Service, ServiceError};
 use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
 use crate::outside::Outside;
 use crate::records::embedded::Embedded;
 use crate::records::{Records, Standstill};
+use crate::service::admission::Purpose;
+use crate::service::clock_tests::{Clock, login, node, service};
+use crate::service::core::policy::VersionPolicy;
+use crate::service::hosts::enrol::HostOptions;
+use crate::service::login::sync::{Outcome, QueryVersions, Sync};
+use crate::service::{Areas, By, Policy, Result, ServiceError};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0,"agent_runtime_id":"r","account_id":"a","plan_type":"p","chatgpt_user_id":"u","chatgpt_account_is_fedramp":false}"#;
 
-fn set_versions(service: &Service, versions: VersionPolicy) {
-    service.set_policy(Policy { versions, ..(*service.policy()).clone() });
+fn set_versions(service: &Areas, versions: VersionPolicy) {
+    service.core.set_policy(Policy { versions, ..(*service.core.policy()).clone() });
 }
 
-async fn register(service: &Service, name: &str) -> String {
-    service.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
+async fn register(service: &Areas, name: &str) -> String {
+    service.hosts.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
 }
 
-async fn call(service: &Service, key: &str, body: &str) -> Result<Sync> {
-    let host = service.admit(&service.credential(key), HERE, Purpose::Service).await?;
-    service.sync(host, HERE, body, QueryVersions::default()).await
+async fn call(service: &Areas, key: &str, body: &str) -> Result<Sync> {
+    let host = service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await?;
+    service.login.sync(host, HERE, body, QueryVersions::default()).await
 }
 
-async fn store(service: &Service, key: &str, auth: &str) -> Result<Sync> {
+async fn store(service: &Areas, key: &str, auth: &str) -> Result<Sync> {
     call(service, key, &format!(r#"{{"command":"store","auth":{auth}}}"#)).await
 }
 
-async fn retrieve(service: &Service, key: &str, digest: Digest) -> Sync {
-    let at = service.canonical().unwrap().summary.last_refresh.clone();
+async fn retrieve(service: &Areas, key: &str, digest: Digest) -> Sync {
+    let at = service.core.canonical().unwrap().summary.last_refresh.clone();
     let body = json!({ "command": "retrieve", "digest": digest.to_string(), "last_refresh": at }).to_string();
     call(service, key, &body).await.unwrap()
 }
 
-async fn upload(service: &Service, auth: &str) {
-    service.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
+async fn upload(service: &Areas, auth: &str) {
+    service.login.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
 }
 
 /// What the caller of `sync` is given.
-fn delivered(service: &Service, sync: &Sync) -> (String, Digest) {
+fn delivered(service: &Areas, sync: &Sync) -> (String, Digest) {
     let host = sync.host.as_ref().map(|host| &*host.host);
     let canonical = sync.canonical.as_deref().unwrap();
-    let delivery = service.deliver(canonical, host).unwrap();
+    let delivery = service.login.deliver(canonical, host).unwrap();
     assert_eq!(Digest::of(delivery.text.as_bytes()), delivery.digest);
-    assert_eq!(service.delivered_digest(canonical, host).unwrap(), delivery.digest);
+    assert_eq!(service.login.delivered_digest(canonical, host).unwrap(), delivery.digest);
     (delivery.text.to_string(), delivery.digest)
 }
 
@@ -64,7 +64,7 @@ fn with_identity(auth: &str, identity: &str) -> String {
 }
 
 /// One version a day, the last one on the day that the clock shows then.
-async fn store_daily(service: &Service, clock: &Clock, days: u32) {
+async fn store_daily(service: &Areas, clock: &Clock, days: u32) {
     for day in 0..days {
         if day > 0 {
             clock.step(24);
@@ -73,8 +73,8 @@ async fn store_daily(service: &Service, clock: &Clock, days: u32) {
     }
 }
 
-async fn kept(service: &Service) -> Vec<u64> {
-    let history = service.canonical_history(None, 1000).await.unwrap();
+async fn kept(service: &Areas) -> Vec<u64> {
+    let history = service.login.canonical_history(None, 1000).await.unwrap();
     assert_eq!(history.next, None);
     history.versions.iter().map(|summary| summary.version).collect()
 }
@@ -85,14 +85,14 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     let (a, b) = (register(&service, "a.test").await, register(&service, "b.test").await);
     let (auth, _) = login(clock.now(), "one");
     upload(&service, &auth).await;
-    let canonical = service.canonical().unwrap();
+    let canonical = service.core.canonical().unwrap();
     let shared = canonical.summary.digest;
     assert_eq!(retrieve(&service, &a, shared).await.outcome, Outcome::Valid);
 
     // Codex has added it to the file; the login is the same.
     let answer = store(&service, &a, &with_identity(&auth, IDENTITY)).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Unchanged);
-    assert_eq!(service.canonical().unwrap().summary.version, 1, "no version was made of it");
+    assert_eq!(service.core.canonical().unwrap().summary.version, 1, "no version was made of it");
     let expected = format!(r#"{},"agent_identity":{IDENTITY}}}"#, canonical.text.strip_suffix('}').unwrap());
     let given = retrieve(&service, &a, shared).await;
     assert_eq!(given.outcome, Outcome::Outdated, "its file lacks the identity");
@@ -104,7 +104,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     let of_b = retrieve(&service, &b, shared).await;
     assert_eq!((of_b.outcome, delivered(&service, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
     assert_eq!(retrieve(&service, &b, own).await.outcome, Outcome::Outdated);
-    let revealed = service.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
+    let revealed = service.login.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
     assert!(!revealed.text.contains("canary"));
 
     // A newer login of another host takes nothing from this one, and a store of this one without it neither.
@@ -126,7 +126,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
 
     // A key for another machine, perhaps.
     let again = register(&service, "a.test").await;
-    let answer = retrieve(&service, &again, service.canonical().unwrap().summary.digest).await;
+    let answer = retrieve(&service, &again, service.core.canonical().unwrap().summary.digest).await;
     assert_eq!(answer.outcome, Outcome::Valid);
 }
 
@@ -144,13 +144,13 @@ async fn an_agent_identity_outlasts_restarts_rotations_and_is_known_to_every_nod
         let (auth, _) = login(clock.now(), "one");
         upload(&one, &auth).await;
         store(&one, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
-        two.catch_up().await.unwrap();
-        let shared = two.canonical().unwrap().summary.digest;
+        two.core.catch_up().await.unwrap();
+        let shared = two.core.canonical().unwrap().summary.digest;
         let given = retrieve(&two, &key, shared).await;
         let (text, digest) = delivered(&two, &given);
         assert!(text.contains(IDENTITY), "{text}");
         own = digest;
-        one.rotate_keys(&By::daemon()).await.unwrap();
+        one.trust.rotate_keys(&By::daemon()).await.unwrap();
         assert!(delivered(&one, &retrieve(&one, &key, shared).await).0.contains(IDENTITY));
         assert_eq!(retrieve(&one, &key, own).await.outcome, Outcome::Valid);
     }
@@ -181,11 +181,11 @@ async fn an_agent_identity_that_is_too_long_is_refused_and_one_that_is_known_wri
         other => panic!("{:?}", other.map(|sync| sync.outcome)),
     }
     store(&service, &key, &of_length(16 * 1024)).await.unwrap();
-    let before = service.records.audit_head().await.unwrap();
+    let before = service.core.records.audit_head().await.unwrap();
     for identity in [of_length(16 * 1024), with_identity(&auth, "null"), auth.clone()] {
         assert_eq!(store(&service, &key, &identity).await.unwrap().outcome, Outcome::Unchanged);
     }
-    assert_eq!(service.records.audit_head().await.unwrap(), before);
+    assert_eq!(service.core.records.audit_head().await.unwrap(), before);
 }
 
 #[tokio::test]
@@ -193,11 +193,11 @@ async fn an_agent_identity_of_a_refused_login_is_not_kept() {
     let (service, clock, _directory) = service().await;
     let key = register(&service, "a.test").await;
     upload(&service, &login(clock.now(), "one").0).await;
-    let date = &service.canonical().unwrap().summary.last_refresh.clone();
+    let date = &service.core.canonical().unwrap().summary.last_refresh.clone();
     let other = fixture::chatgpt("account-2", "user-2", "other", None, date).to_string();
     let refused = store(&service, &key, &with_identity(&other, IDENTITY)).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::OtherAccount { .. })), "{refused:?}");
-    let shared = service.canonical().unwrap().summary.digest;
+    let shared = service.core.canonical().unwrap().summary.digest;
     assert_eq!(retrieve(&service, &key, shared).await.outcome, Outcome::Valid, "the host has no identity");
 }
 
@@ -207,13 +207,13 @@ async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
     let old = register(&service, "a.test").await;
     let (auth, _) = login(clock.now(), "one");
     upload(&service, &auth).await;
-    let let_in = service.admit(&service.credential(&old), HERE, Purpose::Service).await.unwrap();
+    let let_in = service.admission.admit(&service.admission.credential(&old), HERE, Purpose::Service).await.unwrap();
     // While its call is under way, the host is given a new key.
     let new = register(&service, "a.test").await;
     let body = format!(r#"{{"command":"store","auth":{}}}"#, with_identity(&auth, IDENTITY));
-    let refused = service.sync(let_in, HERE, &body, QueryVersions::default()).await.map(drop);
+    let refused = service.login.sync(let_in, HERE, &body, QueryVersions::default()).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::KeyInvalid)), "{refused:?}");
-    let shared = service.canonical().unwrap().summary.digest;
+    let shared = service.core.canonical().unwrap().summary.digest;
     assert_eq!(retrieve(&service, &new, shared).await.outcome, Outcome::Valid);
 }
 
@@ -223,16 +223,16 @@ async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
     set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
     let key = register(&service, "a.test").await;
     // Its first contact binds it, which is a change of its own.
-    service.admit(&service.credential(&key), HERE, Purpose::Service).await.unwrap();
+    service.admission.admit(&service.admission.credential(&key), HERE, Purpose::Service).await.unwrap();
     let note = By::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
-    service.records.standstill_set(Some(&standstill), &note).await.unwrap();
+    service.core.records.standstill_set(Some(&standstill), &note).await.unwrap();
     let auth = login(clock.now(), "one").0;
     for _ in 0..3 {
         let failed = store(&service, &key, &auth).await.map(drop);
         assert!(matches!(failed, Err(ServiceError::StandsStill { .. })), "{failed:?}");
     }
-    service.records.standstill_set(None, &note).await.unwrap();
+    service.core.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(store(&service, &key, &auth).await.unwrap().outcome, Outcome::Updated);
 }
 
@@ -265,8 +265,8 @@ async fn an_agent_identity_takes_the_place_of_no_login() {
     let token = fixture::jwt(&json!({ "agent_runtime_id": "the login itself" }));
     let agent = json!({ "auth_mode": "agentIdentity", "agent_identity": token });
     let body = json!({ "auth": agent, "change_account": true }).to_string();
-    service.upload(&body, &By::daemon()).await.unwrap();
-    let canonical = service.canonical().unwrap();
+    service.login.upload(&body, &By::daemon()).await.unwrap();
+    let canonical = service.core.canonical().unwrap();
     assert!(canonical.text.contains(&token));
     let given = retrieve(&service, &key, canonical.summary.digest).await;
     assert_eq!((given.outcome, delivered(&service, &given).0), (Outcome::Valid, canonical.text.to_string()));
@@ -277,27 +277,28 @@ async fn old_versions_are_removed_and_a_call_that_names_one_is_told() {
     let (service, clock, _directory) = service().await;
     store_daily(&service, &clock, 40).await;
     set_versions(&service, VersionPolicy { keep: 50, ..VersionPolicy::default() });
-    assert_eq!(service.prune_versions().await.unwrap(), 0, "so many are kept, whatever their age");
+    assert_eq!(service.login.prune_versions().await.unwrap(), 0, "so many are kept, whatever their age");
     set_versions(&service, VersionPolicy { keep: 5, ..VersionPolicy::default() });
     // The last 30 days are kept: versions 10 to 40.
-    assert_eq!(service.prune_versions().await.unwrap(), 9);
+    assert_eq!(service.login.prune_versions().await.unwrap(), 9);
     assert_eq!(kept(&service).await, (10..=40).rev().collect::<Vec<_>>());
-    for named in [service.roll_back(9, &By::daemon()).await.map(drop), service.diff(9, 40).await.map(drop)] {
+    for named in [service.login.roll_back(9, &By::daemon()).await.map(drop), service.login.diff(9, 40).await.map(drop)]
+    {
         let told = named.unwrap_err();
         assert!(matches!(told, ServiceError::VersionNotKept(9)), "{told:?}");
         assert!(told.to_string().contains("auth.keep_versions"), "{told}");
     }
     for unknown in [0, 41] {
-        let told = service.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
+        let told = service.login.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
         assert!(matches!(told, ServiceError::NotFound("Version")), "{told:?}");
     }
-    service.roll_back(10, &By::daemon()).await.unwrap();
+    service.login.roll_back(10, &By::daemon()).await.unwrap();
     // A year without a store.
     clock.step(365 * 24);
-    service.prune_versions().await.unwrap();
+    service.login.prune_versions().await.unwrap();
     assert_eq!(kept(&service).await, [41, 40, 39, 38, 37]);
-    assert!(service.verify_audit(None).await.unwrap().broken.is_none());
-    service.rotate_keys(&By::daemon()).await.unwrap();
+    assert!(service.audit.verify_audit(None).await.unwrap().broken.is_none());
+    service.trust.rotate_keys(&By::daemon()).await.unwrap();
 }
 
 /// More than one transaction removes.
@@ -307,7 +308,7 @@ async fn any_number_of_old_versions_is_removed() {
     store_daily(&service, &clock, 231).await;
     set_versions(&service, VersionPolicy { keep: 1, ..VersionPolicy::default() });
     clock.step(31 * 24);
-    assert_eq!(service.prune_versions().await.unwrap(), 230);
+    assert_eq!(service.login.prune_versions().await.unwrap(), 230);
     assert_eq!(kept(&service).await, [231]);
 }
 
@@ -322,7 +323,7 @@ async fn a_store_has_old_versions_removed() {
     let pruning = service.clone();
     let looking = tokio::spawn(async move {
         let report = |outcome: Result<()>| looked.send_modify(|rounds| *rounds += outcome.map_or(0, |()| 1));
-        pruning.look_after_versions(std::time::Duration::from_millis(1), stopping, report).await;
+        pruning.login.look_after_versions(std::time::Duration::from_millis(1), stopping, report).await;
     });
     // At the start; what was stored before is looked after once more.
     bounded(looks.wait_for(|rounds| *rounds >= 2)).await.unwrap();
@@ -346,7 +347,7 @@ async fn the_history_is_read_page_by_page() {
     store_daily(&service, &clock, 7).await;
     let (mut before, mut pages) = (None, Vec::new());
     loop {
-        let page = service.canonical_history(before, 3).await.unwrap();
+        let page = service.login.canonical_history(before, 3).await.unwrap();
         pages.push(page.versions.iter().map(|summary| summary.version).collect::<Vec<_>>());
         before = page.next;
         if before.is_none() {
@@ -354,7 +355,7 @@ async fn the_history_is_read_page_by_page() {
         }
     }
     assert_eq!(pages, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]);
-    let all = service.canonical_history(None, 7).await.unwrap();
+    let all = service.login.canonical_history(None, 7).await.unwrap();
     assert_eq!((all.versions.len(), all.next), (7, None), "a full page that is the last one");
 }
 
@@ -391,7 +392,7 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
         other => panic!("{other:?}"),
     }
     // An agent identity is a write as well.
-    let same = service.canonical().unwrap().text.to_string();
+    let same = service.core.canonical().unwrap().text.to_string();
     let refused = store(&service, &a, &with_identity(&same, IDENTITY)).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::StoresLimited(_))));
     assert_eq!(retrieve(&service, &a, Digest::of(b"")).await.outcome, Outcome::Outdated, "it is served all the same");

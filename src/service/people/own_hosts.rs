@@ -1,29 +1,29 @@
 //! Hosts that a user installs for themselves: theirs alone to see, to install again and to remove.
 
-use super::super::enrol::{HostOptions, HostView, Registered};
-use super::super::{By, Result, Service};
-use super::sessions::SignedIn;
 use crate::model::host::HostId;
 use crate::records::{Host, Owner};
+use crate::service::hosts::enrol::{HostOptions, HostView, Registered};
+use crate::service::people::sessions::SignedIn;
+use crate::service::{By, People, Result};
 
-impl Service {
+impl People {
     pub async fn own_hosts(&self, signed_in: &SignedIn) -> Result<Vec<HostView>> {
-        let hosts = self.hosts().await?;
+        let hosts = self.hosts.hosts().await?;
         Ok(hosts.into_iter().filter(|view| view.host.owner == Some(signed_in.user.id)).collect())
     }
 
     /// How many they may have.
     pub fn max_hosts(&self, signed_in: &SignedIn) -> u32 {
-        signed_in.user.max_hosts.unwrap_or_else(|| self.policy.load().people.max_hosts)
+        signed_in.user.max_hosts.unwrap_or_else(|| self.core.policy.load().people.max_hosts)
     }
 
     /// An installer for a host of their own: a new one, or one that they have.
     pub async fn register_own(&self, fqdn: &str, signed_in: &SignedIn, by: &By) -> Result<Registered> {
         let owner = Owner { user: signed_in.user.id, at_most: self.max_hosts(signed_in) };
-        self.register_for(fqdn, HostOptions::default(), Some(&owner), by).await
+        self.hosts.register_for(fqdn, HostOptions::default(), Some(&owner), by).await
     }
 
     pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &By) -> Result<Host> {
-        self.remove_for(id, Some(signed_in.user.id), by).await
+        self.hosts.remove_for(id, Some(signed_in.user.id), by).await
     }
 }

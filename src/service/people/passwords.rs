@@ -248,8 +248,8 @@ mod tests {
     use crate::outside::System;
     use crate::records::Records;
     use crate::seal::MasterKey;
-    use crate::service::certificates::CertificateOptions;
-    use crate::service::{By, clock_tests, moving};
+    use crate::service::trust::certificates::CertificateOptions;
+    use crate::service::{Adapters, Areas, By, clock_tests, transfer};
 
     fn is_pending<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> bool {
         waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
@@ -386,12 +386,12 @@ mod tests {
     struct NoStores;
 
     #[async_trait::async_trait]
-    impl moving::Stores for NoStores {
+    impl transfer::Stores for NoStores {
         fn present(&self) -> String {
             unreachable!()
         }
 
-        async fn open(&self, _: &moving::Target) -> Result<moving::Opened> {
+        async fn open(&self, _: &transfer::Target) -> Result<transfer::Opened> {
             unreachable!()
         }
 
@@ -420,7 +420,8 @@ mod tests {
     #[tokio::test]
     async fn what_a_password_protects_waits_in_the_same_queue() {
         let (service, _clock, _directory) = clock_tests::service().await;
-        let service = service.with_stores(Arc::new(NoStores));
+        let adapters = Adapters { stores: Some(Arc::new(NoStores)), ..Adapters::default() };
+        let service = Areas::on(service.core, adapters);
         let (passwords, by) = (&service.people.passwords, By::daemon());
         let mut waiting = Vec::new();
         for _ in 0..1000 {
@@ -435,12 +436,12 @@ mod tests {
         }
         assert!(is_busy(passwords.turn(None)), "all places are taken");
         let options = CertificateOptions::default();
-        let issued = service.issue_certificate("ops", options, &by).await;
+        let issued = service.trust.issue_certificate("ops", options, &by).await;
         assert!(matches!(issued, Err(ServiceError::Busy)), "{:?}", issued.map(drop));
-        assert!(service.certificates().await.unwrap().is_empty(), "nothing was issued");
+        assert!(service.trust.certificates().await.unwrap().is_empty(), "nothing was issued");
         let passphrase = Zeroizing::new("correct horse battery staple".to_owned());
         let digest = Digest::of(b"manifest");
-        let sealed = service.seal_backup_keys(&by, passphrase, digest).await;
+        let sealed = service.transfer.seal_backup_keys(&by, passphrase, digest).await;
         assert!(matches!(sealed, Err(ServiceError::Busy)), "{:?}", sealed.map(drop));
     }
 

@@ -13,12 +13,12 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::super::{By, Result, Service, ServiceError};
-use super::sessions::{Beginning, NewSession};
 use crate::hot::throttle::Failing;
 use crate::model::digest::Digest;
 use crate::records::SignInMethod;
 use crate::seal::{Place, Sealed};
+use crate::service::people::sessions::{Beginning, NewSession};
+use crate::service::{By, People, Result, ServiceError};
 pub use crate::upstream::oidc::Answer as ProviderAnswer;
 use crate::upstream::oidc::{Flow, Identity, Provider, Refusal};
 
@@ -95,26 +95,26 @@ fn tell(refusal: Refusal) {
     log::info!(event = "oidc_refused", reason = refusal.as_str(); "a sign-in was refused: {refusal}");
 }
 
-impl Service {
+impl People {
     pub fn has_provider(&self) -> bool {
-        self.people.provider.is_some()
+        self.provider.is_some()
     }
 
     /// Reads the provider's keys again, where there is one.
     pub async fn look_after_provider(&self) {
-        if let Some(sign_ins) = &self.people.provider {
+        if let Some(sign_ins) = &self.provider {
             sign_ins.provider.look_after_keys().await;
         }
     }
 
     /// Whether the browser comes back over TLS: then cookies are for TLS only.
     pub fn comes_back_over_tls(&self) -> bool {
-        self.people.provider.as_ref().is_none_or(|sign_ins| sign_ins.provider.redirect_uri().starts_with("https:"))
+        self.provider.as_ref().is_none_or(|sign_ins| sign_ins.provider.redirect_uri().starts_with("https:"))
     }
 
     pub async fn begin_sign_in(&self, back_to: Option<String>, from: IpAddr) -> Result<Begun> {
-        let sign_ins = self.people.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
-        self.check_blocked(&[Failing::SignIn(from)], self.outside.now())?;
+        let sign_ins = self.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
+        self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now())?;
         let (location, flow) = match sign_ins.provider.begin().await {
             Ok(begun) => begun,
             // Nobody is signing in yet; the log has it.
@@ -128,9 +128,9 @@ impl Service {
         };
         let id = Uuid::new_v4();
         let tag = cookie_tag(&flow.state);
-        let kept = Kept { until: self.outside.now() + PATIENCE, back_to, flow };
+        let kept = Kept { until: self.core.outside.now() + PATIENCE, back_to, flow };
         let plain = Zeroizing::new(serde_json::to_vec(&kept).map_err(ServiceError::internal)?);
-        let sealed = self.ring.load().seal(&place(id), &plain, &*self.outside)?;
+        let sealed = self.core.ring.load().seal(&place(id), &plain, &*self.core.outside)?;
         let cookie = format!("{}.{}", id.simple(), BASE64_URL_SAFE_NO_PAD.encode(sealed.as_bytes()));
         Ok(Begun { location: location.to_string(), cookie, tag })
     }
@@ -146,7 +146,7 @@ impl Service {
         let kept = self.open_kept(cookie, answer);
         let is_page = kept.as_ref().is_ok_and(|(_, kept)| kept.back_to.is_some());
         // Whoever was refused too often is not noted any more either.
-        if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.outside.now()) {
+        if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now()) {
             return Err(NotFinished { error, is_page });
         }
         let finished = match kept {
@@ -166,7 +166,7 @@ impl Service {
     /// Not a failed sign-in: this browser began none. Any page can make a browser send it, and must not be able to block
     /// the address of a whole office. Counted per minute in the audit log, because nothing else bounds it.
     fn foreign_state(&self, from: IpAddr) -> ServiceError {
-        self.watch.event("sign_in.foreign_state", "", from, false, self.outside.now());
+        self.core.security_events.event("sign_in.foreign_state", "", from, false, self.core.outside.now());
         ServiceError::OidcRefused
     }
 
@@ -179,9 +179,9 @@ impl Service {
         let (id, sealed) = cookie.split_once('.').ok_or(foreign)?;
         let id = Uuid::parse_str(id).map_err(|_| foreign)?;
         let sealed = Sealed::from_bytes(BASE64_URL_SAFE_NO_PAD.decode(sealed).map_err(|_| foreign)?);
-        let plain = self.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
+        let plain = self.core.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
         let kept: Kept = serde_json::from_slice(&plain).map_err(|_| foreign)?;
-        if self.outside.now() >= kept.until {
+        if self.core.outside.now() >= kept.until {
             return Err(Unopened::Expired);
         }
         Ok((id, kept))
@@ -196,7 +196,7 @@ impl Service {
         agent: Option<&str>,
     ) -> Result<Finished> {
         let Kept { back_to, flow, .. } = kept;
-        let sign_ins = self.people.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
+        let sign_ins = self.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
         // Before anything else: however it ends, it is not tried again.
         // (`or_insert` looks and then writes: of two at once both would be fresh.)
         if !sign_ins.finished.entry(id).or_insert_with(|| ()).is_fresh() {
@@ -215,17 +215,17 @@ impl Service {
             }
         };
         let Identity { issuer, subject, email } = identity;
-        let Some(linked) = self.records.identity_fetch(&issuer, &subject).await? else {
-            let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(403);
+        let Some(linked) = self.core.records.identity_fetch(&issuer, &subject).await? else {
+            let note = By::anybody(from).note(self.core.outside.now(), "session.begin").refused(403);
             let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
             let note = email.iter().fold(note, |note, email| note.with("email", email));
-            self.note_refused(note).await;
+            self.audit.note_refused(note).await;
             return Err(ServiceError::NotLinked { issuer, subject });
         };
         let user = match self.known_user(linked.user) {
             Some(user) => Some(user),
             // It may have been put there a moment ago.
-            None => self.records.user_list().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
+            None => self.core.records.user_list().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
         };
         let Some(user) = user.filter(|user| !user.disabled) else {
             return Err(self.not_finished("disabled", from).await);

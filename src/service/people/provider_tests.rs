@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use reqwest::Url;
 
-use super::super::clock_tests::{Clock, node};
-use super::provider::Begun;
 use crate::model::audit::AuditFilter;
 use crate::model::people::Role;
 use crate::model::secret::Secret;
 use crate::outside::System;
 use crate::records::Records;
 use crate::records::embedded::Embedded;
-use crate::service::{By, Service};
+use crate::service::clock_tests::{Clock, node};
+use crate::service::people::provider::Begun;
+use crate::service::{Adapters, Areas, By};
 use crate::upstream::oidc::tests::hostile::{self, CLIENT, SECRET, TOKEN};
 use crate::upstream::oidc::{Answer, Provider, Settings};
 
@@ -38,7 +38,7 @@ impl World {
     }
 
     /// Only the service's clock is turned: tokens are of the system's.
-    async fn node(&self, name: &str) -> Service {
+    async fn node(&self, name: &str) -> Areas {
         let settings = Settings {
             issuer: self.provider.issuer(),
             client_id: CLIENT.into(),
@@ -50,13 +50,14 @@ impl World {
         };
         let provider = Provider::new(settings, Arc::new(System)).unwrap();
         let service = node(&self.directory, name, self.records.clone(), self.clock.clone()).await;
-        service.with_provider(Arc::new(provider))
+        let adapters = Adapters { provider: Some(Arc::new(provider)), ..Adapters::default() };
+        Areas::on(service.core, adapters)
     }
 
-    async fn link_ada(&self, service: &Service) {
-        service.add_user("ada@example.test", Role::Member, None, &By::daemon()).await.unwrap();
+    async fn link_ada(&self, service: &Areas) {
+        service.people.add_user("ada@example.test", Role::Member, None, &By::daemon()).await.unwrap();
         let issuer = self.provider.issuer();
-        service.link_identity(&issuer, SUBJECT, "ada@example.test", None, &By::daemon()).await.unwrap();
+        service.people.link_identity(&issuer, SUBJECT, "ada@example.test", None, &By::daemon()).await.unwrap();
     }
 }
 
@@ -70,10 +71,10 @@ async fn visit(begun: &Begun) -> Answer {
 }
 
 /// `done`, or why not.
-async fn finish(service: &Service, begun: &Begun, answer: &Answer) -> String {
-    let finished = service.finish_sign_in(Some(&begun.cookie), answer, HERE, None).await;
+async fn finish(service: &Areas, begun: &Begun, answer: &Answer) -> String {
+    let finished = service.people.finish_sign_in(Some(&begun.cookie), answer, HERE, None).await;
     let filter = AuditFilter { action: Some("session.begin".into()), ..AuditFilter::default() };
-    let entry = service.audit_log(&filter, 1).await.unwrap().remove(0).note;
+    let entry = service.audit.audit_log(&filter, 1).await.unwrap().remove(0).note;
     assert_eq!(finished.is_ok(), entry.outcome == "done");
     if finished.is_ok() { "done".into() } else { entry.details["reason"].clone() }
 }
@@ -84,7 +85,7 @@ async fn a_browser_has_ten_minutes() {
     let service = world.node("one").await;
     world.link_ada(&service).await;
     for (seconds, outcome) in [(0, "done"), (599, "done"), (600, "state_expired"), (86_400, "state_expired")] {
-        let begun = service.begin_sign_in(None, HERE).await.unwrap();
+        let begun = service.people.begin_sign_in(None, HERE).await.unwrap();
         let answer = visit(&begun).await;
         let asked = world.provider.count(TOKEN);
         world.clock.go_on(time::Duration::seconds(seconds));
@@ -99,7 +100,7 @@ async fn what_one_node_began_another_finishes_and_once_even_if_the_provider_take
     let (one, two) = (world.node("one").await, world.node("two").await);
     world.link_ada(&one).await;
     world.provider.set().takes_codes_again = true;
-    let begun = one.begin_sign_in(None, HERE).await.unwrap();
+    let begun = one.people.begin_sign_in(None, HERE).await.unwrap();
     let answer = visit(&begun).await;
     assert_eq!(finish(&two, &begun, &answer).await, "done");
     assert_eq!(finish(&two, &begun, &answer).await, "state_replayed");

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::super::error::Throttled;
-use super::super::{By, Result, Service, ServiceError};
-use super::passwords::Checked;
-use super::sessions::{Beginning, NewSession, SignedIn};
 use crate::hot::throttle::Failing;
 use crate::model::people::Email;
 use crate::records::{PasswordHash, SignInMethod, User, UserChange};
+use crate::service::error::Throttled;
+use crate::service::people::passwords::Checked;
+use crate::service::people::sessions::{Beginning, NewSession, SignedIn};
+use crate::service::{By, People, Result, ServiceError};
 
-impl Service {
+impl People {
     pub async fn sign_in(
         &self,
         email: &str,
@@ -31,9 +31,9 @@ impl Service {
         let failing: Vec<Failing<'_>> =
             [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
         // Before the records are asked: whoever is blocked costs nothing.
-        self.check_blocked(&failing, self.outside.now())?;
+        self.check_blocked(&failing, self.core.outside.now())?;
         let user = match &email {
-            Some(email) => self.records.user_fetch_by_email(email).await?,
+            Some(email) => self.core.records.user_fetch_by_email(email).await?,
             None => None,
         };
         let known = user.as_ref().and_then(|user| user.password.as_ref());
@@ -51,7 +51,7 @@ impl Service {
         };
         if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
             let change = UserChange::Rehashed { old: old.clone(), new };
-            self.records.user_change(user.id, &change, self.outside.now(), None).await?;
+            self.core.records.user_change(user.id, &change, self.core.outside.now(), None).await?;
         }
         let beginning =
             Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser, from: Some(from), agent };
@@ -72,7 +72,9 @@ impl Service {
         let failing = [Failing::SignIn(from), Failing::Account(&user.email)];
         if !self.check_password(current, user.password.as_ref(), &failing, from).await?.is_right {
             self.count_failure(&failing, from).await;
-            self.note_refused(by.note(self.outside.now(), "user.password").on(&user.email).refused(422)).await;
+            self.audit
+                .note_refused(by.note(self.core.outside.now(), "user.password").on(&user.email).refused(422))
+                .await;
             return Err(ServiceError::invalid("current", "is not your password; without one, ask an admin for one"));
         }
         self.set_password(user.id, new, by).await
@@ -86,30 +88,34 @@ impl Service {
         failing: &[Failing<'_>],
         from: IpAddr,
     ) -> Result<Checked> {
-        self.check_blocked(failing, self.outside.now())?;
-        let turn = self.people.passwords.turn(Some(from)).await?;
+        self.check_blocked(failing, self.core.outside.now())?;
+        let turn = self.passwords.turn(Some(from)).await?;
         // Of many at once, as many are looked at as of many one after another.
-        self.check_blocked(failing, self.outside.now())?;
-        turn.check(password, known, &*self.outside).await
+        self.check_blocked(failing, self.core.outside.now())?;
+        turn.check(password, known, &*self.core.outside).await
     }
 
-    pub(super) async fn count_failure(&self, failing: &[Failing<'_>], from: IpAddr) {
-        let now = self.outside.now();
+    pub(in crate::service) async fn count_failure(&self, failing: &[Failing<'_>], from: IpAddr) {
+        let now = self.core.outside.now();
         for who in failing {
-            if !self.failed(who, now).await {
+            if !self.core.failed(who, now).await {
                 continue;
             }
             match who {
-                Failing::Account(email) => self.watch.event("sign_in.blocked", email.as_str(), from, true, now),
-                Failing::Key(_) | Failing::SignIn(_) => self.watch.event("sign_in.blocked", "", from, false, now),
+                Failing::Account(email) => {
+                    self.core.security_events.event("sign_in.blocked", email.as_str(), from, true, now)
+                }
+                Failing::Key(_) | Failing::SignIn(_) => {
+                    self.core.security_events.event("sign_in.blocked", "", from, false, now)
+                }
             }
         }
     }
 
-    pub(super) fn check_blocked(&self, failing: &[Failing<'_>], now: OffsetDateTime) -> Result<()> {
-        match failing.iter().find_map(|who| self.throttle.blocked(who, now)) {
+    pub(in crate::service) fn check_blocked(&self, failing: &[Failing<'_>], now: OffsetDateTime) -> Result<()> {
+        match failing.iter().find_map(|who| self.core.throttle.blocked(who, now)) {
             Some(until) => {
-                let limit = self.throttle.limits().auth_fail_count;
+                let limit = self.core.throttle.limits().auth_fail_count;
                 Err(ServiceError::AuthBlocked(Throttled::new(limit, until, now)))
             }
             None => Ok(()),
@@ -118,9 +124,16 @@ impl Service {
 
     /// Notes in the audit log that nobody was let in. The account is named only where it could be one: whoever types a
     /// password into the wrong field does not find it there.
-    pub(super) async fn refuse_sign_in(&self, account: Option<&str>, status: u16, reason: &str, from: IpAddr) {
-        let note = By::anybody(from).note(self.outside.now(), "session.begin").refused(status).with("reason", reason);
+    pub(in crate::service) async fn refuse_sign_in(
+        &self,
+        account: Option<&str>,
+        status: u16,
+        reason: &str,
+        from: IpAddr,
+    ) {
+        let note =
+            By::anybody(from).note(self.core.outside.now(), "session.begin").refused(status).with("reason", reason);
         let note = account.iter().fold(note, |note, account| note.on(account));
-        self.note_refused(note).await;
+        self.audit.note_refused(note).await;
     }
 }

@@ -2,31 +2,31 @@
 
 use std::sync::Arc;
 
-use super::super::audit::tell;
-use super::super::{By, Result, Service, ServiceError};
 use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::people::{Email, MAX_IDENTITY_PART_BYTES, Role, UserId};
 use crate::records::{AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcome, User, UserChange};
+use crate::service::audit::tell;
+use crate::service::{By, People, Result, ServiceError};
 
 /// More hosts than one person has machines.
 const MOST_HOSTS: u32 = 10_000;
 /// How often a number that is another's already is made anew.
 const ATTEMPTS: usize = 8;
 
-impl Service {
+impl People {
     /// Makes a user. Without a password they sign in through the provider only.
     pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &By) -> Result<User> {
         let email = read_email(email)?;
         let password = match password {
-            Some(password) => Some(self.people.passwords.hash(password, &email, by.from, &*self.outside).await?),
+            Some(password) => Some(self.passwords.hash(password, &email, by.from, &*self.core.outside).await?),
             None => None,
         };
-        let now = self.outside.now();
+        let now = self.core.outside.now();
         let note = by.note(now, "user.add").on(&email).with("role", role);
         for _ in 0..ATTEMPTS {
             let user = User {
-                id: UserId::new(&*self.outside),
+                id: UserId::new(&*self.core.outside),
                 email: email.clone(),
                 role,
                 password: password.clone(),
@@ -36,11 +36,11 @@ impl Service {
                 created_at: now,
                 updated_at: now,
             };
-            if self.people.users.load().contains_key(&user.id) {
+            if self.core.members.users.load().contains_key(&user.id) {
                 continue;
             }
-            let adding = self.records.user_add(&user, &note);
-            if !self.commit(&note, adding, |added| added.then(|| (&user).into())).await? {
+            let adding = self.core.records.user_add(&user, &note);
+            if !self.core.commit(&note, adding, |added| added.then(|| (&user).into())).await? {
                 return Err(ServiceError::Conflict(format!(
                     "there is a user {email} already; give them another role or password instead"
                 )));
@@ -52,47 +52,48 @@ impl Service {
 
     /// By e-mail address.
     pub async fn users(&self) -> Result<Vec<User>> {
-        Ok(self.records.user_list().await?)
+        Ok(self.core.records.user_list().await?)
     }
 
     pub async fn user(&self, id: UserId) -> Result<User> {
-        let found = self.records.user_list().await?.into_iter().find(|user| user.id == id);
+        let found = self.core.records.user_list().await?.into_iter().find(|user| user.id == id);
         found.ok_or(ServiceError::NotFound("User"))
     }
 
     pub async fn user_named(&self, email: &str) -> Result<User> {
         let email = read_email(email)?;
-        self.records.user_fetch_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
+        self.core.records.user_fetch_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
     }
 
     /// As this node knows them: for names beside what is told.
     pub fn known_user(&self, id: UserId) -> Option<Arc<User>> {
-        self.people.users.load().get(&id).cloned()
+        self.core.members.users.load().get(&id).cloned()
     }
 
     pub async fn set_role(&self, id: UserId, role: Role, by: &By) -> Result<User> {
-        let note = by.note(self.outside.now(), "user.role").with("role", role);
+        let note = by.note(self.core.outside.now(), "user.role").with("role", role);
         Ok(self.change_user(id, UserChange::Role(role), note).await?.user)
     }
 
     /// All sessions of a user who is disabled are over, and stay so when they are enabled again. Their own hosts are
     /// disabled with them, unless `keep_hosts`.
     pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &By) -> Result<ChangedUser> {
-        let note =
-            by.note(self.outside.now(), "user.disable").with("hosts", if keep_hosts { "kept" } else { "disabled" });
+        let note = by
+            .note(self.core.outside.now(), "user.disable")
+            .with("hosts", if keep_hosts { "kept" } else { "disabled" });
         self.change_user(id, UserChange::Disable { keep_hosts }, note).await
     }
 
     /// Hosts that were disabled with them are enabled.
     pub async fn enable_user(&self, id: UserId, by: &By) -> Result<ChangedUser> {
-        self.change_user(id, UserChange::Enable, by.note(self.outside.now(), "user.enable")).await
+        self.change_user(id, UserChange::Enable, by.note(self.core.outside.now(), "user.enable")).await
     }
 
     /// All sessions of the user are over.
     pub async fn set_password(&self, id: UserId, password: &str, by: &By) -> Result<User> {
         let user = self.user(id).await?;
-        let hash = self.people.passwords.hash(password, &user.email, by.from, &*self.outside).await?;
-        let note = by.note(self.outside.now(), "user.password");
+        let hash = self.passwords.hash(password, &user.email, by.from, &*self.core.outside).await?;
+        let note = by.note(self.core.outside.now(), "user.password");
         Ok(self.change_user(id, UserChange::Password(hash), note).await?.user)
     }
 
@@ -101,19 +102,19 @@ impl Service {
             return Err(ServiceError::invalid("max_hosts", format!("must be {MOST_HOSTS} or less")));
         }
         let told = max_hosts.map_or("default".into(), |max| max.to_string());
-        let note = by.note(self.outside.now(), "user.max_hosts").with("max_hosts", told);
+        let note = by.note(self.core.outside.now(), "user.max_hosts").with("max_hosts", told);
         Ok(self.change_user(id, UserChange::MaxHosts(max_hosts), note).await?.user)
     }
 
     async fn change_user(&self, id: UserId, change: UserChange, note: AuditNote) -> Result<ChangedUser> {
         let note = note.on(self.user(id).await?.email);
-        let changing = self.records.user_change(id, &change, note.at, Some(&note));
-        let changed = self.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
+        let changing = self.core.records.user_change(id, &change, note.at, Some(&note));
+        let changed = self.core.commit(&note, changing, |changed| changed.as_ref().map(Into::into)).await?;
         changed.ok_or(ServiceError::NotFound("User"))
     }
 
     pub async fn identities(&self) -> Result<Vec<ExternalIdentity>> {
-        Ok(self.records.identity_list().await?)
+        Ok(self.core.records.identity_list().await?)
     }
 
     /// From now on whoever the provider says is this subject signs in as the user.
@@ -134,11 +135,11 @@ impl Service {
         }
         let email = email.map(read_email).transpose()?.map(String::from);
         let user = self.user_named(user).await?;
-        let now = self.outside.now();
+        let now = self.core.outside.now();
         let identity =
             ExternalIdentity { issuer: issuer.into(), subject: subject.into(), user: user.id, email, linked_at: now };
         let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
-        match self.records.identity_link(&identity, &note).await? {
+        match self.core.records.identity_link(&identity, &note).await? {
             LinkOutcome::Linked => {
                 tell(&note);
                 Ok(identity)
@@ -153,16 +154,17 @@ impl Service {
 
     /// All sessions of its user are over.
     pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &By) -> Result<ExternalIdentity> {
-        let now = self.outside.now();
+        let now = self.core.outside.now();
         let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
-        let known = self.records.identity_fetch(issuer, subject).await?;
+        let known = self.core.records.identity_fetch(issuer, subject).await?;
         let known = known.ok_or(ServiceError::NotFound("Linked identity"))?;
         let note = match self.known_user(known.user) {
             Some(user) => note.on(&user.email),
             None => note.on(known.user),
         };
-        let unlinking = self.records.identity_unlink(issuer, subject, now, &note);
-        let unlinked = self.commit(&note, unlinking, |unlinked| unlinked.as_ref().map(|(_, user)| user.into())).await?;
+        let unlinking = self.core.records.identity_unlink(issuer, subject, now, &note);
+        let unlinked =
+            self.core.commit(&note, unlinking, |unlinked| unlinked.as_ref().map(|(_, user)| user.into())).await?;
         let (identity, _) = unlinked.ok_or(ServiceError::NotFound("Linked identity"))?;
         Ok(identity)
     }
@@ -174,11 +176,12 @@ impl Service {
             None => None,
         };
         let told = user.as_ref().map_or("nobody".into(), |user| user.email.to_string());
-        let note = by.note(self.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
-        let known = self.certificates.load().get(fingerprint).map(|known| known.name.clone());
+        let note =
+            by.note(self.core.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
+        let known = self.core.certificates.load().get(fingerprint).map(|known| known.name.clone());
         let note = known.iter().fold(note, |note, name| note.on(name));
-        let tying = self.records.certificate_set_user(fingerprint, user.map(|user| user.id), &note);
-        let tied = self.commit(&note, tying, |tied| tied.as_ref().map(Into::into)).await?;
+        let tying = self.core.records.certificate_set_user(fingerprint, user.map(|user| user.id), &note);
+        let tied = self.core.commit(&note, tying, |tied| tied.as_ref().map(Into::into)).await?;
         tied.ok_or(ServiceError::NotFound("Certificate"))
     }
 }

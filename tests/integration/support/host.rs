@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use codex_authd::model::secret::Secret;
-use codex_authd::service::bake::{self, Values};
+use codex_authd::service::hosts::bake::{self, Values};
 use tempfile::TempDir;
 
 use super::standin::KEY;

@@ -9,9 +9,9 @@ use codex_authd::outside::System;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::{Epoch, prelude::*};
 use codex_authd::seal::KeyId;
-use codex_authd::service::boot;
-use codex_authd::service::canonical::body_place;
-use codex_authd::service::enrol::api_key_place;
+use codex_authd::service::core::boot;
+use codex_authd::service::core::canonical::body_place;
+use codex_authd::service::hosts::enrol::api_key_place;
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Within {

@@ -1,0 +1,116 @@
+//! The authorities and admins' certificates that are trusted now, as this node knows them.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::model::authority::AuthorityRole;
+use crate::pki::authority::AuthorityKey;
+use crate::records::{AdminCertificate, Authority, AuthoritySlot};
+use crate::seal::{KeyRing, Place};
+use crate::service::{Core, Result, ServiceError};
+
+/// Where an authority's key stands sealed.
+pub fn authority_place(id: Uuid) -> Place {
+    Place::new("authorities", "private_key", id)
+}
+
+/// Every authority there is, opened.
+#[derive(Debug)]
+pub struct Authorities(Vec<Held>);
+
+/// An authority in its slot.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub id: Uuid,
+    pub role: AuthorityRole,
+    pub slot: AuthoritySlot,
+    pub key: Arc<AuthorityKey>,
+    pub cross_certificate_pem: Option<String>,
+    pub created_at: Option<OffsetDateTime>,
+}
+
+impl Authorities {
+    pub fn open(rows: &[Authority], ring: &KeyRing) -> Result<Self> {
+        let held = rows.iter().map(|row| {
+            let key = ring.open(&authority_place(row.id), &row.private_key)?;
+            Ok(Held {
+                id: row.id,
+                role: row.role,
+                slot: row.slot,
+                key: Arc::new(AuthorityKey::new(&row.certificate_pem, &key)?),
+                cross_certificate_pem: row.cross_certificate_pem.clone(),
+                created_at: row.created_at,
+            })
+        });
+        let authorities = Self(held.collect::<Result<_>>()?);
+        for role in [AuthorityRole::Server, AuthorityRole::Client] {
+            if authorities.in_slot(role, AuthoritySlot::Active).is_none() {
+                return Err(ServiceError::internal(format!("the records hold no active {role:?} authority")));
+            }
+        }
+        Ok(authorities)
+    }
+
+    pub fn active(&self, role: AuthorityRole) -> Result<&Held> {
+        let active = self.in_slot(role, AuthoritySlot::Active);
+        active.ok_or_else(|| ServiceError::internal(format!("there is no active {role:?} authority")))
+    }
+
+    pub fn in_slot(&self, role: AuthorityRole, slot: AuthoritySlot) -> Option<&Held> {
+        self.of(role).find(|held| held.slot == slot)
+    }
+
+    pub fn of(&self, role: AuthorityRole) -> impl Iterator<Item = &Held> {
+        self.0.iter().filter(move |held| held.role == role)
+    }
+
+    pub fn all(&self) -> &[Held] {
+        &self.0
+    }
+
+    /// The certificates of all slots, PEM after PEM: what is trusted. The active one first.
+    pub fn bundle(&self, role: AuthorityRole) -> String {
+        let mut held: Vec<&Held> = self.of(role).collect();
+        held.sort_by_key(|held| (held.slot != AuthoritySlot::Active, held.slot != AuthoritySlot::Next));
+        held.iter().map(|held| held.key.certificate_pem()).collect()
+    }
+
+    /// Whether a certificate was signed by an authority that is still trusted. Those of the first format do not say by
+    /// which: then it was the only one there was.
+    pub fn stands_for(&self, certificate: &AdminCertificate) -> bool {
+        self.of(AuthorityRole::Client).any(|held| match certificate.authority {
+            Some(id) => held.id == id,
+            None => held.created_at.is_none(),
+        })
+    }
+}
+
+impl Core {
+    pub fn authorities(&self) -> Arc<Authorities> {
+        self.secrets.authorities.load_full()
+    }
+
+    /// Takes over who is trusted, as far as it is told, and tells whoever waits for it.
+    pub(in crate::service) fn adopt_trust(
+        &self,
+        certificates: Option<Vec<AdminCertificate>>,
+        authorities: Option<&[Authority]>,
+    ) -> Result<()> {
+        if let Some(certificates) = certificates {
+            let by_fingerprint = certificates.into_iter().map(|certificate| (certificate.fingerprint, certificate));
+            self.certificates.store(Arc::new(by_fingerprint.collect()));
+        }
+        if let Some(rows) = authorities {
+            self.secrets.authorities.store(Arc::new(Authorities::open(rows, &self.ring.load())?));
+        }
+        self.trust_changed.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    /// Changes whenever the certificates, the authorities, or what hosts trust did.
+    pub fn trust_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.trust_changed.subscribe()
+    }
+}

@@ -1,0 +1,177 @@
+//! The first boot, and every one after it: the secrets that the daemon runs on.
+//!
+//! The first boot makes everything there is to make in memory and writes it to the records in one transaction. Before
+//! it only the master key exists, as a file; a crash in between leaves that file, and the next boot goes on with it. A
+//! crash after the transaction leaves a finished first boot. Files derived from the records (the CA certificates in
+//! `pki/`) are written on every boot.
+
+use std::path::Path;
+
+use arc_swap::ArcSwap;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::hot::Hot;
+use crate::model::authority::AuthorityRole;
+use crate::outside::Outside;
+use crate::pki::authority;
+use crate::pki::server_key;
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, BootMaterial, Epoch, Records, SealingKey, Seed};
+use crate::seal::{KeyId, KeyRing, MasterKey, Place};
+use crate::service::core::authorities::{Authorities, authority_place};
+use crate::service::{By, Result, ServiceError};
+
+/// What is unlocked at boot and kept in memory.
+pub struct Secrets {
+    pub master: MasterKey,
+    pub ring: KeyRing,
+    /// Changes while the daemon runs.
+    pub authorities: ArcSwap<Authorities>,
+    /// Admins' certificates as of the boot.
+    pub certificates: Vec<AdminCertificate>,
+    /// Of the store as it was found at the boot.
+    pub incarnation: Option<Uuid>,
+    /// The records could not be reached: this is what hot state knew of them.
+    pub are_from_hot: bool,
+    /// PKCS#8 DER. It stays the same when the certificate is renewed: installer commands pin it.
+    pub server_key: Zeroizing<Vec<u8>>,
+}
+
+/// Unlocks the records, after having initialised them if nobody has. `master_key` is its file, `credentials` the
+/// directory in which systemd may have put it instead.
+pub async fn unlock(
+    records: &dyn Records,
+    master_key: &Path,
+    credentials: Option<&Path>,
+    outside: &dyn Outside,
+) -> Result<Secrets> {
+    let (foundation, master) = read(records, master_key, credentials, outside).await?;
+    open(foundation, master, false)
+}
+
+/// The same; where the records cannot be reached, what `hot` knows of them is unlocked.
+pub async fn unlock_with_hot(
+    records: &dyn Records,
+    hot: &Hot,
+    master_key: &Path,
+    credentials: Option<&Path>,
+    outside: &dyn Outside,
+) -> Result<Secrets> {
+    let (foundation, master) = match read(records, master_key, credentials, outside).await {
+        Err(ServiceError::RecordsAway { cause }) if records.may_be_away() => {
+            // A cache that was never filled to its end, or is new, knows nobody: to serve from it would be to refuse everybody.
+            let known = hot.foundation()?.filter(|_| hot.epoch() > Epoch::default());
+            let known = known.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
+            let master = MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?;
+            let reached = hot.reached_at()?.map(|at| at.to_string()).unwrap_or_default();
+            log::warn!(event = "started_without_records", cause = cause.as_str(), reached = reached.as_str(); "the records are not available: starting with what was known of them");
+            return open(known, master, true);
+        }
+        read => read?,
+    };
+    if let Some(identity) = foundation.authorities.iter().map(|authority| authority.id).min() {
+        // Made once, on the first boot: it names these records among all others. Filled from a copy, they are others.
+        let identity = match foundation.incarnation {
+            Some(incarnation) => format!("{identity}/{incarnation}"),
+            None => identity.to_string(),
+        };
+        hot.belongs_to(&identity)?;
+    }
+    if records.may_be_away() {
+        hot.keep_foundation(&foundation)?;
+    }
+    open(foundation, master, false)
+}
+
+async fn read(
+    records: &dyn Records,
+    master_key: &Path,
+    credentials: Option<&Path>,
+    outside: &dyn Outside,
+) -> Result<(BootMaterial, MasterKey)> {
+    // A master key is made only where nothing was sealed yet: a lost one must be put back, not replaced.
+    let master = if records.is_initialised().await? {
+        MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
+    } else {
+        let (master, made) = MasterKey::load_or_create(master_key, credentials, outside)?;
+        let note = By::daemon().note(outside.now(), "state.initialise");
+        if records.initialise(&seed(&master, outside)?, &note).await? {
+            log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
+        } else if made {
+            // What it would open is nothing: another daemon on the same database was first, with a key of its own.
+            std::fs::rename(master_key, master_key.with_extension("key.unused")).map_err(ServiceError::internal)?;
+            return Err(lost(master_key));
+        }
+        master
+    };
+    let incarnation = records.state().await?.incarnation;
+    let server_key = records.server_key_fetch().await?;
+    let foundation = BootMaterial {
+        sealing_keys: records.sealing_key_list().await?,
+        authorities: records.authority_list().await?,
+        certificates: records.certificate_list().await?,
+        server_key: server_key.ok_or_else(no_server_key)?,
+        incarnation,
+    };
+    if records.state().await?.incarnation != incarnation {
+        let cause = "they were restored just now; start the daemon again".into();
+        return Err(ServiceError::RecordsAway { cause });
+    }
+    Ok((foundation, master))
+}
+
+fn open(foundation: BootMaterial, master: MasterKey, are_from_hot: bool) -> Result<Secrets> {
+    let BootMaterial { sealing_keys, authorities, certificates, server_key, incarnation } = foundation;
+    let keys: Vec<_> = sealing_keys.into_iter().map(|key| (key.id, key.sealed)).collect();
+    let ring = KeyRing::unlock(&master, &keys)?;
+    Ok(Secrets {
+        authorities: ArcSwap::from_pointee(Authorities::open(&authorities, &ring)?),
+        certificates,
+        incarnation,
+        are_from_hot,
+        server_key: ring.open(&server_key_place(), &server_key)?,
+        master,
+        ring,
+    })
+}
+
+fn lost(path: &Path) -> ServiceError {
+    ServiceError::internal(format!(
+        "the records are sealed, and the master key {} that opens them is missing. If systemd brings it (codex-authd \
+         doctor says so), only the daemon gets it: systemctl start codex-authd. Otherwise put it back from a backup or \
+         from another daemon on the same database, or begin anew with other records",
+        path.display()
+    ))
+}
+
+pub(in crate::service) fn no_server_key() -> ServiceError {
+    ServiceError::internal("the records hold no server key")
+}
+
+pub(in crate::service) fn server_key_place() -> Place {
+    Place::new("settings", "server_key", 0)
+}
+
+fn seed(master: &MasterKey, outside: &dyn Outside) -> Result<Seed> {
+    let now = outside.now();
+    let first = KeyId(1);
+    let sealing_key = SealingKey { id: first, sealed: KeyRing::new_key(master, first, outside)?, created_at: now };
+    let ring = KeyRing::unlock(master, &[(first, sealing_key.sealed.clone())])?;
+    let authorities = [AuthorityRole::Server, AuthorityRole::Client]
+        .into_iter()
+        .map(|role| {
+            let made = authority::create(role, now, outside)?;
+            Ok(Authority {
+                id: made.id,
+                role,
+                slot: AuthoritySlot::Active,
+                private_key: ring.seal(&authority_place(made.id), &made.private_key, outside)?,
+                certificate_pem: made.certificate_pem,
+                cross_certificate_pem: None,
+                created_at: Some(now),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let server_key = ring.seal(&server_key_place(), &server_key::create()?.pkcs8(), outside)?;
+    Ok(Seed { sealing_key, authorities, server_key })
+}

@@ -1,0 +1,274 @@
+//! Degraded: the store has failed, or is away, so what needs it is refused, while what memory can answer is answered.
+//!
+//! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
+//! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
+//! goes to it. One that is only read (a standby, `read_only`) is noticed by the outbox, or by who asks for readiness, and is
+//! tried with each poll until it takes a change. A store that stands still is served from and takes no changes. Records that were
+//! filled anew under a daemon are others than it knows: it applies nothing of them, and whoever runs it replaces the process.
+//! Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts without them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwapOption;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::hot::Hot;
+use crate::model::checkup;
+use crate::outside::Outside;
+use crate::records::{Epoch, Records, RecordsError, Standstill, StoreFailure, StoreState};
+use crate::service::{Result, ServiceError};
+
+/// A store that takes no more changes in this process.
+pub struct Failed {
+    pub since: OffsetDateTime,
+    pub failure: StoreFailure,
+}
+
+/// Records that cannot be reached, or not written.
+pub struct Away {
+    pub since: OffsetDateTime,
+    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state, or they can
+    /// be read all the time.
+    pub known_at: Option<OffsetDateTime>,
+    /// As it was found last.
+    pub why: String,
+    /// They can be read and take no change: only a change that is taken says that it is over.
+    pub unwritten: bool,
+}
+
+/// What an admin is told of either.
+pub struct Degraded {
+    pub since: OffsetDateTime,
+    pub why: String,
+    /// See [`Away::known_at`]; a store that has failed was known up to `since`.
+    pub known_at: Option<OffsetDateTime>,
+}
+
+/// What goes on meanwhile, and what does not: for people.
+pub const GOES_ON: &str = "Hosts that are bound get the login as it was last known, and what they do is kept.";
+pub const REFUSED: &str = "Stores, installations, first calls of new hosts and every change of an admin are refused until it is over; \
+                           nothing can be revoked.";
+
+/// How often it is noted that the records were reached.
+const NOTED: Duration = Duration::seconds(10);
+
+/// How the stores are, as this node found them last.
+pub struct Health {
+    records: Arc<dyn Records>,
+    hot: Arc<Hot>,
+    outside: Arc<dyn Outside>,
+    /// Of the store that this process runs on.
+    incarnation: Option<Uuid>,
+    store_failed: ArcSwapOption<Failed>,
+    away: ArcSwapOption<Away>,
+    standstill: ArcSwapOption<Standstill>,
+    /// The store is another one than this process was started with, or is about to be: it is to be replaced.
+    superseded: AtomicBool,
+}
+
+impl Health {
+    pub(in crate::service) fn new(
+        records: Arc<dyn Records>,
+        hot: Arc<Hot>,
+        outside: Arc<dyn Outside>,
+        incarnation: Option<Uuid>,
+    ) -> Self {
+        Self {
+            records,
+            hot,
+            outside,
+            incarnation,
+            store_failed: ArcSwapOption::empty(),
+            away: ArcSwapOption::empty(),
+            standstill: ArcSwapOption::empty(),
+            superseded: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether calls can be served: the records can be read and what is written becomes durable.
+    pub async fn ready(&self) -> Result<()> {
+        self.check_degraded()?;
+        let checked = self.try_writing().await;
+        // What this very check may have found out.
+        self.check_degraded()?;
+        checked
+    }
+
+    /// Since when and why, if a store has failed.
+    pub fn store_failed(&self) -> Option<Arc<Failed>> {
+        if let Some(known) = self.store_failed.load_full() {
+            return Some(known);
+        }
+        let failure = self.records.failure().or_else(|| self.hot.failure())?;
+        let found = Arc::new(Failed { since: self.outside.now(), failure });
+        // The first who saw it says since when.
+        self.store_failed.compare_and_swap(&None::<Arc<Failed>>, Some(found));
+        self.store_failed.load_full()
+    }
+
+    /// Why hot state cannot be read any more, if so: a process that takes the place of this one sets it aside.
+    pub fn hot_state_broken(&self) -> Option<String> {
+        self.hot.broken()
+    }
+
+    /// Tells the next process.
+    pub async fn note_hot_state_broken(&self, cause: &str) {
+        if let Err(error) = self.hot.note_broken(cause).await {
+            // It reads every row when it opens hot state, and may find it out by itself.
+            log::warn!(event = "not_noted", cause:% = error; "that hot state is broken could not be noted");
+        }
+    }
+
+    /// Since when and why, if the records are away.
+    pub fn away(&self) -> Option<Arc<Away>> {
+        self.away.load_full()
+    }
+
+    /// Since when and why, if the store stands still.
+    pub fn standstill(&self) -> Option<Arc<Standstill>> {
+        self.standstill.load_full()
+    }
+
+    /// Of the store that this process runs on.
+    pub fn incarnation(&self) -> Option<Uuid> {
+        self.incarnation
+    }
+
+    /// Whether this process is to be replaced, since its store is, or will be, another one.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::SeqCst)
+    }
+
+    pub(in crate::service) fn ask_to_be_replaced(&self) {
+        self.superseded.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes note of how the store is as a whole; gives its epoch.
+    pub(in crate::service) fn note_state(&self, state: StoreState) -> Result<Epoch> {
+        let StoreState { epoch, incarnation, standstill } = state;
+        if incarnation != self.incarnation {
+            if !self.superseded.swap(true, Ordering::SeqCst) {
+                log::warn!(event = "records_replaced"; "the records were restored, or filled anew: this process is replaced by one that starts from them");
+            }
+            let cause = "the records were restored: this process ends, and another one takes its place".into();
+            return Err(ServiceError::RecordsAway { cause });
+        }
+        let known = self.standstill.load();
+        match (&standstill, known.is_some()) {
+            (Some(Standstill { reason, since }), false) => {
+                log::warn!(event = "stands_still", since:%, cause = reason.as_str(); "the store takes no changes: {reason}");
+            }
+            (None, true) => log::info!(event = "goes_on"; "the store takes changes again"),
+            _ => {}
+        }
+        if known.as_deref() != standstill.as_ref() {
+            self.standstill.store(standstill.map(Arc::new));
+        }
+        Ok(epoch)
+    }
+
+    /// Since when and why not everything works, if it does not. Waits for nothing.
+    pub fn degraded(&self) -> Option<Degraded> {
+        if let Some(failed) = self.store_failed() {
+            let what = if self.hot.broken().is_some() {
+                "hot state could not be read"
+            } else {
+                "the store could not be written"
+            };
+            let why = format!("{what} ({})", failed.failure.cause);
+            return Some(Degraded { since: failed.since, why, known_at: Some(failed.since) });
+        }
+        let away = self.away()?;
+        let what = if away.unwritten { "take no changes" } else { "are not available" };
+        let why = format!("the records {what} ({})", away.why);
+        Some(Degraded { since: away.since, why, known_at: away.known_at })
+    }
+
+    pub(in crate::service) fn check_degraded(&self) -> Result<()> {
+        let Some(Degraded { since, mut why, known_at }) = self.degraded() else {
+            return match self.standstill() {
+                Some(still) => Err(ServiceError::StandsStill { since: still.since, reason: still.reason.clone() }),
+                None => Ok(()),
+            };
+        };
+        if let Some(at) = known_at.filter(|at| *at != since) {
+            why.push_str(&format!(", what is served is of {}", checkup::shown(at)));
+        }
+        Err(ServiceError::Degraded { since, why })
+    }
+
+    /// Takes note of whether the records could be reached.
+    pub(in crate::service) fn note_reached<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
+        match &outcome {
+            Ok(_) if self.away().is_some_and(|away| away.unwritten) => self.keep_reached(),
+            Ok(_) => self.is_back(),
+            Err(RecordsError::Unavailable(why)) => self.is_away(why, false),
+            Err(_) => {}
+        }
+        Ok(outcome?)
+    }
+
+    /// Tries whether the records take a change, and takes note of it.
+    pub(in crate::service) async fn try_writing(&self) -> Result<()> {
+        let outcome = self.records.check().await;
+        match &outcome {
+            // A store that stands still could take one.
+            Ok(()) | Err(RecordsError::StandsStill(_)) => self.is_back(),
+            Err(RecordsError::Unavailable(why)) => self.is_away(why, true),
+            Err(_) => {}
+        }
+        Ok(outcome?)
+    }
+
+    /// Tries whether records that took no change, or not every one, take them now.
+    pub(in crate::service) async fn look_after_unwritten(&self) {
+        if self.records.refused_lately() || self.away().is_some_and(|away| away.unwritten) {
+            // What it finds is noted.
+            let _ = self.try_writing().await;
+        }
+    }
+
+    fn is_away(&self, why: &str, unwritten: bool) {
+        let known = self.away();
+        // That they cannot be read either may be found out later; that they can be is no news of a change.
+        let unwritten = unwritten && known.as_ref().is_none_or(|known| known.unwritten);
+        if known.as_ref().is_some_and(|known| known.why == why && known.unwritten == unwritten) {
+            return;
+        }
+        let since = known.as_ref().map_or_else(|| self.outside.now(), |known| known.since);
+        // What can be read is of now.
+        let known_at = if unwritten { Some(since) } else { self.hot.reached_at().ok().flatten() };
+        self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), unwritten })));
+        if known.is_some() {
+            return;
+        }
+        log::error!(
+            event = "degraded", since:% = since, known_at:? = known_at, unwritten, cause = why;
+            "the records are not available: logins are served as they were last known, everything else is answered 503; \
+             the daemon goes on by itself once they are back"
+        );
+    }
+
+    fn is_back(&self) {
+        if let Some(away) = self.away.swap(None) {
+            log::info!(event = "recovered", since:% = away.since; "the records are available again");
+        }
+        self.keep_reached();
+    }
+
+    /// Now and then, for a daemon that starts without them.
+    fn keep_reached(&self) {
+        if !self.records.may_be_away() {
+            return;
+        }
+        let now = self.outside.now();
+        let known = self.hot.reached_at().ok().flatten();
+        if known.is_none_or(|known| (now - known).abs() >= NOTED)
+            && let Err(error) = self.hot.note_reached(now)
+        {
+            log::debug!(event = "not_noted", cause:% = error; "when the records were reached is not noted");
+        }
+    }
+}

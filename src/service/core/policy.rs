@@ -1,0 +1,124 @@
+//! What the operator decided, as far as the use cases need it.
+
+use time::{Duration, OffsetDateTime};
+
+use crate::config::urls::origin_of;
+use crate::config::{self, AdminAccess, Config};
+use crate::model::auth_document::DocumentRules;
+use crate::records::HostTrust;
+
+/// What the operator decided, as far as the use cases care.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Baked into installers and wrappers; no `/` at the end.
+    pub base_url: String,
+    /// Why hosts may not reach `base_url`, where it was guessed; `None`: the operator configured it.
+    pub base_url_doubt: Option<&'static str>,
+    /// What an operator edits, for messages.
+    pub config_file: String,
+    /// PEM of our authority, which wrappers trust.
+    pub trusted_ca_pem: String,
+    pub host_certificate: HostCertificate,
+    /// Base64 of the SHA-256 of the server's public key, for `curl --pinnedpubkey sha256//…`; `None` without TLS.
+    pub server_pin: Option<String>,
+    pub install_token_ttl: time::Duration,
+    pub insecure_window: time::Duration,
+    /// How many bits of an IPv6 address name the network that a host is bound to.
+    pub ipv6_prefix: u8,
+    pub codex_release_url: String,
+    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    pub codex_release_sha256: String,
+    pub document_rules: DocumentRules,
+    pub versions: VersionPolicy,
+    pub people: PeoplePolicy,
+}
+
+/// Which certificate the configuration has hosts be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCertificate {
+    /// One of our authority. `prepares`: wrappers trust the machine's store all the same, for a switch to come.
+    Ours { prepares: bool },
+    /// The operator's: as soon as no host is cut off by it, or at once.
+    Operators { at_once: bool },
+    /// Whatever the proxy shows that speaks TLS in the daemon's place.
+    OfProxy,
+}
+
+impl Default for HostCertificate {
+    fn default() -> Self {
+        Self::Ours { prepares: false }
+    }
+}
+
+impl HostCertificate {
+    pub(in crate::service) fn needs_system_trust(self) -> bool {
+        self != Self::default()
+    }
+
+    /// What hosts trust where nothing is recorded: earlier releases baked either our authority or nothing, and showed what
+    /// was configured.
+    pub(in crate::service) fn of_before(self, now: OffsetDateTime) -> HostTrust {
+        let since = (!matches!(self, Self::Ours { .. })).then_some(now);
+        HostTrust { old_wrappers_trust_system: since.is_some(), system_since: since, switched_at: since }
+    }
+}
+
+/// What the operator decided of versions.
+#[derive(Clone, Copy, Debug)]
+pub struct VersionPolicy {
+    /// So many of the newest versions are kept.
+    pub keep: u64,
+    /// So many new versions are taken from one host within an hour; 0: any number.
+    pub stores_per_host_per_hour: u32,
+}
+
+impl From<&config::Auth> for VersionPolicy {
+    fn from(auth: &config::Auth) -> Self {
+        Self { keep: auth.keep_versions.into(), stores_per_host_per_hour: auth.stores_per_host_per_hour }
+    }
+}
+
+impl Default for VersionPolicy {
+    fn default() -> Self {
+        Self::from(&config::Auth::default())
+    }
+}
+
+/// What the operator decided of people.
+#[derive(Clone, Debug)]
+pub struct PeoplePolicy {
+    pub access: AdminAccess,
+    /// Scheme, name and port under which browsers reach this daemon: configured, or listened on.
+    pub origins: Vec<String>,
+    /// A session that was not used for so long is over.
+    pub idle: Duration,
+    /// However much it is used.
+    pub lifetime: Duration,
+    /// How many hosts of their own a member may have, where nothing else is said of that member.
+    pub max_hosts: u32,
+}
+
+impl From<&Config> for PeoplePolicy {
+    fn from(config: &Config) -> Self {
+        Self {
+            access: config.admin.access,
+            origins: configured_origins(config),
+            idle: Duration::seconds(config.sessions.idle_seconds.into()),
+            lifetime: Duration::seconds(config.sessions.lifetime_seconds.into()),
+            max_hosts: config.hosts.max_per_member,
+        }
+    }
+}
+
+fn configured_origins(config: &Config) -> Vec<String> {
+    let redirect_uri = config.oidc.is_configured().then(|| config.oidc.redirect_uri(&config.public_base_url));
+    let urls = [origin_of(&config.public_base_url), redirect_uri.as_deref().and_then(origin_of)];
+    config.admin.origins.iter().cloned().chain(urls.into_iter().flatten()).collect()
+}
+
+/// As where nothing is configured.
+impl Default for PeoplePolicy {
+    fn default() -> Self {
+        Self::from(&Config::default())
+    }
+}

@@ -1,0 +1,166 @@
+//! The canonical login's past: what differs between two versions, and bringing one back.
+//!
+//! A roll-back makes a **new** version with the login of an earlier one and the present instant as its `last_refresh`:
+//! with its own, older one every host that has a newer document would push that back at once. For the same reason a token
+//! that was issued before the roll-back is older than it. The records decide between
+//! a roll-back and a store at the same time; the one that is second is compared with what won, and both stand in the
+//! history. A crash before the records have it changes nothing; after it, the new version is the canonical one.
+//!
+//! A roll-back cannot bring back what upstream has withdrawn: refresh tokens are good once.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::model::auth_document::AuthDocument;
+use crate::model::digest::Digest;
+use crate::records::{CanonicalSource, CanonicalSummary, Epoch, ReplaceCondition};
+use crate::service::core::canonical::Canonical;
+use crate::service::{By, Login, Result, ServiceError};
+
+/// How often a roll-back that lost a race is tried again.
+const ATTEMPTS: usize = 16;
+
+/// One member that differs between two versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// A JSON pointer (RFC 6901).
+    pub path: String,
+    /// What is there, where it is no secret; else a fingerprint: `sha256:` and the first 12 hex digits. `None`: nothing.
+    pub before: Option<String>,
+    pub after: Option<String>,
+}
+
+/// A page of the versions.
+pub struct History {
+    pub versions: Vec<CanonicalSummary>,
+    /// `before` of the next page; `None`: there is none.
+    pub next: Option<u64>,
+}
+
+impl Login {
+    /// The canonical version for an admin who is shown its secrets: noted before it is shown.
+    pub async fn reveal_canonical(&self, by: &By) -> Result<Option<Arc<Canonical>>> {
+        let Some(canonical) = self.core.canonical() else { return Ok(None) };
+        self.audit.note_alone(by.note(self.core.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
+        Ok(Some(canonical))
+    }
+
+    /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
+    pub async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<History> {
+        let mut versions = self.core.records.canonical_list(before, limit.saturating_add(1)).await?;
+        let is_more = versions.len() > limit;
+        versions.truncate(limit);
+        let next = versions.last().filter(|_| is_more).map(|last| last.version);
+        Ok(History { versions, next })
+    }
+
+    /// What differs between two versions, without the secrets.
+    pub async fn diff(&self, before: u64, after: u64) -> Result<Vec<Difference>> {
+        let (before, after) = (self.version(before).await?, self.version(after).await?);
+        let parse = |version: &Canonical| serde_json::from_str(&version.text).map_err(ServiceError::internal);
+        let (before, after): (Value, Value) = (parse(&before)?, parse(&after)?);
+        let mut differences = Vec::new();
+        compare("", Some(&before), Some(&after), &mut differences);
+        Ok(differences)
+    }
+
+    /// Makes the login of version `number` the canonical one again, as a new version.
+    pub async fn roll_back(&self, number: u64, by: &By) -> Result<Arc<Canonical>> {
+        let wanted = self.version(number).await?;
+        for _ in 0..ATTEMPTS {
+            let present = self.core.canonical().ok_or(ServiceError::NotFound("Canonical auth"))?;
+            if present.summary.version == number {
+                return Err(ServiceError::Conflict(format!("version {number} is the canonical one already")));
+            }
+            let now = self.core.outside.now();
+            let document = self.dated_after(&present, &wanted.text, now)?;
+            let source = CanonicalSource::Rollback { by: by.actor.to_string(), of: number };
+            let condition = ReplaceCondition::Version(Some(present.summary.version));
+            let note = by.note(now, "auth.rollback").with("of", number);
+            if self.make_canonical(&document, source, condition, note).await?.is_some()
+                && let Some(canonical) = self.core.canonical()
+            {
+                return Ok(canonical);
+            }
+        }
+        Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
+    }
+
+    pub(in crate::service) async fn version(&self, number: u64) -> Result<Canonical> {
+        let Some(version) = self.core.records.canonical_fetch_version(number).await? else {
+            let newest = self.core.canonical().map_or(0, |canonical| canonical.summary.version);
+            let was_there = (1..=newest).contains(&number);
+            return Err(if was_there {
+                ServiceError::VersionNotKept(number)
+            } else {
+                ServiceError::NotFound("Version")
+            });
+        };
+        // It is compared, and never served.
+        self.core.open_canonical(&version, Epoch(0))
+    }
+
+    /// The stored document `text`, dated now; in any case later than the present one.
+    fn dated_after(&self, present: &Canonical, text: &str, now: OffsetDateTime) -> Result<AuthDocument> {
+        let after = present.last_refresh.after().max(now);
+        Ok(AuthDocument::parse_stored(text, now, &self.core.policy.load().document_rules)?.dated(after)?)
+    }
+}
+
+fn compare(path: &str, before: Option<&Value>, after: Option<&Value>, differences: &mut Vec<Difference>) {
+    match (before, after) {
+        (Some(Value::Object(before)), Some(Value::Object(after))) => {
+            let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+            for name in names {
+                let path = format!("{path}/{}", name.replace('~', "~0").replace('/', "~1"));
+                compare(&path, before.get(name), after.get(name), differences);
+            }
+        }
+        (before, after) if before == after => {}
+        (before, after) => differences.push(Difference {
+            path: path.into(),
+            before: before.map(|value| shown(path, value)),
+            after: after.map(|value| shown(path, value)),
+        }),
+    }
+}
+
+/// Only members that are known to hold no secret are shown.
+fn shown(path: &str, value: &Value) -> String {
+    const PLAIN: [&str; 4] = ["last_refresh", "auth_mode", "account_id", "token_type"];
+    let name = path.rsplit('/').next().unwrap_or_default();
+    match value {
+        Value::String(text) if PLAIN.contains(&name) => text.clone(),
+        Value::Null | Value::Bool(_) => value.to_string(),
+        secret => {
+            let digest = Digest::of(secret.to_string().as_bytes()).to_string();
+            format!("sha256:{}", &digest[..12])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_names_the_member_and_no_secret() {
+        let before =
+            json!({"tokens": {"access_token": "secret-one", "account_id": "acc"}, "a/b": 1, "last_refresh": "x"});
+        let after =
+            json!({"tokens": {"access_token": "secret-two", "account_id": "acc"}, "last_refresh": "y", "n": null});
+        let mut found = Vec::new();
+        compare("", Some(&before), Some(&after), &mut found);
+        let paths: Vec<_> = found.iter().map(|difference| difference.path.as_str()).collect();
+        assert_eq!(paths, ["/a~1b", "/last_refresh", "/n", "/tokens/access_token"]);
+        assert!(!format!("{found:?}").contains("secret"), "{found:?}");
+        assert_eq!((found[1].before.as_deref(), found[1].after.as_deref()), (Some("x"), Some("y")));
+        assert_eq!((found[2].before.as_deref(), found[2].after.as_deref()), (None, Some("null")));
+        assert!(found[3].before.as_ref().unwrap().starts_with("sha256:"));
+        assert_ne!(found[3].before, found[3].after);
+    }
+}

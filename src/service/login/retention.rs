@@ -1,0 +1,68 @@
+//! How many versions of the canonical login are kept, and removing the others.
+//!
+//! Kept are the canonical version, the newest ones ([`VersionPolicy::keep`]) and all of the last 30 days. The records
+//! decide within each transaction what that is; a crash between two transactions leaves versions that the next round
+//! removes.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::records::Retention;
+use crate::service::audit::tell;
+use crate::service::{By, Login, Result};
+
+/// Versions that are younger are kept, however many there are.
+const KEPT_AGE: time::Duration = time::Duration::days(30);
+/// How many versions one transaction removes.
+const BATCH_VERSIONS: usize = 100;
+/// Versions grow old without a store.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+/// Of many stores, each does not search the versions.
+pub const PRUNE_PAUSE: Duration = Duration::from_secs(60);
+
+impl Login {
+    /// Removes the versions that are not kept; returns how many.
+    pub async fn prune_versions(&self) -> Result<usize> {
+        let mut pruned = 0;
+        loop {
+            let now = self.core.outside.now();
+            let retention = Retention { newest: self.core.policy.load().versions.keep, since: now - KEPT_AGE };
+            let note = By::daemon().note(now, "auth.prune");
+            let removed = self.core.records.canonical_prune(&retention, BATCH_VERSIONS, &note).await?;
+            if let Some((first, last)) = removed.first().zip(removed.last()) {
+                tell(&note.on(format_args!("{first}-{last}")).with("versions", removed.len()));
+            }
+            pruned += removed.len();
+            if removed.len() < BATCH_VERSIONS {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    /// Prunes after stores, `pause` apart or more, and from time to time, until the stop. `report` is given each outcome.
+    pub async fn look_after_versions(
+        &self,
+        pause: Duration,
+        mut stopping: watch::Receiver<bool>,
+        report: impl Fn(Result<()>),
+    ) {
+        loop {
+            report(self.prune_versions().await.map(|_| ()));
+            let next = Instant::now() + PRUNE_INTERVAL;
+            let earliest = Instant::now() + pause;
+            let due = async {
+                tokio::select! {
+                    () = self.version_stored.notified() => sleep_until(earliest).await,
+                    () = sleep_until(next) => {}
+                }
+            };
+            tokio::select! {
+                // Without a sender it is time to stop as well.
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = due => {}
+            }
+        }
+    }
+}

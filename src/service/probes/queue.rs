@@ -1,0 +1,59 @@
+//! What waits to be proved: asked for by calls and admins, taken by the worker.
+//!
+//! It stands below the areas that ask ([`crate::service::Login`]) and below the one that works ([`super::Probes`]).
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::board::Board;
+use crate::records::ProbeTrigger;
+use crate::service::{By, Core};
+
+pub struct ProbeQueue {
+    core: Arc<Core>,
+    /// Without a prober nothing is asked for.
+    is_enabled: bool,
+    board: Mutex<Board>,
+    pub(super) changed: Notify,
+    /// The UTC day on which a call of a host was last seen.
+    day: AtomicI64,
+}
+
+const SECONDS_PER_DAY: i64 = 86_400;
+
+impl ProbeQueue {
+    pub(in crate::service) fn new(core: Arc<Core>, is_enabled: bool) -> Self {
+        let day = AtomicI64::new(i64::MIN);
+        Self { core, is_enabled, board: Mutex::default(), changed: Notify::new(), day }
+    }
+
+    pub(super) fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in crate::service) fn want_probe(&self, trigger: ProbeTrigger) {
+        self.ask(trigger, None, false);
+    }
+
+    pub(super) fn ask(&self, trigger: ProbeTrigger, by: Option<By>, of_restored: bool) -> u64 {
+        if !self.is_enabled {
+            return 0;
+        }
+        let version = self.core.canonical().map(|canonical| canonical.summary.version);
+        let ticket = self.board().ask(trigger, by, of_restored, version, Instant::now());
+        self.changed.notify_one();
+        ticket
+    }
+
+    /// A host calls: the first of a UTC day has the login proved.
+    pub(in crate::service) fn note_call(&self, now: OffsetDateTime) {
+        let day = now.unix_timestamp().div_euclid(SECONDS_PER_DAY);
+        if self.day.load(Ordering::Relaxed) != day && self.day.swap(day, Ordering::Relaxed) != day {
+            self.want_probe(ProbeTrigger::Daily);
+        }
+    }
+}

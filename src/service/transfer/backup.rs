@@ -1,0 +1,109 @@
+//! A backup: every row as a line, and a manifest that says what there is to be.
+//!
+//! The lines come from one moment of the store, while it goes on. The manifest comes last, after all of them: whoever has
+//! one knows that the rest was complete. The master key is in neither: together they open nothing. Where the keys are sealed
+//! beside them ([`crate::service::transfer::keys`]), the manifest says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+
+use crate::model::checkup::shown;
+use crate::records::copy::{Count, Table, Tally};
+use crate::records::{Epoch, SettingsChange, VerifiedBackup};
+use crate::service::audit::tell;
+use crate::service::transfer::{Counts, Export};
+use crate::service::{By, Result, ServiceError, Transfer};
+
+/// Of the rows and of the manifest. It grows with each member that a row gains: an older version would leave the member out,
+/// and find another digest. Format 2 has `public_urls` in the settings.
+pub const FORMAT: u32 = 2;
+pub const OLDEST_FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    /// Of codex-authd.
+    pub version: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The records were not further than this.
+    pub epoch: Epoch,
+    pub tables: BTreeMap<Table, Count>,
+    pub rows: u64,
+    /// The keys are with it, sealed under a passphrase ([`crate::service::transfer::keys`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_keys: bool,
+}
+
+impl Manifest {
+    /// What a table has to have.
+    pub fn count(&self, table: Table) -> Option<Count> {
+        let later = || Table::LATER.contains(&table).then(Count::of_nothing);
+        self.tables.get(&table).copied().or_else(later)
+    }
+}
+
+/// What a backup comes as.
+pub enum Piece {
+    /// About how many rows will come.
+    About(u64),
+    /// A row, without the end of the line.
+    Line(String),
+    /// The last.
+    Manifest(Manifest),
+}
+
+impl Transfer {
+    /// Sends every row, and then the manifest. It is noted before the first row leaves.
+    pub async fn backup(&self, by: &By, pieces: mpsc::Sender<Piece>) -> Result<()> {
+        let now = self.core.outside.now();
+        // A store that stands still can be copied, and cannot take a note.
+        if self.core.health.standstill().is_none() {
+            let note = by.note(now, "state.backup");
+            self.core.records.audit_append(std::slice::from_ref(&note)).await?;
+            tell(&note);
+        }
+        let gone = |_| ServiceError::Refused("whoever asked for the backup has gone away".into());
+        pieces.send(Piece::About(self.about_rows().await?)).await.map_err(gone)?;
+        let mut tally = Tally::default();
+        let mut export = Export::begin(&self.core.records);
+        while let Some(chunk) = export.chunks.recv().await {
+            for row in &chunk {
+                let line = row.line()?;
+                tally.add(row.table(), &line);
+                pieces.send(Piece::Line(line)).await.map_err(gone)?;
+            }
+        }
+        export.end().await?;
+        let rows = tally.rows();
+        let tables: Counts = tally.counts();
+        let version = env!("CARGO_PKG_VERSION").into();
+        let epoch = self.core.records.epoch().await?;
+        let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows, has_keys: false };
+        pieces.send(Piece::Manifest(manifest)).await.map_err(gone)
+    }
+
+    /// Whoever made a backup has read it back. Gives the newest one that is noted.
+    pub async fn backup_verified(&self, backup: VerifiedBackup, by: &By) -> Result<VerifiedBackup> {
+        let note = by.note(self.core.outside.now(), "state.backup_verified").with("backup_of", shown(backup.made_at));
+        let changed = self.core.change_settings(&note, SettingsChange::BackupVerified(backup.clone())).await?;
+        let settings = changed.map_or_else(|| self.core.settings(), Arc::new);
+        Ok(settings.verified_backup.clone().unwrap_or(backup))
+    }
+
+    /// About how many rows the records have: for a progress bar.
+    pub(in crate::service) async fn about_rows(&self) -> Result<u64> {
+        let entries = self.core.records.audit_head().await?.number;
+        // Each with an installer and some activity, most of them.
+        let hosts = self.core.hot.host_states()?.total() * 3;
+        Ok(entries + hosts + 10)
+    }
+
+    pub(in crate::service) fn stores(&self) -> Result<&Arc<dyn crate::service::transfer::Stores>> {
+        self.stores.as_ref().ok_or_else(|| ServiceError::internal("nobody said how stores are opened"))
+    }
+}

@@ -1,0 +1,58 @@
+//! The keys of a backup, sealed under a passphrase: what a machine that has nothing else is restored with.
+//!
+//! In it are the master key and the text of the configuration file, which may hold a password. It is bound to the manifest
+//! it was made for, and that to the rows: keys and rows of two backups do not go together. Only who has the master key can
+//! make it, and that is the daemon: it hands out the sealed text and never the key.
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::model::digest::Digest;
+use crate::seal::{MasterKey, SealError, passphrase};
+use crate::service::audit::tell;
+use crate::service::people::passwords::judge_passphrase;
+use crate::service::{By, Result, ServiceError, Transfer};
+
+/// The master key, and the configuration file where there was one.
+pub struct Keys {
+    pub master_key: MasterKey,
+    pub configuration: Option<Zeroizing<String>>,
+}
+
+/// As it is sealed.
+#[derive(Serialize, Deserialize)]
+struct Plain {
+    master_key: Zeroizing<String>,
+    configuration: Option<Zeroizing<String>>,
+}
+
+/// `manifest`: of the manifest's file. Takes some tenths of a second.
+pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
+    let refused = |error: SealError| ServiceError::Refused(format!("the keys of the backup do not open: {error}"));
+    let plain = passphrase::open_under(passphrase, manifest, sealed).map_err(refused)?;
+    // Not its words, which may be of what is secret.
+    let unreadable = || refused(SealError::Malformed("what is in it is of another version"));
+    let Plain { master_key, configuration } = serde_json::from_slice(&plain).map_err(|_| unreadable())?;
+    Ok(Keys { master_key: MasterKey::from_text(&master_key).ok_or_else(unreadable)?, configuration })
+}
+
+impl Transfer {
+    /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
+    pub async fn seal_backup_keys(&self, by: &By, passphrase: Zeroizing<String>, manifest: Digest) -> Result<String> {
+        let plain =
+            Plain { master_key: self.core.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
+        let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);
+        let outside = std::sync::Arc::clone(&self.core.outside);
+        let sealing = move || {
+            judge_passphrase(&passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))?;
+            Ok(passphrase::seal_under(&passphrase, &manifest, &plain, &*outside)?)
+        };
+        let sealed = self.people.passwords.turn(by.from).await?.spend(sealing).await?;
+        if self.core.health.standstill().is_none() {
+            let note = by.note(self.core.outside.now(), "state.backup_keys").on(manifest);
+            self.core.records.audit_append(std::slice::from_ref(&note)).await?;
+            tell(&note);
+        }
+        Ok(sealed)
+    }
+}

@@ -1,0 +1,134 @@
+//! Moving house: everything into another, empty store.
+//!
+//! 1. The other store is begun to be filled: whether it can be, is known before anything else.
+//! 2. The present store stands still: it acknowledges nothing that the other one would not have. Reads and retrieves go on;
+//!    telemetry waits in the outbox, whose position moves along, and so arrives once.
+//! 3. Every row is copied, read back and compared; then the other store is made whole.
+//! 4. The present store goes on standing still: daemons are to be started on the other one.
+//!
+//! Whatever fails in between lets the present store go on. A crash does not: it stands still, and says what to do; migrating
+//! again begins anew, [`Transfer::abort_migration`] takes it back.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::outside::random;
+use crate::records::{Epoch, Filling, Standstill};
+use crate::service::audit::tell;
+use crate::service::transfer::{Compared, Export, Opened, Target, Teller, fill_from, finish, of};
+use crate::service::{By, Result, ServiceError, Transfer};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Moved {
+    /// Where it is now, without secrets.
+    pub to: String,
+    pub tables: Vec<Compared>,
+    /// What the operator is to do.
+    pub next: String,
+}
+
+const BACK: &str = "`codex-authd migrate --abort` lets this store go on";
+
+impl Transfer {
+    pub async fn migrate(&self, by: &By, target: &Target, teller: &Teller) -> Result<Moved> {
+        let _one_at_a_time = self.begin_moving()?;
+        let stores = self.stores()?;
+        let opened = stores.open(target).await?;
+        let filling = Filling { id: self.new_id(), above: Epoch(0) };
+        begin(&opened, &filling).await?;
+        let from = stores.present();
+        let reason = format!("it is being moved to {}; if that was cut short, migrate again, or {BACK}", opened.name);
+        let moving = async {
+            self.stand_still(by, Some(&reason), "state.migrate", &opened.name).await?;
+            self.copy_to(by, &from, &opened, filling, teller).await
+        };
+        let moved = moving.await;
+        let after = match &moved {
+            Ok(_) => {
+                let moved = format!("it was moved to {}: start the daemons on that one; {BACK}", opened.name);
+                self.restate(&moved).await
+            }
+            Err(_) => self.stand_still(by, None, "state.migrate_failed", &opened.name).await,
+        };
+        if let Err(error) = after {
+            // It stands still with the words from before, which say what to do as well.
+            log::warn!(event = "standstill_unchanged", cause:% = error; "the store stands still as it did during the migration");
+        }
+        moved
+    }
+
+    /// Lets a store go on that stands still; says whether it did.
+    pub async fn abort_migration(&self, by: &By) -> Result<bool> {
+        let _one_at_a_time = self.begin_moving()?;
+        let stands_still = self.core.records.state().await?.standstill.is_some();
+        if stands_still {
+            self.stand_still(by, None, "state.migrate_abort", &self.stores()?.present()).await?;
+        }
+        Ok(stands_still)
+    }
+
+    async fn copy_to(&self, by: &By, from: &str, opened: &Opened, filling: Filling, teller: &Teller) -> Result<Moved> {
+        // It stands still: no node will ever know a later epoch.
+        let filling = Filling { above: self.core.records.epoch().await?, ..filling };
+        begin(opened, &filling).await?;
+        let about = self.about_rows().await?;
+        let mut export = Export::begin(&self.core.records);
+        let tables = fill_from(&opened.records, &opened.name, &filling, &mut export.chunks, about, teller).await?;
+        // One that failed ended the rows too early.
+        export.end().await?;
+        let note = by.note(self.core.outside.now(), "state.migrate").on(&opened.name).with("from", from);
+        finish(&opened.records, &filling, &note).await?;
+        tell(&note);
+        Ok(Moved { to: opened.name.clone(), tables, next: opened.next.clone() })
+    }
+
+    pub(in crate::service) fn begin_moving(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let busy = |_| ServiceError::Conflict("a migration or a restore is under way; wait for its end".into());
+        self.moving.try_lock().map_err(busy)
+    }
+
+    pub(in crate::service) fn new_id(&self) -> Uuid {
+        uuid::Builder::from_random_bytes(random(&*self.core.outside)).into_uuid()
+    }
+
+    pub(in crate::service) async fn stand_still(
+        &self,
+        by: &By,
+        reason: Option<&str>,
+        action: &str,
+        target: &str,
+    ) -> Result<()> {
+        let now = self.core.outside.now();
+        let standstill = reason.map(|reason| Standstill { reason: reason.into(), since: now });
+        let note = by.note(now, action).on(target);
+        self.core.records.standstill_set(standstill.as_ref(), &note).await?;
+        tell(&note);
+        self.look().await;
+        Ok(())
+    }
+
+    /// Takes note of it here at once; the poll would, too.
+    async fn look(&self) {
+        if let Err(error) = self.core.catch_up().await {
+            log::debug!(event = "not_caught_up", cause:% = error; "the poll will look again");
+        }
+    }
+
+    /// Other words for why it stands still.
+    async fn restate(&self, reason: &str) -> Result<()> {
+        let Some(present) = self.core.records.state().await?.standstill else { return Ok(()) };
+        let standstill = Standstill { reason: reason.into(), ..present };
+        let note = By::daemon().note(self.core.outside.now(), "state.moved");
+        self.core.records.standstill_set(Some(&standstill), &note).await?;
+        self.look().await;
+        Ok(())
+    }
+}
+
+async fn begin(opened: &Opened, filling: &Filling) -> Result<()> {
+    let name = &opened.name;
+    if opened.records.fill_begin(filling, false).await.map_err(|error| of(name, error))? {
+        return Ok(());
+    }
+    Err(ServiceError::Refused(format!("{name} holds something: name one that is empty, or empty it first")))
+}

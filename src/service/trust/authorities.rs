@@ -1,0 +1,134 @@
+//! The authorities as they are used now, and rolling one over without cutting anybody off.
+//!
+//! An authority stands in one of three slots. All of them are trusted: hosts are given the certificates of every slot of
+//! the server authority, and admins' certificates of every slot of the client authority are let in. Only `active` signs.
+//! 1. *prepare* makes a new one, `next`: what is baked from here on trusts it. For hosts baked before, its key is also
+//!    certified by the active one, and that certificate goes along in the handshake from step 2 on.
+//! 2. *activate*: `next` signs from here on, the one before is `old` and still trusted.
+//! 3. *retire*: `old` is trusted no more. Refused while somebody still depends on it, unless it is forced.
+//!
+//! Each step is one transaction of the records; a crash after it is caught up with by the next boot.
+
+use time::OffsetDateTime;
+
+use crate::model::authority::AuthorityRole;
+use crate::pki::authority::{self};
+use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep};
+use crate::service::core::authorities::authority_place;
+use crate::service::hosts::enrol::HostView;
+use crate::service::hosts::host_trust::has_wrapper;
+use crate::service::{By, Result, ServiceError, Trust};
+
+/// How many certificates a refusal names.
+const CERTIFICATES_NAMED: usize = 10;
+
+impl Trust {
+    pub async fn prepare_authority(&self, role: AuthorityRole, by: &By) -> Result<()> {
+        let now = self.core.outside.now();
+        let authorities = self.core.authorities();
+        if authorities.in_slot(role, AuthoritySlot::Next).is_some() {
+            return Err(ServiceError::Conflict("an authority is prepared already: activate it".into()));
+        }
+        let made = authority::create(role, now, &*self.core.outside)?;
+        let active = authorities.active(role)?;
+        let cross = match role {
+            AuthorityRole::Server => authority::cross_certify(&active.key, &made, now, &*self.core.outside)?,
+            AuthorityRole::Client => None,
+        };
+        let ring = self.core.ring.load_full();
+        let authority = Authority {
+            id: made.id,
+            role,
+            slot: AuthoritySlot::Next,
+            private_key: ring.seal(&authority_place(made.id), &made.private_key, &*self.core.outside)?,
+            certificate_pem: made.certificate_pem,
+            cross_certificate_pem: cross,
+            created_at: Some(now),
+        };
+        self.roll(
+            role,
+            AuthorityStep::Prepare { made: Box::new(authority), active: active.id },
+            "authority.prepare",
+            by,
+        )
+        .await
+    }
+
+    /// `force`: also where hosts are cut off that do not know the new one yet.
+    pub async fn activate_authority(&self, role: AuthorityRole, force: bool, by: &By) -> Result<()> {
+        let authorities = self.core.authorities();
+        let Some(next) = authorities.in_slot(role, AuthoritySlot::Next) else {
+            return Err(ServiceError::Conflict("no authority is prepared: prepare one first".into()));
+        };
+        if authorities.in_slot(role, AuthoritySlot::Old).is_some() {
+            return Err(ServiceError::Conflict("the old authority is still trusted: retire it first".into()));
+        }
+        // An authority of the first format may not certify another: its hosts must have heard of the new one.
+        if role == AuthorityRole::Server && next.cross_certificate_pem.is_none() && !force {
+            self.refuse_if_hosts_depend(next.created_at).await?;
+        }
+        self.roll(role, AuthorityStep::Activate(next.id), "authority.activate", by).await
+    }
+
+    /// `force`: also where hosts or admins are cut off that know, or have certificates of, the old one only.
+    pub async fn retire_authority(&self, role: AuthorityRole, force: bool, by: &By) -> Result<()> {
+        let authorities = self.core.authorities();
+        let Some(old) = authorities.in_slot(role, AuthoritySlot::Old) else {
+            return Err(ServiceError::Conflict("there is no old authority to retire".into()));
+        };
+        match role {
+            _ if force => {}
+            AuthorityRole::Server => self.refuse_if_hosts_depend(authorities.active(role)?.created_at).await?,
+            AuthorityRole::Client => {
+                let signed_by_old =
+                    |certificate: &&AdminCertificate| certificate.authority.is_none_or(|id| id == old.id);
+                let certificates = self.core.certificates.load();
+                let depend = certificates.values().filter(|it| self.is_in_force(it)).filter(signed_by_old);
+                let mut depend: Vec<String> = depend.map(|it| format!("{} ({})", it.name, it.fingerprint)).collect();
+                if !depend.is_empty() {
+                    let count = depend.len();
+                    depend.sort();
+                    if count > CERTIFICATES_NAMED {
+                        depend.truncate(CERTIFICATES_NAMED);
+                        depend.push(format!("{} more", count - CERTIFICATES_NAMED));
+                    }
+                    return Err(ServiceError::Conflict(format!(
+                        "{count} certificate(s) in force were signed by the old authority: {}; renew each (codex-authd \
+                         certificates renew FINGERPRINT --out NAME.p12 --revoke) or revoke it (codex-authd certificates \
+                         revoke FINGERPRINT), or force it",
+                        depend.join(", ")
+                    )));
+                }
+            }
+        }
+        self.roll(role, AuthorityStep::Retire(old.id), "authority.retire", by).await
+    }
+
+    /// Hosts whose wrapper was fetched before `since` do not know the authority that was made then.
+    async fn refuse_if_hosts_depend(&self, since: Option<OffsetDateTime>) -> Result<()> {
+        let hosts = self.hosts.hosts().await?;
+        // A host that was never installed has nothing to update.
+        let is_installed =
+            |host: &&HostView| host.activity.wrapper_fetched_at.is_some() || has_wrapper(&host.host, &host.activity);
+        let behind: Vec<_> =
+            hosts.iter().filter(is_installed).filter(|host| host.activity.wrapper_fetched_at < since).collect();
+        let Some(first) = behind.first() else { return Ok(()) };
+        Err(ServiceError::Conflict(format!(
+            "{} host(s), {} among them, have a wrapper that does not know the new authority: run `cdx --update` there, \
+             or force it",
+            behind.len(),
+            first.host.fqdn
+        )))
+    }
+
+    async fn roll(&self, role: AuthorityRole, step: AuthorityStep, action: &str, by: &By) -> Result<()> {
+        let name = match role {
+            AuthorityRole::Server => "server",
+            AuthorityRole::Client => "client",
+        };
+        let note = by.note(self.core.outside.now(), action).on(name);
+        let rolling = self.core.records.authority_roll(role, &step, &note);
+        let rolled = self.core.commit(&note, rolling, |rolled| rolled.as_ref().map(Into::into)).await?;
+        rolled.map(drop).ok_or_else(|| ServiceError::Conflict("the authorities changed meanwhile: look again".into()))
+    }
+}
