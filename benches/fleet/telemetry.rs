@@ -39,7 +39,7 @@ pub enum Kind {
 
 /// A node without its listeners.
 pub struct Node {
-    service: Areas,
+    areas: Areas,
     hot: Arc<Hot>,
     records: Arc<dyn Records>,
     round: u64,
@@ -94,8 +94,8 @@ impl Node {
             policy,
             secrets,
         };
-        let service = Areas::start(parts, Adapters::default()).await?;
-        Ok(Self { service, hot, records, round: 0 })
+        let areas = Areas::start(parts, Adapters::default()).await?;
+        Ok(Self { areas, hot, records, round: 0 })
     }
 
     pub async fn round(&mut self, kind: Kind) -> Result<Round> {
@@ -109,7 +109,7 @@ impl Node {
         }
         let kept = Cell::per_second(rows, begun.elapsed());
         let begun = Instant::now();
-        self.service.hosts.drain_outbox().await?;
+        self.areas.hosts.drain_outbox().await?;
         let drained = Cell::per_second(rows, begun.elapsed());
         let told = self.told(kind).await? - before;
         let expected = if kind == Kind::Notes { rows } else { BATCHES };

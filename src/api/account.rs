@@ -1,10 +1,8 @@
 //! `/auth/session` and `/auth/me`: signing in with a password, and what is one's own. On both listeners.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use poem::http::header::USER_AGENT;
-use poem::web::Data;
 use poem::{FromRequest, Request, RequestBody};
 use poem_openapi::param::Path;
 use poem_openapi::{Object, OpenApi};
@@ -14,13 +12,14 @@ use uuid::Uuid;
 
 use super::Tag;
 use super::admin_hosts::{AdminHost, Registration, Removed};
+use super::area::Area;
 use super::errors::{Answer, Failure, ok};
 use super::guards::{Caller, Member};
 use super::json::{JsonBody, OkStatus};
 use crate::model::host::HostId;
 use crate::records::{Session, SignInMethod, User};
 use crate::service::people::sessions::NewSession;
-use crate::service::{Areas, ServiceError};
+use crate::service::{Core, People, ServiceError};
 
 pub struct AccountApi;
 
@@ -33,33 +32,35 @@ impl AccountApi {
     #[oai(path = "/session", method = "post", operation_id = "signIn")]
     async fn sign_in(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        people: Area<'_, People>,
         client: SignInClient,
         body: JsonBody<Credentials>,
     ) -> Result<JsonBody<TokenAnswer>, Failure> {
         let Credentials { email, password } = body.0;
         let password = zeroize::Zeroizing::new(password);
-        let service = Arc::clone(&service);
-        let signing_in = Arc::clone(&service);
-        let session = to_its_end(async move {
-            signing_in.people.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await
-        });
-        Ok(JsonBody(TokenAnswer::new(session.await?, service.core.now())))
+        let core = core.share();
+        let people = people.share();
+        let session =
+            to_its_end(
+                async move { people.sign_in(&email, &password, false, client.from, client.agent.as_deref()).await },
+            );
+        Ok(JsonBody(TokenAnswer::new(session.await?, core.now())))
     }
 
     /// Sign out
     ///
     /// The access token is good for nothing from here on, on every node within a second.
     #[oai(path = "/session", method = "delete", operation_id = "signOut")]
-    async fn sign_out(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<SessionEnded> {
-        let ended = service.people.end_session(member.signed_in.session.session.id, None, &member.by).await?;
+    async fn sign_out(&self, people: Area<'_, People>, member: Member) -> Answer<SessionEnded> {
+        let ended = people.end_session(member.signed_in.session.session.id, None, &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// Who is signed in
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
-    async fn me(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<Me> {
-        let session = SessionBody::new(&service, member.signed_in.session.session.clone(), true);
+    async fn me(&self, people: Area<'_, People>, member: Member) -> Answer<Me> {
+        let session = SessionBody::new(&people, member.signed_in.session.session.clone(), true);
         ok(Me { user: UserBody::from(&*member.signed_in.user), session })
     }
 
@@ -69,38 +70,37 @@ impl AccountApi {
     #[oai(path = "/me/password", method = "post", operation_id = "setOwnPassword")]
     async fn password(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         member: Member,
         client: SignInClient,
         body: JsonBody<OwnPasswordRequest>,
     ) -> Answer<OwnPasswordSet> {
         let OwnPasswordRequest { current, new } = body.0;
         let (current, new) = (zeroize::Zeroizing::new(current), zeroize::Zeroizing::new(new));
-        let service = Arc::clone(&service);
-        let setting = async move {
-            service.people.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await
-        };
+        let people = people.share();
+        let setting =
+            async move { people.set_own_password(&member.signed_in, &current, &new, client.from, &member.by).await };
         ok(OwnPasswordSet { user: UserBody::from(&to_its_end(setting).await?) })
     }
 
     /// One's own sessions, the newest first
     #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
-    async fn sessions(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<SessionList> {
-        ok(SessionList::of(&service, Some(&member.signed_in.user)).await?)
+    async fn sessions(&self, people: Area<'_, People>, member: Member) -> Answer<SessionList> {
+        ok(SessionList::of(&people, Some(&member.signed_in.user)).await?)
     }
 
     /// End one of one's own sessions
     #[oai(path = "/me/sessions/:id", method = "delete", operation_id = "endOwnSession")]
-    async fn end_session(&self, service: Data<&Arc<Areas>>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
-        let ended = service.people.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
+    async fn end_session(&self, people: Area<'_, People>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
+        let ended = people.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// One's own hosts
     #[oai(path = "/me/hosts", method = "get", operation_id = "listOwnHosts")]
-    async fn hosts(&self, service: Data<&Arc<Areas>>, member: Member) -> Answer<OwnHosts> {
-        let hosts = service.people.own_hosts(&member.signed_in).await?;
-        let max_hosts = service.people.max_hosts(&member.signed_in);
+    async fn hosts(&self, people: Area<'_, People>, member: Member) -> Answer<OwnHosts> {
+        let hosts = people.own_hosts(&member.signed_in).await?;
+        let max_hosts = people.max_hosts(&member.signed_in);
         ok(OwnHosts { hosts: hosts.into_iter().map(AdminHost::from).collect(), max_hosts })
     }
 
@@ -111,17 +111,17 @@ impl AccountApi {
     #[oai(path = "/me/hosts", method = "post", operation_id = "registerOwnHost")]
     async fn register(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         member: Member,
         body: JsonBody<OwnHostRequest>,
     ) -> Answer<Registration> {
-        ok(service.people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
+        ok(people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
     }
 
     /// Remove a host of one's own
     #[oai(path = "/me/hosts/:id", method = "delete", operation_id = "removeOwnHost")]
-    async fn remove(&self, service: Data<&Arc<Areas>>, member: Member, id: Path<u64>) -> Answer<Removed> {
-        let host = service.people.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
+    async fn remove(&self, people: Area<'_, People>, member: Member, id: Path<u64>) -> Answer<Removed> {
+        let host = people.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }
 }
@@ -275,7 +275,7 @@ pub struct SessionBody {
 }
 
 impl SessionBody {
-    pub fn new(service: &Areas, session: Session, in_force: bool) -> Self {
+    pub fn new(people: &People, session: Session, in_force: bool) -> Self {
         let (signed_in_by, issuer, subject) = match session.method {
             SignInMethod::Password => ("password", None, None),
             SignInMethod::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
@@ -283,7 +283,7 @@ impl SessionBody {
         Self {
             id: session.id,
             user_id: session.user.0,
-            user: service.people.known_user(session.user).map(|user| user.email.to_string()),
+            user: people.known_user(session.user).map(|user| user.email.to_string()),
             signed_in_by: signed_in_by.into(),
             issuer,
             subject,
@@ -304,9 +304,9 @@ pub struct SessionList {
 }
 
 impl SessionList {
-    pub async fn of(service: &Areas, user: Option<&User>) -> Result<Self, ServiceError> {
-        let sessions = service.people.sessions(user.map(|user| user.id)).await?;
-        let sessions = sessions.into_iter().map(|(session, in_force)| SessionBody::new(service, session, in_force));
+    pub async fn of(people: &People, user: Option<&User>) -> Result<Self, ServiceError> {
+        let sessions = people.sessions(user.map(|user| user.id)).await?;
+        let sessions = sessions.into_iter().map(|(session, in_force)| SessionBody::new(people, session, in_force));
         Ok(Self { sessions: sessions.collect() })
     }
 }

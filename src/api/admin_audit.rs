@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use poem::web::Data;
 use poem_openapi::param::Query;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::Viewer;
 use crate::model::audit::{Actor, AuditEntry, AuditFilter};
 use crate::model::digest::Digest;
-use crate::service::{Areas, ServiceError};
+use crate::service::{Audit, ServiceError};
 
 pub struct AdminAuditApi;
 
@@ -27,7 +26,7 @@ impl AdminAuditApi {
     #[oai(path = "/logs", method = "get", operation_id = "listLogs")]
     async fn logs(
         &self,
-        service: Data<&Arc<Areas>>,
+        audit: Area<'_, Audit>,
         _viewer: Viewer,
         /// Only entries with a smaller number.
         before: Query<Option<u64>>,
@@ -37,7 +36,7 @@ impl AdminAuditApi {
     ) -> Answer<LogPage> {
         let limit = usize::try_from(limit.0).unwrap_or(1000);
         let filter = AuditFilter { before: before.0, ..AuditFilter::default() };
-        let (entries, next) = service.audit.audit_page(&filter, limit).await?;
+        let (entries, next) = audit.audit_page(&filter, limit).await?;
         ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect(), next })
     }
 
@@ -48,7 +47,7 @@ impl AdminAuditApi {
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn list(
         &self,
-        service: Data<&Arc<Areas>>,
+        audit: Area<'_, Audit>,
         _viewer: Viewer,
         /// Only entries with a smaller number.
         before: Query<Option<u64>>,
@@ -81,7 +80,7 @@ impl AdminAuditApi {
             since: since.0,
             until: until.0,
         };
-        let (entries, next) = service.audit.audit_page(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
+        let (entries, next) = audit.audit_page(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
         ok(AuditPage { entries: entries.into_iter().map(AuditBody::from).collect(), next })
     }
 
@@ -89,14 +88,14 @@ impl AdminAuditApi {
     #[oai(path = "/audit/verify", method = "get", operation_id = "verifyAudit")]
     async fn verify(
         &self,
-        service: Data<&Arc<Areas>>,
+        audit: Area<'_, Audit>,
         _viewer: Viewer,
         /// A hash that was noted elsewhere; it must be part of the chain.
         hash: Query<Option<String>>,
     ) -> Answer<AuditVerification> {
         let noted: Option<std::result::Result<Digest, _>> = hash.0.map(|hash| hash.trim().parse());
         let noted = noted.transpose().map_err(|_| ServiceError::invalid("hash", "must be 64 hex digits"))?;
-        let found = service.audit.verify_audit(noted).await?;
+        let found = audit.verify_audit(noted).await?;
         ok(AuditVerification {
             intact: found.broken.is_none() && found.noted_found != Some(false),
             entries: found.good.number,

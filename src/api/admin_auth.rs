@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use poem::web::Data;
 use poem_openapi::param::Query;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
@@ -10,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::admin_runner::RestoredLoginBody;
+use super::area::Area;
 use super::bodies::RawBody;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Asking, Viewer};
@@ -19,7 +19,7 @@ use crate::model::people::Role;
 use crate::records::{CanonicalSource, CanonicalSummary};
 use crate::service::login::history::Difference;
 use crate::service::login::history::History;
-use crate::service::{Areas, ServiceError};
+use crate::service::{Core, Hosts, Login, Probes, ServiceError};
 
 const MAX_HISTORY: usize = 1000;
 
@@ -34,30 +34,32 @@ impl AdminAuthApi {
     #[oai(path = "/upload", method = "post", operation_id = "uploadAuth")]
     async fn upload(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
+        login: Area<'_, Login>,
         admin: Admin,
         body: RawBody<UploadRequest>,
     ) -> Answer<AuthAnswer> {
-        let sync = service.login.upload(&body.text, &admin.0).await?;
-        ok(AuthAnswer::of(&service, sync)?)
+        let sync = login.upload(&body.text, &admin.0).await?;
+        ok(AuthAnswer::of(&hosts, &login, sync)?)
     }
 
     /// The canonical login, without its secrets unless asked
     #[oai(path = "/", method = "get", operation_id = "showAuth")]
     async fn show(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        login: Area<'_, Login>,
+        probes: Area<'_, Probes>,
         asking: Asking,
         /// `1`: with the document, for admins only; this is noted in the audit log.
         include_body: Query<Option<String>>,
     ) -> Answer<AuthShown> {
         let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
         asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
-        let canonical =
-            if reveal { service.login.reveal_canonical(&asking.by).await? } else { service.core.canonical() };
+        let canonical = if reveal { login.reveal_canonical(&asking.by).await? } else { core.canonical() };
         let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
         let auth = reveal.then(|| Verbatim::from(Arc::clone(&canonical.text)));
-        let restored_login = service.probes.restored_login().map(RestoredLoginBody::from);
+        let restored_login = probes.restored_login().map(RestoredLoginBody::from);
         ok(AuthShown { version: canonical.summary.clone().into(), auth, restored_login })
     }
 
@@ -68,7 +70,7 @@ impl AdminAuthApi {
     #[oai(path = "/history", method = "get", operation_id = "getAuthHistory")]
     async fn history(
         &self,
-        service: Data<&Arc<Areas>>,
+        login: Area<'_, Login>,
         _viewer: Viewer,
         /// Only versions with a smaller number.
         before: Query<Option<u64>>,
@@ -77,7 +79,7 @@ impl AdminAuthApi {
         limit: Query<u64>,
     ) -> Answer<AuthHistory> {
         let limit = usize::try_from(limit.0).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-        let History { versions, next } = service.login.canonical_history(before.0, limit).await?;
+        let History { versions, next } = login.canonical_history(before.0, limit).await?;
         ok(AuthHistory { versions: versions.into_iter().map(AuthVersion::from).collect(), next })
     }
 
@@ -85,14 +87,14 @@ impl AdminAuthApi {
     #[oai(path = "/diff", method = "get", operation_id = "diffAuth")]
     async fn diff(
         &self,
-        service: Data<&Arc<Areas>>,
+        login: Area<'_, Login>,
         _viewer: Viewer,
         /// The number of the earlier version.
         from: Query<u64>,
         /// The number of the later version.
         to: Query<u64>,
     ) -> Answer<AuthDiff> {
-        let differences = service.login.diff(from.0, to.0).await?;
+        let differences = login.diff(from.0, to.0).await?;
         let differences =
             differences.into_iter().map(|Difference { path, before, after }| AuthDifference { path, before, after });
         ok(AuthDiff { differences: differences.collect() })
@@ -105,11 +107,11 @@ impl AdminAuthApi {
     #[oai(path = "/rollback", method = "post", operation_id = "rollBackAuth")]
     async fn roll_back(
         &self,
-        service: Data<&Arc<Areas>>,
+        login: Area<'_, Login>,
         admin: Admin,
         body: JsonBody<RollbackRequest>,
     ) -> Answer<RolledBack> {
-        let canonical = service.login.roll_back(body.0.version, &admin.0).await?;
+        let canonical = login.roll_back(body.0.version, &admin.0).await?;
         ok(RolledBack { version: canonical.summary.clone().into() })
     }
 }

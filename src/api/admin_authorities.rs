@@ -1,20 +1,18 @@
 //! `/admin/authorities`: the two authorities, and rolling one over.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Enum, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::model::authority::AuthorityRole;
 use crate::records::AuthoritySlot;
-use crate::service::Areas;
 use crate::service::hosts::host_trust::{HostGroup, HostsByTrust};
+use crate::service::{Core, Hosts, Trust};
 
 pub struct AdminAuthoritiesApi;
 
@@ -22,8 +20,8 @@ pub struct AdminAuthoritiesApi;
 impl AdminAuthoritiesApi {
     /// The authorities in their slots
     #[oai(path = "/", method = "get", operation_id = "listAuthorities")]
-    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<AuthorityList> {
-        ok(AuthorityList::of(&service))
+    async fn list(&self, core: Area<'_, Core>, _viewer: Viewer) -> Answer<AuthorityList> {
+        ok(AuthorityList::of(&core))
     }
 
     /// Which certificates hosts accept
@@ -31,17 +29,23 @@ impl AdminAuthoritiesApi {
     /// Those that trust one kind only, and which kind they are shown. The others accept either. Hosts that are disabled,
     /// over, or were never installed are not counted.
     #[oai(path = "/hosts", method = "get", operation_id = "getHostTrust")]
-    async fn hosts(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<HostTrustBody> {
-        ok(HostTrustBody::from(service.hosts.hosts_by_trust().await?))
+    async fn hosts(&self, hosts: Area<'_, Hosts>, _viewer: Viewer) -> Answer<HostTrustBody> {
+        ok(HostTrustBody::from(hosts.hosts_by_trust().await?))
     }
 
     /// Prepare a new authority
     ///
     /// It is trusted from here on by whatever is baked or read anew, and signs nothing yet.
     #[oai(path = "/:role/prepare", method = "post", operation_id = "prepareAuthority")]
-    async fn prepare(&self, service: Data<&Arc<Areas>>, admin: Admin, role: Path<Role>) -> Answer<AuthorityList> {
-        service.trust.prepare_authority(role.0.into(), &admin.0).await?;
-        ok(AuthorityList::of(&service))
+    async fn prepare(
+        &self,
+        core: Area<'_, Core>,
+        trust: Area<'_, Trust>,
+        admin: Admin,
+        role: Path<Role>,
+    ) -> Answer<AuthorityList> {
+        trust.prepare_authority(role.0.into(), &admin.0).await?;
+        ok(AuthorityList::of(&core))
     }
 
     /// Let the prepared authority sign
@@ -50,14 +54,15 @@ impl AdminAuthoritiesApi {
     #[oai(path = "/:role/activate", method = "post", operation_id = "activateAuthority")]
     async fn activate(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         role: Path<Role>,
         /// Also where somebody is cut off.
         force: Query<Option<bool>>,
     ) -> Answer<AuthorityList> {
-        service.trust.activate_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
-        ok(AuthorityList::of(&service))
+        trust.activate_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        ok(AuthorityList::of(&core))
     }
 
     /// Trust the old authority no more
@@ -66,14 +71,15 @@ impl AdminAuthoritiesApi {
     #[oai(path = "/:role/retire", method = "post", operation_id = "retireAuthority")]
     async fn retire(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         role: Path<Role>,
         /// Also where somebody is cut off.
         force: Query<Option<bool>>,
     ) -> Answer<AuthorityList> {
-        service.trust.retire_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
-        ok(AuthorityList::of(&service))
+        trust.retire_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        ok(AuthorityList::of(&core))
     }
 }
 
@@ -114,8 +120,8 @@ pub struct AuthorityBody {
 }
 
 impl AuthorityList {
-    fn of(service: &Areas) -> Self {
-        let authorities = service.core.authorities();
+    fn of(core: &Core) -> Self {
+        let authorities = core.authorities();
         let bodies = authorities.all().iter().map(|held| AuthorityBody {
             id: held.id.to_string(),
             role: match held.role {

@@ -1,22 +1,20 @@
 //! `/admin/certificates`: admins' client certificates.
 
-use std::sync::Arc;
-
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use poem::web::Data;
 use poem_openapi::param::Path;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
 use crate::model::authority::AuthorityRole;
 use crate::records::AdminCertificate;
 use crate::service::trust::certificates::{self, CertificateOptions, Pkcs12};
-use crate::service::{Areas, ServiceError};
+use crate::service::{Core, People, ServiceError, Trust};
 
 pub struct AdminCertificatesApi;
 
@@ -29,14 +27,16 @@ impl AdminCertificatesApi {
     #[oai(path = "/", method = "post", operation_id = "issueCertificate")]
     async fn issue(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        people: Area<'_, People>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         body: JsonBody<CertificateRequest>,
     ) -> Answer<IssuedCertificate> {
         let CertificateRequest { name, days, password, pkcs12 } = body.0;
         let options = options(days, pkcs12, password.as_deref());
-        let issued = service.trust.issue_certificate(&name, options, &admin.0).await?;
-        ok(IssuedCertificate::of(&service, issued))
+        let issued = trust.issue_certificate(&name, options, &admin.0).await?;
+        ok(IssuedCertificate::of(&core, &people, &trust, issued))
     }
 
     /// Renew a certificate before it ends
@@ -46,7 +46,9 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/renew", method = "post", operation_id = "renewCertificate")]
     async fn renew(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        people: Area<'_, People>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
@@ -55,15 +57,16 @@ impl AdminCertificatesApi {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
         let RenewRequest { days, password, pkcs12, revoke } = body.0;
         let options = options(days, pkcs12, password.as_deref());
-        let issued = service.trust.renew_certificate(&fingerprint, options, revoke.unwrap_or(false), &admin.0).await?;
-        ok(IssuedCertificate::of(&service, issued))
+        let issued = trust.renew_certificate(&fingerprint, options, revoke.unwrap_or(false), &admin.0).await?;
+        ok(IssuedCertificate::of(&core, &people, &trust, issued))
     }
 
     /// The certificates that were issued, in the order in which they were
     #[oai(path = "/", method = "get", operation_id = "listCertificates")]
-    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<CertificateList> {
-        let certificates = service.trust.certificates().await?;
-        let certificates = certificates.into_iter().map(|certificate| CertificateBody::of(&service, certificate));
+    async fn list(&self, people: Area<'_, People>, trust: Area<'_, Trust>, _viewer: Viewer) -> Answer<CertificateList> {
+        let certificates = trust.certificates().await?;
+        let certificates =
+            certificates.into_iter().map(|certificate| CertificateBody::of(&people, &trust, certificate));
         ok(CertificateList { certificates: certificates.collect() })
     }
 
@@ -73,14 +76,15 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/revoke", method = "post", operation_id = "revokeCertificate")]
     async fn revoke(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
     ) -> Answer<CertificateAnswer> {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
-        let revoked = service.trust.revoke_certificate(&fingerprint, &admin.0).await?;
-        ok(CertificateAnswer { certificate: CertificateBody::of(&service, revoked) })
+        let revoked = trust.revoke_certificate(&fingerprint, &admin.0).await?;
+        ok(CertificateAnswer { certificate: CertificateBody::of(&people, &trust, revoked) })
     }
 
     /// Say whose a certificate is
@@ -90,15 +94,16 @@ impl AdminCertificatesApi {
     #[oai(path = "/:fingerprint/user", method = "post", operation_id = "tieCertificate")]
     async fn tie(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
+        trust: Area<'_, Trust>,
         admin: Admin,
         /// SHA-256 of the certificate, 64 hex digits.
         fingerprint: Path<String>,
         body: JsonBody<TieRequest>,
     ) -> Answer<CertificateAnswer> {
         let fingerprint = fingerprint.0.parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
-        let tied = service.people.tie_certificate(&fingerprint, body.0.user.as_deref(), &admin.0).await?;
-        ok(CertificateAnswer { certificate: CertificateBody::of(&service, tied) })
+        let tied = people.tie_certificate(&fingerprint, body.0.user.as_deref(), &admin.0).await?;
+        ok(CertificateAnswer { certificate: CertificateBody::of(&people, &trust, tied) })
     }
 }
 
@@ -162,14 +167,14 @@ pub struct IssuedCertificate {
 }
 
 impl IssuedCertificate {
-    fn of(service: &Areas, issued: certificates::IssuedCertificate) -> Self {
+    fn of(core: &Core, people: &People, trust: &Trust, issued: certificates::IssuedCertificate) -> Self {
         let (file, password) = issued.pkcs12.map(|Pkcs12 { file, password }| (file, password)).unzip();
         Self {
-            certificate: CertificateBody::of(service, issued.record),
+            certificate: CertificateBody::of(people, trust, issued.record),
             certificate_pem: issued.certificate_pem,
             private_key_pem: issued.private_key_pem.expose().into(),
             ca_pem: issued.authority_pem,
-            server_ca_pem: service.core.authorities().bundle(AuthorityRole::Server),
+            server_ca_pem: core.authorities().bundle(AuthorityRole::Server),
             pkcs12: file.map(|file| BASE64_STANDARD.encode(file)),
             pkcs12_password: password.map(|password| password.expose().into()),
         }
@@ -207,12 +212,12 @@ pub struct CertificateBody {
 }
 
 impl CertificateBody {
-    fn of(service: &Areas, certificate: AdminCertificate) -> Self {
+    fn of(people: &People, trust: &Trust, certificate: AdminCertificate) -> Self {
         Self {
             user: certificate
                 .user
-                .map(|user| service.people.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
-            state: service.trust.state_of(&certificate).as_str().into(),
+                .map(|user| people.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
+            state: trust.state_of(&certificate).as_str().into(),
             revoked_at: certificate.revoked_at,
             name: certificate.name,
             fingerprint: certificate.fingerprint.to_string(),

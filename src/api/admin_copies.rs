@@ -6,9 +6,7 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use poem::web::Data;
 use poem::{Body, IntoResponse, Response};
 use poem_openapi::payload::{Binary, Payload};
 use poem_openapi::registry::MetaSchemaRef;
@@ -21,13 +19,14 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ErrorBody, Failure, ok};
 use super::guards::OnThisMachine;
 use super::json::JsonBody;
 use crate::records::VerifiedBackup;
 use crate::seal::MasterKey;
 use crate::service::transfer::{Backup, Manifest, Moved, Piece, Progress, Restored, Rows, Target, Teller};
-use crate::service::{Areas, ServiceError};
+use crate::service::{ServiceError, Transfer};
 
 pub struct AdminCopiesApi;
 
@@ -40,13 +39,13 @@ impl AdminCopiesApi {
     #[oai(path = "/backup", method = "get", operation_id = "getBackup")]
     async fn backup(
         &self,
-        service: Data<&Arc<Areas>>,
+        transfer: Area<'_, Transfer>,
         OnThisMachine(by): OnThisMachine,
     ) -> Result<LinesAnswer, Failure> {
-        let service = Arc::clone(&service);
+        let transfer = transfer.share();
         let (writer, answer) = begin();
         let (sender, pieces) = mpsc::channel(256);
-        let copying = tokio::spawn(async move { service.transfer.backup(&by, sender).await });
+        let copying = tokio::spawn(async move { transfer.backup(&by, sender).await });
         tokio::spawn(async move {
             if let Err(error) = write_backup(writer, pieces, copying).await {
                 log::debug!(event = "answer_cut", cause:% = error; "whoever asked for a backup has gone away");
@@ -62,7 +61,7 @@ impl AdminCopiesApi {
     #[oai(path = "/backup/keys", method = "post", operation_id = "sealBackupKeys")]
     async fn keys(
         &self,
-        service: Data<&Arc<Areas>>,
+        transfer: Area<'_, Transfer>,
         OnThisMachine(by): OnThisMachine,
         body: JsonBody<KeysRequest>,
     ) -> Answer<SealedKeys> {
@@ -72,7 +71,7 @@ impl AdminCopiesApi {
             .manifest_sha256
             .parse()
             .map_err(|_| ServiceError::invalid("manifest_sha256", "must be 64 hex digits"))?;
-        ok(SealedKeys { sealed: service.transfer.seal_backup_keys(&by, passphrase, manifest).await? })
+        ok(SealedKeys { sealed: transfer.seal_backup_keys(&by, passphrase, manifest).await? })
     }
 
     /// Note that a backup was read back
@@ -82,13 +81,13 @@ impl AdminCopiesApi {
     #[oai(path = "/backup/verified", method = "post", operation_id = "noteVerifiedBackup")]
     async fn verified(
         &self,
-        service: Data<&Arc<Areas>>,
+        transfer: Area<'_, Transfer>,
         OnThisMachine(by): OnThisMachine,
         body: JsonBody<BackupRead>,
     ) -> Answer<BackupRead> {
         let BackupRead { made_at, has_keys } = body.0;
         let VerifiedBackup { made_at, has_keys } =
-            service.transfer.backup_verified(VerifiedBackup { made_at, has_keys }, &by).await?;
+            transfer.backup_verified(VerifiedBackup { made_at, has_keys }, &by).await?;
         ok(BackupRead { made_at, has_keys })
     }
 
@@ -100,15 +99,15 @@ impl AdminCopiesApi {
     #[oai(path = "/restore", method = "post", operation_id = "restoreBackup")]
     async fn restore(
         &self,
-        service: Data<&Arc<Areas>>,
+        transfer: Area<'_, Transfer>,
         OnThisMachine(by): OnThisMachine,
         body: Binary<Body>,
     ) -> Result<LinesAnswer, Failure> {
-        let service = Arc::clone(&service);
+        let transfer = transfer.share();
         Ok(working(|teller| async move {
-            let spool = Spool(service.transfer.restore_spool()?);
+            let spool = Spool(transfer.restore_spool()?);
             let backup = receive(body.0, &spool.0).await?;
-            service.transfer.restore_backup(&by, backup, &teller).await
+            transfer.restore_backup(&by, backup, &teller).await
         }))
     }
 
@@ -119,21 +118,21 @@ impl AdminCopiesApi {
     #[oai(path = "/migrate", method = "post", operation_id = "migrate")]
     async fn migrate(
         &self,
-        service: Data<&Arc<Areas>>,
+        transfer: Area<'_, Transfer>,
         OnThisMachine(by): OnThisMachine,
         body: JsonBody<Migration>,
     ) -> Result<LinesAnswer, Failure> {
-        let service = Arc::clone(&service);
+        let transfer = transfer.share();
         let target = body.0.target();
-        Ok(working(|teller| async move { service.transfer.migrate(&by, &target, &teller).await }))
+        Ok(working(|teller| async move { transfer.migrate(&by, &target, &teller).await }))
     }
 
     /// Let records go on that stand still
     ///
     /// On the control socket only: after a migration that was cut short, or that is not to be after all.
     #[oai(path = "/migrate/abort", method = "post", operation_id = "abortMigration")]
-    async fn abort(&self, service: Data<&Arc<Areas>>, OnThisMachine(by): OnThisMachine) -> Answer<Aborted> {
-        let stood_still = service.transfer.abort_migration(&by).await?;
+    async fn abort(&self, transfer: Area<'_, Transfer>, OnThisMachine(by): OnThisMachine) -> Answer<Aborted> {
+        let stood_still = transfer.abort_migration(&by).await?;
         ok(Aborted { stood_still })
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use poem::web::Data;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Enum, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Asking, Viewer};
 use super::json::{JsonBody, Verbatim};
@@ -18,7 +18,7 @@ use crate::model::people::Role;
 use crate::records::Host;
 use crate::service::core::directory::{HostState, ListQuery, ListedHost, Page, Sort};
 use crate::service::hosts::enrol::{HostOptions, HostStatus, HostView, Registered, UNDO};
-use crate::service::{Areas, ServiceError};
+use crate::service::{Core, Hosts, Login, ServiceError};
 
 pub struct AdminHostsApi;
 
@@ -34,7 +34,7 @@ impl AdminHostsApi {
     #[oai(path = "/register", method = "post", operation_id = "registerHost")]
     async fn register(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         admin: Admin,
         body: JsonBody<RegisterRequest>,
     ) -> Answer<Registration> {
@@ -46,7 +46,7 @@ impl AdminHostsApi {
             .flatten();
         let fqdn = fqdn.as_deref().unwrap_or_default();
         let options = HostOptions { secure, expires_at, allow_short_name: allow_short_name.unwrap_or_default() };
-        ok(service.hosts.register(fqdn, options, &admin.0).await?.into())
+        ok(hosts.register(fqdn, options, &admin.0).await?.into())
     }
 
     /// Hosts
@@ -57,7 +57,8 @@ impl AdminHostsApi {
     #[oai(path = "/", method = "get", operation_id = "listHosts")]
     async fn list(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        hosts: Area<'_, Hosts>,
         _viewer: Viewer,
         /// How many hosts a page has at most; 100 where another parameter is given.
         #[oai(validator(minimum(value = "1"), maximum(value = "1000")))]
@@ -74,7 +75,7 @@ impl AdminHostsApi {
     ) -> Answer<AdminHostList> {
         let is_plain = limit.is_none() && offset.is_none() && sort.is_none() && order.is_none();
         if is_plain && search.is_none() && state.is_none() {
-            let hosts = service.hosts.hosts().await?.into_iter().map(AdminHost::from).collect();
+            let hosts = hosts.hosts().await?.into_iter().map(AdminHost::from).collect();
             return ok(AdminHostList { hosts, total: None, matching: None });
         }
         let query = ListQuery {
@@ -85,13 +86,13 @@ impl AdminHostsApi {
             search: search.0,
             state: state.0.map(HostState::from),
         };
-        ok(AdminHostList::of(service.hosts.list_hosts(query).await?, service.core.now()))
+        ok(AdminHostList::of(hosts.list_hosts(query).await?, core.now()))
     }
 
     /// One host
     #[oai(path = "/:id", method = "get", operation_id = "getHost")]
-    async fn show(&self, service: Data<&Arc<Areas>>, _viewer: Viewer, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        ok(AdminHostAnswer { host: service.hosts.host(HostId(id.0)).await?.into() })
+    async fn show(&self, hosts: Area<'_, Hosts>, _viewer: Viewer, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        ok(AdminHostAnswer { host: hosts.host(HostId(id.0)).await?.into() })
     }
 
     /// Which login a host has, as far as it told
@@ -100,7 +101,9 @@ impl AdminHostsApi {
     #[oai(path = "/:id/auth", method = "get", operation_id = "getHostAuth")]
     async fn auth(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        hosts: Area<'_, Hosts>,
+        login: Area<'_, Login>,
         asking: Asking,
         id: Path<u64>,
         /// `1`: with the canonical document, for admins only; this is noted in the audit log.
@@ -108,9 +111,8 @@ impl AdminHostsApi {
     ) -> Answer<HostAuth> {
         let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
         asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
-        let view = service.hosts.host(HostId(id.0)).await?;
-        let canonical =
-            if reveal { service.login.reveal_canonical(&asking.by).await? } else { service.core.canonical() };
+        let view = hosts.host(HostId(id.0)).await?;
+        let canonical = if reveal { login.reveal_canonical(&asking.by).await? } else { core.canonical() };
         let auth = canonical.as_ref().filter(|_| reveal).map(|canonical| Arc::clone(&canonical.text).into());
         let host = AdminHost::from(view);
         ok(HostAuth {
@@ -127,8 +129,8 @@ impl AdminHostsApi {
     ///
     /// Its key and its pending installers are refused from here on. Within a day it can be restored.
     #[oai(path = "/:id", method = "delete", operation_id = "removeHost")]
-    async fn remove(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<Removed> {
-        let host = service.hosts.remove(HostId(id.0), &admin.0).await?;
+    async fn remove(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<Removed> {
+        let host = hosts.remove(HostId(id.0), &admin.0).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }
 
@@ -138,12 +140,12 @@ impl AdminHostsApi {
     #[oai(path = "/:id/roaming", method = "post", operation_id = "setRoaming")]
     async fn roaming(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<RoamingRequest>,
     ) -> Answer<RoamingAnswer> {
-        let host = service.hosts.allow_roaming(HostId(id.0), body.0.allow, &admin.0).await?;
+        let host = hosts.allow_roaming(HostId(id.0), body.0.allow, &admin.0).await?;
         ok(RoamingAnswer {
             host: RoamingHost {
                 id: host.id.0,
@@ -155,38 +157,38 @@ impl AdminHostsApi {
 
     /// Open the window of an insecure host
     #[oai(path = "/:id/insecure/enable", method = "post", operation_id = "openInsecureWindow")]
-    async fn open_window(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
-        ok(service.hosts.open_window(HostId(id.0), &admin.0).await?.into())
+    async fn open_window(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
+        ok(hosts.open_window(HostId(id.0), &admin.0).await?.into())
     }
 
     /// Close the window of an insecure host
     #[oai(path = "/:id/insecure/disable", method = "post", operation_id = "closeInsecureWindow")]
-    async fn close_window(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
-        ok(service.hosts.close_window(HostId(id.0), &admin.0).await?.into())
+    async fn close_window(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<WindowAnswer> {
+        ok(hosts.close_window(HostId(id.0), &admin.0).await?.into())
     }
 
     /// Forget the addresses that a host is bound to
     ///
     /// It is bound to the next address that it calls from, one IPv4 address and one IPv6 network.
     #[oai(path = "/:id/clear", method = "post", operation_id = "clearHost")]
-    async fn clear(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<ClearedHost> {
-        ok(ClearedHost::of(service.hosts.clear(HostId(id.0), &admin.0).await?))
+    async fn clear(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<ClearedHost> {
+        ok(ClearedHost::of(hosts.clear(HostId(id.0), &admin.0).await?))
     }
 
     /// Switch a host off
     ///
     /// Its key stays and is refused with `host_disabled`.
     #[oai(path = "/:id/disable", method = "post", operation_id = "disableHost")]
-    async fn disable(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        let host = service.hosts.disable(HostId(id.0), true, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.hosts.view(host).into() })
+    async fn disable(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        let host = hosts.disable(HostId(id.0), true, &admin.0).await?;
+        ok(AdminHostAnswer { host: hosts.view(host).into() })
     }
 
     /// Switch a host on again
     #[oai(path = "/:id/enable", method = "post", operation_id = "enableHost")]
-    async fn enable(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        let host = service.hosts.disable(HostId(id.0), false, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.hosts.view(host).into() })
+    async fn enable(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        let host = hosts.disable(HostId(id.0), false, &admin.0).await?;
+        ok(AdminHostAnswer { host: hosts.view(host).into() })
     }
 
     /// Make a host temporary, or lasting again
@@ -195,13 +197,13 @@ impl AdminHostsApi {
     #[oai(path = "/:id/expiry", method = "post", operation_id = "setHostExpiry")]
     async fn expiry(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<ExpiryRequest>,
     ) -> Answer<AdminHostAnswer> {
-        let host = service.hosts.set_expiry(HostId(id.0), body.0.expires_at, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.hosts.view(host).into() })
+        let host = hosts.set_expiry(HostId(id.0), body.0.expires_at, &admin.0).await?;
+        ok(AdminHostAnswer { host: hosts.view(host).into() })
     }
 
     /// Say from which networks a host may call
@@ -211,19 +213,19 @@ impl AdminHostsApi {
     #[oai(path = "/:id/networks", method = "post", operation_id = "setHostNetworks")]
     async fn networks(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<NetworksRequest>,
     ) -> Answer<AdminHostAnswer> {
-        let host = service.hosts.set_networks(HostId(id.0), &body.0.networks, &admin.0).await?;
-        ok(AdminHostAnswer { host: service.hosts.view(host).into() })
+        let host = hosts.set_networks(HostId(id.0), &body.0.networks, &admin.0).await?;
+        ok(AdminHostAnswer { host: hosts.view(host).into() })
     }
 
     /// The hosts that were removed within a day, the last one first
     #[oai(path = "/removed", method = "get", operation_id = "listRemovedHosts")]
-    async fn removed(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<RemovedHostList> {
-        let hosts = service.hosts.removed_hosts().await?;
+    async fn removed(&self, hosts: Area<'_, Hosts>, _viewer: Viewer) -> Answer<RemovedHostList> {
+        let hosts = hosts.removed_hosts().await?;
         ok(RemovedHostList { hosts: hosts.into_iter().filter_map(RemovedHost::of).collect() })
     }
 
@@ -232,8 +234,8 @@ impl AdminHostsApi {
     /// Within a day. The host is served again with the key, the rules and the counts that it had; installers that were
     /// outstanding stay revoked.
     #[oai(path = "/:id/restore", method = "post", operation_id = "restoreHost")]
-    async fn restore(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
-        ok(AdminHostAnswer { host: service.hosts.restore(HostId(id.0), &admin.0).await?.into() })
+    async fn restore(&self, hosts: Area<'_, Hosts>, admin: Admin, id: Path<u64>) -> Answer<AdminHostAnswer> {
+        ok(AdminHostAnswer { host: hosts.restore(HostId(id.0), &admin.0).await?.into() })
     }
 }
 

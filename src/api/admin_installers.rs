@@ -1,19 +1,17 @@
 //! `/admin/installers`: the installers that were printed.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Enum, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
-use crate::service::{Areas, ServiceError};
+use crate::service::{Core, Hosts, ServiceError};
 
 pub struct AdminInstallersApi;
 
@@ -25,7 +23,8 @@ impl AdminInstallersApi {
     #[oai(path = "/", method = "get", operation_id = "listInstallers")]
     async fn list(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        hosts: Area<'_, Hosts>,
         _viewer: Viewer,
         /// Only those in this state.
         state: Query<Option<InstallerState>>,
@@ -37,8 +36,8 @@ impl AdminInstallersApi {
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<InstallerList> {
-        let now = service.core.now();
-        let mut installers = service.hosts.installers().await?;
+        let now = core.now();
+        let mut installers = hosts.installers().await?;
         if let Some(after) = after.0 {
             let unknown = || ServiceError::invalid("after", "must be the id of an installer");
             let after = after.trim().parse().map_err(|_| unknown())?;
@@ -60,13 +59,13 @@ impl AdminInstallersApi {
     #[oai(path = "/:id/revoke", method = "post", operation_id = "revokeInstaller")]
     async fn revoke(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         admin: Admin,
         /// As in the list: SHA-256 of the token.
         id: Path<String>,
     ) -> Answer<RevokedInstaller> {
         let digest = id.0.parse().map_err(|_| ServiceError::NotFound("Outstanding installer"))?;
-        let revoked = service.hosts.revoke_installer(&digest, &admin.0).await?;
+        let revoked = hosts.revoke_installer(&digest, &admin.0).await?;
         ok(RevokedInstaller { revoked: revoked.digest.to_string() })
     }
 }

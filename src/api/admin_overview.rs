@@ -1,21 +1,19 @@
 //! `/admin/overview`: the fleet at a glance, and who asks.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
 use super::admin_runner::RestoredLoginBody;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::Viewer;
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
-use crate::service::Areas;
 use crate::service::By;
 use crate::service::core::health::{Degraded, GOES_ON, REFUSED};
+use crate::service::{Core, Hosts, Probes, Status, Trust};
 
 pub struct AdminOverviewApi;
 
@@ -25,24 +23,32 @@ impl AdminOverviewApi {
     ///
     /// Answered while the daemon is degraded, too.
     #[oai(path = "/overview", method = "get", operation_id = "getOverview")]
-    async fn overview(&self, service: Data<&Arc<Areas>>, viewer: Viewer) -> Answer<OverviewBody> {
-        let overview = service.status.overview().await?;
-        let canonical = service.core.canonical();
+    async fn overview(
+        &self,
+        core: Area<'_, Core>,
+        hosts: Area<'_, Hosts>,
+        trust: Area<'_, Trust>,
+        probes: Area<'_, Probes>,
+        status: Area<'_, Status>,
+        viewer: Viewer,
+    ) -> Answer<OverviewBody> {
+        let overview = status.overview().await?;
+        let canonical = core.canonical();
         let seed_reasons = if canonical.is_some() { vec![] } else { vec!["no_canonical_auth".into()] };
         ok(OverviewBody {
-            mtls: MtlsBody::of(&service, &viewer.0),
+            mtls: MtlsBody::of(&trust, &viewer.0),
             totals: Totals { hosts: overview.hosts as u64 },
             latest_log_at: overview.noted_at,
             has_canonical_auth: canonical.is_some(),
             last_refresh: canonical.map(|canonical| canonical.summary.last_refresh.clone()),
             avg_refresh_age_days: overview.average_age_days,
-            versions: service.hosts.versions(None)?.into(),
+            versions: hosts.versions(None)?.into(),
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
-            restored_login: service.probes.restored_login().map(RestoredLoginBody::from),
+            restored_login: probes.restored_login().map(RestoredLoginBody::from),
             degraded: overview.degraded.map(DegradedBody::from),
-            store: StoreBody::of(&service),
+            store: StoreBody::of(&core),
         })
     }
 }
@@ -107,10 +113,10 @@ pub struct StoreBody {
 }
 
 impl StoreBody {
-    fn of(service: &Areas) -> Self {
-        let standstill = service.core.health.standstill();
+    fn of(core: &Core) -> Self {
+        let standstill = core.health.standstill();
         Self {
-            incarnation: service.core.health.incarnation().map(|id| id.to_string()),
+            incarnation: core.health.incarnation().map(|id| id.to_string()),
             stands_still_since: standstill.as_ref().map(|still| still.since),
             stands_still_reason: standstill.map(|still| still.reason.clone()),
         }
@@ -134,9 +140,9 @@ pub struct MtlsBody {
 }
 
 impl MtlsBody {
-    fn of(service: &Areas, by: &By) -> Self {
+    fn of(trust: &Trust, by: &By) -> Self {
         let Actor::Certificate { name, fingerprint } = &by.actor else { return Self::default() };
-        let authority = service.trust.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
+        let authority = trust.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
         Self {
             fingerprint: Some(fingerprint.to_string()),
             subject: Some(name.clone()),

@@ -1,21 +1,19 @@
 //! `/admin/runner`: whether the canonical login works, and having that proved.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::param::Query;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::checks::Checks;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::records::{Probe, RestoredLogin};
-use crate::service::Areas;
 use crate::service::probes::restored::reason;
 use crate::service::probes::{RunnerView, Underway};
+use crate::service::{Core, Probes};
 
 const MAX_PROBES: usize = 1000;
 
@@ -27,14 +25,15 @@ impl AdminRunnerApi {
     #[oai(path = "/", method = "get", operation_id = "getRunner")]
     async fn show(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        probes: Area<'_, Probes>,
         _viewer: Viewer,
         /// How many of the last probes are listed, 0 to 1000; no more are kept.
         #[oai(default = "default_limit", validator(maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<RunnerBody> {
         let limit = usize::try_from(limit.0).unwrap_or(MAX_PROBES).min(MAX_PROBES);
-        ok(RunnerBody::of(&service, service.probes.runner(limit).await?))
+        ok(RunnerBody::of(&core, probes.runner(limit).await?))
     }
 
     /// Have the canonical login proved now
@@ -45,21 +44,21 @@ impl AdminRunnerApi {
     #[oai(path = "/run", method = "post", operation_id = "runRunner")]
     async fn run(
         &self,
-        service: Data<&Arc<Areas>>,
+        probes: Area<'_, Probes>,
         admin: Admin,
         /// Also if the login came back from a backup: nothing was refreshed since.
         #[oai(default)]
         restored: Query<bool>,
     ) -> Answer<ProbeAsked> {
-        ok(ProbeAsked { asked: service.probes.ask_for_probe(&admin.0, restored.0)? })
+        ok(ProbeAsked { asked: probes.ask_for_probe(&admin.0, restored.0)? })
     }
 
     /// What probes need, and whether it is there
     ///
     /// Looked for on the node that is asked, with a sandbox that is built for it and in which nothing is run.
     #[oai(path = "/doctor", method = "get", operation_id = "examineRunner")]
-    async fn examine(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<Checks> {
-        ok(Checks::from(service.probes.examine_runner().await?))
+    async fn examine(&self, probes: Area<'_, Probes>, _viewer: Viewer) -> Answer<Checks> {
+        ok(Checks::from(probes.examine_runner().await?))
     }
 }
 
@@ -191,7 +190,7 @@ impl From<Probe> for ProbeBody {
 }
 
 impl RunnerBody {
-    fn of(service: &Areas, view: RunnerView) -> Self {
+    fn of(core: &Core, view: RunnerView) -> Self {
         let reason = view.reason();
         let running = view.underway.map(|Underway { version, trigger, since }| RunningProbe {
             version,
@@ -220,8 +219,8 @@ impl RunnerBody {
             probes: view.probes.into_iter().map(ProbeBody::from).collect(),
             has_more_probes: view.has_more_probes,
             timeout_seconds: view.time.as_secs(),
-            boot_id: service.core.node().to_string(),
-            base_url: service.core.policy().base_url.clone(),
+            boot_id: core.node().to_string(),
+            base_url: core.policy().base_url.clone(),
             runner_url: String::new(),
         }
     }

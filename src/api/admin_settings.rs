@@ -1,16 +1,14 @@
 //! `/admin/api/state` (the kill switch) and `/admin/keys/rotate`.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
-use crate::service::Areas;
+use crate::service::{Admission, Core, Trust};
 
 pub struct AdminSettingsApi;
 
@@ -18,23 +16,29 @@ pub struct AdminSettingsApi;
 impl AdminSettingsApi {
     /// Whether hosts are served
     #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
-    async fn state(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<ApiState> {
-        ok(ApiState::of(&service))
+    async fn state(&self, core: Area<'_, Core>, _viewer: Viewer) -> Answer<ApiState> {
+        ok(ApiState::of(&core))
     }
 
     /// Stop serving hosts, or go on
     ///
     /// While it is off, hosts are answered 503; the admin listener stays.
     #[oai(path = "/api/state", method = "post", operation_id = "setApiState")]
-    async fn set_state(&self, service: Data<&Arc<Areas>>, admin: Admin, body: JsonBody<ApiState>) -> Answer<ApiState> {
-        service.admission.disable_api(body.0.disabled, body.0.reason.as_deref(), &admin.0).await?;
-        ok(ApiState::of(&service))
+    async fn set_state(
+        &self,
+        core: Area<'_, Core>,
+        admission: Area<'_, Admission>,
+        admin: Admin,
+        body: JsonBody<ApiState>,
+    ) -> Answer<ApiState> {
+        admission.disable_api(body.0.disabled, body.0.reason.as_deref(), &admin.0).await?;
+        ok(ApiState::of(&core))
     }
 
     /// Make a new data key and seal every secret with it
     #[oai(path = "/keys/rotate", method = "post", operation_id = "rotateKeys")]
-    async fn rotate(&self, service: Data<&Arc<Areas>>, admin: Admin) -> Answer<Rotation> {
-        let rotation = service.trust.rotate_keys(&admin.0).await?;
+    async fn rotate(&self, trust: Area<'_, Trust>, admin: Admin) -> Answer<Rotation> {
+        let rotation = trust.rotate_keys(&admin.0).await?;
         ok(Rotation {
             active_key: rotation.active.0,
             resealed: rotation.resealed,
@@ -53,8 +57,8 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    fn of(service: &Areas) -> Self {
-        let settings = service.core.settings();
+    fn of(core: &Core) -> Self {
+        let settings = core.settings();
         Self { disabled: settings.api_disabled, reason: settings.api_disabled_reason.clone() }
     }
 }

@@ -1,24 +1,22 @@
 //! `POST /auth` and `DELETE /auth`: the canonical login, retrieved or stored, and a host that leaves.
 
-use std::sync::Arc;
-
 use poem::http::{Method, StatusCode};
-use poem::web::Data;
 use poem::{IntoResponse, Request};
 use poem_openapi::param::Query;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
+use super::area::Area;
 use super::bodies::UnreadBody;
 use super::errors::{Answer, Failure, ok};
 use super::guards::HostCaller;
 use super::json::{Envelope, JsonBody};
 use super::lines::Lines;
 use super::types::auth::{AuthAnswer, AuthRequest};
-use crate::service::Areas;
 use crate::service::admission::Purpose;
 use crate::service::login::sync::QueryVersions;
+use crate::service::{Admission, Hosts, Login};
 
 pub struct AuthApi;
 
@@ -40,7 +38,9 @@ impl AuthApi {
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn sync(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
+        login: Area<'_, Login>,
+        admission: Area<'_, Admission>,
         caller: HostCaller,
         /// For bodies that have none.
         client_version: Query<Option<String>>,
@@ -56,12 +56,9 @@ impl AuthApi {
         };
         let done = async {
             // Before a byte of the body: who is refused has sent none that counts.
-            let host = caller.admit(&service, Purpose::Service).await?;
+            let host = caller.admit(&admission, Purpose::Service).await?;
             let text = body.read(&host).await?;
-            Ok::<_, Failure>(AuthAnswer::of(
-                &service,
-                service.login.sync(host, caller.address, &text, versions).await?,
-            )?)
+            Ok::<_, Failure>(AuthAnswer::of(&hosts, &login, login.sync(host, caller.address, &text, versions).await?)?)
         }
         .await;
         match (format.0, done) {
@@ -77,14 +74,15 @@ impl AuthApi {
     #[oai(path = "/auth", method = "delete", operation_id = "leave")]
     async fn leave(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
+        admission: Area<'_, Admission>,
         caller: HostCaller,
         /// `1`: from whatever address the call comes.
         force: Query<Option<String>>,
     ) -> Answer<Left> {
         let anywhere = force.0.as_deref().is_some_and(|force| force == "1" || force == "true");
-        let host = caller.admit(&service, Purpose::Leave { anywhere }).await?;
-        let removed = service.hosts.leave(&host, caller.address).await?;
+        let host = caller.admit(&admission, Purpose::Leave { anywhere }).await?;
+        let removed = hosts.leave(&host, caller.address).await?;
         ok(Left { deleted: removed.fqdn.into() })
     }
 }

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::errors::Failure;
 use crate::metrics::{Forwarding, Metrics};
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 use crate::service::admission::Credential;
 use crate::service::hosts::enrol::canonical_address;
 use crate::service::{Areas, ServiceError};
@@ -32,16 +32,16 @@ pub struct AuthContext {
 
 impl AuthContext {
     /// Finds out who calls, and counts the request against the limit of the host, the user or the address.
-    pub fn of(service: &Areas, trust: &Trust, request: &Request) -> Result<Self, Failure> {
-        let caller = find_caller(request, trust, service.status.metrics())?;
+    pub fn of(areas: &Areas, trust: &TrustedProxies, request: &Request) -> Result<Self, Failure> {
+        let caller = find_caller(request, trust, areas.status.metrics())?;
         log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller; "a request of a host");
         // Of several headers the first counts; one that is no text is as good as none.
         let credential = match request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {
-            Some(key) => Some(service.admission.credential(key)),
-            None => bearer(request).map(|token| service.admission.credential(&token)),
+            Some(key) => Some(areas.admission.credential(key)),
+            None => bearer(request).map(|token| areas.admission.credential(&token)),
         };
         let leaves = request.method() == Method::DELETE && request.uri().path() == "/auth";
-        service.admission.count_request(credential.as_ref(), leaves, caller)?;
+        areas.admission.count_request(credential.as_ref(), leaves, caller)?;
         Ok(Self { caller, credential })
     }
 }
@@ -61,7 +61,7 @@ pub fn peer(request: &Request) -> Result<IpAddr, Failure> {
 }
 
 /// Who calls, behind trusted proxies too. What they say and cannot be read is refused.
-fn find_caller(request: &Request, trust: &Trust, metrics: &Metrics) -> Result<IpAddr, Failure> {
+fn find_caller(request: &Request, trust: &TrustedProxies, metrics: &Metrics) -> Result<IpAddr, Failure> {
     let peer = peer(request)?;
     // A balancer's own health checks are of nobody else.
     let count = |forwarding| {

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::model::auth_document::DocumentRules;
 use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 use crate::outside::Outside;
 use crate::records::conformance::{at, noted};
 use crate::records::embedded::Embedded;
@@ -50,7 +50,7 @@ impl Outside for Turned {
 pub struct World {
     outside: Arc<Turned>,
     records: Arc<dyn Records>,
-    pub service: Arc<Areas>,
+    pub areas: Arc<Areas>,
     pub listener: BoxEndpoint<'static>,
     pub keys: Vec<String>,
     _directory: tempfile::TempDir,
@@ -100,14 +100,14 @@ impl World {
             secrets,
             metrics: Arc::new(Metrics::new(&crate::api::operations(), at(0)).unwrap()),
         };
-        let service = Arc::new(Areas::start(parts, Adapters::default()).await.unwrap());
-        let listener = super::hosts_listener(service.clone(), Arc::new(Trust::new(Vec::new(), None))).boxed();
-        Self { outside, records, service, listener, keys: Vec::new(), _directory: directory }
+        let areas = Arc::new(Areas::start(parts, Adapters::default()).await.unwrap());
+        let listener = super::hosts_listener(areas.clone(), Arc::new(TrustedProxies::new(Vec::new(), None))).boxed();
+        Self { outside, records, areas, listener, keys: Vec::new(), _directory: directory }
     }
 
     pub async fn add_host(&mut self, name: &str, secure: Option<bool>) {
         let registered = self
-            .service
+            .areas
             .hosts
             .register(name, HostOptions { secure, ..HostOptions::default() }, &By::daemon())
             .await
@@ -129,7 +129,7 @@ impl World {
 
     async fn upload(&self, last_refresh: &str) {
         let body = json!({ "auth": document(last_refresh) }).to_string();
-        self.service.login.upload(&body, &By::daemon()).await.unwrap();
+        self.areas.login.upload(&body, &By::daemon()).await.unwrap();
     }
 
     async fn ask(&self, ask: &Ask) -> Answered {
@@ -189,7 +189,7 @@ fn ask(key: Key, body: impl Into<Vec<u8>>) -> Ask {
 impl World {
     /// Every kind of retrieve by both hosts: each is told of itself and of the present canonical login.
     async fn retrieves(&self, statuses: [&str; 3]) {
-        let canonical = self.service.core.canonical();
+        let canonical = self.areas.core.canonical();
         let same = canonical.as_ref().map_or_else(|| "0".repeat(64), |canonical| canonical.summary.digest.to_string());
         for (host, fqdn) in [(0, "h1.example.test"), (1, "h2.example.test")] {
             for key in [Key::Header(host), Key::Bearer(host)] {
@@ -217,7 +217,7 @@ impl World {
     }
 
     fn host(&self, host: usize) -> Arc<HotHost> {
-        match self.service.admission.credential(&self.keys[host]) {
+        match self.areas.admission.credential(&self.keys[host]) {
             Credential::Host(_, host) => host,
             _ => panic!("the key of no host"),
         }
@@ -229,10 +229,10 @@ impl World {
         let until = |until: Option<OffsetDateTime>| json!(until.map(rfc3339));
         assert_eq!(data["host"]["insecure_grace_until"], until(host.rules.insecure_grace_until));
         assert_eq!(data["host"]["insecure_enabled_until"], until(host.rules.insecure_enabled_until));
-        let settings = self.service.core.settings();
+        let settings = self.areas.core.settings();
         let release = settings.client_release.as_ref().map(|release| &release.version);
         assert_eq!(data["versions"]["client_version"], json!(release));
-        let wrapper = self.service.hosts.wrapper(host).unwrap().digest.to_string();
+        let wrapper = self.areas.hosts.wrapper(host).unwrap().digest.to_string();
         assert_eq!(data["versions"]["wrapper_sha256"], json!(wrapper));
     }
 }
@@ -268,13 +268,13 @@ async fn each_answer_follows_every_change() {
     world.retrieves(KINDS).await;
 
     // What answers hold beside their host.
-    world.service.hosts.note_client_release("rust-v0.170.0").await.unwrap();
+    world.areas.hosts.note_client_release("rust-v0.170.0").await.unwrap();
     world.retrieves(KINDS).await;
-    world.service.core.set_policy(policy("https://other.example.test"));
+    world.areas.core.set_policy(policy("https://other.example.test"));
     world.retrieves(KINDS).await;
     world.upload("2026-09-20T10:00:00Z").await;
     world.retrieves(KINDS).await;
-    world.service.trust.rotate_keys(&By::daemon()).await.unwrap();
+    world.areas.trust.rotate_keys(&By::daemon()).await.unwrap();
     world.retrieves(KINDS).await;
 
     // The host's rules.
@@ -288,13 +288,13 @@ async fn each_answer_follows_every_change() {
         for host in world.records.host_list().await.unwrap() {
             world.records.host_change(host.id, &change, world.outside.now(), &noted()).await.unwrap();
         }
-        world.service.core.catch_up().await.unwrap();
+        world.areas.core.catch_up().await.unwrap();
         world.retrieves(KINDS).await;
     }
 
     // Its activity, gathered, and known anew.
-    world.service.hosts.gather_telemetry().await.unwrap();
-    world.service.hosts.drain_outbox().await.unwrap();
+    world.areas.hosts.gather_telemetry().await.unwrap();
+    world.areas.hosts.drain_outbox().await.unwrap();
     world.retrieves(KINDS).await;
 
     // Roaming, a key of its own anew, and the end of a window.
@@ -315,13 +315,13 @@ async fn each_answer_follows_every_change() {
 async fn an_answer_is_these_bytes() {
     let world = World::with_two_hosts(LIMITS).await;
     world.upload(CANONICAL).await;
-    world.service.hosts.note_client_release("rust-v0.170.0").await.unwrap();
-    let canonical = world.service.core.canonical().unwrap();
+    world.areas.hosts.note_client_release("rust-v0.170.0").await.unwrap();
+    let canonical = world.areas.core.canonical().unwrap();
     let digest = canonical.summary.digest.to_string();
     let body =
         json!({ "digest": digest, "last_refresh": CANONICAL, "client_version": "0.169.0", "wrapper_version": "0.1.0" });
     let expected = |calls: u64, last_refresh: &str| {
-        let wrapper = world.service.hosts.wrapper(&world.host(0)).unwrap();
+        let wrapper = world.areas.hosts.wrapper(&world.host(0)).unwrap();
         format!(
             concat!(
                 r#"{{"status":"ok","data":{{"status":"valid","canonical_last_refresh":"{canonical}","canonical_digest":"{digest}","#,
@@ -405,9 +405,9 @@ async fn a_host_stores_and_is_refused() {
     }
     let elsewhere = Ask { from: IpAddr::from([192, 0, 2, 9]), ..ask(Key::Header(0), good.as_str()) };
     assert_eq!(status_of(&world.ask(&elsewhere).await), "address_refused");
-    world.service.admission.disable_api(true, None, &By::daemon()).await.unwrap();
+    world.areas.admission.disable_api(true, None, &By::daemon()).await.unwrap();
     assert_eq!(world.ask(&ask(Key::Header(0), good.as_str())).await.status, 503);
-    world.service.admission.disable_api(false, None, &By::daemon()).await.unwrap();
+    world.areas.admission.disable_api(false, None, &By::daemon()).await.unwrap();
     assert_eq!(world.ask(&ask(Key::Header(0), good.as_str())).await.status, 200);
 }
 
@@ -465,7 +465,7 @@ async fn an_office_behind_one_address_is_served_beside_a_flood() {
 async fn an_agent_identity_is_delivered_to_its_host_alone() {
     let world = World::with_two_hosts(LIMITS).await;
     world.upload(CANONICAL).await;
-    let shared = world.service.core.canonical().unwrap().summary.digest.to_string();
+    let shared = world.areas.core.canonical().unwrap().summary.digest.to_string();
     let retrieve = |digest: &str| json!({ "digest": digest, "last_refresh": CANONICAL }).to_string();
     // What is kept of an answer is of before.
     for host in [0, 1, 0, 1, 0, 1] {

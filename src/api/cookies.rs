@@ -30,9 +30,9 @@ fn session_cookie_name(secure: bool) -> String {
 }
 
 /// The session's token of a browser; good for pages only.
-pub fn token_of_page(service: &Areas, request: &Request) -> Option<String> {
+pub fn token_of_page(areas: &Areas, request: &Request) -> Option<String> {
     let cookies = cookies(request.headers());
-    let plain = || cookie_in(&cookies, &session_cookie_name(false)).filter(|_| !service.people.comes_back_over_tls());
+    let plain = || cookie_in(&cookies, &session_cookie_name(false)).filter(|_| !areas.people.comes_back_over_tls());
     cookie_in(&cookies, &session_cookie_name(true)).or_else(plain)
 }
 

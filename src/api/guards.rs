@@ -24,7 +24,7 @@ use crate::model::people::Role;
 use crate::records::AdminCertificate;
 use crate::service::admission::{Credential, Purpose};
 use crate::service::people::sessions::SignedIn;
-use crate::service::{Areas, By, ServiceError, hosts::enrol::canonical_address};
+use crate::service::{Admission, Areas, By, ServiceError, hosts::enrol::canonical_address};
 
 /// A host's API key.
 #[derive(SecurityScheme)]
@@ -51,8 +51,8 @@ pub struct HostCaller {
 
 impl HostCaller {
     /// The host, if its key is good and it may call from here.
-    pub async fn admit(&self, service: &Areas, purpose: Purpose) -> Result<Arc<HotHost>, ServiceError> {
-        service.admission.admit(&self.credential, self.address, purpose).await
+    pub async fn admit(&self, admission: &Admission, purpose: Purpose) -> Result<Arc<HotHost>, ServiceError> {
+        admission.admit(&self.credential, self.address, purpose).await
     }
 }
 
@@ -162,16 +162,16 @@ impl Asking {
         if let Some(peer) = listener::control_peer(request) {
             return Ok(Self::admin(Actor::Control { uid: peer.uid }));
         }
-        let service = request.data::<Arc<Areas>>().ok_or_else(Failure::certificate_required)?;
+        let areas = request.data::<Arc<Areas>>().ok_or_else(Failure::certificate_required)?;
         let from = request.remote_addr().as_socket_addr().map(|address| canonical_address(address.ip()));
-        let (asks_certificate, asks_session) = match service.people.people_policy().access {
+        let (asks_certificate, asks_session) = match areas.people.people_policy().access {
             AdminAccess::Mtls => (true, false),
             AdminAccess::Login => (false, true),
             AdminAccess::MtlsAndLogin => (true, true),
         };
-        let certificate = if asks_certificate { Some(certificate(request, service)?) } else { None };
+        let certificate = if asks_certificate { Some(certificate(request, areas)?) } else { None };
         if asks_session {
-            let signed_in = signed_in(request, service, token).await?;
+            let signed_in = signed_in(request, areas, token).await?;
             let certificate = certificate.map(|certificate| certificate.fingerprint);
             let (by, role) = (signed_in.by(from), signed_in.user.role);
             return Ok(Self { by, role, signed_in: Some(signed_in), certificate });
@@ -180,7 +180,7 @@ impl Asking {
         let role = match certificate.user {
             None => Role::Admin,
             Some(user) => {
-                let user = service.people.known_user(user).filter(|user| !user.disabled);
+                let user = areas.people.known_user(user).filter(|user| !user.disabled);
                 user.ok_or(ServiceError::CertificateRefused)?.role
             }
         };
@@ -200,17 +200,17 @@ impl<'a> FromRequest<'a> for Asking {
     }
 }
 
-fn certificate(request: &Request, service: &Areas) -> Result<AdminCertificate, Failure> {
+fn certificate(request: &Request, areas: &Areas) -> Result<AdminCertificate, Failure> {
     let fingerprint = listener::client_fingerprint(request).ok_or_else(Failure::certificate_required)?;
-    Ok(service.trust.admitted_certificate(&fingerprint).ok_or(ServiceError::CertificateRefused)?)
+    Ok(areas.trust.admitted_certificate(&fingerprint).ok_or(ServiceError::CertificateRefused)?)
 }
 
 /// Who signed in, with a certificate of their own or of nobody's in particular, where one was shown.
-async fn signed_in(request: &Request, service: &Areas, token: Option<&str>) -> Result<SignedIn, Failure> {
+async fn signed_in(request: &Request, areas: &Areas, token: Option<&str>) -> Result<SignedIn, Failure> {
     let token = token.ok_or(ServiceError::SessionRequired)?;
-    let signed_in = service.people.signed_in(token).await?;
+    let signed_in = areas.people.signed_in(token).await?;
     if listener::client_fingerprint(request).is_some()
-        && certificate(request, service)?.user.is_some_and(|owner| owner != signed_in.user.id)
+        && certificate(request, areas)?.user.is_some_and(|owner| owner != signed_in.user.id)
     {
         return Err(ServiceError::CertificateOfAnother.into());
     }
@@ -248,8 +248,8 @@ pub struct Member {
 impl<'a> FromRequest<'a> for Member {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         let from = Caller::of(request)?;
-        let service = request.data::<Arc<Areas>>().ok_or_else(Failure::certificate_required)?;
-        let signed_in = signed_in(request, service, bearer(request).as_ref().map(|token| token.as_str())).await?;
+        let areas = request.data::<Arc<Areas>>().ok_or_else(Failure::certificate_required)?;
+        let signed_in = signed_in(request, areas, bearer(request).as_ref().map(|token| token.as_str())).await?;
         CallerKnown::note(request);
         Ok(Self { by: signed_in.by(Some(from.0)), signed_in })
     }
@@ -270,18 +270,15 @@ impl<'a> FromRequest<'a> for OnThisMachine {
 /// Counts strangers' calls of the admin listener against their address, and notes in the audit log what somebody was refused
 /// who is known. What was done is noted with the change itself; reading is not noted.
 pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
-    let service = request.data::<Arc<Areas>>().cloned();
+    let areas = request.data::<Arc<Areas>>().cloned();
     let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
     let reads = request.method().is_safe();
     let asking = if reads && !comes_by_network { None } else { somebody_known(&request).await };
     if comes_by_network
         && asking.is_none()
-        && let Some(service) = &service
+        && let Some(areas) = &areas
     {
-        service
-            .admission
-            .count_stranger_of_admins(Caller::of(&request)?.0, service.core.now())
-            .map_err(Failure::from)?;
+        areas.admission.count_stranger_of_admins(Caller::of(&request)?.0, areas.core.now()).map_err(Failure::from)?;
     }
     let (operation, answer) = match endpoint.call(request).await {
         Ok(answer) => {
@@ -297,14 +294,14 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
             (operation, answer)
         }
     };
-    if let (Some(service), Some(Asking { by, .. })) = (service, asking)
+    if let (Some(areas), Some(Asking { by, .. })) = (areas, asking)
         && !reads
         && (answer.status().is_client_error() || answer.status().is_server_error())
         // Nothing was decided, and the log that it would stand in is not available either.
         && answer.status() != StatusCode::SERVICE_UNAVAILABLE
     {
         let operation = operation.map_or("unknown", |OperationId(operation)| operation);
-        service.audit.note_refusal(&by, operation, answer.status().as_u16()).await;
+        areas.audit.note_refusal(&by, operation, answer.status().as_u16()).await;
     }
     Ok(answer)
 }

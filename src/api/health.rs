@@ -1,14 +1,12 @@
 //! `GET /healthz` and `GET /readyz`.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
-use crate::service::Areas;
+use crate::service::Core;
 
 pub struct HealthApi;
 
@@ -24,8 +22,8 @@ impl HealthApi {
     ///
     /// 503 while the store cannot be read or written.
     #[oai(path = "/readyz", method = "get", operation_id = "getReadiness")]
-    async fn readiness(&self, service: Data<&Arc<Areas>>) -> Answer<Health> {
-        service.core.health.ready().await?;
+    async fn readiness(&self, core: Area<'_, Core>) -> Answer<Health> {
+        core.health.ready().await?;
         ok(Health { state: "ready".into() })
     }
 }

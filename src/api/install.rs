@@ -1,9 +1,6 @@
 //! `GET /install/{token}/start`: the script that checks a machine. `GET /install/{token}`: an installer, once.
 
-use std::sync::Arc;
-
 use poem::http::header::{CONTENT_TYPE, HeaderValue};
-use poem::web::Data;
 use poem::{IntoResponse, Response};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Payload;
@@ -12,12 +9,13 @@ use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{ErrorBody, Failure, rfc3339};
 use super::guards::Caller;
 use crate::model::secret::Secret;
 use crate::service::error::InstallerRefusal;
 use crate::service::hosts::install::InstallScript;
-use crate::service::{Areas, ServiceError, hosts::bake};
+use crate::service::{Hosts, ServiceError, hosts::bake};
 
 pub struct InstallApi;
 
@@ -30,12 +28,12 @@ impl InstallApi {
     #[oai(path = "/install/:token/start", method = "get", operation_id = "startInstall")]
     async fn start(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         caller: Caller,
         /// As it was printed when the host was registered.
         token: Path<String>,
     ) -> InstallAnswer {
-        InstallAnswer::of(service.hosts.start_install(&token.0, caller.0))
+        InstallAnswer::of(hosts.start_install(&token.0, caller.0))
     }
 
     /// Redeem an installer token
@@ -45,12 +43,12 @@ impl InstallApi {
     #[oai(path = "/install/:token", method = "get", operation_id = "install")]
     async fn install(
         &self,
-        service: Data<&Arc<Areas>>,
+        hosts: Area<'_, Hosts>,
         caller: Caller,
         /// As it was printed when the host was registered.
         token: Path<String>,
     ) -> InstallAnswer {
-        InstallAnswer::of(service.hosts.redeem(&token.0, caller.0).await)
+        InstallAnswer::of(hosts.redeem(&token.0, caller.0).await)
     }
 }
 

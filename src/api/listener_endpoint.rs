@@ -12,37 +12,37 @@ use super::auth_context::AuthContext;
 use super::metrics::Measured;
 use super::{auth, errors, guards, install};
 use crate::metrics::Listener;
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 use crate::service::Areas;
 
 pub fn finish(
     routes: impl IntoEndpoint<Endpoint: 'static>,
-    service: Arc<Areas>,
+    areas: Arc<Areas>,
     listener: Listener,
-    trust: Option<Arc<Trust>>,
+    trust: Option<Arc<TrustedProxies>>,
 ) -> impl Endpoint<Output = Response> + 'static {
     let routes = routes.into_endpoint();
-    ListenerEndpoint { routes, service, listener, trust }.with(NormalizePath::new(TrailingSlash::Trim))
+    ListenerEndpoint { routes, areas, listener, trust }.with(NormalizePath::new(TrailingSlash::Trim))
 }
 
 struct ListenerEndpoint<E> {
     routes: E,
-    service: Arc<Areas>,
+    areas: Arc<Areas>,
     listener: Listener,
     /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
-    trust: Option<Arc<Trust>>,
+    trust: Option<Arc<TrustedProxies>>,
 }
 
 impl<E: Endpoint> ListenerEndpoint<E> {
     async fn answer(&self, mut request: Request) -> poem::Result<Response> {
         if let Some(trust) = &self.trust {
-            let context = AuthContext::of(&self.service, trust, &request);
+            let context = AuthContext::of(&self.areas, trust, &request);
             request.set_data(context.map_err(|failure| auth::refusal(&request, failure))?);
         }
         if let Some(refusal) = guards::refuse_head(&request) {
             return Ok(refusal);
         }
-        request.set_data(self.service.clone());
+        request.set_data(self.areas.clone());
         request.set_data(self.listener);
         request.set_data(guards::CallerKnown::default());
         self.routes.call(request).await.map(IntoResponse::into_response)
@@ -53,7 +53,7 @@ impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let measured = Measured::begin(self.service.status.metrics(), self.listener);
+        let measured = Measured::begin(self.areas.status.metrics(), self.listener);
         let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
         let (operation, answer) = match self.answer(request).await {
             Ok(answer) => (answer.data().copied(), answer),

@@ -1,9 +1,7 @@
 //! `GET /metrics`, and what counts every request.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use poem::web::Data;
 use poem::{IntoResponse, Response};
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::MetaSchemaRef;
@@ -11,10 +9,11 @@ use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, OpenApi, OperationId};
 
 use super::Tag;
+use super::area::Area;
 use super::errors::Failure;
 use super::guards::Viewer;
 use crate::metrics::{InFlight, Listener, Metrics};
-use crate::service::Areas;
+use crate::service::Status;
 
 pub struct MetricsApi;
 
@@ -24,8 +23,8 @@ impl MetricsApi {
     ///
     /// In the Prometheus text format, version 0.0.4. Counters begin at zero with the process.
     #[oai(path = "/metrics", method = "get", operation_id = "getMetrics")]
-    async fn metrics(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Result<MetricsAnswer, Failure> {
-        Ok(MetricsAnswer::Done(MetricsText(service.status.metrics_text().await?)))
+    async fn metrics(&self, status: Area<'_, Status>, _viewer: Viewer) -> Result<MetricsAnswer, Failure> {
+        Ok(MetricsAnswer::Done(MetricsText(status.metrics_text().await?)))
     }
 }
 

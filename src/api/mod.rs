@@ -16,6 +16,7 @@ mod admin_installers;
 mod admin_overview;
 mod admin_runner;
 mod admin_settings;
+mod area;
 mod auth;
 mod auth_context;
 pub(crate) mod bodies;
@@ -46,7 +47,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::metrics::Listener;
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 use crate::service::{Areas, ServiceError};
 use listener_endpoint::finish;
 
@@ -226,26 +227,26 @@ fn allow_null(schema: &mut Value) {
 }
 
 /// What hosts reach; whose forwarding header counts is in `trust`.
-pub fn hosts_listener(service: Arc<Areas>, trust: Arc<Trust>) -> impl Endpoint<Output = Response> + 'static {
+pub fn hosts_listener(areas: Arc<Areas>, trust: Arc<TrustedProxies>) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
-    let routes = with_documents(with_provider(route, &service)).around(origins::refuse_cross_site);
-    finish(routes, service, Listener::Hosts, Some(trust))
+    let routes = with_documents(with_provider(route, &areas)).around(origins::refuse_cross_site);
+    finish(routes, areas, Listener::Hosts, Some(trust))
 }
 
 /// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
-pub fn admin_over_control(service: Arc<Areas>) -> impl Endpoint<Output = Response> + 'static {
+pub fn admin_over_control(areas: Arc<Areas>) -> impl Endpoint<Output = Response> + 'static {
     let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
-    finish(guarded(route), service, Listener::Control, None)
+    finish(guarded(route), areas, Listener::Control, None)
 }
 
 /// What admins reach over the network: the same, signing in, and the dashboard's pages.
 pub fn admin_listener<E: Endpoint + 'static>(
-    service: Arc<Areas>,
+    areas: Arc<Areas>,
     pages: impl FnOnce(Route) -> E,
 ) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS, account::AccountApi)));
-    let route = with_documents(with_provider(route, &service));
-    finish(guarded(pages(route)), service, Listener::Admin, None)
+    let route = with_documents(with_provider(route, &areas));
+    finish(guarded(pages(route)), areas, Listener::Admin, None)
 }
 
 fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Response> + 'static {
@@ -253,13 +254,13 @@ fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Respons
 }
 
 /// Without a provider there is no such route.
-fn with_provider(route: Route, service: &Areas) -> Route {
-    if service.people.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
+fn with_provider(route: Route, areas: &Areas) -> Route {
+    if areas.people.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
 }
 
 /// What a command reaches that works on the state itself, as `uid`.
-pub fn admin_in_process(service: Arc<Areas>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
-    admin_over_control(service).data(guards::Asking::offline(uid))
+pub fn admin_in_process(areas: Arc<Areas>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
+    admin_over_control(areas).data(guards::Asking::offline(uid))
 }
 
 /// Megabytes, the same on every listener, and seldom asked for: made once, when they are, and shared by all answers.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use askama::Template;
 use poem::http::StatusCode;
 use poem::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, LOCATION, SET_COOKIE};
-use poem::web::{Data, Html};
+use poem::web::Html;
 use poem::{FromRequest, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::param::Query;
 use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry};
@@ -17,6 +17,7 @@ use poem_openapi::{ApiResponse, OpenApi};
 
 use super::Tag;
 use super::account::{SignInClient, TokenAnswer};
+use super::area::Area;
 use super::cookies::{cookie_in, cookies, flow_cookie, session_cookie, set_cookie};
 use super::errors::{ErrorBody, Failure};
 use super::json::JsonBody;
@@ -26,7 +27,7 @@ use crate::metrics::Listener;
 use crate::model::secret::Secret;
 use crate::service::people::provider::ProviderAnswer;
 use crate::service::people::provider::{Finished, NotFinished, PATIENCE, cookie_tag};
-use crate::service::{Areas, ServiceError};
+use crate::service::{Areas, Core, People, ServiceError};
 
 pub struct OidcApi;
 
@@ -39,17 +40,17 @@ impl OidcApi {
     #[oai(path = "/login", method = "get", operation_id = "beginOidcSignIn")]
     async fn login(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         browser: Browser,
         client: SignInClient,
         return_to: Query<Option<String>>,
     ) -> Redirected {
-        let back_to = match return_to.0.map(|path| browser.back_to(&service, &path)).transpose() {
+        let back_to = match return_to.0.map(|path| browser.back_to(&people, &path)).transpose() {
             Ok(back_to) => back_to.flatten(),
             Err(error) => return Redirected(page_of(error)),
         };
         let is_page = back_to.is_some();
-        Redirected(match service.people.begin_sign_in(back_to, client.from).await {
+        Redirected(match people.begin_sign_in(back_to, client.from).await {
             Ok(begun) => {
                 let name = flow_cookie(&begun.tag, browser.secure);
                 let kept = set_cookie(&name, &begun.cookie, browser.secure, Some(PATIENCE));
@@ -68,7 +69,8 @@ impl OidcApi {
     #[oai(path = "/callback", method = "get", operation_id = "finishOidcSignIn")]
     async fn callback(
         &self,
-        service: Data<&Arc<Areas>>,
+        core: Area<'_, Core>,
+        people: Area<'_, People>,
         browser: Browser,
         client: SignInClient,
         code: Query<Option<String>>,
@@ -86,17 +88,14 @@ impl OidcApi {
             iss: iss.0,
             error: error.0,
         };
-        let finished =
-            service.people.finish_sign_in(kept.as_deref(), &answer, client.from, client.agent.as_deref()).await;
+        let finished = people.finish_sign_in(kept.as_deref(), &answer, client.from, client.agent.as_deref()).await;
         let forget = set_cookie(&name, "", browser.secure, Some(time::Duration::ZERO));
         let mut response = match finished {
             Ok(Finished { session, back_to: Some(page) }) => {
                 let session = session_cookie(session.token.expose(), browser.secure);
                 redirect(StatusCode::SEE_OTHER, &page, [session])
             }
-            Ok(Finished { session, back_to: None }) => {
-                JsonBody(TokenAnswer::new(session, service.core.now())).into_response()
-            }
+            Ok(Finished { session, back_to: None }) => JsonBody(TokenAnswer::new(session, core.now())).into_response(),
             Err(NotFinished { error, is_page: false }) => Failure::from(error).into_response(),
             Err(NotFinished { error, is_page: true }) => page_of(error),
         };
@@ -121,9 +120,9 @@ struct Browser {
 
 impl<'a> FromRequest<'a> for Browser {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        let service = request.data::<Arc<Areas>>();
+        let areas = request.data::<Arc<Areas>>();
         Ok(Self {
-            secure: service.is_none_or(|service| service.people.comes_back_over_tls()),
+            secure: areas.is_none_or(|areas| areas.people.comes_back_over_tls()),
             on_admin_listener: matches!(request.data::<Listener>(), Some(Listener::Admin)),
             origin: trusted_origin(request),
             named: own_origin(request).unwrap_or_default(),
@@ -134,8 +133,8 @@ impl<'a> FromRequest<'a> for Browser {
 
 impl Browser {
     /// A page of our own dashboard, where a sign-in lets somebody in. `None`: there is none here, and the token is answered.
-    fn back_to(&self, service: &Areas, path: &str) -> Result<Option<String>, ServiceError> {
-        if !self.on_admin_listener || service.people.people_policy().access == AdminAccess::Mtls {
+    fn back_to(&self, people: &People, path: &str) -> Result<Option<String>, ServiceError> {
+        if !self.on_admin_listener || people.people_policy().access == AdminAccess::Mtls {
             return Ok(None);
         }
         match &self.origin {

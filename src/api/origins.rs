@@ -66,8 +66,8 @@ fn is_own(request: &Request, origin: &HeaderValue) -> bool {
 }
 
 fn is_configured(request: &Request, origin: &str) -> bool {
-    let service = request.data::<Arc<Areas>>();
-    service.is_some_and(|service| service.core.policy().people.origins.iter().any(|own| own == origin))
+    let areas = request.data::<Arc<Areas>>();
+    areas.is_some_and(|areas| areas.core.policy().people.origins.iter().any(|own| own == origin))
 }
 
 /// The origin of the request, where it is configured or listened on. The `Host` header alone proves nothing: the caller

@@ -70,7 +70,7 @@ fn operations_with_bodies() -> Vec<(Method, String, String)> {
 #[tokio::test]
 async fn no_operation_reads_the_body_of_a_stranger() {
     let world = World::new(LIMITS).await;
-    let admins = super::admin_listener(world.service.clone(), |route| route);
+    let admins = super::admin_listener(world.areas.clone(), |route| route);
     for (method, path, id) in operations_with_bodies() {
         let is_hosts = matches!(id.as_str(), "syncAuth");
         let (status, taken) = match is_hosts {
@@ -110,9 +110,9 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         for path in ["/auth", "/auth?format=lines"] {
             assert_eq!(ask(path, "wrong").await, (401, 0));
         }
-        world.service.admission.disable_api(true, None, &By::daemon()).await.unwrap();
+        world.areas.admission.disable_api(true, None, &By::daemon()).await.unwrap();
         assert_eq!(ask("/auth", &other).await, (503, 0));
-        world.service.admission.disable_api(false, None, &By::daemon()).await.unwrap();
+        world.areas.admission.disable_api(false, None, &By::daemon()).await.unwrap();
     }
     // The two calls of each; a body that is too long is read of a good key only.
     for _ in 0..2 {
@@ -139,9 +139,9 @@ async fn a_host_that_leaves_is_refused_where_its_address_called_too_often_as_wel
     // Bound to another address: it may not leave from here.
     let elsewhere = [192, 0, 2, 9].into();
     world
-        .service
+        .areas
         .admission
-        .admit(&world.service.admission.credential(&key), elsewhere, crate::service::admission::Purpose::Service)
+        .admit(&world.areas.admission.credential(&key), elsewhere, crate::service::admission::Purpose::Service)
         .await
         .unwrap();
     for status in [403, 403, 403, 429] {
@@ -180,7 +180,7 @@ async fn a_refused_sign_in_counts_when_its_caller_hangs_up() {
     let begun = std::time::Instant::now();
     loop {
         let filter = AuditFilter { action: Some("session.begin".into()), ..AuditFilter::default() };
-        if !world.service.audit.audit_log(&filter, 1).await.unwrap().is_empty() {
+        if !world.areas.audit.audit_log(&filter, 1).await.unwrap().is_empty() {
             return;
         }
         assert!(begun.elapsed().as_secs() < 30, "the refusal is not noted");

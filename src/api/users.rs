@@ -1,8 +1,5 @@
 //! `/auth/users`, `/auth/sessions` and `/auth/identities`: what admins do with people. On the admin listener only.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
@@ -11,12 +8,13 @@ use uuid::Uuid;
 
 use super::Tag;
 use super::account::{SessionEnded, SessionList, UserBody};
+use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
 use crate::model::people::{Role, UserId};
 use crate::records::{ChangedUser, ExternalIdentity, User};
-use crate::service::{Areas, ServiceError};
+use crate::service::{People, ServiceError};
 
 pub struct UsersApi;
 
@@ -24,25 +22,25 @@ pub struct UsersApi;
 impl UsersApi {
     /// Users, by e-mail address
     #[oai(path = "/users", method = "get", operation_id = "listUsers")]
-    async fn list(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<UserList> {
-        ok(UserList { users: service.people.users().await?.iter().map(UserBody::from).collect() })
+    async fn list(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<UserList> {
+        ok(UserList { users: people.users().await?.iter().map(UserBody::from).collect() })
     }
 
     /// Make a user
     ///
     /// Without a password they sign in through the identity provider, once an identity is linked to them.
     #[oai(path = "/users", method = "post", operation_id = "addUser")]
-    async fn add(&self, service: Data<&Arc<Areas>>, admin: Admin, body: JsonBody<NewUser>) -> Answer<UserAnswer> {
+    async fn add(&self, people: Area<'_, People>, admin: Admin, body: JsonBody<NewUser>) -> Answer<UserAnswer> {
         let NewUser { email, role, password } = body.0;
         let password = password.map(zeroize::Zeroizing::new);
         let password = password.as_ref().map(|password| password.as_str());
-        answer(service.people.add_user(&email, read_role(&role)?, password, &admin.0).await?)
+        answer(people.add_user(&email, read_role(&role)?, password, &admin.0).await?)
     }
 
     /// One user
     #[oai(path = "/users/:id", method = "get", operation_id = "getUser")]
-    async fn show(&self, service: Data<&Arc<Areas>>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
-        answer(service.people.user(UserId(id.0)).await?)
+    async fn show(&self, people: Area<'_, People>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
+        answer(people.user(UserId(id.0)).await?)
     }
 
     /// Give a user another role
@@ -51,12 +49,12 @@ impl UsersApi {
     #[oai(path = "/users/:id/role", method = "post", operation_id = "setUserRole")]
     async fn role(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<RoleRequest>,
     ) -> Answer<UserAnswer> {
-        answer(service.people.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
+        answer(people.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
     }
 
     /// Let a user in no more
@@ -66,22 +64,22 @@ impl UsersApi {
     #[oai(path = "/users/:id/disable", method = "post", operation_id = "disableUser")]
     async fn disable(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         id: Path<u64>,
         /// Their own hosts stay as they are.
         keep_hosts: Query<Option<bool>>,
     ) -> Answer<UserAnswer> {
         let keep_hosts = keep_hosts.0.unwrap_or_default();
-        answer_changed(service.people.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
+        answer_changed(people.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
     }
 
     /// Let a user in again
     ///
     /// Hosts that were disabled with them are enabled; those that an admin disabled stay disabled.
     #[oai(path = "/users/:id/enable", method = "post", operation_id = "enableUser")]
-    async fn enable(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
-        answer_changed(service.people.enable_user(UserId(id.0), &admin.0).await?)
+    async fn enable(&self, people: Area<'_, People>, admin: Admin, id: Path<u64>) -> Answer<UserAnswer> {
+        answer_changed(people.enable_user(UserId(id.0), &admin.0).await?)
     }
 
     /// Give a user another password
@@ -90,13 +88,13 @@ impl UsersApi {
     #[oai(path = "/users/:id/password", method = "post", operation_id = "setUserPassword")]
     async fn password(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<PasswordRequest>,
     ) -> Answer<UserAnswer> {
         let password = zeroize::Zeroizing::new(body.0.password);
-        answer(service.people.set_password(UserId(id.0), &password, &admin.0).await?)
+        answer(people.set_password(UserId(id.0), &password, &admin.0).await?)
     }
 
     /// Say how many hosts of their own a user may have
@@ -105,44 +103,44 @@ impl UsersApi {
     #[oai(path = "/users/:id/max-hosts", method = "post", operation_id = "setUserMaxHosts")]
     async fn max_hosts(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         id: Path<u64>,
         body: JsonBody<MaxHostsRequest>,
     ) -> Answer<UserAnswer> {
-        answer(service.people.set_max_hosts(UserId(id.0), body.0.max_hosts, &admin.0).await?)
+        answer(people.set_max_hosts(UserId(id.0), body.0.max_hosts, &admin.0).await?)
     }
 
     /// A user's sessions, the newest first
     ///
     /// Those of the last thirty days.
     #[oai(path = "/users/:id/sessions", method = "get", operation_id = "listUserSessions")]
-    async fn of_user(&self, service: Data<&Arc<Areas>>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
-        let user = service.people.user(UserId(id.0)).await?;
-        ok(SessionList::of(&service, Some(&user)).await?)
+    async fn of_user(&self, people: Area<'_, People>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
+        let user = people.user(UserId(id.0)).await?;
+        ok(SessionList::of(&people, Some(&user)).await?)
     }
 
     /// Everybody's sessions, the newest first
     ///
     /// Those of the last thirty days.
     #[oai(path = "/sessions", method = "get", operation_id = "listSessions")]
-    async fn sessions(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<SessionList> {
-        ok(SessionList::of(&service, None).await?)
+    async fn sessions(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<SessionList> {
+        ok(SessionList::of(&people, None).await?)
     }
 
     /// End a session
     ///
     /// Its token is good for nothing from here on, on every node within a second.
     #[oai(path = "/sessions/:id/end", method = "post", operation_id = "endSession")]
-    async fn end(&self, service: Data<&Arc<Areas>>, admin: Admin, id: Path<Uuid>) -> Answer<SessionEnded> {
-        ok(SessionEnded { ended: service.people.end_session(id.0, None, &admin.0).await?.id })
+    async fn end(&self, people: Area<'_, People>, admin: Admin, id: Path<Uuid>) -> Answer<SessionEnded> {
+        ok(SessionEnded { ended: people.end_session(id.0, None, &admin.0).await?.id })
     }
 
     /// Identities of the provider that are linked to users
     #[oai(path = "/identities", method = "get", operation_id = "listIdentities")]
-    async fn identities(&self, service: Data<&Arc<Areas>>, _viewer: Viewer) -> Answer<IdentityList> {
-        let identities = service.people.identities().await?.into_iter();
-        ok(IdentityList { identities: identities.map(|identity| IdentityBody::new(&service, identity)).collect() })
+    async fn identities(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<IdentityList> {
+        let identities = people.identities().await?.into_iter();
+        ok(IdentityList { identities: identities.map(|identity| IdentityBody::new(&people, identity)).collect() })
     }
 
     /// Link an identity to a user
@@ -151,13 +149,13 @@ impl UsersApi {
     #[oai(path = "/identities", method = "post", operation_id = "linkIdentity")]
     async fn link(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         body: JsonBody<LinkRequest>,
     ) -> Answer<IdentityAnswer> {
         let LinkRequest { issuer, subject, user, email } = body.0;
-        let identity = service.people.link_identity(&issuer, &subject, &user, email.as_deref(), &admin.0).await?;
-        ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
+        let identity = people.link_identity(&issuer, &subject, &user, email.as_deref(), &admin.0).await?;
+        ok(IdentityAnswer { identity: IdentityBody::new(&people, identity) })
     }
 
     /// Take the link between an identity and its user away
@@ -166,12 +164,12 @@ impl UsersApi {
     #[oai(path = "/identities/unlink", method = "post", operation_id = "unlinkIdentity")]
     async fn unlink(
         &self,
-        service: Data<&Arc<Areas>>,
+        people: Area<'_, People>,
         admin: Admin,
         body: JsonBody<UnlinkRequest>,
     ) -> Answer<IdentityAnswer> {
-        let identity = service.people.unlink_identity(&body.0.issuer, &body.0.subject, &admin.0).await?;
-        ok(IdentityAnswer { identity: IdentityBody::new(&service, identity) })
+        let identity = people.unlink_identity(&body.0.issuer, &body.0.subject, &admin.0).await?;
+        ok(IdentityAnswer { identity: IdentityBody::new(&people, identity) })
     }
 }
 
@@ -261,9 +259,9 @@ pub struct IdentityBody {
 }
 
 impl IdentityBody {
-    fn new(service: &Areas, identity: ExternalIdentity) -> Self {
+    fn new(people: &People, identity: ExternalIdentity) -> Self {
         let ExternalIdentity { issuer, subject, user, email, linked_at } = identity;
-        let name = service.people.known_user(user).map(|user| user.email.to_string());
+        let name = people.known_user(user).map(|user| user.email.to_string());
         Self { issuer, subject, user_id: user.0, user: name, email, linked_at }
     }
 }

@@ -1,15 +1,13 @@
 //! `GET /versions`.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, ok};
-use crate::service::Areas;
+use crate::service::Hosts;
 use crate::service::hosts::versions::Versions;
 
 pub struct VersionsApi;
@@ -20,8 +18,8 @@ impl VersionsApi {
     ///
     /// Needs no key.
     #[oai(path = "/versions", method = "get", operation_id = "getVersions")]
-    async fn versions(&self, service: Data<&Arc<Areas>>) -> Answer<VersionsBody> {
-        ok(service.hosts.versions(None)?.into())
+    async fn versions(&self, hosts: Area<'_, Hosts>) -> Answer<VersionsBody> {
+        ok(hosts.versions(None)?.into())
     }
 }
 

@@ -1,18 +1,16 @@
 //! `GET /wrapper` and `GET /wrapper/download`: the host's own `cdx`.
 
-use std::sync::Arc;
-
-use poem::web::Data;
 use poem_openapi::{ApiResponse, Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
+use super::area::Area;
 use super::errors::{Answer, Failure, ok};
 use super::guards::HostCaller;
 use super::install::Script;
-use crate::service::Areas;
 use crate::service::admission::Purpose;
+use crate::service::{Admission, Hosts};
 
 pub struct WrapperApi;
 
@@ -20,9 +18,14 @@ pub struct WrapperApi;
 impl WrapperApi {
     /// What the host's wrapper is
     #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
-    async fn wrapper(&self, service: Data<&Arc<Areas>>, caller: HostCaller) -> Answer<WrapperBody> {
-        let host = caller.admit(&service, Purpose::Service).await?;
-        let wrapper = service.hosts.wrapper(&host)?;
+    async fn wrapper(
+        &self,
+        hosts: Area<'_, Hosts>,
+        admission: Area<'_, Admission>,
+        caller: HostCaller,
+    ) -> Answer<WrapperBody> {
+        let host = caller.admit(&admission, Purpose::Service).await?;
+        let wrapper = hosts.wrapper(&host)?;
         ok(WrapperBody {
             version: wrapper.version.into(),
             sha256: wrapper.digest.to_string(),
@@ -34,9 +37,14 @@ impl WrapperApi {
 
     /// The host's wrapper, its own values baked in
     #[oai(path = "/wrapper/download", method = "get", operation_id = "downloadWrapper")]
-    async fn download(&self, service: Data<&Arc<Areas>>, caller: HostCaller) -> Result<WrapperDownload, Failure> {
-        let host = caller.admit(&service, Purpose::Service).await?;
-        let wrapper = service.hosts.download_wrapper(&host)?;
+    async fn download(
+        &self,
+        hosts: Area<'_, Hosts>,
+        admission: Area<'_, Admission>,
+        caller: HostCaller,
+    ) -> Result<WrapperDownload, Failure> {
+        let host = caller.admit(&admission, Purpose::Service).await?;
+        let wrapper = hosts.download_wrapper(&host)?;
         Ok(WrapperDownload::Script(
             Script(wrapper.script),
             format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version),

@@ -47,7 +47,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub enum Client {
     Daemon { http: reqwest::Client, socket: PathBuf },
-    Here { endpoint: Box<dyn poem::endpoint::DynEndpoint<Output = Response>>, service: Arc<Areas> },
+    Here { endpoint: Box<dyn poem::endpoint::DynEndpoint<Output = Response>>, areas: Arc<Areas> },
 }
 
 impl Client {
@@ -56,8 +56,8 @@ impl Client {
         if Self::is_there(config).await {
             return Self::of_daemon(config).await;
         }
-        let (endpoint, service) = offline(config).await.map_err(Box::new)?;
-        Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), service })
+        let (endpoint, areas) = offline(config).await.map_err(Box::new)?;
+        Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), areas })
     }
 
     /// Finds the daemon of `config`; the state is never opened here.
@@ -75,8 +75,8 @@ impl Client {
     /// To be called before the process ends. A probe that was asked for here must not end with it: Codex may just have
     /// refreshed the login, and nobody else would have it.
     pub async fn close(self) {
-        if let Self::Here { service, .. } = self {
-            service.probes.all_answered().await;
+        if let Self::Here { areas, .. } = self {
+            areas.probes.all_answered().await;
         }
     }
 
@@ -218,15 +218,15 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*outside)?;
     let prober = prober::prober(config, Err("a command has none delegated to it".into()));
-    let service = Arc::new(state.start_areas(policy, prober, None).await?);
-    service.trust.resume_rotation().await?;
+    let areas = Arc::new(state.start_areas(policy, prober, None).await?);
+    areas.trust.resume_rotation().await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let proving = service.clone();
+    let proving = areas.clone();
     tokio::spawn(async move {
         let _until_the_process_ends = stop;
         proving.probes.make_asked_probes(stopping).await;
     });
-    Ok((api::admin_in_process(service.clone(), nix::unistd::getuid().as_raw()), service))
+    Ok((api::admin_in_process(areas.clone(), nix::unistd::getuid().as_raw()), areas))
 }
 
 fn request_of_ours(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request, ClientError> {

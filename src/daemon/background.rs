@@ -44,31 +44,31 @@ impl Jobs {
 
 pub fn start(
     config: &Config,
-    service: Arc<Areas>,
+    areas: Arc<Areas>,
     tls: Arc<Tls>,
     outside: Arc<dyn Outside>,
     stopping: watch::Receiver<bool>,
 ) -> Jobs {
     let mut jobs = JoinSet::new();
-    let resumed = service.clone();
+    let resumed = areas.clone();
     jobs.spawn(async move { report_use("key_rotation", resumed.trust.resume_rotation().await) });
-    let listed = service.clone();
+    let listed = areas.clone();
     jobs.spawn(async move { report_use("directory", listed.hosts.prepare_directory().await) });
-    let polled = service.clone();
+    let polled = areas.clone();
     jobs.spawn(every(POLL, stopping.clone(), move || {
-        let service = polled.clone();
-        async move { report_use("catch_up", service.core.catch_up().await) }
+        let areas = polled.clone();
+        async move { report_use("catch_up", areas.core.catch_up().await) }
     }));
-    let counted = service.clone();
+    let counted = areas.clone();
     jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
-        let service = counted.clone();
-        async move { gather(&service).await }
+        let areas = counted.clone();
+        async move { gather(&areas).await }
     }));
     // Records that do not answer keep nothing from being gathered.
-    let drained = service.clone();
+    let drained = areas.clone();
     jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
-        let service = drained.clone();
-        async move { report_use("outbox", service.hosts.drain_outbox().await) }
+        let areas = drained.clone();
+        async move { report_use("outbox", areas.hosts.drain_outbox().await) }
     }));
     jobs.spawn(every(RENEWAL, stopping.clone(), move || {
         let (tls, now) = (tls.clone(), outside.now());
@@ -78,47 +78,47 @@ pub fn start(
             }
         }
     }));
-    let purged = service.clone();
+    let purged = areas.clone();
     jobs.spawn(every(REMOVED_HOSTS, stopping.clone(), move || {
-        let service = purged.clone();
+        let areas = purged.clone();
         async move {
-            report_use("removed_hosts", service.hosts.purge_removed().await);
-            report_use("installers", service.hosts.purge_installers().await);
-            report_use("sessions", service.people.purge_sessions().await);
+            report_use("removed_hosts", areas.hosts.purge_removed().await);
+            report_use("installers", areas.hosts.purge_installers().await);
+            report_use("sessions", areas.people.purge_sessions().await);
         }
     }));
-    let used = service.clone();
+    let used = areas.clone();
     jobs.spawn(every(SESSIONS, stopping.clone(), move || {
-        let service = used.clone();
-        async move { report_use("sessions", service.people.keep_sessions().await) }
+        let areas = used.clone();
+        async move { report_use("sessions", areas.people.keep_sessions().await) }
     }));
     if config.oidc.is_configured() {
-        let (looking, refresh) = (service.clone(), Duration::from_secs(config.oidc.jwks_cache_refresh.into()));
+        let (looking, refresh) = (areas.clone(), Duration::from_secs(config.oidc.jwks_cache_refresh.into()));
         jobs.spawn(every(refresh, stopping.clone(), move || {
-            let service = looking.clone();
-            async move { service.people.look_after_provider().await }
+            let areas = looking.clone();
+            async move { areas.people.look_after_provider().await }
         }));
     }
-    let warned = service.clone();
+    let warned = areas.clone();
     jobs.spawn(every(EXPIRING_CERTIFICATES, stopping.clone(), move || {
-        let service = warned.clone();
-        async move { service.trust.warn_of_expiring_certificates() }
+        let areas = warned.clone();
+        async move { areas.trust.warn_of_expiring_certificates() }
     }));
-    let (pruning, stops) = (service.clone(), stopping.clone());
+    let (pruning, stops) = (areas.clone(), stopping.clone());
     jobs.spawn(async move {
         pruning.login.look_after_versions(PRUNE_PAUSE, stops, |outcome| report_use("versions", outcome)).await;
     });
-    let proving = service.clone();
+    let proving = areas.clone();
     let stops = stopping.clone();
     jobs.spawn(async move { proving.probes.make_probes(stops).await });
     match Releases::new(&config.upstream.releases_url) {
         Some(releases) => {
             let releases = Arc::new(releases);
             jobs.spawn(every(RELEASES, stopping, move || {
-                let (releases, service) = (releases.clone(), service.clone());
+                let (releases, areas) = (releases.clone(), areas.clone());
                 async move {
                     match releases.newest().await {
-                        Ok(tag) => report_use("releases", service.hosts.note_client_release(&tag).await),
+                        Ok(tag) => report_use("releases", areas.hosts.note_client_release(&tag).await),
                         Err(error) => log::info!(event = "releases_failed", cause:% = error; "the newest release of Codex could not be asked for"),
                     }
                 }
@@ -130,16 +130,16 @@ pub fn start(
 }
 
 /// Moves some of what was counted to the outbox.
-async fn gather(service: &Areas) {
-    report_use("throttle", service.admission.keep_throttle().await);
-    report_use("telemetry", service.hosts.gather_telemetry().await.map(|_any| ()));
+async fn gather(areas: &Areas) {
+    report_use("throttle", areas.admission.keep_throttle().await);
+    report_use("telemetry", areas.hosts.gather_telemetry().await.map(|_any| ()));
 }
 
 /// Moves all that was counted to the records.
-pub async fn flush(service: &Areas) {
-    report_use("throttle", service.admission.keep_throttle().await);
+pub async fn flush(areas: &Areas) {
+    report_use("throttle", areas.admission.keep_throttle().await);
     loop {
-        match service.hosts.gather_telemetry().await {
+        match areas.hosts.gather_telemetry().await {
             Ok(true) => {}
             done => {
                 report_use("telemetry", done.map(|_none| ()));
@@ -147,8 +147,8 @@ pub async fn flush(service: &Areas) {
             }
         }
     }
-    report_use("outbox", service.hosts.drain_outbox().await);
-    report_use("sessions", service.people.keep_sessions().await);
+    report_use("outbox", areas.hosts.drain_outbox().await);
+    report_use("sessions", areas.people.keep_sessions().await);
 }
 
 async fn every<F, W>(period: Duration, mut stopping: watch::Receiver<bool>, mut work: F)

@@ -31,11 +31,11 @@ pub struct Certificates {
 
 impl Certificates {
     /// Before anybody is listened to: hosts are shown what they were shown last, or what the configuration wants by now.
-    pub async fn begin(&self, service: &Areas) -> Result<(), DaemonError> {
+    pub async fn begin(&self, areas: &Areas) -> Result<(), DaemonError> {
         // Records that are away are not waited for once more.
-        let names = match service.core.health.away() {
+        let names = match areas.core.health.away() {
             Some(away) => Err(ServiceError::RecordsAway { cause: away.why.clone() }),
-            None => service.hosts.public_urls().await,
+            None => areas.hosts.public_urls().await,
         };
         match names {
             Ok(urls) => self.tls.add_names(&urls)?,
@@ -43,26 +43,26 @@ impl Certificates {
                 log::warn!(event = "names_unknown", cause:% = error; "hosts that were installed under an earlier public_base_url may not trust this daemon until it starts again")
             }
         }
-        let is_operators = |service: &Areas| {
-            matches!(service.core.policy().host_certificate, HostCertificate::Operators { .. })
-                && service.hosts.host_trust().switched_at.is_some()
+        let is_operators = |areas: &Areas| {
+            matches!(areas.core.policy().host_certificate, HostCertificate::Operators { .. })
+                && areas.hosts.host_trust().switched_at.is_some()
         };
-        match service.hosts.settle_host_certificate(true, false).await {
-            Ok(settled) => self.put_in_force(service, &settled)?,
+        match areas.hosts.settle_host_certificate(true, false).await {
+            Ok(settled) => self.put_in_force(areas, &settled)?,
             // Without the records, what is known of them goes on.
             Err(ServiceError::RecordsAway { cause } | ServiceError::StoreFailed { cause }) => {
                 log::warn!(event = "host_certificate_unsettled", cause = cause.as_str(); "the records are not available: hosts are shown what they were shown before");
-                self.show_operators(service, is_operators(service))?;
+                self.show_operators(areas, is_operators(areas))?;
             }
-            Err(ServiceError::StandsStill { .. }) => self.show_operators(service, is_operators(service))?,
+            Err(ServiceError::StandsStill { .. }) => self.show_operators(areas, is_operators(areas))?,
             Err(error) => return Err(error.into()),
         }
-        let trust = service.hosts.host_trust();
+        let trust = areas.hosts.host_trust();
         let all_trust_it = trust.switched_at.is_none() && !trust.old_wrappers_trust_system;
-        if all_trust_it || service.core.health.away().is_some() {
+        if all_trust_it || areas.core.health.away().is_some() {
             return Ok(());
         }
-        let cut_off = match service.hosts.hosts_by_trust().await {
+        let cut_off = match areas.hosts.hosts_by_trust().await {
             Ok(hosts) => hosts.cut_off().clone(),
             Err(error) => {
                 log::warn!(event = "hosts_uncounted", cause:% = error; "whether all hosts trust the certificate that they are shown is not known");
@@ -77,10 +77,10 @@ impl Certificates {
 
     /// Puts in force what the use cases changed: an authority that was rolled over, a certificate that was revoked, the last
     /// host that has a new wrapper. A crash in between is mended by the next start, which reads it all.
-    pub async fn follow(self, service: Arc<Areas>, admins: Connections, mut stopping: watch::Receiver<bool>) {
-        let mut changes = service.core.trust_changes();
-        let fetched = service.hosts.wrappers_fetched();
-        let mut authorities = service.core.authorities();
+    pub async fn follow(self, areas: Arc<Areas>, admins: Connections, mut stopping: watch::Receiver<bool>) {
+        let mut changes = areas.core.trust_changes();
+        let fetched = areas.hosts.wrappers_fetched();
+        let mut authorities = areas.core.authorities();
         let mut minutes = interval(REVIEW);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seconds = interval(REPORTS);
@@ -94,17 +94,17 @@ impl Certificates {
                     if changed.is_err() {
                         return;
                     }
-                    let now = service.core.authorities();
+                    let now = areas.core.authorities();
                     if !Arc::ptr_eq(&now, &authorities) {
                         authorities = now;
                         match self.reload() {
-                            Ok(()) => service.core.set_policy(self.tls.policy(&self.config, &self.bound)),
+                            Ok(()) => areas.core.set_policy(self.tls.policy(&self.config, &self.bound)),
                             Err(error) => {
                                 log::error!(event = "authorities_not_in_force", cause:% = error; "the authorities changed and could not be put in force; restart the daemon")
                             }
                         }
                     }
-                    admins.cut_unless(|fingerprint| service.trust.admitted_certificate(fingerprint).is_some());
+                    admins.cut_unless(|fingerprint| areas.trust.admitted_certificate(fingerprint).is_some());
                 }
                 _ = seconds.tick() => {
                     // With fewer new wrappers than so many hosts somebody is still left.
@@ -114,16 +114,16 @@ impl Certificates {
                     }
                 }
             }
-            settled = self.review(&service, settled).await;
+            settled = self.review(&areas, settled).await;
         }
     }
 
-    async fn review(&self, service: &Areas, before: Settled) -> Settled {
+    async fn review(&self, areas: &Areas, before: Settled) -> Settled {
         // A switch back, and a proxy, are settled at the start.
-        if !matches!(service.core.policy().host_certificate, HostCertificate::Operators { .. }) {
+        if !matches!(areas.core.policy().host_certificate, HostCertificate::Operators { .. }) {
             return before;
         }
-        let settled = match service.hosts.settle_host_certificate(false, self.tls.shows_operators()).await {
+        let settled = match areas.hosts.settle_host_certificate(false, self.tls.shows_operators()).await {
             Ok(settled) => settled,
             Err(error) => {
                 log::debug!(event = "host_certificate_unsettled", cause:? = error; "the records are not available: hosts are shown what they were shown before");
@@ -135,23 +135,23 @@ impl Certificates {
         {
             log::warn!(event = "certificate_held_back", hosts = hosts.count; "{hosts} do not trust tls.certificate yet: hosts are shown our own until each of them has run `cdx --update && cdx --sync`");
         }
-        if let Err(error) = self.put_in_force(service, &settled) {
+        if let Err(error) = self.put_in_force(areas, &settled) {
             log::error!(event = "certificate_not_in_force", cause:% = error; "hosts go on being shown the certificate of before");
         }
         settled
     }
 
-    fn put_in_force(&self, service: &Areas, settled: &Settled) -> Result<(), DaemonError> {
+    fn put_in_force(&self, areas: &Areas, settled: &Settled) -> Result<(), DaemonError> {
         match settled {
-            Settled::Ours | Settled::HeldBack(_) => self.show_operators(service, false),
-            Settled::Switched => self.show_operators(service, true),
+            Settled::Ours | Settled::HeldBack(_) => self.show_operators(areas, false),
+            Settled::Switched => self.show_operators(areas, true),
         }
     }
 
-    fn show_operators(&self, service: &Areas, shows: bool) -> Result<(), DaemonError> {
+    fn show_operators(&self, areas: &Areas, shows: bool) -> Result<(), DaemonError> {
         if self.tls.show_operators(shows)? {
             // What is printed from here on has the other pin.
-            service.core.set_policy(self.tls.policy(&self.config, &self.bound));
+            areas.core.set_policy(self.tls.policy(&self.config, &self.bound));
             let whose = if shows { "the operator's" } else { "our own" };
             log::info!(event = "certificate_switched"; "hosts are shown {whose} certificate from here on");
         }

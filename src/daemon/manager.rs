@@ -75,7 +75,7 @@ impl Drop for Starting {
 
 /// What is told of a daemon that runs, until this is dropped.
 pub struct Telling {
-    service: Weak<Areas>,
+    areas: Weak<Areas>,
     /// Why the certificates could not be read the last time.
     trouble: Arc<Mutex<Option<String>>>,
     status: JoinHandle<()>,
@@ -86,12 +86,12 @@ const SHORTEST: Duration = Duration::from_millis(10);
 
 impl Telling {
     /// Says that the daemon is ready, and goes on from there.
-    pub fn begin(service: &Arc<Areas>) -> Self {
+    pub fn begin(areas: &Arc<Areas>) -> Self {
         let trouble = Arc::new(Mutex::new(None));
-        let line = Seen::of(service, None).line();
+        let line = Seen::of(areas, None).line();
         notify(&[NotifyState::Ready, NotifyState::Status(&line)]);
-        let told = (Arc::downgrade(service), trouble.clone());
-        let watched = Arc::downgrade(service);
+        let told = (Arc::downgrade(areas), trouble.clone());
+        let watched = Arc::downgrade(areas);
         let watchdog = sd_notify::watchdog_enabled().map(|limit| {
             tokio::spawn(ping(
                 (limit / 2).max(SHORTEST),
@@ -100,7 +100,7 @@ impl Telling {
             ))
         });
         Self {
-            service: Arc::downgrade(service),
+            areas: Arc::downgrade(areas),
             trouble,
             status: tokio::spawn(tell_status(told.0, told.1, line)),
             watchdog,
@@ -109,7 +109,7 @@ impl Telling {
 
     /// That a reload is over, and how it ended.
     pub fn reloaded(&self, trouble: Option<String>) {
-        let seen = self.service.upgrade().map(|service| Seen::of(&service, trouble.clone()).line());
+        let seen = self.areas.upgrade().map(|areas| Seen::of(&areas, trouble.clone()).line());
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         notify(&[NotifyState::Ready, NotifyState::Status(&seen.unwrap_or_default())]);
     }
@@ -129,13 +129,13 @@ impl Drop for Telling {
     }
 }
 
-async fn tell_status(service: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
+async fn tell_status(areas: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
     let mut ticks = interval(LOOK);
     loop {
         ticks.tick().await;
-        let Some(service) = service.upgrade() else { return };
+        let Some(areas) = areas.upgrade() else { return };
         let trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let line = Seen::of(&service, trouble).line();
+        let line = Seen::of(&areas, trouble).line();
         if line != told {
             status(&line);
             told = line;
@@ -144,9 +144,9 @@ async fn tell_status(service: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, 
 }
 
 /// What a call looks at first.
-async fn pulse(service: Weak<Areas>) {
-    if let Some(service) = service.upgrade() {
-        service.core.pulse();
+async fn pulse(areas: Weak<Areas>) {
+    if let Some(areas) = areas.upgrade() {
+        areas.core.pulse();
     }
 }
 
@@ -179,11 +179,11 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(service: &Areas, trouble: Option<String>) -> Self {
+    fn of(areas: &Areas, trouble: Option<String>) -> Self {
         Self {
-            hosts: service.core.host_count(),
-            login: service.core.canonical().map(|canonical| canonical.summary.version),
-            degraded: service.core.health.degraded().map(|degraded| (degraded.since, degraded.why)),
+            hosts: areas.core.host_count(),
+            login: areas.core.canonical().map(|canonical| canonical.summary.version),
+            degraded: areas.core.health.degraded().map(|degraded| (degraded.since, degraded.why)),
             trouble,
         }
     }

@@ -112,13 +112,13 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     drop(starting);
     memory::give_all_that_is_free_back();
     // Until the very end: a stop that takes its time is no reason to be killed.
-    let telling = manager::Telling::begin(&running.service);
+    let telling = manager::Telling::begin(&running.areas);
     tokio::select! {
         () = signals.until_stop(|| reload(&config, &running, &telling)) => {
             telling.end_status();
             running.stop().await
         }
-        why = recovery.wait(&running.service, &config.state_dir) => {
+        why = recovery.wait(&running.areas, &config.state_dir) => {
             telling.end_status();
             Err(running.be_replaced(&recovery, why).await)
         }
@@ -134,11 +134,11 @@ fn replace(recovery: &Recovery, sockets: Sockets) -> DaemonError {
 }
 
 fn reload(config: &Config, running: &Running, telling: &Telling) {
-    let Running { tls, bound, service, .. } = running;
+    let Running { tls, bound, areas, .. } = running;
     manager::reloading();
     match tls.reload() {
         Ok(()) => {
-            service.core.set_policy(tls.policy(config, bound));
+            areas.core.set_policy(tls.policy(config, bound));
             log::info!(event = "reloaded"; "certificates were read again");
             telling.reloaded(None);
         }

@@ -97,20 +97,20 @@ impl Recovery {
     }
 
     /// Waits for a store to fail and then for the disk to take writes again; or for the store to be another one.
-    pub async fn wait(&self, service: &Areas, state_dir: &Path) -> Why {
+    pub async fn wait(&self, areas: &Areas, state_dir: &Path) -> Why {
         let degraded = loop {
-            if service.core.health.is_superseded() {
+            if areas.core.health.is_superseded() {
                 return Why::OtherRecords;
             }
-            if let Some(degraded) = service.core.health.store_failed() {
+            if let Some(degraded) = areas.core.health.store_failed() {
                 break degraded;
             }
             sleep(LOOK).await;
         };
-        if let Some(cause) = service.core.health.hot_state_broken() {
+        if let Some(cause) = areas.core.health.hot_state_broken() {
             log::error!(event = "hot_state_broken", cause = cause.as_str(); "hot state could not be read: calls that need it are answered 503 until this process is replaced by one that builds it anew");
             sleep(self.first_wait()).await;
-            service.core.health.note_hot_state_broken(&cause).await;
+            areas.core.health.note_hot_state_broken(&cause).await;
             return Why::HotStateBroken;
         }
         let failure = &degraded.failure;

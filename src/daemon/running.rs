@@ -23,7 +23,7 @@ use crate::listener::{
     Behind, ControlAcceptor, Counters, Drain, Gate, Handed, Limits, PlainAcceptor, RefusalReason, Server, TlsAcceptor,
 };
 use crate::metrics::{Connections, Listener, Metrics};
-use crate::model::forwarded::{Header, Trust};
+use crate::model::forwarded::{Header, TrustedProxies};
 use crate::outside::{Outside, System};
 use crate::runner::delegation;
 use crate::service::Areas;
@@ -39,7 +39,7 @@ const PATIENT: Limits = Limits::patient();
 
 pub struct Running {
     // Dropped first: the state is closed when nobody asks for it any more.
-    pub service: Arc<Areas>,
+    pub areas: Arc<Areas>,
     _state: State,
     pub tls: Arc<Tls>,
     pub bound: listen_file::Bound,
@@ -80,18 +80,18 @@ impl Running {
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
         let prober = prober::prober(config, cgroup);
         let provider = provider::provider(config, outside.clone())?;
-        let service = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider).await?);
+        let areas = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider).await?);
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone() };
-        certificates.begin(&service).await?;
-        service.people.warn_of_no_admin();
-        service.probes.warn_of_restored_login();
+        certificates.begin(&areas).await?;
+        areas.people.warn_of_no_admin();
+        areas.probes.warn_of_restored_login();
         tls.write_files(&config.state_dir)?;
         listen_file::write(&config.state_dir, &bound)?;
 
         let (stop, stopping) = watch::channel(false);
         let Sockets { hosts, admin } = sockets.duplicate()?;
         let trust = Arc::new(trust(&config.listen));
-        let hosts_endpoint = api::hosts_listener(service.clone(), trust.clone());
+        let hosts_endpoint = api::hosts_listener(areas.clone(), trust.clone());
         let hosts_limits = descriptors::bounded(Limits::default(), shares.hosts, config);
         let hosts_server = if config.listen.hosts_tls {
             let proxies = config.listen.proxy_protocol.then(|| trust.clone());
@@ -109,7 +109,7 @@ impl Running {
             tokio::spawn(run(Server::new(acceptor), hosts_endpoint, drain, stopping.clone()))
         };
         // Whoever shows a certificate is asked about twice: in the handshake, and again for every call.
-        let admitting = service.clone();
+        let admitting = areas.clone();
         let gate = Gate {
             admits: Some(Arc::new(move |fingerprint| admitting.trust.admitted_certificate(fingerprint).is_some())),
             ..Gate::default()
@@ -120,16 +120,16 @@ impl Running {
         let acceptor = acceptor.map_err(DaemonError::Listener)?;
         watch(&state.metrics, Listener::Admin, acceptor.counters());
         let drain = acceptor.drain();
-        let dashboard = Dashboard::new(service.clone(), outside.clone());
-        let admin_endpoint = api::admin_listener(service.clone(), |route| dashboard.mount(route));
+        let dashboard = Dashboard::new(areas.clone(), outside.clone());
+        let admin_endpoint = api::admin_listener(areas.clone(), |route| dashboard.mount(route));
         let admin_server = tokio::spawn(run(Server::new(acceptor), admin_endpoint, drain, stopping.clone()));
         let drain = control.drain();
-        let control_endpoint = api::admin_over_control(service.clone());
+        let control_endpoint = api::admin_over_control(areas.clone());
         let control_server = tokio::spawn(run(Server::new(control), control_endpoint, drain, stopping.clone()));
-        let mut jobs = background::start(config, service.clone(), tls.clone(), outside, stopping.clone());
-        jobs.add(certificates.follow(service.clone(), admins, stopping));
+        let mut jobs = background::start(config, areas.clone(), tls.clone(), outside, stopping.clone());
+        jobs.add(certificates.follow(areas.clone(), admins, stopping));
         let servers = vec![hosts_server, admin_server, control_server];
-        Ok(Self { service, _state: state, tls, bound, sockets, stop, servers, jobs })
+        Ok(Self { areas, _state: state, tls, bound, sockets, stop, servers, jobs })
     }
 
     pub async fn stop(self) -> Result<(), DaemonError> {
@@ -145,7 +145,7 @@ impl Running {
             }
         }
         self.jobs.finish().await;
-        background::flush(&self.service).await;
+        background::flush(&self.areas).await;
         log::info!(event = "stopped"; "stopped");
         Ok(())
     }
@@ -155,13 +155,13 @@ impl Running {
         log::warn!(event = "replaced"; "{why}: this process is replaced by a fresh one");
         manager::status(&format!("{why}: this process is replaced by a fresh one"));
         self.stop.send_replace(true);
-        let (servers, jobs, service) = (self.servers, self.jobs, &self.service);
+        let (servers, jobs, areas) = (self.servers, self.jobs, &self.areas);
         let ended = async {
             for server in servers {
                 let _ = server.await;
             }
             jobs.finish().await;
-            background::flush(service).await;
+            background::flush(areas).await;
         };
         // What cannot end has its end here: the stores are not closed, which might take for ever.
         if tokio::time::timeout(SHORT_DRAIN, ended).await.is_err() {
@@ -202,13 +202,13 @@ where
 }
 
 /// Whose word counts about where a call comes from.
-fn trust(listen: &Listen) -> Trust {
+fn trust(listen: &Listen) -> TrustedProxies {
     let header = match listen.forwarded_header {
         ForwardedHeader::XForwardedFor => Some(Header::XForwardedFor),
         ForwardedHeader::Forwarded => Some(Header::Forwarded),
         ForwardedHeader::None => None,
     };
-    Trust::new(listen.trusted_networks(), header).with_proxy_protocol(listen.proxy_protocol)
+    TrustedProxies::new(listen.trusted_networks(), header).with_proxy_protocol(listen.proxy_protocol)
 }
 
 /// The directory of the control socket, where systemd has not made it: for the owner of the state directory.

@@ -63,9 +63,9 @@ struct Row {
 
 impl Row {
     fn of(dashboard: &Dashboard, asking: &Asking, certificate: AdminCertificate) -> Self {
-        let state = dashboard.service.trust.state_of(&certificate);
+        let state = dashboard.areas.trust.state_of(&certificate);
         let email =
-            |user| dashboard.service.people.known_user(user).map_or(user.to_string(), |user| user.email.to_string());
+            |user| dashboard.areas.people.known_user(user).map_or(user.to_string(), |user| user.email.to_string());
         Self {
             state: state.as_str(),
             class: match state {
@@ -89,9 +89,9 @@ pub async fn page(
     asking: Asking,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
-    let mut certificates = dashboard.service.trust.certificates().await?;
+    let mut certificates = dashboard.areas.trust.certificates().await?;
     // What ends next comes first; what is over comes last.
-    certificates.sort_by_key(|it| (!dashboard.service.trust.state_of(it).is_in_force(), it.expires_at));
+    certificates.sort_by_key(|it| (!dashboard.areas.trust.state_of(it).is_in_force(), it.expires_at));
     let certificates = certificates.into_iter().map(|it| Row::of(&dashboard, &asking, it)).collect();
     show(StatusCode::OK, &CertificatesPage { shell: Shell::new(&dashboard, &asking, TITLE, &told), certificates })
 }
@@ -106,7 +106,7 @@ pub async fn renew(
     let revoke = form.is("revoke", "yes");
     let options = CertificateOptions::default();
     let IssuedCertificate { record, pkcs12, .. } =
-        dashboard.service.trust.renew_certificate(&old, options, revoke, &asking.by).await?;
+        dashboard.areas.trust.renew_certificate(&old, options, revoke, &asking.by).await?;
     let Pkcs12 { file, password } = pkcs12.ok_or_else(|| ServiceError::internal("a certificate without its file"))?;
     let download = Download { name: record.name.clone(), bytes: file };
     let file = dashboard.downloads.put(&asking, download, &*dashboard.outside);

@@ -49,7 +49,7 @@ pub async fn page(
     Query(Wanted { before }): Query<Wanted>,
 ) -> Result<Response, Failure> {
     let (now, before) = (dashboard.now(), before.parse().ok());
-    let history = dashboard.service.login.canonical_history(before, PER_PAGE).await?;
+    let history = dashboard.areas.login.canonical_history(before, PER_PAGE).await?;
     let rows = history.versions.into_iter().map(|summary| Row {
         version: summary.version,
         last_refresh: summary.last_refresh,
@@ -62,7 +62,7 @@ pub async fn page(
         versions: rows.collect(),
         is_first: before.is_none(),
         next: history.next,
-        keep: dashboard.service.core.policy().versions.keep,
+        keep: dashboard.areas.core.policy().versions.keep,
     };
     show(StatusCode::OK, &page)
 }

@@ -51,13 +51,13 @@ pub async fn page(
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
-    let view = dashboard.service.hosts.host(HostId(id)).await?;
+    let view = dashboard.areas.hosts.host(HostId(id)).await?;
     let created = When::new(view.host.created_at, now);
-    let owner = view.host.owner.map(|owner| match dashboard.service.people.known_user(owner) {
+    let owner = view.host.owner.map(|owner| match dashboard.areas.people.known_user(owner) {
         Some(user) => user.email.to_string(),
         None => owner.to_string(),
     });
-    let refused = dashboard.service.admission.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
+    let refused = dashboard.areas.admission.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
         called_from: refused.called_from.to_string(),
         bound_to: refused.bound_to.map(|bound| bound.to_string()),
         at: When::new(at, now),
@@ -72,7 +72,7 @@ pub async fn confirm(
     asking: Asking,
     Path(id): Path<u64>,
 ) -> Result<Response, Failure> {
-    let host = Row::new(dashboard.service.hosts.host(HostId(id)).await?, dashboard.now());
+    let host = Row::new(dashboard.areas.hosts.host(HostId(id)).await?, dashboard.now());
     show(StatusCode::OK, &RemovePage { shell: Shell::new(&dashboard, &asking, "Remove a host", ""), host })
 }
 
@@ -82,7 +82,7 @@ pub async fn remove(
     asking: Asking,
     Path(id): Path<u64>,
 ) -> Result<Response, Failure> {
-    let removed = dashboard.service.hosts.remove(HostId(id), &asking.by).await?;
+    let removed = dashboard.areas.hosts.remove(HostId(id), &asking.by).await?;
     let sentence = format!(
         "{} is removed. Its key is refused from now on. Within a day `codex-authd hosts restore` undoes it.",
         removed.fqdn
@@ -98,7 +98,7 @@ pub async fn roaming(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let allow = decision(&form, "allow")?;
-    let host = dashboard.service.hosts.allow_roaming(HostId(id), allow, &asking.by).await?;
+    let host = dashboard.areas.hosts.allow_roaming(HostId(id), allow, &asking.by).await?;
     let sentence = if allow {
         format!("{} may now call from another address; it is then bound to that one.", host.fqdn)
     } else {
@@ -109,7 +109,7 @@ pub async fn roaming(
 
 #[handler]
 pub async fn clear(dashboard: Data<&Arc<Dashboard>>, asking: Asking, Path(id): Path<u64>) -> Result<Response, Failure> {
-    let host = dashboard.service.hosts.clear(HostId(id), &asking.by).await?;
+    let host = dashboard.areas.hosts.clear(HostId(id), &asking.by).await?;
     let sentence =
         format!("The address of {} is forgotten; it is bound to the next one that it calls from.", host.fqdn);
     Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
@@ -123,10 +123,10 @@ pub async fn window(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let open = decision(&form, "open")?;
-    let service = &dashboard.service;
+    let areas = &dashboard.areas;
     let host = match open {
-        true => service.hosts.open_window(HostId(id), &asking.by).await?,
-        false => service.hosts.close_window(HostId(id), &asking.by).await?,
+        true => areas.hosts.open_window(HostId(id), &asking.by).await?,
+        false => areas.hosts.close_window(HostId(id), &asking.by).await?,
     };
     let sentence = match host.rules.insecure_enabled_until {
         Some(until) => {

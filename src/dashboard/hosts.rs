@@ -99,11 +99,11 @@ pub async fn page(
         search: (!q.is_empty()).then(|| q.clone()),
         state: None,
     };
-    let listed = dashboard.service.hosts.list_hosts(query).await?;
+    let listed = dashboard.areas.hosts.list_hosts(query).await?;
     let found = listed.matching;
     let page = HostsPage {
         shell: Shell::new(&dashboard, &asking, "Hosts", &wanted.told),
-        login: login(&dashboard.service, now).await,
+        login: login(&dashboard.areas, now).await,
         hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
         found,
         q,
@@ -115,12 +115,12 @@ pub async fn page(
 }
 
 /// The canonical login, without anything secret.
-pub async fn login(service: &Areas, now: OffsetDateTime) -> Option<Login> {
+pub async fn login(areas: &Areas, now: OffsetDateTime) -> Option<Login> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
-        service.core.canonical()?.summary.clone();
+        areas.core.canonical()?.summary.clone();
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
     let source = source_in_words(source);
-    let proof = runner::proof(service, now).await;
+    let proof = runner::proof(areas, now).await;
     let stored = When::new(stored_at, now);
     Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
 }

@@ -44,13 +44,13 @@ pub async fn page(
 
 impl MinePage {
     async fn new(dashboard: &Dashboard, asking: &Asking, told: &str) -> Result<Self, Failure> {
-        let (service, signed_in, now) = (&dashboard.service, signed_in(asking)?, dashboard.now());
-        let hosts = service.people.own_hosts(signed_in).await?;
-        let sessions = service.people.sessions(Some(signed_in.user.id)).await?;
+        let (areas, signed_in, now) = (&dashboard.areas, signed_in(asking)?, dashboard.now());
+        let hosts = areas.people.own_hosts(signed_in).await?;
+        let sessions = areas.people.sessions(Some(signed_in.user.id)).await?;
         Ok(Self {
             shell: Shell::new(dashboard, asking, "My hosts", told),
             hosts: hosts.into_iter().map(|view| Row::new(view, now)).collect(),
-            max_hosts: service.people.max_hosts(signed_in),
+            max_hosts: areas.people.max_hosts(signed_in),
             has_password: signed_in.user.password.is_some(),
             sessions: SessionRow::in_force(sessions, Some(signed_in.session.session.id), now),
             name: String::new(),
@@ -66,7 +66,7 @@ pub async fn install(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let name = form.text("name");
-    match dashboard.service.people.register_own(name, signed_in(&asking)?, &asking.by).await {
+    match dashboard.areas.people.register_own(name, signed_in(&asking)?, &asking.by).await {
         Ok(registered) => {
             let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
@@ -87,7 +87,7 @@ pub async fn remove(
     asking: Asking,
     Path(id): Path<u64>,
 ) -> Result<Response, Failure> {
-    let host = dashboard.service.people.remove_own(HostId(id), signed_in(&asking)?, &asking.by).await?;
+    let host = dashboard.areas.people.remove_own(HostId(id), signed_in(&asking)?, &asking.by).await?;
     Ok(tell(&dashboard, &asking, "/mine", format!("{} is removed. Its key is refused from now on.", host.fqdn)))
 }
 
@@ -98,7 +98,7 @@ pub async fn end_session(
     Path(id): Path<Uuid>,
 ) -> Result<Response, Failure> {
     let user = signed_in(&asking)?.user.id;
-    dashboard.service.people.end_session(id, Some(user), &asking.by).await?;
+    dashboard.areas.people.end_session(id, Some(user), &asking.by).await?;
     Ok(tell(&dashboard, &asking, "/mine", "The session is over.".into()))
 }
 
@@ -111,10 +111,10 @@ pub async fn set_password(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let from = SignInClient::of(request)?.from;
-    let (service, who, by) = (Arc::clone(&dashboard.service), signed_in(&asking)?.clone(), asking.by.clone());
+    let (areas, who, by) = (Arc::clone(&dashboard.areas), signed_in(&asking)?.clone(), asking.by.clone());
     let form = Arc::clone(&form);
     let setting =
-        async move { service.people.set_own_password(&who, form.exact("current"), form.exact("new"), from, &by).await };
+        async move { areas.people.set_own_password(&who, form.exact("current"), form.exact("new"), from, &by).await };
     match to_its_end(setting).await {
         Ok(_) => Ok(Redirect::see_other("/sign-in?return_to=%2Fmine").into_response()),
         Err(error @ ServiceError::Invalid { .. }) => {

@@ -40,7 +40,7 @@ use crate::service::Areas;
 
 /// What the pages share.
 pub struct Dashboard {
-    service: Arc<Areas>,
+    areas: Arc<Areas>,
     outside: Arc<dyn Outside>,
     tokens: form::Tokens,
     told: shelf::Shelf<String>,
@@ -50,14 +50,14 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    pub fn new(service: Arc<Areas>, outside: Arc<dyn Outside>) -> Arc<Self> {
+    pub fn new(areas: Arc<Areas>, outside: Arc<dyn Outside>) -> Arc<Self> {
         Arc::new(Self {
             tokens: form::Tokens::new(&*outside),
             told: shelf::Shelf::new(),
             installers: shelf::Shelf::new(),
             renewed: shelf::Shelf::new(),
             downloads: shelf::Shelf::new(),
-            service,
+            areas,
             outside,
         })
     }
@@ -93,7 +93,7 @@ impl Dashboard {
             ("/mine/password", of_ones_own, post(mine::set_password)),
             ("/sign-out", of_ones_own, post(sign_in::sign_out)),
         ];
-        let signs_in = self.service.people.people_policy().access != AdminAccess::Mtls;
+        let signs_in = self.areas.people.people_policy().access != AdminAccess::Mtls;
         let pages = pages.into_iter().chain(of_who_signed_in.into_iter().filter(|_| signs_in));
         let route = pages.fold(route, |route, (path, needs, methods)| {
             let dashboard = self.clone();
@@ -130,7 +130,7 @@ async fn answer<E: Endpoint>(
     page: Arc<E>,
     mut request: Request,
 ) -> poem::Result<Response> {
-    let token = token_of_page(&dashboard.service, &request);
+    let token = token_of_page(&dashboard.areas, &request);
     let asking = match Asking::with_token(&request, token.as_deref()).await {
         Ok(asking) => asking,
         Err(failure) => return Ok(dressed(sign_in::turned_away(failure, &request))),

@@ -69,7 +69,7 @@ struct Guessed {
 
 impl Guessed {
     fn of(dashboard: &Dashboard) -> Option<Self> {
-        let policy = dashboard.service.core.policy();
+        let policy = dashboard.areas.core.policy();
         let doubt = policy.base_url_doubt?;
         Some(Self { base_url: policy.base_url.clone(), doubt, file: policy.config_file.clone() })
     }
@@ -97,7 +97,7 @@ pub async fn page(
     asking: Asking,
     Query(Prefilled { name }): Query<Prefilled>,
 ) -> Result<Response, Failure> {
-    let known = !name.is_empty() && dashboard.service.hosts.host_named(&name).await?.is_some();
+    let known = !name.is_empty() && dashboard.areas.hosts.host_named(&name).await?.is_some();
     let shell = Shell::new(&dashboard, &asking, TITLE, "");
     let guessed = Guessed::of(&dashboard);
     let page = NewHostPage { shell, name, shared: false, known, guessed, allow_short_name: false, refused: None };
@@ -119,12 +119,12 @@ pub async fn make(
     };
     // It was asked about this name, not about one that was typed over it.
     let confirmed = form.text("again").eq_ignore_ascii_case(&name);
-    if !confirmed && dashboard.service.hosts.host_named(&name).await?.is_some() {
+    if !confirmed && dashboard.areas.hosts.host_named(&name).await?.is_some() {
         return again(StatusCode::CONFLICT, true, None).await;
     }
     // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
     let options = HostOptions { secure: shared.then_some(false), expires_at: None, allow_short_name };
-    match dashboard.service.hosts.register(&name, options, &asking.by).await {
+    match dashboard.areas.hosts.register(&name, options, &asking.by).await {
         Ok(registered) => {
             let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())

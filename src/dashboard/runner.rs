@@ -73,10 +73,10 @@ pub async fn page(
     Query(Wanted { told, probes }): Query<Wanted>,
 ) -> Result<Response, Failure> {
     let now = dashboard.now();
-    let view = dashboard.service.probes.runner(if probes == "all" { MAX_PROBES } else { PROBES }).await?;
+    let view = dashboard.areas.probes.runner(if probes == "all" { MAX_PROBES } else { PROBES }).await?;
     let page = RunnerPage {
         shell: Shell::new(&dashboard, &asking, "Runner", &told),
-        has_login: dashboard.service.core.canonical().is_some(),
+        has_login: dashboard.areas.core.canonical().is_some(),
         enabled: view.enabled,
         proof: Proof::of(&view, now),
         has_more_probes: view.has_more_probes,
@@ -91,14 +91,14 @@ pub async fn run(
     asking: Asking,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
-    dashboard.service.probes.ask_for_probe(&asking.by, form.is("restored", "yes"))?;
+    dashboard.areas.probes.ask_for_probe(&asking.by, form.is("restored", "yes"))?;
     let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
     Ok(tell(&dashboard, &asking, "/runner", sentence.into()))
 }
 
 /// What is known of the canonical login; where that cannot be read, that.
-pub async fn proof(service: &Areas, now: OffsetDateTime) -> Option<Proof> {
-    let view = service.probes.runner(0).await.ok()?;
+pub async fn proof(areas: &Areas, now: OffsetDateTime) -> Option<Proof> {
+    let view = areas.probes.runner(0).await.ok()?;
     view.enabled.then(|| Proof::of(&view, now))
 }
 

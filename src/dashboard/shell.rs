@@ -57,7 +57,7 @@ pub struct Degraded {
 
 impl Degraded {
     fn of(dashboard: &Dashboard) -> Option<Self> {
-        let health::Degraded { since, why, known_at } = dashboard.service.core.health.degraded()?;
+        let health::Degraded { since, why, known_at } = dashboard.areas.core.health.degraded()?;
         let when = |at| When::new(at, dashboard.now());
         Some(Self {
             known_at: known_at.filter(|at| *at != since).map(when),
@@ -94,16 +94,16 @@ impl Shell {
             admin: name,
             fingerprint,
             certificate_ends: asking.certificate.and_then(|it| ending(dashboard, &it)),
-            api_disabled: dashboard.service.core.settings().api_disabled,
+            api_disabled: dashboard.areas.core.settings().api_disabled,
             degraded: Degraded::of(dashboard),
             standstill: dashboard
-                .service
+                .areas
                 .core
                 .health
                 .standstill()
                 .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
             restored: dashboard
-                .service
+                .areas
                 .probes
                 .restored_login()
                 .filter(|_| asking.role >= Role::Viewer)
@@ -122,8 +122,8 @@ impl Shell {
 }
 
 fn ending(dashboard: &Dashboard, fingerprint: &Digest) -> Option<When> {
-    let certificate = dashboard.service.trust.admitted_certificate(fingerprint)?;
-    let is_soon = dashboard.service.trust.state_of(&certificate) == CertificateState::Expiring;
+    let certificate = dashboard.areas.trust.admitted_certificate(fingerprint)?;
+    let is_soon = dashboard.areas.trust.state_of(&certificate) == CertificateState::Expiring;
     is_soon.then(|| When::new(certificate.expires_at, dashboard.now()))
 }
 

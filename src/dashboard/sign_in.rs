@@ -38,13 +38,13 @@ struct SignInPage {
 }
 
 impl SignInPage {
-    fn new(service: &Areas, return_to: &str) -> Self {
+    fn new(areas: &Areas, return_to: &str) -> Self {
         Self {
             style: &assets::STYLE.name,
             icon: &assets::ICON.name,
             return_to: own_page(return_to).to_owned(),
             email: String::new(),
-            has_provider: service.people.has_provider(),
+            has_provider: areas.people.has_provider(),
             refused: None,
         }
     }
@@ -55,7 +55,7 @@ pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
     Query(Wanted { return_to }): Query<Wanted>,
 ) -> Result<Response, Failure> {
-    show(StatusCode::OK, &SignInPage::new(&dashboard.service, &return_to))
+    show(StatusCode::OK, &SignInPage::new(&dashboard.areas, &return_to))
 }
 
 /// With a password. The form has no token: there is nobody yet to give one to. That no other site sends it is seen to for
@@ -65,8 +65,8 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
     let client = SignInClient::of(request)?;
     let form = form::read(request, body).await?;
     let (email, return_to) = (form.text("email"), form.text("return_to"));
-    let service = &dashboard.service;
-    let (signing_in, address) = (Arc::clone(service), email.to_owned());
+    let areas = &dashboard.areas;
+    let (signing_in, address) = (Arc::clone(areas), email.to_owned());
     let password = zeroize::Zeroizing::new(form.exact("password").to_owned());
     let session = to_its_end(async move {
         signing_in.people.sign_in(&address, &password, true, client.from, client.agent.as_deref()).await
@@ -80,7 +80,7 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
             let failure = Failure::from(error);
             let (status, body) = failure.body();
             let refused = Some(explain(body));
-            let refusal = SignInPage { email: email.to_owned(), refused, ..SignInPage::new(service, return_to) };
+            let refusal = SignInPage { email: email.to_owned(), refused, ..SignInPage::new(areas, return_to) };
             let mut refusal = show(status, &refusal)?;
             let wait = failure.retry_after().map(HeaderValue::from);
             refusal.headers_mut().extend(wait.map(|seconds| (RETRY_AFTER, seconds)));
@@ -91,16 +91,16 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
 
 #[handler]
 pub async fn sign_out(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
-    let service = &dashboard.service;
+    let areas = &dashboard.areas;
     if let Some(signed_in) = &asking.signed_in {
-        match service.people.end_session(signed_in.session.session.id, None, &asking.by).await {
+        match areas.people.end_session(signed_in.session.session.id, None, &asking.by).await {
             // It is over either way.
             Ok(_) | Err(ServiceError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
     let mut response = lead("/sign-in", Some(&forget_session_cookie(true)))?;
-    if !service.people.comes_back_over_tls() {
+    if !areas.people.comes_back_over_tls() {
         response.headers_mut().append(SET_COOKIE, header(&forget_session_cookie(false))?);
     }
     Ok(response)

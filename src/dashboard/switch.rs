@@ -36,7 +36,7 @@ pub async fn set(
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
     let disabled = decision(&form, "disabled")?;
-    dashboard.service.admission.disable_api(disabled, None, &asking.by).await?;
+    dashboard.areas.admission.disable_api(disabled, None, &asking.by).await?;
     let sentence = if disabled {
         "The kill switch is on: every host is answered 503 until you switch it off."
     } else {

@@ -64,7 +64,7 @@ async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceRes
     };
     let allowed =
         Allowed { change_account: form.is("change_account", "true"), even_if_older: form.is("even_if_older", "true") };
-    dashboard.service.login.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
+    dashboard.areas.login.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
 }
 
 fn became_of_it(sync: &Sync) -> String {
@@ -95,5 +95,5 @@ async fn show_form(
     refused: Option<Explained>,
 ) -> Result<Response, Failure> {
     let shell = Shell::new(dashboard, asking, "Canonical login", "");
-    show(status, &UploadPage { shell, login: login(&dashboard.service, dashboard.now()).await, refused })
+    show(status, &UploadPage { shell, login: login(&dashboard.areas, dashboard.now()).await, refused })
 }

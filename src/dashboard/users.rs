@@ -79,7 +79,7 @@ pub async fn list(
     asking: Asking,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
-    let users = dashboard.service.people.users().await?;
+    let users = dashboard.areas.people.users().await?;
     let shell = Shell::new(&dashboard, &asking, "Users", &told);
     show(StatusCode::OK, &UsersPage { shell, users, roles: Role::ALL, email: String::new(), refused: None })
 }
@@ -92,7 +92,7 @@ pub async fn add(
 ) -> Result<Response, Failure> {
     let email = form.text("email");
     let password = Some(form.exact("password")).filter(|password| !password.is_empty());
-    match dashboard.service.people.add_user(email, role(&form)?, password, &asking.by).await {
+    match dashboard.areas.people.add_user(email, role(&form)?, password, &asking.by).await {
         Ok(user) => {
             let sentence = format!("{} is a user now: {}.", user.email, user.role);
             Ok(tell(&dashboard, &asking, &format!("/users/{}", user.id), sentence))
@@ -100,7 +100,7 @@ pub async fn add(
         Err(error @ (ServiceError::Invalid { .. } | ServiceError::Conflict(_))) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
-            let users = dashboard.service.people.users().await?;
+            let users = dashboard.areas.people.users().await?;
             let shell = Shell::new(&dashboard, &asking, "Users", "");
             let refused = Some(explain(body));
             show(status, &UsersPage { shell, users, roles: Role::ALL, email: email.to_owned(), refused })
@@ -116,14 +116,13 @@ pub async fn page(
     Path(id): Path<u64>,
     Query(Told { told }): Query<Told>,
 ) -> Result<Response, Failure> {
-    let (service, now) = (&dashboard.service, dashboard.now());
-    let user = service.people.user(UserId(id)).await?;
-    let identities =
-        service.people.identities().await?.into_iter().filter(|identity| identity.user == user.id).collect();
+    let (areas, now) = (&dashboard.areas, dashboard.now());
+    let user = areas.people.user(UserId(id)).await?;
+    let identities = areas.people.identities().await?.into_iter().filter(|identity| identity.user == user.id).collect();
     let this = asking.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
-    let sessions = SessionRow::in_force(service.people.sessions(Some(user.id)).await?, this, now);
+    let sessions = SessionRow::in_force(areas.people.sessions(Some(user.id)).await?, this, now);
     let shell = Shell::new(&dashboard, &asking, "Users", &told);
-    let default_max = service.people.people_policy().max_hosts;
+    let default_max = areas.people.people_policy().max_hosts;
     show(StatusCode::OK, &UserPage { shell, user, roles: Role::ALL, default_max, identities, sessions })
 }
 
@@ -135,23 +134,23 @@ pub async fn change(
     Path(id): Path<u64>,
     form: Data<&Arc<Form>>,
 ) -> Result<Response, Failure> {
-    let (service, by, id) = (&dashboard.service, &asking.by, UserId(id));
+    let (areas, by, id) = (&dashboard.areas, &asking.by, UserId(id));
     let sentence = match form.text("change") {
         "role" => {
-            let user = service.people.set_role(id, role(&form)?, by).await?;
+            let user = areas.people.set_role(id, role(&form)?, by).await?;
             format!("{} has the role {} from now on.", user.email, user.role)
         }
         "disable" => {
-            let changed = service.people.disable_user(id, form.is("keep_hosts", "true"), by).await?;
+            let changed = areas.people.disable_user(id, form.is("keep_hosts", "true"), by).await?;
             let hosts = hosts_of(&changed, "disabled");
             format!("{} is let in no more; their sessions are over{hosts}.", changed.user.email)
         }
         "enable" => {
-            let changed = service.people.enable_user(id, by).await?;
+            let changed = areas.people.enable_user(id, by).await?;
             format!("{} may sign in again{}.", changed.user.email, hosts_of(&changed, "enabled"))
         }
         "password" => {
-            let user = service.people.set_password(id, form.exact("password"), by).await?;
+            let user = areas.people.set_password(id, form.exact("password"), by).await?;
             format!("{} has another password; their sessions are over.", user.email)
         }
         "max_hosts" => {
@@ -159,21 +158,21 @@ pub async fn change(
                 "" => None,
                 text => Some(text.parse().map_err(|_| ServiceError::invalid("max_hosts", "must be a number"))?),
             };
-            format!("The number of hosts of {} is set.", service.people.set_max_hosts(id, max, by).await?.email)
+            format!("The number of hosts of {} is set.", areas.people.set_max_hosts(id, max, by).await?.email)
         }
         "link" => {
-            let user = service.people.user(id).await?;
+            let user = areas.people.user(id).await?;
             let (issuer, subject) = (form.text("issuer"), form.text("subject"));
-            let identity = service.people.link_identity(issuer, subject, user.email.as_str(), None, by).await?;
+            let identity = areas.people.link_identity(issuer, subject, user.email.as_str(), None, by).await?;
             format!("Whoever is {} at {} signs in as {}.", identity.subject, identity.issuer, user.email)
         }
         "unlink" => {
-            let identity = service.people.unlink_identity(form.text("issuer"), form.text("subject"), by).await?;
+            let identity = areas.people.unlink_identity(form.text("issuer"), form.text("subject"), by).await?;
             format!("{} of {} is linked no more.", identity.subject, identity.issuer)
         }
         "end" => {
             let session = form.text("session").parse().map_err(|_| ServiceError::NotFound("Session"))?;
-            service.people.end_session(session, Some(id), by).await?;
+            areas.people.end_session(session, Some(id), by).await?;
             "The session is over.".into()
         }
         _ => return Err(ServiceError::Refused("The form does not say what to change".into()).into()),

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::config::proxies;
 use crate::listener::proxy;
-use crate::model::forwarded::{Header, Trust, Unreadable};
+use crate::model::forwarded::{Header, TrustedProxies, Unreadable};
 use crate::model::host::{AddressRule, Fqdn, HostRules};
 use crate::service::hosts::enrol;
 
@@ -21,9 +21,9 @@ pub fn addresses(data: &[u8]) {
     }
 }
 
-fn trust(header: Header) -> Trust {
+fn trust(header: Header) -> TrustedProxies {
     let networks = ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"];
-    Trust::new(networks.iter().filter_map(|text| text.parse().ok()).collect(), Some(header))
+    TrustedProxies::new(networks.iter().filter_map(|text| text.parse().ok()).collect(), Some(header))
 }
 
 /// One line of the header for each line of the input.
@@ -60,7 +60,7 @@ fn forwarding(data: &[u8]) {
 }
 
 /// `X-Forwarded-For` once more: all lines as one list, the first hop from the right that is no proxy.
-fn right_most(trust: &Trust, lines: &[&[u8]]) -> Result<IpAddr, Unreadable> {
+fn right_most(trust: &TrustedProxies, lines: &[&[u8]]) -> Result<IpAddr, Unreadable> {
     let list = lines.join(&b',');
     let hops: Vec<&[u8]> = list.split(|byte| *byte == b',').collect();
     let mut caller = PROXY;
@@ -192,7 +192,7 @@ fn networks(text: &str) {
         assert!(network.prefix_len() > 0);
         assert_eq!(network.addr(), network.network());
         assert_eq!(proxies::network(&network.to_string()), Ok(network));
-        let trust = Trust::new(vec![network], None);
+        let trust = TrustedProxies::new(vec![network], None);
         assert!(trust.trusts(network.network()), "{network} trusts nobody");
     }
     if let Ok(network) = enrol::network(text) {

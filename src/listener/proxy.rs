@@ -8,7 +8,7 @@ use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// With the end of the line; the protocol's own bound.
@@ -33,7 +33,11 @@ pub(crate) enum ProxyError {
 }
 
 /// Whose connection this is: what the header of a trusted proxy says; the proxy's own where it speaks for itself.
-pub(super) async fn read(stream: &mut TcpStream, peer: SocketAddr, trust: &Trust) -> Result<SocketAddr, ProxyError> {
+pub(super) async fn read(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    trust: &TrustedProxies,
+) -> Result<SocketAddr, ProxyError> {
     if !trust.trusts(peer.ip()) {
         return Err(ProxyError::NotTrusted);
     }
@@ -128,7 +132,7 @@ mod tests {
         let (mut stream, peer) = listener.accept().await.unwrap();
         client.write_all(bytes).await.unwrap();
         client.shutdown().await.unwrap();
-        let trust = Trust::new(vec![trusted.parse().unwrap()], None);
+        let trust = TrustedProxies::new(vec![trusted.parse().unwrap()], None);
         let answer = read(&mut stream, peer, &trust).await;
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;

@@ -19,7 +19,7 @@ use super::places::Place;
 use super::stop::Drain;
 use super::{Limits, fingerprint_address, proxy};
 use crate::model::digest::Digest;
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 use crate::pki::LiveConfig;
 
 /// How many connections the kernel may keep for us while we are busy.
@@ -36,9 +36,9 @@ pub struct Gate {
     /// Where connections with a client certificate are entered.
     pub connections: Connections,
     /// With it, every connection begins with a PROXY header, and comes from one of these.
-    pub proxies: Option<Arc<Trust>>,
+    pub proxies: Option<Arc<TrustedProxies>>,
     /// Proxies that pass on the calls of many clients and say whose each is: none of them is limited like one client.
-    pub forwarders: Arc<Trust>,
+    pub forwarders: Arc<TrustedProxies>,
 }
 
 /// Accepts TLS connections; each handshake is made with the configuration in force when it begins.
@@ -103,7 +103,7 @@ impl Acceptor for TlsAcceptor {
 #[derive(Clone)]
 pub struct Behind {
     /// Nobody gets through but these and this machine itself: what hosts send is secret.
-    pub proxies: Arc<Trust>,
+    pub proxies: Arc<TrustedProxies>,
     /// Every connection begins with a PROXY header, and comes from one of them.
     pub proxy_protocol: bool,
 }
@@ -179,7 +179,7 @@ impl Source for TcpListener {
 }
 
 /// In whose share of the places a connection counts.
-fn share(peer: IpAddr, forwarders: &Trust) -> Option<IpAddr> {
+fn share(peer: IpAddr, forwarders: &TrustedProxies) -> Option<IpAddr> {
     (!forwarders.trusts(peer)).then_some(peer)
 }
 
@@ -202,7 +202,7 @@ async fn admit(
     Some((stream, local, remote_address(remote), Scheme::HTTP))
 }
 
-fn may_come_in_the_clear(peer: IpAddr, proxies: &Trust) -> bool {
+fn may_come_in_the_clear(peer: IpAddr, proxies: &TrustedProxies) -> bool {
     peer.to_canonical().is_loopback() || proxies.trusts(peer)
 }
 
@@ -250,7 +250,7 @@ async fn behind_proxy(
     stream: &mut TcpStream,
     remote: SocketAddr,
     place: &Place,
-    proxies: &Trust,
+    proxies: &TrustedProxies,
 ) -> Option<SocketAddr> {
     match proxy::read(stream, remote, proxies).await {
         // The proxy speaks for itself: its health check.
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn without_tls_only_this_machine_and_trusted_proxies_get_through() {
-        let proxies = Trust::new(vec!["10.0.0.0/8".parse().unwrap()], None);
+        let proxies = TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap()], None);
         for (peer, may) in [
             ("127.0.0.1", true),
             ("::1", true),
@@ -320,6 +320,6 @@ mod tests {
         ] {
             assert_eq!(may_come_in_the_clear(peer.parse().unwrap(), &proxies), may, "{peer}");
         }
-        assert!(!may_come_in_the_clear("10.1.2.3".parse().unwrap(), &Trust::default()));
+        assert!(!may_come_in_the_clear("10.1.2.3".parse().unwrap(), &TrustedProxies::default()));
     }
 }

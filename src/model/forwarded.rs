@@ -43,7 +43,7 @@ impl Header {
 
 /// Which proxies are believed, and by which header.
 #[derive(Clone, Debug, Default)]
-pub struct Trust {
+pub struct TrustedProxies {
     proxies: Vec<IpNet>,
     header: Option<Header>,
     proxy_protocol: bool,
@@ -62,7 +62,7 @@ pub enum Unreadable {
     Quotation,
 }
 
-impl Trust {
+impl TrustedProxies {
     /// No header is believed where `header` is `None`.
     pub fn new(proxies: Vec<IpNet>, header: Option<Header>) -> Self {
         Self { proxies, header, proxy_protocol: false }
@@ -116,7 +116,7 @@ impl Trust {
 
 /// How far the hops have been followed, from the right.
 struct Chain<'t> {
-    trust: &'t Trust,
+    trust: &'t TrustedProxies,
     caller: IpAddr,
     hops: usize,
 }
@@ -241,9 +241,9 @@ mod tests {
 
     const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-    fn trust(header: Option<Header>) -> Trust {
+    fn trust(header: Option<Header>) -> TrustedProxies {
         let networks = ["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"];
-        Trust::new(networks.map(|text| text.parse().unwrap()).into(), header)
+        TrustedProxies::new(networks.map(|text| text.parse().unwrap()).into(), header)
     }
 
     fn caller(header: Header, lines: &[&[u8]]) -> Result<IpAddr, Unreadable> {
@@ -384,7 +384,7 @@ mod tests {
         ] {
             assert_eq!(trust(header).caller(ip(peer), [line].into_iter()), Ok(ip(wanted)), "{peer}");
         }
-        assert_eq!(Trust::default().caller(PROXY, [line].into_iter()), Ok(PROXY));
+        assert_eq!(TrustedProxies::default().caller(PROXY, [line].into_iter()), Ok(PROXY));
     }
 
     /// Pieces of which headers, good and bad, are made.

@@ -48,7 +48,7 @@ impl Outside for Clock {
     }
 }
 
-pub(in crate::service) async fn service() -> (Areas, Arc<Clock>, tempfile::TempDir) {
+pub(in crate::service) async fn areas() -> (Areas, Arc<Clock>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let clock = Arc::new(Clock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
@@ -116,85 +116,84 @@ pub(in crate::service) fn login(at: OffsetDateTime, tag: &str) -> (String, Strin
 
 #[tokio::test]
 async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
-    let (service, clock, _directory) = service().await;
+    let (areas, clock, _directory) = areas().await;
     let over = ServiceError::Installer(InstallerRefusal::Expired).to_string();
     for hours in [-5, 5] {
         let token =
-            service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
+            areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
         clock.step(hours);
-        let refused = service.hosts.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
+        let refused = areas.hosts.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
         assert_eq!(refused, over, "{hours} h");
         clock.step(-hours);
-        service.hosts.redeem(token.expose(), HERE).await.unwrap();
+        areas.hosts.redeem(token.expose(), HERE).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_was_set_back() {
-    let (service, clock, _directory) = service().await;
-    let made = service
+    let (areas, clock, _directory) = areas().await;
+    let made = areas
         .hosts
         .register("h1.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
         .await
         .unwrap();
     let (id, key) = (made.host.host.id, made.api_key.expose());
-    service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await.unwrap();
+    areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await.unwrap();
     for hours in [-5, 5] {
         clock.step(hours);
-        let refused = service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await;
+        let refused = areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await;
         assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
         // And an admin who opens it by the clock as it is now opens it.
-        service.hosts.open_window(id, &By::daemon()).await.unwrap();
-        service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await.unwrap();
+        areas.hosts.open_window(id, &By::daemon()).await.unwrap();
+        areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await.unwrap();
         clock.step(-hours);
-        service.hosts.open_window(id, &By::daemon()).await.unwrap();
+        areas.hosts.open_window(id, &By::daemon()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
-    let (service, clock, _directory) = service().await;
-    let key = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let (areas, clock, _directory) = areas().await;
+    let key = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     let (auth, at) = login(clock.now(), "one");
-    service.login.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
-    let digest = service.core.canonical().unwrap().summary.digest;
+    areas.login.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
+    let digest = areas.core.canonical().unwrap().summary.digest;
     clock.step(-5);
-    let host =
-        service.admission.admit(&service.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
+    let host = areas.admission.admit(&areas.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
     for (digest, outcome) in [(digest.to_string(), Outcome::Valid), ("0".repeat(64), Outcome::Outdated)] {
         let body = serde_json::json!({ "command": "retrieve", "digest": digest, "last_refresh": at }).to_string();
-        let answer = service.login.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
+        let answer = areas.login.sync(host.clone(), HERE, &body, QueryVersions::default()).await.unwrap();
         assert_eq!(answer.outcome, outcome);
     }
     let again = format!("{{\"command\":\"store\",\"auth\":{auth}}}");
     assert_eq!(
-        service.login.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
+        areas.login.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
         Outcome::Unchanged
     );
     // What nobody vouches for is in the future all the same.
     let (ahead, _) = login(clock.now() + Duration::hours(6), "two");
     let ahead = format!("{{\"command\":\"store\",\"auth\":{ahead}}}");
-    let refused = service.login.sync(host, HERE, &ahead, QueryVersions::default()).await;
+    let refused = areas.login.sync(host, HERE, &ahead, QueryVersions::default()).await;
     assert!(matches!(refused, Err(ServiceError::Invalid { .. })));
 }
 
 #[tokio::test]
 async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
-    let (service, clock, _directory) = service().await;
-    let key = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let (areas, clock, _directory) = areas().await;
+    let key = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
     for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
         clock.step(hours);
         let host =
-            service.admission.admit(&service.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
+            areas.admission.admit(&areas.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
         let body = serde_json::json!({
             "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z",
             "client_version": version,
         });
-        service.login.sync(host.clone(), HERE, &body.to_string(), QueryVersions::default()).await.unwrap();
+        areas.login.sync(host.clone(), HERE, &body.to_string(), QueryVersions::default()).await.unwrap();
         assert_eq!(host.activity().client_version.as_deref(), Some(version));
-        service.hosts.gather_telemetry().await.unwrap();
-        service.hosts.drain_outbox().await.unwrap();
-        let kept = service.core.records.host_activity(host.id).await.unwrap();
+        areas.hosts.gather_telemetry().await.unwrap();
+        areas.hosts.drain_outbox().await.unwrap();
+        let kept = areas.core.records.host_activity(host.id).await.unwrap();
         assert_eq!(kept.client_version.as_deref(), Some(version), "in the records as well");
     }
 }
@@ -202,27 +201,27 @@ async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
 #[tokio::test]
 async fn nobody_is_blocked_for_longer_because_the_clock_was_set() {
     for hours in [-5, 5] {
-        let (service, clock, _directory) = service().await;
+        let (areas, clock, _directory) = areas().await;
         for _ in 0..3 {
             assert!(matches!(
-                service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
+                areas.admission.admit(&areas.admission.credential("wrong"), HERE, Purpose::Service).await,
                 Err(ServiceError::KeyInvalid)
             ));
         }
         assert!(matches!(
-            service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
+            areas.admission.admit(&areas.admission.credential("wrong"), HERE, Purpose::Service).await,
             Err(ServiceError::AuthBlocked(_))
         ));
         clock.step(hours);
         if hours < 0 {
             // The block runs for as long as it was meant, from wherever the clock stands now.
-            let blocked = service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await;
+            let blocked = areas.admission.admit(&areas.admission.credential("wrong"), HERE, Purpose::Service).await;
             assert!(matches!(blocked, Err(ServiceError::AuthBlocked(_))));
             clock.step(1);
         }
         assert!(
             matches!(
-                service.admission.admit(&service.admission.credential("wrong"), HERE, Purpose::Service).await,
+                areas.admission.admit(&areas.admission.credential("wrong"), HERE, Purpose::Service).await,
                 Err(ServiceError::KeyInvalid)
             ),
             "{hours} h"

@@ -11,18 +11,18 @@ use crate::model::digest::Digest;
 use crate::outside::Outside as _;
 use crate::records::{CanonicalSource, Records, ReplaceCondition};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{node, service};
+use crate::service::clock_tests::{areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::{Outcome, QueryVersions, Sync};
 use crate::service::*;
 
 const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-async fn a_host(service: &Areas) -> Arc<HotHost> {
-    let registered = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    service
+async fn a_host(areas: &Areas) -> Arc<HotHost> {
+    let registered = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    areas
         .admission
-        .admit(&service.admission.credential(registered.api_key.expose()), HERE, Purpose::Service)
+        .admit(&areas.admission.credential(registered.api_key.expose()), HERE, Purpose::Service)
         .await
         .unwrap()
 }
@@ -45,37 +45,37 @@ fn api_key(key: &str) -> Value {
     json!({ "auth_mode": "apikey", "OPENAI_API_KEY": format!("sk-Zk3vQ9xT1mB7rLp0sWc5-{key}") })
 }
 
-async fn call(service: &Areas, host: &Arc<HotHost>, body: Value) -> Result<Sync> {
-    service.login.sync(Arc::clone(host), HERE, &body.to_string(), QueryVersions::default()).await
+async fn call(areas: &Areas, host: &Arc<HotHost>, body: Value) -> Result<Sync> {
+    areas.login.sync(Arc::clone(host), HERE, &body.to_string(), QueryVersions::default()).await
 }
 
-async fn store(service: &Areas, host: &Arc<HotHost>, auth: &Value) -> Result<Sync> {
-    call(service, host, json!({ "command": "store", "auth": auth })).await
+async fn store(areas: &Areas, host: &Arc<HotHost>, auth: &Value) -> Result<Sync> {
+    call(areas, host, json!({ "command": "store", "auth": auth })).await
 }
 
-async fn upload(service: &Areas, auth: &Value, allowed: Allowed) -> Result<Outcome> {
+async fn upload(areas: &Areas, auth: &Value, allowed: Allowed) -> Result<Outcome> {
     let body = json!({
         "auth": auth, "change_account": allowed.change_account, "even_if_older": allowed.even_if_older, "probe": false,
     });
-    Ok(service.login.upload(&body.to_string(), &By::daemon()).await?.outcome)
+    Ok(areas.login.upload(&body.to_string(), &By::daemon()).await?.outcome)
 }
 
-async fn noted(service: &Areas) -> Vec<AuditNote> {
-    let entries = service.audit.audit_log(&AuditFilter::default(), 100).await.unwrap();
+async fn noted(areas: &Areas) -> Vec<AuditNote> {
+    let entries = areas.audit.audit_log(&AuditFilter::default(), 100).await.unwrap();
     entries.into_iter().map(|entry| entry.note).collect()
 }
 
-fn canonical_account(service: &Areas) -> Value {
-    let canonical = service.core.canonical().unwrap();
+fn canonical_account(areas: &Areas) -> Value {
+    let canonical = areas.core.canonical().unwrap();
     serde_json::from_str::<Value>(&canonical.text).unwrap()["tokens"]["account_id"].clone()
 }
 
 #[tokio::test]
 async fn a_host_only_renews_the_login_and_a_login_of_another_account_raises_an_alarm() {
-    let (service, clock, _directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
     let now = clock.now();
-    assert_eq!(store(&service, &host, &login(now, now)).await.unwrap().outcome, Outcome::Updated, "the first one");
+    assert_eq!(store(&areas, &host, &login(now, now)).await.unwrap().outcome, Outcome::Updated, "the first one");
     clock.step(1);
     let now = clock.now();
     let mut other_user = login(now, now);
@@ -91,55 +91,55 @@ async fn a_host_only_renews_the_login_and_a_login_of_another_account_raises_an_a
     for (round, other) in
         [login_of("account-2", now, now), other_user, nobody, api_key("one"), access_only].iter().enumerate()
     {
-        let refused = store(&service, &host, other).await.err();
+        let refused = store(&areas, &host, other).await.err();
         assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?} for {other}");
-        assert_eq!(service.core.canonical().unwrap().summary.version, 1);
-        let noted = noted(&service).await;
+        assert_eq!(areas.core.canonical().unwrap().summary.version, 1);
+        let noted = noted(&areas).await;
         let alarms: Vec<_> = noted.iter().filter(|note| note.alarm && note.action == "auth.store").collect();
         assert_eq!(alarms.len(), round + 1, "{noted:?}");
         assert_eq!(alarms[0].outcome, "another account");
         assert!(alarms[0].details["present"].starts_with("ChatGPT account"), "{:?}", alarms[0]);
         assert!(!format!("{refused:?} {:?}", alarms[0]).contains("account-"), "they are masked");
     }
-    assert_eq!(store(&service, &host, &login(now, now)).await.unwrap().outcome, Outcome::Updated);
+    assert_eq!(store(&areas, &host, &login(now, now)).await.unwrap().outcome, Outcome::Updated);
 }
 
 #[tokio::test]
 async fn an_api_key_is_replaced_by_an_admin_only() {
-    let (service, _clock, _directory) = service().await;
-    let host = a_host(&service).await;
-    assert_eq!(upload(&service, &api_key("one"), Allowed::default()).await.unwrap(), Outcome::Updated);
-    let canonical = service.core.canonical().unwrap();
+    let (areas, _clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
+    assert_eq!(upload(&areas, &api_key("one"), Allowed::default()).await.unwrap(), Outcome::Updated);
+    let canonical = areas.core.canonical().unwrap();
     assert!(canonical.text.contains("last_refresh"), "it is dated by the server");
-    let same = store(&service, &host, &api_key("one")).await.unwrap();
+    let same = store(&areas, &host, &api_key("one")).await.unwrap();
     assert!(same.outcome.carries_auth(), "with the date that it has by now");
     assert_eq!((same.outcome, same.canonical.unwrap().summary.version), (Outcome::Unchanged, 1));
-    let refused = store(&service, &host, &api_key("two")).await.err();
+    let refused = store(&areas, &host, &api_key("two")).await.err();
     assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?}");
     let change = Allowed { change_account: true, ..Allowed::default() };
-    assert_eq!(upload(&service, &api_key("two"), change).await.unwrap(), Outcome::Updated);
-    assert!(service.core.canonical().unwrap().text.contains("-two"));
+    assert_eq!(upload(&areas, &api_key("two"), change).await.unwrap(), Outcome::Updated);
+    assert!(areas.core.canonical().unwrap().text.contains("-two"));
 }
 
 #[tokio::test]
 async fn an_admin_changes_the_account_only_when_told_to() {
-    let (service, clock, _directory) = service().await;
+    let (areas, clock, _directory) = areas().await;
     let now = clock.now();
-    assert_eq!(upload(&service, &login(now, now), Allowed::default()).await.unwrap(), Outcome::Updated);
+    assert_eq!(upload(&areas, &login(now, now), Allowed::default()).await.unwrap(), Outcome::Updated);
     clock.step(1);
     let other = login_of("account-2", clock.now(), clock.now());
-    let refused = upload(&service, &other, Allowed::default()).await.unwrap_err();
+    let refused = upload(&areas, &other, Allowed::default()).await.unwrap_err();
     let told = refused.to_string();
     assert!(told.contains("ac…-1 ") && told.contains("ac…-2 ") && told.contains("--change-account"), "{told}");
-    assert_eq!(canonical_account(&service), "account-1");
+    assert_eq!(canonical_account(&areas), "account-1");
 
     let change = Allowed { change_account: true, ..Allowed::default() };
-    assert_eq!(upload(&service, &other, change).await.unwrap(), Outcome::Updated);
-    assert_eq!(canonical_account(&service), "account-2");
-    let noted = noted(&service).await;
+    assert_eq!(upload(&areas, &other, change).await.unwrap(), Outcome::Updated);
+    assert_eq!(canonical_account(&areas), "account-2");
+    let noted = noted(&areas).await;
     assert!(noted[0].alarm && noted[0].details.contains_key("present"), "{:?}", noted[0]);
     let body = json!({ "auth": other, "change_account": "yes" }).to_string();
-    let refused = service.login.upload(&body, &By::daemon()).await.err();
+    let refused = areas.login.upload(&body, &By::daemon()).await.err();
     assert!(matches!(refused, Some(ServiceError::Invalid { .. })), "{refused:?}");
 }
 
@@ -147,25 +147,25 @@ async fn an_admin_changes_the_account_only_when_told_to() {
 #[tokio::test]
 async fn a_host_with_a_wrong_clock_keeps_its_renewed_login_and_loses_a_spent_one() {
     for days in [-1, 1] {
-        let (service, clock, _directory) = service().await;
-        let host = a_host(&service).await;
+        let (areas, clock, _directory) = areas().await;
+        let host = a_host(&areas).await;
         let start = clock.now();
-        upload(&service, &login(start, start), Allowed::default()).await.unwrap();
+        upload(&areas, &login(start, start), Allowed::default()).await.unwrap();
         clock.step(1);
         let now = clock.now();
         let wrong = now + Duration::days(days);
         let ask = json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": text(wrong) });
-        let asked = call(&service, &host, ask.clone()).await.unwrap();
+        let asked = call(&areas, &host, ask.clone()).await.unwrap();
         let expected = if days > 0 { Outcome::UploadRequired } else { Outcome::Outdated };
         assert_eq!(asked.outcome, expected, "never refused for ever");
 
-        let answer = store(&service, &host, &login(now, wrong)).await.unwrap();
+        let answer = store(&areas, &host, &login(now, wrong)).await.unwrap();
         assert_eq!(answer.outcome, Outcome::Updated);
         let canonical = answer.canonical.unwrap();
         assert_eq!(canonical.summary.last_refresh, text(now), "dated anew");
         assert!(answer.outcome.carries_auth(), "the host writes it");
         let again = call(
-            &service,
+            &areas,
             &host,
             json!({ "command": "retrieve", "digest": canonical.summary.digest.to_string(), "last_refresh": text(now) }),
         );
@@ -175,7 +175,7 @@ async fn a_host_with_a_wrong_clock_keeps_its_renewed_login_and_loses_a_spent_one
         for dated in [start, wrong, now] {
             let mut spent = login(start, dated);
             spent["note"] = "rewritten".into();
-            let answer = store(&service, &host, &spent).await.unwrap();
+            let answer = store(&areas, &host, &spent).await.unwrap();
             assert_eq!((answer.outcome, answer.outcome.carries_auth()), (Outcome::Outdated, true));
             assert_eq!(answer.canonical.unwrap().summary.version, 2);
         }
@@ -184,64 +184,64 @@ async fn a_host_with_a_wrong_clock_keeps_its_renewed_login_and_loses_a_spent_one
 
 #[tokio::test]
 async fn no_host_can_move_the_login_into_the_future() {
-    let (service, clock, _directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
     let now = clock.now();
     let opaque = |dated: OffsetDateTime| fixture::chatgpt("account-1", "user-1", "opaque", None, &text(dated));
-    store(&service, &host, &opaque(now)).await.unwrap();
+    store(&areas, &host, &opaque(now)).await.unwrap();
     for step in 1..20 {
-        let stored = store(&service, &host, &opaque(now + Duration::seconds(300 * step))).await;
+        let stored = store(&areas, &host, &opaque(now + Duration::seconds(300 * step))).await;
         assert_eq!(stored.is_ok(), step == 1, "{step}");
     }
-    assert_eq!(service.core.canonical().unwrap().summary.last_refresh, text(now + Duration::seconds(300)));
+    assert_eq!(areas.core.canonical().unwrap().summary.last_refresh, text(now + Duration::seconds(300)));
     // With tokens that tell their time of issue not even for so long.
     clock.step(1);
     let now = clock.now();
-    upload(&service, &login(now, now), Allowed::default()).await.unwrap();
-    store(&service, &host, &login(now, now + Duration::seconds(300))).await.unwrap();
+    upload(&areas, &login(now, now), Allowed::default()).await.unwrap();
+    store(&areas, &host, &login(now, now + Duration::seconds(300))).await.unwrap();
     clock.go_on(Duration::seconds(10));
-    let real = store(&service, &host, &login(clock.now(), clock.now())).await.unwrap();
+    let real = store(&areas, &host, &login(clock.now(), clock.now())).await.unwrap();
     assert_eq!(real.outcome, Outcome::Updated);
-    let forged = store(&service, &host, &login(now + Duration::hours(9), now)).await.err();
+    let forged = store(&areas, &host, &login(now + Duration::hours(9), now)).await.err();
     assert!(matches!(forged, Some(ServiceError::Invalid { .. })), "{forged:?}");
 }
 
 #[tokio::test]
 async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
-    let (service, clock, _directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
     let logins: Vec<Value> = {
         let mut made = Vec::new();
         for _ in 0..2 {
             clock.step(1);
             made.push(login(clock.now(), clock.now()));
-            upload(&service, &made[made.len() - 1], Allowed::default()).await.unwrap();
+            upload(&areas, &made[made.len() - 1], Allowed::default()).await.unwrap();
         }
         made
     };
     clock.step(1);
-    service.login.roll_back(1, &By::daemon()).await.unwrap();
-    assert_eq!(store(&service, &host, &logins[1]).await.unwrap().outcome, Outcome::Outdated);
+    areas.login.roll_back(1, &By::daemon()).await.unwrap();
+    assert_eq!(store(&areas, &host, &logins[1]).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
     let renewed = login(clock.now(), clock.now() - Duration::days(1));
-    assert_eq!(store(&service, &host, &renewed).await.unwrap().outcome, Outcome::Updated);
+    assert_eq!(store(&areas, &host, &renewed).await.unwrap().outcome, Outcome::Updated);
 
     clock.step(1);
-    assert_eq!(upload(&service, &logins[0], Allowed::default()).await.unwrap(), Outcome::Outdated);
+    assert_eq!(upload(&areas, &logins[0], Allowed::default()).await.unwrap(), Outcome::Outdated);
     let anyway = Allowed { even_if_older: true, ..Allowed::default() };
-    assert_eq!(upload(&service, &logins[0], anyway).await.unwrap(), Outcome::Updated);
-    assert!(matches!(service.core.canonical().unwrap().summary.source, CanonicalSource::Override { .. }));
-    assert_eq!(store(&service, &host, &renewed).await.unwrap().outcome, Outcome::Outdated);
+    assert_eq!(upload(&areas, &logins[0], anyway).await.unwrap(), Outcome::Updated);
+    assert!(matches!(areas.core.canonical().unwrap().summary.source, CanonicalSource::Override { .. }));
+    assert_eq!(store(&areas, &host, &renewed).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
-    assert_eq!(upload(&service, &login(clock.now(), clock.now()), anyway).await.unwrap(), Outcome::Updated);
-    let source = service.core.canonical().unwrap().summary.source.clone();
+    assert_eq!(upload(&areas, &login(clock.now(), clock.now()), anyway).await.unwrap(), Outcome::Updated);
+    let source = areas.core.canonical().unwrap().summary.source.clone();
     assert!(matches!(source, CanonicalSource::Admin { .. }), "{source:?}: it won because it is newer");
 }
 
 /// What another node's canonical version is, a node may not know yet: the records' version decides.
 #[tokio::test]
 async fn a_store_is_decided_against_the_version_that_it_replaces() {
-    let (one, clock, directory) = service().await;
+    let (one, clock, directory) = areas().await;
     let records: Arc<dyn Records> = one.core.records.clone();
     let host = a_host(&one).await;
     let now = clock.now();
@@ -269,13 +269,13 @@ async fn a_store_is_decided_against_the_version_that_it_replaces() {
 
 #[tokio::test]
 async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
-    let (service, clock, directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, directory) = areas().await;
+    let host = a_host(&areas).await;
     let now = clock.now();
     let mut given = login(now, now);
     given["agent_identity"] = json!("private-key-of-this-host");
     given["tokens"]["login_owner_id"] = json!("owner-of-this-sign-in");
-    let stored = store(&service, &host, &given).await.unwrap();
+    let stored = store(&areas, &host, &given).await.unwrap();
     assert!(!stored.canonical.unwrap().text.contains("of-this"));
 
     // A version of before.
@@ -285,8 +285,8 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     assert!(old.text().contains("of-this"));
     let note = By::daemon().note(clock.now(), "auth.store");
     let source = CanonicalSource::Admin { by: "before".into() };
-    service.login.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
-    let restarted = node(&directory, "hot-2", service.core.records.clone(), clock).await;
+    areas.login.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
+    let restarted = node(&directory, "hot-2", areas.core.records.clone(), clock).await;
     let canonical = restarted.core.canonical().unwrap();
     assert_eq!(canonical.summary.version, 2);
     assert!(!canonical.text.contains("of-this"), "{}", &**canonical.text);
@@ -296,33 +296,33 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
 
 #[tokio::test]
 async fn a_login_of_more_than_64_kib_is_taken_nowhere() {
-    let (service, clock, _directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
     let mut large = login(clock.now(), clock.now());
     large["filler"] = "x".repeat(MAX_DOCUMENT_BYTES).into();
     for refused in [
-        store(&service, &host, &large).await.err(),
-        upload(&service, &large, Allowed::default()).await.err(),
-        service.login.upload(&json!({ "auth": large.to_string() }).to_string(), &By::daemon()).await.err(),
-        service.login.upload_text(&large.to_string(), Allowed::default(), false, &By::daemon()).await.err(),
+        store(&areas, &host, &large).await.err(),
+        upload(&areas, &large, Allowed::default()).await.err(),
+        areas.login.upload(&json!({ "auth": large.to_string() }).to_string(), &By::daemon()).await.err(),
+        areas.login.upload_text(&large.to_string(), Allowed::default(), false, &By::daemon()).await.err(),
     ] {
         let refused = refused.expect("it was taken");
         assert!(matches!(refused, ServiceError::DocumentTooLarge(_)), "{refused:?}");
         assert!(refused.to_string().contains("64 KiB"), "{refused}");
     }
-    assert!(service.core.canonical().is_none());
+    assert!(areas.core.canonical().is_none());
 }
 
 #[tokio::test]
 async fn a_login_that_codex_cannot_load_reaches_nobody() {
-    let (service, clock, _directory) = service().await;
-    let host = a_host(&service).await;
+    let (areas, clock, _directory) = areas().await;
+    let host = a_host(&areas).await;
     let mut broken = login(clock.now(), clock.now());
     broken["tokens"]["id_token"] = "opaque".into();
-    let refused = store(&service, &host, &broken).await.err();
+    let refused = store(&areas, &host, &broken).await.err();
     assert!(
         matches!(&refused, Some(ServiceError::Invalid { field, .. }) if field == "auth.tokens.id_token"),
         "{refused:?}"
     );
-    assert!(service.core.canonical().is_none());
+    assert!(areas.core.canonical().is_none());
 }

@@ -79,6 +79,21 @@ pub struct Areas {
     pub status: Arc<Status>,
 }
 
+macro_rules! area {
+    ($($field:ident: $area:ty),*) => {
+        $(impl AsRef<Arc<$area>> for Areas {
+            fn as_ref(&self) -> &Arc<$area> {
+                &self.$field
+            }
+        })*
+    };
+}
+
+area!(
+    core: Core, audit: Audit, hosts: Hosts, people: People, trust: Trust, login: Login, admission: Admission,
+    probes: Probes, transfer: Transfer, status: Status
+);
+
 impl Areas {
     /// Starts the core and wires the areas up: the first call finds everything.
     pub async fn start(parts: Parts, adapters: Adapters) -> Result<Self> {

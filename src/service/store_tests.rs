@@ -64,11 +64,11 @@ async fn open_on(dir: &Path, records: Embedded) -> Areas {
     Areas::start(parts, Adapters::default()).await.unwrap()
 }
 
-async fn a_host(service: &Areas) -> Arc<HotHost> {
-    let registered = service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    service
+async fn a_host(areas: &Areas) -> Arc<HotHost> {
+    let registered = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    areas
         .admission
-        .admit(&service.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
+        .admit(&areas.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
         .await
         .unwrap()
 }
@@ -78,22 +78,22 @@ fn instant(number: u32) -> String {
     format!("2026-11-20T12:00:00.{number:09}Z")
 }
 
-async fn store(service: &Areas, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
+async fn store(areas: &Areas, host: &Arc<HotHost>, number: u32) -> Result<sync::Sync> {
     let auth = fixture::chatgpt("account-1", "user-1", "any", None, &instant(number));
     let body = json!({ "command": "store", "auth": auth }).to_string();
-    service.login.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
+    areas.login.sync(host.clone(), [127, 0, 0, 1].into(), &body, QueryVersions::default()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
     const STORES: u32 = 600;
     let dir = tempfile::tempdir().unwrap();
-    let service = Arc::new(open(dir.path()).await);
-    let host = a_host(&service).await;
+    let areas = Arc::new(open(dir.path()).await);
+    let host = a_host(&areas).await;
     let next = Arc::new(std::sync::atomic::AtomicU32::new(0));
     let clients: Vec<_> = (0..64)
         .map(|_| {
-            let (service, host, next) = (service.clone(), host.clone(), next.clone());
+            let (areas, host, next) = (areas.clone(), host.clone(), next.clone());
             tokio::spawn(async move {
                 let mut told = Vec::new();
                 loop {
@@ -102,8 +102,8 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
                     if number >= STORES {
                         return told;
                     }
-                    let answer = store(&service, &host, number).await.unwrap();
-                    let served = service.core.canonical().unwrap().last_refresh.clone();
+                    let answer = store(&areas, &host, number).await.unwrap();
+                    let served = areas.core.canonical().unwrap().last_refresh.clone();
                     let own = Instant::parse(&instant(number)).unwrap();
                     assert!(served >= own, "whatever became of it, nothing older is served from here on");
                     let canonical = answer.canonical.unwrap();
@@ -125,7 +125,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
             assert!(told.insert(one), "told twice");
         }
     }
-    let mut line = service.login.canonical_history(None, usize::MAX).await.unwrap().versions;
+    let mut line = areas.login.canonical_history(None, usize::MAX).await.unwrap().versions;
     line.reverse();
     let numbers: Vec<_> = line.iter().map(|summary| summary.version).collect();
     assert_eq!(numbers, (1..=line.len() as u64).collect::<Vec<_>>(), "no gap");
@@ -134,42 +134,42 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
     assert_eq!(told, stands, "whoever was told so stands in the history, and nobody else does");
     let newest = instant(STORES - 1);
     assert_eq!(line.last().map(|summary| summary.last_refresh.clone()), Some(newest.clone()));
-    assert_eq!(service.core.canonical().unwrap().summary.last_refresh, newest);
+    assert_eq!(areas.core.canonical().unwrap().summary.last_refresh, newest);
 }
 
 #[tokio::test]
 async fn a_store_is_served_at_once_and_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let digest = {
-        let service = open(dir.path()).await;
-        let host = a_host(&service).await;
-        let known = service.core.hot.epoch();
-        assert_eq!(store(&service, &host, 1).await.unwrap().outcome, Outcome::Updated);
-        let canonical = service.core.canonical().unwrap();
+        let areas = open(dir.path()).await;
+        let host = a_host(&areas).await;
+        let known = areas.core.hot.epoch();
+        assert_eq!(store(&areas, &host, 1).await.unwrap().outcome, Outcome::Updated);
+        let canonical = areas.core.canonical().unwrap();
         assert_eq!(canonical.summary.version, 1);
         // Hot state has not heard of it yet. A catching up changes nothing that is served.
-        assert_eq!(service.core.hot.epoch(), known);
-        service.core.catch_up().await.unwrap();
-        assert!(service.core.hot.epoch() > known);
-        assert_eq!(service.core.canonical().unwrap().summary, canonical.summary);
-        store(&service, &host, 2).await.unwrap();
-        service.core.canonical().unwrap().summary.digest
+        assert_eq!(areas.core.hot.epoch(), known);
+        areas.core.catch_up().await.unwrap();
+        assert!(areas.core.hot.epoch() > known);
+        assert_eq!(areas.core.canonical().unwrap().summary, canonical.summary);
+        store(&areas, &host, 2).await.unwrap();
+        areas.core.canonical().unwrap().summary.digest
     };
-    let service = open(dir.path()).await;
-    assert_eq!(service.core.canonical().unwrap().summary.digest, digest);
+    let areas = open(dir.path()).await;
+    assert_eq!(areas.core.canonical().unwrap().summary.digest, digest);
 }
 
 #[tokio::test]
 async fn what_came_later_is_not_replaced_by_what_was_read_before_it() {
     let dir = tempfile::tempdir().unwrap();
-    let service = open(dir.path()).await;
-    let host = a_host(&service).await;
-    store(&service, &host, 1).await.unwrap();
-    let read = service.core.records.changes_since(Epoch(0)).await.unwrap();
-    store(&service, &host, 2).await.unwrap();
-    let late = service.core.open_canonical(&read.canonical.unwrap(), read.epoch).unwrap();
-    service.core.adopt_canonical(late);
-    assert_eq!(service.core.canonical().unwrap().summary.version, 2);
+    let areas = open(dir.path()).await;
+    let host = a_host(&areas).await;
+    store(&areas, &host, 1).await.unwrap();
+    let read = areas.core.records.changes_since(Epoch(0)).await.unwrap();
+    store(&areas, &host, 2).await.unwrap();
+    let late = areas.core.open_canonical(&read.canonical.unwrap(), read.epoch).unwrap();
+    areas.core.adopt_canonical(late);
+    assert_eq!(areas.core.canonical().unwrap().summary.version, 2);
 }
 
 #[tokio::test]
@@ -178,17 +178,17 @@ async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served()
     let failing = Arc::new(AtomicBool::new(false));
     let data = crate::durable::Store::durable_on_failing_disk(&dir.path().join("records"), "records", failing.clone())
         .unwrap();
-    let service = open_on(dir.path(), Embedded::on(data)).await;
-    let host = a_host(&service).await;
-    store(&service, &host, 1).await.unwrap();
+    let areas = open_on(dir.path(), Embedded::on(data)).await;
+    let host = a_host(&areas).await;
+    store(&areas, &host, 1).await.unwrap();
     failing.store(true, Ordering::SeqCst);
     for number in [2, 3] {
-        let refused = store(&service, &host, number).await.err();
+        let refused = store(&areas, &host, number).await.err();
         assert!(
             matches!(refused, Some(ServiceError::StoreFailed { .. } | ServiceError::Degraded { .. })),
             "{refused:?}"
         );
-        assert_eq!(service.core.canonical().unwrap().summary.version, 1);
+        assert_eq!(areas.core.canonical().unwrap().summary.version, 1);
     }
 }
 
@@ -197,32 +197,31 @@ async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served()
 async fn the_list_of_hosts_follows() {
     use crate::service::core::directory::{ListQuery, ListedHost};
     let dir = tempfile::tempdir().unwrap();
-    let listed = async |service: &Areas| -> Vec<ListedHost> {
-        service.hosts.list_hosts(ListQuery::default()).await.unwrap().hosts
-    };
+    let listed =
+        async |areas: &Areas| -> Vec<ListedHost> { areas.hosts.list_hosts(ListQuery::default()).await.unwrap().hosts };
     {
-        let service = open(dir.path()).await;
-        let host = a_host(&service).await;
-        assert_eq!(listed(&service).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
-        service
+        let areas = open(dir.path()).await;
+        let host = a_host(&areas).await;
+        assert_eq!(listed(&areas).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
+        areas
             .hosts
             .register("a0.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
             .await
             .unwrap();
-        store(&service, &host, 1).await.unwrap();
-        assert!(service.hosts.gather_telemetry().await.unwrap());
-        assert!(!service.hosts.gather_telemetry().await.unwrap());
-        let hosts = listed(&service).await;
+        store(&areas, &host, 1).await.unwrap();
+        assert!(areas.hosts.gather_telemetry().await.unwrap());
+        assert!(!areas.hosts.gather_telemetry().await.unwrap());
+        let hosts = listed(&areas).await;
         assert_eq!(hosts.iter().map(|host| host.fqdn.as_str()).collect::<Vec<_>>(), ["a0.test", "h1.test"]);
         assert_eq!(hosts.iter().map(|host| host.activity.api_calls).collect::<Vec<_>>(), [0, 1]);
         let other = hosts[0].id;
-        service.hosts.remove(other, &By::daemon()).await.unwrap();
-        service.hosts.drain_outbox().await.unwrap();
+        areas.hosts.remove(other, &By::daemon()).await.unwrap();
+        areas.hosts.drain_outbox().await.unwrap();
     }
-    let service = open(dir.path()).await;
-    let hosts = listed(&service).await;
+    let areas = open(dir.path()).await;
+    let hosts = listed(&areas).await;
     assert_eq!((hosts.len(), hosts[0].fqdn.as_str(), hosts[0].activity.api_calls), (1, "h1.test", 1));
-    for host in service.hosts.hosts().await.unwrap() {
+    for host in areas.hosts.hosts().await.unwrap() {
         assert_eq!(hosts[0], ListedHost::new(&host.host, host.activity));
     }
 }

@@ -13,7 +13,7 @@ use crate::outside::Outside;
 use crate::records::embedded::Embedded;
 use crate::records::{Records, Standstill};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{Clock, login, node, service};
+use crate::service::clock_tests::{Clock, areas, login, node};
 use crate::service::core::policy::VersionPolicy;
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::{Outcome, QueryVersions, Sync};
@@ -22,40 +22,40 @@ use crate::service::{Areas, By, Policy, Result, ServiceError};
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0,"agent_runtime_id":"r","account_id":"a","plan_type":"p","chatgpt_user_id":"u","chatgpt_account_is_fedramp":false}"#;
 
-fn set_versions(service: &Areas, versions: VersionPolicy) {
-    service.core.set_policy(Policy { versions, ..(*service.core.policy()).clone() });
+fn set_versions(areas: &Areas, versions: VersionPolicy) {
+    areas.core.set_policy(Policy { versions, ..(*areas.core.policy()).clone() });
 }
 
-async fn register(service: &Areas, name: &str) -> String {
-    service.hosts.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
+async fn register(areas: &Areas, name: &str) -> String {
+    areas.hosts.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
 }
 
-async fn call(service: &Areas, key: &str, body: &str) -> Result<Sync> {
-    let host = service.admission.admit(&service.admission.credential(key), HERE, Purpose::Service).await?;
-    service.login.sync(host, HERE, body, QueryVersions::default()).await
+async fn call(areas: &Areas, key: &str, body: &str) -> Result<Sync> {
+    let host = areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await?;
+    areas.login.sync(host, HERE, body, QueryVersions::default()).await
 }
 
-async fn store(service: &Areas, key: &str, auth: &str) -> Result<Sync> {
-    call(service, key, &format!(r#"{{"command":"store","auth":{auth}}}"#)).await
+async fn store(areas: &Areas, key: &str, auth: &str) -> Result<Sync> {
+    call(areas, key, &format!(r#"{{"command":"store","auth":{auth}}}"#)).await
 }
 
-async fn retrieve(service: &Areas, key: &str, digest: Digest) -> Sync {
-    let at = service.core.canonical().unwrap().summary.last_refresh.clone();
+async fn retrieve(areas: &Areas, key: &str, digest: Digest) -> Sync {
+    let at = areas.core.canonical().unwrap().summary.last_refresh.clone();
     let body = json!({ "command": "retrieve", "digest": digest.to_string(), "last_refresh": at }).to_string();
-    call(service, key, &body).await.unwrap()
+    call(areas, key, &body).await.unwrap()
 }
 
-async fn upload(service: &Areas, auth: &str) {
-    service.login.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
+async fn upload(areas: &Areas, auth: &str) {
+    areas.login.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
 }
 
 /// What the caller of `sync` is given.
-fn delivered(service: &Areas, sync: &Sync) -> (String, Digest) {
+fn delivered(areas: &Areas, sync: &Sync) -> (String, Digest) {
     let host = sync.host.as_ref().map(|host| &*host.host);
     let canonical = sync.canonical.as_deref().unwrap();
-    let delivery = service.login.deliver(canonical, host).unwrap();
+    let delivery = areas.login.deliver(canonical, host).unwrap();
     assert_eq!(Digest::of(delivery.text.as_bytes()), delivery.digest);
-    assert_eq!(service.login.delivered_digest(canonical, host).unwrap(), delivery.digest);
+    assert_eq!(areas.login.delivered_digest(canonical, host).unwrap(), delivery.digest);
     (delivery.text.to_string(), delivery.digest)
 }
 
@@ -64,69 +64,69 @@ fn with_identity(auth: &str, identity: &str) -> String {
 }
 
 /// One version a day, the last one on the day that the clock shows then.
-async fn store_daily(service: &Areas, clock: &Clock, days: u32) {
+async fn store_daily(areas: &Areas, clock: &Clock, days: u32) {
     for day in 0..days {
         if day > 0 {
             clock.step(24);
         }
-        upload(service, &login(clock.now(), &day.to_string()).0).await;
+        upload(areas, &login(clock.now(), &day.to_string()).0).await;
     }
 }
 
-async fn kept(service: &Areas) -> Vec<u64> {
-    let history = service.login.canonical_history(None, 1000).await.unwrap();
+async fn kept(areas: &Areas) -> Vec<u64> {
+    let history = areas.login.canonical_history(None, 1000).await.unwrap();
     assert_eq!(history.next, None);
     history.versions.iter().map(|summary| summary.version).collect()
 }
 
 #[tokio::test]
 async fn an_agent_identity_comes_back_to_its_host_alone() {
-    let (service, clock, _directory) = service().await;
-    let (a, b) = (register(&service, "a.test").await, register(&service, "b.test").await);
+    let (areas, clock, _directory) = areas().await;
+    let (a, b) = (register(&areas, "a.test").await, register(&areas, "b.test").await);
     let (auth, _) = login(clock.now(), "one");
-    upload(&service, &auth).await;
-    let canonical = service.core.canonical().unwrap();
+    upload(&areas, &auth).await;
+    let canonical = areas.core.canonical().unwrap();
     let shared = canonical.summary.digest;
-    assert_eq!(retrieve(&service, &a, shared).await.outcome, Outcome::Valid);
+    assert_eq!(retrieve(&areas, &a, shared).await.outcome, Outcome::Valid);
 
     // Codex has added it to the file; the login is the same.
-    let answer = store(&service, &a, &with_identity(&auth, IDENTITY)).await.unwrap();
+    let answer = store(&areas, &a, &with_identity(&auth, IDENTITY)).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Unchanged);
-    assert_eq!(service.core.canonical().unwrap().summary.version, 1, "no version was made of it");
+    assert_eq!(areas.core.canonical().unwrap().summary.version, 1, "no version was made of it");
     let expected = format!(r#"{},"agent_identity":{IDENTITY}}}"#, canonical.text.strip_suffix('}').unwrap());
-    let given = retrieve(&service, &a, shared).await;
+    let given = retrieve(&areas, &a, shared).await;
     assert_eq!(given.outcome, Outcome::Outdated, "its file lacks the identity");
-    let (text, own) = delivered(&service, &given);
+    let (text, own) = delivered(&areas, &given);
     assert_eq!(text, expected);
-    assert_eq!(retrieve(&service, &a, own).await.outcome, Outcome::Valid);
+    assert_eq!(retrieve(&areas, &a, own).await.outcome, Outcome::Valid);
 
     // Nobody else.
-    let of_b = retrieve(&service, &b, shared).await;
-    assert_eq!((of_b.outcome, delivered(&service, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
-    assert_eq!(retrieve(&service, &b, own).await.outcome, Outcome::Outdated);
-    let revealed = service.login.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
+    let of_b = retrieve(&areas, &b, shared).await;
+    assert_eq!((of_b.outcome, delivered(&areas, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
+    assert_eq!(retrieve(&areas, &b, own).await.outcome, Outcome::Outdated);
+    let revealed = areas.login.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
     assert!(!revealed.text.contains("canary"));
 
     // A newer login of another host takes nothing from this one, and a store of this one without it neither.
     clock.step(1);
-    store(&service, &b, &login(clock.now(), "two").0).await.unwrap();
-    let (text, _) = delivered(&service, &retrieve(&service, &a, own).await);
+    store(&areas, &b, &login(clock.now(), "two").0).await.unwrap();
+    let (text, _) = delivered(&areas, &retrieve(&areas, &a, own).await);
     assert!(text.contains(IDENTITY) && text.contains("rt_two"), "{text}");
     clock.step(1);
-    let answer = store(&service, &a, &login(clock.now(), "three").0).await.unwrap();
+    let answer = store(&areas, &a, &login(clock.now(), "three").0).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Updated);
-    assert!(delivered(&service, &answer).0.contains(IDENTITY), "the answer to its own store has it");
+    assert!(delivered(&areas, &answer).0.contains(IDENTITY), "the answer to its own store has it");
 
     // Another one takes its place, also with an older login.
     let (old, _) = login(clock.now() - Duration::hours(9), "old");
-    let answer = store(&service, &a, &with_identity(&old, r#""second-canary""#)).await.unwrap();
+    let answer = store(&areas, &a, &with_identity(&old, r#""second-canary""#)).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Outdated);
-    let (text, _) = delivered(&service, &answer);
+    let (text, _) = delivered(&areas, &answer);
     assert!(text.ends_with(r#","agent_identity":"second-canary"}"#), "{text}");
 
     // A key for another machine, perhaps.
-    let again = register(&service, "a.test").await;
-    let answer = retrieve(&service, &again, service.core.canonical().unwrap().summary.digest).await;
+    let again = register(&areas, "a.test").await;
+    let answer = retrieve(&areas, &again, areas.core.canonical().unwrap().summary.digest).await;
     assert_eq!(answer.outcome, Outcome::Valid);
 }
 
@@ -171,168 +171,167 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 
 #[tokio::test]
 async fn an_agent_identity_that_is_too_long_is_refused_and_one_that_is_known_writes_nothing() {
-    let (service, clock, _directory) = service().await;
-    let key = register(&service, "a.test").await;
+    let (areas, clock, _directory) = areas().await;
+    let key = register(&areas, "a.test").await;
     let (auth, _) = login(clock.now(), "one");
-    upload(&service, &auth).await;
+    upload(&areas, &auth).await;
     let of_length = |length: usize| with_identity(&auth, &format!("\"{}\"", "a".repeat(length - 2)));
-    match store(&service, &key, &of_length(16 * 1024 + 1)).await {
+    match store(&areas, &key, &of_length(16 * 1024 + 1)).await {
         Err(ServiceError::Invalid { field, .. }) => assert_eq!(field, "auth.agent_identity"),
         other => panic!("{:?}", other.map(|sync| sync.outcome)),
     }
-    store(&service, &key, &of_length(16 * 1024)).await.unwrap();
-    let before = service.core.records.audit_head().await.unwrap();
+    store(&areas, &key, &of_length(16 * 1024)).await.unwrap();
+    let before = areas.core.records.audit_head().await.unwrap();
     for identity in [of_length(16 * 1024), with_identity(&auth, "null"), auth.clone()] {
-        assert_eq!(store(&service, &key, &identity).await.unwrap().outcome, Outcome::Unchanged);
+        assert_eq!(store(&areas, &key, &identity).await.unwrap().outcome, Outcome::Unchanged);
     }
-    assert_eq!(service.core.records.audit_head().await.unwrap(), before);
+    assert_eq!(areas.core.records.audit_head().await.unwrap(), before);
 }
 
 #[tokio::test]
 async fn an_agent_identity_of_a_refused_login_is_not_kept() {
-    let (service, clock, _directory) = service().await;
-    let key = register(&service, "a.test").await;
-    upload(&service, &login(clock.now(), "one").0).await;
-    let date = &service.core.canonical().unwrap().summary.last_refresh.clone();
+    let (areas, clock, _directory) = areas().await;
+    let key = register(&areas, "a.test").await;
+    upload(&areas, &login(clock.now(), "one").0).await;
+    let date = &areas.core.canonical().unwrap().summary.last_refresh.clone();
     let other = fixture::chatgpt("account-2", "user-2", "other", None, date).to_string();
-    let refused = store(&service, &key, &with_identity(&other, IDENTITY)).await.map(drop);
+    let refused = store(&areas, &key, &with_identity(&other, IDENTITY)).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::OtherAccount { .. })), "{refused:?}");
-    let shared = service.core.canonical().unwrap().summary.digest;
-    assert_eq!(retrieve(&service, &key, shared).await.outcome, Outcome::Valid, "the host has no identity");
+    let shared = areas.core.canonical().unwrap().summary.digest;
+    assert_eq!(retrieve(&areas, &key, shared).await.outcome, Outcome::Valid, "the host has no identity");
 }
 
 #[tokio::test]
 async fn an_agent_identity_that_came_with_a_replaced_key_is_not_kept() {
-    let (service, clock, _directory) = service().await;
-    let old = register(&service, "a.test").await;
+    let (areas, clock, _directory) = areas().await;
+    let old = register(&areas, "a.test").await;
     let (auth, _) = login(clock.now(), "one");
-    upload(&service, &auth).await;
-    let let_in = service.admission.admit(&service.admission.credential(&old), HERE, Purpose::Service).await.unwrap();
+    upload(&areas, &auth).await;
+    let let_in = areas.admission.admit(&areas.admission.credential(&old), HERE, Purpose::Service).await.unwrap();
     // While its call is under way, the host is given a new key.
-    let new = register(&service, "a.test").await;
+    let new = register(&areas, "a.test").await;
     let body = format!(r#"{{"command":"store","auth":{}}}"#, with_identity(&auth, IDENTITY));
-    let refused = service.login.sync(let_in, HERE, &body, QueryVersions::default()).await.map(drop);
+    let refused = areas.login.sync(let_in, HERE, &body, QueryVersions::default()).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::KeyInvalid)), "{refused:?}");
-    let shared = service.core.canonical().unwrap().summary.digest;
-    assert_eq!(retrieve(&service, &new, shared).await.outcome, Outcome::Valid);
+    let shared = areas.core.canonical().unwrap().summary.digest;
+    assert_eq!(retrieve(&areas, &new, shared).await.outcome, Outcome::Valid);
 }
 
 #[tokio::test]
 async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
-    let (service, clock, _directory) = service().await;
-    set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
-    let key = register(&service, "a.test").await;
+    let (areas, clock, _directory) = areas().await;
+    set_versions(&areas, VersionPolicy { keep: 50, stores_per_host_per_hour: 1 });
+    let key = register(&areas, "a.test").await;
     // Its first contact binds it, which is a change of its own.
-    service.admission.admit(&service.admission.credential(&key), HERE, Purpose::Service).await.unwrap();
+    areas.admission.admit(&areas.admission.credential(&key), HERE, Purpose::Service).await.unwrap();
     let note = By::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
-    service.core.records.standstill_set(Some(&standstill), &note).await.unwrap();
+    areas.core.records.standstill_set(Some(&standstill), &note).await.unwrap();
     let auth = login(clock.now(), "one").0;
     for _ in 0..3 {
-        let failed = store(&service, &key, &auth).await.map(drop);
+        let failed = store(&areas, &key, &auth).await.map(drop);
         assert!(matches!(failed, Err(ServiceError::StandsStill { .. })), "{failed:?}");
     }
-    service.core.records.standstill_set(None, &note).await.unwrap();
-    assert_eq!(store(&service, &key, &auth).await.unwrap().outcome, Outcome::Updated);
+    areas.core.records.standstill_set(None, &note).await.unwrap();
+    assert_eq!(store(&areas, &key, &auth).await.unwrap().outcome, Outcome::Updated);
 }
 
 /// The refusal of another account is written to the audit log.
 #[tokio::test]
 async fn logins_of_another_account_count_against_a_hosts_hour() {
-    let (service, clock, _directory) = service().await;
-    set_versions(&service, VersionPolicy { keep: 50, stores_per_host_per_hour: 2 });
-    let key = register(&service, "a.test").await;
-    upload(&service, &login(clock.now(), "one").0).await;
+    let (areas, clock, _directory) = areas().await;
+    set_versions(&areas, VersionPolicy { keep: 50, stores_per_host_per_hour: 2 });
+    let key = register(&areas, "a.test").await;
+    upload(&areas, &login(clock.now(), "one").0).await;
     let at = login(clock.now(), "two").1;
     let other = fixture::chatgpt("account-2", "user-1", "two", None, &at).to_string();
     for _ in 0..2 {
-        let refused = store(&service, &key, &other).await.map(drop);
+        let refused = store(&areas, &key, &other).await.map(drop);
         assert!(matches!(refused, Err(ServiceError::OtherAccount { .. })), "{refused:?}");
     }
-    let limited = store(&service, &key, &other).await.map(drop);
+    let limited = store(&areas, &key, &other).await.map(drop);
     assert!(matches!(limited, Err(ServiceError::StoresLimited(_))), "{limited:?}");
 }
 
 /// There the login itself is the member of that name.
 #[tokio::test]
 async fn an_agent_identity_takes_the_place_of_no_login() {
-    let (service, clock, _directory) = service().await;
-    let key = register(&service, "a.test").await;
+    let (areas, clock, _directory) = areas().await;
+    let key = register(&areas, "a.test").await;
     let (auth, _) = login(clock.now(), "one");
-    upload(&service, &auth).await;
-    store(&service, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
+    upload(&areas, &auth).await;
+    store(&areas, &key, &with_identity(&auth, IDENTITY)).await.unwrap();
     clock.step(1);
     let token = fixture::jwt(&json!({ "agent_runtime_id": "the login itself" }));
     let agent = json!({ "auth_mode": "agentIdentity", "agent_identity": token });
     let body = json!({ "auth": agent, "change_account": true }).to_string();
-    service.login.upload(&body, &By::daemon()).await.unwrap();
-    let canonical = service.core.canonical().unwrap();
+    areas.login.upload(&body, &By::daemon()).await.unwrap();
+    let canonical = areas.core.canonical().unwrap();
     assert!(canonical.text.contains(&token));
-    let given = retrieve(&service, &key, canonical.summary.digest).await;
-    assert_eq!((given.outcome, delivered(&service, &given).0), (Outcome::Valid, canonical.text.to_string()));
+    let given = retrieve(&areas, &key, canonical.summary.digest).await;
+    assert_eq!((given.outcome, delivered(&areas, &given).0), (Outcome::Valid, canonical.text.to_string()));
 }
 
 #[tokio::test]
 async fn old_versions_are_removed_and_a_call_that_names_one_is_told() {
-    let (service, clock, _directory) = service().await;
-    store_daily(&service, &clock, 40).await;
-    set_versions(&service, VersionPolicy { keep: 50, ..VersionPolicy::default() });
-    assert_eq!(service.login.prune_versions().await.unwrap(), 0, "so many are kept, whatever their age");
-    set_versions(&service, VersionPolicy { keep: 5, ..VersionPolicy::default() });
+    let (areas, clock, _directory) = areas().await;
+    store_daily(&areas, &clock, 40).await;
+    set_versions(&areas, VersionPolicy { keep: 50, ..VersionPolicy::default() });
+    assert_eq!(areas.login.prune_versions().await.unwrap(), 0, "so many are kept, whatever their age");
+    set_versions(&areas, VersionPolicy { keep: 5, ..VersionPolicy::default() });
     // The last 30 days are kept: versions 10 to 40.
-    assert_eq!(service.login.prune_versions().await.unwrap(), 9);
-    assert_eq!(kept(&service).await, (10..=40).rev().collect::<Vec<_>>());
-    for named in [service.login.roll_back(9, &By::daemon()).await.map(drop), service.login.diff(9, 40).await.map(drop)]
-    {
+    assert_eq!(areas.login.prune_versions().await.unwrap(), 9);
+    assert_eq!(kept(&areas).await, (10..=40).rev().collect::<Vec<_>>());
+    for named in [areas.login.roll_back(9, &By::daemon()).await.map(drop), areas.login.diff(9, 40).await.map(drop)] {
         let told = named.unwrap_err();
         assert!(matches!(told, ServiceError::VersionNotKept(9)), "{told:?}");
         assert!(told.to_string().contains("auth.keep_versions"), "{told}");
     }
     for unknown in [0, 41] {
-        let told = service.login.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
+        let told = areas.login.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
         assert!(matches!(told, ServiceError::NotFound("Version")), "{told:?}");
     }
-    service.login.roll_back(10, &By::daemon()).await.unwrap();
+    areas.login.roll_back(10, &By::daemon()).await.unwrap();
     // A year without a store.
     clock.step(365 * 24);
-    service.login.prune_versions().await.unwrap();
-    assert_eq!(kept(&service).await, [41, 40, 39, 38, 37]);
-    assert!(service.audit.verify_audit(None).await.unwrap().broken.is_none());
-    service.trust.rotate_keys(&By::daemon()).await.unwrap();
+    areas.login.prune_versions().await.unwrap();
+    assert_eq!(kept(&areas).await, [41, 40, 39, 38, 37]);
+    assert!(areas.audit.verify_audit(None).await.unwrap().broken.is_none());
+    areas.trust.rotate_keys(&By::daemon()).await.unwrap();
 }
 
 /// More than one transaction removes.
 #[tokio::test]
 async fn any_number_of_old_versions_is_removed() {
-    let (service, clock, _directory) = service().await;
-    store_daily(&service, &clock, 231).await;
-    set_versions(&service, VersionPolicy { keep: 1, ..VersionPolicy::default() });
+    let (areas, clock, _directory) = areas().await;
+    store_daily(&areas, &clock, 231).await;
+    set_versions(&areas, VersionPolicy { keep: 1, ..VersionPolicy::default() });
     clock.step(31 * 24);
-    assert_eq!(service.login.prune_versions().await.unwrap(), 230);
-    assert_eq!(kept(&service).await, [231]);
+    assert_eq!(areas.login.prune_versions().await.unwrap(), 230);
+    assert_eq!(kept(&areas).await, [231]);
 }
 
 #[tokio::test]
 async fn a_store_has_old_versions_removed() {
-    let (service, clock, _directory) = service().await;
-    let service = Arc::new(service);
-    store_daily(&service, &clock, 3).await;
-    set_versions(&service, VersionPolicy { keep: 2, ..VersionPolicy::default() });
+    let (areas, clock, _directory) = areas().await;
+    let areas = Arc::new(areas);
+    store_daily(&areas, &clock, 3).await;
+    set_versions(&areas, VersionPolicy { keep: 2, ..VersionPolicy::default() });
     let (stop, stopping) = watch::channel(false);
     let (looked, mut looks) = watch::channel(0);
-    let pruning = service.clone();
+    let pruning = areas.clone();
     let looking = tokio::spawn(async move {
         let report = |outcome: Result<()>| looked.send_modify(|rounds| *rounds += outcome.map_or(0, |()| 1));
         pruning.login.look_after_versions(std::time::Duration::from_millis(1), stopping, report).await;
     });
     // At the start; what was stored before is looked after once more.
     bounded(looks.wait_for(|rounds| *rounds >= 2)).await.unwrap();
-    assert_eq!(kept(&service).await, [3, 2, 1]);
+    assert_eq!(kept(&areas).await, [3, 2, 1]);
     clock.step(31 * 24);
-    upload(&service, &login(clock.now(), "new").0).await;
+    upload(&areas, &login(clock.now(), "new").0).await;
     // The next hour is farther away than the bound.
     bounded(looks.wait_for(|rounds| *rounds >= 3)).await.unwrap();
-    assert_eq!(kept(&service).await, [4, 3]);
+    assert_eq!(kept(&areas).await, [4, 3]);
     stop.send_replace(true);
     bounded(looking).await.unwrap();
 }
@@ -343,11 +342,11 @@ async fn bounded<T>(what: impl Future<Output = T>) -> T {
 
 #[tokio::test]
 async fn the_history_is_read_page_by_page() {
-    let (service, clock, _directory) = service().await;
-    store_daily(&service, &clock, 7).await;
+    let (areas, clock, _directory) = areas().await;
+    store_daily(&areas, &clock, 7).await;
     let (mut before, mut pages) = (None, Vec::new());
     loop {
-        let page = service.login.canonical_history(before, 3).await.unwrap();
+        let page = areas.login.canonical_history(before, 3).await.unwrap();
         pages.push(page.versions.iter().map(|summary| summary.version).collect::<Vec<_>>());
         before = page.next;
         if before.is_none() {
@@ -355,15 +354,15 @@ async fn the_history_is_read_page_by_page() {
         }
     }
     assert_eq!(pages, [vec![7, 6, 5], vec![4, 3, 2], vec![1]]);
-    let all = service.login.canonical_history(None, 7).await.unwrap();
+    let all = areas.login.canonical_history(None, 7).await.unwrap();
     assert_eq!((all.versions.len(), all.next), (7, None), "a full page that is the last one");
 }
 
 #[tokio::test]
 async fn a_host_stores_so_many_new_logins_within_an_hour() {
-    let (service, clock, _directory) = service().await;
-    set_versions(&service, VersionPolicy { stores_per_host_per_hour: 3, ..VersionPolicy::default() });
-    let (a, b) = (register(&service, "a.test").await, register(&service, "b.test").await);
+    let (areas, clock, _directory) = areas().await;
+    set_versions(&areas, VersionPolicy { stores_per_host_per_hour: 3, ..VersionPolicy::default() });
+    let (a, b) = (register(&areas, "a.test").await, register(&areas, "b.test").await);
     let mut made = 0;
     let mut newer = |clock: &Clock| {
         made += 1;
@@ -373,16 +372,16 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
     let first = clock.now();
     for _ in 0..3 {
         let auth = newer(&clock);
-        assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+        assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Updated);
         // What makes no version is not counted.
         for _ in 0..5 {
-            assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Unchanged);
+            assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Unchanged);
             let old = login(first - Duration::DAY, "old").0;
-            assert_eq!(store(&service, &a, &old).await.unwrap().outcome, Outcome::Outdated);
+            assert_eq!(store(&areas, &a, &old).await.unwrap().outcome, Outcome::Outdated);
         }
     }
     let auth = newer(&clock);
-    let refused = store(&service, &a, &auth).await.map(drop).unwrap_err();
+    let refused = store(&areas, &a, &auth).await.map(drop).unwrap_err();
     assert!(refused.to_string().contains("auth.stores_per_host_per_hour"), "{refused}");
     match refused {
         ServiceError::StoresLimited(throttled) => {
@@ -392,22 +391,22 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
         other => panic!("{other:?}"),
     }
     // An agent identity is a write as well.
-    let same = service.core.canonical().unwrap().text.to_string();
-    let refused = store(&service, &a, &with_identity(&same, IDENTITY)).await.map(drop);
+    let same = areas.core.canonical().unwrap().text.to_string();
+    let refused = store(&areas, &a, &with_identity(&same, IDENTITY)).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::StoresLimited(_))));
-    assert_eq!(retrieve(&service, &a, Digest::of(b"")).await.outcome, Outcome::Outdated, "it is served all the same");
+    assert_eq!(retrieve(&areas, &a, Digest::of(b"")).await.outcome, Outcome::Outdated, "it is served all the same");
     // Others, and admins.
-    assert_eq!(store(&service, &b, &auth).await.unwrap().outcome, Outcome::Updated);
+    assert_eq!(store(&areas, &b, &auth).await.unwrap().outcome, Outcome::Updated);
     for _ in 0..9 {
         let auth = newer(&clock);
-        upload(&service, &auth).await;
+        upload(&areas, &auth).await;
     }
     clock.go_on(Duration::HOUR);
     let auth = newer(&clock);
-    assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
-    set_versions(&service, VersionPolicy { stores_per_host_per_hour: 0, ..VersionPolicy::default() });
+    assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+    set_versions(&areas, VersionPolicy { stores_per_host_per_hour: 0, ..VersionPolicy::default() });
     for _ in 0..9 {
         let auth = newer(&clock);
-        assert_eq!(store(&service, &a, &auth).await.unwrap().outcome, Outcome::Updated);
+        assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Updated);
     }
 }

@@ -48,7 +48,7 @@ fn the_journal_gets_fields() {
     child.0.wait().unwrap();
 
     let first = entries.iter().find(|entry| holds(entry, "EVENT", "initialised")).unwrap();
-    for field in ["PRIORITY=", "SYSLOG_IDENTIFIER=codex-authd", "CODE_FILE=src/service/boot.rs"] {
+    for field in ["PRIORITY=", "SYSLOG_IDENTIFIER=codex-authd", "CODE_FILE=src/service/core/boot.rs"] {
         assert!(first.contains(field), "{field} is missing: {first}");
     }
     assert!(entries.iter().any(|entry| holds(entry, "SUBJECT", "h.test")), "{entries:#?}");

@@ -8,7 +8,7 @@ use super::super::json::Verbatim;
 use super::super::versions::VersionsBody;
 use crate::model::host::{Fqdn, HostActivity, HostRules};
 use crate::service::login::sync::Sync;
-use crate::service::{Areas, ServiceError};
+use crate::service::{Hosts, Login, ServiceError};
 
 /// What a host sends. A store may also be the auth.json itself as the whole body.
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -75,19 +75,19 @@ pub struct AuthAnswer {
 
 impl AuthAnswer {
     /// It holds `auth` as its last member, where there is one.
-    pub fn of(service: &Areas, sync: Sync) -> Result<Self, ServiceError> {
+    pub fn of(hosts: &Hosts, login: &Login, sync: Sync) -> Result<Self, ServiceError> {
         let Sync { outcome, canonical, stored, host: told } = sync;
         let (host, canonical) = (told.as_ref().map(|told| &*told.host), canonical.as_deref());
-        let delivery = canonical.filter(|_| outcome.carries_auth()).map(|it| match service.login.deliver(it, host) {
+        let delivery = canonical.filter(|_| outcome.carries_auth()).map(|it| match login.deliver(it, host) {
             // A store is durable by now, and nothing may turn it into a failure: a host whose agent identity cannot be
             // opened is answered without it.
-            Err(_) if stored => service.login.deliver(it, None),
+            Err(_) if stored => login.deliver(it, None),
             delivered => delivered,
         });
         let delivery = delivery.transpose()?;
         let canonical_digest = match (&delivery, canonical) {
             (Some(delivery), _) => Some(delivery.digest),
-            (None, Some(canonical)) => Some(service.login.delivered_digest(canonical, host)?),
+            (None, Some(canonical)) => Some(login.delivered_digest(canonical, host)?),
             (None, None) => None,
         };
         let reported_client_version = told.as_ref().and_then(|told| told.activity.client_version.clone());
@@ -98,7 +98,7 @@ impl AuthAnswer {
             action: outcome.asks_for_store().then(|| "store".into()),
             api_calls: told.as_ref().map_or(0, |told| told.activity.api_calls),
             token_usage_month: host.map(|_| TokenUsage::default()),
-            versions: VersionsBody { reported_client_version, ..service.hosts.versions(host)?.into() },
+            versions: VersionsBody { reported_client_version, ..hosts.versions(host)?.into() },
             host: told
                 .map(|told| HostBody::new(&told.host.fqdn, &told.host.rules, told.activity, told.host.updated_at)),
             quota_hard_fail: true,

@@ -7,7 +7,7 @@ use tokio::net::TcpSocket;
 
 use super::*;
 use crate::listener::{Counters, Gate, RefusalReason};
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 
 /// Another address of this machine, for the attacker.
 const ATTACKER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2)), 0);
@@ -138,7 +138,7 @@ async fn silent_connections_of_one_address_keep_nobody_out() {
 async fn clients_behind_a_trusted_proxy_have_shares_and_the_proxy_has_none() {
     let house = House::new();
     let limits = Limits { max_handshakes_per_address: 4, handshake_timeout: NEVER, ..Limits::default() };
-    let trust = Arc::new(Trust::new(vec!["127.0.0.0/8".parse().unwrap()], None));
+    let trust = Arc::new(TrustedProxies::new(vec!["127.0.0.0/8".parse().unwrap()], None));
     let listening = || std::net::TcpListener::bind(LOOPBACK).unwrap();
 
     let gate = Gate { forwarders: trust.clone(), ..Gate::default() };

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::listener::{Admission, Behind, Connections, Gate};
 use crate::model::digest::Digest;
-use crate::model::forwarded::Trust;
+use crate::model::forwarded::TrustedProxies;
 
 fn listening() -> std::net::TcpListener {
     std::net::TcpListener::bind(LOOPBACK).unwrap()
@@ -261,7 +261,7 @@ async fn a_stop_does_not_wait_for_clients_that_say_nothing() {
 #[tokio::test]
 async fn a_proxy_header_ahead_of_tls_is_the_remote_address() {
     let house = House::new();
-    let proxies = Arc::new(Trust::new(vec!["127.0.0.0/8".parse().unwrap()], None));
+    let proxies = Arc::new(TrustedProxies::new(vec!["127.0.0.0/8".parse().unwrap()], None));
     let gate = Gate { proxies: Some(proxies), ..Gate::default() };
     let limits = Limits { handshake_timeout: Duration::from_millis(500), ..Limits::default() };
     let acceptor = TlsAcceptor::guarded(listening(), house.hosts(), limits, gate).unwrap();
@@ -285,7 +285,7 @@ async fn a_proxy_header_ahead_of_tls_is_the_remote_address() {
 
 #[tokio::test]
 async fn plain_http_with_a_proxy_header_is_for_proxies_only() {
-    let trust = |network: &str| Arc::new(Trust::new(vec![network.parse().unwrap()], None));
+    let trust = |network: &str| Arc::new(TrustedProxies::new(vec![network.parse().unwrap()], None));
     for (proxies, served) in [(trust("127.0.0.0/8"), true), (trust("10.0.0.0/8"), false)] {
         let behind = Behind { proxies, proxy_protocol: true };
         let acceptor = PlainAcceptor::behind(listening(), Limits::default(), behind).unwrap();

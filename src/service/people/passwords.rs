@@ -419,10 +419,10 @@ mod tests {
     /// Packing a PKCS#12 and sealing a backup's keys take a processor as long as a password does.
     #[tokio::test]
     async fn what_a_password_protects_waits_in_the_same_queue() {
-        let (service, _clock, _directory) = clock_tests::service().await;
+        let (areas, _clock, _directory) = clock_tests::areas().await;
         let adapters = Adapters { stores: Some(Arc::new(NoStores)), ..Adapters::default() };
-        let service = Areas::on(service.core, adapters);
-        let (passwords, by) = (&service.people.passwords, By::daemon());
+        let areas = Areas::on(areas.core, adapters);
+        let (passwords, by) = (&areas.people.passwords, By::daemon());
         let mut waiting = Vec::new();
         for _ in 0..1000 {
             let mut turn = Box::pin(passwords.turn(None));
@@ -436,12 +436,12 @@ mod tests {
         }
         assert!(is_busy(passwords.turn(None)), "all places are taken");
         let options = CertificateOptions::default();
-        let issued = service.trust.issue_certificate("ops", options, &by).await;
+        let issued = areas.trust.issue_certificate("ops", options, &by).await;
         assert!(matches!(issued, Err(ServiceError::Busy)), "{:?}", issued.map(drop));
-        assert!(service.trust.certificates().await.unwrap().is_empty(), "nothing was issued");
+        assert!(areas.trust.certificates().await.unwrap().is_empty(), "nothing was issued");
         let passphrase = Zeroizing::new("correct horse battery staple".to_owned());
         let digest = Digest::of(b"manifest");
-        let sealed = service.transfer.seal_backup_keys(&by, passphrase, digest).await;
+        let sealed = areas.transfer.seal_backup_keys(&by, passphrase, digest).await;
         assert!(matches!(sealed, Err(ServiceError::Busy)), "{:?}", sealed.map(drop));
     }
 

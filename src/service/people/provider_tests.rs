@@ -49,15 +49,15 @@ impl World {
             keys_refresh: Duration::from_secs(600),
         };
         let provider = Provider::new(settings, Arc::new(System)).unwrap();
-        let service = node(&self.directory, name, self.records.clone(), self.clock.clone()).await;
+        let areas = node(&self.directory, name, self.records.clone(), self.clock.clone()).await;
         let adapters = Adapters { provider: Some(Arc::new(provider)), ..Adapters::default() };
-        Areas::on(service.core, adapters)
+        Areas::on(areas.core, adapters)
     }
 
-    async fn link_ada(&self, service: &Areas) {
-        service.people.add_user("ada@example.test", Role::Member, None, &By::daemon()).await.unwrap();
+    async fn link_ada(&self, areas: &Areas) {
+        areas.people.add_user("ada@example.test", Role::Member, None, &By::daemon()).await.unwrap();
         let issuer = self.provider.issuer();
-        service.people.link_identity(&issuer, SUBJECT, "ada@example.test", None, &By::daemon()).await.unwrap();
+        areas.people.link_identity(&issuer, SUBJECT, "ada@example.test", None, &By::daemon()).await.unwrap();
     }
 }
 
@@ -71,10 +71,10 @@ async fn visit(begun: &Begun) -> Answer {
 }
 
 /// `done`, or why not.
-async fn finish(service: &Areas, begun: &Begun, answer: &Answer) -> String {
-    let finished = service.people.finish_sign_in(Some(&begun.cookie), answer, HERE, None).await;
+async fn finish(areas: &Areas, begun: &Begun, answer: &Answer) -> String {
+    let finished = areas.people.finish_sign_in(Some(&begun.cookie), answer, HERE, None).await;
     let filter = AuditFilter { action: Some("session.begin".into()), ..AuditFilter::default() };
-    let entry = service.audit.audit_log(&filter, 1).await.unwrap().remove(0).note;
+    let entry = areas.audit.audit_log(&filter, 1).await.unwrap().remove(0).note;
     assert_eq!(finished.is_ok(), entry.outcome == "done");
     if finished.is_ok() { "done".into() } else { entry.details["reason"].clone() }
 }
@@ -82,14 +82,14 @@ async fn finish(service: &Areas, begun: &Begun, answer: &Answer) -> String {
 #[tokio::test]
 async fn a_browser_has_ten_minutes() {
     let world = World::new();
-    let service = world.node("one").await;
-    world.link_ada(&service).await;
+    let areas = world.node("one").await;
+    world.link_ada(&areas).await;
     for (seconds, outcome) in [(0, "done"), (599, "done"), (600, "state_expired"), (86_400, "state_expired")] {
-        let begun = service.people.begin_sign_in(None, HERE).await.unwrap();
+        let begun = areas.people.begin_sign_in(None, HERE).await.unwrap();
         let answer = visit(&begun).await;
         let asked = world.provider.count(TOKEN);
         world.clock.go_on(time::Duration::seconds(seconds));
-        assert_eq!(finish(&service, &begun, &answer).await, outcome, "{seconds} s");
+        assert_eq!(finish(&areas, &begun, &answer).await, outcome, "{seconds} s");
         assert_eq!(world.provider.count(TOKEN) - asked, usize::from(outcome == "done"), "{seconds} s");
     }
 }

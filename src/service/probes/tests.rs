@@ -14,7 +14,7 @@ use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
 use crate::records::{CanonicalSource, Records, RestoredLogin, SettingsChange, Standstill};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{Clock, node, service};
+use crate::service::clock_tests::{Clock, areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::QueryVersions;
 use crate::service::probes::board::Board;
@@ -72,7 +72,7 @@ impl Probing for Play {
 
 /// A daemon's part that makes probes.
 struct Node {
-    service: Areas,
+    areas: Areas,
     stage: Arc<Stage>,
     probes: mpsc::UnboundedReceiver<Played>,
     stop: watch::Sender<bool>,
@@ -80,14 +80,14 @@ struct Node {
 }
 
 impl Node {
-    fn of(service: Areas) -> Self {
+    fn of(areas: Areas) -> Self {
         let (sender, probes) = mpsc::unbounded_channel();
         let stage = Arc::new(Stage { probes: sender, begun: AtomicUsize::new(0) });
-        let service = Areas::on(service.core, Adapters { prober: Some(stage.clone()), ..Adapters::default() });
+        let areas = Areas::on(areas.core, Adapters { prober: Some(stage.clone()), ..Adapters::default() });
         let (stop, stopping) = watch::channel(false);
-        let proving = service.clone();
+        let proving = areas.clone();
         let worker = tokio::spawn(async move { proving.probes.make_probes(stopping).await });
-        Self { service, stage, probes, stop, worker }
+        Self { areas, stage, probes, stop, worker }
     }
 
     async fn next_probe(&mut self) -> Played {
@@ -96,13 +96,13 @@ impl Node {
 
     /// The probe that an admin asks for.
     async fn asked_for(&mut self) -> Played {
-        self.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+        self.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
         self.next_probe().await
     }
 
     async fn answered(&self, ticket: u64) -> RunnerView {
         loop {
-            let view = self.service.probes.runner(10).await.unwrap();
+            let view = self.areas.probes.runner(10).await.unwrap();
             if view.answered >= ticket {
                 return view;
             }
@@ -113,7 +113,7 @@ impl Node {
     async fn state(&self, wanted: RunnerState) -> RunnerView {
         within(async {
             loop {
-                let view = self.service.probes.runner(10).await.unwrap();
+                let view = self.areas.probes.runner(10).await.unwrap();
                 if view.state == wanted && view.underway.is_none() {
                     return view;
                 }
@@ -159,21 +159,21 @@ fn login(tag: &str, at: OffsetDateTime) -> String {
 }
 
 async fn upload(node: &Node, login: &str) {
-    node.service.login.upload_text(login, Allowed::default(), false, &By::daemon()).await.unwrap();
+    node.areas.login.upload_text(login, Allowed::default(), false, &By::daemon()).await.unwrap();
 }
 
 async fn a_host(node: &Node) -> Arc<HotHost> {
-    let registered = node.service.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
-    node.service
+    let registered = node.areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    node.areas
         .admission
-        .admit(&node.service.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
+        .admit(&node.areas.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
         .await
         .unwrap()
 }
 
 async fn call(node: &Node, host: &Arc<HotHost>, body: &Value) -> String {
     let from = [127, 0, 0, 1].into();
-    let sync = node.service.login.sync(host.clone(), from, &body.to_string(), QueryVersions::default()).await.unwrap();
+    let sync = node.areas.login.sync(host.clone(), from, &body.to_string(), QueryVersions::default()).await.unwrap();
     sync.outcome.as_str().to_owned()
 }
 
@@ -183,8 +183,8 @@ async fn store(node: &Node, host: &Arc<HotHost>, login: &str) -> String {
 }
 
 async fn a_node() -> (Node, Arc<Clock>, tempfile::TempDir) {
-    let (service, clock, directory) = service().await;
-    (Node::of(service), clock, directory)
+    let (areas, clock, directory) = areas().await;
+    (Node::of(areas), clock, directory)
 }
 
 fn now(clock: &Clock) -> OffsetDateTime {
@@ -196,7 +196,7 @@ fn now(clock: &Clock) -> OffsetDateTime {
 async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_asked() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    assert_eq!(node.service.probes.runner(1).await.unwrap().state, RunnerState::Never);
+    assert_eq!(node.areas.probes.runner(1).await.unwrap().state, RunnerState::Never);
     assert_eq!(node.begun(), 0);
     let host = a_host(&node).await;
     clock.step(1);
@@ -209,12 +209,12 @@ async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_as
 
     clock.step(1);
     upload(&node, &login("three", now(&clock))).await;
-    assert_eq!(node.service.probes.runner(1).await.unwrap().state, RunnerState::Never, "nobody has tried this one");
-    node.service.login.upload_text(&login("four", now(&clock)), Allowed::default(), true, &By::daemon()).await.unwrap();
+    assert_eq!(node.areas.probes.runner(1).await.unwrap().state, RunnerState::Never, "nobody has tried this one");
+    node.areas.login.upload_text(&login("four", now(&clock)), Allowed::default(), true, &By::daemon()).await.unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("no\nway".into()))).unwrap();
     let view = node.state(FAILS).await;
     assert_eq!(view.probes[0].trigger, ProbeTrigger::Upload);
-    let noted = node.service.audit.audit_log(&AuditFilter::default(), 1).await.unwrap();
+    let noted = node.areas.audit.audit_log(&AuditFilter::default(), 1).await.unwrap();
     assert_eq!((noted[0].note.action.as_str(), noted[0].note.alarm), ("runner.probe", true));
     assert_eq!(noted[0].note.details["reason"], "no", "a line is enough there");
 }
@@ -231,8 +231,8 @@ async fn the_first_call_of_a_day_has_the_login_proved_once() {
         }
         node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
         within(async {
-            while node.service.probes.runner(0).await.unwrap().summary.unwrap().validations == 0
-                || node.service.probes.runner(0).await.unwrap().underway.is_some()
+            while node.areas.probes.runner(0).await.unwrap().summary.unwrap().validations == 0
+                || node.areas.probes.runner(0).await.unwrap().underway.is_some()
             {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -244,7 +244,7 @@ async fn the_first_call_of_a_day_has_the_login_proved_once() {
     // A day that was had already, by a clock that was set back: the records know.
     clock.step(-24);
     call(&node, &host, &retrieve).await;
-    let ticket = node.service.probes.queue.board().asked();
+    let ticket = node.areas.probes.queue.board().asked();
     within(node.answered(ticket)).await;
     assert_eq!(node.begun(), 3);
 }
@@ -259,19 +259,19 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
         "other.test": { "token": "another-token-of-somebody-else" },
     });
     upload(&node, &first.to_string()).await;
-    let ticket = node.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     // The clock of the one who wrote it is behind: it still has to take the place of what it was made of.
     let refreshed = login("two", now(&clock) - time::Duration::HOUR);
     probe.told.send(Told::Refreshed(Zeroizing::new(refreshed))).unwrap();
     within(async {
-        while node.service.core.canonical().unwrap().summary.version != 2 {
+        while node.areas.core.canonical().unwrap().summary.version != 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    assert!(node.service.probes.runner(0).await.unwrap().underway.is_some(), "the probe goes on");
-    let shared = node.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    assert!(node.areas.probes.runner(0).await.unwrap().underway.is_some(), "the probe goes on");
+    let shared = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
     // And once more, from what it has now.
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("three", now(&clock))))).unwrap();
@@ -279,13 +279,13 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     let view = within(node.answered(shared.max(ticket))).await;
     assert_eq!((view.state, view.latest.unwrap().outcome.unwrap().adopted), (FAILS, Some(3)));
     assert_eq!(node.begun(), 1, "who asked meanwhile shares the result");
-    let canonical = node.service.core.canonical().unwrap();
+    let canonical = node.areas.core.canonical().unwrap();
     assert_eq!(canonical.summary.source, CanonicalSource::Runner { of: 2 });
     assert!(canonical.text.contains("rt_three_"));
     let document: Value = serde_json::from_str(&canonical.text).unwrap();
     assert_eq!(document["auths"]["other.test"]["token"], "another-token-of-somebody-else");
     assert_eq!(document["auths"]["api.openai.com"]["token"], document["tokens"]["access_token"]);
-    let history = node.service.login.canonical_history(None, 10).await.unwrap().versions;
+    let history = node.areas.login.canonical_history(None, 10).await.unwrap().versions;
     assert_eq!(history[1].source, CanonicalSource::Runner { of: 1 });
 }
 
@@ -304,8 +304,8 @@ async fn tokens_of_another_account_or_of_none_are_not_taken() {
         let view = node.state(FAILS).await;
         let reason = view.latest.unwrap().outcome.unwrap().reason.unwrap();
         assert!(reason.contains(outcome) && reason.contains("sign in anew"), "{reason}");
-        assert_eq!(node.service.core.canonical().unwrap().summary.version, 1);
-        let noted = node.service.audit.audit_log(&AuditFilter::default(), 10).await.unwrap();
+        assert_eq!(node.areas.core.canonical().unwrap().summary.version, 1);
+        let noted = node.areas.audit.audit_log(&AuditFilter::default(), 10).await.unwrap();
         let refused = noted.iter().find(|entry| entry.note.action == "auth.refresh").unwrap();
         assert!(refused.note.alarm && refused.note.outcome == outcome);
     }
@@ -324,23 +324,23 @@ async fn a_later_login_of_a_host_stays_and_is_proved_itself() {
     probe.told.send(Told::Found(Finding::Works)).unwrap();
     let second = node.next_probe().await;
     assert!(second.login.contains("rt_host_"));
-    assert_eq!(node.service.core.canonical().unwrap().summary.version, 2);
+    assert_eq!(node.areas.core.canonical().unwrap().summary.version, 2);
     second.told.send(Told::Found(Finding::Works)).unwrap();
     assert_eq!(node.state(WORKS).await.probes.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
-    let (service, clock, directory) = service().await;
-    let records: Arc<dyn Records> = service.core.records.clone();
-    let mut one = Node::of(service);
+    let (areas, clock, directory) = areas().await;
+    let records: Arc<dyn Records> = areas.core.records.clone();
+    let mut one = Node::of(areas);
     upload(&one, &login("one", now(&clock))).await;
     let two = Node::of(node(&directory, "hot-2", records, clock.clone()).await);
     let probe = one.asked_for().await;
-    let ticket = two.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = two.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
     // It has asked the records, and waits for the other.
     within(async {
-        while two.service.probes.queue.board().due().is_none_or(|due| due <= Instant::now()) {
+        while two.areas.probes.queue.board().due().is_none_or(|due| due <= Instant::now()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -354,26 +354,26 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
 async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    let ticket = node.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
     let note = By::daemon().note(now(&clock), "store.standstill");
-    node.service.core.records.standstill_set(Some(&still), &note).await.unwrap();
+    node.areas.core.records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Works)).unwrap();
     tokio::time::sleep(AGAIN + AGAIN / 2).await;
-    assert_eq!(node.service.core.canonical().unwrap().summary.version, 1);
-    node.service.core.records.standstill_set(None, &note).await.unwrap();
+    assert_eq!(node.areas.core.canonical().unwrap().summary.version, 1);
+    node.areas.core.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(within(node.answered(ticket)).await.state, WORKS);
-    assert_eq!(node.service.core.canonical().unwrap().summary.version, 2, "nothing is lost");
+    assert_eq!(node.areas.core.canonical().unwrap().summary.version, 2, "nothing is lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
-    let (service, clock, directory) = service().await;
-    let records: Arc<dyn Records> = service.core.records.clone();
-    let mut first = Node::of(service);
+    let (areas, clock, directory) = areas().await;
+    let records: Arc<dyn Records> = areas.core.records.clone();
+    let mut first = Node::of(areas);
     upload(&first, &login("one", now(&clock))).await;
     let probe = first.asked_for().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
@@ -382,26 +382,26 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     within(async {
-        while first.service.core.hot.refreshed().unwrap().is_none() {
+        while first.areas.core.hot.refreshed().unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    let kept = serde_json::to_string(&first.service.core.hot.refreshed().unwrap().unwrap()).unwrap();
+    let kept = serde_json::to_string(&first.areas.core.hot.refreshed().unwrap().unwrap()).unwrap();
     assert!(!kept.contains("rt_two_"), "it is sealed");
     // As if it were killed: nothing is told to it any more.
     first.worker.abort();
     assert!(first.worker.await.unwrap_err().is_cancelled());
-    drop(first.service);
+    drop(first.areas);
     records.standstill_set(None, &note).await.unwrap();
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     within(async {
-        while next.service.core.hot.refreshed().unwrap().is_some() {
+        while next.areas.core.hot.refreshed().unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    let canonical = next.service.core.canonical().unwrap();
+    let canonical = next.areas.core.canonical().unwrap();
     assert_eq!((canonical.summary.version, &canonical.summary.source), (2, &CanonicalSource::Runner { of: 1 }));
     assert!(canonical.text.contains("rt_two_"));
 }
@@ -414,37 +414,37 @@ async fn a_command_tries_nothing_again_that_failed_before_it() {
     node.state(FAILS).await;
     node.worker.abort();
     clock.step(1);
-    let board = || node.service.probes.queue.board();
+    let board = || node.areas.probes.queue.board();
     *board() = Board::default();
-    node.service.probes.take_up_probes(false).await.unwrap();
+    node.areas.probes.take_up_probes(false).await.unwrap();
     assert_eq!(board().due(), None, "its process would end in the middle of a probe");
-    node.service.probes.take_up_probes(true).await.unwrap();
+    node.areas.probes.take_up_probes(true).await.unwrap();
     assert!(board().due().is_some_and(|due| due <= Instant::now()), "a daemon does");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_during_a_stop_says_nothing_of_the_login() {
-    let (service, clock, _directory) = service().await;
-    let mut node = Node::of(service);
+    let (areas, clock, _directory) = areas().await;
+    let mut node = Node::of(areas);
     upload(&node, &login("one", now(&clock))).await;
     let probe = node.asked_for().await;
     node.stop.send_replace(true);
     probe.told.send(Told::Found(Finding::Fails("Codex was ended by signal SIGTERM".into()))).unwrap();
     within(node.worker).await.unwrap();
-    let outcome = node.service.probes.runner(1).await.unwrap().latest.unwrap().outcome.unwrap();
+    let outcome = node.areas.probes.runner(1).await.unwrap().latest.unwrap().outcome.unwrap();
     assert_eq!((outcome.state, outcome.reason.as_deref()), (ProbeState::Unavailable, Some(STOPPED)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
-    let (service, clock, directory) = service().await;
-    let records: Arc<dyn Records> = service.core.records.clone();
-    let mut first = Node::of(service);
+    let (areas, clock, directory) = areas().await;
+    let records: Arc<dyn Records> = areas.core.records.clone();
+    let mut first = Node::of(areas);
     upload(&first, &login("one", now(&clock))).await;
     let _probe = first.asked_for().await;
     first.stop.send_replace(true);
     within(first.worker).await.unwrap();
-    let view = first.service.probes.runner(1).await.unwrap();
+    let view = first.areas.probes.runner(1).await.unwrap();
     let outcome = view.latest.unwrap().outcome.unwrap();
     assert_eq!((outcome.state, outcome.reason.as_deref()), (ProbeState::Unavailable, Some(STOPPED)));
 
@@ -452,19 +452,19 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     let id = Uuid::new_v4();
     let claim = ProbeClaim {
         id,
-        node: first.service.core.node(),
+        node: first.areas.core.node(),
         version: 1,
         trigger: ProbeTrigger::Admin,
         at: now(&clock),
         until: now(&clock) + time::Duration::MINUTE,
     };
     assert_eq!(records.probe_claim(&claim, None).await.unwrap(), ClaimOutcome::Begun);
-    drop(first.service);
+    drop(first.areas);
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     let view = within(async {
         // The state says nothing: the probe that the stop cut short has left the same one.
         loop {
-            let view = next.service.probes.runner(1).await.unwrap();
+            let view = next.areas.probes.runner(1).await.unwrap();
             if view.probes[0].outcome.is_some() {
                 return view;
             }
@@ -476,7 +476,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     assert!(view.reason().unwrap().contains("the daemon ended before the probe did"));
     within(async {
         // It is tried again later.
-        while next.service.probes.queue.board().due().is_none() {
+        while next.areas.probes.queue.board().due().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -505,39 +505,39 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     mark(&records, 1, now(&clock)).await;
 
     // It has not heard of it yet, and asks the records before it begins.
-    let ticket = node.service.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
     within(node.answered(ticket)).await;
     assert_eq!(node.begun(), 1);
-    node.service.core.catch_up().await.unwrap();
-    assert_eq!(node.service.probes.runner(1).await.unwrap().state, UNTRIED);
-    let refused = node.service.probes.ask_for_probe(&By::daemon(), false).unwrap_err();
+    node.areas.core.catch_up().await.unwrap();
+    assert_eq!(node.areas.probes.runner(1).await.unwrap().state, UNTRIED);
+    let refused = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap_err();
     assert!(matches!(refused, ServiceError::Conflict(_)) && refused.to_string().contains("--restored"), "{refused}");
     let host = a_host(&node).await;
     let retrieve = json!({ "command": "retrieve", "digest": "a".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" });
     assert_eq!(call(&node, &host, &retrieve).await, "outdated", "hosts are served");
-    node.service
+    node.areas
         .login
         .upload_text(&login("one", now(&clock) - time::Duration::HOUR), Allowed::default(), true, &By::daemon())
         .await
         .unwrap();
-    node.service.probes.queue.want_probe(ProbeTrigger::Retry);
-    let ticket = node.service.probes.queue.board().asked();
+    node.areas.probes.queue.want_probe(ProbeTrigger::Retry);
+    let ticket = node.areas.probes.queue.board().asked();
     within(node.answered(ticket)).await;
     assert_eq!(node.begun(), 1, "none starts by itself");
 
     // Found not to work, it stays what it is, and is not tried again by itself.
     clock.go_on(time::Duration::MINUTE);
-    node.service.probes.ask_for_probe(&By::daemon(), true).unwrap();
+    node.areas.probes.ask_for_probe(&By::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("spent".into()))).unwrap();
     assert_eq!(node.state(FAILS).await.reason().as_deref(), Some("spent"));
-    assert!(node.service.probes.restored_login().is_some());
-    assert!(node.service.probes.ask_for_probe(&By::daemon(), false).is_err());
+    assert!(node.areas.probes.restored_login().is_some());
+    assert!(node.areas.probes.ask_for_probe(&By::daemon(), false).is_err());
 
     // Found to work, it is a login like any other.
-    node.service.probes.ask_for_probe(&By::daemon(), true).unwrap();
+    node.areas.probes.ask_for_probe(&By::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
-    assert_eq!(node.service.probes.restored_login(), None);
+    assert_eq!(node.areas.probes.restored_login(), None);
     assert_eq!(records.settings_fetch().await.unwrap().restored_login, None);
     node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
 }
@@ -550,12 +550,12 @@ async fn a_newer_login_than_that_of_a_backup_is_proved_as_ever() {
     let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
     upload(&node, &login("one", now(&clock))).await;
     mark(&records, 1, now(&clock)).await;
-    node.service.core.catch_up().await.unwrap();
-    assert!(node.service.probes.restored_login().is_some());
+    node.areas.core.catch_up().await.unwrap();
+    assert!(node.areas.probes.restored_login().is_some());
     let host = a_host(&node).await;
     clock.step(1);
     assert_eq!(store(&node, &host, &login("two", now(&clock))).await, "updated");
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
-    assert_eq!(node.service.probes.restored_login(), None);
+    assert_eq!(node.areas.probes.restored_login(), None);
 }
