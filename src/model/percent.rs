@@ -1,10 +1,28 @@
 //! Text as a part of a URL.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// All but the unreserved characters of RFC 3986, section 2.3.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// Every byte that has a meaning in a URL, or may have one, is written as `%XX`.
 pub fn encoded(text: &str) -> String {
-    let byte = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte => format!("%{byte:02X}"),
-    };
-    text.bytes().map(byte).collect()
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_unreserved_characters_stay() {
+        let unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
+        let ascii: String = (0..0x80_u8).map(char::from).collect();
+        for letter in ascii.chars() {
+            let wanted =
+                if unreserved.contains(letter) { letter.to_string() } else { format!("%{:02X}", u32::from(letter)) };
+            assert_eq!(encoded(letter.encode_utf8(&mut [0; 4])), wanted);
+        }
+        assert_eq!(encoded("\u{e9}\u{20ac}"), "%C3%A9%E2%82%AC");
+    }
 }
