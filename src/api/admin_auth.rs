@@ -12,7 +12,7 @@ use super::admin_runner::RestoredLoginBody;
 use super::area::Area;
 use super::bodies::RawBody;
 use super::errors::{Answer, ok};
-use super::guards::{Admin, Asking, Viewer};
+use super::guards::{Admin, Principal, Viewer};
 use super::json::{JsonBody, Verbatim};
 use super::types::auth::AuthAnswer;
 use crate::model::people::Role;
@@ -50,7 +50,7 @@ impl AdminAuthApi {
         core: Area<'_, Core>,
         login: Area<'_, Login>,
         probes: Area<'_, Probes>,
-        asking: Asking,
+        asking: Principal,
         /// `1`: with the document, for admins only; this is noted in the audit log.
         include_body: Query<Option<String>>,
     ) -> Answer<AuthShown> {

@@ -259,11 +259,11 @@ impl IntoResponse for Lines {
 }
 
 /// What waits to be read by whoever asked.
-const BUFFER: usize = 256 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// An answer that goes on for as long as something is written.
 fn begin() -> (DuplexStream, LinesAnswer) {
-    let (writer, reader) = tokio::io::duplex(BUFFER);
+    let (writer, reader) = tokio::io::duplex(BUFFER_BYTES);
     (writer, LinesAnswer::Working(Lines(Body::from_async_read(reader))))
 }
 
@@ -336,16 +336,16 @@ impl Drop for Spool {
 }
 
 /// The manifest and the key are a line of this at most.
-const HEAD: u64 = 64 * 1024;
+const MAX_HEAD_BYTES: u64 = 64 * 1024;
 
 async fn receive(body: Body, spool: &Path) -> crate::service::Result<Backup> {
     let failed = |error: std::io::Error| {
         ServiceError::Refused(format!("cannot keep the backup in {}: {error}", spool.display()))
     };
     let cut = |error: std::io::Error| ServiceError::Refused(format!("the backup did not arrive: {error}"));
-    let mut body = BufReader::with_capacity(BUFFER, body.into_async_read());
+    let mut body = BufReader::with_capacity(BUFFER_BYTES, body.into_async_read());
     let mut head = Zeroizing::new(String::new());
-    (&mut body).take(HEAD).read_line(&mut head).await.map_err(cut)?;
+    (&mut body).take(MAX_HEAD_BYTES).read_line(&mut head).await.map_err(cut)?;
     let head: RestoreHead = serde_json::from_str(&head)
         .map_err(|error| ServiceError::invalid("manifest", format!("cannot be read: {error}")))?;
     let master_key = head.master_key.map(|key| {

@@ -10,20 +10,20 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::area::Area;
 use super::errors::{Answer, ok};
-use super::guards::{Admin, Asking, Viewer};
+use super::guards::{Admin, Principal, Viewer};
 use super::json::{JsonBody, Verbatim};
 use super::types::auth::HostBody;
 use crate::model::host::HostId;
 use crate::model::people::Role;
 use crate::records::Host;
 use crate::service::core::directory::{HostState, ListQuery, ListedHost, Page, Sort};
-use crate::service::hosts::enrol::{HostOptions, HostStatus, HostView, Registered, UNDO};
+use crate::service::hosts::enrol::{HostOptions, HostStatus, HostView, RESTORE_WINDOW, Registered};
 use crate::service::{Core, Hosts, Login, ServiceError};
 
 pub struct AdminHostsApi;
 
 /// How many hosts a page has that says nothing else.
-const DEFAULT_PAGE: usize = 100;
+const DEFAULT_PAGE_HOSTS: usize = 100;
 
 #[OpenApi(tag = "Tag::AdminHosts", prefix_path = "/admin/hosts")]
 impl AdminHostsApi {
@@ -79,7 +79,7 @@ impl AdminHostsApi {
             return ok(AdminHostList { hosts, total: None, matching: None });
         }
         let query = ListQuery {
-            limit: limit.0.map_or(DEFAULT_PAGE, |limit| limit as usize),
+            limit: limit.0.map_or(DEFAULT_PAGE_HOSTS, |limit| limit as usize),
             offset: offset.0.unwrap_or_default() as usize,
             sort: sort.0.map(Sort::from).unwrap_or_default(),
             descending: matches!(order.0, Some(SortOrder::Desc)),
@@ -104,7 +104,7 @@ impl AdminHostsApi {
         core: Area<'_, Core>,
         hosts: Area<'_, Hosts>,
         login: Area<'_, Login>,
-        asking: Asking,
+        asking: Principal,
         id: Path<u64>,
         /// `1`: with the canonical document, for admins only; this is noted in the audit log.
         include_body: Query<Option<String>>,
@@ -525,7 +525,7 @@ pub struct RemovedHost {
 impl RemovedHost {
     fn of(host: Host) -> Option<Self> {
         let removed_at = host.removed_at?;
-        Some(Self { id: host.id.0, fqdn: host.fqdn.into(), removed_at, restorable_until: removed_at + UNDO })
+        Some(Self { id: host.id.0, fqdn: host.fqdn.into(), removed_at, restorable_until: removed_at + RESTORE_WINDOW })
     }
 }
 

@@ -11,7 +11,7 @@ use super::errors::{Answer, ok};
 use super::guards::Viewer;
 use super::versions::VersionsBody;
 use crate::model::audit::Actor;
-use crate::service::By;
+use crate::service::Initiator;
 use crate::service::core::health::{Degraded, GOES_ON, REFUSED};
 use crate::service::{Core, Hosts, Probes, Status, Trust};
 
@@ -140,7 +140,7 @@ pub struct MtlsBody {
 }
 
 impl MtlsBody {
-    fn of(trust: &Trust, by: &By) -> Self {
+    fn of(trust: &Trust, by: &Initiator) -> Self {
         let Actor::Certificate { name, fingerprint } = &by.actor else { return Self::default() };
         let authority = trust.admitted_certificate(fingerprint).and_then(|certificate| certificate.authority);
         Self {

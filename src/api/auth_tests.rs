@@ -26,7 +26,7 @@ use crate::records::embedded::Embedded;
 use crate::records::{HostChange, Records};
 use crate::service::admission::Credential;
 use crate::service::hosts::enrol::HostOptions;
-use crate::service::{Adapters, Areas, By, Parts, Policy, core::boot};
+use crate::service::{Adapters, Areas, Initiator, Parts, Policy, core::boot};
 
 /// A clock that the test turns, and bytes that are the same for whoever asks in the same order.
 struct Turned {
@@ -109,7 +109,7 @@ impl World {
         let registered = self
             .areas
             .hosts
-            .register(name, HostOptions { secure, ..HostOptions::default() }, &By::daemon())
+            .register(name, HostOptions { secure, ..HostOptions::default() }, &Initiator::daemon())
             .await
             .unwrap();
         self.keys.push(registered.api_key.expose().to_owned());
@@ -129,7 +129,7 @@ impl World {
 
     async fn upload(&self, last_refresh: &str) {
         let body = json!({ "auth": document(last_refresh) }).to_string();
-        self.areas.login.upload(&body, &By::daemon()).await.unwrap();
+        self.areas.login.upload(&body, &Initiator::daemon()).await.unwrap();
     }
 
     async fn ask(&self, ask: &Ask) -> Answered {
@@ -274,7 +274,7 @@ async fn each_answer_follows_every_change() {
     world.retrieves(KINDS).await;
     world.upload("2026-09-20T10:00:00Z").await;
     world.retrieves(KINDS).await;
-    world.areas.trust.rotate_keys(&By::daemon()).await.unwrap();
+    world.areas.trust.rotate_keys(&Initiator::daemon()).await.unwrap();
     world.retrieves(KINDS).await;
 
     // The host's rules.
@@ -405,9 +405,9 @@ async fn a_host_stores_and_is_refused() {
     }
     let elsewhere = Ask { from: IpAddr::from([192, 0, 2, 9]), ..ask(Key::Header(0), good.as_str()) };
     assert_eq!(status_of(&world.ask(&elsewhere).await), "address_refused");
-    world.areas.admission.disable_api(true, None, &By::daemon()).await.unwrap();
+    world.areas.admission.disable_api(true, None, &Initiator::daemon()).await.unwrap();
     assert_eq!(world.ask(&ask(Key::Header(0), good.as_str())).await.status, 503);
-    world.areas.admission.disable_api(false, None, &By::daemon()).await.unwrap();
+    world.areas.admission.disable_api(false, None, &Initiator::daemon()).await.unwrap();
     assert_eq!(world.ask(&ask(Key::Header(0), good.as_str())).await.status, 200);
 }
 

@@ -289,12 +289,17 @@ impl From<ServiceError> for Failure {
     }
 }
 
-/// Errors of the framework: no such route, a parameter that cannot be read, a missing key.
+/// The answer to an error that left a handler.
 pub fn from_poem(error: poem::Error) -> Response {
     if error.is_from_response() {
         return error.into_response();
     }
-    let failure = match error.status() {
+    failure_of(&error).into_response()
+}
+
+/// An error of the framework: no such route, a parameter that cannot be read, a missing key.
+pub fn failure_of(error: &poem::Error) -> Failure {
+    match error.status() {
         // A route that exists with another method is no route either: the recorded service answers so.
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             Failure::NotFound(body("route_not_found", "Route not found"))
@@ -303,8 +308,7 @@ pub fn from_poem(error: poem::Error) -> Response {
         StatusCode::PAYLOAD_TOO_LARGE => Failure::too_large(),
         status if status.is_client_error() => Failure::BadRequest(body("bad_request", &error.to_string())),
         _ => ServiceError::internal(error).into(),
-    };
-    failure.into_response()
+    }
 }
 
 fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {

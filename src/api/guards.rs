@@ -24,7 +24,7 @@ use crate::model::people::Role;
 use crate::records::AdminCertificate;
 use crate::service::admission::{Credential, Purpose};
 use crate::service::people::sessions::SignedIn;
-use crate::service::{Admission, Areas, By, ServiceError, hosts::enrol::canonical_address};
+use crate::service::{Admission, Areas, Initiator, ServiceError, hosts::enrol::canonical_address};
 
 /// A host's API key.
 #[derive(SecurityScheme)]
@@ -122,27 +122,27 @@ impl<'a> FromRequest<'a> for Caller {
 /// By `admin.access`: a client certificate that is in force, which is an admin's unless it is tied to a user; somebody who
 /// signed in; or both. Over the control socket, and with a command on the state itself while no daemon runs, it is an admin.
 #[derive(Clone)]
-pub struct Asking {
-    pub by: By,
+pub struct Principal {
+    pub by: Initiator,
     pub role: Role,
     pub signed_in: Option<SignedIn>,
     /// The certificate of the connection, where `admin.access` asks for one.
     pub certificate: Option<Digest>,
 }
 
-impl Asking {
+impl Principal {
     /// Set on the endpoint that a command calls within its own process; no request can carry it in.
     pub fn offline(uid: u32) -> Self {
         Self::admin(Actor::Offline { uid })
     }
 
     fn admin(actor: Actor) -> Self {
-        Self { by: By { actor, from: None }, role: Role::Admin, signed_in: None, certificate: None }
+        Self { by: Initiator { actor, from: None }, role: Role::Admin, signed_in: None, certificate: None }
     }
 
     async fn of(request: &Request) -> Result<Self, Failure> {
         match request.data::<Self>() {
-            // A page of the dashboard, whose session stands in a cookie, or a command.
+            // Found for the whole listener already, or a command.
             Some(known) => {
                 CallerKnown::note(request);
                 Ok(known.clone())
@@ -151,8 +151,16 @@ impl Asking {
         }
     }
 
+    /// The caller of a page, whose session may stand in a cookie. No operation of the API takes one from there.
+    pub async fn of_page(request: &Request, areas: &Areas) -> Result<Self, Failure> {
+        match request.data::<PagePrincipal>() {
+            Some(PagePrincipal(known)) => Ok(known.clone()),
+            None => Self::with_token(request, token_of_page(areas, request).as_deref()).await,
+        }
+    }
+
     /// `token`: of a session, where there is one.
-    pub async fn with_token(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
+    async fn with_token(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
         let asking = Self::find(request, token).await?;
         CallerKnown::note(request);
         Ok(asking)
@@ -186,7 +194,7 @@ impl Asking {
         };
         let AdminCertificate { name, fingerprint, .. } = certificate;
         let actor = Actor::Certificate { name, fingerprint };
-        Ok(Self { by: By { actor, from }, role, signed_in: None, certificate: Some(fingerprint) })
+        Ok(Self { by: Initiator { actor, from }, role, signed_in: None, certificate: Some(fingerprint) })
     }
 
     pub fn needs(&self, needs: Role) -> Result<(), Failure> {
@@ -194,7 +202,7 @@ impl Asking {
     }
 }
 
-impl<'a> FromRequest<'a> for Asking {
+impl<'a> FromRequest<'a> for Principal {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         Ok(Self::of(request).await?)
     }
@@ -218,22 +226,22 @@ async fn signed_in(request: &Request, areas: &Areas, token: Option<&str>) -> Res
 }
 
 /// Whoever may change things.
-pub struct Admin(pub By);
+pub struct Admin(pub Initiator);
 
 impl<'a> FromRequest<'a> for Admin {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        let asking = Asking::of(request).await?;
+        let asking = Principal::of(request).await?;
         asking.needs(Role::Admin)?;
         Ok(Self(asking.by))
     }
 }
 
 /// Whoever may read everything but secrets.
-pub struct Viewer(pub By);
+pub struct Viewer(pub Initiator);
 
 impl<'a> FromRequest<'a> for Viewer {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        let asking = Asking::of(request).await?;
+        let asking = Principal::of(request).await?;
         asking.needs(Role::Viewer)?;
         Ok(Self(asking.by))
     }
@@ -242,7 +250,7 @@ impl<'a> FromRequest<'a> for Viewer {
 /// Whoever signed in, on either listener: for what is their own.
 pub struct Member {
     pub signed_in: SignedIn,
-    pub by: By,
+    pub by: Initiator,
 }
 
 impl<'a> FromRequest<'a> for Member {
@@ -256,26 +264,31 @@ impl<'a> FromRequest<'a> for Member {
 }
 
 /// Whoever has the machine: an admin on the control socket, or with the state itself. A certificate is not enough.
-pub struct OnThisMachine(pub By);
+pub struct OnThisMachine(pub Initiator);
 
 impl<'a> FromRequest<'a> for OnThisMachine {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        match Asking::of(request).await?.by {
-            by @ By { actor: Actor::Control { .. } | Actor::Offline { .. }, .. } => Ok(Self(by)),
+        match Principal::of(request).await?.by {
+            by @ Initiator { actor: Actor::Control { .. } | Actor::Offline { .. }, .. } => Ok(Self(by)),
             _ => Err(Failure::control_socket_only().into()),
         }
     }
 }
 
-/// Counts strangers' calls of the admin listener against their address, and notes in the audit log what somebody was refused
-/// who is known. What was done is noted with the change itself; reading is not noted.
-pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
+/// Who calls a page, found by the cookie of a session.
+#[derive(Clone)]
+struct PagePrincipal(Principal);
+
+/// Finds the caller once for the whole listener; pages and guards read what it found. Counts strangers' calls of the admin
+/// listener against their address, and notes in the audit log what a known caller was refused. What was done is noted with
+/// the change itself; reading is not noted.
+pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) -> poem::Result<Response> {
     let areas = request.data::<Arc<Areas>>().cloned();
     let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
     let reads = request.method().is_safe();
-    let asking = if reads && !comes_by_network { None } else { somebody_known(&request).await };
+    let principal = if reads && !comes_by_network { None } else { find_caller(&mut request).await };
     if comes_by_network
-        && asking.is_none()
+        && principal.is_none()
         && let Some(areas) = &areas
     {
         areas.admission.count_stranger_of_admins(Caller::of(&request)?.0, areas.core.now()).map_err(Failure::from)?;
@@ -294,7 +307,7 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
             (operation, answer)
         }
     };
-    if let (Some(areas), Some(Asking { by, .. })) = (areas, asking)
+    if let (Some(areas), Some(Principal { by, .. })) = (areas, principal)
         && !reads
         && (answer.status().is_client_error() || answer.status().is_server_error())
         // Nothing was decided, and the log that it would stand in is not available either.
@@ -306,13 +319,20 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, request: Request) -> p
     Ok(answer)
 }
 
-/// Whoever calls, as a program or with a page.
-async fn somebody_known(request: &Request) -> Option<Asking> {
-    if let Ok(asking) = Asking::of(request).await {
-        return Some(asking);
+/// Whoever calls, as a program or with a page. The request carries what was found.
+async fn find_caller(request: &mut Request) -> Option<Principal> {
+    if let Ok(principal) = Principal::of(request).await {
+        request.set_data(principal.clone());
+        // A page takes no token from a header.
+        if principal.signed_in.is_none() {
+            request.set_data(PagePrincipal(principal.clone()));
+        }
+        return Some(principal);
     }
     let token = token_of_page(request.data::<Arc<Areas>>()?, request)?;
-    Asking::with_token(request, Some(&token)).await.ok()
+    let principal = Principal::with_token(request, Some(&token)).await.ok()?;
+    request.set_data(PagePrincipal(principal.clone()));
+    Some(principal)
 }
 
 /// Pages and documents whose GET has no effect. HEAD is for these only.

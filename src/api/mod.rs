@@ -260,7 +260,7 @@ fn with_provider(route: Route, areas: &Areas) -> Route {
 
 /// What a command reaches that works on the state itself, as `uid`.
 pub fn admin_in_process(areas: Arc<Areas>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
-    admin_over_control(areas).data(guards::Asking::offline(uid))
+    admin_over_control(areas).data(guards::Principal::offline(uid))
 }
 
 /// Megabytes, the same on every listener, and seldom asked for: made once, when they are, and shared by all answers.

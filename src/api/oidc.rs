@@ -26,7 +26,7 @@ use crate::config::AdminAccess;
 use crate::metrics::Listener;
 use crate::model::secret::Secret;
 use crate::service::people::provider::ProviderAnswer;
-use crate::service::people::provider::{Finished, NotFinished, PATIENCE, cookie_tag};
+use crate::service::people::provider::{Finished, NotFinished, SIGN_IN_TIMEOUT, cookie_tag};
 use crate::service::{Areas, Core, People, ServiceError};
 
 pub struct OidcApi;
@@ -53,7 +53,7 @@ impl OidcApi {
         Redirected(match people.begin_sign_in(back_to, client.from).await {
             Ok(begun) => {
                 let name = flow_cookie(&begun.tag, browser.secure);
-                let kept = set_cookie(&name, &begun.cookie, browser.secure, Some(PATIENCE));
+                let kept = set_cookie(&name, &begun.cookie, browser.secure, Some(SIGN_IN_TIMEOUT));
                 redirect(StatusCode::FOUND, &begun.location, [kept])
             }
             Err(error) if is_page => page_of(error),

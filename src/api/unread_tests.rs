@@ -17,7 +17,7 @@ use super::auth_tests::{LIMITS, World};
 use super::bodies::MAX_STRANGERS_BODY;
 use crate::hot::throttle::Limits;
 use crate::model::audit::AuditFilter;
-use crate::service::By;
+use crate::service::Initiator;
 
 /// A body without an end, which counts what was taken of it.
 struct Endless(Arc<AtomicUsize>);
@@ -110,9 +110,9 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         for path in ["/auth", "/auth?format=lines"] {
             assert_eq!(ask(path, "wrong").await, (401, 0));
         }
-        world.areas.admission.disable_api(true, None, &By::daemon()).await.unwrap();
+        world.areas.admission.disable_api(true, None, &Initiator::daemon()).await.unwrap();
         assert_eq!(ask("/auth", &other).await, (503, 0));
-        world.areas.admission.disable_api(false, None, &By::daemon()).await.unwrap();
+        world.areas.admission.disable_api(false, None, &Initiator::daemon()).await.unwrap();
     }
     // The two calls of each; a body that is too long is read of a good key only.
     for _ in 0..2 {

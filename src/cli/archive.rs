@@ -24,7 +24,7 @@ const MANIFEST_PART: &str = "manifest.json.part";
 /// All that is ever in one.
 pub const FILES: [&str; 3] = [MANIFEST, KEYS, ROWS];
 /// A manifest has some kilobytes.
-const LONGEST_MANIFEST: u64 = 1024 * 1024;
+const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
 
 /// A backup that is being written. Dropped before [`New::finish`], it takes away what it made: half a backup is none.
 pub struct New {
@@ -126,11 +126,11 @@ impl Archive {
         as_caller(|| {
             let at = |name: &str| directory.join(name);
             let read = |name, most| text(&at(name), most).map_err(|cause| CliError::Read { path: at(name), cause });
-            let text = read(MANIFEST, LONGEST_MANIFEST)?;
+            let text = read(MANIFEST, MAX_MANIFEST_BYTES)?;
             let unreadable =
                 |error| CliError::Refused(format!("{} is no manifest of a backup: {error}", at(MANIFEST).display()));
             let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
-            let sealed = match read(KEYS, passphrase::LONGEST as u64 + 1) {
+            let sealed = match read(KEYS, passphrase::MAX_SEALED_BYTES as u64 + 1) {
                 Err(CliError::Read { cause, .. }) if cause.kind() == ErrorKind::NotFound => None,
                 read => Some(read?),
             };

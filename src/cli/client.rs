@@ -40,9 +40,9 @@ pub enum ClientError {
 /// An answer that comes while the work goes on.
 pub type Lines = Box<dyn AsyncBufRead + Unpin + Send>;
 
-const BUFFER: usize = 256 * 1024;
+const BUFFER_BYTES: usize = 256 * 1024;
 /// How long a daemon that holds the state may take to answer.
-const START_PATIENCE: Duration = Duration::from_secs(15);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub enum Client {
@@ -112,7 +112,7 @@ impl Client {
                 let request = request.header("content-type", "application/json").body(reqwest::Body::wrap(body));
                 let mut answer = request.send().await.map_err(failed)?;
                 let status = answer.status();
-                let (mut writer, reader) = tokio::io::duplex(BUFFER);
+                let (mut writer, reader) = tokio::io::duplex(BUFFER_BYTES);
                 tokio::spawn(async move {
                     // A connection that ends too early leaves no last line.
                     while let Ok(Some(chunk)) = answer.chunk().await {
@@ -145,7 +145,7 @@ impl Client {
             if tokio::net::UnixStream::connect(&config.listen.control).await.is_ok() {
                 return true;
             }
-            if begun.elapsed() > START_PATIENCE || !is_in_use(&config.state_dir) {
+            if begun.elapsed() > START_TIMEOUT || !is_in_use(&config.state_dir) {
                 return false;
             }
             tokio::time::sleep(POLL_INTERVAL).await;

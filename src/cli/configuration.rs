@@ -13,7 +13,7 @@ use super::archive::create;
 use crate::config::{self, Config};
 
 /// Readable by the daemon, which is in the group, and by nobody else.
-const MODE: u32 = 0o640;
+const FILE_MODE: u32 = 0o640;
 
 /// Where the configuration of this run is, or would be.
 pub fn place(config: &Config) -> PathBuf {
@@ -64,7 +64,7 @@ fn replace(path: &Path, text: &str, state_dir: &Path) -> std::io::Result<()> {
     let mut file = create(&temporary)?;
     file.write_all(text.as_bytes())?;
     fchown(&file, uid, gid)?;
-    file.set_permissions(std::fs::Permissions::from_mode(MODE))?;
+    file.set_permissions(std::fs::Permissions::from_mode(FILE_MODE))?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     File::open(directory)?.sync_all()

@@ -175,16 +175,16 @@ pub enum CliError {
 impl CliError {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Incomplete => ExitCode::from(INCOMPLETE),
-            Self::ReaderGone => ExitCode::from(READER_GONE),
+            Self::Incomplete => ExitCode::from(EXIT_INCOMPLETE),
+            Self::ReaderGone => ExitCode::from(EXIT_READER_GONE),
             _ => ExitCode::FAILURE,
         }
     }
 }
 
-const INCOMPLETE: u8 = 3;
+const EXIT_INCOMPLETE: u8 = 3;
 /// 128 and the number of SIGPIPE. The signal itself would end a command before its work is.
-const READER_GONE: u8 = 141;
+const EXIT_READER_GONE: u8 = 141;
 
 pub fn main() -> ExitCode {
     if let Some(code) = sandbox::dispatch() {
@@ -272,7 +272,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             let runtime = runtime()?;
             let outcome = runtime.block_on(daemon::serve(config));
             // A thread that waits for a disk which does not answer would be waited for without end.
-            runtime.shutdown_timeout(LAST_WAIT);
+            runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
             outcome.map_err(CliError::from)
         }
         Command::Records(command) => {
@@ -337,7 +337,7 @@ async fn ask_with(client: &Client, command: &Command, config: &Config, json: boo
     }
 }
 
-const LAST_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+const RUNTIME_SHUTDOWN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)

@@ -14,7 +14,7 @@ use crate::service::people::passwords::judge_passphrase;
 
 /// The name within systemd's credentials directory.
 const CREDENTIAL: &str = "backup.passphrase";
-const LONGEST: u64 = 4096;
+const MAX_PASSPHRASE_BYTES: u64 = 4096;
 
 pub type Passphrase = Zeroizing<String>;
 
@@ -74,8 +74,10 @@ fn ask(prompt: &str) -> Result<Passphrase, CliError> {
 
 /// The first line.
 fn read(from: impl Read, path: PathBuf) -> Result<Passphrase, CliError> {
-    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize));
-    from.take(LONGEST).read_to_string(&mut text).map_err(|cause| CliError::Read { path: path.clone(), cause })?;
+    let mut text = Zeroizing::new(String::with_capacity(MAX_PASSPHRASE_BYTES as usize));
+    from.take(MAX_PASSPHRASE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|cause| CliError::Read { path: path.clone(), cause })?;
     match text.lines().next() {
         Some(line) if !line.is_empty() => Ok(Zeroizing::new(line.to_owned())),
         _ => Err(CliError::Refused(format!("there is no passphrase in the first line of {}", path.display()))),

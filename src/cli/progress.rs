@@ -11,7 +11,7 @@ use super::{CliError, print};
 use crate::api::Line;
 use crate::service::transfer::{Progress, Step};
 
-const WIDTH: u64 = 40;
+const BAR_WIDTH: u64 = 40;
 
 /// Goes to standard error, so that the answer stands alone.
 pub struct Bar {
@@ -28,8 +28,8 @@ impl Bar {
         if !self.is_shown {
             return;
         }
-        let full = (rows * WIDTH / of.max(1)).min(WIDTH);
-        let [done, left] = [("#", full), (".", WIDTH - full)].map(|(sign, count)| sign.repeat(count as usize));
+        let full = (rows * BAR_WIDTH / of.max(1)).min(BAR_WIDTH);
+        let [done, left] = [("#", full), (".", BAR_WIDTH - full)].map(|(sign, count)| sign.repeat(count as usize));
         let line = format!("\r{what:<10} [{done}{left}] {rows} rows");
         if self.drawn.as_ref() != Some(&line) {
             print::note(&line);

@@ -52,8 +52,8 @@ pub struct Arguments {
 }
 
 /// How long a daemon may take to come back.
-const PATIENCE: Duration = Duration::from_secs(180);
-const LOOK: Duration = Duration::from_millis(100);
+const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(180);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(), CliError> {
     let archive = Archive::open(&arguments.directory)?;
@@ -194,11 +194,11 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
                 return Ok(());
             }
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > REPLACEMENT_TIMEOUT {
             let late = "the backup is restored, and the daemon does not answer from it yet: look at its log";
             return Err(CliError::Refused(late.into()));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -29,9 +29,9 @@ pub enum Command {
 }
 
 const PATH: &str = "/admin/runner";
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Beyond what a probe may take: another one may be under way.
-const PATIENCE: u64 = 120;
+const DEFAULT_TIMEOUT_SECONDS: u64 = 120;
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
@@ -68,12 +68,12 @@ async fn prove(client: &Client, restored: bool, json: bool) -> Result<RunnerBody
         if found.answered >= asked {
             return Ok(found);
         }
-        if begun.elapsed() > Duration::from_secs(found.timeout_seconds + PATIENCE) {
+        if begun.elapsed() > Duration::from_secs(found.timeout_seconds + DEFAULT_TIMEOUT_SECONDS) {
             return Err(CliError::Refused(
                 "the probe has not ended; `codex-authd runner show` says when it has".into(),
             ));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

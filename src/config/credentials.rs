@@ -17,7 +17,7 @@ use crate::model::percent;
 
 const DATABASE_PASSWORD: &str = "database.password";
 const OIDC_CLIENT_SECRET: &str = "oidc.client_secret";
-const LONGEST: u64 = 4096;
+const MAX_CREDENTIAL_BYTES: u64 = 4096;
 /// What a credential holds that the unit names and nobody brought: `SetCredential=` of the units. Without it, systemd 254
 /// and later logs each of them at each start.
 const ABSENT: &[u8] = b"\0";
@@ -70,14 +70,16 @@ fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>, Confi
     let Some(path) = file(directory, name) else { return Ok(None) };
     let bad = |message: String| ConfigError::Credential { path: path.clone(), message };
     let file = std::fs::File::open(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
-    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize + 1));
-    file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| bad(format!("cannot be read: {error}")))?;
+    let mut text = Zeroizing::new(String::with_capacity(MAX_CREDENTIAL_BYTES as usize + 1));
+    file.take(MAX_CREDENTIAL_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| bad(format!("cannot be read: {error}")))?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     if line.is_empty() {
         return Err(bad("is empty".into()));
     }
-    if text.len() as u64 > LONGEST || line.contains(['\n', '\r', '\0']) {
+    if text.len() as u64 > MAX_CREDENTIAL_BYTES || line.contains(['\n', '\r', '\0']) {
         return Err(bad("is more than one line of at most 4096 bytes".into()));
     }
     Ok(Some(Zeroizing::new(line.to_owned())))

@@ -195,14 +195,14 @@ fn flat(table: &Table) -> Vec<String> {
 }
 
 /// A key that is less like the unknown one is not suggested.
-const LEAST_SIMILARITY: f64 = 0.6;
+const MIN_SIMILARITY: f64 = 0.6;
 
 fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
     let nearest = all
         .iter()
         .map(|candidate| (strsim::normalized_damerau_levenshtein(key, candidate), candidate))
         .max_by(|left, right| left.0.total_cmp(&right.0));
-    let nearest = nearest.filter(|(similarity, _)| *similarity >= LEAST_SIMILARITY);
+    let nearest = nearest.filter(|(similarity, _)| *similarity >= MIN_SIMILARITY);
     let hint = nearest.map(|(_, candidate)| format!("; did you mean '{candidate}'?")).unwrap_or_default();
     ConfigError::UnknownKey { origin: origin.into(), key: key.into(), hint }
 }

@@ -18,15 +18,15 @@ use crate::service::login::retention::PRUNE_PAUSE;
 use crate::service::{Areas, ServiceError};
 use crate::upstream::releases::Releases;
 
-const POLL: Duration = Duration::from_millis(250);
-const TELEMETRY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+const TELEMETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The clock may have been set meanwhile, and no host takes a certificate that is not valid yet, or any more.
 /// How late it may be told when a session was last used.
-const SESSIONS: Duration = Duration::from_secs(60);
-const RENEWAL: Duration = Duration::from_secs(60);
-const REMOVED_HOSTS: Duration = Duration::from_secs(3600);
-const EXPIRING_CERTIFICATES: Duration = Duration::from_secs(24 * 3600);
-const RELEASES: Duration = Duration::from_secs(3 * 3600);
+const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
+const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+const RELEASES_INTERVAL: Duration = Duration::from_secs(3 * 3600);
 
 pub struct Jobs(JoinSet<()>);
 
@@ -55,22 +55,22 @@ pub fn start(
     let listed = areas.clone();
     jobs.spawn(async move { report_use("directory", listed.hosts.prepare_directory().await) });
     let polled = areas.clone();
-    jobs.spawn(every(POLL, stopping.clone(), move || {
+    jobs.spawn(every(POLL_INTERVAL, stopping.clone(), move || {
         let areas = polled.clone();
         async move { report_use("catch_up", areas.core.catch_up().await) }
     }));
     let counted = areas.clone();
-    jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
+    jobs.spawn(every(TELEMETRY_INTERVAL, stopping.clone(), move || {
         let areas = counted.clone();
         async move { gather(&areas).await }
     }));
     // Records that do not answer keep nothing from being gathered.
     let drained = areas.clone();
-    jobs.spawn(every(TELEMETRY, stopping.clone(), move || {
+    jobs.spawn(every(TELEMETRY_INTERVAL, stopping.clone(), move || {
         let areas = drained.clone();
         async move { report_use("outbox", areas.hosts.drain_outbox().await) }
     }));
-    jobs.spawn(every(RENEWAL, stopping.clone(), move || {
+    jobs.spawn(every(RENEWAL_INTERVAL, stopping.clone(), move || {
         let (tls, now) = (tls.clone(), outside.now());
         async move {
             if tls.is_due(now) {
@@ -79,7 +79,7 @@ pub fn start(
         }
     }));
     let purged = areas.clone();
-    jobs.spawn(every(REMOVED_HOSTS, stopping.clone(), move || {
+    jobs.spawn(every(PURGE_INTERVAL, stopping.clone(), move || {
         let areas = purged.clone();
         async move {
             report_use("removed_hosts", areas.hosts.purge_removed().await);
@@ -88,7 +88,7 @@ pub fn start(
         }
     }));
     let used = areas.clone();
-    jobs.spawn(every(SESSIONS, stopping.clone(), move || {
+    jobs.spawn(every(SESSIONS_INTERVAL, stopping.clone(), move || {
         let areas = used.clone();
         async move { report_use("sessions", areas.people.keep_sessions().await) }
     }));
@@ -100,7 +100,7 @@ pub fn start(
         }));
     }
     let warned = areas.clone();
-    jobs.spawn(every(EXPIRING_CERTIFICATES, stopping.clone(), move || {
+    jobs.spawn(every(EXPIRY_WARNING_INTERVAL, stopping.clone(), move || {
         let areas = warned.clone();
         async move { areas.trust.warn_of_expiring_certificates() }
     }));
@@ -114,7 +114,7 @@ pub fn start(
     match Releases::new(&config.upstream.releases_url) {
         Some(releases) => {
             let releases = Arc::new(releases);
-            jobs.spawn(every(RELEASES, stopping, move || {
+            jobs.spawn(every(RELEASES_INTERVAL, stopping, move || {
                 let (releases, areas) = (releases.clone(), areas.clone());
                 async move {
                     match releases.newest().await {

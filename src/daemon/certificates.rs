@@ -17,10 +17,10 @@ use crate::service::hosts::host_trust::Settled;
 use crate::service::{Areas, ServiceError};
 
 /// How often it is looked whether hosts can be shown the operator's certificate, where nothing tells of a change.
-const REVIEW: Duration = Duration::from_secs(60);
+const REVIEW_INTERVAL: Duration = Duration::from_secs(60);
 
 /// And once hosts were given as many wrappers as a switch waits for: a host that has put its own in place reports it.
-const REPORTS: Duration = Duration::from_secs(1);
+const REPORT_DELAY: Duration = Duration::from_secs(1);
 
 /// What depends on who is let in, and by whose signature.
 pub struct Certificates {
@@ -81,9 +81,9 @@ impl Certificates {
         let mut changes = areas.core.trust_changes();
         let fetched = areas.hosts.wrappers_fetched();
         let mut authorities = areas.core.authorities();
-        let mut minutes = interval(REVIEW);
+        let mut minutes = interval(REVIEW_INTERVAL);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut seconds = interval(REPORTS);
+        let mut seconds = interval(REPORT_DELAY);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut settled = Settled::Ours;
         loop {

@@ -11,13 +11,13 @@ use crate::listener::Limits;
 /// No more than this is asked for where the system allows more.
 const MAX_DESCRIPTORS: u64 = 65_536;
 /// For both stores, their copies, the journal, standard streams and the runtime.
-const OF_STORES: u64 = 64;
+const STORE_DESCRIPTORS: u64 = 64;
 /// For a probe: its pipes, and the connections that its proxy carries.
-const OF_PROBES: u64 = 64;
+const PROBE_DESCRIPTORS: u64 = 64;
 /// Connections of the control socket.
-const OF_CONTROL: u64 = 32;
+const CONTROL_DESCRIPTORS: u64 = 32;
 /// Below this no listener goes, whatever the limit is.
-const LEAST: u64 = 16;
+const MIN_CONNECTIONS: u64 = 16;
 
 /// How many connections each listener may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +59,16 @@ fn raise() -> u64 {
 
 fn shares(limit: u64, config: &Config) -> Shares {
     let of_database = if config.database.url.is_empty() { 0 } else { u64::from(config.database.connections) + 8 };
-    let reserved = OF_STORES + OF_PROBES + OF_CONTROL + of_database;
+    let reserved = STORE_DESCRIPTORS + PROBE_DESCRIPTORS + CONTROL_DESCRIPTORS + of_database;
     let left = limit.saturating_sub(reserved);
-    let admin = (left / 4).clamp(LEAST, 512);
+    let admin = (left / 4).clamp(MIN_CONNECTIONS, 512);
     let most = match u64::from(config.limits.connections) {
         0 => Limits::default().max_connections as u64,
         wanted => wanted,
     };
-    let hosts = left.saturating_sub(admin).min(most).max(LEAST);
-    let [hosts, admin, control] = [hosts, admin, OF_CONTROL].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+    let hosts = left.saturating_sub(admin).min(most).max(MIN_CONNECTIONS);
+    let [hosts, admin, control] =
+        [hosts, admin, CONTROL_DESCRIPTORS].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
     Shares { hosts, admin, control }
 }
 
@@ -98,7 +99,7 @@ mod tests {
                 config.limits.connections = wanted;
                 let Shares { hosts, admin, control } = shares(limit, &config);
                 let rest = limit - (hosts + admin + control) as u64;
-                assert!(rest >= OF_STORES + OF_PROBES, "{limit}: {rest} are left");
+                assert!(rest >= STORE_DESCRIPTORS + PROBE_DESCRIPTORS, "{limit}: {rest} are left");
                 assert!(admin >= 16 && control == 32 && hosts >= 16, "{limit}");
             }
         }

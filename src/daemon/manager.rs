@@ -22,11 +22,11 @@ use crate::service::Areas;
 
 /// A start that takes long asks for so much more time, again and again.
 const EXTENSION_USEC: u32 = 30_000_000;
-const EXTEND: Duration = Duration::from_secs(5);
+const EXTEND_INTERVAL: Duration = Duration::from_secs(5);
 /// But not for ever.
-const LONGEST_START: Duration = Duration::from_secs(3600);
+const MAX_START_TIME: Duration = Duration::from_secs(3600);
 /// How late the status may be.
-const LOOK: Duration = Duration::from_secs(2);
+const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
 pub fn notify(state: &[NotifyState<'_>]) {
     // Without a service manager there is nobody to tell.
@@ -55,10 +55,12 @@ pub struct Starting(JoinHandle<()>);
 
 impl Starting {
     pub fn begin() -> Self {
-        let period = sd_notify::watchdog_enabled().map_or(EXTEND, |limit| EXTEND.min(limit / 2)).max(SHORTEST);
+        let period = sd_notify::watchdog_enabled()
+            .map_or(EXTEND_INTERVAL, |limit| EXTEND_INTERVAL.min(limit / 2))
+            .max(MIN_PING_INTERVAL);
         Self(tokio::spawn(async move {
             let mut ticks = interval(period);
-            for _ in 0..LONGEST_START.as_secs() / period.as_secs().max(1) {
+            for _ in 0..MAX_START_TIME.as_secs() / period.as_secs().max(1) {
                 ticks.tick().await;
                 // The manager of a process that took another one's place waits for pings all the time.
                 notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION_USEC), NotifyState::Watchdog]);
@@ -82,7 +84,7 @@ pub struct Telling {
     watchdog: Option<JoinHandle<()>>,
 }
 
-const SHORTEST: Duration = Duration::from_millis(10);
+const MIN_PING_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Telling {
     /// Says that the daemon is ready, and goes on from there.
@@ -94,7 +96,7 @@ impl Telling {
         let watched = Arc::downgrade(areas);
         let watchdog = sd_notify::watchdog_enabled().map(|limit| {
             tokio::spawn(ping(
-                (limit / 2).max(SHORTEST),
+                (limit / 2).max(MIN_PING_INTERVAL),
                 move || pulse(watched.clone()),
                 || notify(&[NotifyState::Watchdog]),
             ))
@@ -130,7 +132,7 @@ impl Drop for Telling {
 }
 
 async fn tell_status(areas: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mut told: String) {
-    let mut ticks = interval(LOOK);
+    let mut ticks = interval(STATUS_INTERVAL);
     loop {
         ticks.tick().await;
         let Some(areas) = areas.upgrade() else { return };

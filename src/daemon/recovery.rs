@@ -28,18 +28,18 @@ use crate::service::Areas;
 
 /// How often this process's forerunners were replaced in a row. No `CODEX_AUTHD_`: nobody is to configure it.
 const VARIABLE: &str = "AUTHD_REPLACED";
-const LOOK: Duration = Duration::from_millis(250);
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);
-const REMIND: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
 /// A process that has lived so long is not part of a row.
-const CALM: Duration = Duration::from_secs(300);
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(300);
 /// How often in a row a successor that cannot even start is replaced by another one.
-const FAILED_STARTS: u32 = 20;
+const MAX_FAILED_STARTS: u32 = 20;
 /// More than a start and the first changes need, so that the disk is not only just not full.
-const PROBE: usize = 2 * 1024 * 1024;
+const PROBE_BYTES: usize = 2 * 1024 * 1024;
 /// Of a start, which is to cost little.
-const SMALL_PROBE: usize = 64 * 1024;
+const SMALL_PROBE_BYTES: usize = 64 * 1024;
 const PROBE_NAME: &str = ".probe";
 /// Their directories, in the state directory.
 const STORES: [&str; 3] = ["records", crate::hot::CACHE, crate::hot::OUTBOX];
@@ -84,16 +84,16 @@ impl Recovery {
 
     /// Whether a start that failed is worth another one: only in the place of a daemon that ran.
     pub fn tries_again(&self) -> bool {
-        (1..=FAILED_STARTS).contains(&self.replaced)
+        (1..=MAX_FAILED_STARTS).contains(&self.replaced)
     }
 
     /// The wait before the disk is tried for the first time, or before a start that failed is tried again.
     pub fn first_wait(&self) -> Duration {
-        (SHORTEST * 2u32.saturating_pow(self.in_a_row().min(16))).min(LONGEST)
+        (MIN_BACKOFF * 2u32.saturating_pow(self.in_a_row().min(16))).min(MAX_BACKOFF)
     }
 
     fn in_a_row(&self) -> u32 {
-        if self.begun.elapsed() < CALM { self.replaced } else { 0 }
+        if self.begun.elapsed() < BACKOFF_RESET_AFTER { self.replaced } else { 0 }
     }
 
     /// Waits for a store to fail and then for the disk to take writes again; or for the store to be another one.
@@ -105,7 +105,7 @@ impl Recovery {
             if let Some(degraded) = areas.core.health.store_failed() {
                 break degraded;
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         };
         if let Some(cause) = areas.core.health.hot_state_broken() {
             log::error!(event = "hot_state_broken", cause = cause.as_str(); "hot state could not be read: calls that need it are answered 503 until this process is replaced by one that builds it anew");
@@ -116,7 +116,7 @@ impl Recovery {
         let failure = &degraded.failure;
         let (mut wait, mut last, mut told) = (self.first_wait(), failure.cause.clone(), None::<Instant>);
         loop {
-            if told.is_none_or(|at| at.elapsed() >= REMIND) {
+            if told.is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL) {
                 log::error!(
                     event = "degraded", directory:% = failure.place.display(), since:% = degraded.since, cause = last.as_str();
                     "the store in {} could not be written: logins are served from memory, everything else is answered \
@@ -125,7 +125,7 @@ impl Recovery {
                 told = Some(Instant::now());
             }
             sleep(wait).await;
-            wait = (wait * 2).min(LONGEST);
+            wait = (wait * 2).min(MAX_BACKOFF);
             match probe(state_dir, &failure.place).await {
                 Ok(()) => return Why::DiskIsBack,
                 Err(cause) => last = cause.to_string(),
@@ -171,9 +171,11 @@ pub fn reread_stores(state_dir: &Path) {
 async fn probe(state_dir: &Path, store: &Path) -> io::Result<()> {
     let directories = [state_dir.to_path_buf(), store.to_path_buf()];
     // A disk that hangs holds up this one thread, and the next try waits for it.
-    tokio::task::spawn_blocking(move || directories.iter().try_for_each(|directory| probe_directory(directory, PROBE)))
-        .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
+    tokio::task::spawn_blocking(move || {
+        directories.iter().try_for_each(|directory| probe_directory(directory, PROBE_BYTES))
+    })
+    .await
+    .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Whether a start on this disk can come to anything; removes what a try that was cut short left.
@@ -182,7 +184,7 @@ pub fn check_disk(state_dir: &Path) -> io::Result<()> {
         // What cannot be removed is in nobody's way.
         let _ = remove(&state_dir.join(store).join(PROBE_NAME));
     }
-    probe_directory(state_dir, SMALL_PROBE)
+    probe_directory(state_dir, SMALL_PROBE_BYTES)
 }
 
 fn probe_directory(directory: &Path, length: usize) -> io::Result<()> {
@@ -223,14 +225,14 @@ mod tests {
             told.into_string().unwrap()
         };
         assert_eq!(count(&recovery), "6");
-        let recovery = Recovery { replaced: 5, begun: Instant::now().checked_sub(CALM).unwrap() };
+        let recovery = Recovery { replaced: 5, begun: Instant::now().checked_sub(BACKOFF_RESET_AFTER).unwrap() };
         assert_eq!((recovery.first_wait().as_secs(), count(&recovery)), (1, "1".into()), "it ran well for a while");
     }
 
     #[test]
     fn a_start_that_fails_is_tried_again_only_in_the_place_of_a_daemon_that_ran_and_not_for_ever() {
         let tries = |replaced| Recovery { replaced, begun: Instant::now() }.tries_again();
-        assert_eq!([0, 1, FAILED_STARTS, FAILED_STARTS + 1].map(tries), [false, true, true, false]);
+        assert_eq!([0, 1, MAX_FAILED_STARTS, MAX_FAILED_STARTS + 1].map(tries), [false, true, true, false]);
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
         std::fs::write(state.join("records").join(PROBE_NAME), "left").unwrap();
         std::fs::write(state.join(PROBE_NAME), "left").unwrap();
         check_disk(state).unwrap();
-        probe_directory(&state.join("records"), PROBE).unwrap();
+        probe_directory(&state.join("records"), PROBE_BYTES).unwrap();
         let left = |path: &Path| std::fs::read_dir(path).unwrap().count();
         assert_eq!((left(state), left(&state.join("records"))), (1, 0));
         assert!(check_disk(&state.join("nowhere")).is_err());

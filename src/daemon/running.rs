@@ -29,13 +29,13 @@ use crate::runner::delegation;
 use crate::service::Areas;
 
 /// How long a command that uses the state may keep the daemon from starting.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
+const COMMAND_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long calls in flight may take once the daemon was told to stop.
-const DRAIN: Duration = Duration::from_secs(20);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// And when it is to be replaced: what waits for the store waits for nothing.
-const SHORT_DRAIN: Duration = Duration::from_secs(5);
+const SHORT_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Admins' calls may take long.
-const PATIENT: Limits = Limits::patient();
+const TRUSTED_LISTENER_LIMITS: Limits = Limits::patient();
 
 pub struct Running {
     // Dropped first: the state is closed when nobody asks for it any more.
@@ -57,7 +57,7 @@ impl Running {
         }
         let outside: Arc<dyn Outside> = Arc::new(System);
         let shares = descriptors::share_out(config);
-        wait_until_free(&config.state_dir, COMMAND_PATIENCE).await;
+        wait_until_free(&config.state_dir, COMMAND_WAIT_TIMEOUT).await;
         let state = State::open(config, outside.clone()).await?;
         // After the lock: left-overs are removed, and another daemon's are none.
         // As root, where the daemon is root's: it is no file of the state.
@@ -72,9 +72,11 @@ impl Running {
         sockets.warn_of_others(&config.listen, recovery.is_successor());
         let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
         make_parent(&config.listen.control, &config.state_dir)?;
-        let control =
-            ControlAcceptor::bind(&config.listen.control, descriptors::bounded(PATIENT, shares.control, config))
-                .await?;
+        let control = ControlAcceptor::bind(
+            &config.listen.control,
+            descriptors::bounded(TRUSTED_LISTENER_LIMITS, shares.control, config),
+        )
+        .await?;
         watch(&state.metrics, Listener::Control, control.counters());
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
@@ -115,8 +117,12 @@ impl Running {
             ..Gate::default()
         };
         let admins = gate.connections.clone();
-        let acceptor =
-            TlsAcceptor::guarded(admin, tls.admin(), descriptors::bounded(PATIENT, shares.admin, config), gate);
+        let acceptor = TlsAcceptor::guarded(
+            admin,
+            tls.admin(),
+            descriptors::bounded(TRUSTED_LISTENER_LIMITS, shares.admin, config),
+            gate,
+        );
         let acceptor = acceptor.map_err(DaemonError::Listener)?;
         watch(&state.metrics, Listener::Admin, acceptor.counters());
         let drain = acceptor.drain();
@@ -164,7 +170,7 @@ impl Running {
             background::flush(areas).await;
         };
         // What cannot end has its end here: the stores are not closed, which might take for ever.
-        if tokio::time::timeout(SHORT_DRAIN, ended).await.is_err() {
+        if tokio::time::timeout(SHORT_DRAIN_TIMEOUT, ended).await.is_err() {
             log::warn!(event = "drain_cut_short"; "some calls in flight are cut");
         }
         replace(recovery, self.sockets)
@@ -198,7 +204,7 @@ where
         background::stopped(&mut stopping).await;
         drain.finish().await;
     };
-    server.run_with_graceful_shutdown(endpoint, stopped, Some(DRAIN)).await
+    server.run_with_graceful_shutdown(endpoint, stopped, Some(DRAIN_TIMEOUT)).await
 }
 
 /// Whose word counts about where a call comes from.

@@ -46,7 +46,7 @@ use crate::runner::Prober;
 use crate::seal::MasterKey;
 use crate::service::core::boot::{self, Secrets};
 use crate::service::transfer::{self, Backup, Restored, Teller};
-use crate::service::{Adapters, Areas, By, Parts, Policy, ServiceError};
+use crate::service::{Adapters, Areas, Initiator, Parts, Policy, ServiceError};
 use crate::upstream::oidc::Provider;
 
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +251,7 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let credentials = credentials::directory();
     let present = MasterKey::load(&directory.join("master.key"), credentials.as_deref());
     let present = present.map_err(|error| StateError::Restore(error.into()))?;
-    let by = By { actor: Actor::Offline { uid }, from: None };
+    let by = Initiator { actor: Actor::Offline { uid }, from: None };
     let stores = Beside::new(config);
     let restored = transfer::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
     let restored = restored.map_err(StateError::Restore)?;

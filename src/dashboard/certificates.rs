@@ -1,22 +1,20 @@
 //! `/certificates`: admins' client certificates, and their renewal before they end.
 //!
 //! The new private key is shown to nobody: it stands in a PKCS#12 that is downloaded once, under a password that is shown
-//! once. Both wait in memory (`shelf.rs`); after a crash the certificate is renewed again.
+//! once. Both wait in memory (`flash_store.rs`); after a crash the certificate is renewed again.
 
 use std::sync::Arc;
 
 use askama::Template;
 use poem::http::StatusCode;
 use poem::http::header::CONTENT_DISPOSITION;
-use poem::web::{Data, Path, Query, Redirect};
+use poem::web::{Data, Path, Redirect};
 use poem::{IntoResponse, Response, handler};
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::shell::{Shell, Told, show};
-use super::words::When;
-use crate::api::errors::Failure;
-use crate::api::guards::Asking;
+use super::format::When;
+use super::layout::{Layout, show};
 use crate::model::digest::Digest;
 use crate::model::secret::Secret;
 use crate::records::AdminCertificate;
@@ -45,7 +43,7 @@ pub struct Download {
 #[derive(Template)]
 #[template(path = "certificates.html")]
 struct CertificatesPage {
-    shell: Shell,
+    layout: Layout,
     certificates: Vec<Row>,
 }
 
@@ -62,10 +60,10 @@ struct Row {
 }
 
 impl Row {
-    fn of(dashboard: &Dashboard, asking: &Asking, certificate: AdminCertificate) -> Self {
-        let state = dashboard.areas.trust.state_of(&certificate);
+    fn of(context: &PageContext, certificate: AdminCertificate) -> Self {
+        let state = context.areas().trust.state_of(&certificate);
         let email =
-            |user| dashboard.areas.people.known_user(user).map_or(user.to_string(), |user| user.email.to_string());
+            |user| context.areas().people.known_user(user).map_or(user.to_string(), |user| user.email.to_string());
         Self {
             state: state.as_str(),
             class: match state {
@@ -73,10 +71,10 @@ impl Row {
                 CertificateState::Expiring => "waiting",
                 CertificateState::Expired | CertificateState::Revoked => "closed",
             },
-            expires: When::new(certificate.expires_at, dashboard.now()),
+            expires: When::new(certificate.expires_at, context.now()),
             user: certificate.user.map(email),
             can_renew: state != CertificateState::Revoked,
-            is_this: asking.certificate == Some(certificate.fingerprint),
+            is_this: context.principal.certificate == Some(certificate.fingerprint),
             fingerprint: certificate.fingerprint.to_string(),
             name: certificate.name,
         }
@@ -84,64 +82,48 @@ impl Row {
 }
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(Told { told }): Query<Told>,
-) -> Result<Response, Failure> {
-    let mut certificates = dashboard.areas.trust.certificates().await?;
+pub async fn page(context: PageContext) -> Result<Response, PageError> {
+    let mut certificates = context.areas().trust.certificates().await?;
     // What ends next comes first; what is over comes last.
-    certificates.sort_by_key(|it| (!dashboard.areas.trust.state_of(it).is_in_force(), it.expires_at));
-    let certificates = certificates.into_iter().map(|it| Row::of(&dashboard, &asking, it)).collect();
-    show(StatusCode::OK, &CertificatesPage { shell: Shell::new(&dashboard, &asking, TITLE, &told), certificates })
+    certificates.sort_by_key(|it| (!context.areas().trust.state_of(it).is_in_force(), it.expires_at));
+    let certificates = certificates.into_iter().map(|it| Row::of(&context, it)).collect();
+    show(StatusCode::OK, &CertificatesPage { layout: context.layout(TITLE), certificates })
 }
 
 #[handler]
-pub async fn renew(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
+pub async fn renew(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let old: Digest = form.text("fingerprint").parse().map_err(|_| ServiceError::NotFound("Certificate"))?;
     let revoke = form.is("revoke", "yes");
     let options = CertificateOptions::default();
     let IssuedCertificate { record, pkcs12, .. } =
-        dashboard.areas.trust.renew_certificate(&old, options, revoke, &asking.by).await?;
+        context.areas().trust.renew_certificate(&old, options, revoke, context.by()).await?;
     let Pkcs12 { file, password } = pkcs12.ok_or_else(|| ServiceError::internal("a certificate without its file"))?;
     let download = Download { name: record.name.clone(), bytes: file };
-    let file = dashboard.downloads.put(&asking, download, &*dashboard.outside);
-    let expires = When::new(record.expires_at, dashboard.now());
+    let file = context.keep(|d| &d.downloads, download);
+    let expires = When::new(record.expires_at, context.now());
     let renewed = Renewed { name: record.name, expires, password, file, revoked: revoke };
-    let shown = dashboard.renewed.put(&asking, renewed, &*dashboard.outside);
+    let shown = context.keep(|d| &d.renewed, renewed);
     Ok(Redirect::see_other(format!("/certificates/renewed/{shown}")).into_response())
 }
 
 #[derive(Template)]
 #[template(path = "certificate.html")]
 struct RenewedPage {
-    shell: Shell,
+    layout: Layout,
     /// `None`: it was shown already.
     renewed: Option<Renewed>,
 }
 
 #[handler]
-pub async fn show_renewed(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
-    let renewed = dashboard.renewed.take(&asking, &id, dashboard.now());
+pub async fn show_renewed(context: PageContext, Path(id): Path<String>) -> Result<Response, PageError> {
+    let renewed = context.take(|d| &d.renewed, &id);
     let status = if renewed.is_some() { StatusCode::OK } else { StatusCode::GONE };
-    show(status, &RenewedPage { shell: Shell::new(&dashboard, &asking, TITLE, ""), renewed })
+    show(status, &RenewedPage { layout: context.layout(TITLE), renewed })
 }
 
 #[handler]
-pub async fn send_file(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
-    match dashboard.downloads.take(&asking, &id, dashboard.now()) {
+pub async fn send_file(context: PageContext, Path(id): Path<String>) -> Result<Response, PageError> {
+    match context.take(|d| &d.downloads, &id) {
         Some(Download { name, bytes }) => {
             let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
             let stem: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
@@ -151,8 +133,8 @@ pub async fn send_file(
                 .body(bytes))
         }
         None => {
-            let shell = Shell::new(&dashboard, &asking, TITLE, "");
-            show(StatusCode::GONE, &RenewedPage { shell, renewed: None })
+            let layout = context.layout(TITLE);
+            show(StatusCode::GONE, &RenewedPage { layout, renewed: None })
         }
     }
 }

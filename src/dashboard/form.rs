@@ -14,18 +14,19 @@ use poem::{Body, FromRequest, Request, RequestBody};
 use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
+use super::context::{PageContext, PageError};
 use crate::api::bodies::{MAX_BODY, MAX_STRANGERS_BODY, bound_of};
 use crate::api::errors::Failure;
-use crate::api::guards::Asking;
+use crate::api::guards::Principal;
 use crate::outside::{Outside, random};
 use crate::service::ServiceError;
 
 /// The field of every form that holds the token.
 pub const TOKEN: &str = "token";
 /// What the borders and small fields of a form may take beside a document of the greatest length.
-const BORDERS: usize = 64 * 1024;
+const MAX_FORM_OVERHEAD_BYTES: usize = 64 * 1024;
 /// A longer body is read this far before it is refused: a browser that cannot send the rest shows no answer.
-const DRAINED: usize = 16 * 1024 * 1024;
+const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 
 /// Makes and checks the tokens of forms.
 pub struct Tokens(hmac::Key);
@@ -36,21 +37,21 @@ impl Tokens {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &*key))
     }
 
-    pub fn token(&self, asking: &Asking) -> String {
-        hex::encode(hmac::sign(&self.0, bound_to(asking).as_bytes()))
+    pub fn token(&self, principal: &Principal) -> String {
+        hex::encode(hmac::sign(&self.0, bound_to(principal).as_bytes()))
     }
 
     /// In constant time.
-    fn is_good(&self, asking: &Asking, token: &str) -> bool {
+    fn is_good(&self, principal: &Principal, token: &str) -> bool {
         let Ok(tag) = hex::decode(token) else { return false };
-        hmac::verify(&self.0, bound_to(asking).as_bytes(), &tag).is_ok()
+        hmac::verify(&self.0, bound_to(principal).as_bytes(), &tag).is_ok()
     }
 }
 
 /// To who asks, and, where they signed in, to this very session.
-fn bound_to(asking: &Asking) -> String {
-    let session = asking.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
-    format!("form of {} {}", asking.by.actor, session.unwrap_or_default())
+fn bound_to(principal: &Principal) -> String {
+    let session = principal.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
+    format!("form of {} {}", principal.by.actor, session.unwrap_or_default())
 }
 
 /// A form that was sent, its token checked.
@@ -74,15 +75,15 @@ impl Form {
 
 /// Lets what only asks go by; of what changes something it reads the form and checks the token. The handler finds the
 /// form in `Data<&Arc<Form>>`.
-pub async fn check(tokens: &Tokens, asking: &Asking, request: &mut Request) -> poem::Result<()> {
+pub async fn check(context: &PageContext, request: &mut Request) -> poem::Result<()> {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());
     }
     let body = request.take_body();
     let form = read(request, body).await?;
-    if !tokens.is_good(asking, form.text(TOKEN)) {
-        log::warn!(event = "form_refused", admin:% = asking.by.actor; "a form came without a token that is good");
-        return Err(Failure::form_stale().into());
+    if !context.dashboard.tokens.is_good(&context.principal, form.text(TOKEN)) {
+        log::warn!(event = "form_refused", admin:% = context.by().actor; "a form came without a token that is good");
+        return Err(PageError(Failure::form_stale()).into());
     }
     request.set_data(Arc::new(form));
     Ok(())
@@ -102,7 +103,7 @@ pub async fn read(request: &Request, body: Body) -> poem::Result<Form> {
                 let name = part.name().unwrap_or_default().to_owned();
                 let bytes = part.bytes().await?;
                 if bytes.len() > MAX_BODY {
-                    return Err(Failure::too_large().into());
+                    return Err(PageError(Failure::too_large()).into());
                 }
                 let text = String::from_utf8(bytes).map_err(|_| {
                     refused("What you sent is not text (UTF-8). An auth.json is: was it the right file?")
@@ -116,13 +117,13 @@ pub async fn read(request: &Request, body: Body) -> poem::Result<Form> {
 }
 
 fn refused(why: &str) -> poem::Error {
-    Failure::from(ServiceError::Refused(why.into())).into()
+    PageError::from(ServiceError::Refused(why.into())).into()
 }
 
 /// `bound`: of what this caller may send. A stranger sends no document, and nothing too long of theirs is drained.
 async fn gather(body: Body, bound: usize) -> poem::Result<Vec<u8>> {
     let is_known = bound > MAX_STRANGERS_BODY;
-    let (bound, drained) = if is_known { (bound + BORDERS, DRAINED) } else { (bound, bound) };
+    let (bound, drained) = if is_known { (bound + MAX_FORM_OVERHEAD_BYTES, MAX_DRAINED_BYTES) } else { (bound, bound) };
     let mut reader = body.into_async_read();
     let (mut gathered, mut seen) = (Vec::new(), 0);
     let mut chunk = Zeroizing::new(vec![0; 16 * 1024]);

@@ -1,20 +1,16 @@
 //! `/login/versions`: the versions of the canonical login that are kept, page by page.
 
-use std::sync::Arc;
-
 use askama::Template;
 use poem::http::StatusCode;
-use poem::web::{Data, Query};
+use poem::web::Query;
 use poem::{Response, handler};
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
+use super::format::When;
 use super::hosts::source_in_words;
-use super::shell::{Shell, show};
-use super::words::When;
-use crate::api::errors::Failure;
-use crate::api::guards::Asking;
+use super::layout::{Layout, show};
 
-const PER_PAGE: usize = 50;
+const VERSIONS_PER_PAGE: usize = 50;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
@@ -25,7 +21,7 @@ pub struct Wanted {
 #[derive(Template)]
 #[template(path = "history.html")]
 struct HistoryPage {
-    shell: Shell,
+    layout: Layout,
     versions: Vec<Row>,
     /// Whether this is the first page.
     is_first: bool,
@@ -43,13 +39,9 @@ struct Row {
 }
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(Wanted { before }): Query<Wanted>,
-) -> Result<Response, Failure> {
-    let (now, before) = (dashboard.now(), before.parse().ok());
-    let history = dashboard.areas.login.canonical_history(before, PER_PAGE).await?;
+pub async fn page(context: PageContext, Query(Wanted { before }): Query<Wanted>) -> Result<Response, PageError> {
+    let (now, before) = (context.now(), before.parse().ok());
+    let history = context.areas().login.canonical_history(before, VERSIONS_PER_PAGE).await?;
     let rows = history.versions.into_iter().map(|summary| Row {
         version: summary.version,
         last_refresh: summary.last_refresh,
@@ -58,11 +50,11 @@ pub async fn page(
         digest: summary.digest.to_string(),
     });
     let page = HistoryPage {
-        shell: Shell::new(&dashboard, &asking, "Versions of the login", ""),
+        layout: context.layout("Versions of the login"),
         versions: rows.collect(),
         is_first: before.is_none(),
         next: history.next,
-        keep: dashboard.areas.core.policy().versions.keep,
+        keep: context.areas().core.policy().versions.keep,
     };
     show(StatusCode::OK, &page)
 }

@@ -4,24 +4,22 @@ use std::sync::Arc;
 
 use askama::Template;
 use poem::http::StatusCode;
-use poem::web::{Data, Path, Query};
+use poem::web::{Data, Path};
 use poem::{Response, handler};
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
 use super::hosts::Row;
-use super::shell::{Shell, Told, show, tell};
-use crate::api::errors::Failure;
-use crate::api::guards::Asking;
+use super::layout::{Layout, show};
 use crate::model::host::HostId;
 use crate::service::ServiceError;
 
-use super::words::When;
+use super::format::When;
 
 #[derive(Template)]
 #[template(path = "host.html")]
 struct HostPage {
-    shell: Shell,
+    layout: Layout,
     host: Row,
     created: When,
     /// The user who installed it for themselves.
@@ -39,107 +37,84 @@ struct Refused {
 #[derive(Template)]
 #[template(path = "remove.html")]
 struct RemovePage {
-    shell: Shell,
+    layout: Layout,
     host: Row,
 }
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-    Query(Told { told }): Query<Told>,
-) -> Result<Response, Failure> {
-    let now = dashboard.now();
-    let view = dashboard.areas.hosts.host(HostId(id)).await?;
+pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
+    let now = context.now();
+    let view = context.areas().hosts.host(HostId(id)).await?;
     let created = When::new(view.host.created_at, now);
-    let owner = view.host.owner.map(|owner| match dashboard.areas.people.known_user(owner) {
+    let owner = view.host.owner.map(|owner| match context.areas().people.known_user(owner) {
         Some(user) => user.email.to_string(),
         None => owner.to_string(),
     });
-    let refused = dashboard.areas.admission.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
+    let refused = context.areas().admission.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
         called_from: refused.called_from.to_string(),
         bound_to: refused.bound_to.map(|bound| bound.to_string()),
         at: When::new(at, now),
     });
-    let shell = Shell::new(&dashboard, &asking, "Host", &told);
-    show(StatusCode::OK, &HostPage { shell, created, owner, refused, host: Row::new(view, now) })
+    let layout = context.layout("Host");
+    show(StatusCode::OK, &HostPage { layout, created, owner, refused, host: Row::new(view, now) })
 }
 
 #[handler]
-pub async fn confirm(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-) -> Result<Response, Failure> {
-    let host = Row::new(dashboard.areas.hosts.host(HostId(id)).await?, dashboard.now());
-    show(StatusCode::OK, &RemovePage { shell: Shell::new(&dashboard, &asking, "Remove a host", ""), host })
+pub async fn confirm(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
+    let host = Row::new(context.areas().hosts.host(HostId(id)).await?, context.now());
+    show(StatusCode::OK, &RemovePage { layout: context.layout("Remove a host"), host })
 }
 
 #[handler]
-pub async fn remove(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-) -> Result<Response, Failure> {
-    let removed = dashboard.areas.hosts.remove(HostId(id), &asking.by).await?;
+pub async fn remove(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
+    let removed = context.areas().hosts.remove(HostId(id), context.by()).await?;
     let sentence = format!(
         "{} is removed. Its key is refused from now on. Within a day `codex-authd hosts restore` undoes it.",
         removed.fqdn
     );
-    Ok(tell(&dashboard, &asking, "/", sentence))
+    Ok(context.redirect("/", sentence))
 }
 
 #[handler]
-pub async fn roaming(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
+pub async fn roaming(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let allow = decision(&form, "allow")?;
-    let host = dashboard.areas.hosts.allow_roaming(HostId(id), allow, &asking.by).await?;
+    let host = context.areas().hosts.allow_roaming(HostId(id), allow, context.by()).await?;
     let sentence = if allow {
         format!("{} may now call from another address; it is then bound to that one.", host.fqdn)
     } else {
         format!("{} may only call from the address it is bound to.", host.fqdn)
     };
-    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
+    Ok(context.redirect(&format!("/hosts/{id}"), sentence))
 }
 
 #[handler]
-pub async fn clear(dashboard: Data<&Arc<Dashboard>>, asking: Asking, Path(id): Path<u64>) -> Result<Response, Failure> {
-    let host = dashboard.areas.hosts.clear(HostId(id), &asking.by).await?;
+pub async fn clear(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
+    let host = context.areas().hosts.clear(HostId(id), context.by()).await?;
     let sentence =
         format!("The address of {} is forgotten; it is bound to the next one that it calls from.", host.fqdn);
-    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
+    Ok(context.redirect(&format!("/hosts/{id}"), sentence))
 }
 
 #[handler]
-pub async fn window(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
+pub async fn window(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let open = decision(&form, "open")?;
-    let areas = &dashboard.areas;
+    let areas = context.areas();
     let host = match open {
-        true => areas.hosts.open_window(HostId(id), &asking.by).await?,
-        false => areas.hosts.close_window(HostId(id), &asking.by).await?,
+        true => areas.hosts.open_window(HostId(id), context.by()).await?,
+        false => areas.hosts.close_window(HostId(id), context.by()).await?,
     };
     let sentence = match host.rules.insecure_enabled_until {
         Some(until) => {
-            let When { shown, distance, .. } = When::new(until, dashboard.now());
+            let When { shown, distance, .. } = When::new(until, context.now());
             format!("The window of {} is open until {shown} ({distance}).", host.fqdn)
         }
         None => format!("The window of {} is closed: it is refused until you open it again.", host.fqdn),
     };
-    Ok(tell(&dashboard, &asking, &format!("/hosts/{id}"), sentence))
+    Ok(context.redirect(&format!("/hosts/{id}"), sentence))
 }
 
 /// A field that says what is wanted, not "the other one": sent twice, it does the same.
-pub fn decision(form: &Form, name: &str) -> Result<bool, Failure> {
+pub fn decision(form: &Form, name: &str) -> Result<bool, PageError> {
     match form.text(name) {
         "true" => Ok(true),
         "false" => Ok(false),

@@ -1,27 +1,23 @@
 //! `/`: the canonical login, and the hosts that may have it.
 
-use std::sync::Arc;
-
 use askama::Template;
 use poem::http::StatusCode;
-use poem::web::{Data, Query};
+use poem::web::Query;
 use poem::{Response, handler};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
+use super::format::When;
+use super::layout::{Layout, show};
 use super::runner::{self, Proof};
-use super::shell::{Shell, show};
-use super::words::When;
-use crate::api::errors::Failure;
-use crate::api::guards::Asking;
 use crate::model::host::{HostRules, NotServed};
 use crate::records::{CanonicalSource, CanonicalSummary};
 use crate::service::Areas;
 use crate::service::core::directory::{ListQuery, ListedHost, Sort};
 use crate::service::hosts::enrol::HostView;
 
-const PER_PAGE: usize = 50;
+const HOSTS_PER_PAGE: usize = 50;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
@@ -37,7 +33,7 @@ pub struct Wanted {
 #[derive(Template)]
 #[template(path = "hosts.html")]
 struct HostsPage {
-    shell: Shell,
+    layout: Layout,
     login: Option<Login>,
     hosts: Vec<Row>,
     /// How many hosts the search found.
@@ -82,34 +78,30 @@ pub struct State {
 }
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(wanted): Query<Wanted>,
-) -> Result<Response, Failure> {
-    let now = dashboard.now();
+pub async fn page(context: PageContext, Query(wanted): Query<Wanted>) -> Result<Response, PageError> {
+    let now = context.now();
     let asked: usize = wanted.page.parse().unwrap_or(1).max(1);
     let q = wanted.q.trim().to_lowercase();
     let by_seen = wanted.sort == "seen";
     let query = ListQuery {
-        limit: PER_PAGE,
-        offset: (asked - 1).saturating_mul(PER_PAGE),
+        limit: HOSTS_PER_PAGE,
+        offset: (asked - 1).saturating_mul(HOSTS_PER_PAGE),
         sort: if by_seen { Sort::LastSeen } else { Sort::Fqdn },
         descending: by_seen,
         search: (!q.is_empty()).then(|| q.clone()),
         state: None,
     };
-    let listed = dashboard.areas.hosts.list_hosts(query).await?;
+    let listed = context.areas().hosts.list_hosts(query).await?;
     let found = listed.matching;
     let page = HostsPage {
-        shell: Shell::new(&dashboard, &asking, "Hosts", &wanted.told),
-        login: login(&dashboard.areas, now).await,
+        layout: context.layout("Hosts"),
+        login: login(context.areas(), now).await,
         hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
         found,
         q,
         by_seen,
         page: asked,
-        pages: found.div_ceil(PER_PAGE).max(1),
+        pages: found.div_ceil(HOSTS_PER_PAGE).max(1),
     };
     show(StatusCode::OK, &page)
 }

@@ -4,24 +4,25 @@
 //! JavaScript: a form is posted, the answer is a redirect, and the page it leads to tells what became of it.
 //!
 //! This room must not touch storage and holds no rule. It keeps for some minutes, in memory, what a page is to say once
-//! (`shelf.rs`); a crash loses that and nothing else: the change itself was durable before it was put there.
+//! (`flash_store.rs`); a crash loses that and nothing else: the change itself was durable before it was put there.
 
+mod account;
 mod assets;
 mod certificates;
+mod context;
+mod flash_store;
 mod form;
+mod format;
 mod history;
 mod host;
 mod hosts;
-mod mine;
+mod layout;
 mod new_host;
 mod runner;
-mod shelf;
-mod shell;
 mod sign_in;
 mod switch;
 mod upload;
 mod users;
-mod words;
 
 use std::sync::Arc;
 
@@ -31,32 +32,34 @@ use poem::web::Redirect;
 use poem::{Endpoint, EndpointExt, IntoResponse, Request, Response, Route, RouteMethod, get, post};
 use time::OffsetDateTime;
 
-use crate::api::cookies::token_of_page;
-use crate::api::guards::Asking;
+use crate::api::errors;
+use crate::api::guards::Principal;
 use crate::config::AdminAccess;
 use crate::model::people::Role;
 use crate::outside::Outside;
 use crate::service::Areas;
+
+use context::{PageContext, PageError};
 
 /// What the pages share.
 pub struct Dashboard {
     areas: Arc<Areas>,
     outside: Arc<dyn Outside>,
     tokens: form::Tokens,
-    told: shelf::Shelf<String>,
-    installers: shelf::Shelf<new_host::Shown>,
-    renewed: shelf::Shelf<certificates::Renewed>,
-    downloads: shelf::Shelf<certificates::Download>,
+    flashes: flash_store::FlashStore<String>,
+    installers: flash_store::FlashStore<new_host::Shown>,
+    renewed: flash_store::FlashStore<certificates::Renewed>,
+    downloads: flash_store::FlashStore<certificates::Download>,
 }
 
 impl Dashboard {
     pub fn new(areas: Arc<Areas>, outside: Arc<dyn Outside>) -> Arc<Self> {
         Arc::new(Self {
             tokens: form::Tokens::new(&*outside),
-            told: shelf::Shelf::new(),
-            installers: shelf::Shelf::new(),
-            renewed: shelf::Shelf::new(),
-            downloads: shelf::Shelf::new(),
+            flashes: flash_store::FlashStore::new(),
+            installers: flash_store::FlashStore::new(),
+            renewed: flash_store::FlashStore::new(),
+            downloads: flash_store::FlashStore::new(),
             areas,
             outside,
         })
@@ -87,23 +90,22 @@ impl Dashboard {
             ("/certificates/file/:shown", of_fleet, get(certificates::send_file)),
         ];
         let of_who_signed_in: Vec<(&str, Needs, RouteMethod)> = vec![
-            ("/mine", of_ones_own, get(mine::page).post(mine::install)),
-            ("/mine/:id/remove", of_ones_own, post(mine::remove)),
-            ("/mine/sessions/:id/end", of_ones_own, post(mine::end_session)),
-            ("/mine/password", of_ones_own, post(mine::set_password)),
+            ("/mine", of_ones_own, get(account::page).post(account::install)),
+            ("/mine/:id/remove", of_ones_own, post(account::remove)),
+            ("/mine/sessions/:id/end", of_ones_own, post(account::end_session)),
+            ("/mine/password", of_ones_own, post(account::set_password)),
             ("/sign-out", of_ones_own, post(sign_in::sign_out)),
         ];
         let signs_in = self.areas.people.people_policy().access != AdminAccess::Mtls;
         let pages = pages.into_iter().chain(of_who_signed_in.into_iter().filter(|_| signs_in));
         let route = pages.fold(route, |route, (path, needs, methods)| {
             let dashboard = self.clone();
-            let page =
-                methods.data(self.clone()).around(move |page, request| answer(dashboard.clone(), needs, page, request));
+            let page = methods.around(move |page, request| answer(dashboard.clone(), needs, page, request));
             route.at(path, page)
         });
         let route = if signs_in {
             let sign_in = get(sign_in::page).post(sign_in::sign_in).data(self.clone());
-            route.at("/sign-in", sign_in.around(async |page, request| page.call(request).await.map(dressed)))
+            route.at("/sign-in", sign_in.around(async |page, request| page.call(request).await.map(with_headers)))
         } else {
             route
         };
@@ -122,39 +124,43 @@ impl Dashboard {
     }
 }
 
-/// What holds for every page, whichever handler it has: an admin asks, a form that changes something carries its token,
-/// a failure is told on a page, and the browser is told what the page may do.
+/// What holds for every page: the caller is found, may open the page, and sent a form of ours. A failure is shown as a page.
 async fn answer<E: Endpoint>(
     dashboard: Arc<Dashboard>,
     needs: Needs,
     page: Arc<E>,
     mut request: Request,
 ) -> poem::Result<Response> {
-    let token = token_of_page(&dashboard.areas, &request);
-    let asking = match Asking::with_token(&request, token.as_deref()).await {
-        Ok(asking) => asking,
-        Err(failure) => return Ok(dressed(sign_in::turned_away(failure, &request))),
+    let principal = match Principal::of_page(&request, &dashboard.areas).await {
+        Ok(principal) => principal,
+        Err(failure) => return Ok(with_headers(sign_in::turned_away(failure, &request))),
     };
-    // What handlers find out who asks by.
-    request.set_data(asking.clone());
     let looks = matches!(*request.method(), Method::GET | Method::HEAD);
-    if looks && asking.role < needs.to_look && asking.signed_in.is_some() && request.uri().path() == "/hosts" {
+    if looks && principal.role < needs.to_look && principal.signed_in.is_some() && request.uri().path() == "/hosts" {
         // The first page there is for them.
-        return Ok(dressed(Redirect::see_other("/mine").into_response()));
+        return Ok(with_headers(Redirect::see_other("/mine").into_response()));
     }
-    let may = asking.needs(if looks { needs.to_look } else { needs.to_change }).map_err(poem::Error::from);
-    let checked = match may {
-        Ok(()) => form::check(&dashboard.tokens, &asking, &mut request).await,
-        refused => refused,
-    };
-    let outcome = match checked {
-        Ok(()) => page.call(request).await.map(IntoResponse::into_response),
-        Err(error) => Err(error),
-    };
-    Ok(dressed(match outcome {
+    let context = PageContext::new(dashboard, principal, &request);
+    let answer = match call(&context, if looks { needs.to_look } else { needs.to_change }, page, &mut request).await {
         Ok(answer) => answer,
-        Err(error) => shell::failure(&dashboard, &asking, error).await,
-    }))
+        Err(error) => match error.downcast::<PageError>() {
+            Ok(PageError(failure)) => layout::failure_page(&context, &failure),
+            Err(error) => layout::failure_page(&context, &errors::failure_of(&error)),
+        },
+    };
+    Ok(with_headers(answer))
+}
+
+async fn call<E: Endpoint>(
+    context: &PageContext,
+    needs: Role,
+    page: Arc<E>,
+    request: &mut Request,
+) -> poem::Result<Response> {
+    context.principal.needs(needs).map_err(PageError::from)?;
+    form::check(context, request).await?;
+    request.set_data(context.clone());
+    page.call(std::mem::take(request)).await.map(IntoResponse::into_response)
 }
 
 /// The least role that a page is for.
@@ -164,7 +170,7 @@ struct Needs {
     to_change: Role,
 }
 
-fn dressed(answer: impl IntoResponse) -> Response {
+fn with_headers(answer: impl IntoResponse) -> Response {
     let mut answer = answer.into_response();
     for (name, value) in HEADERS {
         answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));

@@ -1,6 +1,6 @@
 //! `/hosts/new`: make a host, and show the command that makes a machine that host, once.
 //!
-//! The command holds the installer token, so it never stands in a URL or a cookie: it waits in memory (`shelf.rs`) for
+//! The command holds the installer token, so it never stands in a URL or a cookie: it waits in memory (`flash_store.rs`) for
 //! the page that the browser is led to, and is gone once that page was shown.
 
 use std::sync::Arc;
@@ -11,12 +11,11 @@ use poem::web::{Data, Path, Query, Redirect};
 use poem::{IntoResponse, Response, handler};
 use time::OffsetDateTime;
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::shell::{Explained, Shell, explain, show};
-use super::words::When;
+use super::format::When;
+use super::layout::{Explained, Layout, explain, show};
 use crate::api::errors::Failure;
-use crate::api::guards::Asking;
 use crate::model::secret::Secret;
 use crate::service::ServiceError;
 use crate::service::hosts::enrol::{HostOptions, Registered};
@@ -50,7 +49,7 @@ pub struct Prefilled {
 #[derive(Template)]
 #[template(path = "new_host.html")]
 struct NewHostPage {
-    shell: Shell,
+    layout: Layout,
     name: String,
     shared: bool,
     /// The name is a host's already: making it again takes the old key away.
@@ -68,8 +67,8 @@ struct Guessed {
 }
 
 impl Guessed {
-    fn of(dashboard: &Dashboard) -> Option<Self> {
-        let policy = dashboard.areas.core.policy();
+    fn of(context: &PageContext) -> Option<Self> {
+        let policy = context.areas().core.policy();
         let doubt = policy.base_url_doubt?;
         Some(Self { base_url: policy.base_url.clone(), doubt, file: policy.config_file.clone() })
     }
@@ -78,7 +77,7 @@ impl Guessed {
 #[derive(Template)]
 #[template(path = "installer.html")]
 struct InstallerPage {
-    shell: Shell,
+    layout: Layout,
     shown: Shown,
     expires: When,
 }
@@ -86,47 +85,39 @@ struct InstallerPage {
 #[derive(Template)]
 #[template(path = "shown.html")]
 struct ShownBeforePage {
-    shell: Shell,
+    layout: Layout,
 }
 
 const TITLE: &str = "New host";
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(Prefilled { name }): Query<Prefilled>,
-) -> Result<Response, Failure> {
-    let known = !name.is_empty() && dashboard.areas.hosts.host_named(&name).await?.is_some();
-    let shell = Shell::new(&dashboard, &asking, TITLE, "");
-    let guessed = Guessed::of(&dashboard);
-    let page = NewHostPage { shell, name, shared: false, known, guessed, allow_short_name: false, refused: None };
+pub async fn page(context: PageContext, Query(Prefilled { name }): Query<Prefilled>) -> Result<Response, PageError> {
+    let known = !name.is_empty() && context.areas().hosts.host_named(&name).await?.is_some();
+    let layout = context.layout(TITLE);
+    let guessed = Guessed::of(&context);
+    let page = NewHostPage { layout, name, shared: false, known, guessed, allow_short_name: false, refused: None };
     show(StatusCode::OK, &page)
 }
 
 #[handler]
-pub async fn make(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
+pub async fn make(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let (name, shared) = (form.text("name").to_owned(), form.is("shared", "yes"));
     let allow_short_name = form.is("allow_short_name", "yes");
     let again = async |status, known, refused| {
-        let shell = Shell::new(&dashboard, &asking, TITLE, "");
-        let (name, guessed) = (name.clone(), Guessed::of(&dashboard));
-        show(status, &NewHostPage { shell, name, shared, known, guessed, allow_short_name, refused })
+        let layout = context.layout(TITLE);
+        let (name, guessed) = (name.clone(), Guessed::of(&context));
+        show(status, &NewHostPage { layout, name, shared, known, guessed, allow_short_name, refused })
     };
     // It was asked about this name, not about one that was typed over it.
     let confirmed = form.text("again").eq_ignore_ascii_case(&name);
-    if !confirmed && dashboard.areas.hosts.host_named(&name).await?.is_some() {
+    if !confirmed && context.areas().hosts.host_named(&name).await?.is_some() {
         return again(StatusCode::CONFLICT, true, None).await;
     }
     // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
     let options = HostOptions { secure: shared.then_some(false), expires_at: None, allow_short_name };
-    match dashboard.areas.hosts.register(&name, options, &asking.by).await {
+    match context.areas().hosts.register(&name, options, context.by()).await {
         Ok(registered) => {
-            let id = dashboard.installers.put(&asking, Shown::of(registered), &*dashboard.outside);
+            let id = context.keep(|d| &d.installers, Shown::of(registered));
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
         Err(error @ (ServiceError::Refused(_) | ServiceError::BaseUrlGuessed { .. })) => {
@@ -139,18 +130,14 @@ pub async fn make(
 }
 
 #[handler]
-pub async fn installer(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
-    let now = dashboard.now();
-    let shell = Shell::new(&dashboard, &asking, "Install the host", "");
-    match dashboard.installers.take(&asking, &id, now) {
+pub async fn installer(context: PageContext, Path(id): Path<String>) -> Result<Response, PageError> {
+    let now = context.now();
+    let layout = context.layout("Install the host");
+    match context.take(|d| &d.installers, &id) {
         Some(shown) => {
             let expires = When::new(shown.expires_at, now);
-            show(StatusCode::OK, &InstallerPage { shell, shown, expires })
+            show(StatusCode::OK, &InstallerPage { layout, shown, expires })
         }
-        None => show(StatusCode::GONE, &ShownBeforePage { shell }),
+        None => show(StatusCode::GONE, &ShownBeforePage { layout }),
     }
 }

@@ -8,18 +8,16 @@ use poem::web::{Data, Query};
 use poem::{Response, handler};
 use time::OffsetDateTime;
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::shell::{Shell, show, tell};
-use super::words::When;
-use crate::api::errors::Failure;
-use crate::api::guards::Asking;
+use super::format::When;
+use super::layout::{Layout, show};
 use crate::records::{Probe, ProbeState, ProbeTrigger};
 use crate::service::Areas;
 use crate::service::probes::{RunnerState, RunnerView, Underway};
 
 /// How many of the last probes the page shows at first.
-const PROBES: usize = 25;
+const PROBES_SHOWN: usize = 25;
 /// The records keep no more.
 const MAX_PROBES: usize = 1000;
 
@@ -34,7 +32,7 @@ pub struct Wanted {
 #[derive(Template)]
 #[template(path = "runner.html")]
 struct RunnerPage {
-    shell: Shell,
+    layout: Layout,
     has_login: bool,
     enabled: bool,
     proof: Proof,
@@ -68,15 +66,14 @@ struct Row {
 
 #[handler]
 pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(Wanted { told, probes }): Query<Wanted>,
-) -> Result<Response, Failure> {
-    let now = dashboard.now();
-    let view = dashboard.areas.probes.runner(if probes == "all" { MAX_PROBES } else { PROBES }).await?;
+    context: PageContext,
+    Query(Wanted { told: _, probes }): Query<Wanted>,
+) -> Result<Response, PageError> {
+    let now = context.now();
+    let view = context.areas().probes.runner(if probes == "all" { MAX_PROBES } else { PROBES_SHOWN }).await?;
     let page = RunnerPage {
-        shell: Shell::new(&dashboard, &asking, "Runner", &told),
-        has_login: dashboard.areas.core.canonical().is_some(),
+        layout: context.layout("Runner"),
+        has_login: context.areas().core.canonical().is_some(),
         enabled: view.enabled,
         proof: Proof::of(&view, now),
         has_more_probes: view.has_more_probes,
@@ -86,14 +83,10 @@ pub async fn page(
 }
 
 #[handler]
-pub async fn run(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
-    dashboard.areas.probes.ask_for_probe(&asking.by, form.is("restored", "yes"))?;
+pub async fn run(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
+    context.areas().probes.ask_for_probe(context.by(), form.is("restored", "yes"))?;
     let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
-    Ok(tell(&dashboard, &asking, "/runner", sentence.into()))
+    Ok(context.redirect("/runner", sentence.into()))
 }
 
 /// What is known of the canonical login; where that cannot be read, that.

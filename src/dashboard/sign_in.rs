@@ -11,12 +11,12 @@ use poem::http::{Method, StatusCode};
 use poem::web::{Data, Query};
 use poem::{Body, IntoResponse, Request, Response, handler};
 
-use super::shell::{Explained, explain, show};
+use super::context::{PageContext, PageError};
+use super::layout::{Explained, explain, show};
 use super::{Dashboard, assets, form};
 use crate::api::account::{SignInClient, to_its_end};
 use crate::api::cookies::{forget_session_cookie, session_cookie};
 use crate::api::errors::Failure;
-use crate::api::guards::Asking;
 use crate::api::oidc::own_page;
 use crate::service::{Areas, ServiceError};
 
@@ -54,7 +54,7 @@ impl SignInPage {
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
     Query(Wanted { return_to }): Query<Wanted>,
-) -> Result<Response, Failure> {
+) -> Result<Response, PageError> {
     show(StatusCode::OK, &SignInPage::new(&dashboard.areas, &return_to))
 }
 
@@ -90,10 +90,10 @@ pub async fn sign_in(dashboard: Data<&Arc<Dashboard>>, request: &Request, body: 
 }
 
 #[handler]
-pub async fn sign_out(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
-    let areas = &dashboard.areas;
-    if let Some(signed_in) = &asking.signed_in {
-        match areas.people.end_session(signed_in.session.session.id, None, &asking.by).await {
+pub async fn sign_out(context: PageContext) -> Result<Response, PageError> {
+    let areas = context.areas();
+    if let Some(signed_in) = &context.principal.signed_in {
+        match areas.people.end_session(signed_in.session.session.id, None, context.by()).await {
             // It is over either way.
             Ok(_) | Err(ServiceError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
@@ -116,10 +116,10 @@ pub fn turned_away(failure: Failure, request: &Request) -> Response {
         _ => "/",
     };
     let target = format!("/sign-in?return_to={}", crate::model::percent::encoded(wanted));
-    lead(&target, None).unwrap_or_else(Failure::into_response)
+    lead(&target, None).unwrap_or_else(|PageError(failure)| failure.into_response())
 }
 
-fn lead(to: &str, cookie: Option<&str>) -> Result<Response, Failure> {
+fn lead(to: &str, cookie: Option<&str>) -> Result<Response, PageError> {
     let mut response = StatusCode::SEE_OTHER.into_response();
     response.headers_mut().insert(LOCATION, header(to)?);
     if let Some(cookie) = cookie {
@@ -128,6 +128,6 @@ fn lead(to: &str, cookie: Option<&str>) -> Result<Response, Failure> {
     Ok(response)
 }
 
-fn header(text: &str) -> Result<HeaderValue, Failure> {
+fn header(text: &str) -> Result<HeaderValue, PageError> {
     HeaderValue::from_str(text).map_err(|error| ServiceError::internal(error).into())
 }

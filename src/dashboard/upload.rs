@@ -7,12 +7,11 @@ use poem::http::StatusCode;
 use poem::web::Data;
 use poem::{Response, handler};
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
 use super::hosts::{Login, login};
-use super::shell::{Explained, Shell, explain, show, tell};
+use super::layout::{Explained, Layout, explain, show};
 use crate::api::errors::Failure;
-use crate::api::guards::Asking;
 use crate::model::auth_document::Allowed;
 use crate::service::login::sync::{Outcome, Sync};
 use crate::service::{Result as ServiceResult, ServiceError};
@@ -20,24 +19,20 @@ use crate::service::{Result as ServiceResult, ServiceError};
 #[derive(Template)]
 #[template(path = "upload.html")]
 struct UploadPage {
-    shell: Shell,
+    layout: Layout,
     login: Option<Login>,
     refused: Option<Explained>,
 }
 
 #[handler]
-pub async fn page(dashboard: Data<&Arc<Dashboard>>, asking: Asking) -> Result<Response, Failure> {
-    show_form(&dashboard, &asking, StatusCode::OK, None).await
+pub async fn page(context: PageContext) -> Result<Response, PageError> {
+    show_form(&context, StatusCode::OK, None).await
 }
 
 #[handler]
-pub async fn upload(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
-    match take(&dashboard, &asking, &form).await {
-        Ok(sync) => Ok(tell(&dashboard, &asking, "/", became_of_it(&sync))),
+pub async fn upload(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
+    match take(&context, &form).await {
+        Ok(sync) => Ok(context.redirect("/", became_of_it(&sync))),
         Err(
             error @ (ServiceError::Unavailable { .. }
             | ServiceError::RecordsAway { .. }
@@ -46,12 +41,12 @@ pub async fn upload(
         Err(error) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
-            show_form(&dashboard, &asking, status, Some(explain(body))).await
+            show_form(&context, status, Some(explain(body))).await
         }
     }
 }
 
-async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceResult<Sync> {
+async fn take(context: &PageContext, form: &Form) -> ServiceResult<Sync> {
     // Some editors put a byte order mark in front.
     let [file, pasted] = ["file", "pasted"].map(|name| form.text(name).trim_start_matches('\u{feff}'));
     let document = match (file.is_empty(), pasted.is_empty()) {
@@ -64,7 +59,7 @@ async fn take(dashboard: &Dashboard, asking: &Asking, form: &Form) -> ServiceRes
     };
     let allowed =
         Allowed { change_account: form.is("change_account", "true"), even_if_older: form.is("even_if_older", "true") };
-    dashboard.areas.login.upload_text(document, allowed, form.is("probe", "true"), &asking.by).await
+    context.areas().login.upload_text(document, allowed, form.is("probe", "true"), context.by()).await
 }
 
 fn became_of_it(sync: &Sync) -> String {
@@ -89,11 +84,10 @@ fn became_of_it(sync: &Sync) -> String {
 }
 
 async fn show_form(
-    dashboard: &Dashboard,
-    asking: &Asking,
+    context: &PageContext,
     status: StatusCode,
     refused: Option<Explained>,
-) -> Result<Response, Failure> {
-    let shell = Shell::new(dashboard, asking, "Canonical login", "");
-    show(status, &UploadPage { shell, login: login(&dashboard.areas, dashboard.now()).await, refused })
+) -> Result<Response, PageError> {
+    let layout = context.layout("Canonical login");
+    show(status, &UploadPage { layout, login: login(context.areas(), context.now()).await, refused })
 }

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use askama::Template;
 use poem::http::StatusCode;
-use poem::web::{Data, Path, Query};
+use poem::web::{Data, Path};
 use poem::{Response, handler};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Dashboard;
+use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::shell::{Explained, Shell, Told, explain, show, tell};
-use super::words::When;
+use super::format::When;
+use super::layout::{Explained, Layout, explain, show};
 use crate::api::errors::Failure;
-use crate::api::guards::Asking;
 use crate::model::people::{NotARole, Role, UserId};
 use crate::records::{ChangedUser, ExternalIdentity, Session, SignInMethod, User};
 use crate::service::ServiceError;
@@ -22,7 +21,7 @@ use crate::service::ServiceError;
 #[derive(Template)]
 #[template(path = "users.html")]
 struct UsersPage {
-    shell: Shell,
+    layout: Layout,
     users: Vec<User>,
     roles: [Role; 3],
     email: String,
@@ -32,7 +31,7 @@ struct UsersPage {
 #[derive(Template)]
 #[template(path = "user.html")]
 struct UserPage {
-    shell: Shell,
+    layout: Layout,
     user: User,
     roles: [Role; 3],
     default_max: u32,
@@ -74,67 +73,49 @@ impl SessionRow {
 }
 
 #[handler]
-pub async fn list(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Query(Told { told }): Query<Told>,
-) -> Result<Response, Failure> {
-    let users = dashboard.areas.people.users().await?;
-    let shell = Shell::new(&dashboard, &asking, "Users", &told);
-    show(StatusCode::OK, &UsersPage { shell, users, roles: Role::ALL, email: String::new(), refused: None })
+pub async fn list(context: PageContext) -> Result<Response, PageError> {
+    let users = context.areas().people.users().await?;
+    let layout = context.layout("Users");
+    show(StatusCode::OK, &UsersPage { layout, users, roles: Role::ALL, email: String::new(), refused: None })
 }
 
 #[handler]
-pub async fn add(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
+pub async fn add(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let email = form.text("email");
     let password = Some(form.exact("password")).filter(|password| !password.is_empty());
-    match dashboard.areas.people.add_user(email, role(&form)?, password, &asking.by).await {
+    match context.areas().people.add_user(email, role(&form)?, password, context.by()).await {
         Ok(user) => {
             let sentence = format!("{} is a user now: {}.", user.email, user.role);
-            Ok(tell(&dashboard, &asking, &format!("/users/{}", user.id), sentence))
+            Ok(context.redirect(&format!("/users/{}", user.id), sentence))
         }
         Err(error @ (ServiceError::Invalid { .. } | ServiceError::Conflict(_))) => {
             let failure = Failure::from(error);
             let (status, body) = failure.body();
-            let users = dashboard.areas.people.users().await?;
-            let shell = Shell::new(&dashboard, &asking, "Users", "");
+            let users = context.areas().people.users().await?;
+            let layout = context.layout("Users");
             let refused = Some(explain(body));
-            show(status, &UsersPage { shell, users, roles: Role::ALL, email: email.to_owned(), refused })
+            show(status, &UsersPage { layout, users, roles: Role::ALL, email: email.to_owned(), refused })
         }
         Err(error) => Err(error.into()),
     }
 }
 
 #[handler]
-pub async fn page(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-    Query(Told { told }): Query<Told>,
-) -> Result<Response, Failure> {
-    let (areas, now) = (&dashboard.areas, dashboard.now());
+pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
+    let (areas, now) = (context.areas(), context.now());
     let user = areas.people.user(UserId(id)).await?;
     let identities = areas.people.identities().await?.into_iter().filter(|identity| identity.user == user.id).collect();
-    let this = asking.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
+    let this = context.principal.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
     let sessions = SessionRow::in_force(areas.people.sessions(Some(user.id)).await?, this, now);
-    let shell = Shell::new(&dashboard, &asking, "Users", &told);
+    let layout = context.layout("Users");
     let default_max = areas.people.people_policy().max_hosts;
-    show(StatusCode::OK, &UserPage { shell, user, roles: Role::ALL, default_max, identities, sessions })
+    show(StatusCode::OK, &UserPage { layout, user, roles: Role::ALL, default_max, identities, sessions })
 }
 
 /// What is to be changed, by the name of the button's form.
 #[handler]
-pub async fn change(
-    dashboard: Data<&Arc<Dashboard>>,
-    asking: Asking,
-    Path(id): Path<u64>,
-    form: Data<&Arc<Form>>,
-) -> Result<Response, Failure> {
-    let (areas, by, id) = (&dashboard.areas, &asking.by, UserId(id));
+pub async fn change(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
+    let (areas, by, id) = (context.areas(), context.by(), UserId(id));
     let sentence = match form.text("change") {
         "role" => {
             let user = areas.people.set_role(id, role(&form)?, by).await?;
@@ -177,7 +158,7 @@ pub async fn change(
         }
         _ => return Err(ServiceError::Refused("The form does not say what to change".into()).into()),
     };
-    Ok(tell(&dashboard, &asking, &format!("/users/{id}"), sentence))
+    Ok(context.redirect(&format!("/users/{id}"), sentence))
 }
 
 /// What became of a user's hosts.

@@ -11,8 +11,8 @@ use crate::model::check::{Check, Verdict};
 use crate::model::checkup;
 use crate::outside::Outside;
 
-const CONNECT: Duration = Duration::from_secs(5);
-const ANSWER: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Each address that the daemon, or what it runs, asks; and the clock of the first that told it.
 pub async fn upstream(config: &Config, outside: &dyn Outside) -> Vec<Check> {
@@ -47,8 +47,8 @@ async fn ask(
     let url = url.filter(|url| !url.is_empty())?;
     let place = place(url);
     let client = reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        .timeout(ANSWER)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(ANSWER_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("codex-authd/", env!("CARGO_PKG_VERSION")))
         .build();

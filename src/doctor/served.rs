@@ -20,9 +20,9 @@ const PUBLIC: &str = "public_base_url";
 const CONNECT: Wait = Wait::from_secs(5);
 const ANSWER: Wait = Wait::from_secs(10);
 /// Of the operator's own.
-const WARNED: Duration = Duration::days(21);
+const EXPIRY_WARNING: Duration = Duration::days(21);
 /// Ours is renewed a month before its end: nearer to it, that has failed.
-const OVERDUE: Duration = Duration::days(25);
+const RENEWAL_OVERDUE: Duration = Duration::days(25);
 
 /// Until when the certificate of the hosts' listener holds; where no daemon runs, that of the configured one.
 pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn Outside) -> Vec<Check> {
@@ -35,7 +35,7 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
         match as_caller(|| ServerIdentity::load(&config.tls.certificate, &config.tls.private_key)) {
             Ok(own) => {
                 own_ends = Some(own.not_after());
-                checks.push(checkup::ends("tls.certificate", "the file", own.not_after(), now, WARNED, renew));
+                checks.push(checkup::ends("tls.certificate", "the file", own.not_after(), now, EXPIRY_WARNING, renew));
                 checks.extend(covers_public(&own, &config.public_base_url));
             }
             Err(error) => {
@@ -49,7 +49,14 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
     let Some(bound) = bound.filter(|_| is_direct) else { return checks };
     match shown_here(config, reachable(bound.hosts)).await {
         Ok(shown) if Some(shown.not_after) == own_ends => {
-            checks.push(checkup::ends(CERTIFICATE, "what hosts are shown", shown.not_after, now, WARNED, renew));
+            checks.push(checkup::ends(
+                CERTIFICATE,
+                "what hosts are shown",
+                shown.not_after,
+                now,
+                EXPIRY_WARNING,
+                renew,
+            ));
         }
         Ok(shown) if shown.not_before > now => {
             let found = format!(
@@ -60,7 +67,14 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
         }
         Ok(shown) => {
             let remedy = "systemctl reload codex-authd, and look at the log for certificate_renewal";
-            checks.push(checkup::ends(CERTIFICATE, "what hosts are shown", shown.not_after, now, OVERDUE, remedy));
+            checks.push(checkup::ends(
+                CERTIFICATE,
+                "what hosts are shown",
+                shown.not_after,
+                now,
+                RENEWAL_OVERDUE,
+                remedy,
+            ));
         }
         Err(cause) => {
             let found = format!("{} shows none: {cause}", bound.hosts);

@@ -1,5 +1,5 @@
 //! The one thread of a store that makes changes safe. Whoever waits while a flush is running is served together by the next
-//! one; what nobody waits for is written within [`LATEST`].
+//! one; what nobody waits for is written within [`MAX_FLUSH_DELAY`].
 //!
 //! A flush that takes long is *nudged* (`Disk::nudge` of the parent says what for). And nobody here waits without a
 //! bound: who has waited [`STALLED_AFTER`] declares the store failed.
@@ -18,10 +18,10 @@ use super::{Counters, DurableError, Result};
 
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// How long a change that nobody waits for may stay in memory.
-const LATEST: Duration = Duration::from_secs(1);
+const MAX_FLUSH_DELAY: Duration = Duration::from_secs(1);
 /// When a flush is nudged for the first time; each further time after twice as long, since a nudge may get stuck as well.
 const NUDGED_AFTER: Duration = Duration::from_secs(1);
-const NUDGES: u32 = 5;
+const MAX_NUDGES: u32 = 5;
 
 /// Asks what a flush that takes long may not have heard.
 pub(super) type Nudge = Box<dyn Fn() + Send + Sync>;
@@ -173,8 +173,9 @@ impl Shared {
         loop {
             let (waiting, last) = {
                 let state = self.lock();
-                let wait =
-                    self.wake.wait_timeout_while(state, LATEST, |state| state.waiting.is_empty() && !state.stopping);
+                let wait = self
+                    .wake
+                    .wait_timeout_while(state, MAX_FLUSH_DELAY, |state| state.waiting.is_empty() && !state.stopping);
                 let mut state = wait.unwrap_or_else(PoisonError::into_inner).0;
                 (std::mem::take(&mut state.waiting), state.stopping)
             };
@@ -263,7 +264,9 @@ impl Shared {
         {
             let mut state = self.lock();
             match &mut state.flushing {
-                Some((begun, nudges)) if *nudges < NUDGES && begun.elapsed() >= NUDGED_AFTER * 2u32.pow(*nudges) => {
+                Some((begun, nudges))
+                    if *nudges < MAX_NUDGES && begun.elapsed() >= NUDGED_AFTER * 2u32.pow(*nudges) =>
+                {
                     *nudges += 1;
                 }
                 _ => return,

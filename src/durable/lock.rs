@@ -12,8 +12,8 @@ use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use super::{DurableError, Result};
 
 /// A process that was killed lets go of its lock only when the kernel is done with it.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-pub(super) const RETRY: Duration = Duration::from_millis(20);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Held as long as the store is open, so that what is mended there belongs to nobody else.
 pub(super) struct DirectoryLock {
@@ -32,11 +32,11 @@ pub(super) fn take(dir: &Path) -> Result<DirectoryLock> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(DirectoryLock { _lock: lock }),
-            Err((busy, Errno::EWOULDBLOCK | Errno::EINTR)) if begun.elapsed() < PATIENCE => file = busy,
+            Err((busy, Errno::EWOULDBLOCK | Errno::EINTR)) if begun.elapsed() < LOCK_TIMEOUT => file = busy,
             Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Err(DurableError::Busy { path: dir.into() }),
             Err((_, errno)) => return Err(failed(errno.into())),
         }
-        std::thread::park_timeout(RETRY);
+        std::thread::park_timeout(LOCK_RETRY_INTERVAL);
     }
 }
 

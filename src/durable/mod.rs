@@ -129,7 +129,7 @@ pub struct Counters {
 }
 
 /// With more in memory than this, who writes waits until it is written.
-const MOST_IN_MEMORY: usize = 8 * 1024 * 1024;
+const MAX_IN_MEMORY_BYTES: usize = 8 * 1024 * 1024;
 
 impl Store {
     /// Opens the store called `name` in `dir`, whose rows survive a power cut; makes it where it is missing, `dir` (0700) as
@@ -185,7 +185,7 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Staged<'_>) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
-        if self.present.read().in_memory() > MOST_IN_MEMORY {
+        if self.present.read().in_memory() > MAX_IN_MEMORY_BYTES {
             self.flusher.commit_blocking()?;
         }
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -31,13 +31,13 @@ use redb::{
 };
 
 use super::held::{Header, Held};
-use super::lock::{PATIENCE, RETRY, sync_names};
+use super::lock::{LOCK_RETRY_INTERVAL, LOCK_TIMEOUT, sync_names};
 use super::rows::Layer;
 use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View, panics};
 
 pub(super) const FILE: &str = "rows.redb";
 /// Pages that redb keeps in memory. The kernel keeps the rest.
-pub(super) const CACHE: usize = 8 * 1024 * 1024;
+pub(super) const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 pub(super) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 type Outcome<T> = std::result::Result<T, DiskError>;
@@ -105,7 +105,7 @@ impl Redb {
 
 fn builder() -> Builder {
     let mut builder = Builder::new();
-    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
@@ -147,7 +147,9 @@ fn verified<B: redb::StorageBackend>(open: impl Fn() -> Outcome<B>, name: &str) 
         // With a backend only this call opens a file; it would make a new store in an empty one.
         match builder().create_with_backend(held) {
             // A process that was killed lets go of its lock only when the kernel is done with it.
-            Err(DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < PATIENCE => std::thread::park_timeout(RETRY),
+            Err(DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < LOCK_TIMEOUT => {
+                std::thread::park_timeout(LOCK_RETRY_INTERVAL)
+            }
             opened => break (opened.map_err(of_database)?, release),
         }
     };
@@ -213,9 +215,9 @@ impl View for Committed {
     }
 }
 
-const CHECKSUM: usize = 4;
+const CHECKSUM_BYTES: usize = 4;
 
-fn checksum(key: &[u8], value: &[u8]) -> [u8; CHECKSUM] {
+fn checksum(key: &[u8], value: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&(key.len() as u64).to_be_bytes());
     hasher.update(key);
@@ -229,7 +231,7 @@ fn checked(key: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 pub(super) fn unchecked(key: &[u8], stored: &[u8]) -> Outcome<Bytes> {
-    match stored.split_at_checked(CHECKSUM) {
+    match stored.split_at_checked(CHECKSUM_BYTES) {
         Some((sum, value)) if sum == checksum(key, value) => Ok(Bytes::copy_from_slice(value)),
         _ => Err(DiskError::Damaged(format!(
             "the row {} does not have the checksum that it was written with",

@@ -2,7 +2,7 @@
 //!
 //! redb is not asked to verify or to repair: pages are read as they come, and a row counts only if its own checksum holds
 //! and its key stands where it must. Reading ends at a broken page with an error, a panic, or rows out of order; then the
-//! range is read from its other end, and what lies between is probed from keys within it, up to [`PROBES`] times. Only one
+//! range is read from its other end, and what lies between is probed from keys within it, up to [`MAX_PROBES`] times. Only one
 //! root is read: rows of the commit before the last one could bring back what was removed.
 
 use std::collections::VecDeque;
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use redb::{Builder, ConcurrencyMode, ReadOnlyDatabase, ReadableDatabase};
 
 use super::held::{Header, Look};
-use super::redb::{CACHE, FILE, Table, definition, unchecked};
+use super::redb::{CACHE_BYTES, FILE, Table, definition, unchecked};
 use super::rows::end_of;
 use super::{DurableError, Result, lock};
 
 /// How often a broken range is entered anew.
-const PROBES: usize = 2000;
+const MAX_PROBES: usize = 2000;
 /// A disk that answers slowly is not read for ever.
-const LONGEST: Duration = Duration::from_secs(1800);
+const SALVAGE_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// What a salvage found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Reader<'_> {
             let opened = catch_unwind(AssertUnwindSafe(|| {
                 let mut builder = Builder::new();
                 // A reader beside a writer needs none of what a damaged file may not have any more.
-                builder.set_cache_size(CACHE).set_concurrency_mode(ConcurrencyMode::SingleWriter);
+                builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::SingleWriter);
                 let database = builder.open_read_only_with_backend(look).map_err(|e| e.to_string())?;
                 let reading = database.begin_read().map_err(|e| e.to_string())?;
                 let table = reading.open_table(definition(name)).map_err(|e| e.to_string())?;
@@ -107,8 +107,8 @@ impl Reader<'_> {
         let Some(rest) = self.ends((Bound::Included(from), to), take)? else { return Ok(()) };
         self.found.unreadable_ranges += 1;
         gaps.push_back(rest);
-        for _ in 0..PROBES {
-            if self.begun.elapsed() > LONGEST {
+        for _ in 0..MAX_PROBES {
+            if self.begun.elapsed() > SALVAGE_TIMEOUT {
                 break;
             }
             let Some((from, to)) = gaps.pop_front() else { break };
@@ -173,7 +173,7 @@ impl Reader<'_> {
                 }
             };
             let is_in_order = last.as_ref().is_none_or(|last| if backwards { key < *last } else { key > *last });
-            if !is_in_order || !within(&key, &bounds) || self.begun.elapsed() > LONGEST {
+            if !is_in_order || !within(&key, &bounds) || self.begun.elapsed() > SALVAGE_TIMEOUT {
                 return Ok(Some(last));
             }
             match unchecked(&key, &stored) {

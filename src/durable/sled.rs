@@ -21,17 +21,17 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::flusher::Nudge;
-use super::lock::{self, PATIENCE, RETRY};
+use super::lock::{self, LOCK_RETRY_INTERVAL, LOCK_TIMEOUT};
 use super::rows::Layer;
 use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View};
 
 /// Both fixed for ever: they are what `conf` says.
-const SEGMENT: u64 = 512 * 1024;
+const SEGMENT_BYTES: u64 = 512 * 1024;
 /// How often sled flushes by itself and clears out its log; the latter happens nowhere else.
 const SLED_FLUSH_MS: u64 = 1000;
 /// The most that sled's page cache may take, by the size of pages on disk; a small fleet never comes near it, and of a large
 /// one the kernel keeps the rest.
-const CACHE: u64 = 4 * 1024 * 1024;
+const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 type Outcome<T> = std::result::Result<T, DiskError>;
 
@@ -45,7 +45,7 @@ impl Sled {
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let failed = |cause: String| DurableError::Open { path: dir.into(), cause };
         clear_half_made(dir).map_err(|error| lock::failed(dir, &error))?;
-        let config = sled::Config::new().path(dir).cache_capacity(CACHE).flush_every_ms(Some(SLED_FLUSH_MS));
+        let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(Some(SLED_FLUSH_MS));
         let begun = Instant::now();
         loop {
             let opened = caught(|| {
@@ -57,14 +57,14 @@ impl Sled {
                 Ok(sled) => return Ok(sled),
                 // sled has a lock of its own, and in this process lets go of it when its last thread is done.
                 Err(DiskError::Other(cause)) if cause.contains(BUSY) => {
-                    if begun.elapsed() >= PATIENCE {
+                    if begun.elapsed() >= LOCK_TIMEOUT {
                         return Err(DurableError::Busy { path: dir.into() });
                     }
                 }
                 Err(DiskError::Damaged(cause)) => return Err(DurableError::Damaged { path: dir.into(), cause }),
                 Err(DiskError::Other(cause)) => return Err(failed(cause)),
             }
-            std::thread::park_timeout(RETRY);
+            std::thread::park_timeout(LOCK_RETRY_INTERVAL);
         }
     }
 }
@@ -178,13 +178,13 @@ pub fn is_released(dir: &Path) -> bool {
         // It was never made, or is something else.
         Err(error) => return matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
     };
-    while begun.elapsed() < PATIENCE {
+    while begun.elapsed() < LOCK_TIMEOUT {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(_) => return true,
             Err((busy, Errno::EWOULDBLOCK | Errno::EINTR)) => file = busy,
             Err(_) => return false,
         }
-        std::thread::park_timeout(RETRY);
+        std::thread::park_timeout(LOCK_RETRY_INTERVAL);
     }
     false
 }
@@ -204,7 +204,7 @@ fn clear_half_made(dir: &Path) -> io::Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => 0,
         Err(e) => return Err(e),
     };
-    if logged < SEGMENT {
+    if logged < SEGMENT_BYTES {
         match std::fs::remove_file(dir.join("conf")) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}

@@ -171,9 +171,9 @@ async fn accept_all<S, P, K, F, Io>(
     }
     // Who is in the kernel's queue has been let in already, as far as the client can see. It never empties where
     // clients go on coming, and they must not keep the daemon from stopping.
-    let closing = Instant::now() + LAST_CALL;
+    let closing = Instant::now() + LAST_CALL_TIMEOUT;
     while Instant::now() < closing
-        && let Ok(Ok(raw)) = tokio::time::timeout(QUIET, source.accept()).await
+        && let Ok(Ok(raw)) = tokio::time::timeout(FIRST_BACKOFF, source.accept()).await
     {
         begin(&mut under_way, raw);
     }
@@ -182,10 +182,10 @@ async fn accept_all<S, P, K, F, Io>(
 }
 
 /// So long without another connection, and the queue was empty.
-const QUIET: Duration = Duration::from_millis(10);
+const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 
 /// How long a stop takes connections from the queue at most.
-const LAST_CALL: Duration = Duration::from_millis(100);
+const LAST_CALL_TIMEOUT: Duration = Duration::from_millis(100);
 
 async fn shake_hands<Io>(
     handshake: impl Future<Output = Option<Accepted<Io>>>,

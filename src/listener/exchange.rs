@@ -42,7 +42,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// A request that is late is answered before its connection is closed.
-const LATE_ANSWER: Duration = Duration::from_secs(2);
+const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is under way on one connection.
 pub(super) struct Exchanges {
@@ -69,7 +69,7 @@ impl Exchanges {
         let id = state.next;
         state.next += 1;
         let deadline = Instant::now() + self.limits.receive_timeout;
-        state.deadlines.insert(id, (deadline + LATE_ANSWER, RefusalReason::RequestTimeout));
+        state.deadlines.insert(id, (deadline + LATE_ANSWER_TIMEOUT, RefusalReason::RequestTimeout));
         drop(state);
         self.place.begin_exchange();
         let (has_no_room, received) = (AtomicBool::new(false), Mutex::default());

@@ -12,9 +12,9 @@ use crate::model::forwarded::TrustedProxies;
 
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// With the end of the line; the protocol's own bound.
-const V1_LONGEST: usize = 107;
+const V1_MAX_BYTES: usize = 107;
 /// Of what follows the first 16 bytes of a version 2 header: the addresses are 36 of them, the rest is never looked at.
-const V2_LONGEST: usize = 2048;
+const V2_MAX_BYTES: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
@@ -59,7 +59,7 @@ async fn read_v2(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), Pro
     stream.read_exact(&mut rest).await?;
     header.extend(rest);
     let length = usize::from(u16::from_be_bytes([rest[2], rest[3]]));
-    if length > V2_LONGEST {
+    if length > V2_MAX_BYTES {
         return Err(ProxyError::TooLong);
     }
     let begin = header.len();
@@ -69,9 +69,9 @@ async fn read_v2(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), Pro
 }
 
 async fn read_v1(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), ProxyError> {
-    let mut seen = [0; V1_LONGEST];
+    let mut seen = [0; V1_MAX_BYTES];
     while header.last() != Some(&b'\n') {
-        let room = V1_LONGEST - header.len();
+        let room = V1_MAX_BYTES - header.len();
         if room == 0 {
             return Err(ProxyError::TooLong);
         }
@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn whatever_else_comes_first_is_refused() {
-        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_LONGEST));
+        let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(V1_MAX_BYTES));
         for bytes in [
             b"".to_vec(),
             b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
@@ -191,7 +191,7 @@ mod tests {
             v2(0x21, 0x12, &V4_BODY),
             v2(0x21, 0x31, &[0; 216]),
             v2(0x21, 0x51, &V4_BODY),
-            v2(0x21, 0x11, &[0; V2_LONGEST + 1]),
+            v2(0x21, 0x11, &[0; V2_MAX_BYTES + 1]),
             v2(0x21, 0x11, &V4_BODY)[..20].to_vec(),
         ] {
             let (answer, _) = receive(&bytes, "127.0.0.0/8").await;
@@ -205,10 +205,10 @@ mod tests {
     fn header_end(bytes: &[u8]) -> Option<usize> {
         let end = if bytes.starts_with(V2_SIGNATURE) {
             let length = usize::from(u16::from_be_bytes([*bytes.get(14)?, *bytes.get(15)?]));
-            Some(16 + length).filter(|_| length <= V2_LONGEST)?
+            Some(16 + length).filter(|_| length <= V2_MAX_BYTES)?
         } else {
             let end = 1 + bytes.iter().position(|byte| *byte == b'\n')?;
-            Some(end).filter(|end| bytes.starts_with(b"PROXY ") && *end <= V1_LONGEST)?
+            Some(end).filter(|end| bytes.starts_with(b"PROXY ") && *end <= V1_MAX_BYTES)?
         };
         (end <= bytes.len()).then_some(end)
     }

@@ -8,11 +8,11 @@ use super::check::Check;
 use crate::metrics::Forwarding;
 
 /// Clocks may differ by so much before anything is said.
-const DRIFT: Duration = Duration::seconds(30);
+const CLOCK_DRIFT_WARNED: Duration = Duration::seconds(30);
 /// Further apart, certificates and tokens are not taken any more.
-const BROKEN: Duration = Duration::minutes(10);
+const CLOCK_DRIFT_BROKEN: Duration = Duration::minutes(10);
 /// A nightly backup may be so old, and a bit.
-const BACKUP: Duration = Duration::hours(50);
+const MAX_BACKUP_AGE: Duration = Duration::hours(50);
 
 /// This clock beside the newest thing that is known: nothing can be from the future.
 pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, what: &str) -> Check {
@@ -22,9 +22,9 @@ pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, wh
     };
     let behind = newest - now;
     let found = format!("it is {}, and {what} is of {}: it is behind by {}", shown(now), shown(newest), length(behind));
-    if behind > BROKEN {
+    if behind > CLOCK_DRIFT_BROKEN {
         Check::missing(NAME, found, SET_CLOCK)
-    } else if behind > DRIFT {
+    } else if behind > CLOCK_DRIFT_WARNED {
         Check::weak(NAME, found, SET_CLOCK)
     } else {
         Check::good(NAME, format!("{}, later than {what}", shown(now)))
@@ -38,9 +38,9 @@ pub fn clock_and_other(name: &'static str, now: OffsetDateTime, other: OffsetDat
     let apart = (now - other).abs();
     let side = if now > other { "ahead of" } else { "behind" };
     let found = format!("this clock is {} {side} that of {whose}", length(apart));
-    if apart > BROKEN {
+    if apart > CLOCK_DRIFT_BROKEN {
         Check::missing(name, found, format!("{SET_CLOCK} (here and there)"))
-    } else if apart > DRIFT {
+    } else if apart > CLOCK_DRIFT_WARNED {
         Check::weak(name, found, format!("{SET_CLOCK} (here and there)"))
     } else {
         Check::good(name, format!("that of {whose} agrees"))
@@ -203,7 +203,7 @@ pub fn backup(known: Option<(OffsetDateTime, bool)>, now: OffsetDateTime) -> Che
         return Check::weak(NAME, "none was made and read back yet", SWITCH_ON);
     };
     let of = shown(made_at);
-    if now - made_at > BACKUP {
+    if now - made_at > MAX_BACKUP_AGE {
         return Check::weak(NAME, format!("the newest one that was read back is of {of}"), SWITCH_ON);
     }
     let keys = if has_keys { "the keys are in it" } else { "without the keys: keep a copy of the master key" };

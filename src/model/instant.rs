@@ -11,11 +11,11 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 /// How far a client's clock may run ahead of ours.
-const AHEAD: Duration = Duration::seconds(300);
+const MAX_CLOCK_AHEAD: Duration = Duration::seconds(300);
 /// 2000-01-01T00:00:00Z.
 const EARLIEST: i128 = 946_684_800 * 1_000_000_000;
 /// Longer than any sensible spelling; the text is stored and shown.
-const LONGEST_TEXT: usize = 64;
+const MAX_TEXT_BYTES: usize = 64;
 
 /// An RFC 3339 instant with its spelling. Equality and order are those of the instant.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ pub enum BadInstant {
 impl Instant {
     pub fn parse(text: &str) -> Result<Self, BadInstant> {
         // The parser takes any byte between date and time; RFC 3339's grammar has T or t.
-        if text.len() > LONGEST_TEXT || !matches!(text.as_bytes().get(10), Some(b'T' | b't')) {
+        if text.len() > MAX_TEXT_BYTES || !matches!(text.as_bytes().get(10), Some(b'T' | b't')) {
             return Err(BadInstant::NotRfc3339);
         }
         let parsed = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| BadInstant::NotRfc3339)?;
@@ -65,7 +65,7 @@ impl Instant {
     pub fn check(&self, now: OffsetDateTime) -> Result<(), BadInstant> {
         if self.nanos < EARLIEST {
             Err(BadInstant::TooOld)
-        } else if self.nanos - now.unix_timestamp_nanos() > AHEAD.whole_nanoseconds() {
+        } else if self.nanos - now.unix_timestamp_nanos() > MAX_CLOCK_AHEAD.whole_nanoseconds() {
             Err(BadInstant::InFuture)
         } else {
             Ok(())

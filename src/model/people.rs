@@ -28,7 +28,7 @@ impl fmt::Display for UserId {
 pub const MAX_IDENTITY_PART_BYTES: usize = 255;
 
 /// The longest address that a mail can be sent to (RFC 5321, 4.5.3.1).
-const LONGEST_EMAIL: usize = 254;
+const MAX_EMAIL_BYTES: usize = 254;
 
 /// An e-mail address, by which a user signs in. In small letters: two that differ by case only are one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Email(String);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not an e-mail address: it has a name, an @ and a domain, and at most {LONGEST_EMAIL} characters, none of them a space"
+    "not an e-mail address: it has a name, an @ and a domain, and at most {MAX_EMAIL_BYTES} characters, none of them a space"
 )]
 pub struct NotAnEmail;
 
@@ -56,7 +56,7 @@ impl FromStr for Email {
         let (name, domain) = text.rsplit_once('@').ok_or(NotAnEmail)?;
         let is_plain =
             |letter: char| !letter.is_whitespace() && !letter.is_control() && !"<>\"\\,;:()[]".contains(letter);
-        if name.is_empty() || domain.is_empty() || name.contains('@') || text.len() > LONGEST_EMAIL {
+        if name.is_empty() || domain.is_empty() || name.contains('@') || text.len() > MAX_EMAIL_BYTES {
             return Err(NotAnEmail);
         }
         if text.chars().all(is_plain) { Ok(Self(text.to_lowercase())) } else { Err(NotAnEmail) }

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-const LONGEST: usize = 64;
+const MAX_VERSION_BYTES: usize = 64;
 
 /// 1 to 64 printable ASCII characters, without the leading `rust-v` or `v` and without space around them.
 ///
@@ -35,7 +35,7 @@ impl Version {
             text = rest.trim();
         }
         let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-        (!text.is_empty() && text.len() <= LONGEST && printable).then_some(text)
+        (!text.is_empty() && text.len() <= MAX_VERSION_BYTES && printable).then_some(text)
     }
 
     pub fn as_str(&self) -> &str {

@@ -14,7 +14,7 @@ use super::{PkiError, Result};
 use crate::model::authority::AuthorityRole;
 use crate::outside::{Outside, random};
 
-const LIFETIME: Duration = Duration::days(3653);
+const AUTHORITY_LIFETIME: Duration = Duration::days(3653);
 
 /// An authority just made. The caller seals the key, under `id`, before anything is issued with it.
 pub struct NewAuthority {
@@ -35,7 +35,7 @@ pub fn create(role: AuthorityRole, now: OffsetDateTime, outside: &dyn Outside) -
     // The id's first group tells an old authority from a new one in a browser's or a keychain's list.
     let short = &id.simple().to_string()[..8];
     let name = format!("codex-authd {kind} CA {short}");
-    let mut params = params(&name, Validity::new(now, LIFETIME), new_serial(outside));
+    let mut params = params(&name, Validity::new(now, AUTHORITY_LIFETIME), new_serial(outside));
     // A server authority may certify its successor.
     let below = match role {
         AuthorityRole::Server => 1,
@@ -68,7 +68,7 @@ pub fn cross_certify(
     let name =
         parse(WHAT, &der)?.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(String::from);
     let name = name.ok_or_else(|| PkiError::BadCertificate { what: WHAT, reason: "it has no name".into() })?;
-    let validity = Validity::new(now, LIFETIME).within(active.not_after, now)?;
+    let validity = Validity::new(now, AUTHORITY_LIFETIME).within(active.not_after, now)?;
     let mut params = params(&name, validity, new_serial(outside));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

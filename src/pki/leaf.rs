@@ -10,7 +10,7 @@ use super::{PkiError, Result};
 use crate::outside::{Outside, random};
 
 /// A certificate begins this long before it is made: the clocks of hosts and browsers may be behind ours.
-const BACKDATED: Duration = Duration::hours(1);
+const BACKDATING: Duration = Duration::hours(1);
 
 /// From when until when a certificate holds, to the whole second, as X.509 writes it.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl Validity {
     pub fn new(now: OffsetDateTime, lifetime: Duration) -> Self {
         let now = now.to_offset(UtcOffset::UTC);
         let now = now.saturating_sub(Duration::nanoseconds(now.nanosecond().into()));
-        Self { not_before: now.saturating_sub(BACKDATED), not_after: now.saturating_add(lifetime) }
+        Self { not_before: now.saturating_sub(BACKDATING), not_after: now.saturating_add(lifetime) }
     }
 
     /// A leaf that outlived its authority would be refused everywhere from that day on, and nobody would know why.

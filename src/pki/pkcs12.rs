@@ -13,7 +13,7 @@ use super::{PkiError, Result};
 
 /// Rounds of the key derivation and of the MAC's, as OWASP's Password Storage Cheat Sheet asks of PBKDF2 with SHA-256.
 /// Somebody who has the file guesses without a throttle. Readers accept a million at most.
-const ITERATIONS: u32 = 600_000;
+const PBKDF2_ITERATIONS: u32 = 600_000;
 
 /// Takes a processor for about a second: not for an async worker.
 ///
@@ -43,9 +43,9 @@ pub fn to_pkcs12(certificate: &ClientCertificate, ca_pem: &str, password: &str) 
     store
         .writer(password)
         .encryption_algorithm(EncryptionAlgorithm::PbeWithHmacSha256AndAes256)
-        .encryption_iterations(ITERATIONS)
+        .encryption_iterations(PBKDF2_ITERATIONS)
         .mac_algorithm(MacAlgorithm::HmacSha256)
-        .mac_iterations(ITERATIONS)
+        .mac_iterations(PBKDF2_ITERATIONS)
         .write()
         .map_err(failed)
 }

@@ -18,7 +18,7 @@ use super::{PkiError, Result};
 use crate::model::digest::Digest;
 use crate::outside::Outside;
 
-const LIFETIME: Duration = Duration::days(90);
+const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::days(90);
 
 /// The key of the daemon's server certificates.
 pub struct ServerKey(EcKey);
@@ -69,7 +69,7 @@ pub fn issue_server_certificate(
     outside: &dyn Outside,
 ) -> Result<ServerCertificate> {
     let first = names.first().ok_or(PkiError::NoNames)?;
-    let validity = Validity::new(now, LIFETIME).within(ca.not_after(), now)?;
+    let validity = Validity::new(now, SERVER_CERTIFICATE_LIFETIME).within(ca.not_after(), now)?;
     // A common name is for people (clients look at the alternative names) and holds 64 characters at most.
     let common_name: String = first.to_string().chars().take(64).collect();
     let mut params = params(&common_name, validity, new_serial(outside));

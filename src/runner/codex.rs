@@ -96,7 +96,7 @@ const ENTRY_SIZE: usize = 54;
 const ENTRIES: usize = 56;
 const INTERPRETER: u32 = 3;
 /// More than any program has.
-const MOST_ENTRIES: u16 = 256;
+const MAX_PROGRAM_HEADERS: u16 = 256;
 
 impl Kind {
     fn of(path: &Path) -> Result<Self, CodexError> {
@@ -128,7 +128,7 @@ impl Kind {
         else {
             return Ok(Self::Other);
         };
-        for entry in 0..u64::from(entries.min(MOST_ENTRIES)) {
+        for entry in 0..u64::from(entries.min(MAX_PROGRAM_HEADERS)) {
             let mut kind = [0; 4];
             let at = table.saturating_add(entry * u64::from(size));
             if file.read_exact_at(&mut kind, at).is_err() {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
 /// How much of the end is kept.
-const KEPT: usize = 64 * 1024;
+const MAX_KEPT_BYTES: usize = 64 * 1024;
 
 /// Counts what came in over all of a program's pipes.
 #[derive(Clone, Default)]
@@ -24,20 +24,20 @@ impl Total {
     }
 }
 
-/// Reads to the end, and gives the last [`KEPT`] bytes.
+/// Reads to the end, and gives the last [`MAX_KEPT_BYTES`] bytes.
 pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<Vec<u8>> {
     // Room for all of it from the start: what is moved on growing is not wiped.
-    let mut kept = Zeroizing::new(Vec::with_capacity(3 * KEPT));
+    let mut kept = Zeroizing::new(Vec::with_capacity(3 * MAX_KEPT_BYTES));
     let mut chunk = Zeroizing::new([0; 16 * 1024]);
     while let Ok(read @ 1..) = pipe.read(&mut chunk[..]).await {
         total.0.fetch_add(read as u64, Ordering::Relaxed);
         kept.extend_from_slice(chunk.get(..read).unwrap_or_default());
-        if kept.len() > 2 * KEPT {
-            let surplus = kept.len() - KEPT;
+        if kept.len() > 2 * MAX_KEPT_BYTES {
+            let surplus = kept.len() - MAX_KEPT_BYTES;
             kept.drain(..surplus);
         }
     }
-    let surplus = kept.len().saturating_sub(KEPT);
+    let surplus = kept.len().saturating_sub(MAX_KEPT_BYTES);
     kept.drain(..surplus);
     kept
 }
@@ -47,9 +47,9 @@ pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<V
 pub struct Secrets(Vec<Zeroizing<String>>);
 
 /// Shorter texts are no secrets, and would be found everywhere.
-const SHORTEST: usize = 8;
+const MIN_SECRET_CHARACTERS: usize = 8;
 /// Longer words are taken for secrets, whatever they are.
-const LONGEST_WORD: usize = 40;
+const MAX_WORD_CHARACTERS: usize = 40;
 /// Members of a login that are none.
 const PLAIN: [&str; 4] = ["auth_mode", "last_refresh", "token_type", "api_base"];
 
@@ -82,7 +82,7 @@ impl Secrets {
     fn add_text(&mut self, text: &str) {
         // And the parts of a token, which are as good as the whole.
         let parts = text.split(['.', '/', '+', '=']).filter(|part| *part != text);
-        for secret in std::iter::once(text).chain(parts).filter(|secret| secret.len() >= SHORTEST) {
+        for secret in std::iter::once(text).chain(parts).filter(|secret| secret.len() >= MIN_SECRET_CHARACTERS) {
             self.0.push(Zeroizing::new(secret.to_owned()));
         }
     }
@@ -141,7 +141,7 @@ fn mask_long_words(text: &str) -> Zeroizing<String> {
         let (before, from) = rest.split_at(start);
         let (word, after) = from.split_at(from.find(|letter| !is_of_a_token(letter)).unwrap_or(from.len()));
         out.push_str(before);
-        out.push_str(if word.len() > LONGEST_WORD { "***" } else { word });
+        out.push_str(if word.len() > MAX_WORD_CHARACTERS { "***" } else { word });
         rest = after;
     }
     out.push_str(rest);
@@ -195,10 +195,10 @@ mod tests {
     #[tokio::test]
     async fn of_a_flood_the_end_is_kept() {
         let total = Total::default();
-        let mut flood = vec![b'a'; 10 * KEPT + 7];
+        let mut flood = vec![b'a'; 10 * MAX_KEPT_BYTES + 7];
         flood.extend(b"the end");
         let kept = tail(&flood[..], total.clone()).await;
-        assert_eq!((kept.len(), total.bytes()), (KEPT, 10 * KEPT as u64 + 14));
+        assert_eq!((kept.len(), total.bytes()), (MAX_KEPT_BYTES, 10 * MAX_KEPT_BYTES as u64 + 14));
         assert!(kept.ends_with(b"aathe end"));
     }
 }

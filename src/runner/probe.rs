@@ -23,13 +23,13 @@ use super::{Check, doctor};
 
 const WORD: &str = "banana";
 /// A program that writes more is ended.
-const MOST_OUTPUT: u64 = 16 * 1024 * 1024;
-const OUTPUT_LOOK: Duration = Duration::from_millis(100);
+const MAX_OUTPUT_BYTES: u64 = 16 * 1024 * 1024;
+const OUTPUT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How much of its output is shown where it failed.
-const LINES: usize = 8;
-const BYTES: usize = 2000;
+const MAX_REASON_LINES: usize = 8;
+const MAX_REASON_BYTES: usize = 2000;
 /// The output of what has ended is there; that of what holds a pipe open is not waited for.
-const LAST_OUTPUT: Duration = Duration::from_secs(2);
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[async_trait]
 impl Prober for Runner {
@@ -50,7 +50,7 @@ impl Prober for Runner {
         sandbox.go().map_err(not_built)?;
         let mut secrets = Secrets::default();
         secrets.add(login);
-        let deadline = Instant::now() + self.settings.timeout + GRACE;
+        let deadline = Instant::now() + self.settings.timeout + END_TIMEOUT;
         Ok(Box::new(Probe {
             sandbox: Some(sandbox),
             proxy,
@@ -74,7 +74,7 @@ impl Prober for Runner {
 }
 
 /// The sandbox keeps the time itself; this is for one that does not.
-const GRACE: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn not_built(error: SandboxError) -> Finding {
     Finding::Unavailable(error.to_string())
@@ -114,14 +114,14 @@ impl Drop for Tasks {
 #[async_trait]
 impl Probing for Probe {
     async fn next(&mut self) -> Told {
-        let mut look = interval(OUTPUT_LOOK);
+        let mut look = interval(OUTPUT_POLL_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 event = next_event(&mut self.sandbox) => event,
                 _ = look.tick() => {
-                    if self.total.bytes() > MOST_OUTPUT {
-                        let most = MOST_OUTPUT / 1024 / 1024;
+                    if self.total.bytes() > MAX_OUTPUT_BYTES {
+                        let most = MAX_OUTPUT_BYTES / 1024 / 1024;
                         self.end(&format!("Codex wrote more than {most} MiB, and was ended"));
                     }
                     continue;
@@ -142,7 +142,7 @@ impl Probing for Probe {
     fn end(&mut self, why: &str) {
         if self.ended.is_none() {
             self.ended = Some(why.into());
-            self.deadline = Instant::now() + GRACE;
+            self.deadline = Instant::now() + END_TIMEOUT;
             self.sandbox.iter_mut().for_each(Sandbox::ask_to_end);
         }
     }
@@ -180,7 +180,7 @@ impl Probe {
             (None, Ending::OutOfTime) => format!("Codex had not ended after {} s", self.timeout.as_secs()),
         };
         let refused = self.proxy.refused().into_values().collect::<Vec<_>>().join("; ");
-        let said = [&stderr, &stdout].map(|output| self.secrets.last_lines(output, LINES, BYTES));
+        let said = [&stderr, &stdout].map(|output| self.secrets.last_lines(output, MAX_REASON_LINES, MAX_REASON_BYTES));
         let said = said.into_iter().filter(|said| !said.is_empty()).collect::<Vec<_>>().join("\n");
         let mut reason = happened;
         for (what, text) in [("not reached", refused), ("it said", said)] {
@@ -206,5 +206,5 @@ async fn next_event(sandbox: &mut Option<Sandbox>) -> Result<Event, SandboxError
 }
 
 async fn last(output: &mut JoinHandle<Zeroizing<Vec<u8>>>) -> Zeroizing<Vec<u8>> {
-    tokio::time::timeout(LAST_OUTPUT, output).await.ok().and_then(Result::ok).unwrap_or_default()
+    tokio::time::timeout(LAST_OUTPUT_TIMEOUT, output).await.ok().and_then(Result::ok).unwrap_or_default()
 }

@@ -50,13 +50,13 @@ pub struct Proxy {
 }
 
 /// Connections at once; one more waits.
-const CONNECTIONS: usize = 128;
-const MOST_HEAD: usize = 16 * 1024;
-const HEADERS: usize = 64;
-const HEAD_TIME: Duration = Duration::from_secs(10);
-const CONNECT_TIME: Duration = Duration::from_secs(10);
+const MAX_CONNECTIONS: usize = 128;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many refused destinations are kept.
-const KEPT: usize = 16;
+const MAX_KEPT_REFUSALS: usize = 16;
 
 impl Proxy {
     pub fn new(egress: Egress, resolver: Arc<dyn Resolver>) -> Self {
@@ -73,7 +73,7 @@ impl Proxy {
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
         loop {
-            while connections.len() >= CONNECTIONS {
+            while connections.len() >= MAX_CONNECTIONS {
                 connections.join_next().await;
             }
             tokio::select! {
@@ -111,13 +111,13 @@ impl Proxy {
                 body.len()
             );
             // Whoever has gone away need not be told.
-            let _ = timeout(HEAD_TIME, client.write_all(head.as_bytes())).await;
+            let _ = timeout(HEAD_TIMEOUT, client.write_all(head.as_bytes())).await;
             let _ = client.shutdown().await;
         }
     }
 
     async fn pass_on(&self, client: &mut TcpStream) -> Result<(), Answer> {
-        let read = timeout(HEAD_TIME, Head::read(client)).await;
+        let read = timeout(HEAD_TIMEOUT, Head::read(client)).await;
         let (head, mut rest) = read.map_err(|_| Answer::bad("the request took too long"))??;
         let mut server = self.connect(&head.destination).await?;
         let _ = server.set_nodelay(true);
@@ -149,7 +149,7 @@ impl Proxy {
         self.egress.check(asked).map_err(|why| self.refuse(asked, why.to_string()))?;
         let addresses = match &asked.host {
             Host::Address(address) => vec![SocketAddr::new(*address, asked.port)],
-            Host::Name(name) => timeout(CONNECT_TIME, self.resolver.resolve(name, asked.port))
+            Host::Name(name) => timeout(CONNECT_TIMEOUT, self.resolver.resolve(name, asked.port))
                 .await
                 .map_err(|_| self.fail(asked, "its name was not resolved in time"))?
                 .map_err(|error| self.fail(asked, format!("its name is not resolved: {error}")))?,
@@ -161,7 +161,7 @@ impl Proxy {
         }
         let mut last = "its name has no address".to_owned();
         for address in addresses {
-            match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+            match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     self.connected.store(true, Ordering::Relaxed);
                     return Ok(stream);
@@ -199,7 +199,7 @@ impl Proxy {
 
     fn keep(&self, asked: &Destination, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() < KEPT {
+        if refused.len() < MAX_KEPT_REFUSALS {
             refused.entry(asked.to_string()).or_insert_with(|| why.to_owned());
         }
     }
@@ -242,7 +242,7 @@ impl Head {
             if let Some((head, length)) = Self::parse(&bytes)? {
                 return Ok((head, bytes.split_off(length)));
             }
-            if bytes.len() > MOST_HEAD {
+            if bytes.len() > MAX_HEAD_BYTES {
                 return Err(Answer::bad("the request's head is too long"));
             }
         }
@@ -250,7 +250,7 @@ impl Head {
 
     /// With its length; `None`: more of it has to come.
     fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Answer> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         let length = match request.parse(bytes).map_err(|_| Answer::bad("this is no HTTP request"))? {
             httparse::Status::Complete(length) => length,
@@ -492,7 +492,7 @@ mod tests {
     async fn what_is_no_request_is_turned_away() {
         let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
         let (_, address) = proxy(&["127.0.0.1:1".into()], resolver).await;
-        let long = format!("GET http://127.0.0.1:1/ HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(2 * MOST_HEAD));
+        let long = format!("GET http://127.0.0.1:1/ HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(2 * MAX_HEAD_BYTES));
         for asked in [
             "\u{16}\u{3}\u{1}\r\n\r\n",
             "GET / HTTP/1.1\r\n\r\n",

@@ -29,7 +29,7 @@ const SALT: usize = 16;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 /// The largest text that is looked at: a configuration is some kilobytes.
-pub const LONGEST: usize = 4 * 1024 * 1024;
+pub const MAX_SEALED_BYTES: usize = 4 * 1024 * 1024;
 
 /// The work that a guess costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +44,14 @@ const TODAY: Work = Work { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
 /// What that sheet asks for: less was not written by us.
 const LEAST: Work = Work { memory_kib: 19 * 1024, passes: 2, lanes: 1 };
 /// More would be somebody's who wants this machine to stand still.
-const MOST: Work = Work { memory_kib: 512 * 1024, passes: 16, lanes: 8 };
+const MAX_WORK: Work = Work { memory_kib: 512 * 1024, passes: 16, lanes: 8 };
 
 impl Work {
     fn is_bearable(self) -> bool {
         let within = |least: u32, value: u32, most: u32| (least..=most).contains(&value);
-        within(LEAST.memory_kib, self.memory_kib, MOST.memory_kib)
-            && within(LEAST.passes, self.passes, MOST.passes)
-            && within(LEAST.lanes, self.lanes, MOST.lanes)
+        within(LEAST.memory_kib, self.memory_kib, MAX_WORK.memory_kib)
+            && within(LEAST.passes, self.passes, MAX_WORK.passes)
+            && within(LEAST.lanes, self.lanes, MAX_WORK.lanes)
     }
 
     fn key(self, passphrase: &str, salt: &[u8]) -> Result<Zeroizing<[u8; 32]>> {
@@ -106,7 +106,7 @@ struct Parts<'a> {
 impl<'a> Parts<'a> {
     fn of(text: &'a str) -> Result<Self> {
         const NOT_OURS: SealError = SealError::Malformed("it is no text that was sealed under a passphrase");
-        if text.len() > LONGEST {
+        if text.len() > MAX_SEALED_BYTES {
             return Err(SealError::Malformed("it is too long"));
         }
         let version = text.strip_prefix(FORMAT).and_then(|rest| rest.split('\n').next()).ok_or(NOT_OURS)?;
@@ -223,6 +223,6 @@ mod tests {
             assert!(Parts::of(&text).is_err_and(|error| error.to_string().contains("work")), "{to}");
         }
         let largest = SEALED.replacen("memory_kib=65536 passes=3 lanes=1", "memory_kib=524288 passes=16 lanes=8", 1);
-        assert_eq!(Parts::of(&largest).unwrap().work, MOST);
+        assert_eq!(Parts::of(&largest).unwrap().work, MAX_WORK);
     }
 }

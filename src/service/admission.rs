@@ -18,7 +18,7 @@ use crate::model::people::UserId;
 use crate::records::{Host, SettingsChange};
 use crate::service::audit::tell;
 use crate::service::error::{RefusedAddress, Throttled};
-use crate::service::{By, Core, People, Result, ServiceError};
+use crate::service::{Core, Initiator, People, Result, ServiceError};
 
 /// What a call carries in the place of an API key, as this node knows it. The digest is the SHA-256 of its text.
 #[derive(Clone)]
@@ -44,12 +44,12 @@ pub enum Purpose {
 /// What the audit log calls it.
 const ADDRESS_REFUSED: &str = "address.refused";
 /// How many of the newest audit entries are read for the last refusal of a host.
-const SEARCHED_ENTRIES: usize = 2000;
+const MAX_SEARCHED_ENTRIES: usize = 2000;
 
 /// The longest reason of a kill switch, in characters.
-const MAX_REASON: usize = 200;
+const MAX_REASON_CHARACTERS: usize = 200;
 /// Windows may have been opened for longer than the present configuration would, but not for longer than this.
-const LONGEST_WINDOW: Duration = Duration::hours(1);
+const MAX_WINDOW: Duration = Duration::hours(1);
 
 pub struct Admission {
     pub(super) core: Arc<Core>,
@@ -123,7 +123,7 @@ impl Admission {
             },
         };
         let policy = self.core.policy.load();
-        host.rules.served(now, policy.insecure_window.max(LONGEST_WINDOW))?;
+        host.rules.served(now, policy.insecure_window.max(MAX_WINDOW))?;
         let rule = host.rules.address(from, policy.ipv6_prefix);
         drop(policy);
         match rule {
@@ -152,7 +152,7 @@ impl Admission {
     /// The host's first call, or a roaming host's first one from a new address. The records decide, for the key that was
     /// presented: one that was replaced meanwhile binds nothing.
     async fn bind(&self, host: Arc<HotHost>, key: &Digest, from: IpAddr, now: OffsetDateTime) -> Result<Arc<HotHost>> {
-        let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
+        let by = Initiator { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         let known = host.rules.bound_like(from);
         let note = match known {
             None => by.note(now, "host.bind"),
@@ -180,7 +180,7 @@ impl Admission {
     fn address_refused(&self, fqdn: &Fqdn, rules: &HostRules, from: IpAddr, now: OffsetDateTime) -> ServiceError {
         let networks = &rules.allowed_networks;
         let bound_to = rules.bound_like(from).filter(|_| networks.is_empty());
-        let note = By::anybody(from).note(now, ADDRESS_REFUSED).refused("refused").on(fqdn);
+        let note = Initiator::anybody(from).note(now, ADDRESS_REFUSED).refused("refused").on(fqdn);
         self.core.security_events.refused(match bound_to {
             Some(bound) => {
                 let remedy = format!("codex-authd hosts clear {fqdn} | codex-authd hosts roaming {fqdn}");
@@ -199,8 +199,10 @@ impl Admission {
     /// entries of the audit log only, which bounds the cost of a page that shows it.
     pub async fn last_address_refused(&self, host: &Host) -> Result<Option<(RefusedAddress, OffsetDateTime)>> {
         let newest = self.core.records.audit_head().await?.number;
-        let entries =
-            self.core.records.audit_list_from(newest.saturating_sub(SEARCHED_ENTRIES as u64) + 1, SEARCHED_ENTRIES);
+        let entries = self
+            .core
+            .records
+            .audit_list_from(newest.saturating_sub(MAX_SEARCHED_ENTRIES as u64) + 1, MAX_SEARCHED_ENTRIES);
         let notes = entries.await?.into_iter().rev().map(|entry| entry.note);
         let last = notes
             .filter(|note| note.action == ADDRESS_REFUSED && note.target.as_deref() == Some(host.fqdn.as_str()))
@@ -214,12 +216,14 @@ impl Admission {
     }
 
     /// The kill switch.
-    pub async fn disable_api(&self, disabled: bool, reason: Option<&str>, by: &By) -> Result<()> {
+    pub async fn disable_api(&self, disabled: bool, reason: Option<&str>, by: &Initiator) -> Result<()> {
         let reason = reason.map(str::trim).filter(|reason| disabled && !reason.is_empty());
-        if reason.is_some_and(|reason| reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control)) {
+        if reason.is_some_and(|reason| {
+            reason.chars().count() > MAX_REASON_CHARACTERS || reason.chars().any(char::is_control)
+        }) {
             return Err(ServiceError::invalid(
                 "reason",
-                format!("must be one line of at most {MAX_REASON} characters"),
+                format!("must be one line of at most {MAX_REASON_CHARACTERS} characters"),
             ));
         }
         let note = by.note(self.core.outside.now(), if disabled { "api.disable" } else { "api.enable" });

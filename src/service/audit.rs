@@ -16,12 +16,12 @@ use crate::service::{Core, Result, ServiceError};
 
 /// Who asks for something, and from where.
 #[derive(Clone, Debug)]
-pub struct By {
+pub struct Initiator {
     pub actor: Actor,
     pub from: Option<IpAddr>,
 }
 
-impl By {
+impl Initiator {
     pub fn daemon() -> Self {
         Self { actor: Actor::Daemon, from: None }
     }
@@ -45,7 +45,7 @@ pub struct Verification {
     pub noted_found: Option<bool>,
 }
 
-const PAGE: usize = 1000;
+const PAGE_ENTRIES: usize = 1000;
 
 /// The audit log.
 pub struct Audit {
@@ -73,7 +73,7 @@ impl Audit {
         let mut good = AuditHead::default();
         let mut noted_found = noted.map(|_| false);
         while good.number < newest.number {
-            let page = self.core.records.audit_list_from(good.number + 1, PAGE).await?;
+            let page = self.core.records.audit_list_from(good.number + 1, PAGE_ENTRIES).await?;
             let Some(first) = page.first().map(|entry| entry.number) else {
                 let broken = BrokenChain::Gap { expected: good.number + 1, found: newest.number };
                 return Ok(Verification { good, broken: Some(broken), noted_found });
@@ -96,7 +96,7 @@ impl Audit {
     }
 
     /// Notes that somebody known was refused something.
-    pub async fn note_refusal(&self, by: &By, operation: &str, status: u16) {
+    pub async fn note_refusal(&self, by: &Initiator, operation: &str, status: u16) {
         self.note_refused(by.note(self.core.outside.now(), operation).refused(status)).await;
     }
 

@@ -17,7 +17,7 @@ use crate::service::core::boot;
 use crate::service::error::InstallerRefusal;
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::{Outcome, QueryVersions};
-use crate::service::{Adapters, Areas, By, Parts, Policy, ServiceError};
+use crate::service::{Adapters, Areas, Initiator, Parts, Policy, ServiceError};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -119,8 +119,13 @@ async fn an_installer_token_lives_no_longer_because_the_clock_was_set_back() {
     let (areas, clock, _directory) = areas().await;
     let over = ServiceError::Installer(InstallerRefusal::Expired).to_string();
     for hours in [-5, 5] {
-        let token =
-            areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().installer.token;
+        let token = areas
+            .hosts
+            .register("h1.test", HostOptions::default(), &Initiator::daemon())
+            .await
+            .unwrap()
+            .installer
+            .token;
         clock.step(hours);
         let refused = areas.hosts.redeem(token.expose(), HERE).await.err().expect("it is over").to_string();
         assert_eq!(refused, over, "{hours} h");
@@ -134,7 +139,7 @@ async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_w
     let (areas, clock, _directory) = areas().await;
     let made = areas
         .hosts
-        .register("h1.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
+        .register("h1.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &Initiator::daemon())
         .await
         .unwrap();
     let (id, key) = (made.host.host.id, made.api_key.expose());
@@ -144,19 +149,19 @@ async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_w
         let refused = areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await;
         assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
         // And an admin who opens it by the clock as it is now opens it.
-        areas.hosts.open_window(id, &By::daemon()).await.unwrap();
+        areas.hosts.open_window(id, &Initiator::daemon()).await.unwrap();
         areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await.unwrap();
         clock.step(-hours);
-        areas.hosts.open_window(id, &By::daemon()).await.unwrap();
+        areas.hosts.open_window(id, &Initiator::daemon()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
     let (areas, clock, _directory) = areas().await;
-    let key = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let key = areas.hosts.register("h1.test", HostOptions::default(), &Initiator::daemon()).await.unwrap().api_key;
     let (auth, at) = login(clock.now(), "one");
-    areas.login.upload(&format!("{{\"auth\":{auth}}}"), &By::daemon()).await.unwrap();
+    areas.login.upload(&format!("{{\"auth\":{auth}}}"), &Initiator::daemon()).await.unwrap();
     let digest = areas.core.canonical().unwrap().summary.digest;
     clock.step(-5);
     let host = areas.admission.admit(&areas.admission.credential(key.expose()), HERE, Purpose::Service).await.unwrap();
@@ -180,7 +185,7 @@ async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
 #[tokio::test]
 async fn what_a_host_tells_of_itself_is_taken_from_a_clock_that_was_set_back() {
     let (areas, clock, _directory) = areas().await;
-    let key = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap().api_key;
+    let key = areas.hosts.register("h1.test", HostOptions::default(), &Initiator::daemon()).await.unwrap().api_key;
     for (hours, version) in [(0, "0.168.0"), (-5, "0.169.0"), (10, "0.170.0")] {
         clock.step(hours);
         let host =

@@ -19,7 +19,7 @@ use crate::service::*;
 const HERE: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 async fn a_host(areas: &Areas) -> Arc<HotHost> {
-    let registered = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    let registered = areas.hosts.register("h1.test", HostOptions::default(), &Initiator::daemon()).await.unwrap();
     areas
         .admission
         .admit(&areas.admission.credential(registered.api_key.expose()), HERE, Purpose::Service)
@@ -57,7 +57,7 @@ async fn upload(areas: &Areas, auth: &Value, allowed: Allowed) -> Result<Outcome
     let body = json!({
         "auth": auth, "change_account": allowed.change_account, "even_if_older": allowed.even_if_older, "probe": false,
     });
-    Ok(areas.login.upload(&body.to_string(), &By::daemon()).await?.outcome)
+    Ok(areas.login.upload(&body.to_string(), &Initiator::daemon()).await?.outcome)
 }
 
 async fn noted(areas: &Areas) -> Vec<AuditNote> {
@@ -139,7 +139,7 @@ async fn an_admin_changes_the_account_only_when_told_to() {
     let noted = noted(&areas).await;
     assert!(noted[0].alarm && noted[0].details.contains_key("present"), "{:?}", noted[0]);
     let body = json!({ "auth": other, "change_account": "yes" }).to_string();
-    let refused = areas.login.upload(&body, &By::daemon()).await.err();
+    let refused = areas.login.upload(&body, &Initiator::daemon()).await.err();
     assert!(matches!(refused, Some(ServiceError::Invalid { .. })), "{refused:?}");
 }
 
@@ -220,7 +220,7 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
         made
     };
     clock.step(1);
-    areas.login.roll_back(1, &By::daemon()).await.unwrap();
+    areas.login.roll_back(1, &Initiator::daemon()).await.unwrap();
     assert_eq!(store(&areas, &host, &logins[1]).await.unwrap().outcome, Outcome::Outdated);
     clock.step(1);
     let renewed = login(clock.now(), clock.now() - Duration::days(1));
@@ -283,7 +283,7 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     given["last_refresh"] = text(clock.now()).into();
     let old = AuthDocument::from_canonical(given.to_string(), &DocumentRules::default()).unwrap();
     assert!(old.text().contains("of-this"));
-    let note = By::daemon().note(clock.now(), "auth.store");
+    let note = Initiator::daemon().note(clock.now(), "auth.store");
     let source = CanonicalSource::Admin { by: "before".into() };
     areas.login.make_canonical(&old, source, ReplaceCondition::Version(Some(1)), note).await.unwrap().unwrap();
     let restarted = node(&directory, "hot-2", areas.core.records.clone(), clock).await;
@@ -303,8 +303,8 @@ async fn a_login_of_more_than_64_kib_is_taken_nowhere() {
     for refused in [
         store(&areas, &host, &large).await.err(),
         upload(&areas, &large, Allowed::default()).await.err(),
-        areas.login.upload(&json!({ "auth": large.to_string() }).to_string(), &By::daemon()).await.err(),
-        areas.login.upload_text(&large.to_string(), Allowed::default(), false, &By::daemon()).await.err(),
+        areas.login.upload(&json!({ "auth": large.to_string() }).to_string(), &Initiator::daemon()).await.err(),
+        areas.login.upload_text(&large.to_string(), Allowed::default(), false, &Initiator::daemon()).await.err(),
     ] {
         let refused = refused.expect("it was taken");
         assert!(matches!(refused, ServiceError::DocumentTooLarge(_)), "{refused:?}");

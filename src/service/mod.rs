@@ -40,7 +40,7 @@ use crate::runner::Prober;
 use crate::upstream::oidc::Provider;
 
 pub use self::admission::Admission;
-pub use self::audit::{Audit, By};
+pub use self::audit::{Audit, Initiator};
 pub use self::core::{Core, Parts, Policy};
 pub use self::error::ServiceError;
 pub use self::hosts::Hosts;

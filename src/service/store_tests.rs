@@ -15,7 +15,7 @@ use crate::model::instant::Instant;
 use crate::outside::{Outside as _, System};
 use crate::records::Epoch;
 use crate::records::embedded::Embedded;
-use crate::service::By;
+use crate::service::Initiator;
 use crate::service::admission::Purpose;
 use crate::service::core::boot;
 use crate::service::core::policy::{PeoplePolicy, VersionPolicy};
@@ -65,7 +65,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Areas {
 }
 
 async fn a_host(areas: &Areas) -> Arc<HotHost> {
-    let registered = areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    let registered = areas.hosts.register("h1.test", HostOptions::default(), &Initiator::daemon()).await.unwrap();
     areas
         .admission
         .admit(&areas.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
@@ -205,7 +205,7 @@ async fn the_list_of_hosts_follows() {
         assert_eq!(listed(&areas).await[0].rules.bound_ip, Some([127, 0, 0, 1].into()));
         areas
             .hosts
-            .register("a0.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &By::daemon())
+            .register("a0.test", HostOptions { secure: Some(false), ..HostOptions::default() }, &Initiator::daemon())
             .await
             .unwrap();
         store(&areas, &host, 1).await.unwrap();
@@ -215,7 +215,7 @@ async fn the_list_of_hosts_follows() {
         assert_eq!(hosts.iter().map(|host| host.fqdn.as_str()).collect::<Vec<_>>(), ["a0.test", "h1.test"]);
         assert_eq!(hosts.iter().map(|host| host.activity.api_calls).collect::<Vec<_>>(), [0, 1]);
         let other = hosts[0].id;
-        areas.hosts.remove(other, &By::daemon()).await.unwrap();
+        areas.hosts.remove(other, &Initiator::daemon()).await.unwrap();
         areas.hosts.drain_outbox().await.unwrap();
     }
     let areas = open(dir.path()).await;

@@ -17,7 +17,7 @@ use crate::service::clock_tests::{Clock, areas, login, node};
 use crate::service::core::policy::VersionPolicy;
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::{Outcome, QueryVersions, Sync};
-use crate::service::{Areas, By, Policy, Result, ServiceError};
+use crate::service::{Areas, Initiator, Policy, Result, ServiceError};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const IDENTITY: &str = r#"{"agent_private_key":"canary-of-one-host","n":1.0,"agent_runtime_id":"r","account_id":"a","plan_type":"p","chatgpt_user_id":"u","chatgpt_account_is_fedramp":false}"#;
@@ -27,7 +27,7 @@ fn set_versions(areas: &Areas, versions: VersionPolicy) {
 }
 
 async fn register(areas: &Areas, name: &str) -> String {
-    areas.hosts.register(name, HostOptions::default(), &By::daemon()).await.unwrap().api_key.expose().to_owned()
+    areas.hosts.register(name, HostOptions::default(), &Initiator::daemon()).await.unwrap().api_key.expose().to_owned()
 }
 
 async fn call(areas: &Areas, key: &str, body: &str) -> Result<Sync> {
@@ -46,7 +46,7 @@ async fn retrieve(areas: &Areas, key: &str, digest: Digest) -> Sync {
 }
 
 async fn upload(areas: &Areas, auth: &str) {
-    areas.login.upload(&format!(r#"{{"auth":{auth}}}"#), &By::daemon()).await.unwrap();
+    areas.login.upload(&format!(r#"{{"auth":{auth}}}"#), &Initiator::daemon()).await.unwrap();
 }
 
 /// What the caller of `sync` is given.
@@ -104,7 +104,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     let of_b = retrieve(&areas, &b, shared).await;
     assert_eq!((of_b.outcome, delivered(&areas, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
     assert_eq!(retrieve(&areas, &b, own).await.outcome, Outcome::Outdated);
-    let revealed = areas.login.reveal_canonical(&By::daemon()).await.unwrap().unwrap();
+    let revealed = areas.login.reveal_canonical(&Initiator::daemon()).await.unwrap().unwrap();
     assert!(!revealed.text.contains("canary"));
 
     // A newer login of another host takes nothing from this one, and a store of this one without it neither.
@@ -150,7 +150,7 @@ async fn an_agent_identity_outlasts_restarts_rotations_and_is_known_to_every_nod
         let (text, digest) = delivered(&two, &given);
         assert!(text.contains(IDENTITY), "{text}");
         own = digest;
-        one.trust.rotate_keys(&By::daemon()).await.unwrap();
+        one.trust.rotate_keys(&Initiator::daemon()).await.unwrap();
         assert!(delivered(&one, &retrieve(&one, &key, shared).await).0.contains(IDENTITY));
         assert_eq!(retrieve(&one, &key, own).await.outcome, Outcome::Valid);
     }
@@ -224,7 +224,7 @@ async fn a_store_that_fails_does_not_count_against_a_hosts_hour() {
     let key = register(&areas, "a.test").await;
     // Its first contact binds it, which is a change of its own.
     areas.admission.admit(&areas.admission.credential(&key), HERE, Purpose::Service).await.unwrap();
-    let note = By::daemon().note(clock.now(), "store.standstill");
+    let note = Initiator::daemon().note(clock.now(), "store.standstill");
     let standstill = Standstill { reason: "the records are being moved".into(), since: clock.now() };
     areas.core.records.standstill_set(Some(&standstill), &note).await.unwrap();
     let auth = login(clock.now(), "one").0;
@@ -265,7 +265,7 @@ async fn an_agent_identity_takes_the_place_of_no_login() {
     let token = fixture::jwt(&json!({ "agent_runtime_id": "the login itself" }));
     let agent = json!({ "auth_mode": "agentIdentity", "agent_identity": token });
     let body = json!({ "auth": agent, "change_account": true }).to_string();
-    areas.login.upload(&body, &By::daemon()).await.unwrap();
+    areas.login.upload(&body, &Initiator::daemon()).await.unwrap();
     let canonical = areas.core.canonical().unwrap();
     assert!(canonical.text.contains(&token));
     let given = retrieve(&areas, &key, canonical.summary.digest).await;
@@ -282,22 +282,24 @@ async fn old_versions_are_removed_and_a_call_that_names_one_is_told() {
     // The last 30 days are kept: versions 10 to 40.
     assert_eq!(areas.login.prune_versions().await.unwrap(), 9);
     assert_eq!(kept(&areas).await, (10..=40).rev().collect::<Vec<_>>());
-    for named in [areas.login.roll_back(9, &By::daemon()).await.map(drop), areas.login.diff(9, 40).await.map(drop)] {
+    for named in
+        [areas.login.roll_back(9, &Initiator::daemon()).await.map(drop), areas.login.diff(9, 40).await.map(drop)]
+    {
         let told = named.unwrap_err();
         assert!(matches!(told, ServiceError::VersionNotKept(9)), "{told:?}");
         assert!(told.to_string().contains("auth.keep_versions"), "{told}");
     }
     for unknown in [0, 41] {
-        let told = areas.login.roll_back(unknown, &By::daemon()).await.map(drop).unwrap_err();
+        let told = areas.login.roll_back(unknown, &Initiator::daemon()).await.map(drop).unwrap_err();
         assert!(matches!(told, ServiceError::NotFound("Version")), "{told:?}");
     }
-    areas.login.roll_back(10, &By::daemon()).await.unwrap();
+    areas.login.roll_back(10, &Initiator::daemon()).await.unwrap();
     // A year without a store.
     clock.step(365 * 24);
     areas.login.prune_versions().await.unwrap();
     assert_eq!(kept(&areas).await, [41, 40, 39, 38, 37]);
     assert!(areas.audit.verify_audit(None).await.unwrap().broken.is_none());
-    areas.trust.rotate_keys(&By::daemon()).await.unwrap();
+    areas.trust.rotate_keys(&Initiator::daemon()).await.unwrap();
 }
 
 /// More than one transaction removes.

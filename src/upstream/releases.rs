@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// An answer about one release is some 100 KiB; what is longer is none.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
@@ -30,7 +30,7 @@ impl Releases {
             return None;
         }
         let client = reqwest::Client::builder()
-            .timeout(TIMEOUT)
+            .timeout(REQUEST_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("codex-authd/", env!("CARGO_PKG_VERSION")))
             .build()

@@ -150,13 +150,13 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// Hosts that retrieve all the time.
-struct Asking {
+struct Principal {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<Vec<String>>>,
 }
 
-impl Asking {
+impl Principal {
     fn begin(daemon: &Daemon, hosts: &[Registered]) -> Self {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let ask = |host: &Registered| {
@@ -222,7 +222,7 @@ async fn a_daemon_moves_into_a_database_and_back_and_hosts_are_served_all_the_wh
     house.daemon.launch();
     let entries = is_intact(&house.daemon);
 
-    let asking = Asking::begin(&house.daemon, &hosts);
+    let asking = Principal::begin(&house.daemon, &hosts);
     let moved = house.daemon.cli_json(&["migrate", "--to-file", &house.url_file(&url)]);
     for table in moved["tables"].as_array().unwrap() {
         assert_eq!(table["from"], table["to"], "{table}");
@@ -391,7 +391,7 @@ async fn a_backup_is_put_back_while_the_daemon_runs_and_while_it_does_not() {
 
     let refused = house.refused(&["restore", backup.to_str().unwrap()]);
     assert!(refused.contains("--yes"), "{refused}");
-    let asking = Asking::begin(&house.daemon, &hosts);
+    let asking = Principal::begin(&house.daemon, &hosts);
     house.daemon.cli_json(&["restore", backup.to_str().unwrap(), "--yes"]);
     assert_eq!(names(&house.daemon), ["a.test", "b.test", "c.test"]);
     assert_eq!(house.daemon.cli_json(&["auth", "show"])["version"], 1);
@@ -446,7 +446,7 @@ async fn all_daemons_on_a_database_start_anew_from_a_restored_backup() {
     until("the other one knows it", async || retrieve(&other.daemon, &later.api_key).await == 200).await;
     let pids = [house.daemon.pid(), other.daemon.pid()];
 
-    let asking = Asking::begin(&other.daemon, &hosts);
+    let asking = Principal::begin(&other.daemon, &hosts);
     house.daemon.cli_json(&["restore", backup.to_str().unwrap(), "--yes"]);
     until("the other one forgets it", async || retrieve(&other.daemon, &later.api_key).await == 401).await;
     for daemon in [&house.daemon, &other.daemon] {

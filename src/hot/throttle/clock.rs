@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 use super::SECOND;
 
 /// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
-pub(super) const SLACK: i64 = SECOND;
+pub(super) const MAX_CLOCK_BACK: i64 = SECOND;
 /// `latest` is written this rarely, so that calls share it without fighting for it.
-const STEP: i64 = SECOND / 10;
+const CLOCK_STEP: i64 = SECOND / 10;
 
 #[derive(Default)]
 pub(super) struct Clock {
@@ -28,12 +28,12 @@ impl Clock {
         let time = wall.saturating_add(self.behind.load(Ordering::Acquire));
         let latest = self.latest.load(Ordering::Acquire);
         if time >= latest {
-            if time - latest > STEP {
+            if time - latest > CLOCK_STEP {
                 self.latest.fetch_max(time, Ordering::AcqRel);
             }
             return time;
         }
-        if latest - time <= SLACK { time } else { self.set_back(wall) }
+        if latest - time <= MAX_CLOCK_BACK { time } else { self.set_back(wall) }
     }
 
     #[cold]
@@ -41,7 +41,7 @@ impl Clock {
         let _alone = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
         let (behind, latest) = (self.behind.load(Ordering::Acquire), self.latest.load(Ordering::Acquire));
         let time = wall.saturating_add(behind);
-        if latest.saturating_sub(time) <= SLACK {
+        if latest.saturating_sub(time) <= MAX_CLOCK_BACK {
             return time;
         }
         self.behind.store(latest.saturating_sub(wall), Ordering::Release);
@@ -60,7 +60,7 @@ impl Clock {
 
     /// Goes on from where another run was. `false`: the clock was set back in between; then time begins anew.
     pub(super) fn resume(&self, latest: i64, behind: i64, now: OffsetDateTime) -> bool {
-        let in_order = latest.saturating_sub(nanoseconds(now).saturating_add(behind)) <= SLACK;
+        let in_order = latest.saturating_sub(nanoseconds(now).saturating_add(behind)) <= MAX_CLOCK_BACK;
         if in_order {
             self.behind.store(behind, Ordering::Release);
         }

@@ -16,7 +16,7 @@ use moka::sync::Cache;
 use super::SECOND;
 
 /// Real time may run slower than ours; there are few of these, so they may stay a little.
-const LINGER: Duration = Duration::from_secs(600);
+const COUNT_RETENTION: Duration = Duration::from_secs(600);
 
 /// All times in nanoseconds of [`super::clock::Clock`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Counts {
             refused: Cache::builder()
                 .max_capacity(bound)
                 .eviction_policy(EvictionPolicy::lru())
-                .time_to_live(2 * length(window.max(block)) + LINGER)
+                .time_to_live(2 * length(window.max(block)) + COUNT_RETENTION)
                 .build(),
             changed: Mutex::default(),
             kept: Mutex::default(),

@@ -46,13 +46,13 @@ pub enum Failing<'a> {
     Key(IpAddr),
     /// Refused sign-ins from an address.
     SignIn(IpAddr),
-    /// Refused sign-ins as one user, wherever from. Blocked after [`ADDRESSES`] times as many as an address.
+    /// Refused sign-ins as one user, wherever from. Blocked after [`MIN_FAILING_ADDRESSES`] times as many as an address.
     Account(&'a Email),
 }
 
 /// From so many addresses somebody must have failed as often as an address may, before an account is blocked: one stranger
 /// cannot keep a user out.
-const ADDRESSES: u32 = 5;
+const MIN_FAILING_ADDRESSES: u32 = 5;
 
 impl Failing<'_> {
     fn who(&self) -> u128 {
@@ -66,7 +66,7 @@ impl Failing<'_> {
     fn limit(&self, count: u32) -> u32 {
         match self {
             Self::Key(_) | Self::SignIn(_) => count,
-            Self::Account(_) => count.saturating_mul(ADDRESSES),
+            Self::Account(_) => count.saturating_mul(MIN_FAILING_ADDRESSES),
         }
     }
 }
@@ -95,7 +95,7 @@ pub struct Throttle {
 }
 
 /// How many addresses, and how many hosts, are remembered at once; who calls least is forgotten first.
-const REMEMBERED: u64 = 100_000;
+const MAX_REMEMBERED: u64 = 100_000;
 const SECOND: i64 = 1_000_000_000;
 const MINUTE: i64 = 60 * SECOND;
 
@@ -106,9 +106,9 @@ impl Throttle {
         Self {
             limits,
             clock: Clock::default(),
-            calls: Counts::new(REMEMBERED, MINUTE, MINUTE),
-            hosts: Counts::new(REMEMBERED, MINUTE, MINUTE),
-            failures: Counts::new(REMEMBERED, window, block),
+            calls: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
+            hosts: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
+            failures: Counts::new(MAX_REMEMBERED, window, block),
         }
     }
 

@@ -10,7 +10,7 @@
 
 use time::OffsetDateTime;
 
-use super::clock::SLACK;
+use super::clock::MAX_CLOCK_BACK;
 use super::counts::{Counts, Window};
 use super::{Failing, Throttle, seconds};
 use crate::hot::{BATCH_ROWS, Hot, Result};
@@ -81,7 +81,7 @@ impl Throttle {
             Bucket::Host => (self.limits.host_per_minute == 0, self.limits.host_per_minute, 0),
             Bucket::AuthFailures => (self.failures_off(), u32::MAX, seconds(self.limits.auth_fail_block_seconds)),
         };
-        let soon = now.saturating_add(SLACK);
+        let soon = now.saturating_add(MAX_CLOCK_BACK);
         if off || window.begun > soon || window.block.is_some_and(|(from, _)| from > soon) {
             return false;
         }

@@ -208,12 +208,12 @@ fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_block
             hot.keep_throttle(throttle.gather(at(1))).unwrap();
         }
     }
-    assert!(throttle.failures.changed_len() as u64 <= REMEMBERED);
+    assert!(throttle.failures.changed_len() as u64 <= MAX_REMEMBERED);
     hot.keep_throttle(throttle.gather(at(1))).unwrap();
     let (known, refused, kept) = throttle.failures.sizes();
-    assert!(known <= REMEMBERED && refused <= REMEMBERED, "{known} {refused}");
+    assert!(known <= MAX_REMEMBERED && refused <= MAX_REMEMBERED, "{known} {refused}");
     let rows = hot.cache.rows(rows::THROTTLE).count();
-    assert_eq!((rows, kept), (REMEMBERED as usize, REMEMBERED as usize), "as many as are allowed, and no more");
+    assert_eq!((rows, kept), (MAX_REMEMBERED as usize, MAX_REMEMBERED as usize), "as many as are allowed, and no more");
     for ip in &blocked {
         assert_eq!(throttle.blocked(&Failing::Key(*ip), at(2)), Some(at(1800)), "{ip}");
     }
@@ -230,10 +230,10 @@ fn a_flood_of_addresses_does_not_reopen_the_minute_of_whoever_used_it_up() {
     for ip in &refused {
         while throttle.global(*ip, at(0)).is_ok() {}
     }
-    for number in 0..3 * REMEMBERED as u32 {
+    for number in 0..3 * MAX_REMEMBERED as u32 {
         throttle.global(caller(number), at(1)).unwrap();
     }
-    assert!(throttle.calls.sizes().0 <= REMEMBERED);
+    assert!(throttle.calls.sizes().0 <= MAX_REMEMBERED);
     for ip in &refused {
         assert!(throttle.global(*ip, at(2)).is_err(), "{ip}");
     }

@@ -14,7 +14,7 @@ use crate::model::digest::Digest;
 use crate::model::instant::{BadInstant, Instant};
 
 /// How far the issuer's clock may run ahead of ours.
-const ISSUER_AHEAD: Duration = Duration::seconds(300);
+const MAX_ISSUER_CLOCK_AHEAD: Duration = Duration::seconds(300);
 
 /// The canonical login that a document is compared with.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ pub fn decide(
     now: OffsetDateTime,
 ) -> Result<Verdict, DocumentError> {
     let issued_at = document.login().issued_at();
-    let is_issued_ahead = issued_at.is_some_and(|issued| issued > (now + ISSUER_AHEAD).unix_timestamp());
+    let is_issued_ahead = issued_at.is_some_and(|issued| issued > (now + MAX_ISSUER_CLOCK_AHEAD).unix_timestamp());
     if is_issued_ahead && !allowed.even_if_older && present.is_none_or(|present| present.digest != document.digest()) {
         let reason = "was issued in the future; check the clock of this server";
         return Err(DocumentError::field("auth.tokens.access_token", reason));
@@ -105,7 +105,7 @@ impl Present<'_> {
     /// Before this, a token is older. `None` where it cannot be told: a token that claims to be issued in the future says
     /// nothing about the order.
     fn issued_at(&self, now: OffsetDateTime) -> Option<i64> {
-        let own = self.login.issued_at().filter(|issued| *issued <= (now + ISSUER_AHEAD).unix_timestamp())?;
+        let own = self.login.issued_at().filter(|issued| *issued <= (now + MAX_ISSUER_CLOCK_AHEAD).unix_timestamp())?;
         Some(self.decided_at.map_or(own, |decided| own.max(decided.unix_timestamp())))
     }
 }

@@ -19,8 +19,8 @@ pub const NAME: &str = "codex-authd-sandbox-";
 pub const V1_LIMIT: &str = "memory.limit_in_bytes";
 
 /// The kernel may need a moment after the last process is gone.
-const REMOVALS: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(10);
+const REMOVE_ATTEMPTS: u32 = 50;
+const REMOVE_INTERVAL: Duration = Duration::from_millis(10);
 
 pub struct Cgroup {
     path: PathBuf,
@@ -73,9 +73,9 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // Older kernels have no such file; nothing should be left to be killed anyway.
         _ = self.set("cgroup.kill", "1");
-        for _ in 0..REMOVALS {
+        for _ in 0..REMOVE_ATTEMPTS {
             match fs::remove_dir(&self.path) {
-                Err(e) if e.kind() == ErrorKind::ResourceBusy => std::thread::park_timeout(PAUSE),
+                Err(e) if e.kind() == ErrorKind::ResourceBusy => std::thread::park_timeout(REMOVE_INTERVAL),
                 _ => return,
             }
         }

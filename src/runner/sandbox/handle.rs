@@ -25,7 +25,7 @@ use super::{Ending, Plan, SandboxError, sys};
 /// How long building may take on a machine that is very busy.
 const BUILD_SECONDS: u64 = 20;
 /// How long a sandbox that was asked to end may take to tell what it watched.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A sandbox that was built, from the daemon's side. Dropping it kills it.
 pub struct Sandbox {
@@ -136,7 +136,7 @@ impl Sandbox {
             Ok((None, ending))
         } else {
             self.ask_to_end();
-            timeout(LAST_WORDS, self.last_words()).await.unwrap_or(Err(SandboxError::Died))
+            timeout(OUTPUT_TIMEOUT, self.last_words()).await.unwrap_or(Err(SandboxError::Died))
         };
         let Self { mut child, socket, .. } = self;
         // Its end kills whatever did not end in its own way.

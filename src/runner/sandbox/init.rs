@@ -37,14 +37,14 @@ use super::wire::{self, Kind};
 use super::{Ending, Part, filter};
 
 /// How long the daemon may take to read what it is told once all is over.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to let the program run.
-const TO_GO: Duration = Duration::from_secs(30);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether what is watched has changed. The kernel would tell (inotify), and takes 15 ms to let go
 /// of that at the end: three times what all the rest takes.
-const LOOK: Duration = Duration::from_millis(10);
+const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 /// A program that rewrites its login without end is heard this often, and once more at the end.
-const MOST_TOLD: u32 = 64;
+const MAX_WATCHED_REPORTS: u32 = 64;
 
 /// Made by the launcher before the clone.
 pub struct Init {
@@ -130,7 +130,7 @@ impl Init {
         let mut teller = Teller {
             socket: self.socket.as_fd(),
             lifeline: self.lifeline.as_fd(),
-            until: Instant::now().checked_add(LAST_WORDS),
+            until: Instant::now().checked_add(OUTPUT_TIMEOUT),
             killed: true,
         };
         tell_watched(&mut self.watched, &mut teller)?;
@@ -141,14 +141,14 @@ impl Init {
     fn until_over(&mut self, signals: &OwnedFd) -> Result<Ending, Gone> {
         let mut program: Option<pid_t> = None;
         // A daemon that has forgotten it must not leave it waiting for ever.
-        let mut deadline = Instant::now().checked_add(TO_GO);
+        let mut deadline = Instant::now().checked_add(EXIT_TIMEOUT);
         loop {
             let mut polled = [
                 PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
-            let look = if program.is_some() { Instant::now().checked_add(LOOK) } else { None };
+            let look = if program.is_some() { Instant::now().checked_add(WATCH_INTERVAL) } else { None };
             let Ok(_) = (match poll(&mut polled, timeout([look, deadline].into_iter().flatten().min())) {
                 Err(Errno::EINTR) => continue,
                 other => other,
@@ -194,7 +194,7 @@ impl Init {
     /// Whether what is watched is another file, or was written to.
     fn look(&mut self, deadline: Option<Instant>) -> Result<(), Gone> {
         let stamp = stamp(&self.watched.path);
-        if stamp == self.watched.stamp || self.watched.times >= MOST_TOLD {
+        if stamp == self.watched.stamp || self.watched.times >= MAX_WATCHED_REPORTS {
             return Ok(());
         }
         self.watched.stamp = stamp;
@@ -258,7 +258,7 @@ impl Init {
         let mut teller = Teller {
             socket: self.socket.as_fd(),
             lifeline: self.lifeline.as_fd(),
-            until: Instant::now().checked_add(LAST_WORDS),
+            until: Instant::now().checked_add(OUTPUT_TIMEOUT),
             killed: true,
         };
         teller.tell(Kind::Failed, &wire::failed(part, errno as i32), what.as_bytes(), None)?;
@@ -363,7 +363,7 @@ impl Teller<'_> {
             Ok(0) => {
                 sys::kill_all();
                 self.killed = true;
-                self.until = Instant::now().checked_add(LAST_WORDS);
+                self.until = Instant::now().checked_add(OUTPUT_TIMEOUT);
                 Ok(())
             }
             Ok(_) => {

@@ -34,7 +34,7 @@ use super::{Part, Plan};
 /// The descriptor that the daemon's socket is inherited as.
 pub const SOCKET: i32 = 3;
 /// How long the first process may take to end in its own way once it was asked to.
-const PATIENCE: Duration = Duration::from_secs(5);
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
@@ -244,7 +244,7 @@ fn wait(child: &Child, socket: &UnixStream, signals: &OwnedFd) {
         if signalled && sys::asked_to_end(signals.as_fd(), Asker::Anybody) && patience.is_none() {
             // It tells first what it watches.
             _ = kill(child.0, Signal::SIGTERM);
-            patience = Instant::now().checked_add(PATIENCE);
+            patience = Instant::now().checked_add(START_TIMEOUT);
         }
     }
 }

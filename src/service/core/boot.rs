@@ -19,7 +19,7 @@ use crate::pki::server_key;
 use crate::records::{AdminCertificate, Authority, AuthoritySlot, BootMaterial, Epoch, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 use crate::service::core::authorities::{Authorities, authority_place};
-use crate::service::{By, Result, ServiceError};
+use crate::service::{Initiator, Result, ServiceError};
 
 /// What is unlocked at boot and kept in memory.
 pub struct Secrets {
@@ -94,7 +94,7 @@ async fn read(
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
     } else {
         let (master, made) = MasterKey::load_or_create(master_key, credentials, outside)?;
-        let note = By::daemon().note(outside.now(), "state.initialise");
+        let note = Initiator::daemon().note(outside.now(), "state.initialise");
         if records.initialise(&seed(&master, outside)?, &note).await? {
             log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
         } else if made {

@@ -52,7 +52,7 @@ pub const REFUSED: &str = "Stores, installations, first calls of new hosts and e
                            nothing can be revoked.";
 
 /// How often it is noted that the records were reached.
-const NOTED: Duration = Duration::seconds(10);
+const REACHED_NOTE_INTERVAL: Duration = Duration::seconds(10);
 
 /// How the stores are, as this node found them last.
 pub struct Health {
@@ -265,7 +265,7 @@ impl Health {
         }
         let now = self.outside.now();
         let known = self.hot.reached_at().ok().flatten();
-        if known.is_none_or(|known| (now - known).abs() >= NOTED)
+        if known.is_none_or(|known| (now - known).abs() >= REACHED_NOTE_INTERVAL)
             && let Err(error) = self.hot.note_reached(now)
         {
             log::debug!(event = "not_noted", cause:% = error; "when the records were reached is not noted");

@@ -15,11 +15,11 @@ use time::{Duration, OffsetDateTime};
 
 use crate::model::audit::{Actor, AuditNote};
 use crate::records::Telemetry;
-use crate::service::audit::{By, tell};
+use crate::service::audit::{Initiator, tell};
 
-const MINUTE: Duration = Duration::minutes(1);
+const EVENT_WINDOW: Duration = Duration::minutes(1);
 /// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
-const SLACK: Duration = Duration::seconds(2);
+const MAX_CLOCK_BACK: Duration = Duration::seconds(2);
 /// Each leaves an entry at once, and strangers choose how many there are.
 const MAX_KINDS_OF_STRANGERS: usize = 256;
 /// Kinds of one user, certificate or host.
@@ -57,7 +57,7 @@ struct State {
 impl SecurityEvents {
     /// `action` was refused to whoever called from `from`; `target` is a host's name, or empty. It is written by the outbox.
     pub fn event(&self, action: &'static str, target: &str, from: IpAddr, alarm: bool, now: OffsetDateTime) {
-        let note = By::anybody(from).note(now, action).refused("refused");
+        let note = Initiator::anybody(from).note(now, action).refused("refused");
         let note = if target.is_empty() { note } else { note.on(target) };
         self.refused(if alarm { note.alarm() } else { note });
     }
@@ -87,7 +87,7 @@ impl SecurityEvents {
             !kinds.is_empty()
         });
         if let Some((count, _)) = state.unnamed.take_if(|(_, since)| is_over(*since, now)) {
-            state.notes.push(By::daemon().note(now, "events.unnamed").with("count", count).alarm());
+            state.notes.push(Initiator::daemon().note(now, "events.unnamed").with("count", count).alarm());
         }
         std::mem::take(&mut state.notes).into_iter().map(|note| Telemetry::Noted { note }).collect()
     }
@@ -137,7 +137,7 @@ fn closing(kind: &Kind, window: &Window, now: OffsetDateTime) -> Option<AuditNot
 
 /// Whether a minute has gone by. A clock that was set back ends it too.
 fn is_over(begun: OffsetDateTime, now: OffsetDateTime) -> bool {
-    now - begun >= MINUTE || begun - now >= SLACK
+    now - begun >= EVENT_WINDOW || begun - now >= MAX_CLOCK_BACK
 }
 
 #[cfg(test)]
@@ -166,10 +166,10 @@ mod tests {
         }
         assert_eq!(notes(&watch, NOW), [("key.refused".into(), None)]);
         assert_eq!(notes(&watch, NOW + Duration::seconds(59)), []);
-        assert_eq!(notes(&watch, NOW + MINUTE), [("key.refused".into(), Some("499".into()))]);
-        assert_eq!(notes(&watch, NOW + MINUTE * 2), []);
-        watch.event("key.refused", "", from, false, NOW + MINUTE * 2);
-        assert_eq!(notes(&watch, NOW + MINUTE * 2), [("key.refused".into(), None)]);
+        assert_eq!(notes(&watch, NOW + EVENT_WINDOW), [("key.refused".into(), Some("499".into()))]);
+        assert_eq!(notes(&watch, NOW + EVENT_WINDOW * 2), []);
+        watch.event("key.refused", "", from, false, NOW + EVENT_WINDOW * 2);
+        assert_eq!(notes(&watch, NOW + EVENT_WINDOW * 2), [("key.refused".into(), None)]);
     }
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(notes(&watch, NOW).len(), MAX_KINDS_OF_STRANGERS);
         watch.event("installer.used_again", "h1.test", IpAddr::from([192, 0, 2, 1]), true, NOW);
         assert_eq!(notes(&watch, NOW), [("installer.used_again".into(), None)], "a flood hides no alarm");
-        let last = notes(&watch, NOW + MINUTE);
+        let last = notes(&watch, NOW + EVENT_WINDOW);
         assert_eq!(last, [("events.unnamed".into(), Some((1_000_000 - MAX_KINDS_OF_STRANGERS).to_string()))]);
     }
 
@@ -217,11 +217,11 @@ mod tests {
         assert!(watch.is_first(&refusal(&ada, "removeHost", NOW).refused(422)));
         assert!(watch.is_first(&refusal(&user(2), "removeHost", NOW)));
         assert_eq!(notes(&watch, NOW), [], "the caller wrote the first ones");
-        let Some(Telemetry::Noted { note }) = watch.gather(NOW + MINUTE).pop() else { panic!("one entry") };
+        let Some(Telemetry::Noted { note }) = watch.gather(NOW + EVENT_WINDOW).pop() else { panic!("one entry") };
         assert_eq!((note.actor, note.action.as_str(), note.outcome.as_str()), (ada.clone(), "removeHost", "403"));
         assert_eq!(note.details["count"], "700");
         assert!(watch.lock().windows.is_empty(), "nothing is remembered after the minute");
-        assert!(watch.is_first(&refusal(&ada, "removeHost", NOW + MINUTE)));
+        assert!(watch.is_first(&refusal(&ada, "removeHost", NOW + EVENT_WINDOW)));
     }
 
     #[test]

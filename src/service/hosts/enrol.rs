@@ -13,15 +13,15 @@ use crate::model::secret::Secret;
 use crate::records::{Host, HostChange, NewInstallToken, Owner, Registration, RegistrationOutcome, Restoration};
 use crate::seal::Place;
 use crate::service::core::commit::Written;
-use crate::service::{By, Hosts, Result, ServiceError};
+use crate::service::{Hosts, Initiator, Result, ServiceError};
 
 /// How long a removal can be undone.
-pub const UNDO: Duration = Duration::days(1);
+pub const RESTORE_WINDOW: Duration = Duration::days(1);
 /// How many networks a host may be served from.
 const MAX_NETWORKS: usize = 64;
 
 /// How often a registration whose host appeared or vanished meanwhile is tried again.
-const ATTEMPTS: usize = 8;
+const MAX_ID_ATTEMPTS: usize = 8;
 
 /// Where a host's API key stands sealed.
 pub fn api_key_place(id: HostId) -> Place {
@@ -95,7 +95,7 @@ impl HostStatus {
 impl Hosts {
     /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on. A host that a
     /// user installed for themselves is nobody's from then on.
-    pub async fn register(&self, fqdn: &str, options: HostOptions, by: &By) -> Result<Registered> {
+    pub async fn register(&self, fqdn: &str, options: HostOptions, by: &Initiator) -> Result<Registered> {
         self.register_for(fqdn, options, None, by).await
     }
 
@@ -105,7 +105,7 @@ impl Hosts {
         fqdn: &str,
         options: HostOptions,
         owner: Option<&Owner>,
-        by: &By,
+        by: &Initiator,
     ) -> Result<Registered> {
         let HostOptions { secure, expires_at: host_expires_at, allow_short_name } = options;
         let fqdn: Fqdn =
@@ -126,7 +126,7 @@ impl Hosts {
         let expires_at = now + policy.install_token_ttl;
         let insecure_enabled_until = (secure == Some(false)).then(|| now + policy.insecure_window);
         let mut known = self.core.records.host_fetch_by_name(&fqdn).await?.map(|host| host.id);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ID_ATTEMPTS {
             let id = known.unwrap_or_else(|| HostId::new(&*self.core.outside));
             // A known host is written over under its own number only, so that this is what happens, or nothing does.
             let note = known.iter().fold(note.clone(), |note, _| note.with("rotated", true));
@@ -204,13 +204,18 @@ impl Hosts {
         Ok(self.core.records.host_fetch_by_name(&fqdn).await?.map(|host| self.view(host)))
     }
 
-    /// Removes a host: its key and its pending installers are refused from here on. For [`UNDO`] it can be brought back.
-    pub async fn remove(&self, id: HostId, by: &By) -> Result<Host> {
+    /// Removes a host: its key and its pending installers are refused from here on. For [`RESTORE_WINDOW`] it can be brought back.
+    pub async fn remove(&self, id: HostId, by: &Initiator) -> Result<Host> {
         self.remove_for(id, None, by).await
     }
 
     /// The same; with an owner, only a host of theirs.
-    pub(in crate::service) async fn remove_for(&self, id: HostId, owner: Option<UserId>, by: &By) -> Result<Host> {
+    pub(in crate::service) async fn remove_for(
+        &self,
+        id: HostId,
+        owner: Option<UserId>,
+        by: &Initiator,
+    ) -> Result<Host> {
         let fqdn = self.core.records.host_fetch(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
         let now = self.core.outside.now();
         let note = by.note(now, "host.remove").on(fqdn).with("id", id);
@@ -225,23 +230,23 @@ impl Hosts {
     /// A host takes itself out.
     pub async fn leave(&self, host: &HotHost, from: IpAddr) -> Result<Host> {
         let actor = Actor::Host { id: host.id, fqdn: host.fqdn.clone() };
-        self.remove(host.id, &By { actor, from: Some(from) }).await
+        self.remove(host.id, &Initiator { actor, from: Some(from) }).await
     }
 
     /// The hosts whose removal can still be undone, the last one first.
     pub async fn removed_hosts(&self) -> Result<Vec<Host>> {
-        let since = self.core.outside.now() - UNDO;
+        let since = self.core.outside.now() - RESTORE_WINDOW;
         let removed = self.core.records.host_list_removed().await?;
         Ok(removed.into_iter().filter(|host| host.removed_at.is_some_and(|at| at > since)).collect())
     }
 
     /// Undoes a removal: the host is served again, with the key, the rules and the counts that it had.
-    pub async fn restore(&self, id: HostId, by: &By) -> Result<HostView> {
+    pub async fn restore(&self, id: HostId, by: &Initiator) -> Result<HostView> {
         let now = self.core.outside.now();
         let removed = self.removed_hosts().await?.into_iter().find(|host| host.id == id);
         let fqdn = removed.ok_or(ServiceError::NotFound("Removed host"))?.fqdn;
         let note = by.note(now, "host.restore").on(&fqdn).with("id", id);
-        let restoring = self.core.records.host_restore(id, now - UNDO, now, &note);
+        let restoring = self.core.records.host_restore(id, now - RESTORE_WINDOW, now, &note);
         let restored = self.core.commit(&note, restoring, |restored| match restored {
             Restoration::Restored(host) => Some(host.into()),
             Restoration::NameTaken | Restoration::Unknown => None,
@@ -270,7 +275,7 @@ impl Hosts {
 
     /// Forgets the keys of hosts whose removal cannot be undone any more.
     pub async fn purge_removed(&self) -> Result<()> {
-        let purging = self.core.records.host_purge_removed(self.core.outside.now() - UNDO);
+        let purging = self.core.records.host_purge_removed(self.core.outside.now() - RESTORE_WINDOW);
         let purged = self.core.commit_untold(purging, |purged| (*purged > 0).then(Written::default)).await?;
         if purged > 0 {
             log::info!(event = "removed_hosts_purged", hosts = purged; "the keys of hosts that were removed a day ago are forgotten");
@@ -279,25 +284,25 @@ impl Hosts {
     }
 
     /// Forgets the address: the host is bound to the next one that it calls from.
-    pub async fn clear(&self, id: HostId, by: &By) -> Result<Host> {
+    pub async fn clear(&self, id: HostId, by: &Initiator) -> Result<Host> {
         let change = HostChange { bound_ip: Some(None), ..HostChange::default() };
         self.change(id, change, by.note(self.core.outside.now(), "host.clear")).await
     }
 
-    pub async fn allow_roaming(&self, id: HostId, allow: bool, by: &By) -> Result<Host> {
+    pub async fn allow_roaming(&self, id: HostId, allow: bool, by: &Initiator) -> Result<Host> {
         let change = HostChange { allow_roaming_ips: Some(allow), ..HostChange::default() };
         self.change(id, change, by.note(self.core.outside.now(), "host.roaming").with("allow", allow)).await
     }
 
     /// Switches a host off, or on again; its key stays.
-    pub async fn disable(&self, id: HostId, disabled: bool, by: &By) -> Result<Host> {
+    pub async fn disable(&self, id: HostId, disabled: bool, by: &Initiator) -> Result<Host> {
         let action = if disabled { "host.disable" } else { "host.enable" };
         let change = HostChange { disabled: Some(disabled), ..HostChange::default() };
         self.change(id, change, by.note(self.core.outside.now(), action)).await
     }
 
     /// Makes a host temporary, or lasting again (`None`).
-    pub async fn set_expiry(&self, id: HostId, expires_at: Option<OffsetDateTime>, by: &By) -> Result<Host> {
+    pub async fn set_expiry(&self, id: HostId, expires_at: Option<OffsetDateTime>, by: &Initiator) -> Result<Host> {
         let now = self.core.outside.now();
         if expires_at.is_some_and(|end| end <= now) {
             return Err(ServiceError::invalid("expires_at", "must be in the future; to end it now, disable the host"));
@@ -308,7 +313,7 @@ impl Hosts {
     }
 
     /// Serves a host from these networks and from nowhere else; none at all: from the address it is bound to.
-    pub async fn set_networks(&self, id: HostId, networks: &[String], by: &By) -> Result<Host> {
+    pub async fn set_networks(&self, id: HostId, networks: &[String], by: &Initiator) -> Result<Host> {
         if networks.len() > MAX_NETWORKS {
             return Err(ServiceError::invalid("networks", format!("at most {MAX_NETWORKS}")));
         }
@@ -319,7 +324,7 @@ impl Hosts {
     }
 
     /// Opens the window of an insecure host.
-    pub async fn open_window(&self, id: HostId, by: &By) -> Result<Host> {
+    pub async fn open_window(&self, id: HostId, by: &Initiator) -> Result<Host> {
         let now = self.core.outside.now();
         let until = now + self.core.policy().insecure_window;
         let change = HostChange {
@@ -330,7 +335,7 @@ impl Hosts {
         self.change_insecure(id, change, by.note(now, "host.window_open").with("until", until)).await
     }
 
-    pub async fn close_window(&self, id: HostId, by: &By) -> Result<Host> {
+    pub async fn close_window(&self, id: HostId, by: &Initiator) -> Result<Host> {
         let closed = HostChange {
             insecure_enabled_until: Some(None),
             insecure_grace_until: Some(None),

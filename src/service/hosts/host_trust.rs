@@ -12,7 +12,7 @@ use crate::model::host::{Fqdn, HostActivity};
 use crate::records::{Host, HostTrust, SettingsChange};
 use crate::service::core::policy::HostCertificate;
 use crate::service::hosts::enrol::HostStatus;
-use crate::service::{By, Hosts, Result, hosts::bake};
+use crate::service::{Hosts, Initiator, Result, hosts::bake};
 
 /// Hosts that have something in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,11 +23,11 @@ pub struct HostGroup {
 }
 
 impl HostGroup {
-    const NAMED: usize = 5;
+    const MAX_NAMES: usize = 5;
 
     fn add(&mut self, name: &Fqdn) {
         self.count += 1;
-        if self.names.len() < Self::NAMED {
+        if self.names.len() < Self::MAX_NAMES {
             self.names.push(name.to_string());
         }
     }
@@ -167,7 +167,7 @@ impl Hosts {
 
     /// Where another node was first, this one reads what that recorded.
     async fn change_host_trust(&self, action: &str, change: SettingsChange) -> Result<()> {
-        let note = By::daemon().note(self.core.outside.now(), action);
+        let note = Initiator::daemon().note(self.core.outside.now(), action);
         if self.core.change_settings(&note, change).await?.is_none() {
             self.core.catch_up().await?;
         }

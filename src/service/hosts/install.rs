@@ -18,10 +18,10 @@ use crate::records::{InstallToken, Redemption, Settings, SettingsChange};
 use crate::service::core::commit::Written;
 use crate::service::error::InstallerRefusal;
 use crate::service::hosts::enrol::installer_url;
-use crate::service::{By, Hosts, Result, ServiceError, hosts::bake};
+use crate::service::{Hosts, Initiator, Result, ServiceError, hosts::bake};
 
 /// How long an installer is told apart from none after its end.
-const REMEMBERED: time::Duration = time::Duration::days(30);
+const INSTALLER_RETENTION: time::Duration = time::Duration::days(30);
 
 pub struct InstallScript {
     pub script: Secret,
@@ -48,7 +48,7 @@ impl Hosts {
         let (pending, host) = self.pending_installer(token, from, now)?;
         let digest = pending.digest;
         let script = self.bake_installer(&host, &pending.base_url)?;
-        let note = By::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
+        let note = Initiator::anybody(from).note(now, "installer.redeem").on(&host.fqdn).with("installer", digest);
         let redeeming = self.core.records.installer_redeem(&digest, &host.key_digest, now, from, &note);
         let is_redeemed = |redemption: &Redemption| matches!(redemption, Redemption::Redeemed { .. });
         match self.core.commit(&note, redeeming, |redemption| is_redeemed(redemption).then(Written::default)).await? {
@@ -123,7 +123,7 @@ impl Hosts {
     pub async fn public_urls(&self) -> Result<Vec<String>> {
         let url = self.core.policy().base_url.clone();
         if self.core.host_count() > 0 && self.core.settings().public_urls.first() != Some(&url) {
-            let note = By::daemon().note(self.core.outside.now(), "settings.public_url").on(&url);
+            let note = Initiator::daemon().note(self.core.outside.now(), "settings.public_url").on(&url);
             if let Err(error) = self.core.change_settings(&note, SettingsChange::PublicUrl(url)).await {
                 log::warn!(event = "public_url_unrecorded", cause:% = error; "the address that hosts are given could not be recorded; the next start tries again");
             }
@@ -141,7 +141,7 @@ impl Hosts {
 
     /// Forgets in hot state the installers that expired long ago; whoever presents one is told that there is none.
     pub async fn purge_installers(&self) -> Result<()> {
-        let (hot, when) = (self.core.hot.clone(), self.core.outside.now() - REMEMBERED);
+        let (hot, when) = (self.core.hot.clone(), self.core.outside.now() - INSTALLER_RETENTION);
         let purged = tokio::task::spawn_blocking(move || hot.purge_install_tokens(when)).await;
         let purged = purged.map_err(ServiceError::internal)??;
         log::debug!(event = "installers_purged", installers = purged; "installers that expired long ago are forgotten");
@@ -149,7 +149,7 @@ impl Hosts {
     }
 
     /// An installer that was printed and is not to be redeemed any more.
-    pub async fn revoke_installer(&self, token: &Digest, by: &By) -> Result<InstallToken> {
+    pub async fn revoke_installer(&self, token: &Digest, by: &Initiator) -> Result<InstallToken> {
         let now = self.core.outside.now();
         let note = by.note(now, "installer.revoke").with("installer", token);
         let host = self

@@ -11,15 +11,15 @@
 use crate::records::Telemetry;
 use crate::service::{Hosts, Result, ServiceError};
 
-const BATCHES: usize = 16;
+const MAX_BATCHES: usize = 16;
 /// How many hosts are gathered at a time. With a larger fleet at work each host's calls are gathered less often, together,
 /// and what it costs to keep them does not grow with the fleet.
-const HOSTS: usize = 1000;
+const MAX_HOSTS_PER_BATCH: usize = 1000;
 
 impl Hosts {
     /// Moves what was counted of the hosts that wait longest into the outbox; says whether there were any.
     pub async fn gather_telemetry(&self) -> Result<bool> {
-        let batch = self.core.hot.gather_seen(HOSTS);
+        let batch = self.core.hot.gather_seen(MAX_HOSTS_PER_BATCH);
         let any = !batch.is_empty();
         self.note_in_directory(&batch)?;
         self.core.hot.outbox_append(batch).await?;
@@ -51,7 +51,7 @@ impl Hosts {
 
     async fn drain(&self) -> Result<()> {
         loop {
-            let batches = self.core.hot.outbox_next(BATCHES).await?;
+            let batches = self.core.hot.outbox_next(MAX_BATCHES).await?;
             let Some(last) = batches.last().map(|(seq, _)| *seq) else {
                 return Ok(());
             };

@@ -6,7 +6,7 @@ use crate::hot::HotHost;
 use crate::model::digest::Digest;
 use crate::model::version::Version;
 use crate::records::{ClientRelease, SettingsChange};
-use crate::service::{By, Hosts, Result, ServiceError, hosts::bake};
+use crate::service::{Hosts, Initiator, Result, ServiceError, hosts::bake};
 
 pub struct Versions {
     /// The newest Codex that upstream is known to have released.
@@ -38,7 +38,7 @@ impl Hosts {
             return Err(ServiceError::internal("upstream named a release that is no version"));
         };
         let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.core.outside.now() };
-        let note = By::daemon().note(release.checked_at, "release.found").on(&release.version);
+        let note = Initiator::daemon().note(release.checked_at, "release.found").on(&release.version);
         self.core.change_settings(&note, SettingsChange::ClientRelease(release)).await?;
         Ok(())
     }

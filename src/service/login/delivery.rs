@@ -19,7 +19,7 @@ use crate::model::host::HostId;
 use crate::seal::Place;
 use crate::service::audit::tell;
 use crate::service::core::canonical::Canonical;
-use crate::service::{By, Login, Result, ServiceError};
+use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// What one host is served. `digest` is the SHA-256 of exactly `text`.
 pub struct Delivery {
@@ -70,7 +70,7 @@ impl Login {
         &self,
         document: &AuthDocument,
         host: Arc<HotHost>,
-        by: &By,
+        by: &Initiator,
     ) -> Result<Arc<HotHost>> {
         let Some(identity) = document.agent_identity() else { return Ok(host) };
         if identity.len() > MAX_AGENT_IDENTITY_BYTES {

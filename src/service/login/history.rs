@@ -17,10 +17,10 @@ use crate::model::auth_document::AuthDocument;
 use crate::model::digest::Digest;
 use crate::records::{CanonicalSource, CanonicalSummary, Epoch, ReplaceCondition};
 use crate::service::core::canonical::Canonical;
-use crate::service::{By, Login, Result, ServiceError};
+use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// How often a roll-back that lost a race is tried again.
-const ATTEMPTS: usize = 16;
+const MAX_ROLLBACK_ATTEMPTS: usize = 16;
 
 /// One member that differs between two versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct History {
 
 impl Login {
     /// The canonical version for an admin who is shown its secrets: noted before it is shown.
-    pub async fn reveal_canonical(&self, by: &By) -> Result<Option<Arc<Canonical>>> {
+    pub async fn reveal_canonical(&self, by: &Initiator) -> Result<Option<Arc<Canonical>>> {
         let Some(canonical) = self.core.canonical() else { return Ok(None) };
         self.audit.note_alone(by.note(self.core.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
         Ok(Some(canonical))
@@ -67,9 +67,9 @@ impl Login {
     }
 
     /// Makes the login of version `number` the canonical one again, as a new version.
-    pub async fn roll_back(&self, number: u64, by: &By) -> Result<Arc<Canonical>> {
+    pub async fn roll_back(&self, number: u64, by: &Initiator) -> Result<Arc<Canonical>> {
         let wanted = self.version(number).await?;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ROLLBACK_ATTEMPTS {
             let present = self.core.canonical().ok_or(ServiceError::NotFound("Canonical auth"))?;
             if present.summary.version == number {
                 return Err(ServiceError::Conflict(format!("version {number} is the canonical one already")));

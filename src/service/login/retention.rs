@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::records::Retention;
 use crate::service::audit::tell;
-use crate::service::{By, Login, Result};
+use crate::service::{Initiator, Login, Result};
 
 /// Versions that are younger are kept, however many there are.
-const KEPT_AGE: time::Duration = time::Duration::days(30);
+const VERSION_RETENTION: time::Duration = time::Duration::days(30);
 /// How many versions one transaction removes.
-const BATCH_VERSIONS: usize = 100;
+const VERSIONS_PER_BATCH: usize = 100;
 /// Versions grow old without a store.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Of many stores, each does not search the versions.
@@ -28,14 +28,14 @@ impl Login {
         let mut pruned = 0;
         loop {
             let now = self.core.outside.now();
-            let retention = Retention { newest: self.core.policy.load().versions.keep, since: now - KEPT_AGE };
-            let note = By::daemon().note(now, "auth.prune");
-            let removed = self.core.records.canonical_prune(&retention, BATCH_VERSIONS, &note).await?;
+            let retention = Retention { newest: self.core.policy.load().versions.keep, since: now - VERSION_RETENTION };
+            let note = Initiator::daemon().note(now, "auth.prune");
+            let removed = self.core.records.canonical_prune(&retention, VERSIONS_PER_BATCH, &note).await?;
             if let Some((first, last)) = removed.first().zip(removed.last()) {
                 tell(&note.on(format_args!("{first}-{last}")).with("versions", removed.len()));
             }
             pruned += removed.len();
-            if removed.len() < BATCH_VERSIONS {
+            if removed.len() < VERSIONS_PER_BATCH {
                 return Ok(pruned);
             }
         }

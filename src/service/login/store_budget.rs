@@ -11,9 +11,9 @@ use time::{Duration, OffsetDateTime};
 use crate::model::host::HostId;
 use crate::service::error::Throttled;
 
-const WINDOW: Duration = Duration::HOUR;
+const BUDGET_WINDOW: Duration = Duration::HOUR;
 /// So many windows are held before those that are over are looked for.
-const FIRST_SWEEP: usize = 1024;
+const FIRST_SWEEP_HOSTS: usize = 1024;
 
 #[derive(Default)]
 pub struct StoreBudget(Mutex<Windows>);
@@ -33,7 +33,7 @@ struct Window {
 impl Window {
     /// One that begins in the future was begun by a clock that was set back since.
     fn is_over(&self, now: OffsetDateTime) -> bool {
-        now < self.begun || now - self.begun >= WINDOW
+        now < self.begun || now - self.begun >= BUDGET_WINDOW
     }
 }
 
@@ -44,7 +44,7 @@ impl StoreBudget {
             return Ok(());
         }
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if windows.of_host.len() >= windows.sweep_at.max(FIRST_SWEEP) {
+        if windows.of_host.len() >= windows.sweep_at.max(FIRST_SWEEP_HOSTS) {
             windows.of_host.retain(|_, window| !window.is_over(now));
             windows.sweep_at = windows.of_host.len() * 2;
         }
@@ -53,7 +53,7 @@ impl StoreBudget {
             *window = Window { begun: now, stores: 0 };
         }
         if window.stores >= limit {
-            return Err(Throttled::new(limit, window.begun + WINDOW, now));
+            return Err(Throttled::new(limit, window.begun + BUDGET_WINDOW, now));
         }
         window.stores += 1;
         Ok(())

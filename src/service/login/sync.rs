@@ -28,10 +28,10 @@ use crate::model::version::Version;
 use crate::records::{AuthEntry, CanonicalSource, NewCanonical, ProbeTrigger, ReplaceCondition, Replacement};
 use crate::service::audit::tell;
 use crate::service::core::canonical::{Canonical, body_place, token_place};
-use crate::service::{By, Login, Result, ServiceError};
+use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// How often a store whose canonical version changed under it is decided again.
-const ATTEMPTS: usize = 64;
+const MAX_STORE_ATTEMPTS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -131,7 +131,7 @@ impl Login {
         // The answer names it. After the store nothing may fail.
         self.hosts.wrapper_digest(&host)?;
         let source = CanonicalSource::Host { id: host.id, fqdn: host.fqdn.clone() };
-        let by = By { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
+        let by = Initiator { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
         // An identity that comes with a login of another account belongs to that account.
         let renews = self.core.canonical().is_none_or(|present| document.login().renews(&present.login));
         let host = if renews { self.accept(&document, host, &by).await? } else { host };
@@ -148,7 +148,7 @@ impl Login {
 
     /// An admin's upload: the document itself, or a text that holds it. It wins by the same rule as a host's, unless the
     /// request allows more.
-    pub async fn upload(&self, body: &str, by: &By) -> Result<Sync> {
+    pub async fn upload(&self, body: &str, by: &Initiator) -> Result<Sync> {
         let request = split_request(body)?;
         if let Some(id) = request.raw("host_id").filter(|id| *id != "null") {
             let id = id.parse().map_err(|_| ServiceError::invalid("host_id", "host_id must be a host's number"))?;
@@ -170,7 +170,7 @@ impl Login {
     }
 
     /// The same, with nothing around the document. `probe`: the canonical login is proved at once.
-    pub async fn upload_text(&self, document: &str, allowed: Allowed, probe: bool, by: &By) -> Result<Sync> {
+    pub async fn upload_text(&self, document: &str, allowed: Allowed, probe: bool, by: &Initiator) -> Result<Sync> {
         let mut note = by.note(self.core.outside.now(), "auth.upload");
         let actor = by.actor.to_string();
         if allowed.even_if_older {
@@ -212,7 +212,7 @@ impl Login {
             _ => None,
         };
         let mut is_caught_up = false;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_STORE_ATTEMPTS {
             let present = self.core.canonical();
             let decide = |allowed| decide(document, present.as_deref().map(Canonical::present), allowed, now);
             let wins = |allowed| matches!(decide(allowed), Ok(Verdict::Replaces(_)));

@@ -4,7 +4,7 @@ use crate::model::host::HostId;
 use crate::records::{Host, Owner};
 use crate::service::hosts::enrol::{HostOptions, HostView, Registered};
 use crate::service::people::sessions::SignedIn;
-use crate::service::{By, People, Result};
+use crate::service::{Initiator, People, Result};
 
 impl People {
     pub async fn own_hosts(&self, signed_in: &SignedIn) -> Result<Vec<HostView>> {
@@ -18,12 +18,12 @@ impl People {
     }
 
     /// An installer for a host of their own: a new one, or one that they have.
-    pub async fn register_own(&self, fqdn: &str, signed_in: &SignedIn, by: &By) -> Result<Registered> {
+    pub async fn register_own(&self, fqdn: &str, signed_in: &SignedIn, by: &Initiator) -> Result<Registered> {
         let owner = Owner { user: signed_in.user.id, at_most: self.max_hosts(signed_in) };
         self.hosts.register_for(fqdn, HostOptions::default(), Some(&owner), by).await
     }
 
-    pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &By) -> Result<Host> {
+    pub async fn remove_own(&self, id: HostId, signed_in: &SignedIn, by: &Initiator) -> Result<Host> {
         self.hosts.remove_for(id, Some(signed_in.user.id), by).await
     }
 }

@@ -26,11 +26,11 @@ use crate::service::{Result, ServiceError};
 
 /// NIST SP 800-63B, 3.1.1.2, asks for 8 where a password is not all there is, and for more where it is: what is short is
 /// weighed by how easily it is guessed.
-const SHORTEST: usize = 8;
+const MIN_PASSWORD_CHARACTERS: usize = 8;
 /// What is longer is refused before it is hashed.
-const LONGEST: usize = 1024;
+const MAX_PASSWORD_BYTES: usize = 1024;
 /// As many guesses as an online attack, throttled, makes in years (zxcvbn's score 3 begins here).
-const GUESSES: u64 = 100_000_000;
+const MIN_GUESSES: u64 = 100_000_000;
 /// Only so many characters are judged, from the beginning: the time that zxcvbn takes grows much faster than the length
 /// (1.6 s for 1024 bytes), and what these are worth is enough or is not.
 const JUDGED_CHARACTERS: usize = 100;
@@ -43,11 +43,11 @@ const LANES: u32 = 1;
 const DECOY: &str = "$argon2id$v=19$m=19456,t=2,p=1$0Up6k/20tRubrVKAyOnxlA$5lfCBxKz3sVAVl70MjI43pssmrqDGUSs3qsHaeI/3zo";
 
 /// Hashed at once.
-const AT_ONCE: usize = 2;
+const MAX_CONCURRENT: usize = 2;
 /// Waiting for their turn.
-const WAITING: usize = 64;
+const MAX_WAITING: usize = 64;
 /// Places, hashed or waiting, that calls of one address can have together. An IPv6 address counts as its /64.
-const PLACES_PER_ADDRESS: usize = 8;
+const MAX_WAITING_PER_ADDRESS: usize = 8;
 
 pub struct Passwords {
     /// One for each that is hashed or waits for its turn.
@@ -77,7 +77,7 @@ impl Share {
     fn take(shares: &Arc<Shares>, network: u128) -> Option<Self> {
         let mut held = shares.lock();
         let places = held.entry(network).or_default();
-        if *places >= PLACES_PER_ADDRESS {
+        if *places >= MAX_WAITING_PER_ADDRESS {
             return None;
         }
         *places += 1;
@@ -106,8 +106,8 @@ pub struct Checked {
 impl Default for Passwords {
     fn default() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(AT_ONCE + WAITING)),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            places: Arc::new(Semaphore::new(MAX_CONCURRENT + MAX_WAITING)),
+            turns: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             shares: Arc::default(),
         }
     }
@@ -154,7 +154,7 @@ pub struct Turn {
 impl Turn {
     /// `None`: there is no such user, or they have none. It takes as long.
     pub async fn check(self, password: &str, known: Option<&PasswordHash>, outside: &dyn Outside) -> Result<Checked> {
-        if password.len() > LONGEST {
+        if password.len() > MAX_PASSWORD_BYTES {
             // None was ever taken that long, whoever it is.
             return Ok(Checked { is_right: false, rehashed: None });
         }
@@ -198,14 +198,14 @@ pub fn judge_file_password(password: &str, name: &str) -> std::result::Result<()
 }
 
 fn weigh(password: &str, known: &[&str]) -> std::result::Result<(), String> {
-    if password.chars().count() < SHORTEST {
-        return Err(format!("must have {SHORTEST} characters or more"));
+    if password.chars().count() < MIN_PASSWORD_CHARACTERS {
+        return Err(format!("must have {MIN_PASSWORD_CHARACTERS} characters or more"));
     }
-    if password.len() > LONGEST {
-        return Err(format!("must have {LONGEST} bytes at most"));
+    if password.len() > MAX_PASSWORD_BYTES {
+        return Err(format!("must have {MAX_PASSWORD_BYTES} bytes at most"));
     }
     let known: Vec<&str> = ["codex", "codex-authd", "authd"].into_iter().chain(known.iter().copied()).collect();
-    if zxcvbn::zxcvbn(judged(password), &known).guesses() < GUESSES {
+    if zxcvbn::zxcvbn(judged(password), &known).guesses() < MIN_GUESSES {
         return Err(
             "is too easily guessed: it is a common one, or made of common ones, of a pattern or of the e-mail \
                     address; four words that do not belong together are good"
@@ -249,7 +249,7 @@ mod tests {
     use crate::records::Records;
     use crate::seal::MasterKey;
     use crate::service::trust::certificates::CertificateOptions;
-    use crate::service::{Adapters, Areas, By, clock_tests, transfer};
+    use crate::service::{Adapters, Areas, Initiator, clock_tests, transfer};
 
     fn is_pending<T>(waiting: &mut Pin<Box<impl Future<Output = T>>>) -> bool {
         waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
@@ -364,7 +364,7 @@ mod tests {
         let (greedy, other) = (Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([192, 0, 2, 2])));
         // Both turns are taken, so that the rest waits.
         let turns = [passwords.turn(None).await.unwrap(), passwords.turn(None).await.unwrap()];
-        let mut waiting: Vec<_> = (0..PLACES_PER_ADDRESS).map(|_| Box::pin(passwords.turn(greedy))).collect();
+        let mut waiting: Vec<_> = (0..MAX_WAITING_PER_ADDRESS).map(|_| Box::pin(passwords.turn(greedy))).collect();
         for one in &mut waiting {
             assert!(is_pending(one));
         }
@@ -422,7 +422,7 @@ mod tests {
         let (areas, _clock, _directory) = clock_tests::areas().await;
         let adapters = Adapters { stores: Some(Arc::new(NoStores)), ..Adapters::default() };
         let areas = Areas::on(areas.core, adapters);
-        let (passwords, by) = (&areas.people.passwords, By::daemon());
+        let (passwords, by) = (&areas.people.passwords, Initiator::daemon());
         let mut waiting = Vec::new();
         for _ in 0..1000 {
             let mut turn = Box::pin(passwords.turn(None));
@@ -449,7 +449,7 @@ mod tests {
     async fn addresses_of_one_network_share_their_places() {
         let passwords = Passwords::default();
         let mut turns = Vec::new();
-        for host in 0..PLACES_PER_ADDRESS {
+        for host in 0..MAX_WAITING_PER_ADDRESS {
             let from = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::try_from(host).unwrap()]);
             turns.push(Share::take(&passwords.shares, share_of(from)).unwrap());
         }
@@ -470,11 +470,11 @@ mod tests {
         }));
         assert!(is_pending(&mut work));
         drop(work);
-        assert_eq!(passwords.turns.available_permits(), AT_ONCE - 1);
+        assert_eq!(passwords.turns.available_permits(), MAX_CONCURRENT - 1);
         assert_eq!(passwords.shares.lock().len(), 1);
         drop(go);
         // Ends when the work does.
-        let both = Arc::clone(&passwords.turns).acquire_many_owned(u32::try_from(AT_ONCE).unwrap()).await;
+        let both = Arc::clone(&passwords.turns).acquire_many_owned(u32::try_from(MAX_CONCURRENT).unwrap()).await;
         assert!(both.is_ok());
     }
 }

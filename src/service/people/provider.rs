@@ -18,15 +18,15 @@ use crate::model::digest::Digest;
 use crate::records::SignInMethod;
 use crate::seal::{Place, Sealed};
 use crate::service::people::sessions::{Beginning, NewSession};
-use crate::service::{By, People, Result, ServiceError};
+use crate::service::{Initiator, People, Result, ServiceError};
 pub use crate::upstream::oidc::Answer as ProviderAnswer;
 use crate::upstream::oidc::{Flow, Identity, Provider, Refusal};
 
 /// How long the provider's pages may take.
-pub const PATIENCE: Duration = Duration::minutes(10);
+pub const SIGN_IN_TIMEOUT: Duration = Duration::minutes(10);
 /// A cookie of ours is a few hundred bytes.
-const LONGEST_COOKIE: usize = 3000;
-const REMEMBERED: u64 = 100_000;
+const MAX_COOKIE_BYTES: usize = 3000;
+const MAX_FINISHED: u64 = 100_000;
 
 pub struct SignIns {
     pub provider: Arc<Provider>,
@@ -36,8 +36,8 @@ pub struct SignIns {
 
 impl SignIns {
     pub fn new(provider: Arc<Provider>) -> Self {
-        let ttl = std::time::Duration::from_secs(PATIENCE.whole_seconds().unsigned_abs());
-        Self { provider, finished: moka::sync::Cache::builder().max_capacity(REMEMBERED).time_to_live(ttl).build() }
+        let ttl = std::time::Duration::from_secs(SIGN_IN_TIMEOUT.whole_seconds().unsigned_abs());
+        Self { provider, finished: moka::sync::Cache::builder().max_capacity(MAX_FINISHED).time_to_live(ttl).build() }
     }
 }
 
@@ -128,7 +128,7 @@ impl People {
         };
         let id = Uuid::new_v4();
         let tag = cookie_tag(&flow.state);
-        let kept = Kept { until: self.core.outside.now() + PATIENCE, back_to, flow };
+        let kept = Kept { until: self.core.outside.now() + SIGN_IN_TIMEOUT, back_to, flow };
         let plain = Zeroizing::new(serde_json::to_vec(&kept).map_err(ServiceError::internal)?);
         let sealed = self.core.ring.load().seal(&place(id), &plain, &*self.core.outside)?;
         let cookie = format!("{}.{}", id.simple(), BASE64_URL_SAFE_NO_PAD.encode(sealed.as_bytes()));
@@ -175,7 +175,7 @@ impl People {
         if answer.state.is_none() {
             return Err(foreign);
         }
-        let cookie = cookie.filter(|cookie| cookie.len() <= LONGEST_COOKIE).ok_or(foreign)?;
+        let cookie = cookie.filter(|cookie| cookie.len() <= MAX_COOKIE_BYTES).ok_or(foreign)?;
         let (id, sealed) = cookie.split_once('.').ok_or(foreign)?;
         let id = Uuid::parse_str(id).map_err(|_| foreign)?;
         let sealed = Sealed::from_bytes(BASE64_URL_SAFE_NO_PAD.decode(sealed).map_err(|_| foreign)?);
@@ -216,7 +216,7 @@ impl People {
         };
         let Identity { issuer, subject, email } = identity;
         let Some(linked) = self.core.records.identity_fetch(&issuer, &subject).await? else {
-            let note = By::anybody(from).note(self.core.outside.now(), "session.begin").refused(403);
+            let note = Initiator::anybody(from).note(self.core.outside.now(), "session.begin").refused(403);
             let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
             let note = email.iter().fold(note, |note, email| note.with("email", email));
             self.audit.note_refused(note).await;

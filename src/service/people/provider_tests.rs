@@ -15,7 +15,7 @@ use crate::records::Records;
 use crate::records::embedded::Embedded;
 use crate::service::clock_tests::{Clock, node};
 use crate::service::people::provider::Begun;
-use crate::service::{Adapters, Areas, By};
+use crate::service::{Adapters, Areas, Initiator};
 use crate::upstream::oidc::tests::hostile::{self, CLIENT, SECRET, TOKEN};
 use crate::upstream::oidc::{Answer, Provider, Settings};
 
@@ -55,9 +55,9 @@ impl World {
     }
 
     async fn link_ada(&self, areas: &Areas) {
-        areas.people.add_user("ada@example.test", Role::Member, None, &By::daemon()).await.unwrap();
+        areas.people.add_user("ada@example.test", Role::Member, None, &Initiator::daemon()).await.unwrap();
         let issuer = self.provider.issuer();
-        areas.people.link_identity(&issuer, SUBJECT, "ada@example.test", None, &By::daemon()).await.unwrap();
+        areas.people.link_identity(&issuer, SUBJECT, "ada@example.test", None, &Initiator::daemon()).await.unwrap();
     }
 }
 

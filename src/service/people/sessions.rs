@@ -16,14 +16,14 @@ use crate::model::secret::Secret;
 use crate::outside::{Outside, random};
 use crate::records::{Session, SessionOutcome, SignInMethod, User};
 use crate::service::core::members::LiveSession;
-use crate::service::{By, People, Result, ServiceError};
+use crate::service::{Initiator, People, Result, ServiceError};
 
 /// What every access token begins with, so that one that was leaked is recognised.
 pub const PREFIX: &str = "cxa_";
 /// What is kept of what a client calls itself.
-const LONGEST_AGENT: usize = 200;
+const MAX_AGENT_BYTES: usize = 200;
 /// Sessions that are over are listed for so long.
-const REMEMBERED: time::Duration = time::Duration::days(30);
+const SESSION_RETENTION: time::Duration = time::Duration::days(30);
 
 /// Who presents a token that is good.
 #[derive(Clone)]
@@ -33,8 +33,8 @@ pub struct SignedIn {
 }
 
 impl SignedIn {
-    pub fn by(&self, from: Option<IpAddr>) -> By {
-        By { actor: actor(&self.user), from }
+    pub fn by(&self, from: Option<IpAddr>) -> Initiator {
+        Initiator { actor: actor(&self.user), from }
     }
 }
 
@@ -115,7 +115,7 @@ impl People {
         let now = self.core.outside.now();
         let token = new_token(&*self.core.outside);
         let Beginning { id, method, browser, from, agent } = beginning;
-        let agent = agent.map(|agent| agent[..agent.floor_char_boundary(LONGEST_AGENT)].to_owned());
+        let agent = agent.map(|agent| agent[..agent.floor_char_boundary(MAX_AGENT_BYTES)].to_owned());
         let note = AuditNote::new(now, actor(user), from, "session.begin").on(&user.email).with("session", id);
         let note = match &method {
             SignInMethod::Password => note.with("by", "password"),
@@ -150,7 +150,7 @@ impl People {
     }
 
     /// Ends a session; `of`: only one of this user's.
-    pub async fn end_session(&self, id: Uuid, of: Option<UserId>, by: &By) -> Result<Session> {
+    pub async fn end_session(&self, id: Uuid, of: Option<UserId>, by: &Initiator) -> Result<Session> {
         let found = self.core.records.session_list().await?.into_iter().find(|session| session.id == id);
         let session = found.filter(|session| of.is_none_or(|user| session.user == user));
         let session = session.ok_or(ServiceError::NotFound("Session"))?;
@@ -203,7 +203,7 @@ impl People {
     }
 
     pub async fn purge_sessions(&self) -> Result<()> {
-        self.core.records.session_purge(self.core.outside.now() - REMEMBERED).await?;
+        self.core.records.session_purge(self.core.outside.now() - SESSION_RETENTION).await?;
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use crate::records::{PasswordHash, SignInMethod, User, UserChange};
 use crate::service::error::Throttled;
 use crate::service::people::passwords::Checked;
 use crate::service::people::sessions::{Beginning, NewSession, SignedIn};
-use crate::service::{By, People, Result, ServiceError};
+use crate::service::{Initiator, People, Result, ServiceError};
 
 impl People {
     pub async fn sign_in(
@@ -66,7 +66,7 @@ impl People {
         current: &str,
         new: &str,
         from: IpAddr,
-        by: &By,
+        by: &Initiator,
     ) -> Result<User> {
         let user = self.user(signed_in.user.id).await?;
         let failing = [Failing::SignIn(from), Failing::Account(&user.email)];
@@ -131,8 +131,10 @@ impl People {
         reason: &str,
         from: IpAddr,
     ) {
-        let note =
-            By::anybody(from).note(self.core.outside.now(), "session.begin").refused(status).with("reason", reason);
+        let note = Initiator::anybody(from)
+            .note(self.core.outside.now(), "session.begin")
+            .refused(status)
+            .with("reason", reason);
         let note = account.iter().fold(note, |note, account| note.on(account));
         self.audit.note_refused(note).await;
     }

@@ -13,7 +13,7 @@ use crate::records::{PasswordHash, Records, SignInMethod, User, UserChange};
 use crate::service::clock_tests::{Clock, areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::people::sessions::{Beginning, NewSession};
-use crate::service::{Areas, By, Result, ServiceError};
+use crate::service::{Areas, Initiator, Result, ServiceError};
 
 const PASSWORD: &str = "vexed-lantern-42-orbit-plum";
 const OTHER: &str = "brisk-otter-77-canal-fig";
@@ -23,7 +23,7 @@ fn address(last: u8) -> IpAddr {
 }
 
 async fn user(areas: &Areas, email: &str, role: Role) -> User {
-    areas.people.add_user(email, role, Some(PASSWORD), &By::daemon()).await.unwrap()
+    areas.people.add_user(email, role, Some(PASSWORD), &Initiator::daemon()).await.unwrap()
 }
 
 async fn sign_in(areas: &Areas, email: &str, password: &str, from: u8) -> Result<NewSession> {
@@ -49,9 +49,9 @@ async fn noted(areas: &Areas) -> (String, String) {
 async fn whatever_is_wrong_the_refusal_is_the_same_and_the_reason_is_noted() {
     let (areas, _clock, _directory) = areas().await;
     let ada = user(&areas, "ada@example.test", Role::Admin).await;
-    areas.people.add_user("no-password@example.test", Role::Member, None, &By::daemon()).await.unwrap();
+    areas.people.add_user("no-password@example.test", Role::Member, None, &Initiator::daemon()).await.unwrap();
     let off = user(&areas, "off@example.test", Role::Member).await;
-    areas.people.disable_user(off.id, false, &By::daemon()).await.unwrap();
+    areas.people.disable_user(off.id, false, &Initiator::daemon()).await.unwrap();
     let mut words = Vec::new();
     for (from, email, password, reason) in [
         (1, "ada@example.test", "wrong", "password"),
@@ -148,7 +148,7 @@ async fn when_a_session_was_used_is_told_to_the_records() {
 #[tokio::test]
 async fn whatever_ends_all_sessions_of_a_user_ends_them_for_good() {
     let (areas, _clock, _directory) = areas().await;
-    let by = By::daemon();
+    let by = Initiator::daemon();
     let ada = user(&areas, "ada@example.test", Role::Admin).await;
     let bob = user(&areas, "bob@example.test", Role::Member).await;
     let others = sign_in(&areas, "bob@example.test", PASSWORD, 1).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_user_gives_themselves_another_password_with_the_present_one_only() {
     let session = sign_in(&areas, "ada@example.test", PASSWORD, 1).await.unwrap();
     let signed_in = areas.people.signed_in(session.token.expose()).await.unwrap();
     let set = async |current: &str, new: &str| {
-        areas.people.set_own_password(&signed_in, current, new, address(7), &By::anybody(address(7))).await
+        areas.people.set_own_password(&signed_in, current, new, address(7), &Initiator::anybody(address(7))).await
     };
     for (current, new, field) in [(OTHER, OTHER, "current"), (PASSWORD, "password1", "password")] {
         let refused = set(current, new).await;
@@ -196,7 +196,7 @@ async fn a_user_gives_themselves_another_password_with_the_present_one_only() {
     let session = sign_in(&areas, "ada@example.test", OTHER, 1).await.unwrap();
     let signed_in = areas.people.signed_in(session.token.expose()).await.unwrap();
     let guess = async || {
-        areas.people.set_own_password(&signed_in, "wrong", PASSWORD, address(8), &By::anybody(address(8))).await
+        areas.people.set_own_password(&signed_in, "wrong", PASSWORD, address(8), &Initiator::anybody(address(8))).await
     };
     for _ in 0..3 {
         assert!(matches!(guess().await, Err(ServiceError::Invalid { .. })));
@@ -208,7 +208,7 @@ async fn a_user_gives_themselves_another_password_with_the_present_one_only() {
 async fn a_sign_in_that_was_under_way_does_not_outlive_what_ends_them_all() {
     let (areas, _clock, _directory) = areas().await;
     let seen = Arc::new(user(&areas, "ada@example.test", Role::Admin).await);
-    areas.people.set_password(seen.id, OTHER, &By::daemon()).await.unwrap();
+    areas.people.set_password(seen.id, OTHER, &Initiator::daemon()).await.unwrap();
     let beginning =
         || Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser: false, from: None, agent: None };
     assert!(matches!(areas.people.begin_session(&seen, beginning()).await, Err(ServiceError::SignInRefused)));
@@ -222,7 +222,7 @@ async fn nobody_ends_the_session_of_another_by_its_id() {
     user(&areas, "ada@example.test", Role::Member).await;
     let bob = user(&areas, "bob@example.test", Role::Member).await;
     let session = sign_in(&areas, "ada@example.test", PASSWORD, 1).await.unwrap();
-    let ended = areas.people.end_session(session.session.id, Some(bob.id), &By::daemon()).await;
+    let ended = areas.people.end_session(session.session.id, Some(bob.id), &Initiator::daemon()).await;
     assert!(matches!(ended, Err(ServiceError::NotFound(_))));
     assert!(good(&areas, &session).await);
 }
@@ -241,7 +241,7 @@ async fn another_node_knows_of_it_once_it_has_caught_up_and_a_new_one_at_once() 
     assert!(good(&two, &session).await);
     let three = node(&directory, "three", records, clock).await;
     assert!(good(&three, &session).await);
-    one.people.disable_user(ada.id, false, &By::daemon()).await.unwrap();
+    one.people.disable_user(ada.id, false, &Initiator::daemon()).await.unwrap();
     for node in [&two, &three] {
         node.core.catch_up().await.unwrap();
         assert!(!good(node, &session).await);
@@ -273,7 +273,7 @@ async fn a_password_that_is_kept_under_weaker_parameters_is_hashed_anew_by_a_sig
 #[tokio::test]
 async fn a_member_has_so_many_hosts_and_nobody_elses() {
     let (areas, _clock, _directory) = areas().await;
-    let by = By::daemon();
+    let by = Initiator::daemon();
     let ada = user(&areas, "ada@example.test", Role::Member).await;
     user(&areas, "bob@example.test", Role::Member).await;
     let signed_in = async |email: &str| {
@@ -314,7 +314,7 @@ async fn a_member_has_so_many_hosts_and_nobody_elses() {
 #[tokio::test]
 async fn bad_users_are_refused_by_name_and_a_second_one_of_an_address_as_well() {
     let (areas, _clock, _directory) = areas().await;
-    let by = By::daemon();
+    let by = Initiator::daemon();
     let ada = user(&areas, "ada@example.test", Role::Admin).await;
     for (email, password, field) in [
         ("ada", PASSWORD, "email"),

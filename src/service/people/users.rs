@@ -7,16 +7,16 @@ use crate::model::digest::Digest;
 use crate::model::people::{Email, MAX_IDENTITY_PART_BYTES, Role, UserId};
 use crate::records::{AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcome, User, UserChange};
 use crate::service::audit::tell;
-use crate::service::{By, People, Result, ServiceError};
+use crate::service::{Initiator, People, Result, ServiceError};
 
 /// More hosts than one person has machines.
-const MOST_HOSTS: u32 = 10_000;
+const MAX_HOSTS: u32 = 10_000;
 /// How often a number that is another's already is made anew.
-const ATTEMPTS: usize = 8;
+const MAX_ID_ATTEMPTS: usize = 8;
 
 impl People {
     /// Makes a user. Without a password they sign in through the provider only.
-    pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &By) -> Result<User> {
+    pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &Initiator) -> Result<User> {
         let email = read_email(email)?;
         let password = match password {
             Some(password) => Some(self.passwords.hash(password, &email, by.from, &*self.core.outside).await?),
@@ -24,7 +24,7 @@ impl People {
         };
         let now = self.core.outside.now();
         let note = by.note(now, "user.add").on(&email).with("role", role);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ID_ATTEMPTS {
             let user = User {
                 id: UserId::new(&*self.core.outside),
                 email: email.clone(),
@@ -70,14 +70,14 @@ impl People {
         self.core.members.users.load().get(&id).cloned()
     }
 
-    pub async fn set_role(&self, id: UserId, role: Role, by: &By) -> Result<User> {
+    pub async fn set_role(&self, id: UserId, role: Role, by: &Initiator) -> Result<User> {
         let note = by.note(self.core.outside.now(), "user.role").with("role", role);
         Ok(self.change_user(id, UserChange::Role(role), note).await?.user)
     }
 
     /// All sessions of a user who is disabled are over, and stay so when they are enabled again. Their own hosts are
     /// disabled with them, unless `keep_hosts`.
-    pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &By) -> Result<ChangedUser> {
+    pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &Initiator) -> Result<ChangedUser> {
         let note = by
             .note(self.core.outside.now(), "user.disable")
             .with("hosts", if keep_hosts { "kept" } else { "disabled" });
@@ -85,21 +85,21 @@ impl People {
     }
 
     /// Hosts that were disabled with them are enabled.
-    pub async fn enable_user(&self, id: UserId, by: &By) -> Result<ChangedUser> {
+    pub async fn enable_user(&self, id: UserId, by: &Initiator) -> Result<ChangedUser> {
         self.change_user(id, UserChange::Enable, by.note(self.core.outside.now(), "user.enable")).await
     }
 
     /// All sessions of the user are over.
-    pub async fn set_password(&self, id: UserId, password: &str, by: &By) -> Result<User> {
+    pub async fn set_password(&self, id: UserId, password: &str, by: &Initiator) -> Result<User> {
         let user = self.user(id).await?;
         let hash = self.passwords.hash(password, &user.email, by.from, &*self.core.outside).await?;
         let note = by.note(self.core.outside.now(), "user.password");
         Ok(self.change_user(id, UserChange::Password(hash), note).await?.user)
     }
 
-    pub async fn set_max_hosts(&self, id: UserId, max_hosts: Option<u32>, by: &By) -> Result<User> {
-        if max_hosts.is_some_and(|max| max > MOST_HOSTS) {
-            return Err(ServiceError::invalid("max_hosts", format!("must be {MOST_HOSTS} or less")));
+    pub async fn set_max_hosts(&self, id: UserId, max_hosts: Option<u32>, by: &Initiator) -> Result<User> {
+        if max_hosts.is_some_and(|max| max > MAX_HOSTS) {
+            return Err(ServiceError::invalid("max_hosts", format!("must be {MAX_HOSTS} or less")));
         }
         let told = max_hosts.map_or("default".into(), |max| max.to_string());
         let note = by.note(self.core.outside.now(), "user.max_hosts").with("max_hosts", told);
@@ -124,7 +124,7 @@ impl People {
         subject: &str,
         user: &str,
         email: Option<&str>,
-        by: &By,
+        by: &Initiator,
     ) -> Result<ExternalIdentity> {
         for (field, text) in [("issuer", issuer), ("subject", subject)] {
             if text.is_empty() || text.len() > MAX_IDENTITY_PART_BYTES || text.chars().any(char::is_control) {
@@ -153,7 +153,7 @@ impl People {
     }
 
     /// All sessions of its user are over.
-    pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &By) -> Result<ExternalIdentity> {
+    pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &Initiator) -> Result<ExternalIdentity> {
         let now = self.core.outside.now();
         let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
         let known = self.core.records.identity_fetch(issuer, subject).await?;
@@ -170,7 +170,12 @@ impl People {
     }
 
     /// Says whose a certificate is; whoever shows it has that user's role. `None`: nobody's in particular, an admin's.
-    pub async fn tie_certificate(&self, fingerprint: &Digest, user: Option<&str>, by: &By) -> Result<AdminCertificate> {
+    pub async fn tie_certificate(
+        &self,
+        fingerprint: &Digest,
+        user: Option<&str>,
+        by: &Initiator,
+    ) -> Result<AdminCertificate> {
         let user = match user {
             Some(email) => Some(self.user_named(email).await?),
             None => None,

@@ -14,11 +14,11 @@ use crate::model::auth_document::{Allowed, AuthDocument, Verdict, decide, refres
 use crate::records::{CanonicalSource, ReplaceCondition};
 use crate::seal::Place;
 use crate::service::core::canonical::Canonical;
-use crate::service::probes::{AGAIN, stopped_for_long};
-use crate::service::{By, Probes, Result, ServiceError};
+use crate::service::probes::{WRITE_RETRY_INTERVAL, stopped_for_long};
+use crate::service::{Initiator, Probes, Result, ServiceError};
 
 /// How often one that lost a race is tried again.
-const ATTEMPTS: usize = 16;
+const MAX_ADOPT_ATTEMPTS: usize = 16;
 
 pub enum Adopted {
     /// It is the canonical version of this number.
@@ -33,7 +33,7 @@ impl Probes {
     /// `from` is the version that was probed, or that the probe made before.
     async fn adopt(&self, from: &Canonical, login: &str) -> Result<Adopted> {
         let text = refreshed(&from.text, login)?;
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ADOPT_ATTEMPTS {
             let Some(present) = self.core.canonical() else { return Ok(Adopted::Overtaken) };
             let now = self.core.outside.now();
             let document = AuthDocument::parse(&text, now, &self.core.policy.load().document_rules)?;
@@ -50,7 +50,7 @@ impl Probes {
                 Verdict::Unchanged | Verdict::Outdated | Verdict::OtherAccount => return Ok(Adopted::Overtaken),
             };
             let condition = ReplaceCondition::Version(Some(present.summary.version));
-            let note = By::daemon().note(now, "auth.refresh").with("of", from.summary.version);
+            let note = Initiator::daemon().note(now, "auth.refresh").with("of", from.summary.version);
             let source = CanonicalSource::Runner { of: from.summary.version };
             if let Some(version) = self.login.make_canonical(&document, source, condition, note).await? {
                 self.core.metrics.adopted();
@@ -67,7 +67,7 @@ impl Probes {
             from.login,
             document.login()
         );
-        let note = By::daemon().note(self.core.outside.now(), "auth.refresh").on(from.summary.version);
+        let note = Initiator::daemon().note(self.core.outside.now(), "auth.refresh").on(from.summary.version);
         let note = note.with("present", &from.login).with("new", document.login());
         self.audit.note_alone(note.refused(outcome).alarm()).await?;
         Ok(Adopted::Refused(why))
@@ -105,7 +105,7 @@ impl Probes {
                 kept = Some(self.keep_refreshed(from, login).await);
             }
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(WRITE_RETRY_INTERVAL) => {}
                 () = &mut stop => {
                     match kept {
                         Some(Ok(())) => log::warn!(event = "login_waits", cause:% = error; "Codex refreshed the login in the probe: it is kept, and stored at the next start"),

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::records::{ProbeState, ProbeTrigger};
-use crate::service::By;
+use crate::service::Initiator;
 
 /// After a failure nothing starts by itself for so long.
-pub const QUIET: Duration = Duration::from_secs(60);
+pub const QUIET_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// And then it is tried again.
-pub const RETRY: Duration = Duration::from_secs(15 * 60);
+pub const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Default)]
 pub struct Board {
@@ -36,7 +36,7 @@ pub struct Board {
 pub struct Wanted {
     pub trigger: ProbeTrigger,
     /// The admin who asked.
-    pub by: Option<By>,
+    pub by: Option<Initiator>,
     pub not_before: Instant,
     /// Of the last who asked for it.
     pub ticket: u64,
@@ -61,7 +61,7 @@ impl Board {
     pub fn ask(
         &mut self,
         trigger: ProbeTrigger,
-        by: Option<By>,
+        by: Option<Initiator>,
         of_restored: bool,
         version: Option<u64>,
         now: Instant,
@@ -143,8 +143,8 @@ impl Board {
             (self.quiet_until, self.retry_at) = (None, None);
             return;
         }
-        let quiet_until = now + QUIET;
-        (self.quiet_until, self.retry_at) = (Some(quiet_until), Some(now + RETRY));
+        let quiet_until = now + QUIET_AFTER_FAILURE;
+        (self.quiet_until, self.retry_at) = (Some(quiet_until), Some(now + RETRY_AFTER_FAILURE));
         if let Some(wanted) = self.wanted.as_mut().filter(|wanted| is_patient(wanted.trigger)) {
             wanted.not_before = wanted.not_before.max(quiet_until);
         }
@@ -241,15 +241,15 @@ mod tests {
         let (mut board, now) = (Board::default(), Instant::now());
         board.ask(ProbeTrigger::Daily, None, false, Some(1), now);
         run(&mut board, 1, now, ProbeState::Fail);
-        assert_eq!(board.due(), Some(now + RETRY));
+        assert_eq!(board.due(), Some(now + RETRY_AFTER_FAILURE));
         board.ask(ProbeTrigger::Store, None, false, Some(2), now + Duration::from_secs(5));
-        assert_eq!(board.due(), Some(now + QUIET));
-        assert!(board.take(now + QUIET - Duration::from_millis(1)).is_none());
+        assert_eq!(board.due(), Some(now + QUIET_AFTER_FAILURE));
+        assert!(board.take(now + QUIET_AFTER_FAILURE - Duration::from_millis(1)).is_none());
         board.ask(ProbeTrigger::Admin, None, false, Some(2), now + Duration::from_secs(6));
         let wanted = run(&mut board, 2, now + Duration::from_secs(6), ProbeState::Unavailable);
         assert_eq!(wanted.trigger, ProbeTrigger::Admin, "an admin does not wait");
-        assert!(board.take(now + RETRY).is_none(), "the retry counts from the last one");
-        let retried = run(&mut board, 2, now + Duration::from_secs(6) + RETRY, ProbeState::Ok);
+        assert!(board.take(now + RETRY_AFTER_FAILURE).is_none(), "the retry counts from the last one");
+        let retried = run(&mut board, 2, now + Duration::from_secs(6) + RETRY_AFTER_FAILURE, ProbeState::Ok);
         assert_eq!(retried.trigger, ProbeTrigger::Retry);
         assert_eq!(board.due(), None);
         board.ask(ProbeTrigger::Store, None, false, Some(3), now);
@@ -262,8 +262,8 @@ mod tests {
         board.ask(ProbeTrigger::Store, None, false, Some(1), now);
         let wanted = board.take(now).unwrap();
         let later = board.ask(ProbeTrigger::Daily, None, false, Some(1), now);
-        board.put_back(wanted, now + QUIET);
-        let wanted = board.take(now + QUIET).unwrap();
+        board.put_back(wanted, now + QUIET_AFTER_FAILURE);
+        let wanted = board.take(now + QUIET_AFTER_FAILURE).unwrap();
         assert_eq!((wanted.trigger, wanted.ticket), (ProbeTrigger::Store, later));
     }
 }

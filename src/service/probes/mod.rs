@@ -32,7 +32,7 @@ use crate::model::audit::AuditNote;
 use crate::records::{ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
 use crate::runner::{Check, Finding, Prober, Probing, Told};
 use crate::service::core::canonical::Canonical;
-use crate::service::{Audit, By, Core, Login, Result, ServiceError};
+use crate::service::{Audit, Core, Initiator, Login, Result, ServiceError};
 use adopt::Adopted;
 use board::Wanted;
 
@@ -51,26 +51,26 @@ pub struct Probes {
 /// A lease is longer than a probe may take by so much.
 const LEASE_MARGIN: Duration = Duration::from_secs(60);
 /// How often it is looked whether another node's probe is over.
-const SHARED: Duration = Duration::from_secs(1);
+const SHARED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether everybody is answered.
-const ANSWERED: Duration = Duration::from_millis(50);
+const ANSWER_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Records that are away are asked again after so long.
-const AWAY: Duration = Duration::from_secs(30);
+const RECORDS_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// What was found, or refreshed, is written as soon as the records take it.
-const AGAIN: Duration = Duration::from_secs(1);
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a finding is kept for records that are away.
-const FINDING_KEPT: Duration = Duration::from_secs(60);
+const FINDING_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A daemon that is to stop waits so long for the probe under way, and as long for what it tells at its end.
-const STOP: Duration = Duration::from_secs(8);
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// How often it is looked whether another node has left a failure alone.
-const LOOK: Duration = Duration::from_secs(60);
+const OTHERS_INTERVAL: Duration = Duration::from_secs(60);
 /// It has been left alone if nobody has tried again for so long: the node that found it does after 15 minutes.
-const LEFT_ALONE: time::Duration = time::Duration::minutes(20);
+const ABANDONED_AFTER: time::Duration = time::Duration::minutes(20);
 /// How many of the last probes are looked at.
-const LOOKED_AT: usize = 20;
+const RECENT_PROBES: usize = 20;
 const STOPPED: &str = "the daemon was stopped before Codex had answered";
 /// The longest reason that is kept.
-const MOST_REASON: usize = 4000;
+const MAX_REASON_BYTES: usize = 4000;
 
 impl Probes {
     pub(in crate::service) fn new(
@@ -85,7 +85,7 @@ impl Probes {
 
     /// An admin asks for a probe. Gives a number: when [`RunnerView::answered`] has reached it, the answer is there.
     /// `of_restored`: also if the login came back from a backup, because nothing was refreshed since.
-    pub fn ask_for_probe(&self, by: &By, of_restored: bool) -> Result<u64> {
+    pub fn ask_for_probe(&self, by: &Initiator, of_restored: bool) -> Result<u64> {
         if self.prober.is_none() {
             return Err(ServiceError::RunnerOff);
         }
@@ -123,7 +123,7 @@ impl Probes {
             if answered >= asked {
                 return;
             }
-            tokio::time::sleep(ANSWERED).await;
+            tokio::time::sleep(ANSWER_POLL_INTERVAL).await;
         }
     }
 
@@ -135,7 +135,7 @@ impl Probes {
                 begun = self.take_up_probes(tries_again).await.is_ok();
             }
             let due = self.queue.board().due();
-            let look = Instant::now() + if begun { LOOK } else { AWAY };
+            let look = Instant::now() + if begun { OTHERS_INTERVAL } else { RECORDS_RETRY_INTERVAL };
             tokio::select! {
                 () = stopped(&mut stopping) => return,
                 () = self.queue.changed.notified() => {}
@@ -160,7 +160,7 @@ impl Probes {
         for cut_short in self
             .core
             .records
-            .probe_list(LOOKED_AT)
+            .probe_list(RECENT_PROBES)
             .await?
             .into_iter()
             .filter(|probe| probe.node == self.core.hot.node() && probe.outcome.is_none())
@@ -181,7 +181,7 @@ impl Probes {
         let summary = self.core.records.probe_summary(now).await?;
         if let Some((finished_at, _)) = self.unproved(summary.latest_finished.as_ref()) {
             let waited = Duration::try_from(now - finished_at).unwrap_or_default();
-            self.queue.board().retry_in(board::RETRY.saturating_sub(waited), Instant::now());
+            self.queue.board().retry_in(board::RETRY_AFTER_FAILURE.saturating_sub(waited), Instant::now());
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Probes {
         let Ok(summary) = self.core.records.probe_summary(now).await else { return };
         let left_alone = self
             .unproved(summary.latest_finished.as_ref())
-            .is_some_and(|(finished_at, node)| node != self.core.hot.node() && now - finished_at > LEFT_ALONE);
+            .is_some_and(|(finished_at, node)| node != self.core.hot.node() && now - finished_at > ABANDONED_AFTER);
         if left_alone {
             self.queue.want_probe(ProbeTrigger::Retry);
         }
@@ -212,11 +212,11 @@ impl Probes {
             Ok(Begin::Never) => self.queue.board().answer(wanted.ticket),
             Ok(Begin::After(sharing)) => {
                 log::debug!(event = "probe_elsewhere", shared = sharing.is_some(); "another node is at a probe");
-                self.queue.board().put_back(Wanted { sharing, ..wanted }, Instant::now() + SHARED);
+                self.queue.board().put_back(Wanted { sharing, ..wanted }, Instant::now() + SHARED_POLL_INTERVAL);
             }
             Err(error) => {
                 log::debug!(event = "probe_waits", cause:% = error; "a probe waits for the records: {error}");
-                self.queue.board().put_back(wanted, Instant::now() + AWAY);
+                self.queue.board().put_back(wanted, Instant::now() + RECORDS_RETRY_INTERVAL);
             }
         }
     }
@@ -229,7 +229,7 @@ impl Probes {
         }
         let now = self.core.outside.now();
         if let Some(id) = wanted.sharing
-            && let Some(other) = self.core.records.probe_list(LOOKED_AT).await?.iter().find(|probe| probe.id == id)
+            && let Some(other) = self.core.records.probe_list(RECENT_PROBES).await?.iter().find(|probe| probe.id == id)
         {
             // Not claimed before its end is seen: it might end in between, and be made again.
             if other.is_under_way(now) {
@@ -274,7 +274,7 @@ impl Probes {
             Finding::Fails(reason) => (ProbeState::Fail, Some(reason)),
             Finding::Unavailable(reason) => (ProbeState::Unavailable, Some(reason)),
         };
-        let reason = reason.map(|reason| reason[..reason.floor_char_boundary(MOST_REASON)].to_owned());
+        let reason = reason.map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
         let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.core.outside.now() };
         self.core.metrics.probed(state.as_str(), begun.elapsed());
         tell(version, &outcome);
@@ -334,7 +334,7 @@ impl Probes {
 
     async fn finish(&self, id: Uuid, version: u64, outcome: &ProbeOutcome, stopping: &mut watch::Receiver<bool>) {
         let note = (outcome.state == ProbeState::Fail).then(|| failure(version, outcome));
-        let until = Instant::now() + FINDING_KEPT;
+        let until = Instant::now() + FINDING_WRITE_TIMEOUT;
         loop {
             match self.core.records.probe_finish(id, outcome, note.as_ref()).await {
                 Ok(_) => return note.iter().for_each(super::audit::tell),
@@ -345,7 +345,7 @@ impl Probes {
                 Err(_) => {}
             }
             tokio::select! {
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(WRITE_RETRY_INTERVAL) => {}
                 () = stopped(stopping) => return,
             }
         }
@@ -386,7 +386,7 @@ fn concerns(probe: &Probe, version: u64) -> bool {
 }
 
 fn failure(version: u64, outcome: &ProbeOutcome) -> AuditNote {
-    let note = By::daemon().note(outcome.finished_at, "runner.probe").on(version).refused("fail").alarm();
+    let note = Initiator::daemon().note(outcome.finished_at, "runner.probe").on(version).refused("fail").alarm();
     // The whole of it stands with the probe.
     let first = outcome.reason.iter().flat_map(|reason| reason.lines()).next().unwrap_or_default();
     note.with("reason", first)
@@ -410,7 +410,7 @@ fn tell(version: u64, outcome: &ProbeOutcome) {
 /// The stop was some time ago.
 async fn stopped_for_long(mut stopping: watch::Receiver<bool>) {
     stopped(&mut stopping).await;
-    tokio::time::sleep(STOP).await;
+    tokio::time::sleep(STOP_TIMEOUT).await;
 }
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {

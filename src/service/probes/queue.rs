@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::board::Board;
 use crate::records::ProbeTrigger;
-use crate::service::{By, Core};
+use crate::service::{Core, Initiator};
 
 pub struct ProbeQueue {
     core: Arc<Core>,
@@ -39,7 +39,7 @@ impl ProbeQueue {
         self.ask(trigger, None, false);
     }
 
-    pub(super) fn ask(&self, trigger: ProbeTrigger, by: Option<By>, of_restored: bool) -> u64 {
+    pub(super) fn ask(&self, trigger: ProbeTrigger, by: Option<Initiator>, of_restored: bool) -> u64 {
         if !self.is_enabled {
             return 0;
         }

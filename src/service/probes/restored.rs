@@ -11,7 +11,7 @@
 use time::format_description::well_known::Rfc3339;
 
 use crate::records::{RestoredLogin, Settings, SettingsChange};
-use crate::service::{By, Probes, Result, ServiceError};
+use crate::service::{Initiator, Probes, Result, ServiceError};
 
 impl Probes {
     /// The canonical login came from a backup, and nobody has shown since that it is good.
@@ -45,7 +45,7 @@ impl Probes {
         if self.restored_login().is_none_or(|restored| restored.version != version) {
             return;
         }
-        let note = By::daemon().note(self.core.outside.now(), "runner.restored_login_works").on(version);
+        let note = Initiator::daemon().note(self.core.outside.now(), "runner.restored_login_works").on(version);
         // Told to the log by whoever changes settings.
         if let Err(error) = self.core.change_settings(&note, SettingsChange::ClearRestored { version }).await {
             log::warn!(event = "restored_login_kept", cause:% = error; "the login of a backup works, and that could not be written: {error}");

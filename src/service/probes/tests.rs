@@ -96,7 +96,7 @@ impl Node {
 
     /// The probe that an admin asks for.
     async fn asked_for(&mut self) -> Played {
-        self.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+        self.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
         self.next_probe().await
     }
 
@@ -159,11 +159,11 @@ fn login(tag: &str, at: OffsetDateTime) -> String {
 }
 
 async fn upload(node: &Node, login: &str) {
-    node.areas.login.upload_text(login, Allowed::default(), false, &By::daemon()).await.unwrap();
+    node.areas.login.upload_text(login, Allowed::default(), false, &Initiator::daemon()).await.unwrap();
 }
 
 async fn a_host(node: &Node) -> Arc<HotHost> {
-    let registered = node.areas.hosts.register("h1.test", HostOptions::default(), &By::daemon()).await.unwrap();
+    let registered = node.areas.hosts.register("h1.test", HostOptions::default(), &Initiator::daemon()).await.unwrap();
     node.areas
         .admission
         .admit(&node.areas.admission.credential(registered.api_key.expose()), [127, 0, 0, 1].into(), Purpose::Service)
@@ -210,7 +210,11 @@ async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_as
     clock.step(1);
     upload(&node, &login("three", now(&clock))).await;
     assert_eq!(node.areas.probes.runner(1).await.unwrap().state, RunnerState::Never, "nobody has tried this one");
-    node.areas.login.upload_text(&login("four", now(&clock)), Allowed::default(), true, &By::daemon()).await.unwrap();
+    node.areas
+        .login
+        .upload_text(&login("four", now(&clock)), Allowed::default(), true, &Initiator::daemon())
+        .await
+        .unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("no\nway".into()))).unwrap();
     let view = node.state(FAILS).await;
     assert_eq!(view.probes[0].trigger, ProbeTrigger::Upload);
@@ -259,7 +263,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
         "other.test": { "token": "another-token-of-somebody-else" },
     });
     upload(&node, &first.to_string()).await;
-    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     // The clock of the one who wrote it is behind: it still has to take the place of what it was made of.
     let refreshed = login("two", now(&clock) - time::Duration::HOUR);
@@ -271,7 +275,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     })
     .await;
     assert!(node.areas.probes.runner(0).await.unwrap().underway.is_some(), "the probe goes on");
-    let shared = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let shared = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     // And once more, from what it has now.
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("three", now(&clock))))).unwrap();
@@ -337,7 +341,7 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
     upload(&one, &login("one", now(&clock))).await;
     let two = Node::of(node(&directory, "hot-2", records, clock.clone()).await);
     let probe = one.asked_for().await;
-    let ticket = two.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = two.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     // It has asked the records, and waits for the other.
     within(async {
         while two.areas.probes.queue.board().due().is_none_or(|due| due <= Instant::now()) {
@@ -354,15 +358,15 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
 async fn a_refreshed_login_waits_for_a_store_that_takes_no_changes() {
     let (mut node, clock, _directory) = a_node().await;
     upload(&node, &login("one", now(&clock))).await;
-    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     let probe = node.next_probe().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
-    let note = By::daemon().note(now(&clock), "store.standstill");
+    let note = Initiator::daemon().note(now(&clock), "store.standstill");
     node.areas.core.records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Works)).unwrap();
-    tokio::time::sleep(AGAIN + AGAIN / 2).await;
+    tokio::time::sleep(WRITE_RETRY_INTERVAL + WRITE_RETRY_INTERVAL / 2).await;
     assert_eq!(node.areas.core.canonical().unwrap().summary.version, 1);
     node.areas.core.records.standstill_set(None, &note).await.unwrap();
     assert_eq!(within(node.answered(ticket)).await.state, WORKS);
@@ -377,7 +381,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     upload(&first, &login("one", now(&clock))).await;
     let probe = first.asked_for().await;
     let still = Standstill { reason: "a test".into(), since: now(&clock) };
-    let note = By::daemon().note(now(&clock), "store.standstill");
+    let note = Initiator::daemon().note(now(&clock), "store.standstill");
     records.standstill_set(Some(&still), &note).await.unwrap();
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("two", now(&clock))))).unwrap();
@@ -486,7 +490,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
 /// As a restore leaves it, for whoever looks into the records.
 async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
     let mark = SettingsChange::MarkRestored(RestoredLogin { version, backup_of });
-    records.settings_change(&mark, &By::daemon().note(backup_of, "test")).await.unwrap();
+    records.settings_change(&mark, &Initiator::daemon().note(backup_of, "test")).await.unwrap();
 }
 
 const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);
@@ -505,19 +509,19 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     mark(&records, 1, now(&clock)).await;
 
     // It has not heard of it yet, and asks the records before it begins.
-    let ticket = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap();
+    let ticket = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     within(node.answered(ticket)).await;
     assert_eq!(node.begun(), 1);
     node.areas.core.catch_up().await.unwrap();
     assert_eq!(node.areas.probes.runner(1).await.unwrap().state, UNTRIED);
-    let refused = node.areas.probes.ask_for_probe(&By::daemon(), false).unwrap_err();
+    let refused = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap_err();
     assert!(matches!(refused, ServiceError::Conflict(_)) && refused.to_string().contains("--restored"), "{refused}");
     let host = a_host(&node).await;
     let retrieve = json!({ "command": "retrieve", "digest": "a".repeat(64), "last_refresh": "2026-01-01T00:00:00Z" });
     assert_eq!(call(&node, &host, &retrieve).await, "outdated", "hosts are served");
     node.areas
         .login
-        .upload_text(&login("one", now(&clock) - time::Duration::HOUR), Allowed::default(), true, &By::daemon())
+        .upload_text(&login("one", now(&clock) - time::Duration::HOUR), Allowed::default(), true, &Initiator::daemon())
         .await
         .unwrap();
     node.areas.probes.queue.want_probe(ProbeTrigger::Retry);
@@ -527,14 +531,14 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
 
     // Found not to work, it stays what it is, and is not tried again by itself.
     clock.go_on(time::Duration::MINUTE);
-    node.areas.probes.ask_for_probe(&By::daemon(), true).unwrap();
+    node.areas.probes.ask_for_probe(&Initiator::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("spent".into()))).unwrap();
     assert_eq!(node.state(FAILS).await.reason().as_deref(), Some("spent"));
     assert!(node.areas.probes.restored_login().is_some());
-    assert!(node.areas.probes.ask_for_probe(&By::daemon(), false).is_err());
+    assert!(node.areas.probes.ask_for_probe(&Initiator::daemon(), false).is_err());
 
     // Found to work, it is a login like any other.
-    node.areas.probes.ask_for_probe(&By::daemon(), true).unwrap();
+    node.areas.probes.ask_for_probe(&Initiator::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
     assert_eq!(node.areas.probes.restored_login(), None);

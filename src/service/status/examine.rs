@@ -14,9 +14,9 @@ use crate::service::trust::certificates::CertificateState;
 use crate::service::{ServiceError, Status};
 
 /// Whoever looks when something is wrong is not kept waiting by it.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// An authority has to be rolled over while every host still calls.
-const AUTHORITY: Duration = Duration::days(90);
+const AUTHORITY_EXPIRY_WARNING: Duration = Duration::days(90);
 
 impl Status {
     pub async fn examine(&self) -> Vec<Check> {
@@ -71,7 +71,7 @@ impl Status {
     }
 
     async fn examine_clock(&self, now: OffsetDateTime) -> Check {
-        let noted = tokio::time::timeout(PATIENCE, self.overview()).await;
+        let noted = tokio::time::timeout(CHECK_TIMEOUT, self.overview()).await;
         let noted = noted.ok().and_then(Result::ok).and_then(|overview| overview.noted_at);
         let stored = self.core.canonical().map(|canonical| canonical.summary.stored_at);
         checkup::clock_and_records(now, noted.max(stored), "the newest thing in the records")
@@ -99,7 +99,7 @@ impl Status {
                 "start the daemon on the store that was moved to, or codex-authd migrate --abort",
             )];
         }
-        let asked = tokio::time::timeout(PATIENCE, self.core.records.server_health()).await;
+        let asked = tokio::time::timeout(CHECK_TIMEOUT, self.core.records.server_health()).await;
         let health = match asked {
             Ok(Ok(health)) => health,
             failed => {
@@ -147,14 +147,14 @@ impl Status {
                 ("client authority", "what signs admins", "codex-authd authorities prepare client")
             }
         };
-        Some(checkup::ends(name, what, active.key.not_after(), now, AUTHORITY, remedy))
+        Some(checkup::ends(name, what, active.key.not_after(), now, AUTHORITY_EXPIRY_WARNING, remedy))
     }
 
     async fn examine_host_trust(&self) -> Check {
         const NAME: &str = "trust of hosts";
         const UPDATE: &str =
             "cdx --update && cdx --sync there; remove the hosts that are gone (codex-authd hosts remove NAME)";
-        let found = match tokio::time::timeout(PATIENCE, self.hosts.hosts_by_trust()).await {
+        let found = match tokio::time::timeout(CHECK_TIMEOUT, self.hosts.hosts_by_trust()).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
                 return Check::weak(NAME, format!("hosts cannot be counted: {error}"), "look at the daemon's log");
@@ -220,7 +220,7 @@ impl Status {
 
     async fn known_login(&self) -> Login {
         let Some(canonical) = self.core.canonical() else { return Login::default() };
-        let view = tokio::time::timeout(PATIENCE, self.probes.runner(0)).await.ok().and_then(Result::ok);
+        let view = tokio::time::timeout(CHECK_TIMEOUT, self.probes.runner(0)).await.ok().and_then(Result::ok);
         let (probed, reason) = match view {
             Some(view) => match view.state {
                 RunnerState::Known(state) => (

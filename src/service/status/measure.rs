@@ -9,11 +9,11 @@ use crate::service::core::authorities::Held;
 use crate::service::{Result, ServiceError, Status};
 
 /// A store that does not answer keeps nobody waiting who wants to know whether it does.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// How many admins' certificates are told of, those that end soonest first.
-const CERTIFICATES: usize = 500;
+const MAX_CERTIFICATES: usize = 500;
 /// A certificate that ended is told of for so long, so that somebody notices.
-const ENDED: time::Duration = time::Duration::days(7);
+const EXPIRED_SHOWN_FOR: time::Duration = time::Duration::days(7);
 
 impl Status {
     pub fn metrics(&self) -> &std::sync::Arc<Metrics> {
@@ -52,17 +52,17 @@ impl Status {
             api_disabled: settings.api_disabled,
             verified_backup: settings.verified_backup.as_ref().map_or(0, |backup| backup.made_at.unix_timestamp()),
             hot_state_set_aside: self.core.hot.set_aside().is_some(),
-            degraded: !matches!(tokio::time::timeout(PATIENCE, self.core.health.ready()).await, Ok(Ok(()))),
+            degraded: !matches!(tokio::time::timeout(READINESS_TIMEOUT, self.core.health.ready()).await, Ok(Ok(()))),
         }
     }
 
     fn admins_certificates(&self) -> Vec<CertificateReading> {
-        let since = self.core.outside.now() - ENDED;
+        let since = self.core.outside.now() - EXPIRED_SHOWN_FOR;
         let known = self.core.certificates.load();
         let told = |it: &&AdminCertificate| it.revoked_at.is_none() && it.expires_at >= since;
         let mut certificates: Vec<AdminCertificate> = known.values().filter(told).cloned().collect();
         certificates.sort_by_key(|certificate| certificate.expires_at);
-        certificates.truncate(CERTIFICATES);
+        certificates.truncate(MAX_CERTIFICATES);
         let reading = |certificate: AdminCertificate| CertificateReading {
             kind: "admin",
             fingerprint: beginning(&certificate.fingerprint),

@@ -16,7 +16,7 @@ use crate::records::copy::{Count, Table, Tally};
 use crate::records::{Epoch, SettingsChange, VerifiedBackup};
 use crate::service::audit::tell;
 use crate::service::transfer::{Counts, Export};
-use crate::service::{By, Result, ServiceError, Transfer};
+use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 /// Of the rows and of the manifest. It grows with each member that a row gains: an older version would leave the member out,
 /// and find another digest. Format 2 has `public_urls` in the settings.
@@ -59,7 +59,7 @@ pub enum Piece {
 
 impl Transfer {
     /// Sends every row, and then the manifest. It is noted before the first row leaves.
-    pub async fn backup(&self, by: &By, pieces: mpsc::Sender<Piece>) -> Result<()> {
+    pub async fn backup(&self, by: &Initiator, pieces: mpsc::Sender<Piece>) -> Result<()> {
         let now = self.core.outside.now();
         // A store that stands still can be copied, and cannot take a note.
         if self.core.health.standstill().is_none() {
@@ -88,7 +88,7 @@ impl Transfer {
     }
 
     /// Whoever made a backup has read it back. Gives the newest one that is noted.
-    pub async fn backup_verified(&self, backup: VerifiedBackup, by: &By) -> Result<VerifiedBackup> {
+    pub async fn backup_verified(&self, backup: VerifiedBackup, by: &Initiator) -> Result<VerifiedBackup> {
         let note = by.note(self.core.outside.now(), "state.backup_verified").with("backup_of", shown(backup.made_at));
         let changed = self.core.change_settings(&note, SettingsChange::BackupVerified(backup.clone())).await?;
         let settings = changed.map_or_else(|| self.core.settings(), Arc::new);

@@ -29,7 +29,7 @@ pub struct Rows {
 }
 
 /// The longest line that is read: a version has a megabyte at most.
-const LONGEST: u64 = 16 * 1024 * 1024;
+const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Rows {
     pub fn open(path: &Path) -> std::io::Result<Self> {
@@ -48,7 +48,7 @@ impl Rows {
         let mut line = String::new();
         loop {
             line.clear();
-            let read = (&mut file).take(LONGEST).read_line(&mut line);
+            let read = (&mut file).take(MAX_LINE_BYTES).read_line(&mut line);
             match read.map_err(
                 |error| {
                     if error.kind() == ErrorKind::InvalidData { damaged(error) } else { failed(error) }

@@ -11,7 +11,7 @@ use crate::model::digest::Digest;
 use crate::seal::{MasterKey, SealError, passphrase};
 use crate::service::audit::tell;
 use crate::service::people::passwords::judge_passphrase;
-use crate::service::{By, Result, ServiceError, Transfer};
+use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 /// The master key, and the configuration file where there was one.
 pub struct Keys {
@@ -38,7 +38,12 @@ pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
 
 impl Transfer {
     /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
-    pub async fn seal_backup_keys(&self, by: &By, passphrase: Zeroizing<String>, manifest: Digest) -> Result<String> {
+    pub async fn seal_backup_keys(
+        &self,
+        by: &Initiator,
+        passphrase: Zeroizing<String>,
+        manifest: Digest,
+    ) -> Result<String> {
         let plain =
             Plain { master_key: self.core.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);

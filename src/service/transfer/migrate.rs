@@ -16,7 +16,7 @@ use crate::outside::random;
 use crate::records::{Epoch, Filling, Standstill};
 use crate::service::audit::tell;
 use crate::service::transfer::{Compared, Export, Opened, Target, Teller, fill_from, finish, of};
-use crate::service::{By, Result, ServiceError, Transfer};
+use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Moved {
@@ -30,7 +30,7 @@ pub struct Moved {
 const BACK: &str = "`codex-authd migrate --abort` lets this store go on";
 
 impl Transfer {
-    pub async fn migrate(&self, by: &By, target: &Target, teller: &Teller) -> Result<Moved> {
+    pub async fn migrate(&self, by: &Initiator, target: &Target, teller: &Teller) -> Result<Moved> {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
         let opened = stores.open(target).await?;
@@ -58,7 +58,7 @@ impl Transfer {
     }
 
     /// Lets a store go on that stands still; says whether it did.
-    pub async fn abort_migration(&self, by: &By) -> Result<bool> {
+    pub async fn abort_migration(&self, by: &Initiator) -> Result<bool> {
         let _one_at_a_time = self.begin_moving()?;
         let stands_still = self.core.records.state().await?.standstill.is_some();
         if stands_still {
@@ -67,7 +67,14 @@ impl Transfer {
         Ok(stands_still)
     }
 
-    async fn copy_to(&self, by: &By, from: &str, opened: &Opened, filling: Filling, teller: &Teller) -> Result<Moved> {
+    async fn copy_to(
+        &self,
+        by: &Initiator,
+        from: &str,
+        opened: &Opened,
+        filling: Filling,
+        teller: &Teller,
+    ) -> Result<Moved> {
         // It stands still: no node will ever know a later epoch.
         let filling = Filling { above: self.core.records.epoch().await?, ..filling };
         begin(opened, &filling).await?;
@@ -93,7 +100,7 @@ impl Transfer {
 
     pub(in crate::service) async fn stand_still(
         &self,
-        by: &By,
+        by: &Initiator,
         reason: Option<&str>,
         action: &str,
         target: &str,
@@ -118,7 +125,7 @@ impl Transfer {
     async fn restate(&self, reason: &str) -> Result<()> {
         let Some(present) = self.core.records.state().await?.standstill else { return Ok(()) };
         let standstill = Standstill { reason: reason.into(), ..present };
-        let note = By::daemon().note(self.core.outside.now(), "state.moved");
+        let note = Initiator::daemon().note(self.core.outside.now(), "state.moved");
         self.core.records.standstill_set(Some(&standstill), &note).await?;
         self.look().await;
         Ok(())

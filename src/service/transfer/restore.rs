@@ -26,7 +26,7 @@ use crate::seal::MasterKey;
 use crate::service::audit::tell;
 use crate::service::transfer::check::{Rows, check, damaged};
 use crate::service::transfer::{Compared, Manifest, Stores, Teller, fill_from, finish};
-use crate::service::{By, Result, ServiceError, Transfer};
+use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 /// What is to be put back, and the key that it is opened with.
 pub struct Backup {
@@ -55,7 +55,7 @@ impl Transfer {
     }
 
     /// Puts a backup back and has this process, and all others on the same store, replaced.
-    pub async fn restore_backup(&self, by: &By, backup: Backup, teller: &Teller) -> Result<Restored> {
+    pub async fn restore_backup(&self, by: &Initiator, backup: Backup, teller: &Teller) -> Result<Restored> {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
         let present = Some(&self.core.secrets.master);
@@ -73,7 +73,7 @@ pub async fn restore(
     stores: &dyn Stores,
     present_key: Option<&MasterKey>,
     backup: Backup,
-    by: &By,
+    by: &Initiator,
     outside: &dyn Outside,
     teller: &Teller,
 ) -> Result<Restored> {
@@ -138,7 +138,7 @@ async fn promote(
     records: &Arc<dyn Records>,
     stores: &dyn Stores,
     key: Option<&MasterKey>,
-    by: &By,
+    by: &Initiator,
     outside: &dyn Outside,
 ) -> Result<()> {
     // One that cannot be read, or was never begun, acknowledges nothing.
@@ -156,8 +156,8 @@ async fn promote(
     promoted
 }
 
-const CHUNK: usize = 500;
-const CHUNK_BYTES: usize = 1024 * 1024;
+const ROWS_PER_CHUNK: usize = 500;
+const BYTES_PER_CHUNK: usize = 1024 * 1024;
 
 /// Reads the rows for [`fill_from`].
 fn read(rows: &Rows, chunks: &mpsc::Sender<Vec<Row>>) -> Result<()> {
@@ -166,7 +166,7 @@ fn read(rows: &Rows, chunks: &mpsc::Sender<Vec<Row>>) -> Result<()> {
     let read = rows.each_line(|line| {
         chunk.push(serde_json::from_str(line).map_err(damaged)?);
         bytes += line.len();
-        if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
+        if chunk.len() >= ROWS_PER_CHUNK || bytes >= BYTES_PER_CHUNK {
             bytes = 0;
             chunks.blocking_send(std::mem::take(&mut chunk)).map_err(gone)?;
         }

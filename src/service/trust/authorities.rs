@@ -17,13 +17,13 @@ use crate::records::{AdminCertificate, Authority, AuthoritySlot, AuthorityStep};
 use crate::service::core::authorities::authority_place;
 use crate::service::hosts::enrol::HostView;
 use crate::service::hosts::host_trust::has_wrapper;
-use crate::service::{By, Result, ServiceError, Trust};
+use crate::service::{Initiator, Result, ServiceError, Trust};
 
 /// How many certificates a refusal names.
-const CERTIFICATES_NAMED: usize = 10;
+const MAX_CERTIFICATES_NAMED: usize = 10;
 
 impl Trust {
-    pub async fn prepare_authority(&self, role: AuthorityRole, by: &By) -> Result<()> {
+    pub async fn prepare_authority(&self, role: AuthorityRole, by: &Initiator) -> Result<()> {
         let now = self.core.outside.now();
         let authorities = self.core.authorities();
         if authorities.in_slot(role, AuthoritySlot::Next).is_some() {
@@ -55,7 +55,7 @@ impl Trust {
     }
 
     /// `force`: also where hosts are cut off that do not know the new one yet.
-    pub async fn activate_authority(&self, role: AuthorityRole, force: bool, by: &By) -> Result<()> {
+    pub async fn activate_authority(&self, role: AuthorityRole, force: bool, by: &Initiator) -> Result<()> {
         let authorities = self.core.authorities();
         let Some(next) = authorities.in_slot(role, AuthoritySlot::Next) else {
             return Err(ServiceError::Conflict("no authority is prepared: prepare one first".into()));
@@ -71,7 +71,7 @@ impl Trust {
     }
 
     /// `force`: also where hosts or admins are cut off that know, or have certificates of, the old one only.
-    pub async fn retire_authority(&self, role: AuthorityRole, force: bool, by: &By) -> Result<()> {
+    pub async fn retire_authority(&self, role: AuthorityRole, force: bool, by: &Initiator) -> Result<()> {
         let authorities = self.core.authorities();
         let Some(old) = authorities.in_slot(role, AuthoritySlot::Old) else {
             return Err(ServiceError::Conflict("there is no old authority to retire".into()));
@@ -88,9 +88,9 @@ impl Trust {
                 if !depend.is_empty() {
                     let count = depend.len();
                     depend.sort();
-                    if count > CERTIFICATES_NAMED {
-                        depend.truncate(CERTIFICATES_NAMED);
-                        depend.push(format!("{} more", count - CERTIFICATES_NAMED));
+                    if count > MAX_CERTIFICATES_NAMED {
+                        depend.truncate(MAX_CERTIFICATES_NAMED);
+                        depend.push(format!("{} more", count - MAX_CERTIFICATES_NAMED));
                     }
                     return Err(ServiceError::Conflict(format!(
                         "{count} certificate(s) in force were signed by the old authority: {}; renew each (codex-authd \
@@ -121,7 +121,7 @@ impl Trust {
         )))
     }
 
-    async fn roll(&self, role: AuthorityRole, step: AuthorityStep, action: &str, by: &By) -> Result<()> {
+    async fn roll(&self, role: AuthorityRole, step: AuthorityStep, action: &str, by: &Initiator) -> Result<()> {
         let name = match role {
             AuthorityRole::Server => "server",
             AuthorityRole::Client => "client",

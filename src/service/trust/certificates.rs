@@ -10,14 +10,14 @@ use crate::pki::{ClientCertificate, PkiError, issue_client_certificate, to_pkcs1
 use crate::records::AdminCertificate;
 use crate::service::core::commit::Written;
 use crate::service::people::passwords::judge_file_password;
-use crate::service::{By, Result, ServiceError, Trust};
+use crate::service::{Initiator, Result, ServiceError, Trust};
 
 /// How long an admin's certificate holds.
 pub const DEFAULT_DAYS: u32 = 365;
 const MAX_DAYS: u32 = 825;
 
 /// A certificate that ends within this time is warned about.
-const WARNED: Duration = Duration::days(30);
+const EXPIRY_WARNING: Duration = Duration::days(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateState {
@@ -75,7 +75,7 @@ impl Trust {
         &self,
         name: &str,
         options: CertificateOptions<'_>,
-        by: &By,
+        by: &Initiator,
     ) -> Result<IssuedCertificate> {
         let made = self.make_certificate(name, options, by).await?;
         let record = &made.record;
@@ -94,7 +94,7 @@ impl Trust {
         old: &Digest,
         options: CertificateOptions<'_>,
         revoke: bool,
-        by: &By,
+        by: &Initiator,
     ) -> Result<IssuedCertificate> {
         let name = self.certificate_name(old).await?;
         if revoke && matches!(&by.actor, Actor::Certificate { fingerprint, .. } if fingerprint == old) {
@@ -134,7 +134,7 @@ impl Trust {
         &self,
         name: &str,
         options: CertificateOptions<'_>,
-        by: &By,
+        by: &Initiator,
     ) -> Result<IssuedCertificate> {
         let days = options.days.unwrap_or(DEFAULT_DAYS);
         if !(1..=MAX_DAYS).contains(&days) {
@@ -185,7 +185,7 @@ impl Trust {
     }
 
     /// The certificate is let in no more, on open connections either.
-    pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &By) -> Result<AdminCertificate> {
+    pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &Initiator) -> Result<AdminCertificate> {
         let now = self.core.outside.now();
         let name = self.certificate_name(fingerprint).await?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
@@ -211,7 +211,7 @@ impl Trust {
             CertificateState::Revoked
         } else if certificate.expires_at <= now {
             CertificateState::Expired
-        } else if certificate.expires_at - now <= WARNED {
+        } else if certificate.expires_at - now <= EXPIRY_WARNING {
             CertificateState::Expiring
         } else {
             CertificateState::Valid

@@ -11,11 +11,11 @@
 use crate::records::SealingKey;
 use crate::seal::{KeyId, KeyRing};
 use crate::service::audit::tell;
-use crate::service::{By, Result, ServiceError, Trust};
+use crate::service::{Initiator, Result, ServiceError, Trust};
 
-const BATCH: usize = 256;
+const VALUES_PER_BATCH: usize = 256;
 /// Rounds of resealing before it is left to the next boot; one is enough unless writers with an old ring interfere.
-const ROUNDS: usize = 16;
+const MAX_RESEAL_ROUNDS: usize = 16;
 
 pub struct Rotation {
     pub active: KeyId,
@@ -25,7 +25,7 @@ pub struct Rotation {
 
 impl Trust {
     /// Makes a new data key, seals everything with it and removes the old ones.
-    pub async fn rotate_keys(&self, by: &By) -> Result<Rotation> {
+    pub async fn rotate_keys(&self, by: &Initiator) -> Result<Rotation> {
         let _one_at_a_time = self.rotating.lock().await;
         let present = self.core.reload_ring().await?;
         let id = KeyId(present.0.checked_add(1).ok_or_else(|| ServiceError::internal("the key ids are used up"))?);
@@ -61,7 +61,7 @@ impl Trust {
     async fn retire_old_keys(&self) -> Result<Rotation> {
         let active = self.core.ring.load().active();
         let mut rotation = Rotation { active, resealed: 0, removed: 0 };
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_RESEAL_ROUNDS {
             rotation.resealed += self.reseal_older(active).await?;
             for key in self.core.records.sealing_key_list().await?.into_iter().filter(|key| key.id != active) {
                 rotation.removed += usize::from(self.core.records.sealing_key_remove(key.id).await?);
@@ -85,7 +85,7 @@ impl Trust {
     async fn reseal_older(&self, active: KeyId) -> Result<u64> {
         let mut resealed = 0;
         loop {
-            let values = self.core.records.sealed_value_list_before(active, BATCH).await?;
+            let values = self.core.records.sealed_value_list_before(active, VALUES_PER_BATCH).await?;
             if values.is_empty() {
                 return Ok(resealed);
             }

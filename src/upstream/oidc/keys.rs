@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 use super::http::Failure;
 use super::token::Header;
 
-const FEWEST_BITS: usize = 2048;
+const MIN_RSA_BITS: usize = 2048;
 /// Longer ones only cost time; the library takes none.
-const MOST_BITS: usize = 4096;
+const MAX_RSA_BITS: usize = 4096;
 /// Of the public exponent, in bytes.
-const MOST_EXPONENT: usize = 4;
+const MAX_EXPONENT_BYTES: usize = 4;
 
 /// Those of a set that may be used.
 pub(super) struct Keys(Vec<CoreJsonWebKey>);
@@ -81,6 +81,6 @@ fn is_strong(parts: &Map<String, Value>) -> Option<bool> {
     let (modulus, exponent): (Vec<u8>, Vec<u8>) = (number("n")?, number("e")?);
     let bits = (modulus.len() * 8).saturating_sub(modulus.first()?.leading_zeros() as usize);
     let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
-    let is_fit = (FEWEST_BITS..=MOST_BITS).contains(&bits) && is_odd(&modulus);
-    Some(is_fit && exponent.len() <= MOST_EXPONENT && is_odd(&exponent) && exponent != [1])
+    let is_fit = (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits) && is_odd(&modulus);
+    Some(is_fit && exponent.len() <= MAX_EXPONENT_BYTES && is_odd(&exponent) && exponent != [1])
 }

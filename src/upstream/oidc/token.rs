@@ -24,9 +24,9 @@ use crate::model::people::Email;
 use crate::model::people::MAX_IDENTITY_PART_BYTES;
 
 /// How far the provider's clock may run ahead of ours, in seconds.
-const AHEAD: i64 = 60;
+const MAX_CLOCK_AHEAD_SECONDS: i64 = 60;
 /// How long ago a token may have been issued, in seconds: a code is exchanged at once.
-const OLDEST: i64 = 600;
+const MAX_TOKEN_AGE_SECONDS: i64 = 600;
 const ALGORITHMS: [(&str, CoreJwsSigningAlgorithm); 3] = [
     ("RS256", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256),
     ("RS384", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384),
@@ -125,15 +125,15 @@ impl Expected<'_> {
             _ => {}
         }
         let age = self.now.unix_timestamp().saturating_sub(claims.issue_time().timestamp());
-        if age < -AHEAD {
+        if age < -MAX_CLOCK_AHEAD_SECONDS {
             return Err(Refusal::IssuedInFuture);
         }
-        if age > OLDEST {
+        if age > MAX_TOKEN_AGE_SECONDS {
             return Err(Refusal::IssuedTooLongAgo);
         }
         if let Some(from) = &claims.additional_claims().nbf {
             let from = from.as_f64().ok_or(Refusal::TokenUnreadable)?;
-            if from > (self.now.unix_timestamp() + AHEAD) as f64 {
+            if from > (self.now.unix_timestamp() + MAX_CLOCK_AHEAD_SECONDS) as f64 {
                 return Err(Refusal::NotYetValid);
             }
         }

@@ -19,7 +19,7 @@ use crate::service::clock_tests::{Clock, login, node, node_on};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::people::sessions::NewSession;
 use crate::service::trust::certificates::CertificateOptions;
-use crate::service::{Areas, By};
+use crate::service::{Areas, Initiator};
 
 const PASSWORD: &str = "vexed-lantern-42-orbit-plum";
 const OTHER: &str = "brisk-otter-77-canal-fig";
@@ -56,7 +56,7 @@ impl World {
     }
 
     async fn host(&self, name: &str) -> (crate::model::host::HostId, String, String) {
-        let made = self.areas.hosts.register(name, HostOptions::default(), &By::daemon()).await.unwrap();
+        let made = self.areas.hosts.register(name, HostOptions::default(), &Initiator::daemon()).await.unwrap();
         (made.host.host.id, made.api_key.expose().into(), made.installer.token.expose().into())
     }
 
@@ -95,7 +95,7 @@ macro_rules! step {
 }
 
 async fn hosts_change(world: &World) {
-    let by = &By::daemon();
+    let by = &Initiator::daemon();
     let areas = &world.areas;
     let (_, old, _) = world.host("again.test").await;
     let again = step!(world, areas.hosts.register("again.test", HostOptions::default(), by), |it| !is_served(
@@ -155,7 +155,7 @@ async fn hosts_change(world: &World) {
 }
 
 async fn people_change(world: &World) {
-    let by = &By::daemon();
+    let by = &Initiator::daemon();
     let areas = &world.areas;
     let add = areas.people.add_user("ada@example.test", Role::Member, Some(PASSWORD), by);
     let ada = step!(world, add, |it| it.people.users().await.unwrap().len() == 1);
@@ -212,7 +212,7 @@ async fn people_change(world: &World) {
 }
 
 async fn trust_changes(world: &World) {
-    let by = &By::daemon();
+    let by = &Initiator::daemon();
     let areas = &world.areas;
     areas.people.add_user("bob@example.test", Role::Admin, None, by).await.unwrap();
     let options = CertificateOptions { without_pkcs12: true, ..CertificateOptions::default() };
@@ -252,7 +252,7 @@ async fn trust_changes(world: &World) {
 }
 
 async fn settings_and_login_change(world: &World) {
-    let by = &By::daemon();
+    let by = &Initiator::daemon();
     let areas = &world.areas;
     step!(world, areas.admission.disable_api(true, Some("stop"), by), |it| it.core.api_disabled().is_some());
     step!(world, areas.hosts.note_client_release("rust-v0.170.0"), |it| {
@@ -303,8 +303,8 @@ async fn rows_of_a_change_that_others_have_overtaken_are_read_again() {
     let areas = &world.areas;
     let (id, key, _) = world.host("h1.test").await;
     let before = areas.core.hot.epoch();
-    let disabled = areas.hosts.disable(id, true, &By::daemon()).await.unwrap();
-    areas.hosts.disable(id, false, &By::daemon()).await.unwrap();
+    let disabled = areas.hosts.disable(id, true, &Initiator::daemon()).await.unwrap();
+    areas.hosts.disable(id, false, &Initiator::daemon()).await.unwrap();
     assert!(is_served(areas, &key, "192.0.2.1").await);
     // The first of the two comes late.
     areas.core.put_in_force(before, (&disabled).into()).await;
@@ -317,7 +317,7 @@ async fn a_committed_change_is_in_force_though_hot_state_cannot_be_written() {
     let failing = Arc::new(AtomicBool::new(false));
     let disk = Arc::clone(&failing);
     let mut world = World::new(move |path, clock| Hot::on_failing_disk(path, disk, clock).unwrap()).await;
-    let by = &By::daemon();
+    let by = &Initiator::daemon();
     let (id, key, token) = world.host("h1.test").await;
     let (gone, gone_key, _) = world.host("h2.test").await;
     let (_, unseen_key, _) = world.host("h3.test").await;

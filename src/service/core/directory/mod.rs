@@ -102,7 +102,7 @@ impl Directory {
         // Not longer than for a few at once: whoever asks for a page waits.
         loop {
             let mut state = self.write();
-            let some = told.by_ref().take(AT_ONCE);
+            let some = told.by_ref().take(CHANGES_PER_LOCK);
             let before = match &mut *state {
                 State::Absent => return,
                 State::Building(news) => {
@@ -112,7 +112,7 @@ impl Directory {
                 }
                 State::Ready(table) => some.map(|one| apply(table, one)).count(),
             };
-            if before < AT_ONCE {
+            if before < CHANGES_PER_LOCK {
                 return;
             }
         }
@@ -141,7 +141,7 @@ impl Directory {
     }
 }
 
-const AT_ONCE: usize = 1000;
+const CHANGES_PER_LOCK: usize = 1000;
 
 #[cfg(test)]
 mod tests;

@@ -234,7 +234,7 @@ fn what_is_told_while_the_list_is_built_is_on_top_of_it() {
     let directory = Directory::new(Arc::new(hot));
     directory.put(&[host(9, "before.test")]);
     *directory.write() = State::Building(Vec::new());
-    let hosts: Vec<_> = (1..=2 * AT_ONCE as u64 + 1).map(|id| host(id, &format!("h{id}.test"))).collect();
+    let hosts: Vec<_> = (1..=2 * CHANGES_PER_LOCK as u64 + 1).map(|id| host(id, &format!("h{id}.test"))).collect();
     directory.put(&hosts);
     directory.set_activity([(HostId(7), activity(3, None, None))]);
     directory.put(&[Host { removed_at: Some(at(1)), ..hosts[4].clone() }]);

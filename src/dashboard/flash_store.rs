@@ -8,14 +8,14 @@ use std::sync::{Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-use crate::api::guards::Asking;
+use crate::api::guards::Principal;
 use crate::model::digest::Digest;
 use crate::outside::{Outside, random};
 
-const KEPT: Duration = Duration::minutes(5);
-const MOST: usize = 256;
+const LIFETIME: Duration = Duration::minutes(5);
+const MAX_ENTRIES: usize = 256;
 
-pub struct Shelf<T>(Mutex<HashMap<Digest, Entry<T>>>);
+pub struct FlashStore<T>(Mutex<HashMap<Digest, Entry<T>>>);
 
 struct Entry<T> {
     owner: String,
@@ -23,32 +23,34 @@ struct Entry<T> {
     value: T,
 }
 
-impl<T> Shelf<T> {
+impl<T> FlashStore<T> {
     pub fn new() -> Self {
         Self(Mutex::new(HashMap::new()))
     }
 
     /// Keeps `value` for `admin`; the answer is the id to ask with.
-    pub fn put(&self, asking: &Asking, value: T, outside: &dyn Outside) -> String {
+    pub fn put(&self, principal: &Principal, value: T, outside: &dyn Outside) -> String {
         let id = hex::encode(random::<16>(outside));
         let now = outside.now();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| now < entry.until);
-        if entries.len() >= MOST
+        if entries.len() >= MAX_ENTRIES
             && let Some(oldest) = entries.iter().min_by_key(|(_, entry)| entry.until).map(|(id, _)| *id)
         {
             entries.remove(&oldest);
         }
-        entries
-            .insert(Digest::of(id.as_bytes()), Entry { owner: asking.by.actor.to_string(), until: now + KEPT, value });
+        entries.insert(
+            Digest::of(id.as_bytes()),
+            Entry { owner: principal.by.actor.to_string(), until: now + LIFETIME, value },
+        );
         id
     }
 
     /// Takes what is kept under `id`, if it is this admin's.
-    pub fn take(&self, asking: &Asking, id: &str, now: OffsetDateTime) -> Option<T> {
+    pub fn take(&self, principal: &Principal, id: &str, now: OffsetDateTime) -> Option<T> {
         let id = Digest::of(id.as_bytes());
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.get(&id).is_none_or(|entry| entry.owner != asking.by.actor.to_string()) {
+        if entries.get(&id).is_none_or(|entry| entry.owner != principal.by.actor.to_string()) {
             return None;
         }
         entries.remove(&id).filter(|entry| now < entry.until).map(|entry| entry.value)
@@ -63,7 +65,7 @@ mod tests {
     use crate::model::audit::Actor;
     use crate::model::people::Role;
     use crate::outside::System;
-    use crate::service::By;
+    use crate::service::Initiator;
 
     struct At(OffsetDateTime);
 
@@ -78,12 +80,12 @@ mod tests {
     }
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 10:00 UTC);
-    const ALICE: Asking = asking(1);
-    const BOB: Asking = asking(2);
+    const ALICE: Principal = asking(1);
+    const BOB: Principal = asking(2);
 
-    const fn asking(uid: u32) -> Asking {
-        Asking {
-            by: By { actor: Actor::Control { uid }, from: None },
+    const fn asking(uid: u32) -> Principal {
+        Principal {
+            by: Initiator { actor: Actor::Control { uid }, from: None },
             role: Role::Admin,
             signed_in: None,
             certificate: None,
@@ -92,27 +94,27 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_given_once_and_to_its_admin_only() {
-        let shelf = Shelf::new();
-        let id = shelf.put(&ALICE, "a command", &At(NOW));
-        assert_eq!(shelf.take(&BOB, &id, NOW), None);
-        assert_eq!(shelf.take(&ALICE, "another", NOW), None);
-        assert_eq!(shelf.take(&ALICE, &id, NOW), Some("a command"));
-        assert_eq!(shelf.take(&ALICE, &id, NOW), None);
+        let store = FlashStore::new();
+        let id = store.put(&ALICE, "a command", &At(NOW));
+        assert_eq!(store.take(&BOB, &id, NOW), None);
+        assert_eq!(store.take(&ALICE, "another", NOW), None);
+        assert_eq!(store.take(&ALICE, &id, NOW), Some("a command"));
+        assert_eq!(store.take(&ALICE, &id, NOW), None);
     }
 
     #[test]
     fn what_is_kept_too_long_is_gone() {
-        let shelf = Shelf::new();
-        let id = shelf.put(&ALICE, 1, &At(NOW));
-        assert_eq!(shelf.take(&ALICE, &id, NOW + KEPT), None);
+        let store = FlashStore::new();
+        let id = store.put(&ALICE, 1, &At(NOW));
+        assert_eq!(store.take(&ALICE, &id, NOW + LIFETIME), None);
     }
 
     #[test]
     fn it_is_bounded_and_the_oldest_makes_room() {
-        let shelf = Shelf::new();
-        let first = shelf.put(&ALICE, 0, &At(NOW - Duration::seconds(1)));
-        let ids: Vec<String> = (0..MOST).map(|n| shelf.put(&ALICE, n, &At(NOW))).collect();
-        assert_eq!(shelf.take(&ALICE, &first, NOW), None);
-        assert!(ids.iter().all(|id| shelf.take(&ALICE, id, NOW).is_some()));
+        let store = FlashStore::new();
+        let first = store.put(&ALICE, 0, &At(NOW - Duration::seconds(1)));
+        let ids: Vec<String> = (0..MAX_ENTRIES).map(|n| store.put(&ALICE, n, &At(NOW))).collect();
+        assert_eq!(store.take(&ALICE, &first, NOW), None);
+        assert!(ids.iter().all(|id| store.take(&ALICE, id, NOW).is_some()));
     }
 }

@@ -1,17 +1,16 @@
-//! What stands on every page: who is asking, whether hosts are served and everything works, what became of the last action;
-//! and the page that tells of a failure.
+//! What every page shows: the user, the state of the service, the result of the last action; and the page for a failure.
 
 use askama::Template;
 use poem::http::StatusCode;
 use poem::http::header::RETRY_AFTER;
-use poem::web::{Html, Redirect};
+use poem::web::Html;
 use poem::{IntoResponse, Response};
 
-use super::words::When;
-use super::{Dashboard, assets};
+use super::assets;
+use super::context::{PageContext, PageError};
+use super::format::When;
 use crate::api::ErrorBody;
 use crate::api::errors::{self, Failure};
-use crate::api::guards::Asking;
 use crate::model::audit::Actor;
 use crate::model::digest::Digest;
 use crate::model::people::Role;
@@ -19,7 +18,7 @@ use crate::service::probes::restored::reason;
 use crate::service::trust::certificates::CertificateState;
 use crate::service::{ServiceError, core::health};
 
-pub struct Shell {
+pub struct Layout {
     pub title: &'static str,
     /// Name of the admin's certificate, or of the admin otherwise.
     pub admin: String,
@@ -56,9 +55,9 @@ pub struct Degraded {
 }
 
 impl Degraded {
-    fn of(dashboard: &Dashboard) -> Option<Self> {
-        let health::Degraded { since, why, known_at } = dashboard.areas.core.health.degraded()?;
-        let when = |at| When::new(at, dashboard.now());
+    fn of(context: &PageContext) -> Option<Self> {
+        let health::Degraded { since, why, known_at } = context.areas().core.health.degraded()?;
+        let when = |at| When::new(at, context.now());
         Some(Self {
             known_at: known_at.filter(|at| *at != since).map(when),
             since: when(since),
@@ -75,45 +74,31 @@ pub struct Standstill {
     pub reason: String,
 }
 
-/// `?told=ID`: which sentence to say first.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(default)]
-pub struct Told {
-    pub told: String,
-}
-
-impl Shell {
-    pub fn new(dashboard: &Dashboard, asking: &Asking, title: &'static str, told: &str) -> Self {
-        let (name, fingerprint) = match &asking.by.actor {
+impl Layout {
+    pub fn new(context: &PageContext, title: &'static str) -> Self {
+        let (areas, principal) = (context.areas(), &context.principal);
+        let (name, fingerprint) = match &principal.by.actor {
             Actor::Certificate { name, fingerprint } => (name.clone(), Some(fingerprint.to_string())),
             Actor::User { email, .. } => (email.to_string(), None),
             other => (other.to_string(), None),
         };
+        let may_look = principal.role >= Role::Viewer;
+        let standstill = areas.core.health.standstill();
         Self {
             title,
             admin: name,
             fingerprint,
-            certificate_ends: asking.certificate.and_then(|it| ending(dashboard, &it)),
-            api_disabled: dashboard.areas.core.settings().api_disabled,
-            degraded: Degraded::of(dashboard),
-            standstill: dashboard
-                .areas
-                .core
-                .health
-                .standstill()
+            certificate_ends: principal.certificate.and_then(|it| ending(context, &it)),
+            api_disabled: areas.core.settings().api_disabled,
+            degraded: Degraded::of(context),
+            standstill: standstill
                 .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
-            restored: dashboard
-                .areas
-                .probes
-                .restored_login()
-                .filter(|_| asking.role >= Role::Viewer)
-                .as_ref()
-                .map(reason),
-            told: dashboard.told.take(asking, told, dashboard.now()),
-            token: dashboard.tokens.token(asking),
-            may_change: asking.role == Role::Admin,
-            may_look: asking.role >= Role::Viewer,
-            signed_in: asking.signed_in.is_some(),
+            restored: areas.probes.restored_login().filter(|_| may_look).as_ref().map(reason),
+            told: context.flash.clone(),
+            token: context.form_token(),
+            may_change: principal.role == Role::Admin,
+            may_look,
+            signed_in: principal.signed_in.is_some(),
             style: &assets::STYLE.name,
             script: &assets::SCRIPT.name,
             icon: &assets::ICON.name,
@@ -121,22 +106,17 @@ impl Shell {
     }
 }
 
-fn ending(dashboard: &Dashboard, fingerprint: &Digest) -> Option<When> {
-    let certificate = dashboard.areas.trust.admitted_certificate(fingerprint)?;
-    let is_soon = dashboard.areas.trust.state_of(&certificate) == CertificateState::Expiring;
-    is_soon.then(|| When::new(certificate.expires_at, dashboard.now()))
+fn ending(context: &PageContext, fingerprint: &Digest) -> Option<When> {
+    let trust = &context.areas().trust;
+    let certificate = trust.admitted_certificate(fingerprint)?;
+    let is_soon = trust.state_of(&certificate) == CertificateState::Expiring;
+    is_soon.then(|| When::new(certificate.expires_at, context.now()))
 }
 
 /// A page, or the failure to write it.
-pub fn show(status: StatusCode, page: &impl Template) -> Result<Response, Failure> {
+pub fn show(status: StatusCode, page: &impl Template) -> Result<Response, PageError> {
     let text = page.render().map_err(ServiceError::internal)?;
     Ok(Html(text).with_status(status).into_response())
-}
-
-/// Leads to `path`, which says `sentence` first.
-pub fn tell(dashboard: &Dashboard, asking: &Asking, path: &str, sentence: String) -> Response {
-    let told = dashboard.told.put(asking, sentence, &*dashboard.outside);
-    Redirect::see_other(format!("{path}?told={told}")).into_response()
 }
 
 /// What happened, and what to do next.
@@ -177,23 +157,19 @@ pub fn full_stop(sentence: &str) -> String {
 #[derive(Template)]
 #[template(path = "failure.html")]
 struct FailurePage {
-    shell: Shell,
+    layout: Layout,
     explained: Explained,
 }
 
-/// Whatever went wrong below a page, as a page.
-pub async fn failure(dashboard: &Dashboard, asking: &Asking, error: poem::Error) -> Response {
-    let answer = errors::from_poem(error);
-    let status = answer.status();
-    let retry_after = answer.headers().get(RETRY_AFTER).cloned();
-    let body = answer.into_body().into_vec().await.unwrap_or_default();
-    let Ok(body) = serde_json::from_slice::<ErrorBody>(&body) else { return status.into() };
-    let shell = Shell::new(dashboard, asking, "That did not work", "");
-    match show(status, &FailurePage { shell, explained: explain(&body) }) {
+/// A failure, as a page.
+pub fn failure_page(context: &PageContext, failure: &Failure) -> Response {
+    let (status, body) = failure.body();
+    let layout = context.layout("That did not work");
+    match show(status, &FailurePage { layout, explained: explain(body) }) {
         Ok(mut page) => {
-            page.headers_mut().extend(retry_after.map(|seconds| (RETRY_AFTER, seconds)));
+            page.headers_mut().extend(failure.retry_after().map(|seconds| (RETRY_AFTER, seconds.into())));
             page
         }
-        Err(failure) => failure.into_response(),
+        Err(PageError(failure)) => failure.into_response(),
     }
 }
