@@ -1,5 +1,5 @@
-//! The house's own rule, kept by a test: a room may use the rooms below it in the table of docs/ARCHITECTURE.md, never one
-//! above, and what the table says that a room may not import it does not import. A file has an end, too.
+//! Rules of the code that tests keep: a room uses only the rooms below it in the table of docs/ARCHITECTURE.md, and not what
+//! the table forbids; an area of `service/` uses only the areas below it; a file has an end.
 //!
 //! It reads the sources as text: every `crate::…` path outside of tests counts, wherever it stands.
 
@@ -15,15 +15,18 @@ struct Room {
     must_not_import: Vec<String>,
 }
 
-/// The rows of the first table under "The rooms", from the top down.
-fn rooms() -> Vec<Room> {
-    let section = ARCHITECTURE.split("\n## The rooms\n").nth(1).expect("ARCHITECTURE.md has a section 'The rooms'");
+/// The cells of the first table under a heading, from the top down.
+fn table(heading: &str) -> Vec<Vec<&'static str>> {
+    let section = ARCHITECTURE.split(heading).nth(1).expect("ARCHITECTURE.md has the heading");
     let rows = section.lines().skip_while(|line| !line.starts_with("| ---")).skip(1);
-    let rows: Vec<Room> = rows
-        .take_while(|line| line.starts_with('|'))
-        .map(|line| {
-            let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-            assert_eq!(cells.len(), 4, "room, what lives there, must not, must not import: {line}");
+    rows.take_while(|line| line.starts_with('|')).map(|line| line.trim_matches('|').split('|').collect()).collect()
+}
+
+fn rooms() -> Vec<Room> {
+    let rows: Vec<Room> = table("\n## The rooms\n")
+        .into_iter()
+        .map(|cells| {
+            assert_eq!(cells.len(), 4, "room, what lives there, must not, must not import: {cells:?}");
             Room { names: in_backticks(cells[0]), must_not_import: in_backticks(cells[3]) }
         })
         .collect();
@@ -71,15 +74,19 @@ fn code(text: &str) -> &str {
 
 /// The first segment of each `crate::…` path.
 fn imports(code: &str) -> BTreeSet<String> {
+    segments_after("crate::", code)
+}
+
+fn segments_after(prefix: &str, code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for after in code.split("crate::").skip(1) {
-        let names = match after.strip_prefix('{') {
+    for after in code.split(prefix).skip(1) {
+        let names: Vec<&str> = match after.strip_prefix('{') {
             Some(list) => list.split('}').next().unwrap_or_default().split(',').collect(),
             None => vec![after],
         };
         for name in names {
             let name = name.trim();
-            let end = name.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(name.len());
+            let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(name.len());
             found.insert(name[..end].to_owned());
         }
     }
@@ -113,6 +120,45 @@ fn a_room_uses_the_rooms_below_it_only() {
         }
     }
     assert!(faults.is_empty(), "docs/ARCHITECTURE.md, 'The rooms':\n{}", faults.join("\n"));
+}
+
+/// `ProbeQueue` is the type of the area `probe_queue`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+#[test]
+fn an_area_uses_the_areas_below_it_only() {
+    let rows = table("\n### The areas of `service/`\n");
+    let areas: Vec<String> = rows.iter().flat_map(|cells| in_backticks(cells[0])).collect();
+    assert!(areas.len() >= 10, "the table of areas was not found");
+    let rank = |name: &str| areas.iter().position(|known| *known == snake_case(name));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/service");
+    let mut faults = Vec::new();
+    for path in sources() {
+        let Ok(relative) = path.strip_prefix(&root) else { continue };
+        let name = relative.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned();
+        if is_test(relative) || matches!(name.as_str(), "mod" | "error") {
+            continue;
+        }
+        let Some(own) = rank(&name) else {
+            faults.push(format!("{}: the area '{name}' is not in the table", relative.display()));
+            continue;
+        };
+        for import in segments_after("crate::service::", code(&std::fs::read_to_string(&path).unwrap())) {
+            if rank(&import).is_some_and(|other| other < own) {
+                faults.push(format!("{}: '{name}' stands below '{import}' and uses it", relative.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "docs/ARCHITECTURE.md, 'The areas of service':\n{}", faults.join("\n"));
 }
 
 #[test]

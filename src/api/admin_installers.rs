@@ -11,7 +11,7 @@ use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
-use crate::service::{Core, Hosts, ServiceError};
+use crate::service::{Hosts, ServiceError};
 
 pub struct AdminInstallersApi;
 
@@ -23,7 +23,6 @@ impl AdminInstallersApi {
     #[oai(path = "/", method = "get", operation_id = "listInstallers")]
     async fn list(
         &self,
-        core: Area<'_, Core>,
         hosts: Area<'_, Hosts>,
         _viewer: Viewer,
         /// Only those in this state.
@@ -36,8 +35,7 @@ impl AdminInstallersApi {
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
         limit: Query<u64>,
     ) -> Answer<InstallerList> {
-        let now = core.now();
-        let mut installers = hosts.installers().await?;
+        let (mut installers, now) = hosts.installers().await?;
         if let Some(after) = after.0 {
             let unknown = || ServiceError::invalid("after", "must be the id of an installer");
             let after = after.trim().parse().map_err(|_| unknown())?;

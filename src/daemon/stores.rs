@@ -1,4 +1,4 @@
-//! How stores are opened beside the present one, and how one takes its place: what `service/moving` asks of the wiring.
+//! How stores are opened beside the present one, and how one takes its place: what `service/transfer` asks of the wiring.
 
 use std::path::PathBuf;
 use std::sync::Arc;

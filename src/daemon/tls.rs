@@ -1,5 +1,5 @@
 //! The certificate in force on both listeners: issued by our authority or brought by the operator, renewed and swapped
-//! while connections go on. Whether hosts are shown the operator's is decided in `service/host_trust`.
+//! while connections go on. Whether hosts are shown the operator's is decided in `service/hosts/host_trust.rs`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};

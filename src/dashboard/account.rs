@@ -39,7 +39,7 @@ pub async fn page(context: PageContext) -> Result<Response, PageError> {
 
 impl AccountPage {
     async fn new(context: &PageContext) -> Result<Self, PageError> {
-        let (areas, signed_in, now) = (context.areas(), signed_in(&context)?, context.now());
+        let (areas, signed_in, now) = (context.areas(), signed_in(context)?, context.now());
         let hosts = areas.people.own_hosts(signed_in).await?;
         let sessions = areas.people.sessions(Some(signed_in.user.id)).await?;
         Ok(Self {

@@ -1,6 +1,6 @@
 //! What is wrong with an installation, as far as this machine shows it: the configuration, the state directory, its disk,
 //! the ports, the certificates that are shown, and whether upstream can be reached. What only the daemon knows is its own
-//! to say (`service/examine`).
+//! to say (`service/status/examine.rs`).
 //!
 //! This room looks, and writes nothing. What is good and what is not is decided in `model/checkup`, or by a function here
 //! that takes what was found. It works while the daemon runs and while it does not, and whatever it cannot look at is a

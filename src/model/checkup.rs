@@ -1,5 +1,5 @@
 //! What is good, what is weak and what is missing, in an installation: rules over what was found, with the time as a
-//! parameter. Who looks (`doctor`, `service/examine`) decides nothing, and nothing here looks anywhere.
+//! parameter. Who looks (`doctor`, `service/status/examine.rs`) decides nothing, and nothing here looks anywhere.
 
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, UtcOffset};

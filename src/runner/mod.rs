@@ -1,6 +1,6 @@
 //! Proving the canonical login by running the real Codex on it, in a sandbox that nothing gets out of.
 //!
-//! This room knows how a probe is made and what it found; not what follows from it, which `service/probing` decides.
+//! This room knows how a probe is made and what it found; not what follows from it, which `service/probes` decides.
 
 mod codex;
 pub mod delegation;

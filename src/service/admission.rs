@@ -16,7 +16,7 @@ use crate::model::digest::Digest;
 use crate::model::host::{AddressRule, Fqdn, HostRules};
 use crate::model::people::UserId;
 use crate::records::{Host, SettingsChange};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::error::{RefusedAddress, Throttled};
 use crate::service::{Core, Initiator, People, Result, ServiceError};
 
@@ -167,7 +167,7 @@ impl Admission {
         if bound.rules.address(from, ipv6_prefix) != AddressRule::Admitted {
             return Err(self.address_refused(&bound.fqdn, &bound.rules, from, now));
         }
-        tell(&note);
+        log_note(&note);
         match self.core.hot.host_by_id(host.id) {
             Ok(host) => host.ok_or(ServiceError::KeyInvalid),
             Err(error) => {

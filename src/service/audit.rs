@@ -5,35 +5,12 @@
 //! (`security_events`). Each entry goes to the journal too,
 //! once it is durable.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use time::OffsetDateTime;
-
-use crate::model::audit::{Actor, AuditEntry, AuditFilter, AuditHead, AuditNote, BrokenChain};
+use crate::model::audit::{AuditEntry, AuditFilter, AuditHead, AuditNote, BrokenChain};
 use crate::model::digest::Digest;
-use crate::service::{Core, Result, ServiceError};
-
-/// Who asks for something, and from where.
-#[derive(Clone, Debug)]
-pub struct Initiator {
-    pub actor: Actor,
-    pub from: Option<IpAddr>,
-}
-
-impl Initiator {
-    pub fn daemon() -> Self {
-        Self { actor: Actor::Daemon, from: None }
-    }
-
-    pub fn anybody(from: IpAddr) -> Self {
-        Self { actor: Actor::Anybody, from: Some(from) }
-    }
-
-    pub(in crate::service) fn note(&self, at: OffsetDateTime, action: &str) -> AuditNote {
-        AuditNote::new(at, self.actor.clone(), self.from, action)
-    }
-}
+use crate::service::core::initiator::log_note;
+use crate::service::{Core, Initiator, Result, ServiceError};
 
 /// What following the whole chain found.
 #[derive(Clone, Copy, Debug)]
@@ -107,9 +84,9 @@ impl Audit {
             return;
         }
         match self.core.records.audit_append(std::slice::from_ref(&note)).await {
-            Ok(()) => tell(&note),
+            Ok(()) => log_note(&note),
             Err(error) => {
-                tell(&note);
+                log_note(&note);
                 log::warn!(event = "audit_unwritten", cause:% = ServiceError::from(error); "a refusal could not be noted in the audit log");
             }
         }
@@ -118,17 +95,7 @@ impl Audit {
     /// Notes what changes nothing else, durably.
     pub(in crate::service) async fn note_alone(&self, note: AuditNote) -> Result<()> {
         self.core.records.audit_append(std::slice::from_ref(&note)).await?;
-        tell(&note);
+        log_note(&note);
         Ok(())
     }
-}
-
-/// To the journal.
-pub(in crate::service) fn tell(note: &AuditNote) {
-    let AuditNote { actor, from, action, target, outcome, alarm, details, .. } = note;
-    let from = from.map(|from| from.to_string()).unwrap_or_default();
-    let target = target.as_deref().unwrap_or_default();
-    let details = details.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ");
-    let level = if *alarm { log::Level::Warn } else { log::Level::Info };
-    log::log!(level, event = "audit", action = action.as_str(), actor:%, subject = target, from = from.as_str(), outcome = outcome.as_str(), alarm = *alarm, details = details.as_str(); "{action} by {actor}: {outcome}");
 }

@@ -29,6 +29,7 @@ pub mod error;
 pub mod hosts;
 pub mod login;
 pub mod people;
+mod probe_queue;
 pub mod probes;
 pub mod status;
 pub mod transfer;
@@ -40,7 +41,8 @@ use crate::runner::Prober;
 use crate::upstream::oidc::Provider;
 
 pub use self::admission::Admission;
-pub use self::audit::{Audit, Initiator};
+pub use self::audit::Audit;
+pub use self::core::initiator::Initiator;
 pub use self::core::{Core, Parts, Policy};
 pub use self::error::ServiceError;
 pub use self::hosts::Hosts;
@@ -112,7 +114,7 @@ impl Areas {
         let hosts = Arc::new(Hosts::new(core.clone()));
         let people = Arc::new(People::new(core.clone(), audit.clone(), hosts.clone(), provider));
         let trust = Arc::new(Trust::new(core.clone(), hosts.clone(), people.clone()));
-        let queue = Arc::new(probes::ProbeQueue::new(core.clone(), prober.is_some()));
+        let queue = Arc::new(probe_queue::ProbeQueue::new(core.clone(), prober.is_some()));
         let login = Arc::new(Login::new(core.clone(), audit.clone(), hosts.clone(), queue.clone()));
         let admission = Arc::new(Admission { core: core.clone(), people: people.clone() });
         let probes = Arc::new(Probes::new(core.clone(), audit.clone(), login.clone(), queue, prober));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::service::{Core, Hosts, Result, ServiceError};
+use crate::service::{Core, Result, ServiceError};
 
 /// What became of the last one; catchings up are numbered as they are asked for.
 #[derive(Default)]
@@ -98,25 +98,6 @@ impl Core {
         }
         self.canonical.store(opened?.map(Arc::new));
         self.adopt_settings(self.hot.settings());
-        Ok(())
-    }
-}
-
-impl Hosts {
-    /// Counts that hot state has lost, or never had, come from the records.
-    pub(in crate::service) async fn adopt_activity(&self) -> Result<()> {
-        match self.drain_outbox().await {
-            // They can be read and not written: what the outbox holds is not counted there yet. The next start does it.
-            Err(ServiceError::RecordsAway { .. }) => return Ok(()),
-            // What waits in the outbox would be missing: the hosts stay listed for the next start.
-            Err(ServiceError::StandsStill { .. }) => return Ok(()),
-            drained => drained?,
-        }
-        let mut known = Vec::new();
-        for id in self.core.hot.hosts_without_activity()? {
-            known.push((id, self.core.records.host_activity(id).await?));
-        }
-        self.core.hot.set_activities(&known)?;
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::model::audit::AuditNote;
 use crate::records::{self, AdminCertificate, Authority, ChangedUser, Changes, Epoch, Host, Session, Settings, User};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::{Core, Result};
 
 /// The rows that a change wrote, as far as a node must have them in force when it answers. Installer tokens are not among
@@ -80,7 +80,7 @@ impl Core {
     ) -> Result<T> {
         self.commit_untold(change, |outcome| {
             let written = written(outcome);
-            written.iter().for_each(|_| tell(note));
+            written.iter().for_each(|_| log_note(note));
             written
         })
         .await

@@ -11,6 +11,7 @@ mod catch_up;
 pub(in crate::service) mod commit;
 pub mod directory;
 pub mod health;
+pub mod initiator;
 mod key_ring;
 pub mod members;
 pub mod policy;

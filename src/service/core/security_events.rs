@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::model::audit::{Actor, AuditNote};
 use crate::records::Telemetry;
-use crate::service::audit::{Initiator, tell};
+use crate::service::core::initiator::{Initiator, log_note};
 
 const EVENT_WINDOW: Duration = Duration::minutes(1);
 /// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
@@ -66,7 +66,7 @@ impl SecurityEvents {
     pub fn refused(&self, note: AuditNote) {
         let mut state = self.lock();
         if state.is_first(&note) {
-            tell(&note);
+            log_note(&note);
             state.notes.push(note);
         }
     }

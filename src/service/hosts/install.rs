@@ -104,18 +104,16 @@ impl Hosts {
         self.core.security_events.event("installer.used_again", name, from, true, now);
     }
 
-    /// Every installer there ever was, the newest first, with its host's name.
-    pub async fn installers(&self) -> Result<Vec<(InstallToken, Option<Fqdn>)>> {
+    /// Every installer there ever was, the newest first, with its host's name; and the time at which it was looked.
+    pub async fn installers(&self) -> Result<(Vec<(InstallToken, Option<Fqdn>)>, OffsetDateTime)> {
         let mut tokens = self.core.records.installer_list().await?;
         // A page goes on where another one ended: equal times need an order.
         tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), *token.digest.as_bytes()));
-        tokens
-            .into_iter()
-            .map(|token| {
-                let host = self.core.hot.host_by_id(token.host)?;
-                Ok((token, host.map(|host| host.fqdn.clone())))
-            })
-            .collect()
+        let named = tokens.into_iter().map(|token| {
+            let host = self.core.hot.host_by_id(token.host)?;
+            Ok((token, host.map(|host| host.fqdn.clone())))
+        });
+        Ok((named.collect::<Result<_>>()?, self.core.outside.now()))
     }
 
     /// The addresses of the daemon that hosts were given, by an installer or by an update of `cdx`: the newest first, at most

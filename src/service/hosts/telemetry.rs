@@ -17,6 +17,23 @@ const MAX_BATCHES: usize = 16;
 const MAX_HOSTS_PER_BATCH: usize = 1000;
 
 impl Hosts {
+    /// Counts that hot state has lost, or never had, come from the records.
+    pub(in crate::service) async fn adopt_activity(&self) -> Result<()> {
+        match self.drain_outbox().await {
+            // They can be read and not written: what the outbox holds is not counted there yet. The next start does it.
+            Err(ServiceError::RecordsAway { .. }) => return Ok(()),
+            // What waits in the outbox would be missing: the hosts stay listed for the next start.
+            Err(ServiceError::StandsStill { .. }) => return Ok(()),
+            drained => drained?,
+        }
+        let mut known = Vec::new();
+        for id in self.core.hot.hosts_without_activity()? {
+            known.push((id, self.core.records.host_activity(id).await?));
+        }
+        self.core.hot.set_activities(&known)?;
+        Ok(())
+    }
+
     /// Moves what was counted of the hosts that wait longest into the outbox; says whether there were any.
     pub async fn gather_telemetry(&self) -> Result<bool> {
         let batch = self.core.hot.gather_seen(MAX_HOSTS_PER_BATCH);

@@ -17,8 +17,8 @@ use crate::model::auth_document::{AuthDocument, DocumentText, with_agent_identit
 use crate::model::digest::Digest;
 use crate::model::host::HostId;
 use crate::seal::Place;
-use crate::service::audit::tell;
 use crate::service::core::canonical::Canonical;
+use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// What one host is served. `digest` is the SHA-256 of exactly `text`.
@@ -90,7 +90,7 @@ impl Login {
             // The host was removed, or was given a new key, since this call was let in.
             return Err(ServiceError::KeyInvalid);
         }
-        tell(&note);
+        log_note(&note);
         // It is kept: nothing that fails from here on may say otherwise. The next poll catches up.
         if let Err(error) = self.core.catch_up().await {
             log::debug!(event = "catch_up_failed", cause:% = error; "an agent identity is kept, and not served yet");

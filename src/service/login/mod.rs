@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::service::probes::ProbeQueue;
+use crate::service::probe_queue::ProbeQueue;
 use crate::service::{Audit, Core, Hosts};
 
 /// The canonical login.

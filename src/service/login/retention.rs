@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::records::Retention;
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result};
 
 /// Versions that are younger are kept, however many there are.
@@ -32,7 +32,7 @@ impl Login {
             let note = Initiator::daemon().note(now, "auth.prune");
             let removed = self.core.records.canonical_prune(&retention, VERSIONS_PER_BATCH, &note).await?;
             if let Some((first, last)) = removed.first().zip(removed.last()) {
-                tell(&note.on(format_args!("{first}-{last}")).with("versions", removed.len()));
+                log_note(&note.on(format_args!("{first}-{last}")).with("versions", removed.len()));
             }
             pruned += removed.len();
             if removed.len() < VERSIONS_PER_BATCH {

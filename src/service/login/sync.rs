@@ -26,8 +26,8 @@ use crate::model::host::{HostActivity, HostId};
 use crate::model::instant::{BadInstant, Instant};
 use crate::model::version::Version;
 use crate::records::{AuthEntry, CanonicalSource, NewCanonical, ProbeTrigger, ReplaceCondition, Replacement};
-use crate::service::audit::tell;
 use crate::service::core::canonical::{Canonical, body_place, token_place};
+use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// How often a store whose canonical version changed under it is decided again.
@@ -279,7 +279,7 @@ impl Login {
         match self.core.records.canonical_replace(&condition, &candidate, &note).await? {
             Replacement::Replaced { version, epoch } => {
                 let number = version.summary.version;
-                tell(&note.on(number));
+                log_note(&note.on(number));
                 self.version_stored.notify_one();
                 // What was sealed here a moment ago need not be read back: it is served from now on.
                 self.core.adopt_canonical(Canonical {

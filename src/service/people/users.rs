@@ -6,7 +6,7 @@ use crate::model::audit::AuditNote;
 use crate::model::digest::Digest;
 use crate::model::people::{Email, MAX_IDENTITY_PART_BYTES, Role, UserId};
 use crate::records::{AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcome, User, UserChange};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, People, Result, ServiceError};
 
 /// More hosts than one person has machines.
@@ -141,7 +141,7 @@ impl People {
         let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
         match self.core.records.identity_link(&identity, &note).await? {
             LinkOutcome::Linked => {
-                tell(&note);
+                log_note(&note);
                 Ok(identity)
             }
             LinkOutcome::Taken(other) => {

@@ -13,8 +13,6 @@
 //! [`ProbeRecords::probe_claim`]: crate::records::ProbeRecords::probe_claim
 
 mod adopt;
-mod board;
-mod queue;
 pub mod restored;
 #[cfg(test)]
 mod tests;
@@ -32,11 +30,11 @@ use crate::model::audit::AuditNote;
 use crate::records::{ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeState, ProbeTrigger};
 use crate::runner::{Check, Finding, Prober, Probing, Told};
 use crate::service::core::canonical::Canonical;
+use crate::service::probe_queue::ProbeQueue;
+use crate::service::probe_queue::board::{self, Wanted};
 use crate::service::{Audit, Core, Initiator, Login, Result, ServiceError};
 use adopt::Adopted;
-use board::Wanted;
 
-pub use queue::ProbeQueue;
 pub use view::{RunnerState, RunnerView, Underway};
 
 /// The probes of this node.
@@ -245,7 +243,7 @@ impl Probes {
         let note = wanted.by.as_ref().map(|by| by.note(now, "runner.run").on(version));
         Ok(match self.core.records.probe_claim(&claim, note.as_ref()).await? {
             ClaimOutcome::Begun => {
-                note.iter().for_each(super::audit::tell);
+                note.iter().for_each(crate::service::core::initiator::log_note);
                 self.queue.board().began(wanted, version, now);
                 Begin::Now(id, canonical)
             }
@@ -337,7 +335,7 @@ impl Probes {
         let until = Instant::now() + FINDING_WRITE_TIMEOUT;
         loop {
             match self.core.records.probe_finish(id, outcome, note.as_ref()).await {
-                Ok(_) => return note.iter().for_each(super::audit::tell),
+                Ok(_) => return note.iter().for_each(crate::service::core::initiator::log_note),
                 Err(error) if Instant::now() >= until => {
                     log::warn!(event = "finding_unwritten", cause:% = error; "what a probe found could not be written: {error}");
                     return;

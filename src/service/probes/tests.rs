@@ -17,7 +17,7 @@ use crate::service::admission::Purpose;
 use crate::service::clock_tests::{Clock, areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::QueryVersions;
-use crate::service::probes::board::Board;
+use crate::service::probe_queue::board::Board;
 use crate::service::probes::*;
 use crate::service::{Adapters, Areas};
 

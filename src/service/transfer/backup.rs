@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::model::checkup::shown;
 use crate::records::copy::{Count, Table, Tally};
 use crate::records::{Epoch, SettingsChange, VerifiedBackup};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::transfer::{Counts, Export};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
@@ -65,7 +65,7 @@ impl Transfer {
         if self.core.health.standstill().is_none() {
             let note = by.note(now, "state.backup");
             self.core.records.audit_append(std::slice::from_ref(&note)).await?;
-            tell(&note);
+            log_note(&note);
         }
         let gone = |_| ServiceError::Refused("whoever asked for the backup has gone away".into());
         pieces.send(Piece::About(self.about_rows().await?)).await.map_err(gone)?;

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::model::digest::Digest;
 use crate::seal::{MasterKey, SealError, passphrase};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::people::passwords::judge_passphrase;
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
@@ -56,7 +56,7 @@ impl Transfer {
         if self.core.health.standstill().is_none() {
             let note = by.note(self.core.outside.now(), "state.backup_keys").on(manifest);
             self.core.records.audit_append(std::slice::from_ref(&note)).await?;
-            tell(&note);
+            log_note(&note);
         }
         Ok(sealed)
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::outside::random;
 use crate::records::{Epoch, Filling, Standstill};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::transfer::{Compared, Export, Opened, Target, Teller, fill_from, finish, of};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
@@ -85,7 +85,7 @@ impl Transfer {
         export.end().await?;
         let note = by.note(self.core.outside.now(), "state.migrate").on(&opened.name).with("from", from);
         finish(&opened.records, &filling, &note).await?;
-        tell(&note);
+        log_note(&note);
         Ok(Moved { to: opened.name.clone(), tables, next: opened.next.clone() })
     }
 
@@ -109,7 +109,7 @@ impl Transfer {
         let standstill = reason.map(|reason| Standstill { reason: reason.into(), since: now });
         let note = by.note(now, action).on(target);
         self.core.records.standstill_set(standstill.as_ref(), &note).await?;
-        tell(&note);
+        log_note(&note);
         self.look().await;
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::outside::{Outside, random};
 use crate::records::copy::Row;
 use crate::records::{Filling, Records, RestoredLogin, Settings, Standstill};
 use crate::seal::MasterKey;
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::transfer::check::{Rows, check, damaged};
 use crate::service::transfer::{Compared, Manifest, Stores, Teller, fill_from, finish};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
@@ -128,7 +128,7 @@ pub async fn restore(
     } else if let Some(key) = &new_key {
         stores.promote(Some(key)).await?;
     }
-    tell(&by.note(now, "state.restore"));
+    log_note(&by.note(now, "state.restore"));
     let restored_version = checked.canonical;
     Ok(Restored { tables, incarnation: id, is_to_be_promoted, restored_version })
 }

@@ -10,7 +10,7 @@
 
 use crate::records::SealingKey;
 use crate::seal::{KeyId, KeyRing};
-use crate::service::audit::tell;
+use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Result, ServiceError, Trust};
 
 const VALUES_PER_BATCH: usize = 256;
@@ -38,7 +38,7 @@ impl Trust {
         if !self.core.records.sealing_key_add(&key, &note).await? {
             return Err(ServiceError::Unavailable { cause: "another node is rotating the keys".into() });
         }
-        tell(&note);
+        log_note(&note);
         self.core.reload_ring().await?;
         let rotation = self.retire_old_keys().await?;
         log::info!(event = "keys_rotated", active = rotation.active.0, resealed = rotation.resealed; "the data keys were rotated");

@@ -1,6 +1,8 @@
 //! What waits to be proved: asked for by calls and admins, taken by the worker.
 //!
-//! It stands below the areas that ask ([`crate::service::Login`]) and below the one that works ([`super::Probes`]).
+//! It stands below the area that asks ([`crate::service::Login`]) and below the area that works ([`crate::service::Probes`]).
+
+pub(in crate::service) mod board;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,16 +11,16 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::board::Board;
 use crate::records::ProbeTrigger;
 use crate::service::{Core, Initiator};
+use board::Board;
 
 pub struct ProbeQueue {
     core: Arc<Core>,
     /// Without a prober nothing is asked for.
     is_enabled: bool,
     board: Mutex<Board>,
-    pub(super) changed: Notify,
+    pub(in crate::service) changed: Notify,
     /// The UTC day on which a call of a host was last seen.
     day: AtomicI64,
 }
@@ -31,7 +33,7 @@ impl ProbeQueue {
         Self { core, is_enabled, board: Mutex::default(), changed: Notify::new(), day }
     }
 
-    pub(super) fn board(&self) -> MutexGuard<'_, Board> {
+    pub(in crate::service) fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,7 +41,7 @@ impl ProbeQueue {
         self.ask(trigger, None, false);
     }
 
-    pub(super) fn ask(&self, trigger: ProbeTrigger, by: Option<Initiator>, of_restored: bool) -> u64 {
+    pub(in crate::service) fn ask(&self, trigger: ProbeTrigger, by: Option<Initiator>, of_restored: bool) -> u64 {
         if !self.is_enabled {
             return 0;
         }
