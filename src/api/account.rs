@@ -14,7 +14,7 @@ use super::Tag;
 use super::admin_hosts::{AdminHost, Registration, Removed};
 use super::area::Area;
 use super::errors::{Answer, Failure, ok};
-use super::guards::{Caller, Member};
+use super::guards::{Caller, SignedInMember};
 use super::json::{JsonBody, OkStatus};
 use crate::model::host::HostId;
 use crate::records::{Session, SignInMethod, User};
@@ -52,14 +52,14 @@ impl AccountApi {
     ///
     /// The access token is good for nothing from here on, on every node within a second.
     #[oai(path = "/session", method = "delete", operation_id = "signOut")]
-    async fn sign_out(&self, people: Area<'_, People>, member: Member) -> Answer<SessionEnded> {
+    async fn sign_out(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<SessionEnded> {
         let ended = people.end_session(member.signed_in.session.session.id, None, &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// Who is signed in
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
-    async fn me(&self, people: Area<'_, People>, member: Member) -> Answer<Me> {
+    async fn me(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<Me> {
         let session = SessionBody::new(&people, member.signed_in.session.session.clone(), true);
         ok(Me { user: UserBody::from(&*member.signed_in.user), session })
     }
@@ -71,7 +71,7 @@ impl AccountApi {
     async fn password(
         &self,
         people: Area<'_, People>,
-        member: Member,
+        member: SignedInMember,
         client: SignInClient,
         body: JsonBody<OwnPasswordRequest>,
     ) -> Answer<OwnPasswordSet> {
@@ -85,20 +85,25 @@ impl AccountApi {
 
     /// One's own sessions, the newest first
     #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
-    async fn sessions(&self, people: Area<'_, People>, member: Member) -> Answer<SessionList> {
+    async fn sessions(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<SessionList> {
         ok(SessionList::of(&people, Some(&member.signed_in.user)).await?)
     }
 
     /// End one of one's own sessions
     #[oai(path = "/me/sessions/:id", method = "delete", operation_id = "endOwnSession")]
-    async fn end_session(&self, people: Area<'_, People>, member: Member, id: Path<Uuid>) -> Answer<SessionEnded> {
+    async fn end_session(
+        &self,
+        people: Area<'_, People>,
+        member: SignedInMember,
+        id: Path<Uuid>,
+    ) -> Answer<SessionEnded> {
         let ended = people.end_session(id.0, Some(member.signed_in.user.id), &member.by).await?;
         ok(SessionEnded { ended: ended.id })
     }
 
     /// One's own hosts
     #[oai(path = "/me/hosts", method = "get", operation_id = "listOwnHosts")]
-    async fn hosts(&self, people: Area<'_, People>, member: Member) -> Answer<OwnHosts> {
+    async fn hosts(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<OwnHosts> {
         let hosts = people.own_hosts(&member.signed_in).await?;
         let max_hosts = people.max_hosts(&member.signed_in);
         ok(OwnHosts { hosts: hosts.into_iter().map(AdminHost::from).collect(), max_hosts })
@@ -112,7 +117,7 @@ impl AccountApi {
     async fn register(
         &self,
         people: Area<'_, People>,
-        member: Member,
+        member: SignedInMember,
         body: JsonBody<OwnHostRequest>,
     ) -> Answer<Registration> {
         ok(people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
@@ -120,7 +125,7 @@ impl AccountApi {
 
     /// Remove a host of one's own
     #[oai(path = "/me/hosts/:id", method = "delete", operation_id = "removeOwnHost")]
-    async fn remove(&self, people: Area<'_, People>, member: Member, id: Path<u64>) -> Answer<Removed> {
+    async fn remove(&self, people: Area<'_, People>, member: SignedInMember, id: Path<u64>) -> Answer<Removed> {
         let host = people.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
         ok(Removed { deleted: host.fqdn.into() })
     }

@@ -248,12 +248,12 @@ impl<'a> FromRequest<'a> for Viewer {
 }
 
 /// Whoever signed in, on either listener: for what is their own.
-pub struct Member {
+pub struct SignedInMember {
     pub signed_in: SignedIn,
     pub by: Initiator,
 }
 
-impl<'a> FromRequest<'a> for Member {
+impl<'a> FromRequest<'a> for SignedInMember {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
         let from = Caller::of(request)?;
         let areas = request.data::<Arc<Areas>>().ok_or_else(Failure::certificate_required)?;

@@ -23,7 +23,7 @@ pub const VARIABLE: &str = "CODEX_AUTHD_DATABASE__URL";
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
-    destination: Destination,
+    destination: MigrationTarget,
     /// PEM of the authorities that may have signed the database's certificate [default: as configured]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "abort")]
     database_ca: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub struct Arguments {
 
 #[derive(Args)]
 #[group(required = true, multiple = false)]
-struct Destination {
+struct MigrationTarget {
     /// mysql://user:password@host:port/name, `embedded`, or `env`: the URL in CODEX_AUTHD_DATABASE__URL
     ///
     /// What is typed here is seen by everybody on this machine who lists processes: a password is better given with

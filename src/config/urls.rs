@@ -5,13 +5,13 @@
 
 use super::Config;
 
-type Checked = std::result::Result<(), (&'static str, &'static str)>;
+type CheckedUrl = std::result::Result<(), (&'static str, &'static str)>;
 
 /// What is special within the double quotes of a shell.
 const SPECIAL: [char; 5] = ['"', '$', '`', '\\', '!'];
 
 /// The first key that is refused, and why.
-pub(super) fn check(config: &Config) -> Checked {
+pub(super) fn check(config: &Config) -> CheckedUrl {
     let Config { public_base_url, install, upstream, oidc, admin, .. } = config;
     for (key, url) in [
         ("public_base_url", public_base_url),
@@ -46,7 +46,7 @@ pub(super) fn check(config: &Config) -> Checked {
 }
 
 /// Hosts install what this URL gives them. Over plain HTTP anybody on the way can replace it.
-fn check_release(url: &str, digests: &[String]) -> Checked {
+fn check_release(url: &str, digests: &[String]) -> CheckedUrl {
     const DIGESTS: &str = "install.codex_release_sha256";
     let mut targets = Vec::new();
     for entry in digests {
@@ -88,7 +88,7 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn refuse_credentials(key: &'static str, url: &str) -> Checked {
+fn refuse_credentials(key: &'static str, url: &str) -> CheckedUrl {
     let authority = url.split_once("://").map_or("", |(_, rest)| rest);
     let authority = authority.split(['/', '?', '#', '\\']).next().unwrap_or_default();
     if authority.contains('@') {

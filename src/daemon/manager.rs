@@ -90,7 +90,7 @@ impl Telling {
     /// Says that the daemon is ready, and goes on from there.
     pub fn begin(areas: &Arc<Areas>) -> Self {
         let trouble = Arc::new(Mutex::new(None));
-        let line = Seen::of(areas, None).line();
+        let line = DaemonStatus::of(areas, None).line();
         notify(&[NotifyState::Ready, NotifyState::Status(&line)]);
         let told = (Arc::downgrade(areas), trouble.clone());
         let watched = Arc::downgrade(areas);
@@ -111,7 +111,7 @@ impl Telling {
 
     /// That a reload is over, and how it ended.
     pub fn reloaded(&self, trouble: Option<String>) {
-        let seen = self.areas.upgrade().map(|areas| Seen::of(&areas, trouble.clone()).line());
+        let seen = self.areas.upgrade().map(|areas| DaemonStatus::of(&areas, trouble.clone()).line());
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         notify(&[NotifyState::Ready, NotifyState::Status(&seen.unwrap_or_default())]);
     }
@@ -137,7 +137,7 @@ async fn tell_status(areas: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mu
         ticks.tick().await;
         let Some(areas) = areas.upgrade() else { return };
         let trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let line = Seen::of(&areas, trouble).line();
+        let line = DaemonStatus::of(&areas, trouble).line();
         if line != told {
             status(&line);
             told = line;
@@ -173,14 +173,14 @@ where
 }
 
 /// How the daemon is, in a line.
-struct Seen {
+struct DaemonStatus {
     hosts: u64,
     login: Option<u64>,
     degraded: Option<(OffsetDateTime, String)>,
     trouble: Option<String>,
 }
 
-impl Seen {
+impl DaemonStatus {
     fn of(areas: &Areas, trouble: Option<String>) -> Self {
         Self {
             hosts: areas.core.host_count(),
@@ -295,7 +295,7 @@ mod tests {
     fn the_status_is_one_line_that_says_what_matters_first() {
         let seen = |login, degraded: Option<&str>, trouble: Option<&str>| {
             let degraded = degraded.map(|why| (datetime!(2026-11-26 10:11:12.5 UTC), why.to_owned()));
-            Seen { hosts: 12, login, degraded, trouble: trouble.map(String::from) }.line()
+            DaemonStatus { hosts: 12, login, degraded, trouble: trouble.map(String::from) }.line()
         };
         assert_eq!(seen(Some(3), None, None), "12 hosts, login version 3");
         assert_eq!(seen(None, None, None), "12 hosts, no login yet: codex-authd auth upload FILE");

@@ -19,14 +19,14 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgrou
 
 /// A user as far as files are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct OwnerIdentity {
     pub uid: Uid,
     pub gid: Gid,
     /// All of the user's groups.
     groups: Vec<Gid>,
 }
 
-impl Identity {
+impl OwnerIdentity {
     /// With the groups that the system knows of the user.
     pub fn new(uid: Uid, gid: Gid) -> Self {
         let name = User::from_uid(uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
@@ -65,7 +65,7 @@ pub fn take_on(directory: &Path) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let identity = match Identity::of_directory(directory) {
+    let identity = match OwnerIdentity::of_directory(directory) {
         Ok(identity) => identity,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -94,7 +94,7 @@ pub fn as_caller<T>(act: impl FnOnce() -> T) -> T {
 
 /// Does `act` with the file rights of `identity`. The groups belong to the whole process: to be called while it has one
 /// thread. Nothing is changed where the caller is not root.
-pub fn act_as<T>(identity: &Identity, act: impl FnOnce() -> T) -> io::Result<T> {
+pub fn act_as<T>(identity: &OwnerIdentity, act: impl FnOnce() -> T) -> io::Result<T> {
     struct Groups(Vec<Gid>);
     impl Drop for Groups {
         fn drop(&mut self) {
@@ -148,8 +148,8 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
-        let reads = |identity: &Identity| act_as(identity, || std::fs::File::open(&file).is_ok()).unwrap();
-        let stranger = Identity::new(Uid::from_raw(4711), Gid::from_raw(4712));
+        let reads = |identity: &OwnerIdentity| act_as(identity, || std::fs::File::open(&file).is_ok()).unwrap();
+        let stranger = OwnerIdentity::new(Uid::from_raw(4711), Gid::from_raw(4712));
         assert!(!reads(&stranger));
         assert!(reads(&stranger.clone().with_groups([Gid::from_raw(0)])), "by a group");
         let groups = getgroups().unwrap();

@@ -27,7 +27,7 @@ use crate::model::digest::{Digest, Hasher};
 use crate::records::embedded::upgrade as records;
 
 /// The key of the whole row, and the number of the piece.
-type Piece<'a> = (&'a [u8], u32);
+type UpgradePiece<'a> = (&'a [u8], u32);
 
 /// Rows that are moved, and where.
 struct Move {
@@ -38,7 +38,7 @@ struct Move {
     /// The rows that are moved.
     takes: fn(&[u8]) -> bool,
     /// The row that a key is a piece of, and the number of the piece.
-    piece_of: fn(&[u8]) -> Option<Piece<'_>>,
+    piece_of: fn(&[u8]) -> Option<UpgradePiece<'_>>,
 }
 
 const MOVES: [Move; 2] = [
@@ -196,12 +196,12 @@ struct Copied {
 }
 
 #[derive(Default)]
-struct Tally {
+struct RowTally {
     rows: u64,
     hasher: Hasher,
 }
 
-impl Tally {
+impl RowTally {
     fn add(&mut self, key: &[u8], value: &[u8]) {
         self.rows += 1;
         for part in [key, value] {
@@ -225,7 +225,7 @@ fn fill(it: &Move, source: &Path, part: &Path) -> Result<Copied> {
     let of_target = |cause| MoveError::Target { name: it.name, cause };
     let old = Store::rebuildable(source).map_err(of_source)?;
     let new = Store::durable(part, it.name).map_err(of_target)?;
-    let mut tally = Tally::default();
+    let mut tally = RowTally::default();
     let (mut batch, mut bytes) = (Vec::new(), 0);
     let mut write = |key: Vec<u8>, value: Vec<u8>, last: bool| -> Result<()> {
         if !last {
@@ -292,7 +292,7 @@ fn fill(it: &Move, source: &Path, part: &Path) -> Result<Copied> {
 fn read_back(it: &Move, part: &Path) -> Result<Copied> {
     let of_target = |cause| MoveError::Target { name: it.name, cause };
     let new = Store::durable(part, it.name).map_err(of_target)?;
-    let mut tally = Tally::default();
+    let mut tally = RowTally::default();
     for row in new.scan("") {
         let (key, value) = row.map_err(of_target)?;
         tally.add(&key, &value);

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::hosts::Row;
+use super::hosts::HostRow;
 use super::layout::{Explained, Layout, explain, show};
-use super::new_host::Shown;
+use super::new_host::ShownInstaller;
 use super::users::SessionRow;
 use crate::api::account::{SignInClient, to_its_end};
 use crate::api::errors::Failure;
@@ -24,7 +24,7 @@ use crate::service::people::sessions::SignedIn;
 #[template(path = "mine.html")]
 struct AccountPage {
     layout: Layout,
-    hosts: Vec<Row>,
+    hosts: Vec<HostRow>,
     max_hosts: u32,
     has_password: bool,
     sessions: Vec<SessionRow>,
@@ -44,7 +44,7 @@ impl AccountPage {
         let sessions = areas.people.sessions(Some(signed_in.user.id)).await?;
         Ok(Self {
             layout: context.layout("My hosts"),
-            hosts: hosts.into_iter().map(|view| Row::new(view, now)).collect(),
+            hosts: hosts.into_iter().map(|view| HostRow::new(view, now)).collect(),
             max_hosts: areas.people.max_hosts(signed_in),
             has_password: signed_in.user.password.is_some(),
             sessions: SessionRow::in_force(sessions, Some(signed_in.session.session.id), now),
@@ -59,7 +59,7 @@ pub async fn install(context: PageContext, form: Data<&Arc<Form>>) -> Result<Res
     let name = form.text("name");
     match context.areas().people.register_own(name, signed_in(&context)?, context.by()).await {
         Ok(registered) => {
-            let id = context.keep(|d| &d.installers, Shown::of(registered));
+            let id = context.keep(|d| &d.installers, ShownInstaller::of(registered));
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
         Err(error @ (ServiceError::Refused(_) | ServiceError::Conflict(_) | ServiceError::BaseUrlGuessed { .. })) => {

@@ -44,10 +44,10 @@ pub struct Download {
 #[template(path = "certificates.html")]
 struct CertificatesPage {
     layout: Layout,
-    certificates: Vec<Row>,
+    certificates: Vec<CertificateRow>,
 }
 
-struct Row {
+struct CertificateRow {
     name: String,
     fingerprint: String,
     state: &'static str,
@@ -59,7 +59,7 @@ struct Row {
     is_this: bool,
 }
 
-impl Row {
+impl CertificateRow {
     fn of(context: &PageContext, certificate: AdminCertificate) -> Self {
         let state = context.areas().trust.state_of(&certificate);
         let email =
@@ -86,7 +86,7 @@ pub async fn page(context: PageContext) -> Result<Response, PageError> {
     let mut certificates = context.areas().trust.certificates().await?;
     // What ends next comes first; what is over comes last.
     certificates.sort_by_key(|it| (!context.areas().trust.state_of(it).is_in_force(), it.expires_at));
-    let certificates = certificates.into_iter().map(|it| Row::of(&context, it)).collect();
+    let certificates = certificates.into_iter().map(|it| CertificateRow::of(&context, it)).collect();
     show(StatusCode::OK, &CertificatesPage { layout: context.layout(TITLE), certificates })
 }
 

@@ -15,9 +15,9 @@ use crate::outside::{Outside, random};
 const LIFETIME: Duration = Duration::minutes(5);
 const MAX_ENTRIES: usize = 256;
 
-pub struct FlashStore<T>(Mutex<HashMap<Digest, Entry<T>>>);
+pub struct FlashStore<T>(Mutex<HashMap<Digest, FlashEntry<T>>>);
 
-struct Entry<T> {
+struct FlashEntry<T> {
     owner: String,
     until: OffsetDateTime,
     value: T,
@@ -41,7 +41,7 @@ impl<T> FlashStore<T> {
         }
         entries.insert(
             Digest::of(id.as_bytes()),
-            Entry { owner: principal.by.actor.to_string(), until: now + LIFETIME, value },
+            FlashEntry { owner: principal.by.actor.to_string(), until: now + LIFETIME, value },
         );
         id
     }

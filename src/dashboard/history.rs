@@ -14,7 +14,7 @@ const VERSIONS_PER_PAGE: usize = 50;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
-pub struct Wanted {
+pub struct HistoryQuery {
     before: String,
 }
 
@@ -22,7 +22,7 @@ pub struct Wanted {
 #[template(path = "history.html")]
 struct HistoryPage {
     layout: Layout,
-    versions: Vec<Row>,
+    versions: Vec<VersionRow>,
     /// Whether this is the first page.
     is_first: bool,
     /// `before` of the next page.
@@ -30,7 +30,7 @@ struct HistoryPage {
     keep: u64,
 }
 
-struct Row {
+struct VersionRow {
     version: u64,
     last_refresh: String,
     source: String,
@@ -39,10 +39,13 @@ struct Row {
 }
 
 #[handler]
-pub async fn page(context: PageContext, Query(Wanted { before }): Query<Wanted>) -> Result<Response, PageError> {
+pub async fn page(
+    context: PageContext,
+    Query(HistoryQuery { before }): Query<HistoryQuery>,
+) -> Result<Response, PageError> {
     let (now, before) = (context.now(), before.parse().ok());
     let history = context.areas().login.canonical_history(before, VERSIONS_PER_PAGE).await?;
-    let rows = history.versions.into_iter().map(|summary| Row {
+    let rows = history.versions.into_iter().map(|summary| VersionRow {
         version: summary.version,
         last_refresh: summary.last_refresh,
         source: source_in_words(summary.source),

@@ -9,7 +9,7 @@ use poem::{Response, handler};
 
 use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::hosts::Row;
+use super::hosts::HostRow;
 use super::layout::{Layout, show};
 use crate::model::host::HostId;
 use crate::service::ServiceError;
@@ -20,15 +20,15 @@ use super::format::When;
 #[template(path = "host.html")]
 struct HostPage {
     layout: Layout,
-    host: Row,
+    host: HostRow,
     created: When,
     /// The user who installed it for themselves.
     owner: Option<String>,
-    refused: Option<Refused>,
+    refused: Option<RefusedCall>,
 }
 
 /// A call from an address that the host may not call from.
-struct Refused {
+struct RefusedCall {
     called_from: String,
     bound_to: Option<String>,
     at: When,
@@ -38,7 +38,7 @@ struct Refused {
 #[template(path = "remove.html")]
 struct RemovePage {
     layout: Layout,
-    host: Row,
+    host: HostRow,
 }
 
 #[handler]
@@ -50,18 +50,18 @@ pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response,
         Some(user) => user.email.to_string(),
         None => owner.to_string(),
     });
-    let refused = context.areas().admission.last_address_refused(&view.host).await?.map(|(refused, at)| Refused {
+    let refused = context.areas().admission.last_address_refused(&view.host).await?.map(|(refused, at)| RefusedCall {
         called_from: refused.called_from.to_string(),
         bound_to: refused.bound_to.map(|bound| bound.to_string()),
         at: When::new(at, now),
     });
     let layout = context.layout("Host");
-    show(StatusCode::OK, &HostPage { layout, created, owner, refused, host: Row::new(view, now) })
+    show(StatusCode::OK, &HostPage { layout, created, owner, refused, host: HostRow::new(view, now) })
 }
 
 #[handler]
 pub async fn confirm(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
-    let host = Row::new(context.areas().hosts.host(HostId(id)).await?, context.now());
+    let host = HostRow::new(context.areas().hosts.host(HostId(id)).await?, context.now());
     show(StatusCode::OK, &RemovePage { layout: context.layout("Remove a host"), host })
 }
 

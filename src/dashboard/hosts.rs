@@ -21,7 +21,7 @@ const HOSTS_PER_PAGE: usize = 50;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
-pub struct Wanted {
+pub struct HostsQuery {
     told: String,
     /// Part of a name or of an address.
     q: String,
@@ -34,8 +34,8 @@ pub struct Wanted {
 #[template(path = "hosts.html")]
 struct HostsPage {
     layout: Layout,
-    login: Option<Login>,
-    hosts: Vec<Row>,
+    login: Option<LoginCard>,
+    hosts: Vec<HostRow>,
     /// How many hosts the search found.
     found: usize,
     q: String,
@@ -44,7 +44,7 @@ struct HostsPage {
     pages: usize,
 }
 
-pub struct Login {
+pub struct LoginCard {
     pub version: u64,
     pub digest: String,
     pub last_refresh: String,
@@ -56,10 +56,10 @@ pub struct Login {
 }
 
 /// A host as a person sees it.
-pub struct Row {
+pub struct HostRow {
     pub id: u64,
     pub name: String,
-    pub state: State,
+    pub state: StateChoice,
     pub address: Option<String>,
     /// Of the other family.
     pub other_address: Option<String>,
@@ -72,13 +72,13 @@ pub struct Row {
 }
 
 /// Whether a call of the host would be answered; told in words, the class is for the eye.
-pub struct State {
+pub struct StateChoice {
     pub words: String,
     pub class: &'static str,
 }
 
 #[handler]
-pub async fn page(context: PageContext, Query(wanted): Query<Wanted>) -> Result<Response, PageError> {
+pub async fn page(context: PageContext, Query(wanted): Query<HostsQuery>) -> Result<Response, PageError> {
     let now = context.now();
     let asked: usize = wanted.page.parse().unwrap_or(1).max(1);
     let q = wanted.q.trim().to_lowercase();
@@ -96,7 +96,7 @@ pub async fn page(context: PageContext, Query(wanted): Query<Wanted>) -> Result<
     let page = HostsPage {
         layout: context.layout("Hosts"),
         login: login(context.areas(), now).await,
-        hosts: listed.hosts.into_iter().map(|host| Row::of(host, now)).collect(),
+        hosts: listed.hosts.into_iter().map(|host| HostRow::of(host, now)).collect(),
         found,
         q,
         by_seen,
@@ -107,14 +107,14 @@ pub async fn page(context: PageContext, Query(wanted): Query<Wanted>) -> Result<
 }
 
 /// The canonical login, without anything secret.
-pub async fn login(areas: &Areas, now: OffsetDateTime) -> Option<Login> {
+pub async fn login(areas: &Areas, now: OffsetDateTime) -> Option<LoginCard> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
         areas.core.canonical()?.summary.clone();
     let age = OffsetDateTime::parse(&last_refresh, &Rfc3339).map(|at| When::new(at, now).distance).unwrap_or_default();
     let source = source_in_words(source);
     let proof = runner::proof(areas, now).await;
     let stored = When::new(stored_at, now);
-    Some(Login { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
+    Some(LoginCard { version, digest: digest.to_string(), last_refresh, age, source, stored, proof })
 }
 
 /// Where a version came from.
@@ -128,7 +128,7 @@ pub fn source_in_words(source: CanonicalSource) -> String {
     }
 }
 
-impl Row {
+impl HostRow {
     pub fn new(HostView { host, activity, .. }: HostView, now: OffsetDateTime) -> Self {
         Self::of(ListedHost::new(&host, activity), now)
     }
@@ -136,7 +136,7 @@ impl Row {
     fn of(ListedHost { id, fqdn, rules, activity, .. }: ListedHost, now: OffsetDateTime) -> Self {
         Self {
             id: id.0,
-            state: State::new(&rules, now),
+            state: StateChoice::new(&rules, now),
             name: fqdn.into(),
             address: rules.bound_ip.map(|ip| ip.to_string()),
             other_address: rules.bound_ip_other.map(|ip| ip.to_string()),
@@ -150,7 +150,7 @@ impl Row {
     }
 }
 
-impl State {
+impl StateChoice {
     fn new(rules: &HostRules, now: OffsetDateTime) -> Self {
         match rules.served(now, time::Duration::MAX) {
             Err(NotServed::Disabled) if rules.disabled_with_user => {

@@ -26,8 +26,8 @@ pub struct Layout {
     /// When the certificate of this connection ends, where that is soon.
     pub certificate_ends: Option<When>,
     pub api_disabled: bool,
-    pub degraded: Option<Degraded>,
-    pub standstill: Option<Standstill>,
+    pub degraded: Option<DegradedNotice>,
+    pub standstill: Option<StandstillNotice>,
     /// Why the canonical login, which came from a backup, is not tried by itself.
     pub restored: Option<String>,
     /// What became of the last action.
@@ -45,7 +45,7 @@ pub struct Layout {
 }
 
 /// What everybody who looks is to know before anything else.
-pub struct Degraded {
+pub struct DegradedNotice {
     pub since: When,
     pub why: String,
     /// Of when it is what is served, where that is another time.
@@ -54,7 +54,7 @@ pub struct Degraded {
     pub refused: &'static str,
 }
 
-impl Degraded {
+impl DegradedNotice {
     fn of(context: &PageContext) -> Option<Self> {
         let health::Degraded { since, why, known_at } = context.areas().core.health.degraded()?;
         let when = |at| When::new(at, context.now());
@@ -69,7 +69,7 @@ impl Degraded {
 }
 
 /// Why the store takes no changes.
-pub struct Standstill {
+pub struct StandstillNotice {
     pub since: String,
     pub reason: String,
 }
@@ -90,9 +90,9 @@ impl Layout {
             fingerprint,
             certificate_ends: principal.certificate.and_then(|it| ending(context, &it)),
             api_disabled: areas.core.settings().api_disabled,
-            degraded: Degraded::of(context),
+            degraded: DegradedNotice::of(context),
             standstill: standstill
-                .map(|still| Standstill { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
+                .map(|still| StandstillNotice { since: errors::rfc3339(still.since), reason: still.reason.clone() }),
             restored: areas.probes.restored_login().filter(|_| may_look).as_ref().map(reason),
             told: context.flash.clone(),
             token: context.form_token(),

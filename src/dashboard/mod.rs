@@ -47,7 +47,7 @@ pub struct Dashboard {
     outside: Arc<dyn Outside>,
     tokens: form::Tokens,
     flashes: flash_store::FlashStore<String>,
-    installers: flash_store::FlashStore<new_host::Shown>,
+    installers: flash_store::FlashStore<new_host::ShownInstaller>,
     renewed: flash_store::FlashStore<certificates::Renewed>,
     downloads: flash_store::FlashStore<certificates::Download>,
 }

@@ -21,14 +21,14 @@ use crate::service::ServiceError;
 use crate::service::hosts::enrol::{HostOptions, Registered};
 
 /// What the installer's page shows.
-pub struct Shown {
+pub struct ShownInstaller {
     name: String,
     shared: bool,
     command: Secret,
     expires_at: OffsetDateTime,
 }
 
-impl Shown {
+impl ShownInstaller {
     pub fn of(registered: Registered) -> Self {
         let host = registered.host.host;
         Self {
@@ -78,7 +78,7 @@ impl Guessed {
 #[template(path = "installer.html")]
 struct InstallerPage {
     layout: Layout,
-    shown: Shown,
+    shown: ShownInstaller,
     expires: When,
 }
 
@@ -117,7 +117,7 @@ pub async fn make(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respon
     let options = HostOptions { secure: shared.then_some(false), expires_at: None, allow_short_name };
     match context.areas().hosts.register(&name, options, context.by()).await {
         Ok(registered) => {
-            let id = context.keep(|d| &d.installers, Shown::of(registered));
+            let id = context.keep(|d| &d.installers, ShownInstaller::of(registered));
             Ok(Redirect::see_other(format!("/hosts/installer/{id}")).into_response())
         }
         Err(error @ (ServiceError::Refused(_) | ServiceError::BaseUrlGuessed { .. })) => {

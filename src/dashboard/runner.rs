@@ -23,7 +23,7 @@ const MAX_PROBES: usize = 1000;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
-pub struct Wanted {
+pub struct RunnerQuery {
     told: String,
     /// `all`: all probes that are kept.
     probes: String,
@@ -36,7 +36,7 @@ struct RunnerPage {
     has_login: bool,
     enabled: bool,
     proof: Proof,
-    probes: Vec<Row>,
+    probes: Vec<ProbeRow>,
     has_more_probes: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Proof {
     pub underway: Option<String>,
 }
 
-struct Row {
+struct ProbeRow {
     started: When,
     version: u64,
     trigger: &'static str,
@@ -67,7 +67,7 @@ struct Row {
 #[handler]
 pub async fn page(
     context: PageContext,
-    Query(Wanted { told: _, probes }): Query<Wanted>,
+    Query(RunnerQuery { told: _, probes }): Query<RunnerQuery>,
 ) -> Result<Response, PageError> {
     let now = context.now();
     let view = context.areas().probes.runner(if probes == "all" { MAX_PROBES } else { PROBES_SHOWN }).await?;
@@ -77,7 +77,7 @@ pub async fn page(
         enabled: view.enabled,
         proof: Proof::of(&view, now),
         has_more_probes: view.has_more_probes,
-        probes: view.probes.into_iter().map(|probe| Row::new(probe, now)).collect(),
+        probes: view.probes.into_iter().map(|probe| ProbeRow::new(probe, now)).collect(),
     };
     show(StatusCode::OK, &page)
 }
@@ -118,7 +118,7 @@ impl Proof {
     }
 }
 
-impl Row {
+impl ProbeRow {
     fn new(probe: Probe, now: OffsetDateTime) -> Self {
         let is_under_way = probe.is_under_way(now);
         let Probe { version, trigger, started_at, outcome, .. } = probe;

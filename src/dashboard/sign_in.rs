@@ -22,7 +22,7 @@ use crate::service::{Areas, ServiceError};
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
-pub struct Wanted {
+pub struct SignInQuery {
     return_to: String,
 }
 
@@ -53,7 +53,7 @@ impl SignInPage {
 #[handler]
 pub async fn page(
     dashboard: Data<&Arc<Dashboard>>,
-    Query(Wanted { return_to }): Query<Wanted>,
+    Query(SignInQuery { return_to }): Query<SignInQuery>,
 ) -> Result<Response, PageError> {
     show(StatusCode::OK, &SignInPage::new(&dashboard.areas, &return_to))
 }

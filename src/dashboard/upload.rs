@@ -9,7 +9,7 @@ use poem::{Response, handler};
 
 use super::context::{PageContext, PageError};
 use super::form::Form;
-use super::hosts::{Login, login};
+use super::hosts::{LoginCard, login};
 use super::layout::{Explained, Layout, explain, show};
 use crate::api::errors::Failure;
 use crate::model::auth_document::Allowed;
@@ -20,7 +20,7 @@ use crate::service::{Result as ServiceResult, ServiceError};
 #[template(path = "upload.html")]
 struct UploadPage {
     layout: Layout,
-    login: Option<Login>,
+    login: Option<LoginCard>,
     refused: Option<Explained>,
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::owner::{Identity, act_as};
+use crate::daemon::owner::{OwnerIdentity, act_as};
 use crate::model::check::Check;
 
 /// What keeps a user from reading a file.
@@ -17,7 +17,7 @@ enum Obstacle {
 }
 
 /// `None`: `identity` can read it. To be called while the process has one thread.
-pub fn unreadable(name: &'static str, path: &Path, identity: &Identity) -> Option<Check> {
+pub fn unreadable(name: &'static str, path: &Path, identity: &OwnerIdentity) -> Option<Check> {
     let place = path.display();
     let (user, group) = (identity.user(), identity.group());
     let (what, remedy) = match obstacle(path, identity)? {
@@ -42,7 +42,7 @@ pub fn unreadable(name: &'static str, path: &Path, identity: &Identity) -> Optio
     Some(Check::missing(name, format!("{place} cannot be read by the daemon's user {user}, who {what}"), remedy))
 }
 
-fn obstacle(path: &Path, identity: &Identity) -> Option<Obstacle> {
+fn obstacle(path: &Path, identity: &OwnerIdentity) -> Option<Obstacle> {
     // As the caller: links on the way may lead anywhere.
     let target = match path.canonicalize() {
         Ok(target) => target,
@@ -87,7 +87,7 @@ mod tests {
             let _ = std::fs::create_dir(path);
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         }
-        let identity = Identity::new(Uid::from_raw(4711), Gid::from_raw(4712));
+        let identity = OwnerIdentity::new(Uid::from_raw(4711), Gid::from_raw(4712));
         let (key, hidden, link) = (open.join("key"), closed.join("key"), open.join("link"));
         for path in [&key, &hidden] {
             std::fs::write(path, "").unwrap();

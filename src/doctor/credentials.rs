@@ -41,7 +41,7 @@ impl Default for Places {
 }
 
 #[derive(Default, Debug)]
-pub struct Compared {
+pub struct ComparedCredential {
     pub checks: Vec<Check>,
     /// Names of what only a start of the daemon brings: until then no command has them.
     pub awaiting_start: Vec<String>,
@@ -49,8 +49,8 @@ pub struct Compared {
 
 impl Places {
     /// `is_active`: the unit runs. As root: nobody else may look into these directories.
-    pub fn compare(&self, state_dir: &Path, is_active: bool) -> Compared {
-        let mut compared = Compared::default();
+    pub fn compare(&self, state_dir: &Path, is_active: bool) -> ComparedCredential {
+        let mut compared = ComparedCredential::default();
         for (directory, is_encrypted) in [(&self.plain, false), (&self.encrypted, true)] {
             for name in names(directory) {
                 let path = directory.join(format!("{PREFIX}{name}"));
@@ -61,7 +61,14 @@ impl Places {
         compared
     }
 
-    fn compare_one(&self, path: &Path, name: &str, is_encrypted: bool, is_active: bool, compared: &mut Compared) {
+    fn compare_one(
+        &self,
+        path: &Path,
+        name: &str,
+        is_encrypted: bool,
+        is_active: bool,
+        compared: &mut ComparedCredential,
+    ) {
         let place = path.display();
         if name == OF_BACKUPS {
             return;
@@ -193,7 +200,7 @@ mod tests {
             machine
         }
 
-        fn compare(&self, is_active: bool) -> Compared {
+        fn compare(&self, is_active: bool) -> ComparedCredential {
             let at = |name: &str| self.0.path().join(name);
             let places = Places { plain: at("plain"), encrypted: at("encrypted"), received: at("received") };
             let compared = places.compare(&at("state"), is_active);
@@ -205,7 +212,7 @@ mod tests {
 
     /// The verdict, a part of what was found, and of what mends it.
     #[track_caller]
-    fn is(compared: &Compared, wanted: &[(Verdict, &str, &str)]) {
+    fn is(compared: &ComparedCredential, wanted: &[(Verdict, &str, &str)]) {
         let fits = compared.checks.len() == wanted.len()
             && compared.checks.iter().zip(wanted).all(|(check, (verdict, found, remedy))| {
                 check.verdict == *verdict

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::access::unreadable;
 use crate::config::Config;
 use crate::daemon::format;
-use crate::daemon::owner::{Identity, user_name};
+use crate::daemon::owner::{OwnerIdentity, user_name};
 use crate::hot;
 use crate::model::check::Check;
 use crate::model::checkup::{self, Room};
@@ -24,15 +24,15 @@ const STORES: [&str; 3] = ["records", hot::CACHE, hot::OUTBOX];
 const USER: &str = "codex-authd";
 
 /// The user that the daemon runs as, as far as the state directory tells: its owner; else the packages' one.
-pub fn owner(state_dir: &Path) -> Option<Identity> {
-    match Identity::of_directory(state_dir) {
+pub fn owner(state_dir: &Path) -> Option<OwnerIdentity> {
+    match OwnerIdentity::of_directory(state_dir) {
         Ok(owner) => Some(owner),
-        Err(_) => User::from_name(USER).ok().flatten().map(|user| Identity::new(user.uid, user.gid)),
+        Err(_) => User::from_name(USER).ok().flatten().map(|user| OwnerIdentity::new(user.uid, user.gid)),
     }
 }
 
 /// `identity`: the daemon's user, where one is known.
-pub fn configuration(file: Option<&Path>, config: &Config, identity: Option<&Identity>) -> Check {
+pub fn configuration(file: Option<&Path>, config: &Config, identity: Option<&OwnerIdentity>) -> Check {
     let Some(file) = file else {
         return Check::good(CONFIGURATION, "there is no file: the defaults and the environment are in force");
     };
@@ -85,7 +85,7 @@ pub struct StateFound {
 }
 
 /// How the state directory is, which belongs to `identity` if the daemon's user is known. Nothing is locked, made or changed.
-pub fn state(state_dir: &Path, identity: Option<&Identity>) -> StateFound {
+pub fn state(state_dir: &Path, identity: Option<&OwnerIdentity>) -> StateFound {
     StateFound {
         path: state_dir.into(),
         about: std::fs::metadata(state_dir),
@@ -165,12 +165,12 @@ struct Strangers {
     /// One of them, and its user.
     first: Option<(PathBuf, Uid)>,
     /// Whose they should be.
-    owner: Option<Identity>,
+    owner: Option<OwnerIdentity>,
 }
 
 impl Strangers {
     /// All of them; links are not followed.
-    fn look(state_dir: &Path, identity: Option<&Identity>) -> Self {
+    fn look(state_dir: &Path, identity: Option<&OwnerIdentity>) -> Self {
         let owner = identity.cloned().or_else(|| owner(state_dir));
         let mut strangers = Self { owner, ..Self::default() };
         // Root may write everything.
@@ -329,9 +329,9 @@ mod tests {
         let text = "[database]\nurl = \"mysql://authd:canary@db.test/authd\"\n";
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load_text(text, []).unwrap();
-        let own = Some(Identity::new(nix::unistd::getuid(), nix::unistd::getgid()));
+        let own = Some(OwnerIdentity::new(nix::unistd::getuid(), nix::unistd::getgid()));
         // Who is not root tries with their own rights.
-        let stranger = Some(Identity::new(Uid::from_raw(4_000_000), nix::unistd::Gid::from_raw(4_000_000)));
+        let stranger = Some(OwnerIdentity::new(Uid::from_raw(4_000_000), nix::unistd::Gid::from_raw(4_000_000)));
         let stranger = stranger.filter(|_| nix::unistd::geteuid().is_root());
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let refused = if stranger.is_some() { Verdict::Missing } else { Verdict::Good };

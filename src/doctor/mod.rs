@@ -27,7 +27,7 @@ use nix::unistd::geteuid;
 
 use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
-use crate::daemon::owner::Identity;
+use crate::daemon::owner::OwnerIdentity;
 use crate::model::check::Check;
 use crate::outside::Outside;
 
@@ -124,7 +124,7 @@ pub fn readable(config: &Config, view: &View) -> Vec<Check> {
 }
 
 /// The daemon's user; `None`: nobody knows, or the caller may not take that user's rights.
-fn identity(config: &Config, view: &View) -> Option<Identity> {
+fn identity(config: &Config, view: &View) -> Option<OwnerIdentity> {
     let identity = match view.unit() {
         Some(unit) => unit.identity.clone(),
         None => installation::owner(&config.state_dir),

@@ -134,13 +134,13 @@ pub fn reachable(bound: SocketAddr) -> SocketAddr {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Listener {
+struct PortHolder {
     address: SocketAddr,
     uid: u32,
     inode: u64,
 }
 
-impl Listener {
+impl PortHolder {
     fn is_in_the_way_of(&self, wanted: SocketAddr) -> bool {
         let (own, wanted_ip) = (self.address.ip().to_canonical(), wanted.ip().to_canonical());
         let both = own.is_unspecified() || wanted_ip.is_unspecified() || own == wanted_ip;
@@ -151,7 +151,7 @@ impl Listener {
 }
 
 /// Those who listen, of `/proc/net/tcp` or `tcp6`.
-fn listeners(table: &str) -> impl Iterator<Item = Listener> + '_ {
+fn listeners(table: &str) -> impl Iterator<Item = PortHolder> + '_ {
     const LISTEN: &str = "0A";
     table.lines().skip(1).filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -160,7 +160,7 @@ fn listeners(table: &str) -> impl Iterator<Item = Listener> + '_ {
         let (address, port) = local.split_once(':')?;
         let ip = address_of(address)?;
         let port = u16::from_str_radix(port, 16).ok()?;
-        Some(Listener {
+        Some(PortHolder {
             address: (ip, port).into(),
             uid: words.get(7)?.parse().ok()?,
             inode: words.get(9)?.parse().ok()?,
@@ -236,15 +236,15 @@ mod tests {
         let six = std::net::TcpListener::bind("[::1]:0").unwrap();
         let table = std::fs::read_to_string("/proc/net/tcp6").unwrap();
         let address = six.local_addr().unwrap();
-        let found: Vec<Listener> = listeners(&table).filter(|listener| listener.address == address).collect();
+        let found: Vec<PortHolder> = listeners(&table).filter(|listener| listener.address == address).collect();
         assert_eq!(found.len(), 1, "{table}");
-        let all = Listener { address: "[::]:8443".parse().unwrap(), uid: 0, inode: 1 };
+        let all = PortHolder { address: "[::]:8443".parse().unwrap(), uid: 0, inode: 1 };
         for (wanted, in_the_way) in
             [("0.0.0.0:8443", true), ("127.0.0.1:8443", true), ("[::1]:8443", true), ("0.0.0.0:8444", false)]
         {
             assert_eq!(all.is_in_the_way_of(wanted.parse().unwrap()), in_the_way, "{wanted}");
         }
-        let four = Listener { address: "127.0.0.1:8443".parse().unwrap(), uid: 0, inode: 1 };
+        let four = PortHolder { address: "127.0.0.1:8443".parse().unwrap(), uid: 0, inode: 1 };
         for (wanted, in_the_way) in [("0.0.0.0:8443", true), ("127.0.0.2:8443", false), ("[::1]:8443", false)] {
             assert_eq!(four.is_in_the_way_of(wanted.parse().unwrap()), in_the_way, "{wanted}");
         }

@@ -66,7 +66,7 @@ async fn ask(
             (Check::good(name, format!("{place} answers")), date)
         }
         Err(error) => {
-            let failure = Failure::of(&error);
+            let failure = ReachFailure::of(&error);
             let found = format!("{place}: {}; {without}", failure.found);
             (Check::not(name, verdict, found, failure.remedy), None)
         }
@@ -80,12 +80,12 @@ fn place(url: &str) -> String {
     named.unwrap_or_else(|| "an address that cannot be read".into())
 }
 
-struct Failure {
+struct ReachFailure {
     found: String,
     remedy: &'static str,
 }
 
-impl Failure {
+impl ReachFailure {
     /// By the innermost cause, and without the URL.
     fn of(error: &reqwest::Error) -> Self {
         let (mut causes, mut is_tls) = (Vec::new(), false);

@@ -13,7 +13,7 @@ use super::credentials::Places;
 use super::environment::{self, MAX_BYTES};
 use super::systemctl::{self, SERVICE, SOCKET, property, words};
 use crate::config::{self, ConfigError};
-use crate::daemon::owner::{Identity, user_name};
+use crate::daemon::owner::{OwnerIdentity, user_name};
 use crate::model::check::Check;
 
 const NAME: &str = "view";
@@ -44,7 +44,7 @@ pub enum View {
 pub struct Unit {
     user: String,
     /// `None`: there is no such user.
-    pub identity: Option<Identity>,
+    pub identity: Option<OwnerIdentity>,
     pub is_active: bool,
     /// It is on its way to that, for the first time.
     pub is_starting: bool,
@@ -283,7 +283,7 @@ fn set_variable(name: &str, value: Option<&str>) {
     }
 }
 
-fn identity(user: &str, group: &str, more: &str) -> Option<Identity> {
+fn identity(user: &str, group: &str, more: &str) -> Option<OwnerIdentity> {
     let user = match user.parse::<u32>() {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_) => User::from_name(user),
@@ -294,7 +294,7 @@ fn identity(user: &str, group: &str, more: &str) -> Option<Identity> {
         Err(_) => Group::from_name(name).ok().flatten().map(|group| group.gid),
     };
     let gid = named(group).unwrap_or(user.gid);
-    Some(Identity::new(user.uid, gid).with_groups(words(more).iter().filter_map(|name| named(name))))
+    Some(OwnerIdentity::new(user.uid, gid).with_groups(words(more).iter().filter_map(|name| named(name))))
 }
 
 fn restarts(told: &str) -> u32 {

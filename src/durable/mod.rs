@@ -106,14 +106,14 @@ trait View: Send + Sync {
 pub struct Store {
     // Dropped first: its thread holds the files open.
     flusher: Flusher,
-    present: Arc<Present>,
+    present: Arc<PresentRows>,
     writer: Mutex<()>,
     // Dropped last: the files must be closed before somebody else may have them.
     _lock: lock::DirectoryLock,
 }
 
 /// The rows as they stand now. A snapshot is a copy of it.
-struct Present(RwLock<Snapshot>);
+struct PresentRows(RwLock<Snapshot>);
 
 /// What one change writes, gathered before it is applied as a whole. Reads see it.
 pub struct Staged<'a> {
@@ -149,7 +149,7 @@ impl Store {
 
     fn on(dir: &Path, lock: lock::DirectoryLock, mut disk: impl Disk) -> Result<Self> {
         let view = disk.commit(&Layer::new()).map_err(|error| of_disk(dir, error))?;
-        let present = Arc::new(Present(RwLock::new(Snapshot::new(dir, view))));
+        let present = Arc::new(PresentRows(RwLock::new(Snapshot::new(dir, view))));
         let nudge = disk.nudge();
         let make_safe = {
             let present = Arc::clone(&present);
@@ -245,7 +245,7 @@ impl Store {
     }
 }
 
-impl Present {
+impl PresentRows {
     fn read(&self) -> RwLockReadGuard<'_, Snapshot> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::egress::{Destination, Egress, Host};
+use crate::model::egress::{Destination, Egress, EgressHost};
 use crate::runner::proxy_head;
 
 pub fn egress(data: &[u8]) {
@@ -51,9 +51,9 @@ fn lets_nobody_inside(egress: &Egress, asked: &Destination, address: IpAddr) {
                 || v6.is_unicast_link_local()
         }
     };
-    let itself = Destination { host: Host::Address(address.to_canonical()), port: asked.port };
+    let itself = Destination { host: EgressHost::Address(address.to_canonical()), port: asked.port };
     let meant = egress.destinations().contains(&itself)
-        || asked.host == Host::Address(address.to_canonical())
-        || asked.host == Host::Name("localhost".into());
+        || asked.host == EgressHost::Address(address.to_canonical())
+        || asked.host == EgressHost::Name("localhost".into());
     assert!(!inside || meant || egress.check_address(asked, address).is_err(), "{asked} leads to {address}");
 }

@@ -30,7 +30,7 @@ pub struct SetAside {
 }
 
 #[derive(Debug)]
-enum Failure {
+enum OpeningFailure {
     Damaged(String),
     OtherFormat,
     Unfinished,
@@ -71,17 +71,17 @@ pub(super) fn open(
     note(outbox, boot, LeftState::Opening)?;
     let opened = attempt(directory, expected).or_else(|failure| {
         match failure {
-            Failure::Damaged(cause) => {
+            OpeningFailure::Damaged(cause) => {
                 wait_until_released(directory)?;
                 found = Some(set_aside(directory, cause, now)?);
             }
-            Failure::OtherFormat => {
+            OpeningFailure::OtherFormat => {
                 wait_until_released(directory)?;
                 log::info!(event = "hot_state_of_another_version"; "hot state is of another version: it is built anew from the records");
                 aside::discard(directory).map_err(|error| failed(directory, &error))?;
             }
-            Failure::Unfinished => return Err(HotError::Unfinished(directory.into())),
-            Failure::Machine(error) => {
+            OpeningFailure::Unfinished => return Err(HotError::Unfinished(directory.into())),
+            OpeningFailure::Machine(error) => {
                 // The next start is to find what this one found.
                 trust::put_back(outbox, left.as_ref())?;
                 outbox.commit_blocking()?;
@@ -89,10 +89,10 @@ pub(super) fn open(
             }
         }
         attempt(directory, Expected::Any).map_err(|failure| match failure {
-            Failure::Damaged(cause) => HotError::Corrupt(cause),
-            Failure::OtherFormat => HotError::Corrupt("an empty directory holds rows".into()),
-            Failure::Unfinished => HotError::Unfinished(directory.into()),
-            Failure::Machine(error) => error,
+            OpeningFailure::Damaged(cause) => HotError::Corrupt(cause),
+            OpeningFailure::OtherFormat => HotError::Corrupt("an empty directory holds rows".into()),
+            OpeningFailure::Unfinished => HotError::Unfinished(directory.into()),
+            OpeningFailure::Machine(error) => error,
         })
     })?;
     note(outbox, boot, LeftState::Open)?;
@@ -104,7 +104,7 @@ fn note(outbox: &Store, boot: Option<&str>, state: LeftState) -> Result<()> {
     Ok(outbox.commit_blocking()?)
 }
 
-fn attempt(directory: &Path, expected: Expected) -> std::result::Result<CacheStore, Failure> {
+fn attempt(directory: &Path, expected: Expected) -> std::result::Result<CacheStore, OpeningFailure> {
     let directory = directory.to_path_buf();
     within(TIME_LIMIT, move || read(&directory, &expected))
 }
@@ -112,31 +112,32 @@ fn attempt(directory: &Path, expected: Expected) -> std::result::Result<CacheSto
 /// The answer of `work`, on a thread of its own.
 fn within<T: Send + 'static>(
     limit: Duration,
-    work: impl FnOnce() -> std::result::Result<T, Failure> + Send + 'static,
-) -> std::result::Result<T, Failure> {
+    work: impl FnOnce() -> std::result::Result<T, OpeningFailure> + Send + 'static,
+) -> std::result::Result<T, OpeningFailure> {
     let (answer, answered) = sync_channel(1);
     let begun = std::thread::Builder::new().name("hot-open".into()).spawn(move || {
-        let done = panics::caught(work).unwrap_or_else(|panic| Err(Failure::Damaged(format!("it panicked: {panic}"))));
+        let done =
+            panics::caught(work).unwrap_or_else(|panic| Err(OpeningFailure::Damaged(format!("it panicked: {panic}"))));
         // Who waited may have gone.
         let _ = answer.send(done);
     });
-    begun.map_err(|error| Failure::Machine(failed(Path::new("hot"), &error)))?;
+    begun.map_err(|error| OpeningFailure::Machine(failed(Path::new("hot"), &error)))?;
     answered.recv_timeout(limit).unwrap_or_else(|error| match error {
-        RecvTimeoutError::Timeout => Err(Failure::Unfinished),
-        RecvTimeoutError::Disconnected => Err(Failure::Damaged("the thread that opened it ended".into())),
+        RecvTimeoutError::Timeout => Err(OpeningFailure::Unfinished),
+        RecvTimeoutError::Disconnected => Err(OpeningFailure::Damaged("the thread that opened it ended".into())),
     })
 }
 
-fn read(directory: &Path, expected: &Expected) -> std::result::Result<CacheStore, Failure> {
+fn read(directory: &Path, expected: &Expected) -> std::result::Result<CacheStore, OpeningFailure> {
     let store = Store::rebuildable(directory).map_err(|error| of(error.into()))?;
     let cache = CacheStore::new(store);
     match (cache.verify().map_err(of)?, expected) {
-        (Verified::New, Expected::Some) => return Err(Failure::Damaged("its rows are gone".into())),
-        (Verified::New, Expected::Exactly(_)) => return Err(Failure::Damaged("its rows are gone".into())),
+        (Verified::New, Expected::Some) => return Err(OpeningFailure::Damaged("its rows are gone".into())),
+        (Verified::New, Expected::Exactly(_)) => return Err(OpeningFailure::Damaged("its rows are gone".into())),
         (Verified::Good(sum), Expected::Exactly(known)) if sum.to_string() != *known => {
-            return Err(Failure::Damaged("its rows are older than when it was closed".into()));
+            return Err(OpeningFailure::Damaged("its rows are older than when it was closed".into()));
         }
-        (Verified::OtherFormat, _) => return Err(Failure::OtherFormat),
+        (Verified::OtherFormat, _) => return Err(OpeningFailure::OtherFormat),
         (Verified::Good(_), _) => {}
         (Verified::New, Expected::Any) => {
             cache.write(|change| change.put(FORMAT, &PRESENT_FORMAT)).map_err(of)?;
@@ -146,8 +147,12 @@ fn read(directory: &Path, expected: &Expected) -> std::result::Result<CacheStore
     Ok(cache)
 }
 
-fn of(error: HotError) -> Failure {
-    if cache_store::is_damage(&error) { Failure::Damaged(error.to_string()) } else { Failure::Machine(error) }
+fn of(error: HotError) -> OpeningFailure {
+    if cache_store::is_damage(&error) {
+        OpeningFailure::Damaged(error.to_string())
+    } else {
+        OpeningFailure::Machine(error)
+    }
 }
 
 /// Until sled has let go of the directory it may write there.
@@ -180,8 +185,8 @@ mod tests {
             let _ = never.recv();
             Ok(())
         });
-        assert!(matches!(hangs, Err(Failure::Unfinished)), "{hangs:?}");
+        assert!(matches!(hangs, Err(OpeningFailure::Unfinished)), "{hangs:?}");
         let panics: std::result::Result<(), _> = within(TIME_LIMIT, || panic!("inside"));
-        assert!(matches!(&panics, Err(Failure::Damaged(cause)) if cause.contains("inside")), "{panics:?}");
+        assert!(matches!(&panics, Err(OpeningFailure::Damaged(cause)) if cause.contains("inside")), "{panics:?}");
     }
 }

@@ -31,7 +31,7 @@ const FORGOTTEN: &[u8] = b"forgotten";
 pub(super) const COUNTED: &[u8] = b"counted";
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Counted {
+struct CountedHost {
     node: Uuid,
     number: u64,
 }
@@ -106,7 +106,7 @@ impl Hot {
         let number = |key| get::<u64>(&self.outbox, key).map(Option::unwrap_or_default);
         let (last, forgotten) = (number(LAST)?, number(FORGOTTEN)?);
         match self.counted()? {
-            Some(Counted { node, number }) if node == self.node && (forgotten..=last).contains(&number) => {
+            Some(CountedHost { node, number }) if node == self.node && (forgotten..=last).contains(&number) => {
                 for row in self.batches(number + 1..=last) {
                     let (number, batch) = row?;
                     self.count(number, &batch)?;
@@ -130,19 +130,19 @@ impl Hot {
         })
     }
 
-    fn counted(&self) -> Result<Option<Counted>> {
+    fn counted(&self) -> Result<Option<CountedHost>> {
         self.cache.get(COUNTED)
     }
 
     fn note_counted(&self, number: u64) -> Result<()> {
-        self.cache.write(|change| change.put(COUNTED, &Counted { node: self.node, number }))
+        self.cache.write(|change| change.put(COUNTED, &CountedHost { node: self.node, number }))
     }
 
     /// Counts batch `number`, which follows the last one that was counted.
     fn count(&self, number: u64, batch: &[Telemetry]) -> Result<()> {
         self.cache.write(|change| {
             batch.iter().try_for_each(|telemetry| count(change, telemetry))?;
-            change.put(COUNTED, &Counted { node: self.node, number })
+            change.put(COUNTED, &CountedHost { node: self.node, number })
         })
     }
 }

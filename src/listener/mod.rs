@@ -25,7 +25,7 @@ pub use control::{ControlAcceptor, ControlError, Peer};
 pub use counters::{Counters, RefusalReason};
 pub use server::{Handed, Server};
 pub use stop::Drain;
-pub use tcp::{Admission, Behind, Gate, PlainAcceptor, TlsAcceptor};
+pub use tcp::{AdmissionCheck, Behind, Gate, PlainAcceptor, TlsAcceptor};
 
 use std::time::Duration;
 

@@ -42,11 +42,11 @@ pub(super) struct Places(Arc<Shared>);
 struct Shared {
     limits: Limits,
     counters: Arc<Counters>,
-    table: Mutex<Table>,
+    table: Mutex<PlaceTable>,
 }
 
 #[derive(Default)]
-struct Table {
+struct PlaceTable {
     /// Numbers the connections, and each change of a stage.
     next: u64,
     open: HashMap<u64, Entry>,
@@ -99,7 +99,7 @@ impl Order {
     }
 }
 
-impl Table {
+impl PlaceTable {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -152,7 +152,7 @@ impl Places {
     }
 
     /// Drops connections until there is room for one more. `is_new`: it is not among all of them yet.
-    fn make_room(&self, table: &mut Table, share: Option<u128>, is_new: bool) -> Result<(), RefusalReason> {
+    fn make_room(&self, table: &mut PlaceTable, share: Option<u128>, is_new: bool) -> Result<(), RefusalReason> {
         let limits = &self.0.limits;
         if let Some(order) = share.and_then(|share| table.shares.get(&share)) {
             let is_full = order.connections.len() >= limits.max_connections_per_address;
@@ -185,7 +185,7 @@ impl Places {
         Ok(())
     }
 
-    fn evict(&self, table: &mut Table, victim: Option<u64>) {
+    fn evict(&self, table: &mut PlaceTable, victim: Option<u64>) {
         if let Some(entry) = victim.and_then(|id| table.remove(id)) {
             // A handshake that is dropped counts itself.
             if !entry.stage.is_handshake() {
@@ -214,7 +214,7 @@ impl Places {
         table.orders(share, |order| order.bytes -= bytes);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, PlaceTable> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

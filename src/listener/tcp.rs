@@ -26,13 +26,13 @@ use crate::pki::LiveConfig;
 const BACKLOG: u32 = 1024;
 
 /// Whether a client certificate may still come in. Asked once for each connection, after its handshake.
-pub type Admission = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
+pub type AdmissionCheck = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
 
 /// What a listener asks beyond the handshake.
 #[derive(Clone, Default)]
 pub struct Gate {
     /// Without it, every certificate of our authority is admitted.
-    pub admits: Option<Admission>,
+    pub admits: Option<AdmissionCheck>,
     /// Where connections with a client certificate are entered.
     pub connections: Connections,
     /// With it, every connection begins with a PROXY header, and comes from one of these.

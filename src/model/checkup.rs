@@ -156,7 +156,7 @@ pub fn admins(admins: Admins) -> Check {
 
 /// The canonical login, as far as it is known.
 #[derive(Clone, Debug, Default)]
-pub struct Login {
+pub struct LoginFinding {
     pub version: Option<u64>,
     /// When its access token ends, where that can be read.
     pub access_ends: Option<OffsetDateTime>,
@@ -210,7 +210,7 @@ pub fn backup(known: Option<(OffsetDateTime, bool)>, now: OffsetDateTime) -> Che
     Check::good(NAME, format!("of {of}, and read back; {keys}"))
 }
 
-pub fn login(login: &Login, now: OffsetDateTime) -> Check {
+pub fn login(login: &LoginFinding, now: OffsetDateTime) -> Check {
     const NAME: &str = "login";
     const UPLOAD: &str = "codex-authd auth upload FILE, with the auth.json of a fresh `codex login`";
     let Some(version) = login.version else {
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_login_is_judged_by_its_last_probe_and_its_token() {
-        let known = |access_ends: Option<OffsetDateTime>, probed: Option<&'static str>| Login {
+        let known = |access_ends: Option<OffsetDateTime>, probed: Option<&'static str>| LoginFinding {
             version: Some(3),
             access_ends,
             probed,
@@ -380,12 +380,12 @@ mod tests {
             restored: None,
         };
         for (found, verdict) in [
-            (Login::default(), Weak),
+            (LoginFinding::default(), Weak),
             (known(None, None), Good),
             (known(Some(NOW + Duration::DAY), Some("ok")), Good),
             (known(Some(NOW - Duration::DAY), Some("ok")), Weak),
             (known(Some(NOW + Duration::DAY), Some("fail")), Missing),
-            (Login { restored: Some(NOW), ..known(Some(NOW + Duration::DAY), None) }, Weak),
+            (LoginFinding { restored: Some(NOW), ..known(Some(NOW + Duration::DAY), None) }, Weak),
         ] {
             assert_eq!(remedied(&login(&found, NOW)), verdict, "{found:?}");
         }

@@ -17,12 +17,12 @@ pub struct Egress(Vec<Destination>);
 /// A host and a port, as asked for or as listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
-    pub host: Host,
+    pub host: EgressHost,
     pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Host {
+pub enum EgressHost {
     /// Lower case, without a dot at the end.
     Name(String),
     Address(IpAddr),
@@ -58,13 +58,13 @@ impl Egress {
     /// Whether `asked`, which is listed, may be connected to at `address`.
     pub fn check_address(&self, asked: &Destination, address: IpAddr) -> Result<(), Refused> {
         let name = match &asked.host {
-            Host::Address(listed) if *listed == address.to_canonical() => return Ok(()),
-            Host::Address(other) => other.to_string(),
-            Host::Name(name) => name.clone(),
+            EgressHost::Address(listed) if *listed == address.to_canonical() => return Ok(()),
+            EgressHost::Address(other) => other.to_string(),
+            EgressHost::Name(name) => name.clone(),
         };
         let is_this_machine = name == "localhost" && address.to_canonical().is_loopback();
         let is_listed =
-            || self.0.contains(&Destination { host: Host::Address(address.to_canonical()), port: asked.port });
+            || self.0.contains(&Destination { host: EgressHost::Address(address.to_canonical()), port: asked.port });
         if is_public(address) || is_this_machine || is_listed() {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl std::str::FromStr for Destination {
     }
 }
 
-impl std::str::FromStr for Host {
+impl std::str::FromStr for EgressHost {
     type Err = NotADestination;
 
     fn from_str(text: &str) -> Result<Self, NotADestination> {
@@ -113,15 +113,15 @@ impl std::str::FromStr for Host {
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
-            Host::Address(IpAddr::V4(address)) => write!(f, "{address}:{}", self.port),
-            Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            EgressHost::Name(name) => write!(f, "{name}:{}", self.port),
+            EgressHost::Address(IpAddr::V4(address)) => write!(f, "{address}:{}", self.port),
+            EgressHost::Address(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
         }
     }
 }
 
 fn listed(address: IpAddr, port: u16) -> Destination {
-    Destination { host: Host::Address(address.to_canonical()), port }
+    Destination { host: EgressHost::Address(address.to_canonical()), port }
 }
 
 /// Whether an address is one of the public internet (IANA's special-purpose registries, and what carries an IPv4 address

@@ -42,18 +42,18 @@ impl Version {
         &self.0
     }
 
-    fn parts(&self) -> Parts<'_> {
+    fn parts(&self) -> VersionParts<'_> {
         let (version, _build) = self.0.split_once('+').unwrap_or((&self.0, ""));
         let (release, suffix) = match version.split_once('-') {
             None => (version, Suffix::None),
             Some((release, suffix)) if is_number(suffix) => (release, Suffix::Revision(suffix)),
             Some((release, suffix)) => (release, Suffix::PreRelease(suffix)),
         };
-        Parts { release, suffix }
+        VersionParts { release, suffix }
     }
 }
 
-struct Parts<'a> {
+struct VersionParts<'a> {
     release: &'a str,
     suffix: Suffix<'a>,
 }

@@ -44,7 +44,7 @@ pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<V
 
 /// What must not be shown of the logins that a program had in hand.
 #[derive(Default)]
-pub struct Secrets(Vec<Zeroizing<String>>);
+pub struct OutputSecrets(Vec<Zeroizing<String>>);
 
 /// Shorter texts are no secrets, and would be found everywhere.
 const MIN_SECRET_CHARACTERS: usize = 8;
@@ -53,7 +53,7 @@ const MAX_WORD_CHARACTERS: usize = 40;
 /// Members of a login that are none.
 const PLAIN: [&str; 4] = ["auth_mode", "last_refresh", "token_type", "api_base"];
 
-impl Secrets {
+impl OutputSecrets {
     /// Adds those of a login; a text that is none is a secret as a whole.
     pub fn add(&mut self, login: &str) {
         match serde_json::from_str::<Value>(login) {
@@ -155,7 +155,7 @@ mod tests {
     const LOGIN: &str = r#"{"auth_mode":"chatgpt","tokens":{"access_token":"eyJhbGciOi.Zk3vQ9xT1mB7rLp0.c2lnbmF0","refresh_token":"rt_abc/defghijk-1","account_id":"acc-12345"},"last_refresh":"2026-11-20T12:00:00Z"}"#;
 
     fn shown(output: &str) -> String {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutputSecrets::default();
         secrets.add(LOGIN);
         secrets.last_lines(output.as_bytes(), 5, 2048)
     }
@@ -185,11 +185,11 @@ mod tests {
         assert_eq!(shown("again\nagain\n\nagain\nonce"), "again\nonce");
         let printed = (1..=9).map(|n| format!("\u{1b}[31mline\u{1b}[0m {n}\u{7}\r\n\n")).collect::<String>();
         assert_eq!(shown(&printed), "line 5\nline 6\nline 7\nline 8\nline 9");
-        let mut secrets = Secrets::default();
+        let mut secrets = OutputSecrets::default();
         secrets.add("no JSON, so all of it");
         assert_eq!(secrets.last_lines(b"x no JSON, so all of it y", 5, 2048), "x *** y");
-        assert_eq!(Secrets::default().last_lines("ä".repeat(20).as_bytes(), 5, 5), "…ää");
-        assert_eq!(Secrets::default().last_lines(&[0xff, 0xfe, b'a'], 5, 50), "\u{fffd}\u{fffd}a");
+        assert_eq!(OutputSecrets::default().last_lines("ä".repeat(20).as_bytes(), 5, 5), "…ää");
+        assert_eq!(OutputSecrets::default().last_lines(&[0xff, 0xfe, b'a'], 5, 50), "\u{fffd}\u{fffd}a");
     }
 
     #[tokio::test]

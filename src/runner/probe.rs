@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use zeroize::Zeroizing;
 
-use super::output::{self, Secrets, Total};
+use super::output::{self, OutputSecrets, Total};
 use super::prober::{Finding, Prober, Probing, Told};
 use super::proxy::Proxy;
 use super::sandbox::{Ending, Event, Sandbox, SandboxError};
@@ -48,7 +48,7 @@ impl Prober for Runner {
         let stdout = tokio::spawn(output::tail(stdout, total.clone()));
         let stderr = tokio::spawn(output::tail(stderr, total.clone()));
         sandbox.go().map_err(not_built)?;
-        let mut secrets = Secrets::default();
+        let mut secrets = OutputSecrets::default();
         secrets.add(login);
         let deadline = Instant::now() + self.settings.timeout + END_TIMEOUT;
         Ok(Box::new(Probe {
@@ -86,7 +86,7 @@ struct Probe {
     proxy: Arc<Proxy>,
     tasks: Tasks,
     total: Total,
-    secrets: Secrets,
+    secrets: OutputSecrets,
     /// What Codex has in hand, as far as is known.
     login: Zeroizing<String>,
     timeout: Duration,

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::tunnel::{self, TunnelError};
-use crate::model::egress::{Destination, Egress, Host};
+use crate::model::egress::{Destination, Egress, EgressHost};
 
 /// What asks the system for the addresses of a name.
 #[async_trait]
@@ -116,15 +116,15 @@ impl Proxy {
         }
     }
 
-    async fn pass_on(&self, client: &mut TcpStream) -> Result<(), Answer> {
+    async fn pass_on(&self, client: &mut TcpStream) -> Result<(), ProxyAnswer> {
         let read = timeout(HEAD_TIMEOUT, Head::read(client)).await;
-        let (head, mut rest) = read.map_err(|_| Answer::bad("the request took too long"))??;
+        let (head, mut rest) = read.map_err(|_| ProxyAnswer::bad("the request took too long"))??;
         let mut server = self.connect(&head.destination).await?;
         let _ = server.set_nodelay(true);
         let _ = client.set_nodelay(true);
         match &head.forwarded {
             None => {
-                client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(Answer::gone)?;
+                client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(ProxyAnswer::gone)?;
                 rest = match tunnel::opening(client, &head.destination, rest).await {
                     Ok(opening) => opening,
                     // There is no answer any more: both ends are closed.
@@ -134,9 +134,9 @@ impl Proxy {
                     }
                 };
             }
-            Some(request) => server.write_all(request).await.map_err(Answer::gone)?,
+            Some(request) => server.write_all(request).await.map_err(ProxyAnswer::gone)?,
         }
-        server.write_all(&rest).await.map_err(Answer::gone)?;
+        server.write_all(&rest).await.map_err(ProxyAnswer::gone)?;
         let first = head.forwarded.map_or(0, |request| request.len()) + rest.len();
         let copied = copy_bidirectional(client, &mut server).await;
         let (sent, received) = copied.as_ref().map_or((0, 0), |copied| *copied);
@@ -145,11 +145,11 @@ impl Proxy {
         Ok(())
     }
 
-    async fn connect(&self, asked: &Destination) -> Result<TcpStream, Answer> {
+    async fn connect(&self, asked: &Destination) -> Result<TcpStream, ProxyAnswer> {
         self.egress.check(asked).map_err(|why| self.refuse(asked, why.to_string()))?;
         let addresses = match &asked.host {
-            Host::Address(address) => vec![SocketAddr::new(*address, asked.port)],
-            Host::Name(name) => timeout(CONNECT_TIMEOUT, self.resolver.resolve(name, asked.port))
+            EgressHost::Address(address) => vec![SocketAddr::new(*address, asked.port)],
+            EgressHost::Name(name) => timeout(CONNECT_TIMEOUT, self.resolver.resolve(name, asked.port))
                 .await
                 .map_err(|_| self.fail(asked, "its name was not resolved in time"))?
                 .map_err(|error| self.fail(asked, format!("its name is not resolved: {error}")))?,
@@ -173,10 +173,10 @@ impl Proxy {
         Err(self.fail(asked, last))
     }
 
-    fn refuse(&self, asked: &Destination, why: String) -> Answer {
+    fn refuse(&self, asked: &Destination, why: String) -> ProxyAnswer {
         log::warn!(event = "egress_refused", destination:% = asked, cause = why.as_str(); "the probe may not connect to {asked}: {why}");
         self.keep(asked, &why);
-        Answer { status: "403 Forbidden", message: why }
+        ProxyAnswer { status: "403 Forbidden", message: why }
     }
 
     /// A tunnel that was granted and is for something else.
@@ -189,12 +189,12 @@ impl Proxy {
         self.keep(asked, &format!("the tunnel to {asked} was cut: {why}"));
     }
 
-    fn fail(&self, asked: &Destination, why: impl Into<String>) -> Answer {
+    fn fail(&self, asked: &Destination, why: impl Into<String>) -> ProxyAnswer {
         let why = why.into();
         self.unreachable.store(true, Ordering::Relaxed);
         log::warn!(event = "egress_failed", destination:% = asked, cause = why.as_str(); "the probe cannot reach {asked}: {why}");
         self.keep(asked, &format!("{asked} cannot be reached: {why}"));
-        Answer { status: "502 Bad Gateway", message: format!("{asked} cannot be reached: {why}") }
+        ProxyAnswer { status: "502 Bad Gateway", message: format!("{asked} cannot be reached: {why}") }
     }
 
     fn keep(&self, asked: &Destination, why: &str) {
@@ -206,12 +206,12 @@ impl Proxy {
 }
 
 /// What the client is told in place of a connection.
-struct Answer {
+struct ProxyAnswer {
     status: &'static str,
     message: String,
 }
 
-impl Answer {
+impl ProxyAnswer {
     fn bad(message: &str) -> Self {
         Self { status: "400 Bad Request", message: message.into() }
     }
@@ -230,47 +230,47 @@ struct Head {
 
 impl Head {
     /// And what came after it already.
-    async fn read(client: &mut TcpStream) -> Result<(Self, Vec<u8>), Answer> {
+    async fn read(client: &mut TcpStream) -> Result<(Self, Vec<u8>), ProxyAnswer> {
         let mut bytes = Vec::with_capacity(1024);
         loop {
             let mut chunk = [0; 4096];
-            let read = client.read(&mut chunk).await.map_err(Answer::gone)?;
+            let read = client.read(&mut chunk).await.map_err(ProxyAnswer::gone)?;
             if read == 0 {
-                return Err(Answer::bad("the request ended early"));
+                return Err(ProxyAnswer::bad("the request ended early"));
             }
             bytes.extend_from_slice(chunk.get(..read).unwrap_or_default());
             if let Some((head, length)) = Self::parse(&bytes)? {
                 return Ok((head, bytes.split_off(length)));
             }
             if bytes.len() > MAX_HEAD_BYTES {
-                return Err(Answer::bad("the request's head is too long"));
+                return Err(ProxyAnswer::bad("the request's head is too long"));
             }
         }
     }
 
     /// With its length; `None`: more of it has to come.
-    fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Answer> {
+    fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, ProxyAnswer> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
-        let length = match request.parse(bytes).map_err(|_| Answer::bad("this is no HTTP request"))? {
+        let length = match request.parse(bytes).map_err(|_| ProxyAnswer::bad("this is no HTTP request"))? {
             httparse::Status::Complete(length) => length,
             httparse::Status::Partial => return Ok(None),
         };
         let (Some(method), Some(target)) = (request.method, request.path) else {
-            return Err(Answer::bad("this is no HTTP request"));
+            return Err(ProxyAnswer::bad("this is no HTTP request"));
         };
         if method == "CONNECT" {
-            let destination = target.parse().map_err(|_| Answer::bad("CONNECT wants HOST:PORT"))?;
+            let destination = target.parse().map_err(|_| ProxyAnswer::bad("CONNECT wants HOST:PORT"))?;
             return Ok(Some((Self { destination, forwarded: None }, length)));
         }
         let plain = "this is a proxy: it wants CONNECT, or an http:// URL";
-        let rest = target.strip_prefix("http://").ok_or_else(|| Answer::bad(plain))?;
+        let rest = target.strip_prefix("http://").ok_or_else(|| ProxyAnswer::bad(plain))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         let destination: Destination = authority
             .parse()
             .or_else(|_| format!("{authority}:80").parse())
-            .map_err(|_| Answer::bad("the URL names no host"))?;
+            .map_err(|_| ProxyAnswer::bad("the URL names no host"))?;
         let slash = if path.starts_with('/') { "" } else { "/" };
         // Another name in `Host` would be another destination.
         let mut forwarded = format!("{method} {slash}{path} HTTP/1.1\r\nHost: {authority}\r\n").into_bytes();

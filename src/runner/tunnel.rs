@@ -18,7 +18,7 @@ use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
-use crate::model::egress::{Destination, Host};
+use crate::model::egress::{Destination, EgressHost};
 
 /// Measured with Codex 0.169: under 2 KiB.
 pub const MAX_HELLO_BYTES: usize = 16 * 1024;
@@ -118,10 +118,10 @@ impl<'a> Hello<'a> {
 
     fn compare(&self, named: Option<&str>) -> Result<(), TunnelError> {
         match (&self.asked.host, named) {
-            (Host::Name(asked), Some(named)) if asked.eq_ignore_ascii_case(named) => Ok(()),
-            (Host::Address(_), None) => Ok(()),
+            (EgressHost::Name(asked), Some(named)) if asked.eq_ignore_ascii_case(named) => Ok(()),
+            (EgressHost::Address(_), None) => Ok(()),
             (_, Some(other)) => Err(TunnelError::OtherName(other.to_owned())),
-            (Host::Name(_), None) => Err(TunnelError::NoName),
+            (EgressHost::Name(_), None) => Err(TunnelError::NoName),
         }
     }
 }

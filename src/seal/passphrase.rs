@@ -83,7 +83,7 @@ pub fn seal_under(passphrase: &str, beside: &Digest, plain: &[u8], outside: &dyn
 
 /// As long. A wrong passphrase, a text that was changed and one that belongs to something else are the same to it.
 pub fn open_under(passphrase: &str, beside: &Digest, text: &str) -> Result<Zeroizing<Vec<u8>>> {
-    let Parts { head, work, salt, nonce, sealed } = Parts::of(text)?;
+    let SealedParts { head, work, salt, nonce, sealed } = SealedParts::of(text)?;
     let key = work.key(passphrase, &salt)?;
     XChaCha20Poly1305::new(key.as_slice().into())
         .decrypt(XNonce::from_slice(&nonce), Payload { msg: &sealed, aad: &associated_data(head, beside) })
@@ -95,7 +95,7 @@ fn associated_data(head: &str, beside: &Digest) -> Vec<u8> {
     [head.as_bytes(), beside.as_bytes()].concat()
 }
 
-struct Parts<'a> {
+struct SealedParts<'a> {
     head: &'a str,
     work: Work,
     salt: Vec<u8>,
@@ -103,7 +103,7 @@ struct Parts<'a> {
     sealed: Vec<u8>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> SealedParts<'a> {
     fn of(text: &'a str) -> Result<Self> {
         const NOT_OURS: SealError = SealError::Malformed("it is no text that was sealed under a passphrase");
         if text.len() > MAX_SEALED_BYTES {
@@ -220,9 +220,9 @@ mod tests {
             ("lanes=1", "lanes=0"),
         ] {
             let text = SEALED.replacen(from, to, 1);
-            assert!(Parts::of(&text).is_err_and(|error| error.to_string().contains("work")), "{to}");
+            assert!(SealedParts::of(&text).is_err_and(|error| error.to_string().contains("work")), "{to}");
         }
         let largest = SEALED.replacen("memory_kib=65536 passes=3 lanes=1", "memory_kib=524288 passes=16 lanes=8", 1);
-        assert_eq!(Parts::of(&largest).unwrap().work, MAX_WORK);
+        assert_eq!(SealedParts::of(&largest).unwrap().work, MAX_WORK);
     }
 }

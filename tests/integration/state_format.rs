@@ -41,6 +41,34 @@ async fn a_state_of_format_4_is_served_by_this_version_and_kept_aside_as_it_was(
     is_served_and_kept_aside(4).await;
 }
 
+/// Of the commit before the service was divided into areas: nothing is upgraded, and everything is known.
+#[tokio::test]
+async fn a_state_of_the_undivided_service_is_served_as_it_is() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-before-areas");
+    let mut daemon = Daemon::prepare(&[]);
+    daemon.log_level = Some("info");
+    unpack_file(&daemon, &directory.join("state.tar.gz"));
+    daemon.launch();
+    assert!(!daemon.state_dir().join("before-format-5").exists(), "nothing is upgraded");
+    let body = json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" });
+    let retrieve = async |host: &str| {
+        let made: Value =
+            serde_json::from_slice(&std::fs::read(directory.join(format!("{host}.json"))).unwrap()).unwrap();
+        let key = made["host"]["api_key"].as_str().unwrap().to_owned();
+        let call = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", key).json(&body);
+        let answer = call.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (status, answer) = retrieve("h1.example.test").await;
+    assert_eq!((status, &answer["data"]["status"]), (200, &json!("outdated")), "{answer}");
+    assert_eq!(answer["data"]["auth"]["tokens"]["refresh_token"], "rt_one");
+    assert_eq!(retrieve("gone.example.test").await.0, 401);
+    assert_hosts(&daemon);
+    assert_eq!(daemon.cli_json(&["users", "list"])["users"][0]["email"], "ada@example.test");
+    assert_eq!(daemon.cli_json(&["audit", "verify"])["intact"], true);
+    assert!(daemon.stop().success());
+}
+
 async fn is_served_and_kept_aside(format: u32) {
     let (digest, versions) = if format < 4 { (DIGEST, 1) } else { (DIGEST_OF_4, 3) };
     let mut daemon = prepare_format(format);
@@ -221,8 +249,12 @@ fn prepare_format(format: u32) -> Daemon {
 }
 
 fn unpack(daemon: &Daemon, format: u32) {
+    unpack_file(daemon, &data(format, "state.tar.gz"));
+}
+
+fn unpack_file(daemon: &Daemon, archive: &Path) {
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(data(format, "state.tar.gz"));
+    tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(archive);
     assert!(tar.status().unwrap().success());
     // Where it listened is another test's port by now.
     std::fs::remove_file(daemon.state_dir().join("listen.json")).unwrap();

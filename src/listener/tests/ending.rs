@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 use super::*;
-use crate::listener::{Admission, Behind, Connections, Gate};
+use crate::listener::{AdmissionCheck, Behind, Connections, Gate};
 use crate::model::digest::Digest;
 use crate::model::forwarded::TrustedProxies;
 
@@ -102,7 +102,7 @@ async fn a_certificate_that_is_not_admitted_is_closed_after_its_handshake_and_co
     let (alice, bob) = (admin_of(&house.clients, System.now()), admin_of(&house.clients, System.now()));
     let revoked = Arc::new(Mutex::new(HashSet::from([alice.fingerprint])));
     let asked = revoked.clone();
-    let admits: Admission = Arc::new(move |certificate| !asked.lock().unwrap().contains(certificate));
+    let admits: AdmissionCheck = Arc::new(move |certificate| !asked.lock().unwrap().contains(certificate));
     let gate = Gate { admits: Some(admits), ..Gate::default() };
     let connections = gate.connections.clone();
     let acceptor = admin_with(&house, gate, Limits::default());

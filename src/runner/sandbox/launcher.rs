@@ -57,7 +57,7 @@ pub fn launch() -> ExitCode {
     let socket = UnixStream::from(socket);
     match run(&socket) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { part, errno, what }) => {
+        Err(LaunchFailure { part, errno, what }) => {
             // If nobody listens any more, nobody needs to know.
             let start = wire::failed(part, errno as i32);
             let header = wire::header(Kind::Failed, start.len() + what.len());
@@ -67,19 +67,19 @@ pub fn launch() -> ExitCode {
     }
 }
 
-struct Failure {
+struct LaunchFailure {
     part: Part,
     errno: Errno,
     what: String,
 }
 
-impl Failure {
+impl LaunchFailure {
     fn new(part: Part, what: impl Into<String>) -> impl FnOnce(Errno) -> Self {
         move |errno| Self { part, errno, what: what.into() }
     }
 }
 
-impl From<PlanError> for Failure {
+impl From<PlanError> for LaunchFailure {
     fn from(error: PlanError) -> Self {
         Self { part: Part::Plan, errno: Errno::EINVAL, what: error.to_string() }
     }
@@ -89,19 +89,19 @@ fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn run(socket: &UnixStream) -> Result<(), Failure> {
-    let prepared = prepare(socket).map_err(Failure::new(Part::Privileges, "prepare the launcher"));
+fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
+    let prepared = prepare(socket).map_err(LaunchFailure::new(Part::Privileges, "prepare the launcher"));
     let signals = prepared?;
-    let plan =
-        read_plan(socket).map_err(|e| Failure::new(Part::Plan, format!("the plan cannot be read: {e}"))(errno(&e)))?;
+    let plan = read_plan(socket)
+        .map_err(|e| LaunchFailure::new(Part::Plan, format!("the plan cannot be read: {e}"))(errno(&e)))?;
     let ids = match geteuid() {
         root if root.is_root() => Ids::Root,
         user => Ids::User { uid: user.as_raw(), gid: getegid().as_raw() },
     };
     let launch = look(&plan, ids)?;
-    let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(Failure::new(Part::Limits, "make a pipe"))?;
+    let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(LaunchFailure::new(Part::Limits, "make a pipe"))?;
     let init = init(&plan, &launch, socket, lifeline)?;
-    let failed = |what| move |e: io::Error| Failure::new(Part::Cgroup, what)(errno(&e));
+    let failed = |what| move |e: io::Error| LaunchFailure::new(Part::Cgroup, what)(errno(&e));
     // Removed after the child is gone: of what is declared, the last goes first.
     let cgroup = match &plan.cgroup {
         Some(parent) => Some(Cgroup::make(parent, &plan.limits).map_err(failed("make a cgroup with its limits"))?),
@@ -109,9 +109,9 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     };
     drop(plan);
     // The files of a process that cannot be dumped are root's, and so would be those of its child.
-    let dumpable = |yes| sys::set_dumpable(yes).map_err(Failure::new(Part::Privileges, "prepare the launcher"));
+    let dumpable = |yes| sys::set_dumpable(yes).map_err(LaunchFailure::new(Part::Privileges, "prepare the launcher"));
     dumpable(true)?;
-    let pid = sys::clone(NAMESPACES).map_err(Failure::new(Part::Namespaces, "make new namespaces"))?;
+    let pid = sys::clone(NAMESPACES).map_err(LaunchFailure::new(Part::Namespaces, "make new namespaces"))?;
     if pid == 0 {
         drop((life, signals));
         sys::close_one(SOCKET);
@@ -124,8 +124,8 @@ fn run(socket: &UnixStream) -> Result<(), Failure> {
     }
     map_ids(child.0, ids)?;
     dumpable(false)?;
-    release_outputs().map_err(Failure::new(Part::Limits, "let go of the outputs"))?;
-    write(&life, b"1").map_err(Failure::new(Part::Limits, "let the sandbox go on"))?;
+    release_outputs().map_err(LaunchFailure::new(Part::Limits, "let go of the outputs"))?;
+    write(&life, b"1").map_err(LaunchFailure::new(Part::Limits, "let the sandbox go on"))?;
     wait(&child, socket, &signals);
     Ok(())
 }
@@ -165,10 +165,10 @@ fn read_plan(socket: &UnixStream) -> io::Result<Plan> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn look(plan: &Plan, ids: Ids) -> Result<Launch, Failure> {
+fn look(plan: &Plan, ids: Ids) -> Result<Launch, LaunchFailure> {
     let failed = |path: &Path| {
         let what = format!("find {}", path.display());
-        |e: io::Error| Failure::new(Part::Program, what)(errno(&e))
+        |e: io::Error| LaunchFailure::new(Part::Program, what)(errno(&e))
     };
     let program = fs::canonicalize(&plan.program).map_err(failed(&plan.program))?;
     let program_size = fs::metadata(&program).map_err(failed(&program))?.len();
@@ -179,14 +179,14 @@ fn look(plan: &Plan, ids: Ids) -> Result<Launch, Failure> {
     Ok(Launch { ids, program, program_size, ca_bundle })
 }
 
-fn init(plan: &Plan, launch: &Launch, socket: &UnixStream, lifeline: OwnedFd) -> Result<Init, Failure> {
+fn init(plan: &Plan, launch: &Launch, socket: &UnixStream, lifeline: OwnedFd) -> Result<Init, LaunchFailure> {
     let text = |text: String| CString::new(text).map_err(PlanError::from);
     let name = std::iter::once("codex".to_owned());
     let arguments = name.chain(plan.arguments.iter().cloned()).map(text).collect::<Result<_, _>>()?;
     let environment =
         plan.environment.iter().map(|(name, value)| text(format!("{name}={value}"))).collect::<Result<_, _>>()?;
     let content = plan.home.iter().find(|file| file.path == plan.watched).map_or("", |file| &file.content);
-    let socket = socket.try_clone().map_err(|e| Failure::new(Part::Limits, "share the socket")(errno(&e)))?;
+    let socket = socket.try_clone().map_err(|e| LaunchFailure::new(Part::Limits, "share the socket")(errno(&e)))?;
     Ok(Init {
         steps: steps::steps(plan, launch)?,
         program: sys::Program::new(text(super::PROGRAM.to_owned())?, arguments, environment),
@@ -199,11 +199,11 @@ fn init(plan: &Plan, launch: &Launch, socket: &UnixStream, lifeline: OwnedFd) ->
     })
 }
 
-fn map_ids(pid: Pid, ids: Ids) -> Result<(), Failure> {
+fn map_ids(pid: Pid, ids: Ids) -> Result<(), LaunchFailure> {
     let (users, groups) = ids.maps();
     let put = |file: &str, text: &str| {
         let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, text).map_err(|e| Failure::new(Part::Ids, format!("write {file}"))(errno(&e)))
+        fs::write(&path, text).map_err(|e| LaunchFailure::new(Part::Ids, format!("write {file}"))(errno(&e)))
     };
     if let Ids::User { .. } = ids {
         put("setgroups", "deny")?;

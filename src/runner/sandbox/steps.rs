@@ -162,7 +162,7 @@ pub enum PlanError {
 
 /// All steps, in their order.
 pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
-    let mut list = List(Vec::new());
+    let mut list = StepList(Vec::new());
     root(&mut list, plan, launch)?;
     list.add(Part::Names, "set the host name", Step::Names);
     list.add(Part::Network, "bring up the loopback interface", Step::Loopback);
@@ -202,9 +202,9 @@ pub fn in_home(path: &str) -> Result<CString, PlanError> {
     Ok(CString::new(format!("{HOME}/{path}"))?)
 }
 
-struct List(Vec<Planned>);
+struct StepList(Vec<Planned>);
 
-impl List {
+impl StepList {
     fn add(&mut self, part: Part, what: impl Into<String>, step: Step) {
         self.0.push(Planned { step, part, what: what.into() });
     }
@@ -231,7 +231,7 @@ impl List {
     }
 }
 
-fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> {
+fn root(list: &mut StepList, plan: &Plan, launch: &Launch) -> Result<(), PlanError> {
     let strict = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
     list.add(Part::Mounts, "make all mounts private", Step::PrivateMounts);
     list.add(Part::Mounts, "change the root", Step::NewRoot);
@@ -276,7 +276,7 @@ fn root(list: &mut List, plan: &Plan, launch: &Launch) -> Result<(), PlanError> 
 }
 
 /// Written by the one who will own it, so that nothing has to be handed over.
-fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
+fn home(list: &mut StepList, plan: &Plan) -> Result<(), PlanError> {
     let mut made: Vec<&Path> = Vec::new();
     let watched = Some(plan.watched.as_str());
     for path in plan.home.iter().map(|file| file.path.as_str()).chain(watched) {
@@ -298,7 +298,7 @@ fn home(list: &mut List, plan: &Plan) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn limits(list: &mut List, limits: &Limits, program_size: u64) {
+fn limits(list: &mut StepList, limits: &Limits, program_size: u64) {
     // What the program maps of its own file is counted as well.
     let address_space = limits.memory.saturating_add(program_size).saturating_add(64 << 20);
     for (resource, value, what) in [

@@ -18,11 +18,11 @@ pub fn authority_place(id: Uuid) -> Place {
 
 /// Every authority there is, opened.
 #[derive(Debug)]
-pub struct Authorities(Vec<Held>);
+pub struct Authorities(Vec<HeldAuthority>);
 
 /// An authority in its slot.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct HeldAuthority {
     pub id: Uuid,
     pub role: AuthorityRole,
     pub slot: AuthoritySlot,
@@ -35,7 +35,7 @@ impl Authorities {
     pub fn open(rows: &[Authority], ring: &KeyRing) -> Result<Self> {
         let held = rows.iter().map(|row| {
             let key = ring.open(&authority_place(row.id), &row.private_key)?;
-            Ok(Held {
+            Ok(HeldAuthority {
                 id: row.id,
                 role: row.role,
                 slot: row.slot,
@@ -53,26 +53,26 @@ impl Authorities {
         Ok(authorities)
     }
 
-    pub fn active(&self, role: AuthorityRole) -> Result<&Held> {
+    pub fn active(&self, role: AuthorityRole) -> Result<&HeldAuthority> {
         let active = self.in_slot(role, AuthoritySlot::Active);
         active.ok_or_else(|| ServiceError::internal(format!("there is no active {role:?} authority")))
     }
 
-    pub fn in_slot(&self, role: AuthorityRole, slot: AuthoritySlot) -> Option<&Held> {
+    pub fn in_slot(&self, role: AuthorityRole, slot: AuthoritySlot) -> Option<&HeldAuthority> {
         self.of(role).find(|held| held.slot == slot)
     }
 
-    pub fn of(&self, role: AuthorityRole) -> impl Iterator<Item = &Held> {
+    pub fn of(&self, role: AuthorityRole) -> impl Iterator<Item = &HeldAuthority> {
         self.0.iter().filter(move |held| held.role == role)
     }
 
-    pub fn all(&self) -> &[Held] {
+    pub fn all(&self) -> &[HeldAuthority] {
         &self.0
     }
 
     /// The certificates of all slots, PEM after PEM: what is trusted. The active one first.
     pub fn bundle(&self, role: AuthorityRole) -> String {
-        let mut held: Vec<&Held> = self.of(role).collect();
+        let mut held: Vec<&HeldAuthority> = self.of(role).collect();
         held.sort_by_key(|held| (held.slot != AuthoritySlot::Active, held.slot != AuthoritySlot::Next));
         held.iter().map(|held| held.key.certificate_pem()).collect()
     }

@@ -29,15 +29,15 @@ const MAX_ACTORS: usize = 256;
 
 /// What counts as the same event: a note, without its time.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Kind(AuditNote);
+struct EventKind(AuditNote);
 
-impl Kind {
+impl EventKind {
     fn of(note: &AuditNote) -> Self {
         Self(note.at(OffsetDateTime::UNIX_EPOCH))
     }
 }
 
-struct Window {
+struct EventWindow {
     begun: OffsetDateTime,
     /// Since the entry that began the window.
     more: u64,
@@ -48,7 +48,7 @@ pub struct SecurityEvents(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    windows: HashMap<Actor, HashMap<Kind, Window>>,
+    windows: HashMap<Actor, HashMap<EventKind, EventWindow>>,
     /// Of kinds for which there was no room, since when.
     unnamed: Option<(u64, OffsetDateTime)>,
     notes: Vec<AuditNote>,
@@ -100,7 +100,7 @@ impl SecurityEvents {
 impl State {
     /// Counts the event where it is not the first.
     fn is_first(&mut self, note: &AuditNote) -> bool {
-        let (kind, now) = (Kind::of(note), note.at);
+        let (kind, now) = (EventKind::of(note), note.at);
         let actors = self.windows.len();
         let kinds = self.windows.get_mut(&note.actor);
         let mut known = 0;
@@ -125,13 +125,13 @@ impl State {
             self.unnamed.get_or_insert((0, now)).0 += 1;
             return false;
         }
-        self.windows.entry(note.actor.clone()).or_default().insert(kind, Window { begun: now, more: 0 });
+        self.windows.entry(note.actor.clone()).or_default().insert(kind, EventWindow { begun: now, more: 0 });
         true
     }
 }
 
 /// The entry with the count, where there is anything to count.
-fn closing(kind: &Kind, window: &Window, now: OffsetDateTime) -> Option<AuditNote> {
+fn closing(kind: &EventKind, window: &EventWindow, now: OffsetDateTime) -> Option<AuditNote> {
     (window.more > 0).then(|| kind.0.at(now).with("count", window.more))
 }
 

@@ -20,17 +20,17 @@ pub struct StoreBudget(Mutex<Windows>);
 
 #[derive(Default)]
 struct Windows {
-    of_host: HashMap<HostId, Window>,
+    of_host: HashMap<HostId, BudgetWindow>,
     /// How many there are when those that are over are next looked for.
     sweep_at: usize,
 }
 
-struct Window {
+struct BudgetWindow {
     begun: OffsetDateTime,
     stores: u32,
 }
 
-impl Window {
+impl BudgetWindow {
     /// One that begins in the future was begun by a clock that was set back since.
     fn is_over(&self, now: OffsetDateTime) -> bool {
         now < self.begun || now - self.begun >= BUDGET_WINDOW
@@ -48,9 +48,9 @@ impl StoreBudget {
             windows.of_host.retain(|_, window| !window.is_over(now));
             windows.sweep_at = windows.of_host.len() * 2;
         }
-        let window = windows.of_host.entry(host).or_insert(Window { begun: now, stores: 0 });
+        let window = windows.of_host.entry(host).or_insert(BudgetWindow { begun: now, stores: 0 });
         if window.is_over(now) {
-            *window = Window { begun: now, stores: 0 };
+            *window = BudgetWindow { begun: now, stores: 0 };
         }
         if window.stores >= limit {
             return Err(Throttled::new(limit, window.begun + BUDGET_WINDOW, now));

@@ -94,9 +94,9 @@ impl Login {
     pub async fn sync(&self, host: Arc<HotHost>, from: IpAddr, body: &str, query: QueryVersions<'_>) -> Result<Sync> {
         let request = SyncRequest::read(body, query)?;
         match request.command {
-            Command::Retrieve => self.retrieve(host, &request),
+            SyncCommand::Retrieve => self.retrieve(host, &request),
             // Boxed: a retrieve does not carry the room that a store needs.
-            Command::Store(document) => Box::pin(self.store_of_host(host, from, &request, document)).await,
+            SyncCommand::Store(document) => Box::pin(self.store_of_host(host, from, &request, document)).await,
         }
     }
 
@@ -334,11 +334,11 @@ impl Login {
 struct SyncRequest<'a> {
     members: RequestMembers<'a>,
     query: QueryVersions<'a>,
-    command: Command<'a>,
+    command: SyncCommand<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Command<'a> {
+enum SyncCommand<'a> {
     Retrieve,
     Store(&'a str),
 }
@@ -401,7 +401,7 @@ fn compare(
 }
 
 /// Without a command it is a retrieve, unless the body is itself a document: no `auth`, but `last_refresh` and tokens.
-fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<Command<'a>> {
+fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<SyncCommand<'a>> {
     let bad = || ServiceError::invalid("command", "command must be \"retrieve\" or \"store\"");
     let auth = request.raw("auth");
     let document = match auth {
@@ -414,11 +414,11 @@ fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<Command<'a
     };
     let is = |name: &str| given.eq_ignore_ascii_case(name);
     match document {
-        _ if is("retrieve") => Ok(Command::Retrieve),
-        Some(document) if is("store") => Ok(Command::Store(document)),
+        _ if is("retrieve") => Ok(SyncCommand::Retrieve),
+        Some(document) if is("store") => Ok(SyncCommand::Store(document)),
         None if is("store") => Err(ServiceError::invalid("auth", "Auth payload is required")),
-        Some(document) if is("") && auth.is_none() => Ok(Command::Store(document)),
-        _ if is("") => Ok(Command::Retrieve),
+        Some(document) if is("") && auth.is_none() => Ok(SyncCommand::Store(document)),
+        _ if is("") => Ok(SyncCommand::Retrieve),
         _ => Err(bad()),
     }
 }

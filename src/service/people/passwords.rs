@@ -53,14 +53,14 @@ pub struct Passwords {
     /// One for each that is hashed or waits for its turn.
     places: Arc<Semaphore>,
     turns: Arc<Semaphore>,
-    shares: Arc<Shares>,
+    shares: Arc<QueueShares>,
 }
 
 /// The places that each network has now. There are never more entries than places.
 #[derive(Default)]
-struct Shares(Mutex<HashMap<u128, usize>>);
+struct QueueShares(Mutex<HashMap<u128, usize>>);
 
-impl Shares {
+impl QueueShares {
     fn lock(&self) -> MutexGuard<'_, HashMap<u128, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,13 +68,13 @@ impl Shares {
 
 /// A place of one network, given back when it is dropped.
 struct Share {
-    shares: Arc<Shares>,
+    shares: Arc<QueueShares>,
     network: u128,
 }
 
 impl Share {
     /// `None`: the network has as many as it may have.
-    fn take(shares: &Arc<Shares>, network: u128) -> Option<Self> {
+    fn take(shares: &Arc<QueueShares>, network: u128) -> Option<Self> {
         let mut held = shares.lock();
         let places = held.entry(network).or_default();
         if *places >= MAX_WAITING_PER_ADDRESS {
@@ -97,7 +97,7 @@ impl Drop for Share {
     }
 }
 
-pub struct Checked {
+pub struct CheckedPassword {
     pub is_right: bool,
     /// The same password under today's parameters, where it is kept under others.
     pub rehashed: Option<PasswordHash>,
@@ -153,10 +153,15 @@ pub struct Turn {
 
 impl Turn {
     /// `None`: there is no such user, or they have none. It takes as long.
-    pub async fn check(self, password: &str, known: Option<&PasswordHash>, outside: &dyn Outside) -> Result<Checked> {
+    pub async fn check(
+        self,
+        password: &str,
+        known: Option<&PasswordHash>,
+        outside: &dyn Outside,
+    ) -> Result<CheckedPassword> {
         if password.len() > MAX_PASSWORD_BYTES {
             // None was ever taken that long, whoever it is.
-            return Ok(Checked { is_right: false, rehashed: None });
+            return Ok(CheckedPassword { is_right: false, rehashed: None });
         }
         let is_there = known.is_some();
         let kept = known.map_or(DECOY.to_owned(), |known| known.0.clone());
@@ -166,7 +171,7 @@ impl Turn {
                 Phc::new(&kept).map_err(|error| ServiceError::internal(format!("a kept password hash: {error}")))?;
             let is_right = Argon2::default().verify_password(password.as_bytes(), &phc).is_ok() && is_there;
             let rehashed = if is_right && is_weaker(&phc) { Some(hash(&password, &salt)?) } else { None };
-            Ok(Checked { is_right, rehashed })
+            Ok(CheckedPassword { is_right, rehashed })
         })
         .await
     }

@@ -43,7 +43,7 @@ impl SignIns {
 
 /// What the browser keeps, sealed.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct PendingSignIn {
     #[serde(with = "time::serde::timestamp")]
     until: OffsetDateTime,
     /// A page of the dashboard, with its origin; `None`: the token is answered as JSON.
@@ -128,7 +128,7 @@ impl People {
         };
         let id = Uuid::new_v4();
         let tag = cookie_tag(&flow.state);
-        let kept = Kept { until: self.core.outside.now() + SIGN_IN_TIMEOUT, back_to, flow };
+        let kept = PendingSignIn { until: self.core.outside.now() + SIGN_IN_TIMEOUT, back_to, flow };
         let plain = Zeroizing::new(serde_json::to_vec(&kept).map_err(ServiceError::internal)?);
         let sealed = self.core.ring.load().seal(&place(id), &plain, &*self.core.outside)?;
         let cookie = format!("{}.{}", id.simple(), BASE64_URL_SAFE_NO_PAD.encode(sealed.as_bytes()));
@@ -170,7 +170,11 @@ impl People {
         ServiceError::OidcRefused
     }
 
-    fn open_kept(&self, cookie: Option<&str>, answer: &ProviderAnswer) -> std::result::Result<(Uuid, Kept), Unopened> {
+    fn open_kept(
+        &self,
+        cookie: Option<&str>,
+        answer: &ProviderAnswer,
+    ) -> std::result::Result<(Uuid, PendingSignIn), Unopened> {
         let foreign = Unopened::Foreign;
         if answer.state.is_none() {
             return Err(foreign);
@@ -180,7 +184,7 @@ impl People {
         let id = Uuid::parse_str(id).map_err(|_| foreign)?;
         let sealed = Sealed::from_bytes(BASE64_URL_SAFE_NO_PAD.decode(sealed).map_err(|_| foreign)?);
         let plain = self.core.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
-        let kept: Kept = serde_json::from_slice(&plain).map_err(|_| foreign)?;
+        let kept: PendingSignIn = serde_json::from_slice(&plain).map_err(|_| foreign)?;
         if self.core.outside.now() >= kept.until {
             return Err(Unopened::Expired);
         }
@@ -190,12 +194,12 @@ impl People {
     async fn finish_kept(
         &self,
         id: Uuid,
-        kept: Kept,
+        kept: PendingSignIn,
         answer: &ProviderAnswer,
         from: IpAddr,
         agent: Option<&str>,
     ) -> Result<Finished> {
-        let Kept { back_to, flow, .. } = kept;
+        let PendingSignIn { back_to, flow, .. } = kept;
         let sign_ins = self.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
         // Before anything else: however it ends, it is not tried again.
         // (`or_insert` looks and then writes: of two at once both would be fresh.)

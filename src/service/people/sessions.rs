@@ -70,7 +70,7 @@ impl People {
         match self.held(&digest, self.core.outside.now()) {
             Some(Ok(signed_in)) => Ok(signed_in),
             // Another node may have seen it used.
-            Some(Err(Idle)) if self.core.records.may_be_away() => {
+            Some(Err(IdleSession)) if self.core.records.may_be_away() => {
                 self.core.members.put_sessions(self.core.records.session_list().await?);
                 match self.held(&digest, self.core.outside.now()) {
                     Some(Ok(signed_in)) => Ok(signed_in),
@@ -92,14 +92,14 @@ impl People {
         }
     }
 
-    fn held(&self, token: &Digest, now: OffsetDateTime) -> Option<std::result::Result<SignedIn, Idle>> {
+    fn held(&self, token: &Digest, now: OffsetDateTime) -> Option<std::result::Result<SignedIn, IdleSession>> {
         let held = self.core.members.sessions.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned()?;
         let user = self.core.members.users.load().get(&held.session.user).cloned()?;
         if !held.session.is_of_now(&user) || now >= held.session.expires_at {
             return None;
         }
         if now - held.last_used_at() >= self.core.policy.load().people.idle {
-            return Some(Err(Idle));
+            return Some(Err(IdleSession));
         }
         held.used(now);
         held.is_news.store(true, Ordering::Relaxed);
@@ -209,4 +209,4 @@ impl People {
 }
 
 /// It was not used for too long, as far as this node knows.
-struct Idle;
+struct IdleSession;

@@ -13,7 +13,7 @@ use crate::hot::throttle::Failing;
 use crate::model::people::Email;
 use crate::records::{PasswordHash, SignInMethod, User, UserChange};
 use crate::service::error::Throttled;
-use crate::service::people::passwords::Checked;
+use crate::service::people::passwords::CheckedPassword;
 use crate::service::people::sessions::{Beginning, NewSession, SignedIn};
 use crate::service::{Initiator, People, Result, ServiceError};
 
@@ -87,7 +87,7 @@ impl People {
         known: Option<&PasswordHash>,
         failing: &[Failing<'_>],
         from: IpAddr,
-    ) -> Result<Checked> {
+    ) -> Result<CheckedPassword> {
         self.check_blocked(failing, self.core.outside.now())?;
         let turn = self.passwords.turn(Some(from)).await?;
         // Of many at once, as many are looked at as of many one after another.

@@ -25,7 +25,7 @@ pub struct Board {
     asked: u64,
     /// Up to whom they have been answered.
     answered: u64,
-    wanted: Option<Wanted>,
+    wanted: Option<WantedProbe>,
     running: Option<Running>,
     quiet_until: Option<Instant>,
     retry_at: Option<Instant>,
@@ -33,7 +33,7 @@ pub struct Board {
 
 /// A probe that somebody asked for.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct WantedProbe {
     pub trigger: ProbeTrigger,
     /// The admin who asked.
     pub by: Option<Initiator>,
@@ -75,12 +75,12 @@ impl Board {
             return ticket;
         }
         let not_before = if is_patient(trigger) { self.quiet_until.unwrap_or(now).max(now) } else { now };
-        let asked = Wanted { trigger, by, not_before, ticket, sharing: None, of_restored };
+        let asked = WantedProbe { trigger, by, not_before, ticket, sharing: None, of_restored };
         self.wanted = Some(match self.wanted.take() {
             Some(known) if weight(known.trigger) >= weight(trigger) => {
-                Wanted { ticket, of_restored: known.of_restored || of_restored, ..known }
+                WantedProbe { ticket, of_restored: known.of_restored || of_restored, ..known }
             }
-            Some(known) => Wanted { not_before: not_before.min(known.not_before), ..asked },
+            Some(known) => WantedProbe { not_before: not_before.min(known.not_before), ..asked },
             None => asked,
         });
         ticket
@@ -92,14 +92,14 @@ impl Board {
     }
 
     /// What is to be done at `now`.
-    pub fn take(&mut self, now: Instant) -> Option<Wanted> {
+    pub fn take(&mut self, now: Instant) -> Option<WantedProbe> {
         if let Some(wanted) = self.wanted.take_if(|wanted| wanted.not_before <= now) {
             self.retry_at = None;
             return Some(wanted);
         }
         self.retry_at.take_if(|at| *at <= now)?;
         let ticket = self.wanted.as_ref().map_or(self.asked, |_| self.answered);
-        Some(Wanted {
+        Some(WantedProbe {
             trigger: ProbeTrigger::Retry,
             by: None,
             not_before: now,
@@ -110,11 +110,11 @@ impl Board {
     }
 
     /// It could not be begun just now.
-    pub fn put_back(&mut self, wanted: Wanted, not_before: Instant) {
-        let wanted = Wanted { not_before, ..wanted };
+    pub fn put_back(&mut self, wanted: WantedProbe, not_before: Instant) {
+        let wanted = WantedProbe { not_before, ..wanted };
         self.wanted = Some(match self.wanted.take() {
             Some(newer) if weight(newer.trigger) > weight(wanted.trigger) => newer,
-            Some(newer) => Wanted {
+            Some(newer) => WantedProbe {
                 ticket: newer.ticket,
                 not_before: not_before.min(newer.not_before),
                 of_restored: newer.of_restored || wanted.of_restored,
@@ -124,7 +124,7 @@ impl Board {
         });
     }
 
-    pub fn began(&mut self, wanted: &Wanted, version: u64, since: OffsetDateTime) {
+    pub fn began(&mut self, wanted: &WantedProbe, version: u64, since: OffsetDateTime) {
         let (trigger, ticket) = (wanted.trigger, wanted.ticket);
         self.running = Some(Running { trigger, since, versions: vec![version], ticket });
     }
@@ -201,7 +201,7 @@ mod tests {
 
     const AT: OffsetDateTime = datetime!(2026-11-26 12:00 UTC);
 
-    fn run(board: &mut Board, version: u64, now: Instant, state: ProbeState) -> Wanted {
+    fn run(board: &mut Board, version: u64, now: Instant, state: ProbeState) -> WantedProbe {
         let wanted = board.take(now).expect("something is due");
         board.began(&wanted, version, AT);
         board.ended(state, now);

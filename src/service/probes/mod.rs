@@ -31,7 +31,7 @@ use crate::records::{ClaimOutcome, Probe, ProbeClaim, ProbeOutcome, ProbeState, 
 use crate::runner::{Check, Finding, Prober, Probing, Told};
 use crate::service::core::canonical::Canonical;
 use crate::service::probe_queue::ProbeQueue;
-use crate::service::probe_queue::board::{self, Wanted};
+use crate::service::probe_queue::board::{self, WantedProbe};
 use crate::service::{Audit, Core, Initiator, Login, Result, ServiceError};
 use adopt::Adopted;
 
@@ -204,13 +204,13 @@ impl Probes {
         Some((outcome.finished_at, probe.node))
     }
 
-    async fn probe(&self, prober: &dyn Prober, wanted: Wanted, stopping: &mut watch::Receiver<bool>) {
+    async fn probe(&self, prober: &dyn Prober, wanted: WantedProbe, stopping: &mut watch::Receiver<bool>) {
         match self.claim(prober, &wanted).await {
             Ok(Begin::Now(id, canonical)) => self.make_probe(prober, &wanted, id, canonical, stopping).await,
             Ok(Begin::Never) => self.queue.board().answer(wanted.ticket),
             Ok(Begin::After(sharing)) => {
                 log::debug!(event = "probe_elsewhere", shared = sharing.is_some(); "another node is at a probe");
-                self.queue.board().put_back(Wanted { sharing, ..wanted }, Instant::now() + SHARED_POLL_INTERVAL);
+                self.queue.board().put_back(WantedProbe { sharing, ..wanted }, Instant::now() + SHARED_POLL_INTERVAL);
             }
             Err(error) => {
                 log::debug!(event = "probe_waits", cause:% = error; "a probe waits for the records: {error}");
@@ -219,7 +219,7 @@ impl Probes {
         }
     }
 
-    async fn claim(&self, prober: &dyn Prober, wanted: &Wanted) -> Result<Begin> {
+    async fn claim(&self, prober: &dyn Prober, wanted: &WantedProbe) -> Result<Begin> {
         let Some(canonical) = self.core.canonical() else { return Ok(Begin::Never) };
         let version = canonical.summary.version;
         if !self.may_be_redeemed(version, wanted.of_restored).await? {
@@ -255,7 +255,7 @@ impl Probes {
     async fn make_probe(
         &self,
         prober: &dyn Prober,
-        wanted: &Wanted,
+        wanted: &WantedProbe,
         id: Uuid,
         canonical: Arc<Canonical>,
         stopping: &mut watch::Receiver<bool>,

@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 use crate::config::AdminAccess;
 use crate::model::authority::AuthorityRole;
 use crate::model::check::{Check, Verdict};
-use crate::model::checkup::{self, Admins, Login};
+use crate::model::checkup::{self, Admins, LoginFinding};
 use crate::records::{AuthoritySlot, RecordsError};
 use crate::service::core::policy::HostCertificate;
 use crate::service::probes::RunnerState;
@@ -218,8 +218,8 @@ impl Status {
         }
     }
 
-    async fn known_login(&self) -> Login {
-        let Some(canonical) = self.core.canonical() else { return Login::default() };
+    async fn known_login(&self) -> LoginFinding {
+        let Some(canonical) = self.core.canonical() else { return LoginFinding::default() };
         let view = tokio::time::timeout(CHECK_TIMEOUT, self.probes.runner(0)).await.ok().and_then(Result::ok);
         let (probed, reason) = match view {
             Some(view) => match view.state {
@@ -233,7 +233,7 @@ impl Status {
         };
         let access_ends = checkup::access_ends(&canonical.text);
         let restored = self.probes.restored_login().map(|restored| restored.backup_of);
-        Login { version: Some(canonical.summary.version), access_ends, probed, reason, restored }
+        LoginFinding { version: Some(canonical.summary.version), access_ends, probed, reason, restored }
     }
 
     /// Hosts are served without probes, too.

@@ -5,7 +5,7 @@ use crate::metrics::{CanonicalReading, CertificateReading, Metrics, Readings};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::records::{AdminCertificate, AuthoritySlot};
-use crate::service::core::authorities::Held;
+use crate::service::core::authorities::HeldAuthority;
 use crate::service::{Result, ServiceError, Status};
 
 /// A store that does not answer keeps nobody waiting who wants to know whether it does.
@@ -74,7 +74,7 @@ impl Status {
 }
 
 /// The one that signs; the others end later, or are on their way out.
-fn of_authority(held: &Held) -> Option<CertificateReading> {
+fn of_authority(held: &HeldAuthority) -> Option<CertificateReading> {
     let kind = match held.role {
         AuthorityRole::Server => "server_authority",
         AuthorityRole::Client => "client_authority",

@@ -14,7 +14,7 @@ use openidconnect::{
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::http::Failure;
+use super::http::HttpFailure;
 use super::refusal::{Refusal, issuers};
 use super::token::Extra;
 use super::{Settings, is_loopback};
@@ -83,13 +83,13 @@ pub(super) fn address(issuer: &str) -> String {
 }
 
 impl Document {
-    pub fn read(body: &[u8], settings: &Settings) -> Result<Self, (Refusal, Failure)> {
-        let unfit = |words: &str| (Refusal::Unavailable, Failure::new(words));
+    pub fn read(body: &[u8], settings: &Settings) -> Result<Self, (Refusal, HttpFailure)> {
+        let unfit = |words: &str| (Refusal::Unavailable, HttpFailure::new(words));
         let metadata: Metadata =
             serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks what every one has"))?;
         if metadata.issuer().as_str() != settings.issuer {
             let words = issuers("its discovery document", &settings.issuer, metadata.issuer().as_str());
-            return Err((Refusal::IssuerOfDiscovery, Failure::new(words)));
+            return Err((Refusal::IssuerOfDiscovery, HttpFailure::new(words)));
         }
         let issuer = metadata.issuer().url();
         let token_endpoint =

@@ -10,7 +10,7 @@ use openidconnect::{HttpRequest, HttpResponse};
 use serde::de::IgnoredAny;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct HttpLimits {
     pub connect: Duration,
     /// A request with its answer.
     pub whole: Duration,
@@ -20,7 +20,7 @@ pub(super) struct Limits {
     pub between_rereads: Duration,
 }
 
-impl Limits {
+impl HttpLimits {
     pub const REAL: Self = Self {
         connect: Duration::from_secs(5),
         whole: Duration::from_secs(10),
@@ -32,9 +32,9 @@ impl Limits {
 /// What went wrong, for the operator's log.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Failure(pub String);
+pub(super) struct HttpFailure(pub String);
 
-impl Failure {
+impl HttpFailure {
     pub fn new(words: impl Into<String>) -> Self {
         Self(words.into())
     }
@@ -48,7 +48,7 @@ pub(super) struct Http {
 
 impl Http {
     /// A provider on this machine is not asked through a proxy.
-    pub fn new(limits: &Limits, is_loopback: bool) -> Result<Self, reqwest::Error> {
+    pub fn new(limits: &HttpLimits, is_loopback: bool) -> Result<Self, reqwest::Error> {
         let builder = reqwest::Client::builder()
             .connect_timeout(limits.connect)
             .timeout(limits.whole)
@@ -59,15 +59,15 @@ impl Http {
         Ok(Self { client, most_answer: limits.most_answer })
     }
 
-    pub async fn get(&self, url: &str) -> Result<Vec<u8>, Failure> {
+    pub async fn get(&self, url: &str) -> Result<Vec<u8>, HttpFailure> {
         let request = Request::get(url).header("accept", "application/json").body(Vec::new());
-        let answer = self.call(request.map_err(|_| Failure::new("its address is no URL"))?).await?;
+        let answer = self.call(request.map_err(|_| HttpFailure::new("its address is no URL"))?).await?;
         if answer.status() == StatusCode::OK { Ok(answer.into_body()) } else { Err(unexpected(answer.status())) }
     }
 
     /// An answer, or one that says what is wrong with the request (RFC 6749, 5.2); its body is JSON.
-    pub async fn call(&self, request: HttpRequest) -> Result<HttpResponse, Failure> {
-        let request = request.try_into().map_err(|_| Failure::new("its address is no URL"))?;
+    pub async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpFailure> {
+        let request = request.try_into().map_err(|_| HttpFailure::new("its address is no URL"))?;
         let mut answer = self.client.execute(request).await.map_err(in_words)?;
         let status = answer.status();
         if !matches!(
@@ -79,17 +79,17 @@ impl Http {
         let kind = answer.headers().get(CONTENT_TYPE).cloned();
         let is_json = kind.as_ref().and_then(|kind| kind.to_str().ok()).is_some_and(is_json);
         if !is_json {
-            return Err(Failure::new(format!("its answer ({status}) is no JSON")));
+            return Err(HttpFailure::new(format!("its answer ({status}) is no JSON")));
         }
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(in_words)? {
             if body.len() + chunk.len() > self.most_answer {
-                return Err(Failure::new(format!("its answer is longer than {} bytes", self.most_answer)));
+                return Err(HttpFailure::new(format!("its answer is longer than {} bytes", self.most_answer)));
             }
             body.extend_from_slice(&chunk);
         }
         if serde_json::from_slice::<IgnoredAny>(&body).is_err() {
-            return Err(Failure::new(format!("its answer ({status}) is broken JSON")));
+            return Err(HttpFailure::new(format!("its answer ({status}) is broken JSON")));
         }
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -102,19 +102,19 @@ fn is_json(kind: &str) -> bool {
     ["application/json", "application/jwk-set+json"].iter().any(|json| essence.eq_ignore_ascii_case(json))
 }
 
-fn unexpected(status: StatusCode) -> Failure {
+fn unexpected(status: StatusCode) -> HttpFailure {
     if status.is_redirection() {
-        return Failure::new(format!("it answers {}, and redirects are not followed", status.as_u16()));
+        return HttpFailure::new(format!("it answers {}, and redirects are not followed", status.as_u16()));
     }
-    Failure::new(format!("it answers {}", status.as_u16()))
+    HttpFailure::new(format!("it answers {}", status.as_u16()))
 }
 
-fn in_words(error: reqwest::Error) -> Failure {
+fn in_words(error: reqwest::Error) -> HttpFailure {
     if error.is_timeout() {
-        return Failure::new("it takes too long");
+        return HttpFailure::new("it takes too long");
     }
     if !error.is_connect() {
-        return Failure::new("the connection broke, or what came was no HTTP");
+        return HttpFailure::new("the connection broke, or what came was no HTTP");
     }
     // Why there is no connection is said by the system and by TLS, not by whoever answers.
     let mut cause: &dyn std::error::Error = &error;
@@ -122,5 +122,5 @@ fn in_words(error: reqwest::Error) -> Failure {
         cause = deeper;
     }
     let words: String = cause.to_string().chars().filter(|letter| !letter.is_control()).take(200).collect();
-    Failure::new(format!("no connection: {words}"))
+    HttpFailure::new(format!("no connection: {words}"))
 }

@@ -13,10 +13,10 @@ use tokio::sync::Mutex;
 
 use super::Settings;
 use super::document::{self, Document};
-use super::http::{Failure, Http, Limits};
+use super::http::{Http, HttpFailure, HttpLimits};
 use super::keys::Keys;
 use super::refusal::Refusal;
-use super::token::Header;
+use super::token::TokenHeader;
 
 pub(super) struct Kept {
     pub settings: Settings,
@@ -26,7 +26,7 @@ pub(super) struct Kept {
     keys: Place<Keys>,
     /// When the keys were last read because of a key nobody knew, and what came of it.
     reread: Mutex<Option<(Instant, Result<(), Refusal>)>>,
-    pub parts: Parts,
+    pub parts: CacheParts,
 }
 
 struct Place<T> {
@@ -48,7 +48,7 @@ impl<T> Place<T> {
 }
 
 impl Kept {
-    pub fn new(settings: Settings, http: Http, limits: &Limits) -> Self {
+    pub fn new(settings: Settings, http: Http, limits: &HttpLimits) -> Self {
         Self {
             settings,
             http,
@@ -56,7 +56,7 @@ impl Kept {
             document: Place::new(),
             keys: Place::new(),
             reread: Mutex::new(None),
-            parts: Parts::default(),
+            parts: CacheParts::default(),
         }
     }
 
@@ -69,7 +69,7 @@ impl Kept {
     }
 
     /// The key that a token with this header is signed with.
-    pub async fn key(self: &Arc<Self>, header: &Header) -> Result<CoreJsonWebKey, Refusal> {
+    pub async fn key(self: &Arc<Self>, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
         let keys = match self.keys.younger_than(self.settings.keys_ttl) {
             Some(keys) => keys,
             None => {
@@ -131,7 +131,7 @@ impl Kept {
 
     /// A key that is not among those kept: they may have been changed since. Whoever makes up names gets one reading in a
     /// while for all of them.
-    async fn reread(&self, header: &Header) -> Result<CoreJsonWebKey, Refusal> {
+    async fn reread(&self, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
         let mut last = self.reread.lock().await;
         let found = || {
             let keys = self.keys.younger_than(self.settings.keys_ttl)?;
@@ -202,9 +202,9 @@ pub(super) enum Part {
 
 /// Which parts of the provider could not be used when they were last asked. The log hears of the first and of the last.
 #[derive(Default)]
-pub(super) struct Parts(AtomicU8);
+pub(super) struct CacheParts(AtomicU8);
 
-impl Parts {
+impl CacheParts {
     pub fn works(&self, part: Part) {
         let bit = part as u8;
         if self.0.fetch_and(!bit, Ordering::AcqRel) == bit {
@@ -212,7 +212,7 @@ impl Parts {
         }
     }
 
-    pub fn fails(&self, part: Part, cause: &Failure) {
+    pub fn fails(&self, part: Part, cause: &HttpFailure) {
         if self.0.fetch_or(part as u8, Ordering::AcqRel) == 0 {
             let part = match part {
                 Part::Document => "its discovery document",
@@ -223,7 +223,7 @@ impl Parts {
         }
     }
 
-    fn note<T>(&self, part: Part, outcome: Result<T, (Refusal, Failure)>) -> Result<T, Refusal> {
+    fn note<T>(&self, part: Part, outcome: Result<T, (Refusal, HttpFailure)>) -> Result<T, Refusal> {
         match outcome {
             Ok(value) => {
                 self.works(part);

@@ -10,8 +10,8 @@ use openidconnect::core::{CoreJsonWebKey, CoreJwsSigningAlgorithm};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::http::Failure;
-use super::token::Header;
+use super::http::HttpFailure;
+use super::token::TokenHeader;
 
 const MIN_RSA_BITS: usize = 2048;
 /// Longer ones only cost time; the library takes none.
@@ -23,21 +23,21 @@ const MAX_EXPONENT_BYTES: usize = 4;
 pub(super) struct Keys(Vec<CoreJsonWebKey>);
 
 impl Keys {
-    pub fn read(body: &[u8]) -> Result<Self, Failure> {
+    pub fn read(body: &[u8]) -> Result<Self, HttpFailure> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<Value>,
         }
-        let set: Set = serde_json::from_slice(body).map_err(|_| Failure::new("its set of keys is none"))?;
+        let set: Set = serde_json::from_slice(body).map_err(|_| HttpFailure::new("its set of keys is none"))?;
         let keys: Vec<_> = set.keys.into_iter().filter_map(usable).collect();
         if keys.is_empty() {
-            return Err(Failure::new("among its keys is none that can be used: an RSA key of 2048 to 4096 bits"));
+            return Err(HttpFailure::new("among its keys is none that can be used: an RSA key of 2048 to 4096 bits"));
         }
         Ok(Self(keys))
     }
 
     /// The one key that this header means. Without a name it can mean the only key there is.
-    pub fn of(&self, header: &Header) -> Option<&CoreJsonWebKey> {
+    pub fn of(&self, header: &TokenHeader) -> Option<&CoreJsonWebKey> {
         let is_meant = |key: &&CoreJsonWebKey| {
             header.kid.as_ref().is_none_or(|kid| key.key_id().is_some_and(|id| id.as_str() == kid))
         };

@@ -29,10 +29,10 @@ use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use self::document::Document;
-use self::http::{Failure, Http, Limits};
+use self::http::{Http, HttpFailure, HttpLimits};
 use self::kept::{Kept, Part};
 pub use self::refusal::Refusal;
-use self::token::{Expected, Header, Token};
+use self::token::{ExpectedClaims, Token, TokenHeader};
 use crate::model::secret::Secret;
 use crate::outside::{Outside, random};
 
@@ -99,10 +99,10 @@ pub struct Provider {
 impl Provider {
     /// Opens nothing: the provider is asked when it is first needed.
     pub fn new(settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
-        Self::within(Limits::REAL, settings, outside)
+        Self::within(HttpLimits::REAL, settings, outside)
     }
 
-    fn within(limits: Limits, settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
+    fn within(limits: HttpLimits, settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
         let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderError::Issuer)?;
         RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| ProviderError::RedirectUri)?;
         let http = Http::new(&limits, is_loopback(issuer.url()))?;
@@ -150,7 +150,8 @@ impl Provider {
         let code = answer.code.as_ref().filter(|code| !code.expose().is_empty()).ok_or(Refusal::CodeMissing)?;
         let (token, header) = self.exchange(&document, code, flow).await?;
         let key = self.kept.key(&header).await?;
-        let expected = Expected { settings, issuer: self.issuer.clone(), nonce: &flow.nonce, now: self.outside.now() };
+        let expected =
+            ExpectedClaims { settings, issuer: self.issuer.clone(), nonce: &flow.nonce, now: self.outside.now() };
         expected.check(&token, key)
     }
 
@@ -160,7 +161,7 @@ impl Provider {
     }
 
     /// The code for an ID token.
-    async fn exchange(&self, document: &Document, code: &Secret, flow: &Flow) -> Result<(Token, Header), Refusal> {
+    async fn exchange(&self, document: &Document, code: &Secret, flow: &Flow) -> Result<(Token, TokenHeader), Refusal> {
         let seen = Arc::new(OnceLock::new());
         let (http, header) = (self.kept.http.clone(), seen.clone());
         // Owned, so that the compiler sees that it may go to another thread.
@@ -170,7 +171,7 @@ impl Provider {
                 let answer = http.call(request).await?;
                 if answer.status().is_success() {
                     // The library would look for a key first.
-                    if let Some(found) = Header::in_answer(answer.body())? {
+                    if let Some(found) = TokenHeader::in_answer(answer.body())? {
                         let _ = header.set(found);
                     }
                 }
@@ -186,14 +187,14 @@ impl Provider {
         let (refusal, failure) = match asked {
             Ok(tokens) => {
                 self.kept.parts.works(Part::Exchange);
-                let header: Header = seen.get().cloned().ok_or(Refusal::TokenMissing)?;
+                let header: TokenHeader = seen.get().cloned().ok_or(Refusal::TokenMissing)?;
                 return Ok((tokens.id_token().ok_or(Refusal::TokenMissing)?.clone(), header));
             }
             Err(RequestTokenError::Request(Stopped::Refused(refusal))) => (refusal, None),
             Err(RequestTokenError::Request(Stopped::Failed(failure))) => (Refusal::Unavailable, Some(failure)),
             Err(RequestTokenError::ServerResponse(error)) => match error.error() {
                 CoreErrorResponseType::InvalidClient | CoreErrorResponseType::UnauthorizedClient => {
-                    let failure = Failure::new("it does not take oidc.client_id or oidc.client_secret");
+                    let failure = HttpFailure::new("it does not take oidc.client_id or oidc.client_secret");
                     (Refusal::ClientRefused, Some(failure))
                 }
                 _ => (Refusal::CodeRefused, None),
@@ -201,7 +202,7 @@ impl Provider {
             Err(RequestTokenError::Parse(_, body)) if seen.get().is_some() => {
                 (token::why_unreadable(&Zeroizing::new(body)), None)
             }
-            Err(_) => (Refusal::Unavailable, Some(Failure::new("its answer is none of a token endpoint"))),
+            Err(_) => (Refusal::Unavailable, Some(HttpFailure::new("its answer is none of a token endpoint"))),
         };
         match failure {
             Some(failure) => self.kept.parts.fails(Part::Exchange, &failure),
@@ -220,7 +221,7 @@ impl Provider {
 #[derive(Debug, thiserror::Error)]
 enum Stopped {
     #[error(transparent)]
-    Failed(#[from] Failure),
+    Failed(#[from] HttpFailure),
     #[error(transparent)]
     Refused(#[from] Refusal),
 }

@@ -71,14 +71,15 @@ fn settings(provider: &hostile::Provider) -> Settings {
 }
 
 /// Patient enough for a busy machine; what is to be too slow never comes.
-const LIMITS: Limits = Limits { connect: Duration::from_secs(2), whole: Duration::from_secs(2), ..Limits::REAL };
+const LIMITS: HttpLimits =
+    HttpLimits { connect: Duration::from_secs(2), whole: Duration::from_secs(2), ..HttpLimits::REAL };
 
 impl World {
     fn new() -> Self {
         Self::with(LIMITS, |_| ())
     }
 
-    fn with(limits: Limits, change: impl FnOnce(&mut Settings)) -> Self {
+    fn with(limits: HttpLimits, change: impl FnOnce(&mut Settings)) -> Self {
         crate::pki::tls::install_default_provider();
         let provider = hostile::Provider::start();
         let mut settings = settings(&provider);

@@ -45,12 +45,12 @@ pub(super) type Token = IdToken<Extra, CoreGenderClaim, CoreJweContentEncryption
 
 /// What a token says of its signature. It is looked at before anything else of the token, and before any key.
 #[derive(Clone, Debug)]
-pub(super) struct Header {
+pub(super) struct TokenHeader {
     pub alg: CoreJwsSigningAlgorithm,
     pub kid: Option<String>,
 }
 
-impl Header {
+impl TokenHeader {
     /// Of the ID token in an answer of the token endpoint; `None`: there is none in it.
     pub fn in_answer(body: &[u8]) -> Result<Option<Self>, Refusal> {
         token_in(body)?.map(|token| Self::of(&token)).transpose()
@@ -95,14 +95,14 @@ pub(super) fn why_unreadable(body: &[u8]) -> Refusal {
     }
 }
 
-pub(super) struct Expected<'a> {
+pub(super) struct ExpectedClaims<'a> {
     pub settings: &'a Settings,
     pub issuer: IssuerUrl,
     pub nonce: &'a str,
     pub now: OffsetDateTime,
 }
 
-impl Expected<'_> {
+impl ExpectedClaims<'_> {
     /// Who signed in, by a token that `key` is to have signed.
     pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, Refusal> {
         let now = SystemTime::from(self.now);

@@ -157,7 +157,7 @@ fn faults() -> [Fault; 16] {
 
 async fn an_answer_that_is_none(path: &str) {
     for fault in faults() {
-        let world = World::with(Limits { whole: Duration::from_millis(600), ..LIMITS }, |_| ());
+        let world = World::with(HttpLimits { whole: Duration::from_millis(600), ..LIMITS }, |_| ());
         let begun = std::time::Instant::now();
         world.provider.fault(path, fault.clone());
         assert_eq!(world.sign_in().await, Err(Refusal::Unavailable), "{fault:?}");

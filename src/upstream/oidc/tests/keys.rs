@@ -55,7 +55,7 @@ async fn a_flood_of_unknown_keys_makes_one_request() {
 
 #[tokio::test]
 async fn after_a_while_an_unknown_key_is_looked_for_again() {
-    let limits = Limits { between_rereads: Duration::from_millis(300), ..LIMITS };
+    let limits = HttpLimits { between_rereads: Duration::from_millis(300), ..LIMITS };
     let world = World::with(limits, |_| ());
     kid(&world, Some("not-yet"));
     assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
