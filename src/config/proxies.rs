@@ -1,4 +1,5 @@
-//! The networks in `listen.trusted_proxies`.
+//! Reads the networks of `listen.trusted_proxies`, or says why one is refused. `load.rs` calls it; `model/forwarded.rs` applies
+//! the networks.
 
 use std::net::IpAddr;
 

@@ -20,9 +20,9 @@ use crate::upstream::releases::Releases;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const TELEMETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The clock may have been set meanwhile, and no host takes a certificate that is not valid yet, or any more.
-/// How late it may be told when a session was last used.
+/// How late the records learn when a session was last used.
 const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
+/// Short, because the clock may be set meanwhile: no host accepts a certificate that is not valid yet, or any more.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
 const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);

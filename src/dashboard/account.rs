@@ -43,7 +43,7 @@ impl AccountPage {
         let hosts = areas.people.own_hosts(signed_in).await?;
         let sessions = areas.people.sessions(Some(signed_in.user.id)).await?;
         Ok(Self {
-            layout: context.layout("My hosts"),
+            layout: Layout::new(context, "My hosts"),
             hosts: hosts.into_iter().map(|view| HostRow::new(view, now)).collect(),
             max_hosts: areas.people.max_hosts(signed_in),
             has_password: signed_in.user.password.is_some(),

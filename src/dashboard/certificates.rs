@@ -87,7 +87,7 @@ pub async fn page(context: PageContext) -> Result<Response, PageError> {
     // What ends next comes first; what is over comes last.
     certificates.sort_by_key(|it| (!context.areas().trust.state_of(it).is_in_force(), it.expires_at));
     let certificates = certificates.into_iter().map(|it| CertificateRow::of(&context, it)).collect();
-    show(StatusCode::OK, &CertificatesPage { layout: context.layout(TITLE), certificates })
+    show(StatusCode::OK, &CertificatesPage { layout: Layout::new(&context, TITLE), certificates })
 }
 
 #[handler]
@@ -118,7 +118,7 @@ struct RenewedPage {
 pub async fn show_renewed(context: PageContext, Path(id): Path<String>) -> Result<Response, PageError> {
     let renewed = context.take(|d| &d.renewed, &id);
     let status = if renewed.is_some() { StatusCode::OK } else { StatusCode::GONE };
-    show(status, &RenewedPage { layout: context.layout(TITLE), renewed })
+    show(status, &RenewedPage { layout: Layout::new(&context, TITLE), renewed })
 }
 
 #[handler]
@@ -133,7 +133,7 @@ pub async fn send_file(context: PageContext, Path(id): Path<String>) -> Result<R
                 .body(bytes))
         }
         None => {
-            let layout = context.layout(TITLE);
+            let layout = Layout::new(&context, TITLE);
             show(StatusCode::GONE, &RenewedPage { layout, renewed: None })
         }
     }

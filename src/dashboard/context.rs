@@ -1,4 +1,4 @@
-//! What a page handler receives: the caller, the areas, the result of the last action, and the layout.
+//! What a page handler receives: the caller, the areas, and the result of the last action.
 //!
 //! It is made once for each request, after the caller was found and the form was checked (`mod.rs`). A page's error stays
 //! typed up to the one place that writes it.
@@ -12,7 +12,6 @@ use time::OffsetDateTime;
 
 use super::Dashboard;
 use super::flash_store::FlashStore;
-use super::layout::Layout;
 use crate::api::errors::Failure;
 use crate::api::guards::Principal;
 use crate::service::{Areas, Initiator, ServiceError};
@@ -52,10 +51,6 @@ impl PageContext {
     /// For the audit log.
     pub fn by(&self) -> &Initiator {
         &self.principal.by
-    }
-
-    pub fn layout(&self, title: &'static str) -> Layout {
-        Layout::new(self, title)
     }
 
     pub(super) fn form_token(&self) -> String {

@@ -53,7 +53,7 @@ pub async fn page(
         digest: summary.digest.to_string(),
     });
     let page = HistoryPage {
-        layout: context.layout("Versions of the login"),
+        layout: Layout::new(&context, "Versions of the login"),
         versions: rows.collect(),
         is_first: before.is_none(),
         next: history.next,

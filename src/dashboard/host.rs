@@ -55,14 +55,14 @@ pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response,
         bound_to: refused.bound_to.map(|bound| bound.to_string()),
         at: When::new(at, now),
     });
-    let layout = context.layout("Host");
+    let layout = Layout::new(&context, "Host");
     show(StatusCode::OK, &HostPage { layout, created, owner, refused, host: HostRow::new(view, now) })
 }
 
 #[handler]
 pub async fn confirm(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
     let host = HostRow::new(context.areas().hosts.host(HostId(id)).await?, context.now());
-    show(StatusCode::OK, &RemovePage { layout: context.layout("Remove a host"), host })
+    show(StatusCode::OK, &RemovePage { layout: Layout::new(&context, "Remove a host"), host })
 }
 
 #[handler]

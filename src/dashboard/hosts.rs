@@ -94,7 +94,7 @@ pub async fn page(context: PageContext, Query(wanted): Query<HostsQuery>) -> Res
     let listed = context.areas().hosts.list_hosts(query).await?;
     let found = listed.matching;
     let page = HostsPage {
-        layout: context.layout("Hosts"),
+        layout: Layout::new(&context, "Hosts"),
         login: login(context.areas(), now).await,
         hosts: listed.hosts.into_iter().map(|host| HostRow::of(host, now)).collect(),
         found,

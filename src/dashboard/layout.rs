@@ -164,7 +164,7 @@ struct FailurePage {
 /// A failure, as a page.
 pub fn failure_page(context: &PageContext, failure: &Failure) -> Response {
     let (status, body) = failure.body();
-    let layout = context.layout("That did not work");
+    let layout = Layout::new(context, "That did not work");
     match show(status, &FailurePage { layout, explained: explain(body) }) {
         Ok(mut page) => {
             page.headers_mut().extend(failure.retry_after().map(|seconds| (RETRY_AFTER, seconds.into())));

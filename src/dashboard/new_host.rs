@@ -93,7 +93,7 @@ const TITLE: &str = "New host";
 #[handler]
 pub async fn page(context: PageContext, Query(Prefilled { name }): Query<Prefilled>) -> Result<Response, PageError> {
     let known = !name.is_empty() && context.areas().hosts.host_named(&name).await?.is_some();
-    let layout = context.layout(TITLE);
+    let layout = Layout::new(&context, TITLE);
     let guessed = Guessed::of(&context);
     let page = NewHostPage { layout, name, shared: false, known, guessed, allow_short_name: false, refused: None };
     show(StatusCode::OK, &page)
@@ -104,7 +104,7 @@ pub async fn make(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respon
     let (name, shared) = (form.text("name").to_owned(), form.is("shared", "yes"));
     let allow_short_name = form.is("allow_short_name", "yes");
     let again = async |status, known, refused| {
-        let layout = context.layout(TITLE);
+        let layout = Layout::new(&context, TITLE);
         let (name, guessed) = (name.clone(), Guessed::of(&context));
         show(status, &NewHostPage { layout, name, shared, known, guessed, allow_short_name, refused })
     };
@@ -132,7 +132,7 @@ pub async fn make(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respon
 #[handler]
 pub async fn installer(context: PageContext, Path(id): Path<String>) -> Result<Response, PageError> {
     let now = context.now();
-    let layout = context.layout("Install the host");
+    let layout = Layout::new(&context, "Install the host");
     match context.take(|d| &d.installers, &id) {
         Some(shown) => {
             let expires = When::new(shown.expires_at, now);

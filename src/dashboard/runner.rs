@@ -72,7 +72,7 @@ pub async fn page(
     let now = context.now();
     let view = context.areas().probes.runner(if probes == "all" { MAX_PROBES } else { PROBES_SHOWN }).await?;
     let page = RunnerPage {
-        layout: context.layout("Runner"),
+        layout: Layout::new(&context, "Runner"),
         has_login: context.areas().core.canonical().is_some(),
         enabled: view.enabled,
         proof: Proof::of(&view, now),

@@ -20,7 +20,7 @@ struct SwitchPage {
 
 #[handler]
 pub async fn page(context: PageContext) -> Result<Response, PageError> {
-    show(StatusCode::OK, &SwitchPage { layout: context.layout("Kill switch") })
+    show(StatusCode::OK, &SwitchPage { layout: Layout::new(&context, "Kill switch") })
 }
 
 #[handler]

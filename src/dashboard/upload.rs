@@ -88,6 +88,6 @@ async fn show_form(
     status: StatusCode,
     refused: Option<Explained>,
 ) -> Result<Response, PageError> {
-    let layout = context.layout("Canonical login");
+    let layout = Layout::new(context, "Canonical login");
     show(status, &UploadPage { layout, login: login(context.areas(), context.now()).await, refused })
 }

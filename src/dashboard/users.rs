@@ -75,7 +75,7 @@ impl SessionRow {
 #[handler]
 pub async fn list(context: PageContext) -> Result<Response, PageError> {
     let users = context.areas().people.users().await?;
-    let layout = context.layout("Users");
+    let layout = Layout::new(&context, "Users");
     show(StatusCode::OK, &UsersPage { layout, users, roles: Role::ALL, email: String::new(), refused: None })
 }
 
@@ -92,7 +92,7 @@ pub async fn add(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respons
             let failure = Failure::from(error);
             let (status, body) = failure.body();
             let users = context.areas().people.users().await?;
-            let layout = context.layout("Users");
+            let layout = Layout::new(&context, "Users");
             let refused = Some(explain(body));
             show(status, &UsersPage { layout, users, roles: Role::ALL, email: email.to_owned(), refused })
         }
@@ -107,7 +107,7 @@ pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response,
     let identities = areas.people.identities().await?.into_iter().filter(|identity| identity.user == user.id).collect();
     let this = context.principal.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
     let sessions = SessionRow::in_force(areas.people.sessions(Some(user.id)).await?, this, now);
-    let layout = context.layout("Users");
+    let layout = Layout::new(&context, "Users");
     let default_max = areas.people.people_policy().max_hosts;
     show(StatusCode::OK, &UserPage { layout, user, roles: Role::ALL, default_max, identities, sessions })
 }

@@ -1,13 +1,14 @@
-//! The rows of hot state on sled, with a sum over them, so that damage is noticed and never served.
+//! The rows of hot state on sled, with a sum over all of them, so that damage is found and never served.
 //!
-//! sled checks each page of its log, but a page that it cannot read may simply be missing afterwards, or be as it was some
-//! time before: a host would be unknown, or a replaced key good again. So every change also changes a row with the sum of the
-//! digests of all rows, in the same batch. Opening reads every row and compares ([`CacheStore::verify`]). Rows that are as
-//! they were *together* at an earlier time have a good sum; what changed since comes from the records, and from the outbox.
+//! sled checks each page of its log. A page that it cannot read may be missing afterwards, or have older content: a host would
+//! be unknown, or a replaced key good again. So each change also writes the sum of the digests of all rows, in the same
+//! batch. Opening reads every row and compares the sum ([`CacheStore::verify`], called by `opening.rs`). If all rows went back
+//! to the same earlier state, the sum is good; the records and the outbox then bring what changed since.
 //!
-//! The rows of the throttles are not part of the sum: they change with every call, and their loss only forgives.
+//! The rows of the throttles are not in the sum: they change with every call, and their loss only forgives.
 //!
-//! A read that fails while the daemon runs, or a row that cannot be decoded, is remembered ([`CacheStore::broken`]).
+//! After a failed read, or a row that cannot be decoded, nothing is read any more ([`CacheStore::broken`]): the daemon replaces
+//! its process. Every other module of this room reads and writes through it.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -139,7 +139,8 @@ async fn outage(mut server: MariaDb, url: &str, outage: Outage) {
     until("logins are served on", async || load.retrieved() > retrieved + 300).await;
     println!("{name}: {}; {} files open, {files} before", load.told(), open_files(daemon.pid()));
     let longest = load.longest_change.load(Ordering::SeqCst);
-    assert!(longest < 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
+    // A change asks twice, and each time may take all of its time: the change itself, then what else changed (`Core::commit`).
+    assert!(longest < 2 * 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
     // Connections that nobody answers on are not heaped up.
     assert!(open_files(daemon.pid()) < files + 20);
 

@@ -1,6 +1,6 @@
 //! What waits to be proved: asked for by calls and admins, taken by the worker.
 //!
-//! It stands below the area that asks ([`crate::service::Login`]) and below the area that works ([`crate::service::Probes`]).
+//! It stands below the area that asks, the login, and below the area that works, the probes.
 
 pub(in crate::service) mod board;
 

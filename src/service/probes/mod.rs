@@ -67,8 +67,6 @@ const ABANDONED_AFTER: time::Duration = time::Duration::minutes(20);
 /// How many of the last probes are looked at.
 const RECENT_PROBES: usize = 20;
 const STOPPED: &str = "the daemon was stopped before Codex had answered";
-/// The longest reason that is kept.
-const MAX_REASON_BYTES: usize = 4000;
 
 impl Probes {
     pub(in crate::service) fn new(
@@ -272,7 +270,6 @@ impl Probes {
             Finding::Fails(reason) => (ProbeState::Fail, Some(reason)),
             Finding::Unavailable(reason) => (ProbeState::Unavailable, Some(reason)),
         };
-        let reason = reason.map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
         let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.core.outside.now() };
         self.core.metrics.probed(state.as_str(), begun.elapsed());
         tell(version, &outcome);

@@ -469,14 +469,14 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
         // The state says nothing: the probe that the stop cut short has left the same one.
         loop {
             let view = next.areas.probes.runner(1).await.unwrap();
-            if view.probes[0].outcome.is_some() {
+            if view.latest.as_ref().is_some_and(|probe| probe.id == id) {
                 return view;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
-    assert_eq!(view.probes[0].id, id);
+    assert_eq!(view.state, RunnerState::Known(ProbeState::Unavailable));
     assert!(view.reason().unwrap().contains("the daemon ended before the probe did"));
     within(async {
         // It is tried again later.
