@@ -15,7 +15,7 @@ pub fn outlive_a_removal(fleet: &Fleet, package: &Package) {
     let config = fs::read(machine.file(CONFIG)).unwrap();
     let state = |unit| (machine.property(unit, "UnitFileState"), machine.property(unit, "ActiveState"));
     let drop_in = format!("/etc/systemd/system/{UNIT}.d/own.conf");
-    machine.write(&drop_in, "[Areas]\nNice=-1\n");
+    machine.write(&drop_in, "[Service]\nNice=-1\n");
 
     machine.done(&["systemctl", "enable", "--now", TIMER]);
     remove(fleet);

@@ -79,7 +79,7 @@ pub fn copy(image: &Path) -> TempDir {
 
 /// That of this machine, where it says one.
 fn mirror() -> Option<String> {
-    let format = ["indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-Initiator: Packages"];
+    let format = ["indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
     let listed = Command::new("apt-get").args(format).output().ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     // That of the release which this machine has; the others are beside it.

@@ -53,7 +53,7 @@ pub fn the_units_and_the_journal_are_quiet(machine: &Machine) {
 pub fn a_daemon_that_cannot_start_is_tried_until_it_can(fleet: &Fleet) {
     let machine = fleet.machine;
     let hasty = format!("/etc/systemd/system/{UNIT}.d");
-    machine.write(&format!("{hasty}/hasty.conf"), "[Areas]\nRestartSec=100ms\n");
+    machine.write(&format!("{hasty}/hasty.conf"), "[Service]\nRestartSec=100ms\n");
     machine.done(&["systemctl", "daemon-reload"]);
     let config = std::fs::read_to_string(machine.file(CONFIG)).unwrap();
     machine.write(CONFIG, &format!("no_such_key = 1\n{config}"));
@@ -168,7 +168,7 @@ pub fn a_daemon_that_hangs_is_replaced(fleet: &Fleet) {
     let own = machine.property(UNIT, "WatchdogUSec");
     assert!(!["0", "infinity"].contains(&own.as_str()), "the unit has no watchdog: {own}");
     let place = format!("/etc/systemd/system/{UNIT}.d/impatient.conf");
-    machine.write(&place, "[Areas]\nWatchdogSec=2\nTimeoutAbortSec=1\n");
+    machine.write(&place, "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n");
     machine.done(&["systemctl", "daemon-reload"]);
     fleet.restart();
     let (restarts, process) = (fleet.restarts(), fleet.main_pid());
