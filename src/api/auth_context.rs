@@ -33,7 +33,7 @@ pub struct AuthContext {
 impl AuthContext {
     /// Finds out who calls, and counts the request against the limit of the host, the user or the address.
     pub fn of(areas: &Areas, trust: &TrustedProxies, request: &Request) -> Result<Self, Failure> {
-        let caller = find_caller(request, trust, areas.status.metrics())?;
+        let caller = find_caller(request, trust, areas.core.metrics())?;
         log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller; "a request of a host");
         // Of several headers the first counts; one that is no text is as good as none.
         let credential = match request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {

@@ -275,7 +275,7 @@ impl<'a> FromRequest<'a> for OnThisMachine {
     }
 }
 
-/// Who calls a page, found by the cookie of a session.
+/// The caller of a page: by certificate alone, or by the session in a cookie.
 #[derive(Clone)]
 struct PagePrincipal(Principal);
 
@@ -286,7 +286,7 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
     let areas = request.data::<Arc<Areas>>().cloned();
     let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
     let reads = request.method().is_safe();
-    let principal = if reads && !comes_by_network { None } else { find_caller(&mut request).await };
+    let principal = if reads && !comes_by_network { None } else { find_principal(&mut request).await };
     if comes_by_network
         && principal.is_none()
         && let Some(areas) = &areas
@@ -319,8 +319,8 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
     Ok(answer)
 }
 
-/// Whoever calls, as a program or with a page. The request carries what was found.
-async fn find_caller(request: &mut Request) -> Option<Principal> {
+/// Finds the caller by certificate, token or cookie, and puts it into the data of the request.
+async fn find_principal(request: &mut Request) -> Option<Principal> {
     if let Ok(principal) = Principal::of(request).await {
         request.set_data(principal.clone());
         // A page takes no token from a header.

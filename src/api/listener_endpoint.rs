@@ -53,7 +53,7 @@ impl<E: Endpoint> Endpoint for ListenerEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let measured = Measured::begin(self.areas.status.metrics(), self.listener);
+        let measured = Measured::begin(self.areas.core.metrics(), self.listener);
         let is_installer = self.trust.is_some() && install::is_installer(request.uri().path());
         let (operation, answer) = match self.answer(request).await {
             Ok(answer) => (answer.data().copied(), answer),

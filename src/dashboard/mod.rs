@@ -124,7 +124,7 @@ impl Dashboard {
     }
 }
 
-/// What holds for every page: the caller is found, may open the page, and sent a form of ours. A failure is shown as a page.
+/// Finds the caller, checks its role and its form, and calls the page. A failure is shown as a page.
 async fn answer<E: Endpoint>(
     dashboard: Arc<Dashboard>,
     needs: Needs,

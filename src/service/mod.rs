@@ -56,7 +56,7 @@ pub use self::trust::Trust;
 pub type Result<T> = std::result::Result<T, ServiceError>;
 
 /// What the wiring gives the areas, where it is configured.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Adapters {
     /// Opens stores, for [`Transfer`].
     pub stores: Option<Arc<dyn transfer::Stores>>,
@@ -66,8 +66,7 @@ pub struct Adapters {
     pub provider: Option<Arc<Provider>>,
 }
 
-/// Every area, wired up. A clone is the same areas.
-#[derive(Clone)]
+/// Every area, wired up.
 pub struct Areas {
     pub core: Arc<Core>,
     pub audit: Arc<Audit>,

@@ -1,4 +1,4 @@
-//! Who initiated an action, as the audit log names it, and the journal's copy of an entry.
+//! The initiator of an action, as the audit log names it; and the journal's copy of an audit entry.
 
 use std::net::IpAddr;
 

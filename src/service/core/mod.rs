@@ -128,6 +128,10 @@ impl Core {
         self.hot.host_states().map(|states| states.total()).unwrap_or_default()
     }
 
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// The wall clock, for what is shown.
     pub fn now(&self) -> time::OffsetDateTime {
         self.outside.now()

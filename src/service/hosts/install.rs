@@ -104,7 +104,7 @@ impl Hosts {
         self.core.security_events.event("installer.used_again", name, from, true, now);
     }
 
-    /// Every installer there ever was, the newest first, with its host's name; and the time at which it was looked.
+    /// All installers, newest first, each with the name of its host; and the current time.
     pub async fn installers(&self) -> Result<(Vec<(InstallToken, Option<Fqdn>)>, OffsetDateTime)> {
         let mut tokens = self.core.records.installer_list().await?;
         // A page goes on where another one ended: equal times need an order.

@@ -1,6 +1,7 @@
-//! What waits to be proved: asked for by calls and admins, taken by the worker.
+//! Requests for probes: made by hosts' calls and by admins, taken by the worker.
 //!
-//! It stands below the area that asks, the login, and below the area that works, the probes.
+//! The queue stands below both areas that use it: the login makes requests, the probes take them. A crash loses them; the
+//! next start makes those again that the records call for.
 
 pub(in crate::service) mod board;
 

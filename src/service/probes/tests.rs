@@ -85,8 +85,8 @@ impl Node {
         let stage = Arc::new(Stage { probes: sender, begun: AtomicUsize::new(0) });
         let areas = Areas::on(areas.core, Adapters { prober: Some(stage.clone()), ..Adapters::default() });
         let (stop, stopping) = watch::channel(false);
-        let proving = areas.clone();
-        let worker = tokio::spawn(async move { proving.probes.make_probes(stopping).await });
+        let proving = areas.probes.clone();
+        let worker = tokio::spawn(async move { proving.make_probes(stopping).await });
         Self { areas, stage, probes, stop, worker }
     }
 

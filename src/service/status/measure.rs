@@ -1,7 +1,7 @@
 //! What the metrics ask of the service when somebody looks. It answers with what it can find out, above all while the
 //! store is in trouble: a daemon that is degraded must still say so.
 
-use crate::metrics::{CanonicalReading, CertificateReading, Metrics, Readings};
+use crate::metrics::{CanonicalReading, CertificateReading, Readings};
 use crate::model::authority::AuthorityRole;
 use crate::model::digest::Digest;
 use crate::records::{AdminCertificate, AuthoritySlot};
@@ -16,10 +16,6 @@ const MAX_CERTIFICATES: usize = 500;
 const EXPIRED_SHOWN_FOR: time::Duration = time::Duration::days(7);
 
 impl Status {
-    pub fn metrics(&self) -> &std::sync::Arc<Metrics> {
-        &self.core.metrics
-    }
-
     /// Everything that is measured, in the Prometheus text format.
     pub async fn metrics_text(&self) -> Result<String> {
         let readings = self.readings().await;

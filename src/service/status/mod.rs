@@ -1,4 +1,4 @@
-//! How it all is: the overview, the metrics and what `doctor` asks a daemon.
+//! The state of the service: overview, metrics, and what `doctor` asks a daemon.
 
 mod examine;
 mod measure;

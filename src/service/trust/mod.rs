@@ -1,4 +1,4 @@
-//! Whom the daemon trusts and what it seals with: authorities, admins' certificates, data keys.
+//! Authorities, admins' certificates and data keys.
 
 pub mod authorities;
 pub mod certificates;
