@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use askama::Template;
+use cookie::Cookie;
 use poem::http::StatusCode;
 use poem::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, LOCATION, SET_COOKIE};
 use poem::web::Html;
@@ -115,7 +116,7 @@ struct Browser {
     origin: Option<String>,
     /// The same as the request names it.
     named: String,
-    cookies: Vec<String>,
+    cookies: Vec<Cookie<'static>>,
 }
 
 impl<'a> FromRequest<'a> for Browser {

@@ -1,7 +1,7 @@
-//! What happens without being asked for: telemetry to the records, changes of other nodes, certificate renewal, the
-//! newest release of Codex.
+//! Background jobs: telemetry to the records, changes of other nodes, certificate renewal, pruning, probes, the newest release of
+//! Codex.
 //!
-//! Each job is a loop over its own interval that logs a failure and goes on; none holds anything that a crash loses.
+//! Each job is a loop with its own interval. A failure is logged and the job goes on. A crash loses nothing that a job holds.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::upstream::releases::Releases;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const TELEMETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How late the records learn when a session was last used.
+/// How often the last use of each session is written to the records.
 const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
-/// Short, because the clock may be set meanwhile: no host accepts a certificate that is not valid yet, or any more.
+/// Short, because the clock may be set: hosts refuse a certificate that has expired or is not valid yet.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
 const EXPIRY_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -31,12 +31,12 @@ const RELEASES_INTERVAL: Duration = Duration::from_secs(3 * 3600);
 pub struct Jobs(JoinSet<()>);
 
 impl Jobs {
-    /// `job` ends when it sees the stop.
+    /// Adds a job. It must end when the daemon stops.
     pub fn add(&mut self, job: impl Future<Output = ()> + Send + 'static) {
         self.0.spawn(job);
     }
 
-    /// Waits until every job has seen the stop.
+    /// Waits until every job has ended.
     pub async fn finish(mut self) {
         while self.0.join_next().await.is_some() {}
     }
@@ -62,9 +62,9 @@ pub fn start(
     let counted = areas.clone();
     jobs.spawn(every(TELEMETRY_INTERVAL, stopping.clone(), move || {
         let areas = counted.clone();
-        async move { gather(&areas).await }
+        async move { report_use("telemetry", areas.hosts.gather_telemetry().await.map(|_any| ())) }
     }));
-    // Records that do not answer keep nothing from being gathered.
+    // A job of its own: telemetry is gathered even while the records do not answer.
     let drained = areas.clone();
     jobs.spawn(every(TELEMETRY_INTERVAL, stopping.clone(), move || {
         let areas = drained.clone();
@@ -129,15 +129,8 @@ pub fn start(
     Jobs(jobs)
 }
 
-/// Moves some of what was counted to the outbox.
-async fn gather(areas: &Areas) {
-    report_use("throttle", areas.admission.keep_throttle().await);
-    report_use("telemetry", areas.hosts.gather_telemetry().await.map(|_any| ()));
-}
-
-/// Moves all that was counted to the records.
+/// Moves all counted telemetry to the records, when the daemon stops.
 pub async fn flush(areas: &Areas) {
-    report_use("throttle", areas.admission.keep_throttle().await);
     loop {
         match areas.hosts.gather_telemetry().await {
             Ok(true) => {}
@@ -166,13 +159,12 @@ where
     }
 }
 
-/// Waits for the stop. An error means that the sender is gone: then it is time to stop as well.
+/// Waits until the daemon stops. An error means that the sender is gone, which is a stop too.
 pub async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// A store that has failed is told of by `recovery`, once a minute, and records that are away by who polls them: not by
-/// every job.
+/// Logs a failure, except a failed store and records that are away: `recovery` and `catch_up` log these once for all jobs.
 fn report_use(job: &str, outcome: Result<(), ServiceError>) {
     match outcome {
         Err(

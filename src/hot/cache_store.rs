@@ -5,7 +5,7 @@
 //! batch. Opening reads every row and compares the sum ([`CacheStore::verify`], called by `opening.rs`). If all rows went back
 //! to the same earlier state, the sum is good; the records and the outbox then bring what changed since.
 //!
-//! The rows of the throttles are not in the sum: they change with every call, and their loss only forgives.
+//! The rows of blocks ([`throttle`]) are not in the sum: losing one only ends a block early.
 //!
 //! After a failed read, or a row that cannot be decoded, nothing is read any more ([`CacheStore::broken`]): the daemon replaces
 //! its process. Every other module of this room reads and writes through it.

@@ -2,8 +2,8 @@
 //!
 //! It is kept in two stores of the state directory:
 //! - `hot/`, the *cache*, on sled ([`cache_store`]): hosts by the digest of a key, their activity, the canonical version
-//!   sealed, settings, installer tokens, the throttles' counts. All of it comes from the records ([`Hot::apply`]), the counts
-//!   aside: losing it forgives who was throttled or blocked. It survives a kill and no power cut.
+//!   sealed, settings, installer tokens, blocks. All of it but the blocks comes from the records ([`Hot::apply`]); losing it ends
+//!   the blocks. It survives a kill and no power cut.
 //! - `outbox/`, power-safe: this node's id, telemetry that was acknowledged and is not in the records yet ([`outbox`]), a
 //!   login that a probe refreshed while the records were away ([`refreshed`]), and how the cache was left ([`trust`]).
 //!   Losing it loses those; a new id is made, so that the records never mistake new batches for old ones.

@@ -233,18 +233,4 @@ impl Admission {
             .await?;
         Ok(())
     }
-
-    /// Keeps what the throttles counted since the last time.
-    pub async fn keep_throttle(&self) -> Result<()> {
-        let rows = self.core.throttle.gather(self.core.outside.now());
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let hot = self.core.hot.clone();
-        let written = tokio::task::spawn_blocking(move || hot.keep_throttle(rows)).await;
-        written.map_err(ServiceError::internal)??;
-        self.core.hot.settled().await?;
-        log::debug!(event = "throttle_kept"; "what the throttles counted is kept");
-        Ok(())
-    }
 }

@@ -1,5 +1,5 @@
-//! Time for the throttles: the wall clock, but when that is set back, time goes on from where it was. So a block lasts as
-//! long as it was meant to, whatever the clock does; one that is set forward ends it early, which locks nobody out.
+//! Time for the throttles: the wall clock, except that a wall clock that is set back does not set this time back. So no block lasts
+//! longer than configured. A wall clock that is set forward ends a block early.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,21 +8,21 @@ use time::OffsetDateTime;
 
 use super::SECOND;
 
-/// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
+/// Calls read the clock before they are counted, so their times may be out of order by this much. More is a clock set back.
 pub(super) const MAX_CLOCK_BACK: i64 = SECOND;
-/// `latest` is written this rarely, so that calls share it without fighting for it.
+/// `latest` is written at most this often, so that calls do not contend for its cache line.
 const CLOCK_STEP: i64 = SECOND / 10;
 
 #[derive(Default)]
 pub(super) struct Clock {
-    /// How far the wall clock was set back in all, in nanoseconds.
+    /// The sum of all steps back of the wall clock, in nanoseconds.
     behind: AtomicI64,
     latest: AtomicI64,
     turning: Mutex<()>,
 }
 
 impl Clock {
-    /// Nanoseconds that never jump back.
+    /// Nanoseconds since 1970; they never go back by more than [`MAX_CLOCK_BACK`].
     pub(super) fn at(&self, now: OffsetDateTime) -> i64 {
         let wall = nanoseconds(now);
         let time = wall.saturating_add(self.behind.load(Ordering::Acquire));
@@ -48,7 +48,7 @@ impl Clock {
         latest
     }
 
-    /// What the wall clock shows at `time`, if nobody sets it again.
+    /// The wall clock's time at `time`, unless it is set again.
     pub(super) fn wall(&self, time: i64) -> OffsetDateTime {
         let wall = time.saturating_sub(self.behind());
         OffsetDateTime::from_unix_timestamp_nanos(wall.into()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -56,15 +56,6 @@ impl Clock {
 
     pub(super) fn behind(&self) -> i64 {
         self.behind.load(Ordering::Acquire)
-    }
-
-    /// Goes on from where another run was. `false`: the clock was set back in between; then time begins anew.
-    pub(super) fn resume(&self, latest: i64, behind: i64, now: OffsetDateTime) -> bool {
-        let in_order = latest.saturating_sub(nanoseconds(now).saturating_add(behind)) <= MAX_CLOCK_BACK;
-        if in_order {
-            self.behind.store(behind, Ordering::Release);
-        }
-        in_order
     }
 }
 

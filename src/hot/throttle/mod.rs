@@ -1,16 +1,14 @@
-//! Who calls too often, and who guesses keys: counted per address and per host, each node for itself.
+//! Rate limits: counts requests, wrong keys and refused sign-ins per address, host, user and account, on each node by itself.
 //!
-//! The caller decides what a limit means; in particular a good key is never refused for others' failures from its
-//! address, so [`Throttle::blocked`] is asked of a key only when it was wrong. Of a password it is asked before: to look at
-//! it is what costs.
+//! The caller decides what a limit means. A good key is never refused for failures from its address, so [`Throttle::blocked`] is
+//! asked about a key only after the key proved wrong. It is asked about a password before, because verifying one is expensive.
 //!
-//! Counting happens in memory, bounded ([`counts`]), in time that does not run backwards ([`clock`]). What changed is
-//! gathered once a second and kept in hot state ([`rows`]), so that a restart does not forgive: a kill loses at most the
-//! last second's counts. Where the cache is lost or set aside, everybody is forgiven.
+//! Counting happens in memory, bounded ([`counts`]), in a time that does not run backwards ([`clock`]). Blocks are kept in hot
+//! state ([`blocks`]), so a restart ends none. Counts that led to no block yet are lost with the process.
 
+mod blocks;
 mod clock;
 mod counts;
-mod rows;
 
 use std::net::IpAddr;
 
@@ -21,41 +19,40 @@ use crate::model::forwarded::share_of;
 use crate::model::host::HostId;
 use crate::model::people::{Email, UserId};
 
+use blocks::KeptBlocks;
 use clock::Clock;
 use counts::{Counts, Window};
 
-pub(in crate::hot) use rows::ROWS;
-pub use rows::Rows;
+pub(in crate::hot) use blocks::ROWS;
 
 /// 0 anywhere turns that limit off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of strangers, by address.
+    /// Requests without a good credential, per address.
     pub global_per_minute: u32,
-    /// Of a good key, or of a user who is signed in.
+    /// Requests of one host or one signed-in user.
     pub host_per_minute: u32,
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
     pub auth_fail_block_seconds: u32,
 }
 
-/// Whose failures are counted together.
+/// The subject of failures that are counted together.
 #[derive(Clone, Copy, Debug)]
 pub enum Failing<'a> {
     /// Wrong keys from an address.
     Key(IpAddr),
     /// Refused sign-ins from an address.
     SignIn(IpAddr),
-    /// Refused sign-ins as one user, wherever from. Blocked after [`MIN_FAILING_ADDRESSES`] times as many as an address.
+    /// Refused sign-ins as one user, from any address. It takes [`MIN_FAILING_ADDRESSES`] times as many failures as an address.
     Account(&'a Email),
 }
 
-/// From so many addresses somebody must have failed as often as an address may, before an account is blocked: one stranger
-/// cannot keep a user out.
+/// An account is blocked only after failures from at least this many addresses: an attacker with one address cannot lock a user out.
 const MIN_FAILING_ADDRESSES: u32 = 5;
 
 impl Failing<'_> {
-    fn who(&self) -> u128 {
+    fn subject(&self) -> u128 {
         match self {
             Self::Key(ip) => share_of(*ip),
             Self::SignIn(ip) => digest("sign-in", &share_of(*ip).to_be_bytes()),
@@ -71,7 +68,7 @@ impl Failing<'_> {
     }
 }
 
-/// In the same space as addresses, which none of them meets but by a chance of one in 2^64 and less.
+/// A key in the same space as the addresses; the chance that it equals one is below 2^-64.
 fn digest(kind: &str, who: &[u8]) -> u128 {
     let whole = Digest::of(&[kind.as_bytes(), &[0], who].concat());
     let mut half = [0; 16];
@@ -92,9 +89,10 @@ pub struct Throttle {
     calls: Counts,
     hosts: Counts,
     failures: Counts,
+    kept_blocks: KeptBlocks,
 }
 
-/// How many addresses, and how many hosts, are remembered at once; who calls least is forgotten first.
+/// How many subjects of each kind are remembered, and how many blocks are kept in hot state. The least active is evicted first.
 const MAX_REMEMBERED: u64 = 100_000;
 const SECOND: i64 = 1_000_000_000;
 const MINUTE: i64 = 60 * SECOND;
@@ -109,27 +107,27 @@ impl Throttle {
             calls: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
             hosts: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
             failures: Counts::new(MAX_REMEMBERED, window, block),
+            kept_blocks: KeptBlocks::default(),
         }
     }
 
-    /// Counts a call of a stranger from this address to the hosts' listener, in windows of a minute that begin with the first
-    /// call of each.
+    /// Counts a call without a good credential to the hosts' listener. A window of a minute begins with an address's first call.
     pub fn global(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
         self.per_minute(&self.calls, share_of(ip), self.limits.global_per_minute, now)
     }
 
-    /// The same for the admin listener, counted apart.
+    /// The same for the admin listener, in counts of its own.
     pub fn admins(&self, ip: IpAddr, now: OffsetDateTime) -> Result<(), Limited> {
         let who = digest("admins", &share_of(ip).to_be_bytes());
         self.per_minute(&self.calls, who, self.limits.global_per_minute, now)
     }
 
-    /// Counts a call with the key of this host, in windows of a minute as well.
+    /// Counts a call with the key of this host, in the same way.
     pub fn host(&self, host: HostId, now: OffsetDateTime) -> Result<(), Limited> {
         self.per_minute(&self.hosts, host.0.into(), self.limits.host_per_minute, now)
     }
 
-    /// Counts a call of this user, who is signed in, in the same way.
+    /// Counts a call of this signed-in user, in the same way.
     pub fn user(&self, user: UserId, now: OffsetDateTime) -> Result<(), Limited> {
         let who = digest("user", &user.0.to_be_bytes());
         self.per_minute(&self.hosts, who, self.limits.host_per_minute, now)
@@ -156,18 +154,18 @@ impl Throttle {
         self.limits
     }
 
-    /// Counts a failure. `true`: they are blocked from now on, which is worth keeping at once.
+    /// Counts a failure. `true`: the subject is blocked from now on; the caller writes that with [`crate::hot::Hot::keep_block`].
     pub fn failed(&self, who: &Failing<'_>, now: OffsetDateTime) -> bool {
         if self.failures_off() {
             return false;
         }
         let now = self.clock.at(now);
-        self.failures.with(who.who(), |window| {
+        self.failures.with(who.subject(), |window| {
             if window.blocked_until(now).is_some() {
                 return false;
             }
             if window.block.is_some() {
-                // What comes after the block is counted anew.
+                // The block has ended: a new window begins.
                 *window = Window { begun: now, ..Window::default() };
             }
             window.turn(now, seconds(self.limits.auth_fail_window_seconds));
@@ -181,13 +179,13 @@ impl Throttle {
         })
     }
 
-    /// Until when they are turned away unseen.
+    /// The end of the present block.
     pub fn blocked(&self, who: &Failing<'_>, now: OffsetDateTime) -> Option<OffsetDateTime> {
         if self.failures_off() {
             return None;
         }
         let now = self.clock.at(now);
-        let until = self.failures.peek(who.who(), |window| window.blocked_until(now)).flatten();
+        let until = self.failures.peek(who.subject(), |window| window.blocked_until(now)).flatten();
         until.map(|until| self.clock.wall(until))
     }
 

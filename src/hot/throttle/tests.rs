@@ -199,30 +199,54 @@ fn a_million_addresses_fill_neither_memory_nor_disk_and_free_nobody_who_is_block
     let throttle = Throttle::new(Limits { auth_fail_count: 2, ..LIMITS });
     let blocked = victims();
     for ip in &blocked {
-        assert!(!throttle.failed(&Failing::Key(*ip), at(0)));
-        assert!(throttle.failed(&Failing::Key(*ip), at(0)));
+        block(&hot, &throttle, *ip, 2, 0);
     }
     for number in 0..MILLION {
         throttle.failed(&Failing::Key(caller(number)), at(1));
-        if number == MILLION / 2 {
-            hot.keep_throttle(throttle.gather(at(1))).unwrap();
-        }
     }
-    assert!(throttle.failures.changed_len() as u64 <= MAX_REMEMBERED);
-    hot.keep_throttle(throttle.gather(at(1))).unwrap();
-    let (known, refused, kept) = throttle.failures.sizes();
+    let (known, refused) = throttle.failures.sizes();
     assert!(known <= MAX_REMEMBERED && refused <= MAX_REMEMBERED, "{known} {refused}");
-    let rows = hot.cache.rows(rows::THROTTLE).count();
-    assert_eq!((rows, kept), (MAX_REMEMBERED as usize, MAX_REMEMBERED as usize), "as many as are allowed, and no more");
     for ip in &blocked {
         assert_eq!(throttle.blocked(&Failing::Key(*ip), at(2)), Some(at(1800)), "{ip}");
     }
-    // When their time is over, the rows go.
-    hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
-    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 0);
+    assert_eq!(hot.kept_blocks(), blocked.len(), "failures that led to no block are not written");
 }
 
-/// The flood is what makes us forget: it must not help whoever calls too often.
+#[test]
+fn rows_of_blocks_are_bounded_and_go_when_the_blocks_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let hot = open(&dir);
+    let throttle = Throttle::new(Limits { auth_fail_count: 1, ..LIMITS });
+    for number in 0..1000 {
+        block(&hot, &throttle, caller(number), 1, 0);
+    }
+    assert_eq!(hot.kept_blocks(), 1000);
+    throttle.fill_kept_blocks();
+    block(&hot, &throttle, ip("192.0.2.1"), 1, 1);
+    assert_eq!(hot.kept_blocks(), 1000, "there is no room for another row");
+    assert!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(2)).is_some(), "it is blocked in memory");
+    // Each write removes a batch of rows whose block has ended, and has room again.
+    for (write, rows) in [(0, 501), (1, 2), (2, 3)] {
+        block(&hot, &throttle, ip(&format!("198.51.100.{write}")), 1, 1801);
+        assert_eq!(hot.kept_blocks(), rows, "{write}");
+    }
+}
+
+/// Blocked anew as soon as the first block has ended, it has one row, and keeps it.
+#[test]
+fn a_second_block_replaces_the_row_of_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
+        block(&hot, &throttle, ip("192.0.2.1"), 20, 0);
+        block(&hot, &throttle, ip("192.0.2.1"), 20, 1800);
+        assert_eq!(hot.kept_blocks(), 1);
+    }
+    let (_hot, throttle) = restored(&dir, LIMITS, at(1801));
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(1801)), Some(at(3600)));
+}
+
+/// A flood evicts counts; it must not evict those of an address that has used up its minute.
 #[test]
 fn a_flood_of_addresses_does_not_reopen_the_minute_of_whoever_used_it_up() {
     let throttle = Throttle::new(LIMITS);
@@ -245,64 +269,41 @@ fn victims() -> Vec<IpAddr> {
 }
 
 #[test]
-fn a_restart_forgives_nobody() {
+fn a_restart_ends_no_block() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (ip("192.0.2.1"), ip("2001:db8:1:2::1"));
     {
         let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
-        throttle.global(one, at(0)).unwrap();
-        throttle.global(one, at(1)).unwrap();
-        throttle.host(HostId(7), at(1)).unwrap();
-        for _ in 0..19 {
-            throttle.failed(&Failing::Key(one), at(2));
-        }
-        for _ in 0..20 {
-            throttle.failed(&Failing::Key(two), at(2));
-        }
-        hot.keep_throttle(throttle.gather(at(2))).unwrap();
-        assert!(throttle.gather(at(2)).is_empty(), "what did not change is not written again");
-        throttle.global(one, at(3)).unwrap();
-        hot.keep_throttle(throttle.gather(at(3))).unwrap();
+        block(&hot, &throttle, one, 20, 0);
+        block(&hot, &throttle, two, 20, 100);
     }
-    let (hot, throttle) = restored(&dir, LIMITS, at(4));
-    assert_eq!(throttle.global(one, at(4)), Err(Limited { limit: 3, reset_at: at(60) }));
-    throttle.host(HostId(7), at(4)).unwrap();
-    assert_eq!(throttle.host(HostId(7), at(4)), Err(Limited { limit: 2, reset_at: at(61) }));
-    assert_eq!(throttle.blocked(&Failing::Key(two), at(4)), Some(at(1802)));
-    assert_eq!(throttle.blocked(&Failing::Key(one), at(4)), None);
-    assert!(throttle.failed(&Failing::Key(one), at(4)), "the twentieth");
-    hot.keep_throttle(throttle.gather_failures(&Failing::Key(one), at(4))).unwrap();
-    drop((hot, throttle));
+    for second in [101, 102] {
+        let (_hot, throttle) = restored(&dir, LIMITS, at(second));
+        assert_eq!(throttle.blocked(&Failing::Key(one), at(second)), Some(at(1800)));
+        assert_eq!(throttle.blocked(&Failing::Key(two), at(second)), Some(at(1900)));
+        assert_eq!(throttle.blocked(&Failing::SignIn(one), at(second)), None);
+    }
 
-    // Much later what is over is dropped, and a block is no longer than is configured by then.
-    let (hot, throttle) = restored(&dir, Limits { auth_fail_block_seconds: 1000, ..LIMITS }, at(500));
-    assert_eq!(throttle.blocked(&Failing::Key(one), at(500)), Some(at(1004)));
-    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 2);
-    assert_eq!(throttle.global(one, at(500)), Ok(()));
+    // A block is no longer than is configured by then, and the row of one that has ended goes.
+    let shorter = Limits { auth_fail_block_seconds: 1000, ..LIMITS };
+    let (hot, throttle) = restored(&dir, shorter, at(1050));
+    assert_eq!(throttle.blocked(&Failing::Key(one), at(1050)), None);
+    assert_eq!(throttle.blocked(&Failing::Key(two), at(1050)), Some(at(1100)));
+    assert_eq!(hot.kept_blocks(), 1);
     drop((hot, throttle));
-    let (hot, throttle) = restored(&dir, Limits { auth_fail_count: 0, ..LIMITS }, at(600));
-    assert_eq!(
-        (throttle.blocked(&Failing::Key(one), at(600)), hot.cache.rows(rows::THROTTLE).count()),
-        (None, 0),
-        "off is off"
-    );
+    let (hot, throttle) = restored(&dir, Limits { auth_fail_count: 0, ..LIMITS }, at(1060));
+    assert_eq!((throttle.blocked(&Failing::Key(two), at(1060)), hot.kept_blocks()), (None, 0), "off is off");
 }
 
 #[test]
-fn a_clock_that_is_set_back_while_nothing_runs_forgives() {
-    // The last row is of 10,900.
+fn a_clock_that_is_set_back_while_nothing_runs_blocks_for_no_longer_than_configured() {
     for (set_to, blocked) in
-        [(0, false), (9_000, false), (10_500, false), (10_900, true), (11_799, true), (11_800, false)]
+        [(0, false), (9_000, false), (9_999, true), (10_000, true), (11_799, true), (11_800, false)]
     {
         let dir = tempfile::tempdir().unwrap();
         {
             let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
-            for _ in 0..20 {
-                throttle.failed(&Failing::Key(ip("192.0.2.1")), at(10_000));
-            }
-            hot.keep_throttle(throttle.gather(at(10_001))).unwrap();
-            throttle.global(ip("192.0.2.2"), at(10_900)).unwrap();
-            hot.keep_throttle(throttle.gather(at(10_900))).unwrap();
+            block(&hot, &throttle, ip("192.0.2.1"), 20, 10_000);
         }
         let (_hot, throttle) = restored(&dir, LIMITS, at(set_to));
         assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(set_to)).is_some(), blocked, "{set_to}");
@@ -310,40 +311,36 @@ fn a_clock_that_is_set_back_while_nothing_runs_forgives() {
 }
 
 #[test]
-fn a_clock_that_was_set_back_before_the_restart_blocks_as_long_as_meant() {
+fn a_clock_that_was_set_back_before_the_block_keeps_its_end() {
     let dir = tempfile::tempdir().unwrap();
     {
         let (hot, throttle) = (open(&dir), Throttle::new(LIMITS));
-        for _ in 0..20 {
-            throttle.failed(&Failing::Key(ip("192.0.2.1")), at(10_000));
-        }
-        hot.keep_throttle(throttle.gather(at(10_000))).unwrap();
         let _ = throttle.global(ip("192.0.2.1"), at(11_000));
-        let _ = throttle.global(ip("192.0.2.1"), at(10_100));
-        hot.keep_throttle(throttle.gather(at(10_100))).unwrap();
+        block(&hot, &throttle, ip("192.0.2.1"), 20, 10_000);
+        assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(10_001)), Some(at(11_800)));
     }
     let (_hot, throttle) = restored(&dir, LIMITS, at(10_101));
-    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(10_101)), Some(at(10_900)), "800 s were left");
+    assert_eq!(throttle.blocked(&Failing::Key(ip("192.0.2.1")), at(10_101)), Some(at(11_800)));
 }
 
+/// Rows of an earlier version among them: windows of three times and a count, and the time that they were written.
 #[test]
-fn rows_that_make_no_sense_are_dropped() {
+fn rows_that_are_no_blocks_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let hot = open(&dir);
-    let bad: [(&[u8], &[u8]); 5] = [
+    let bad: [(&[u8], &[u8]); 7] = [
         (b"throttle/", b""),
-        (b"throttle/g", b"x"),
-        (b"throttle/g0123456789abcdef", b"short"),
-        (b"throttle/x0123456789abcdef", &[0; 28]),
-        (b"throttle/f0123456789abcdef", &[0xff; 28]),
+        (b"throttle/f", b"x"),
+        (b"throttle/f0123456789abcdef", b"short"),
+        (b"throttle/f0123456789abcdeg", &[0; 28]),
+        (b"throttle/g0123456789abcdef", &[0; 16]),
+        (b"throttle/f0123456789abcdeh", &[0xff; 16]),
+        (b"throttle-clock", &[0; 16]),
     ];
-    let written = hot.cache.write(|change| {
-        bad.iter().try_for_each(|(key, value)| change.insert(*key, *value))?;
-        change.insert(*b"throttle-clock", *b"nonsense")
-    });
+    let written = hot.cache.write(|change| bad.iter().try_for_each(|(key, value)| change.insert(*key, *value)));
     written.unwrap();
-    hot.restore_throttle(&Throttle::new(LIMITS), at(0)).unwrap();
-    assert_eq!(hot.cache.rows(rows::THROTTLE).count(), 0);
+    hot.restore_blocks(&Throttle::new(LIMITS), at(0)).unwrap();
+    assert_eq!(hot.kept_blocks(), 0);
 }
 
 #[test]
@@ -369,6 +366,15 @@ fn open(dir: &tempfile::TempDir) -> Hot {
 
 fn restored(dir: &tempfile::TempDir, limits: Limits, now: OffsetDateTime) -> (Hot, Throttle) {
     let (hot, throttle) = (open(dir), Throttle::new(limits));
-    hot.restore_throttle(&throttle, now).unwrap();
+    hot.restore_blocks(&throttle, now).unwrap();
     (hot, throttle)
+}
+
+/// The last of `failures` wrong keys blocks the address; the block is kept.
+fn block(hot: &Hot, throttle: &Throttle, ip: IpAddr, failures: u32, second: i64) {
+    let who = Failing::Key(ip);
+    for failure in 1..=failures {
+        assert_eq!(throttle.failed(&who, at(second)), failure == failures, "{ip}: {failure}");
+    }
+    hot.keep_block(throttle, &who, at(second)).unwrap();
 }

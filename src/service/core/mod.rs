@@ -101,7 +101,7 @@ impl Core {
             catch_ups_asked: AtomicU64::new(0),
         };
         core.adopt_trust(Some(core.secrets.certificates.clone()), None)?;
-        core.hot.restore_throttle(&core.throttle, core.outside.now())?;
+        core.hot.restore_blocks(&core.throttle, core.outside.now())?;
         core.adopt_hot().await?;
         let has_caught_up = match core.catch_up().await {
             Err(ServiceError::RecordsAway { .. }) if core.secrets.are_from_hot => false,
@@ -142,13 +142,13 @@ impl Core {
         self.hot.node()
     }
 
-    /// Counts a failure. `true`: they are blocked from now on, after a crash as well.
+    /// Counts a failure. `true`: the subject is blocked from now on, after a crash too.
     pub(in crate::service) async fn failed(&self, who: &Failing<'_>, now: time::OffsetDateTime) -> bool {
         if !self.throttle.failed(who, now) {
             return false;
         }
-        // In memory it holds already; a store that fails is reported elsewhere.
-        let kept = match self.hot.keep_throttle(self.throttle.gather_failures(who, now)) {
+        // The block holds in memory already. `recovery` reports a failed store.
+        let kept = match self.hot.keep_block(&self.throttle, who, now) {
             Ok(()) => self.hot.settled().await,
             Err(error) => Err(error),
         };
