@@ -3,11 +3,14 @@
 //! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
 //! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; of the fleets `starts`, `rates`, `list`; none: all). `BENCH_SECONDS` (5)
-//! and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large the large fleet is, `BENCH_DIR` where the state
-//! directories go, `BENCH_FLEETS` where fleets are kept for the next run, `BENCH_NGINX` where nginx is. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
+//! Arguments choose parts (`retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; of the fleets `starts`,
+//! `rates`, `list`; `before`; none: all). `BENCH_SECONDS` (5) and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large
+//! the large fleet is, `BENCH_DIR` where the state directories go, `BENCH_FLEETS` where fleets are kept for the next run,
+//! `BENCH_NGINX` where nginx is, `BENCH_BEFORE` where an earlier build of codex-authd is, for `before`.
+//! `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
 
 mod bare;
+mod before;
 mod calls;
 mod database;
 mod disk;
@@ -90,6 +93,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     if wanted("sandbox") {
         rows.extend(sandbox::rows(&bench).await?);
+    }
+    if wanted("before") {
+        rows.extend(before::rows(&bench).await?);
     }
     let (starts, rates, list) = (wanted("starts"), wanted("rates"), wanted("list"));
     if starts || rates || list {
@@ -233,21 +239,7 @@ impl Bench {
         let sizes = [SOME_HOSTS, number("BENCH_HOSTS", MANY_HOSTS)?];
         let mut daemons = Vec::new();
         for hosts in sizes {
-            eprintln!("bench: making a fleet of {hosts}");
-            let kept = std::env::var_os("BENCH_FLEETS").map(PathBuf::from);
-            let parent = kept.as_deref().unwrap_or(self.directory.path());
-            let mut daemon = Daemon::new(std::path::absolute(parent.join(format!("fleet-{hosts}")))?, None)?;
-            let whole = daemon.state().join("fleet-is-whole");
-            if !whole.exists() {
-                daemon.start().await?;
-                daemon.stop();
-                seed::seed(&daemon.state(), hosts).await?;
-                std::fs::write(&whole, "")?;
-            }
-            // Hot state is built now, and there for the starts that are measured.
-            daemon.start().await?;
-            let fleet = Fleet::seeded(&daemon.admin, hosts).await?;
-            daemon.stop();
+            let (daemon, fleet) = self.seeded(&format!("fleet-{hosts}"), hosts, None).await?;
             daemons.push((hosts, daemon, fleet));
         }
         let mut rows = Vec::new();
@@ -265,6 +257,29 @@ impl Bench {
             }
         }
         Ok(rows)
+    }
+
+    /// A stopped daemon of this build, or of `program`, that has many hosts.
+    async fn seeded(&self, name: &str, hosts: usize, program: Option<&Path>) -> Result<(Daemon, Fleet)> {
+        eprintln!("bench: making a fleet of {hosts}");
+        let kept = std::env::var_os("BENCH_FLEETS").map(PathBuf::from);
+        let parent = kept.as_deref().unwrap_or(self.directory.path());
+        let mut daemon = Daemon::new(std::path::absolute(parent.join(name))?, None)?;
+        if let Some(program) = program {
+            daemon = daemon.of(program);
+        }
+        let whole = daemon.state().join("fleet-is-whole");
+        if !whole.exists() {
+            daemon.start().await?;
+            daemon.stop();
+            seed::seed(&daemon.state(), hosts).await?;
+            std::fs::write(&whole, "")?;
+        }
+        // Hot state is built now, and there for the starts that are measured.
+        daemon.start().await?;
+        let fleet = Fleet::seeded(&daemon.admin, hosts).await?;
+        daemon.stop();
+        Ok((daemon, fleet))
     }
 
     async fn starts(&self, hosts: usize, daemon: &mut Daemon) -> Result<Vec<Row>> {
@@ -359,13 +374,12 @@ impl Bench {
     }
 
     async fn fleet(&self, name: &str, identity: Option<&Identity>) -> Result<(Daemon, Fleet)> {
-        self.fleet_of(CLIENTS, name, identity).await
+        self.fleet_of(CLIENTS, Daemon::new(self.directory.path().join(name), identity)?).await
     }
 
-    /// A running daemon with a canonical login and `hosts` hosts.
-    async fn fleet_of(&self, hosts: usize, name: &str, identity: Option<&Identity>) -> Result<(Daemon, Fleet)> {
-        eprintln!("bench: preparing {name}");
-        let mut daemon = Daemon::new(self.directory.path().join(name), identity)?;
+    /// Starts a daemon, and gives it a canonical login and `hosts` hosts.
+    async fn fleet_of(&self, hosts: usize, mut daemon: Daemon) -> Result<(Daemon, Fleet)> {
+        eprintln!("bench: preparing {}", daemon.name());
         daemon.start().await?;
         let fleet = Fleet::make(&daemon.admin, hosts).await?;
         Ok((daemon, fleet))

@@ -28,6 +28,7 @@ pub struct Identity {
 }
 
 pub struct Daemon {
+    program: PathBuf,
     directory: PathBuf,
     settings: Vec<(String, String)>,
     process: Option<Process>,
@@ -65,13 +66,24 @@ impl Daemon {
         let nowhere = Target { address: SocketAddr::from(([127, 0, 0, 1], 0)), tls: None };
         let tls = identity.map(|_| tls_config(None)).transpose()?;
         let hosts = Target { tls, ..nowhere.clone() };
-        Ok(Self { directory, settings, process: None, hosts, admin: nowhere })
+        let program = env!("CARGO_BIN_EXE_codex-authd").into();
+        Ok(Self { program, directory, settings, process: None, hosts, admin: nowhere })
+    }
+
+    /// The same with another program, of another version.
+    pub fn of(self, program: &Path) -> Self {
+        Self { program: program.to_owned(), ..self }
     }
 
     /// The same with a setting (`SECTION__KEY`) of its own.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.settings.push((format!("CODEX_AUTHD_{name}"), value.to_owned()));
         self
+    }
+
+    /// The last part of its directory.
+    pub fn name(&self) -> std::borrow::Cow<'_, str> {
+        self.directory.file_name().unwrap_or_default().to_string_lossy()
     }
 
     pub fn state(&self) -> PathBuf {
@@ -129,7 +141,7 @@ impl Daemon {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_codex-authd"));
+        let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("CODEX_AUTHD_") {
                 command.env_remove(name);

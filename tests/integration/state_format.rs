@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use mysql_async::prelude::Queryable as _;
 use rustls::AlertDescription;
 use serde_json::{Value, json};
 
+use crate::database::{on_database, with_key_of};
 use crate::support::crash_points::{CrashPoints, steps};
 use crate::support::daemon::{BOUND, Daemon, identity, pause};
 use crate::support::disk::{Disk, Kind};
+use crate::support::mariadb::MariaDb;
 use crate::support::raw_tls::{Outcome, RawClient};
 
 const DIGEST: &str = "63d08a33ca44eb4b8faa2f9968013c5f940cdf34d6b610f4b6e2a27f37ff04b0";
@@ -50,6 +53,32 @@ async fn a_state_of_the_undivided_service_is_served_as_it_is() {
     unpack_file(&daemon, &directory.join("state.tar.gz"));
     daemon.launch();
     assert!(!daemon.state_dir().join("before-format-5").exists(), "nothing is upgraded");
+    assert_state_before_areas(&daemon).await;
+    assert!(daemon.stop().success());
+}
+
+/// The same records in a database, dumped there: `migrate` of the same commit wrote them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_the_undivided_service_is_served_as_it_is() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-before-areas");
+    let server = MariaDb::start();
+    let url = server.create("authd").await;
+    let dump = std::fs::read_to_string(directory.join("database.sql")).unwrap();
+    let mut connection = server.connection().await.unwrap();
+    connection.query_drop(format!("USE authd; SET FOREIGN_KEY_CHECKS = 0; {dump}")).await.unwrap();
+    drop(connection);
+
+    let state = Daemon::prepare(&[]);
+    unpack_file(&state, &directory.join("state.tar.gz"));
+    let mut daemon = on_database(&url, &[]);
+    with_key_of(&state, &daemon);
+    daemon.launch();
+    assert_state_before_areas(&daemon).await;
+    assert!(daemon.stop().success());
+}
+
+async fn assert_state_before_areas(daemon: &Daemon) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-before-areas");
     let body = json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" });
     let retrieve = async |host: &str| {
         let made: Value =
@@ -63,10 +92,9 @@ async fn a_state_of_the_undivided_service_is_served_as_it_is() {
     assert_eq!((status, &answer["data"]["status"]), (200, &json!("outdated")), "{answer}");
     assert_eq!(answer["data"]["auth"]["tokens"]["refresh_token"], "rt_one");
     assert_eq!(retrieve("gone.example.test").await.0, 401);
-    assert_hosts(&daemon);
+    assert_hosts(daemon);
     assert_eq!(daemon.cli_json(&["users", "list"])["users"][0]["email"], "ada@example.test");
     assert_eq!(daemon.cli_json(&["audit", "verify"])["intact"], true);
-    assert!(daemon.stop().success());
 }
 
 async fn is_served_and_kept_aside(format: u32) {
