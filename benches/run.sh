@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make bench`: builds release and prints one table, each figure beside its baseline of the same run.
-#   benches/run.sh [retrieve] [connections] [durable] [growth] [idle] [database] [sandbox] [starts] [rates] [list]   parts of it; none: all
+# `make bench`: builds release and prints one table, each figure with its baseline from the same run.
+#   benches/run.sh [retrieve] [connections] [durable] [growth] [idle] [database] [sandbox] [starts] [rates] [list]   some parts; default: all
 #   BENCH_SECONDS, BENCH_ROUNDS, BENCH_HOSTS, BENCH_DIR, BENCH_NGINX                  see benches/fleet/main.rs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ fetch_nginx() {
     command -v apt-get >/dev/null || { echo "run.sh: install nginx and run this again" >&2; exit 1; }
     echo "fetching nginx" >&2
     rm -rf "$parts" "$root" && mkdir -p "$parts" "$root"
-    # Without package lists there is nothing to choose from.
+    # Without package lists the download fails.
     (cd "$parts" && { apt-get download -qq nginx 2>/dev/null || { apt-get update -qq && apt-get download -qq nginx; }; } >&2)
     dpkg-deb -x "$parts"/nginx_*.deb "$root"
     rm -rf "$parts"
@@ -25,9 +25,9 @@ if [ -z "${BENCH_NGINX:-}" ]; then
   BENCH_NGINX=$(PATH=$PATH:/usr/sbin command -v nginx || true)
   [ -n "$BENCH_NGINX" ] || fetch_nginx
 fi
-"$BENCH_NGINX" -v 2>/dev/null || { echo "run.sh: $BENCH_NGINX does not run: install nginx and run this again" >&2; exit 1; }
+"$BENCH_NGINX" -v 2>/dev/null || { echo "run.sh: $BENCH_NGINX does not start: install nginx and run this again" >&2; exit 1; }
 export BENCH_NGINX
 
-# Where Debian has mariadbd; without one there is no part `database`.
+# Debian installs mariadbd there. Without it, the part `database` is skipped.
 export PATH=$PATH:/usr/sbin
 exec cargo bench --locked --quiet --bench fleet -- "$@"

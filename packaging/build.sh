@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# target/release/codex-authd, the same bytes wherever it is built: no path of the machine is in it.
+# Builds target/release/codex-authd. The bytes are the same wherever it is built: they contain no path of the machine.
 #   ARCH   amd64 or arm64: for another architecture than this machine's, target/TARGET/release/codex-authd is cross-built
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,9 +8,9 @@ cd "$(dirname "$0")/.."
 pwd=$(pwd -P)
 cargo_home=$(realpath "${CARGO_HOME:-$HOME/.cargo}")
 sysroot=$(rustc --print sysroot)
-# The last that fits wins: what is inside comes after what it is inside of.
+# The last match wins, so inner directories come after outer ones.
 export RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$sysroot=/rust --remap-path-prefix=$pwd=/codex-authd"
-# The C and assembler files of the cryptography.
+# For the C and assembler files of the cryptography.
 export CFLAGS="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$pwd=/codex-authd"
 export CXXFLAGS=$CFLAGS ASMFLAGS=$CFLAGS
 export LC_ALL=C.UTF-8 TZ=UTC

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# CHANGELOG.md (standard input) as a Debian changelog: one entry for each "## VERSION (YYYY-MM-DD)", its bullets without their
-# markup. The newest entry is the version that is packed: "## Unreleased" while it is not released.
-#   changelog.sh VERSION DATE MAINTAINER   the date of what has none in the file
+# Converts CHANGELOG.md (standard input) to a Debian changelog: one entry for each "## VERSION (YYYY-MM-DD)", with its
+# bullets without markup. The newest entry is the packaged version; before its release, its heading is
+# "## Unreleased".
+#   changelog.sh VERSION DATE MAINTAINER   DATE: for entries without a date
 set -euo pipefail
 awk -v version="$1" -v date="$2" -v maintainer="$3" '
-  # Lines of at most 80 characters: a bullet, and its further lines below the text of the first.
+  # Wraps a bullet into lines of at most 80 characters, indented below its text.
   function put(    count, words, i, line, indent) {
     if (text == "") return
     gsub(/[`*]/, "", text)
@@ -23,7 +24,7 @@ awk -v version="$1" -v date="$2" -v maintainer="$3" '
   function finish() {
     put()
     if (body != "") {
-      # A build between two releases that says nothing of itself.
+      # A build between two releases for which CHANGELOG.md has no entry.
       if (!seen && open != version) entry(version, date, "  * A build from git; no change is listed.\n")
       entry(open, opened, body)
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The notices of the libraries that are linked into the program: each text once, with the crates that it comes from.
-#   notices.sh TARGET   of the program for that target
+# Prints the notices of the libraries that are linked into the program: each text once, with its crates.
+#   notices.sh TARGET   for the program of that target
 set -euo pipefail
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/.."

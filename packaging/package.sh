@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# dist/*.deb and dist/*.rpm from target/release/codex-authd. The same program makes the same bytes, whatever the umask, the
-# time zone and the clock.
-#   package.sh [PROGRAM [DIRECTORY]]   another program, another place
-#   ARCH               amd64 or arm64 (default: this machine's); PROGRAM has to be of it
-#   AUTHD_NATIVE_PROGRAM   what writes the manual pages where PROGRAM does not run here (default: a build of this machine)
-#   AUTHD_MAINTAINER   "Name <mail address>"; AUTHD_HOMEPAGE  a URL; AUTHD_VENDOR  (default: the maintainer's name).
-#                      Without them they are placeholders, and packaging/repo.sh refuses the packages
-#   AUTHD_TEST_CACHE   where the packagers are kept
+# Makes dist/*.deb and dist/*.rpm from target/release/codex-authd. The same program gives the same bytes, with any
+# umask, time zone and clock.
+#   package.sh [PROGRAM [DIRECTORY]]   another program, another output directory
+#   ARCH                   amd64 or arm64 (default: this machine's); PROGRAM must be built for it
+#   AUTHD_NATIVE_PROGRAM   the program that writes the manual pages if PROGRAM does not run here (default:
+#                          a build for this machine)
+#   AUTHD_MAINTAINER       "Name <mail address>"; AUTHD_HOMEPAGE  a URL; AUTHD_VENDOR  (default: the maintainer's name).
+#                          Without these, the packages have placeholders, and packaging/repo.sh refuses them
+#   AUTHD_TEST_CACHE       where the packaging tools are cached
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -18,14 +19,14 @@ export SOURCE_DATE_EPOCH
 # shellcheck source=packaging/architecture.sh
 . packaging/architecture.sh
 
-# What stands in Cargo.toml are the placeholders.
+# The values in Cargo.toml are the placeholders.
 maintainer=${AUTHD_MAINTAINER:-$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)}
 homepage=${AUTHD_HOMEPAGE:-$(sed -n 's/^homepage = "\(.*\)"$/\1/p' Cargo.toml)}
 vendor=${AUTHD_VENDOR:-${maintainer%% <*}}
 [[ $maintainer =~ ^[^\"\\\<\>[:cntrl:]]+\ \<[^\"\\\<\>[:space:]]+@[^\"\\\<\>[:space:]]+\>$ ]] \
-  || refuse "AUTHD_MAINTAINER is '$maintainer': \"Name <mail address>\" is wanted, without quotes"
-[[ $homepage =~ ^https?://[^\"\\[:space:]]+$ ]] || refuse "AUTHD_HOMEPAGE is '$homepage': an http(s) URL is wanted"
-[[ $vendor =~ ^[^\"\\[:cntrl:]]+$ ]] || refuse "AUTHD_VENDOR is '$vendor': a name without quotes is wanted"
+  || refuse "AUTHD_MAINTAINER is '$maintainer': it must be \"Name <mail address>\", without quotes"
+[[ $homepage =~ ^https?://[^\"\\[:space:]]+$ ]] || refuse "AUTHD_HOMEPAGE is '$homepage': it must be an http(s) URL"
+[[ $vendor =~ ^[^\"\\[:cntrl:]]+$ ]] || refuse "AUTHD_VENDOR is '$vendor': it must be a name without quotes"
 
 tools=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}/packagers
 install_tool() {
@@ -46,7 +47,7 @@ else
   for built in target/release/codex-authd target/debug/codex-authd; do
     [ -n "$native" ] || [ ! -x "$built" ] || native=$built
   done
-  [ -n "$native" ] || refuse "a program for $here is missing, which writes the manual pages: make build"
+  [ -n "$native" ] || refuse "there is no program for $here to write the manual pages: make build"
 fi
 # The newest format of the state that this version reads, for the scripts that refuse a downgrade.
 format=$(sed -n 's/^pub const CURRENT: u32 = \([0-9]*\);$/\1/p' src/daemon/format.rs)
@@ -70,10 +71,10 @@ for file in rpm/*.sh; do script "$file" "$made/rpm/$(basename "$file")"; done
 
 packaging/changelog.sh "$version" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" "$maintainer" <CHANGELOG.md >"$made/changelog"
 newest=$(sed -n '1s/.*(\(.*\)).*/\1/p' "$made/changelog")
-[ "$newest" = "$version" ] || refuse "CHANGELOG.md begins with $newest, and $version is packed: give it a heading \"## $version (YYYY-MM-DD)\""
+[ "$newest" = "$version" ] || refuse "CHANGELOG.md begins with $newest, but this packages $version: add the heading \"## $version (YYYY-MM-DD)\""
 gzip -9n <"$made/changelog" >"$made/deb/changelog.gz"
 
-# The program stripped, its symbols apart; a debugger finds them by the build id.
+# Strip the program; its symbols go into a separate package. A debugger finds them by the build id.
 build_id=$(readelf -n "$binary" | sed -n 's/^ *Build ID: //p')
 [ -n "$build_id" ] || refuse "$binary has no build id"
 symbols=$made/build-id/${build_id:0:2}/${build_id:2}.debug
@@ -83,26 +84,26 @@ mkdir -p "$(dirname "$symbols")"
 chmod 0644 "$symbols"
 chmod 0755 "$made/codex-authd"
 
-# What the program asks of the system's libraries, read from itself: the same on every machine that packs, for every
-# architecture. Lines of a library and one of its versions, or none.
+# The system libraries that the program needs, read from the program. So the result is the same on every machine and for
+# every architecture. Each line is a library, with or without one of its versions.
 "${cross}objdump" -p "$made/codex-authd" | awk '
   $1 == "NEEDED" { print $2 }
   $1 == "required" { sub(/:$/, "", $3); library = $3; next }
   library && NF == 4 && $1 ~ /^0x/ { print library, $4; next }
   { library = "" }' >"$made/needed"
 others=$(awk '{ print $1 }' "$made/needed" | grep -vE '^(lib(c|m|dl|rt|pthread|gcc_s)\.so\.[0-9]+|ld-linux-.*)$' | sort -u | paste -sd ' ' || true)
-[ -z "$others" ] || refuse "the program needs $others: say here which Debian package has it"
-# libc6 has all of them, and depends on that of gcc.
+[ -z "$others" ] || refuse "the program needs $others: add the Debian package of it here"
+# libc6 contains all of these, and depends on the package with libgcc.
 libc=$(sed -n 's/.* GLIBC_\([0-9][0-9.]*\)$/\1/p' "$made/needed" | sort -V | tail -n 1)
-[ -n "$libc" ] || refuse "$binary asks for no version of glibc: a program that is linked with it is wanted"
+[ -n "$libc" ] || refuse "$binary needs no version of glibc: it must be linked with glibc"
 
-# What the command line says of itself.
+# Generated from the command line.
 mkdir -p "$made/man" "$made/completions"
 "$native" man "$made/man" >/dev/null
 gzip -9n "$made"/man/*
 for shell in bash zsh fish; do "$native" completions "$shell" >"$made/completions/$shell"; done
 
-# They change with the lock file only, and take a while.
+# The notices change only with the lock file, and take a while.
 notices=target/notices-$target-$(sha256sum <Cargo.lock | cut -c 1-16).gz
 if [ ! -s "$notices" ]; then
   packaging/notices.sh "$target" | gzip -9n >"$notices.part"
@@ -110,15 +111,15 @@ if [ ! -s "$notices" ]; then
 fi
 cp "$notices" "$made/third-party-notices.gz"
 
-# Both packagers read a copy: in one of them when a file was last changed is when it was checked out, and who maintains the
-# packages is said here and not in Cargo.toml.
+# Both packagers read a copy of the tree, so that file times can be set: one of them would package the times of the
+# checkout. The maintainer of the packages is set here, and not in Cargo.toml.
 staged=$made/staged
 mkdir -p "$staged/target"
 cp -r Cargo.toml LICENSE README.md CHANGELOG.md debian docs migrations openapi packaging systemd wrapper "$staged"
-# In the packages the documents are in one directory.
+# The packages have all documents in one directory.
 sed -i 's|(docs/|(|g; s|\[docs/|[|g' "$staged/README.md"
 ln -s "$PWD/$made" "$staged/target/package"
-# What cargo wants to see of a package.
+# Files that cargo requires in a package.
 ln -s "$PWD"/{Cargo.lock,src,benches} "$staged"
 awk -v maintainer="$maintainer" -v homepage="$homepage" -v libc="$libc" '
   /^maintainer = "/ { $0 = "maintainer = \"" maintainer "\"" }
@@ -140,7 +141,7 @@ control=${control//@MAINTAINER@/"$maintainer"}
 printf '%s\n' "${control//@BUILD_ID@/"$build_id"}" >"$dbgsym/DEBIAN/control"
 ln -s codex-authd "$dbgsym/usr/share/doc/codex-authd-dbgsym"
 cp -r "$made/build-id" "$dbgsym/usr/lib/debug/.build-id"
-# The symbols are compressed already.
+# The symbols are already compressed.
 dpkg-deb --root-owner-group -Zgzip -z1 --build "$dbgsym" "$dist/codex-authd-dbgsym_${version}_$arch.deb" >/dev/null
 
 {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Are two builds the same? The last commit, built and packed twice: in two directories of different length, each with a
-# target directory of its own, another umask and time zone. Takes two release builds.
+# Checks that two builds are the same: builds and packages the last commit twice. The two directories have paths of
+# different length and their own target directories. Umask and time zone differ, too. Takes two release builds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the changelog and the packager into an .rpm, in place: cargo-generate-rpm has no option for either.
+"""Writes the changelog and the packager into an .rpm, in place: cargo-generate-rpm has no option for that.
 
   rpm-changelog.py RPM CHANGELOG MAINTAINER RELEASE   CHANGELOG in Debian's format, as changelog.sh prints it
 
-The header is written anew with its digests. The payload is not touched. A signed package is refused: signing comes last.
+The header is rewritten with its digests. The payload is not touched. A signed package is refused: signing comes last.
 The format: https://rpm-software-management.github.io/rpm/manual/format.html
 """
 import calendar
@@ -18,14 +18,14 @@ MAGIC = b"\x8e\xad\xe8\x01\0\0\0\0"
 LEAD_BYTES = 96
 INT32, STRING, BINARY, STRING_ARRAY, I18N = 4, 6, 7, 8, 9
 WIDTH = {0: 0, 1: 1, 2: 1, 3: 2, INT32: 4, 5: 8, BINARY: 1}
-SIGNATURES, IMMUTABLE = 62, 63  # The regions: what each header consists of.
+SIGNATURES, IMMUTABLE = 62, 63  # The regions, each of which covers a whole header.
 PACKAGER, CHANGELOG_TIME, CHANGELOG_NAME, CHANGELOG_TEXT = 1015, 1080, 1081, 1082
 SHA1, SHA256, SIZE, MD5 = 269, 273, 1000, 1004
 KEPT = {1007, 1008}  # The payload's size, and space that signing may use.
 
 
 def read_header(data, at):
-    """The entries without the region, {tag: (type, count, bytes)}, and where the header ends."""
+    """Returns the entries without the region, {tag: (type, count, bytes)}, and the end of the header."""
     assert data[at : at + 8] == MAGIC, "not an rpm header"
     entries, size = struct.unpack(">II", data[at + 8 : at + 16])
     store = at + 16 + 16 * entries

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The version of the packages: Cargo.toml has the number, git knows whether it is released.
-#   version.sh         0.2.0                             the commit of the tag v0.2.0, nothing changed in the tree
+# Prints the version of the packages. Cargo.toml has the number; git knows whether it is released.
+#   version.sh         0.2.0                             the commit of the tag v0.2.0, with a clean tree
 #                      0.2.0~git20261130.151500.g0123ab  no tag v0.2.0 yet: sorts before 0.2.0, in dpkg and in rpm
 #                      0.2.0+git20261130.151500.g0123ab  a commit after the tag: sorts after 0.2.0 and before 0.2.1
 #                      ….dirty                           files differ from the commit
-#   version.sh date    seconds since 1970 of what is packed: the commit's, or that of Cargo.toml in a tarball
-#   AUTHD_VERSION, SOURCE_DATE_EPOCH   are printed instead, where they are set
-# A commit's time and name come from the commit alone, so every clone calls it the same, a shallow one too.
+#   version.sh date    time of the packaged tree, in seconds since 1970: of the commit, or of Cargo.toml in a tarball
+#   AUTHD_VERSION, SOURCE_DATE_EPOCH   are printed instead, if they are set
+# The time and the name come from the commit alone, so every clone gives the same version, even a shallow one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 refuse() { printf 'version.sh: %s\n' "$@" >&2; exit 1; }
 
-# A tree without .git is a tarball. One whose git does not answer is not: it would pass for a release.
+# A tree without .git is a tarball. If .git exists but git fails, refuse: the tree would be taken for a release.
 in_git() {
   [ -e .git ] || return 1
-  git rev-parse --quiet --verify HEAD >/dev/null || refuse "git does not know what is checked out here; see above"
+  git rev-parse --quiet --verify HEAD >/dev/null || refuse "git cannot read the checked-out commit; see above"
 }
 commit_of() { git rev-parse --quiet --verify "refs/tags/$1^{commit}" || true; }
 
@@ -29,19 +29,19 @@ date_of_tree() {
 version() {
   local number head released others dirty=
   if [ -n "${AUTHD_VERSION:-}" ]; then
-    # rpm takes no hyphen, and dpkg would take what follows it for a revision.
-    [[ $AUTHD_VERSION =~ ^[0-9][0-9A-Za-z.+~]*$ ]] || refuse "AUTHD_VERSION is '$AUTHD_VERSION': digits, letters, '.', '+' and '~' are wanted"
+    # rpm does not accept a hyphen, and dpkg would treat the text after it as a revision.
+    [[ $AUTHD_VERSION =~ ^[0-9][0-9A-Za-z.+~]*$ ]] || refuse "AUTHD_VERSION is '$AUTHD_VERSION': use only digits, letters, '.', '+' and '~'"
     echo "$AUTHD_VERSION"
     return
   fi
   number=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
-  [[ $number =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || refuse "Cargo.toml's version is '$number': three numbers are wanted"
+  [[ $number =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] || refuse "Cargo.toml's version is '$number': it must be three numbers"
   in_git || { echo "$number"; return; }
   head=$(git rev-parse HEAD)
   released=$(commit_of "v$number")
   others=$(git tag --points-at HEAD --list 'v[0-9]*' | grep -vx "v$number" | paste -sd ' ' || true)
   if [ -n "$others" ]; then
-    refuse "this commit has the tag $others, and Cargo.toml says $number." \
+    refuse "this commit has the tag $others, but Cargo.toml has $number." \
       "Set the version in Cargo.toml, commit, and tag that commit (packaging/RELEASING.md)."
   fi
   git diff --quiet HEAD || dirty=.dirty

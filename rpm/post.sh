@@ -10,7 +10,7 @@
 
 #include erased.sh
 
-# Those that are enabled.
+# Starts the units that are enabled.
 start_units() {
   for unit in codex-authd.socket codex-authd.service codex-authd-backup.timer; do
     if systemctl is-enabled --quiet "$unit" 2>/dev/null; then
@@ -33,7 +33,7 @@ if [ "$1" -eq 1 ]; then
   [ -e "$erased" ] || closing
   rm -f "$erased"
 elif [ -d /run/systemd/system ]; then
-  # The daemon anew, the ports as they are: whoever connects meanwhile waits, and nobody is refused.
+  # Restarts the daemon but not the sockets: new connections wait, and none is refused.
   systemctl daemon-reload || true
   systemctl try-restart codex-authd.service || true
   tell_changed_socket

@@ -1,8 +1,9 @@
 #include configuration.sh
 
-# What rpm has taken away: an edited configuration is beside it under another name, and an unedited one said nothing.
+# Restores a configuration that rpm removed. An edited one is next to it under another name; an unedited one set
+# nothing.
 if [ ! -e "$configuration" ] && [ -e "$configuration.before" ]; then
-  # shellcheck disable=SC3013 # bash has it, and so has dash
+  # shellcheck disable=SC3013 # bash and dash support it
   if [ "$configuration.rpmsave" -ef "$configuration.before" ]; then
     mv "$configuration.rpmsave" "$configuration"
   else

@@ -8,7 +8,7 @@ if [ "$1" -eq 0 ]; then
     systemctl daemon-reload || true
   fi
   cat <<TEXT
-codex-authd: the state, the configuration, what was enabled and the user codex-authd stay. To remove them for good:
+codex-authd: the state, the configuration, the enabled units and the user codex-authd stay. To remove them for good:
   rm -rf /var/lib/codex-authd /etc/codex-authd /etc/systemd/system/codex-authd*.d /etc/systemd/system/*.wants/codex-authd*
   rm -f $erased; userdel codex-authd
 TEXT

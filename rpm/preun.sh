@@ -1,7 +1,7 @@
 #include erased.sh
 
-# An upgrade leaves everything running until the new version takes over. Which units are enabled is the operator's choice,
-# and outlives the package: systemd passes over the links of units that are gone.
+# An upgrade leaves everything running until the new version replaces it. Which units are enabled is the operator's
+# choice, and survives a removal: systemd ignores links of units that are gone.
 if [ "$1" -eq 0 ]; then
   mkdir -p "${erased%/*}"
   : >"$erased"

@@ -1,7 +1,6 @@
 //! codex-authd keeps one canonical Codex `auth.json` and gives it to every host that may have it.
 //!
-//! The rooms, from the top of the house down; a room may use what stands below it, never above
-//! (docs/ARCHITECTURE.md walks through them).
+//! A room uses only the rooms below it in the table of docs/ARCHITECTURE.md.
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -12,7 +11,7 @@ pub mod daemon;
 pub mod dashboard;
 pub mod doctor;
 pub mod durable;
-/// For tests and `make fuzz`.
+/// Used by tests and `make fuzz` only.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -28,7 +27,7 @@ mod rooms;
 pub mod runner;
 pub mod seal;
 pub mod service;
-/// The tests' own, shared with the integration tests.
+/// Used by the tests here and by the integration tests.
 #[cfg(test)]
 #[path = "../tests/integration/support/skip.rs"]
 mod skip;

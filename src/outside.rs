@@ -1,12 +1,12 @@
-//! The ambient world as a parameter: what time it is, and randomness.
+//! The wall clock and randomness, as a parameter.
 //!
-//! Everything that needs either is handed an [`Outside`]; `clippy.toml` bans asking the system anywhere else. Tests hand
-//! in a clock that they turn themselves.
+//! Code that needs either gets an [`Outside`]; `clippy.toml` bans asking the system anywhere else. Tests pass a clock
+//! that they set themselves.
 
 use time::OffsetDateTime;
 
 pub trait Outside: Send + Sync {
-    /// The wall clock, UTC. It may step; nothing that must happen once may depend on it alone.
+    /// The wall clock, UTC. It may step. An action that must happen once must not depend on it alone.
     fn now(&self) -> OffsetDateTime;
     /// Fills `buffer` from a cryptographically secure source.
     fn fill(&self, buffer: &mut [u8]);
@@ -29,8 +29,8 @@ impl Outside for System {
 
     #[allow(clippy::disallowed_methods, clippy::expect_used)]
     fn fill(&self, buffer: &mut [u8]) {
-        // getrandom(2) cannot fail once the pool is initialised, and blocks until it is; without randomness no key may
-        // be made, so there is nothing to go on with.
+        // getrandom(2) cannot fail once the pool is initialised, and blocks until then. Without randomness no key may
+        // be made, so the process cannot continue.
         getrandom::fill(buffer).expect("the operating system gives random bytes");
     }
 }

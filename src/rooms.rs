@@ -1,13 +1,13 @@
-//! Rules of the code that tests keep: a room uses only the rooms below it in the table of docs/ARCHITECTURE.md, and not what
-//! the table forbids; an area of `service/` uses only the areas below it; a file has an end.
+//! Tests of the code's structure. A room uses only the rooms below it in the table of docs/ARCHITECTURE.md, and not the
+//! ones that the table forbids. An area of `service/` uses only the areas below it. A file has a limited length.
 //!
-//! It reads the sources as text: every `crate::…` path outside of tests counts, wherever it stands.
+//! The tests read the sources as text: every `crate::…` path outside of tests counts, wherever it is.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const ARCHITECTURE: &str = include_str!("../docs/ARCHITECTURE.md");
-/// Lines of one source file, its tests aside.
+/// Lines of one source file, without its tests.
 const MAX_LINES: usize = 600;
 
 struct Room {
@@ -67,7 +67,7 @@ fn is_test(path: &Path) -> bool {
         || within("fuzzing")
 }
 
-/// Without the tests at its end.
+/// The text without the tests at its end.
 fn code(text: &str) -> &str {
     text.find("\n#[cfg(test)]\nmod tests {").map_or(text, |end| &text[..end])
 }
@@ -171,11 +171,7 @@ fn a_file_has_an_end() {
             (lines > MAX_LINES).then(|| format!("{}: {lines} lines", path.display()))
         })
         .collect();
-    assert!(
-        long.is_empty(),
-        "more than {MAX_LINES} lines; give a part of each a file of its own:\n{}",
-        long.join("\n")
-    );
+    assert!(long.is_empty(), "more than {MAX_LINES} lines; split each of them:\n{}", long.join("\n"));
 }
 
 #[test]

@@ -51,11 +51,11 @@ called '0\.2\.0\+git20261130\.090000\.g[0-9a-f]{10}\.dirty'
 commit 0.2.1 12
 called '0\.2\.1~git20261130\.100000\.g[0-9a-f]{10}'
 in_tree tag v0.3.0
-wrong+=$(refused "has the tag v0.3.0, and Cargo.toml says 0.2.1" "$tree/packaging/version.sh")
+wrong+=$(refused "has the tag v0.3.0, but Cargo.toml has 0.2.1" "$tree/packaging/version.sh")
 in_tree tag --delete v0.3.0
 wrong+=$(refused "AUTHD_VERSION is '1-2'" env AUTHD_VERSION=1-2 "$tree/packaging/version.sh")
 mv "$tree/.git/HEAD" "$tree/.git/away"
-wrong+=$(refused "git does not know" "$tree/packaging/version.sh")
+wrong+=$(refused "git cannot read" "$tree/packaging/version.sh")
 rm -rf "$tree/.git"
 called '0\.2\.1'
 for ((i = 1; i < ${#versions[@]}; i++)); do

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 set +xva # before bash reads the key, which must not be traced, echoed or exported
 { # One command: bash reads it to its end before it runs any of it.
-# Sets this host up for the fleet's Codex login: installs cdx, and Codex where it is missing.
+# Adds this host to the fleet: installs cdx, and Codex if it is missing.
 #
-# It is served once, and run as `curl … | bash`. Half a download is half a command: bash runs none of it and fails.
-# When a step fails, what was done is undone: a cdx that was here before is back, a Codex that came is gone.
+# It is served once, and run as `curl … | bash`. If the download is incomplete, bash runs nothing and fails. If a step
+# fails, the earlier steps are undone: the previous cdx is restored, and a newly installed Codex is removed.
 #
-#   CDX_GROUP=name   for an install by root: only root and this group may run cdx, and with it read the host's API key.
-#                    Without it, every user of the machine can. An install over one with a group keeps the group.
+# CDX_GROUP=name, for an installation by root: only root and this group may run cdx, and so read the host's API key.
+# Without it, every user of the machine can. An installation over one with a group keeps the group.
 
 set -u
 unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
@@ -20,15 +20,15 @@ CDX_SCRIPT=''
 # --- baked: end
 
 main() {
-  if [ -z "$CDX_SCRIPT" ]; then fail "this is the bare template; the installer comes from codex-authd, by its installer command"; fi
+  if [ -z "$CDX_SCRIPT" ]; then fail "this is only the template; codex-authd serves the installer: use its installer command"; fi
   check_tools
   choose_place
-  [ "$MODE" != 700 ] || [ -z "${CDX_GROUP:-}" ] || say "CDX_GROUP counts only when root installs"
+  [ "$MODE" != 700 ] || [ -z "${CDX_GROUP:-}" ] || say "CDX_GROUP has an effect only if root installs"
   trap undo EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
 
-  say "this host is ${CDX_FQDN}; its logins come from $CDX_BASE_URL"
+  say "this host is ${CDX_FQDN}; it gets its logins from $CDX_BASE_URL"
   place_cdx
   install_codex
   first_sync
@@ -43,10 +43,10 @@ main() {
   esac
 }
 
-# What puts cdx on the PATH of whoever installs, in the words of their shell.
+# Prints how to put cdx on the PATH, in the syntax of the user's shell.
 advise_path() {
   local shell=${SHELL:-} rc=.profile place=$DIRECTORY
-  # shellcheck disable=SC2016 # it is that shell that knows its home
+  # shellcheck disable=SC2016 # the user's shell expands it
   [ "$MODE" != 700 ] || place='$HOME/.local/bin'
   case ${shell##*/}/$OSTYPE in
     fish/*)
@@ -67,32 +67,32 @@ advise_path() {
   say "type next:  $CDX"
 }
 
-# The cdx that is carried here knows what it needs; it is asked before anything is done.
+# Asks the cdx in this script which tools it needs, before anything is done.
 check_tools() {
   MISSING=$(printf '%s' "$CDX_SCRIPT" | (unset POSIXLY_CORRECT && exec "$BASH" +o posix -s -- --missing-tools)) || fail "this bash cannot run cdx: version 3.2 or later is needed"
   missing_for_install
   [ -z "$MISSING" ] || fail "missing here:$MISSING. Nothing was done; install them, then run a new installer command"
 }
 
-# Adds to MISSING the tools that the installer needs and cdx does not. start.sh gets a copy of this function.
+# Adds tools to MISSING that the installer needs and cdx does not. start.sh gets a copy of this function.
 missing_for_install() {
   [ -z "${CDX_GROUP:-}" ] || command -v chgrp >/dev/null || MISSING="$MISSING chgrp"
   command -v id >/dev/null || MISSING="$MISSING id"
 }
 
-# DIRECTORY, CDX, MODE, GROUP: where cdx goes, and who may read it. start.sh gets a copy of this function.
+# DIRECTORY, CDX, MODE, GROUP: where cdx is installed, and who may read it. start.sh gets a copy of this function.
 choose_place() {
   if [ "$(id -u)" = 0 ]; then
-    # With sudo, PATH may lead into somebody's home: what the system has comes first.
+    # With sudo, PATH may lead into a user's home, so the system's directories come first.
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
     DIRECTORY=/usr/local/bin MODE=755 GROUP=${CDX_GROUP:-}
   else
-    # It holds this host's key, so it is for its owner only.
+    # cdx contains this host's key, so only its owner may read it.
     DIRECTORY=${HOME:-~}/.local/bin MODE=700 GROUP=''
   fi
   CDX=$DIRECTORY/cdx
   [ "$MODE" != 700 ] || return 0
-  # The group that CDX_GROUP names, or else that of a cdx which is closed to others already.
+  # The group in CDX_GROUP, or else the group of an installed cdx that others cannot read.
   if [ -z "$GROUP" ] && [ -f "$CDX" ]; then
     # shellcheck disable=SC2046 # mode, links, owner, group
     set -- $(ls -ldn -- "$CDX")
@@ -109,10 +109,10 @@ place_cdx() {
   (umask 077 && set -C && printf '%s' "$CDX_SCRIPT" >"$TEMP") || fail "cannot write in $DIRECTORY"
   [ -z "$GROUP" ] || chgrp -- "$GROUP" "$TEMP" || fail "there is no group $GROUP: make it (groupadd $GROUP), or leave CDX_GROUP out"
   chmod "$MODE" "$TEMP" || fail "cannot set the mode of $TEMP"
-  (unset POSIXLY_CORRECT && "$BASH" +o posix -n "$TEMP") || fail "the cdx that came is damaged"
+  (unset POSIXLY_CORRECT && "$BASH" +o posix -n "$TEMP") || fail "the received cdx is damaged"
   if [ -e "$CDX" ] || [ -L "$CDX" ]; then
     BACKUP=$CDX.before.$$
-    cp -pP -- "$CDX" "$BACKUP" || fail "cannot keep the cdx that is here"
+    cp -pP -- "$CDX" "$BACKUP" || fail "cannot back up the installed cdx"
   fi
   mv -f -- "$TEMP" "$CDX" || fail "cannot write $CDX"
   PLACED=1
@@ -122,7 +122,7 @@ install_codex() {
   local present
   present=$("$CDX" --version </dev/null | sed -n 's/^codex //p')
   if [ "$present" != 'not installed' ]; then
-    say "codex $present is here already"
+    say "codex $present is already installed"
     return
   fi
   "$CDX" --install-codex </dev/null || fail "codex could not be installed"
@@ -140,11 +140,11 @@ undo() {
   if [ -n "$PLACED" ]; then
     if [ -n "$BROUGHT" ]; then "$CDX" --remove-codex </dev/null; fi
     if [ -n "$BACKUP" ]; then mv -f -- "$BACKUP" "$CDX"; else rm -f -- "$CDX"; fi
-    complain "undone: $CDX is $([ -n "$BACKUP" ] && echo 'what it was' || echo gone)"
+    complain "undone: $CDX is $([ -n "$BACKUP" ] && echo 'the previous one' || echo removed)"
   elif [ -n "$BACKUP" ]; then
     rm -f -- "$BACKUP"
   fi
-  complain "this installer is spent; when the reason is mended, ask for a new one: codex-authd hosts add --rotate $CDX_FQDN"
+  complain "this installer is used up; correct the problem, then ask for a new one: codex-authd hosts add --rotate $CDX_FQDN"
 }
 
 say() { printf 'codex-authd: %s\n' "$1"; }

@@ -4,8 +4,8 @@ set +xva # the installer's token must not be traced or exported
 { # One command: bash reads it to its end before it runs any of it.
 # The first stage of an installation. It checks this machine, then fetches the installer and runs it.
 #
-# Fetching this script does not spend the installer's token; fetching the installer does. When a check fails, nothing was
-# done, and the same command can be run again. CDX_GROUP has the same meaning as for the installer.
+# Fetching this script does not spend the installer's token; fetching the installer does. If a check fails, nothing has
+# been done, and the same command can be run again. CDX_GROUP has the same meaning as for the installer.
 
 set +efC
 set -u
@@ -25,10 +25,10 @@ CDX_FUNCTIONS=''
 # --- baked: end
 
 main() {
-  [ -n "$CDX_URL" ] || fail "this is the bare template; run the installer command that codex-authd printed"
-  # Functions of cdx and of the installer: what they will need is looked for as they do it.
+  [ -n "$CDX_URL" ] || fail "this is only the template; run the installer command that codex-authd printed"
+  # Functions of cdx and of the installer. So the checks look for things in the same way as cdx and the installer will.
   eval "$CDX_FUNCTIONS"
-  # In a shell of its own, because it may change HOME and PATH.
+  # In a subshell, because it may change HOME and PATH.
   (check_machine) || exit 1
   run_installer
 }
@@ -41,30 +41,30 @@ check_machine() {
   choose_place
   check_place
   SELF=$CDX WANTED_CODEX=$CDX_CODEX_VERSION
-  export npm_config_cache=/dev/null # else npm leaves a directory, only because it was asked for its prefix
+  export npm_config_cache=/dev/null # otherwise npm creates a directory when it prints its prefix
   find_home
-  # The first login is written there, and what cdx remembers.
-  resolve_links "$AUTH_FILE" || stop "$AUTH_FILE leads nowhere" "move it away"
+  # The first login and cdx's state will be written there.
+  resolve_links "$AUTH_FILE" || stop "$AUTH_FILE is a broken link" "move it away"
   for file in "$RESOLVED" "$CACHE_DIR"; do has_room "$file" 2 || stop "$WHY" "$FIX"; done
   [ ! -e "$AUTH_FILE" ] || is_readable_file "$AUTH_FILE" || stop "$AUTH_FILE is no file that can be read" "move it away"
-  # The installer brings Codex where it is missing.
+  # The installer installs Codex if it is missing.
   find_codex
   [ -n "$CODEX" ] || plan_codex || stop "codex cannot be installed: $WHY" "$FIX"
   [ -n "$CODEX" ] || [ -z "$CDX_CODEX_RELEASE_URL" ] || release_answers ||
     stop "codex cannot be fetched: the operator's release URL gives no tar.gz ($RELEASE_URL)" "have that mended"
 }
 
-# The first bytes of a gzip file.
+# Whether the release URL returns the first bytes of a gzip file.
 release_answers() {
   local magic
   magic=$({ release_config && printf '%s\n' 'range = "0-1"'; } | curl -q --config - 2>/dev/null | head -c 2)
   [ "$magic" = $'\x1f\x8b' ]
 }
 
-# Writes a file where cdx is going to be, gives it the group, and removes it.
+# Creates a file where cdx will be installed, sets its group, and removes it.
 check_place() {
   [ ! -d "$CDX" ] || stop "$CDX is a directory" "move it away"
-  # The installer makes what is missing; nothing that stays is made here.
+  # The installer creates missing directories; nothing permanent is created here.
   has_room "$DIRECTORY" 2 || stop "$WHY" "$FIX"
   trap '[ -z "$PROBE" ] || rm -f -- "$PROBE"' EXIT
   trap 'exit 130' INT
@@ -76,7 +76,7 @@ check_place() {
   PROBE=''
 }
 
-# As the printed command does it.
+# Runs the installer like the printed command.
 run_installer() {
   set --
   [ -z "$CDX_PIN" ] || set -- -k --pinnedpubkey "sha256//$CDX_PIN"
@@ -92,12 +92,12 @@ fail() {
   exit 1
 }
 
-# cdx says so itself, once it is here.
+# cdx prints these messages itself once it is installed.
 warn() { :; }
 complain() { :; }
 
 PROBE='' MISSING='' DIRECTORY='' CDX='' GROUP='' NEAREST='' WHY='' FIX=''
-CODEX='' STATE_DIR='' AUTH_FILE='' CACHE_DIR='' RESOLVED='' RELEASE_URL='' # find_codex keeps nothing where there is no STATE_DIR
+CODEX='' STATE_DIR='' AUTH_FILE='' CACHE_DIR='' RESOLVED='' RELEASE_URL='' # without STATE_DIR, find_codex stores nothing
 main </dev/null
 exit
 }

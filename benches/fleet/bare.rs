@@ -1,5 +1,5 @@
-//! The baseline: poem with nothing in it. It reads the body and answers every call with the same bytes and headers, behind
-//! the daemon's own acceptors and TLS configuration, so what is between the two figures is what the daemon does for an
+//! The baseline: a bare poem server. It reads the body and answers every call with the same bytes and headers. It uses
+//! the daemon's own acceptors and TLS configuration. So the difference to the daemon is the daemon's own work for an
 //! answer.
 
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use poem::{Request, Response, Route, Server, get, post};
 
 use crate::Result;
 
-/// `fleet bare BODY [CERTIFICATE KEY]`: prints the address it bound, and serves until it is killed.
+/// `fleet bare BODY [CERTIFICATE KEY]`: prints its address, and serves until it is killed.
 pub async fn serve(arguments: &[String]) -> Result<()> {
     let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
     match arguments {
@@ -36,7 +36,7 @@ pub async fn serve(arguments: &[String]) -> Result<()> {
 }
 
 async fn run<A: Acceptor + 'static>(acceptor: A, address: SocketAddr, body: &str) -> Result<()> {
-    // Leaked, so that an answer shares the bytes: one body for the life of the process.
+    // Leaked, so that all answers share the bytes: one body for the life of the process.
     let body: &'static [u8] = std::fs::read(body)?.leak();
     let answer = move |mut request: Request| async move {
         request.take_body().into_bytes().await?;
@@ -49,7 +49,7 @@ async fn run<A: Acceptor + 'static>(acceptor: A, address: SocketAddr, body: &str
     };
     let route = Route::new().at("/auth", post(make(answer))).at("/healthz", get(make(answer)));
     writeln!(std::io::stdout(), "{address}")?;
-    // No idle time-out: poem's costs several microseconds a request.
+    // No idle timeout: poem's costs several microseconds per request.
     Server::<Infallible, A>::new_with_acceptor(acceptor).run(route).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The calls that are measured, and the fleet that makes them.
+//! The measured calls, and the fleet that makes them.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ const VALID: &str = r#"{"status":"ok","data":{"status":"valid""#;
 const UPDATED: &str = r#"{"status":"ok","data":{"status":"updated""#;
 const REGISTERED: &str = r#"{"status":"ok","data":{"host""#;
 
-/// The hosts that were registered, and the login that they are served.
+/// The registered hosts, and the login that they get.
 pub struct Fleet {
     keys: Vec<String>,
     digest: String,
@@ -40,7 +40,7 @@ impl Fleet {
         Ok(Self { keys, digest, last_refresh })
     }
 
-    /// What a host is answered whose login is the canonical one.
+    /// Returns the answer for a host that has the canonical login.
     pub async fn valid_answer(&self, target: &Target) -> Result<Vec<u8>> {
         let mut connection = Connection::open(target).await?;
         let answer = connection.exchange(&self.retrieve(0, false)).await?;
@@ -50,10 +50,10 @@ impl Fleet {
         Ok(answer.body.to_vec())
     }
 
-    /// The hosts that `seed` made, and a login for them.
+    /// The hosts that `seed` made, with a login for them.
     pub async fn seeded(admin: &Target, hosts: usize) -> Result<Self> {
         let fleet = Self::make(admin, 0).await?;
-        // Those whose window is closed are not served.
+        // Hosts with a closed window are not served.
         let keys = (0..hosts).filter(|host| seed::is_secure(*host)).map(seed::api_key).collect();
         Ok(Self { keys, ..fleet })
     }
@@ -70,26 +70,26 @@ impl Fleet {
     }
 }
 
-/// Hosts that ask, each with its own key, and have nothing to fetch.
+/// Retrieves by many hosts, each with its own key, that have nothing to fetch.
 pub struct Retrieves {
     requests: Vec<Vec<u8>>,
     expected: &'static str,
 }
 
 impl Retrieves {
-    /// `close`: the client says that it will ask nothing more on the connection.
+    /// `close`: the client announces that this is its last request on the connection.
     pub fn new(fleet: &Fleet, close: bool) -> Self {
         let requests = (0..fleet.keys.len()).map(|host| fleet.retrieve(host, close)).collect();
         Self { requests, expected: VALID }
     }
 
-    /// For a server that answers something else.
+    /// For a server with another answer.
     pub fn expecting(self, expected: &'static str) -> Self {
         Self { expected, ..self }
     }
 }
 
-/// The whole fleet, one host after the other, however few the connections are.
+/// Retrieves by the whole fleet, one host after the other, over any number of connections.
 pub struct EveryHost {
     retrieves: Retrieves,
     next: AtomicUsize,
@@ -100,7 +100,7 @@ impl EveryHost {
         Self { retrieves: Retrieves::new(fleet, false), next: AtomicUsize::new(0) }
     }
 
-    /// Whether each of them has asked.
+    /// Whether every host has called.
     pub fn is_done(&self) -> bool {
         self.next.load(Ordering::Relaxed) >= self.retrieves.requests.len()
     }
@@ -108,7 +108,7 @@ impl EveryHost {
 
 impl Script for EveryHost {
     fn request(&self, _client: usize, request: &mut Vec<u8>) {
-        // A stride, so that no two neighbours in the store are asked for one after the other.
+        // A stride, so that neighbours in the store are not requested in sequence.
         let host = self.next.fetch_add(1, Ordering::Relaxed) * 7919;
         self.retrieves.request(host, request);
     }
@@ -118,7 +118,7 @@ impl Script for EveryHost {
     }
 }
 
-/// Admins that ask for one thing with GET, again and again.
+/// Repeated GET requests of admins for one path.
 pub struct Gets {
     request: Vec<u8>,
     expected: &'static str,
@@ -150,7 +150,7 @@ impl Script for Retrieves {
     }
 }
 
-/// Admins that register host after host, none of them known before.
+/// Registrations by admins, always of new hosts.
 pub struct Registrations(AtomicU64);
 
 impl Registrations {
@@ -171,7 +171,7 @@ impl Script for Registrations {
     }
 }
 
-/// Hosts that store, each document newer than all that were sent before it.
+/// Stores by hosts, each document newer than all previous ones.
 pub struct Stores {
     keys: Vec<String>,
     since: OffsetDateTime,
@@ -194,7 +194,7 @@ impl Script for Stores {
         out.extend(request("POST", "/auth", Some(&self.keys[client % self.keys.len()]), false, &body));
     }
 
-    /// Whoever is overtaken by a newer document is told so, or, overtaken too often, asked to come back.
+    /// A store that a newer one overtakes is answered `outdated`, or, after too many times, 503.
     fn judge(&self, status: u16, body: &[u8]) -> Verdict {
         match status {
             200 if body.starts_with(UPDATED.as_bytes()) => Verdict::Counts,
@@ -204,7 +204,7 @@ impl Script for Stores {
     }
 }
 
-/// An auth.json of the size that `codex login` writes, with tokens without claims.
+/// An auth.json of the size that `codex login` writes; its tokens have no claims.
 fn document(last_refresh: &str) -> Value {
     let jwt = |name: &str| format!("eyJhbGciOiJSUzI1NiJ9.e30.{name}{}", "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6".repeat(40));
     json!({

@@ -1,5 +1,5 @@
-//! The records in a database beside the embedded store, in the same run; and what only a database has: telemetry on its
-//! way there, and what one daemon decides in force on another.
+//! Compares records in a database with the embedded store, in the same run. Also measures what only a database has:
+//! draining telemetry into it, and the delay until one daemon's change is in force on another.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::telemetry::{Kind, Node};
 use crate::{Bench, CLIENTS, Result, run_one};
 
 const BESIDE: &str = "embedded";
-/// How often each kind of revocation is tried.
+/// How many times each kind of revocation is measured.
 const TRIES: usize = 20;
-/// How often a daemon looks what the others changed.
+/// How often a daemon polls for changes of the others.
 const POLL: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -40,7 +40,7 @@ pub async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The same calls of two daemons that differ in their store.
+/// The same calls to two daemons that differ in their store.
 async fn daemons(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let (embedded, embedded_fleet) = bench.fleet("database-embedded", None).await?;
     let (mysql, fleet) = fleet_on(bench, "database-mysql", &server.create("fleet").await?).await?;
@@ -68,7 +68,7 @@ async fn daemons(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The same of both daemons, the one with the database first.
+/// Measures both daemons in turns, the one with the database first.
 struct Turns<'a> {
     bench: &'a Bench,
     server: &'a MariaDb,
@@ -86,7 +86,7 @@ impl Turns<'_> {
         let mut row = Row::new(what, BESIDE);
         for _ in 0..self.bench.rounds {
             for (side, name) in ["MariaDB", BESIDE].into_iter().enumerate() {
-                // Whose CPU time a call costs. An idle database costs the embedded store's nothing.
+                // CPU time of the daemon and of the database. An idle database adds nothing to the embedded side.
                 let processes = vec![self.daemons[side].pid(), self.server.pid()];
                 let load = self.bench.load(targets[side], clients, processes);
                 let cell = run_one(&row.what, name, &load, &scripts[side]).await?;
@@ -137,7 +137,7 @@ async fn telemetry(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What the database of [`telemetry`] takes on the disk, told beside the table.
+/// Prints the size of the database of [`telemetry`] on the disk, outside of the table.
 async fn sizes(server: &MariaDb) -> Result<()> {
     for table in ["hosts", "host_auth_states", "host_auth_digests", "install_tokens", "audit_log"] {
         server.query::<mysql_async::Row>(&format!("ANALYZE TABLE telemetry.{table}")).await?;
@@ -156,11 +156,11 @@ async fn sizes(server: &MariaDb) -> Result<()> {
     Ok(())
 }
 
-/// From the answer to whoever revoked on one daemon until the other one refuses.
+/// Measures the time from the answer to a revocation on one daemon until the other one refuses.
 async fn revocations(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let url = server.create("revocations").await?;
     let directory = |name: &str| bench.directory.path().join(name);
-    // Who asks with a dead key again and again is not to be blocked here.
+    // Repeated calls with a revoked key must not be blocked here.
     let on = |name: &str| {
         let daemon = Daemon::new(directory(name), None)?;
         Ok::<_, crate::Error>(daemon.with("DATABASE__URL", &url).with("LIMITS__AUTH_FAIL_COUNT", "0"))
@@ -176,7 +176,8 @@ async fn revocations(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     let mut certificates = Vec::new();
     let mut switches = Vec::new();
     for index in 0..TRIES {
-        // What went before ended with a poll of the other daemon's: each try begins at another moment between two polls.
+        // The previous step ended with a poll of the other daemon. So each try begins at another moment between two
+        // polls.
         let moment = POLL * index as u32 / TRIES as u32;
         let name = format!(r#"{{"fqdn":"host-{index}.bench.example.com","allow_short_name":true}}"#);
         let old = register(&mut admin, &name).await?;
@@ -204,7 +205,7 @@ async fn revocations(bench: &Bench, server: &MariaDb) -> Result<Vec<Row>> {
     Ok(rows.into_iter().flat_map(|(what, times)| in_force(what, times)).collect())
 }
 
-/// Two rows: half of the tries, and the slowest.
+/// Two rows: the median and the slowest of the tries.
 fn in_force(what: &str, mut times: Vec<Duration>) -> [Row; 2] {
     times.sort_unstable();
     let row = |which: &str, time: Option<&Duration>| {
@@ -220,7 +221,7 @@ async fn register(admin: &mut Connection, body: &str) -> Result<String> {
     text(&call(admin, "/admin/hosts/register", body).await?, "/data/host/api_key")
 }
 
-/// Asks with a host's key until the answer is what is waited for; how long that took.
+/// Calls with a host's key until the answer is the expected one; returns how long that took.
 async fn until_answered(hosts: &Target, key: &str, is_so: impl Fn(u16) -> bool) -> Result<Duration> {
     let body = json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" });
     let asked = request("POST", "/auth", Some(key), false, &body.to_string());
@@ -236,7 +237,7 @@ async fn until_answered(hosts: &Target, key: &str, is_so: impl Fn(u16) -> bool) 
     }
 }
 
-/// A new admin's certificate, for the second daemon; and its fingerprint.
+/// Issues a new admin certificate; returns a target on the second daemon, and its fingerprint.
 fn certificate(one: &Daemon, two: &Daemon, files: &Path) -> Result<(Target, Digest)> {
     one.run(&["admin-cert", "mallory", "--pem", &files.display().to_string()])?;
     let [certificate, key]: [PathBuf; 2] = ["mallory.crt", "mallory.key"].map(|name| files.join(name));
@@ -245,7 +246,7 @@ fn certificate(one: &Daemon, two: &Daemon, files: &Path) -> Result<(Target, Dige
     Ok((Target { tls, ..two.admin.clone() }, fingerprint))
 }
 
-/// A connection that is let in.
+/// Opens a connection, waiting until the certificate is accepted.
 async fn until_open(target: &Target) -> Result<Connection> {
     let begun = Instant::now();
     loop {
@@ -254,7 +255,7 @@ async fn until_open(target: &Target) -> Result<Connection> {
         {
             return Ok(connection);
         }
-        within_patience(begun, "the other daemon lets nobody in")?;
+        within_patience(begun, "the other daemon accepts no connection")?;
         pause().await;
     }
 }
@@ -262,7 +263,7 @@ async fn until_open(target: &Target) -> Result<Connection> {
 async fn until_cut(connection: &mut Connection) -> Result<Duration> {
     let begun = Instant::now();
     while asks(connection).await {
-        within_patience(begun, "the other daemon still lets a revoked certificate in")?;
+        within_patience(begun, "the other daemon still accepts a revoked certificate")?;
         pause().await;
     }
     Ok(begun.elapsed())

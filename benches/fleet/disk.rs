@@ -1,4 +1,4 @@
-//! What the disk does for one writer: a block written and made safe, again and again.
+//! The speed of the disk for one writer: a block is written and flushed repeatedly.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::report::Cell;
 
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 
-/// `fdatasync`s per second of one block in a file in `directory`. Blocks the thread, which has nothing else to do.
+/// `fdatasync`s per second of one block in a file in `directory`. Blocks the thread, which does nothing else.
 pub fn syncs(directory: &Path, duration: Duration) -> Result<Cell> {
     let file = tempfile::tempfile_in(directory)?;
     file.write_all_at(&BLOCK, 0)?;

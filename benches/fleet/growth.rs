@@ -1,6 +1,6 @@
-//! What endless small updates do to the size of the embedded records: the activity of 1,000 hosts is overwritten a million
-//! times (`BENCH_UPDATES`), a hundred in each commit. Beside it stands the size after the first tenth: a store that levels
-//! off stays near it.
+//! The size of the embedded records after many small updates: the activity of 1,000 hosts is overwritten a million
+//! times (`BENCH_UPDATES`), a hundred per commit. The baseline is the size after the first tenth: if the store stops
+//! growing, both are nearly equal.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ fn seen(host: HostId) -> Telemetry {
     }
 }
 
-/// What the files in `directory` take of the disk.
+/// The disk space of the files in `directory`, in KiB.
 fn kibibytes_in(directory: &Path) -> Result<f64> {
     use std::os::unix::fs::MetadataExt as _;
     let mut blocks = 0;

@@ -1,7 +1,6 @@
-//! One client connection: HTTP/1.1 over TCP or TLS 1.3, written by hand so that the generator costs little beside what it
-//! measures.
+//! One client connection: HTTP/1.1 over TCP or TLS 1.3, written by hand, so that the load generator costs little.
 //!
-//! The server's certificate is not checked: that work would be the client's, and it is the server that is measured.
+//! The server's certificate is not verified: that would be work of the client, and only the server is measured.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +25,7 @@ use crate::Result;
 #[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,
-    /// `None`: plain HTTP.
+    /// `None` for plain HTTP.
     pub tls: Option<Arc<ClientConfig>>,
 }
 
@@ -44,7 +43,7 @@ impl Connection {
     pub async fn open(target: &Target) -> io::Result<Self> {
         let tcp = TcpStream::connect(target.address).await?;
         tcp.set_nodelay(true)?;
-        // Closed without a TIME_WAIT, or thousands of connections a second would soon find no port.
+        // Closed without TIME_WAIT. Otherwise thousands of connections per second would soon use up all ports.
         tcp.set_zero_linger()?;
         let stream = match &target.tls {
             None => Stream::Plain(tcp),
@@ -82,7 +81,7 @@ impl Connection {
     }
 }
 
-/// A request as it goes over the wire.
+/// Builds the bytes of a request.
 pub fn request(method: &str, path: &str, key: Option<&str>, close: bool, body: &str) -> Vec<u8> {
     let key = key.map(|key| format!("X-API-Key: {key}\r\n")).unwrap_or_default();
     let close = if close { "Connection: close\r\n" } else { "" };
@@ -94,7 +93,7 @@ pub fn request(method: &str, path: &str, key: Option<&str>, close: bool, body: &
     format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{key}{close}{content}\r\n{body}").into_bytes()
 }
 
-/// TLS 1.3 with one suite and one group, so that every server does the same work; never a resumed session.
+/// TLS 1.3 with one suite and one group, so that every server does the same work. Sessions are never resumed.
 /// `identity`: the files of a client certificate and its key.
 pub fn tls_config(identity: Option<(&Path, &Path)>) -> Result<Arc<ClientConfig>> {
     let mut provider = aws_lc_rs::default_provider();

@@ -1,4 +1,4 @@
-//! The load generator: N clients in a closed loop, each sending its next request when it has the answer to its last.
+//! The load generator: N clients in a closed loop. Each sends its next request after the answer to the last one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use crate::Result;
 use crate::http::{Connection, Target};
 use crate::process::cpu_time;
 
-/// No answer takes longer; one that does ends the benchmark.
+/// The time limit for an answer; a slower one ends the benchmark.
 const BOUND: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// What the clients say, and which answers count.
+/// The requests of the clients, and which answers count.
 pub trait Script: Send + Sync + 'static {
     /// Writes the next request of `client` into `request`, which is empty.
     fn request(&self, client: usize, request: &mut Vec<u8>);
-    /// What an answer is worth.
+    /// Judges an answer.
     fn judge(&self, status: u16, body: &[u8]) -> Verdict;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Counts,
-    /// A proper answer that is not what is counted (a store that another one overtook).
+    /// A valid answer that is not counted (for example for a store that another one overtook).
     Besides,
     Wrong,
 }
@@ -34,22 +34,22 @@ pub enum Verdict {
 pub struct Load {
     pub target: Target,
     pub clients: usize,
-    /// A new connection for every request.
+    /// Use a new connection for every request.
     pub fresh: bool,
     pub duration: Duration,
-    /// The server's processes, whose CPU time is counted.
+    /// The processes of the server, for its CPU time.
     pub processes: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {
     pub per_second: f64,
-    /// Microseconds, of every answer that was right.
+    /// Latencies in microseconds, over all valid answers.
     pub p50: f64,
     pub p99: f64,
-    /// The server's CPU time, in microseconds for each answer that was right.
+    /// The server's CPU time in microseconds per valid answer.
     pub cpu: f64,
-    /// Answers beside the counted ones, per second.
+    /// Valid but uncounted answers per second.
     pub besides: f64,
 }
 
@@ -77,7 +77,7 @@ pub async fn run(load: &Load, script: Arc<impl Script>) -> Result<Measured> {
     }
     let answers = latencies.len();
     if answers == 0 {
-        return Err("not one answer came".into());
+        return Err("there was no answer".into());
     }
     latencies.sort_unstable();
     let seconds = load.duration.as_secs_f64();
@@ -90,7 +90,7 @@ pub async fn run(load: &Load, script: Arc<impl Script>) -> Result<Measured> {
     })
 }
 
-/// Of a sorted, non-empty slice, in its own unit.
+/// A percentile of a sorted, non-empty slice, in the unit of the slice.
 pub fn percentile(sorted: &[u32], percent: usize) -> f64 {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     f64::from(sorted[rank - 1])

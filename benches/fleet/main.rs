@@ -1,13 +1,20 @@
-//! `make bench`: what the daemon does on this machine, each figure beside its baseline of the same run, in one table.
+//! `make bench`: measures the daemon on this machine, each figure with its baseline from the same run, in one table.
 //!
-//! Every server is a process of its own on loopback; the load generator is this one. Ours and the baseline take turns,
-//! several rounds, and the median of the rounds is what the table says, so that a noisy machine is noisy to both.
+//! Every server is a process of its own on loopback; this process is the load generator. The daemon and the baseline
+//! take turns for several rounds, and the table has the median of the rounds. So noise of the machine affects both.
 //!
-//! Arguments choose parts (`retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; of the fleets `starts`,
-//! `rates`, `list`; `before`; none: all). `BENCH_SECONDS` (5) and `BENCH_ROUNDS` (3) say how long, `BENCH_HOSTS` (100000) how large
-//! the large fleet is, `BENCH_DIR` where the state directories go, `BENCH_FLEETS` where fleets are kept for the next run,
-//! `BENCH_NGINX` where nginx is, `BENCH_BEFORE` where an earlier build of codex-authd is, for `before`.
-//! `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped daemon.
+//! Arguments choose parts: `retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; for the
+//! fleets `starts`, `rates`, `list`; `before`; none means all. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped
+//! daemon.
+//!
+//! Environment variables:
+//!
+//! - `BENCH_SECONDS` (5) and `BENCH_ROUNDS` (3): the duration;
+//! - `BENCH_HOSTS` (100000): the size of the large fleet;
+//! - `BENCH_DIR`: the place for the state directories;
+//! - `BENCH_FLEETS`: where fleets are kept for the next run;
+//! - `BENCH_NGINX`: the path of nginx;
+//! - `BENCH_BEFORE`: the path of an earlier build of codex-authd, for `before`.
 
 mod bare;
 mod before;
@@ -37,11 +44,11 @@ use report::{Cell, Row};
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// As many hosts as the busiest load has clients: each calls with a key of its own.
+/// One host for each client of the busiest load, so that each client has its own key.
 const CLIENTS: usize = 64;
 const SOME_HOSTS: usize = 1000;
 const MANY_HOSTS: usize = 100_000;
-/// How long a server that just started is left alone before its memory is looked at.
+/// How long a server rests after its start before its memory is read.
 const SETTLE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -55,9 +62,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    // cargo adds flags of its own.
+    // cargo adds arguments of its own.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    // The daemon's own: see `cli`.
+    // The same runtime as the daemon's: see `cli`.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match arguments.split_first() {
         Some((first, rest)) if first == "bare" => runtime.block_on(bare::serve(rest)),
@@ -103,12 +110,12 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     print!("{}", report::table(&rows));
     println!(
-        "\nMedian of {} rounds of {} s each, ours and the baseline by turns, on loopback of one machine with {} cores.\n\
-         The load generator runs on the same cores and costs both sides the same: it pulls a ratio of rates towards 1.\n\
+        "\nMedian of {} rounds of {} s each, ours and the baseline in turns, on loopback of one machine with {} cores.\n\
+         The load generator runs on the same cores and costs both sides the same: it moves a ratio of rates towards 1.\n\
          CPU is the server's own time for each answer, without the generator's.\n\
          The bare handler has the daemon's acceptors and TLS configuration; nginx has 2 workers and its own defaults.\n\
          MariaDB has its own defaults, each commit flushed, and is reached by a socket; its CPU is counted with the daemon's.\n\
-         Of {CLIENTS} clients that store at once, whoever is overtaken is answered `outdated`, and that is not counted.",
+         If {CLIENTS} clients store at once, an overtaken store is answered `outdated`, which is not counted.",
         bench.rounds,
         bench.duration.as_secs_f64(),
         std::thread::available_parallelism()?,
@@ -139,7 +146,7 @@ impl Bench {
         })
     }
 
-    /// `POST /auth`, answered `valid`, on connections that stay open, beside the bare handler.
+    /// `POST /auth` with the answer `valid`, on connections that stay open, compared with the bare handler.
     async fn retrieve(&self, identity: Option<&Identity>) -> Result<Vec<Row>> {
         let over = if identity.is_some() { "TLS 1.3" } else { "HTTP" };
         let (daemon, fleet) = self.fleet(&format!("retrieve-{}", identity.is_some()), identity).await?;
@@ -161,10 +168,10 @@ impl Bench {
         Ok(rows)
     }
 
-    /// A new TLS 1.3 connection for each request, beside nginx with the same certificate.
+    /// A new TLS 1.3 connection for each request, compared with nginx using the same certificate.
     async fn connections(&self) -> Result<Vec<Row>> {
         let Some(program) = std::env::var_os("BENCH_NGINX") else {
-            eprintln!("bench: BENCH_NGINX is not set: no new connections beside nginx");
+            eprintln!("bench: BENCH_NGINX is not set: skipping new connections, compared with nginx");
             return Ok(Vec::new());
         };
         let (daemon, fleet) = self.fleet("connections", Some(&self.identity)).await?;
@@ -183,7 +190,7 @@ impl Bench {
         Ok(vec![row])
     }
 
-    /// What is answered when it is power-safe, beside what the disk does for one writer.
+    /// Calls that are answered after a flush, compared with the speed of the disk for one writer.
     async fn durable(&self) -> Result<Vec<Row>> {
         let (daemon, fleet) = self.fleet("durable", None).await?;
         let baseline = "fdatasync, 1 writer";
@@ -213,7 +220,7 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Memory and start-up, with no host.
+    /// Memory and start-up time without hosts.
     async fn idle(&self) -> Result<Vec<Row>> {
         let mut start = ["first start", "start-up, 0 hosts"].map(|what| Row::new(what.into(), "bare poem"));
         let mut memory = Row::new("resident memory, 0 hosts".into(), "bare poem");
@@ -234,7 +241,7 @@ impl Bench {
         Ok(start.into_iter().chain([memory]).collect())
     }
 
-    /// The same with some hosts and with many: what must not grow with the fleet, and what it grows to.
+    /// The same for a small and a large fleet: values that must not grow with the fleet, and how much others grow.
     async fn fleets(&self, starts: bool, rates: bool, list: bool) -> Result<Vec<Row>> {
         let sizes = [SOME_HOSTS, number("BENCH_HOSTS", MANY_HOSTS)?];
         let mut daemons = Vec::new();
@@ -275,7 +282,7 @@ impl Bench {
             seed::seed(&daemon.state(), hosts).await?;
             std::fs::write(&whole, "")?;
         }
-        // Hot state is built now, and there for the starts that are measured.
+        // The first start builds hot state, so that it exists for the measured starts.
         daemon.start().await?;
         let fleet = Fleet::seeded(&daemon.admin, hosts).await?;
         daemon.stop();
@@ -303,14 +310,14 @@ impl Bench {
         Ok(vec![start, anew, memory])
     }
 
-    /// Every host asks: the large fleet beside the small one.
+    /// Retrieves by every host: the large fleet compared with the small one.
     async fn rates(&self, fleets: &mut [(usize, Daemon, Fleet)]) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         let [(few, small, few_hosts), (many, large, many_hosts)] = fleets else { return Ok(rows) };
         small.start().await?;
         large.start().await?;
         let (few_hosts, many_hosts) = (Arc::new(EveryHost::new(few_hosts)), Arc::new(EveryHost::new(many_hosts)));
-        // The first call of a host since the start loads it from hot state.
+        // The first call of a host after the start loads the host from hot state.
         let mut first = Row::new(format!("/auth retrieve, first calls of {many} hosts, 64 connections"), "1,000 hosts");
         let load = |daemon: &Daemon, clients| self.load(&daemon.hosts, clients, vec![daemon.pid()]);
         while !many_hosts.is_done() {
@@ -338,7 +345,7 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Pages of the admins' list of hosts, one after the other, beside a call that does nothing.
+    /// Pages of the admins' list of hosts in sequence, compared with a call that does nothing.
     async fn lists(&self, hosts: usize, daemon: &mut Daemon) -> Result<Vec<Row>> {
         daemon.start().await?;
         let nothing = Arc::new(Gets::new("/healthz", "{"));
@@ -396,7 +403,7 @@ async fn run_one(what: &str, side: &str, load: &Load, script: &Arc<impl Script>)
     Ok(Cell::rate(&measured))
 }
 
-/// A certificate and key of the kind that the daemon makes for itself, for every server that speaks TLS to hosts.
+/// A certificate and key of the same kind as the daemon's own, for every server with TLS.
 fn make_identity(directory: &Path) -> Result<Identity> {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
     let identity = Identity { certificate: directory.join("server.crt"), key: directory.join("server.key") };

@@ -1,5 +1,4 @@
-//! A MariaDB of the benchmark's own: a directory and a socket that nobody else knows, as durable as it comes (each commit is
-//! flushed), ended with the benchmark.
+//! A MariaDB of the benchmark: it has its own directory and socket, flushes each commit, and ends with the benchmark.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -19,10 +18,10 @@ pub struct MariaDb {
 }
 
 impl MariaDb {
-    /// `None`: it is not installed.
+    /// `None` if it is not installed.
     pub async fn start(directory: PathBuf) -> Result<Option<Self>> {
         std::fs::create_dir_all(&directory)?;
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())?.ok_or("who runs this has no name")?.name;
+        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())?.ok_or("the current user has no name")?.name;
         let data = directory.join("data");
         let made = Command::new("mariadb-install-db")
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
@@ -68,7 +67,7 @@ impl MariaDb {
         format!("mysql://root@localhost/{database}?socket={}", self.directory.join("socket").display())
     }
 
-    /// Makes a database; gives its address.
+    /// Creates a database; returns its URL.
     pub async fn create(&self, database: &str) -> Result<String> {
         let mut connection = self.connect("mysql").await?;
         connection.query_drop(format!("CREATE DATABASE {database}")).await?;

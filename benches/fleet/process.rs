@@ -1,4 +1,4 @@
-//! The servers that are measured: started on ports of their own, looked at through `/proc`, ended by their process id.
+//! The measured servers: started on their own ports, inspected through `/proc`, ended by their process id.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -14,13 +14,13 @@ use tokio::time::Instant;
 use crate::Result;
 use crate::http::{Connection, Target, request, tls_config};
 
-/// No server takes longer to start or to stop.
+/// The time limit for the start or stop of a server.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// A process that is told to stop when it goes out of scope, and waited for.
+/// A process that is stopped and waited for when it is dropped.
 pub struct Process(pub Child);
 
-/// The certificate that every TLS server of a run shows.
+/// The certificate of every TLS server in a run.
 #[derive(Clone)]
 pub struct Identity {
     pub certificate: PathBuf,
@@ -43,7 +43,7 @@ struct Listen {
 }
 
 impl Daemon {
-    /// A daemon with its state in `directory`, which does not run yet.
+    /// A daemon with its state in `directory`. It is not started.
     pub fn new(directory: PathBuf, identity: Option<&Identity>) -> Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let mut settings = vec![
@@ -75,7 +75,7 @@ impl Daemon {
         Self { program: program.to_owned(), ..self }
     }
 
-    /// The same with a setting (`SECTION__KEY`) of its own.
+    /// Adds a setting (`SECTION__KEY`).
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.settings.push((format!("CODEX_AUTHD_{name}"), value.to_owned()));
         self
@@ -94,7 +94,7 @@ impl Daemon {
         self.process = None;
     }
 
-    /// Starts it and says how long it took until it answered. One that runs already is stopped first.
+    /// Starts it, and returns the time until its first answer. A running one is stopped first.
     pub async fn start(&mut self) -> Result<Duration> {
         self.process = None;
         let listen = self.directory.join("state/listen.json");
@@ -107,7 +107,7 @@ impl Daemon {
         let started = Instant::now();
         let mut process = Process(command.spawn()?);
         let bound: Listen = loop {
-            // Replaced as a whole by the daemon: what can be read is complete.
+            // The daemon replaces this file atomically, so it is complete if it can be read.
             if let Ok(text) = std::fs::read(&listen) {
                 break serde_json::from_slice(&text)?;
             }
@@ -163,7 +163,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// This program again, as the bare server.
+    /// Starts this program as the bare server.
     pub async fn start(body: &Path, identity: Option<&Identity>) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("bare").arg(body).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -175,7 +175,7 @@ impl Bare {
         let stdout = process.0.stdout.take().ok_or("the bare server has no standard output")?;
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().parse().map_err(|_| "the bare server did not say where it listens")?;
+        let address = line.trim().parse().map_err(|_| "the bare server did not print its address")?;
         let target = Target { address, tls: identity.map(|_| tls_config(None)).transpose()? };
         answers(&target).await?;
         Ok(Self { process, target, start: started.elapsed() })
@@ -192,10 +192,10 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Two workers, its own defaults for everything that is not named here; answers `length` bytes to whatever comes.
+    /// Two workers, nginx's defaults for everything else; answers `length` bytes to every request.
     pub async fn start(program: &Path, directory: &Path, identity: &Identity, length: usize) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
-        // Freed at once: nginx cannot choose a port itself, and nobody else asks for one between.
+        // Freed at once: nginx cannot choose a port itself, and no other program takes it in between.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let text = configuration(directory, address, identity, length);
         let file = directory.join("nginx.conf");
@@ -212,7 +212,7 @@ impl Nginx {
         Ok(Self { process, target })
     }
 
-    /// The master and its workers.
+    /// The process ids of the master and its workers.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let master = self.process.0.id();
         let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
@@ -251,7 +251,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Ok(pid) = i32::try_from(self.0.id()) else { return };
-        // A master that is killed leaves its workers behind, so it is asked first.
+        // If the master is killed, its workers stay. So it gets SIGTERM first.
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         let asked = Instant::now();
         while let Ok(None) = self.0.try_wait() {
@@ -260,15 +260,15 @@ impl Drop for Process {
                 let _ = self.0.wait();
                 return;
             }
-            #[allow(clippy::disallowed_methods)] // Between two looks at a condition, outside of any measurement.
+            #[allow(clippy::disallowed_methods)] // Polls a condition, outside of any measurement.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// User and system time of the processes since they started.
+/// User and system CPU time of the processes since their start.
 pub fn cpu_time(pids: &[u32]) -> Result<Duration> {
-    // USER_HZ, which Linux shows to programs as 100 on every architecture that we build for.
+    // USER_HZ, which is 100 in Linux on every architecture that we build for.
     const TICK: Duration = Duration::from_millis(10);
     let mut ticks = 0;
     for pid in pids {
@@ -281,7 +281,7 @@ pub fn cpu_time(pids: &[u32]) -> Result<Duration> {
     Ok(TICK * ticks)
 }
 
-/// In KiB.
+/// Resident memory in KiB.
 pub fn resident_memory(pid: u32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;

@@ -1,10 +1,10 @@
-//! The table.
+//! Formats the results as a table.
 
 use std::time::Duration;
 
 use crate::load::Measured;
 
-/// One figure, and for a rate what belongs to it; latencies and CPU time in microseconds.
+/// One figure. A rate also has latencies and CPU time, in microseconds.
 #[derive(Clone, Copy)]
 pub struct Cell {
     pub value: f64,
@@ -12,7 +12,7 @@ pub struct Cell {
     pub p50: Option<f64>,
     pub p99: Option<f64>,
     pub cpu: Option<f64>,
-    /// Proper answers that were not counted, per second.
+    /// Valid but uncounted answers per second.
     pub besides: f64,
 }
 
@@ -40,7 +40,7 @@ impl Cell {
         Self::plain(time.as_secs_f64() * 1e3, " ms")
     }
 
-    /// The median of some times, as the figure too; they are sorted.
+    /// The median of some times, which is also the figure. Sorts the times.
     pub fn times(times: &mut [Duration]) -> Self {
         times.sort_unstable();
         let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
@@ -54,7 +54,7 @@ impl Cell {
     }
 }
 
-/// One thing that was measured: a cell for each round, ours and the baseline's.
+/// One measured quantity: a cell for each round, for ours and for the baseline.
 pub struct Row {
     pub what: String,
     beside: &'static str,
@@ -89,7 +89,7 @@ pub fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for (index, line) in lines.iter().enumerate() {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-            // Words to the left, figures to the right.
+            // Text is left-aligned, figures are right-aligned.
             if matches!(column, 0 | 5) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         text.push_str(&format!("| {} |\n", cells.collect::<Vec<_>>().join(" | ")));
@@ -127,7 +127,7 @@ fn thousands(value: f64, digits: usize) -> String {
     out
 }
 
-/// Of each figure by itself.
+/// The median of each figure separately.
 fn median(rounds: &[Cell]) -> Cell {
     let middle = |figure: fn(&Cell) -> Option<f64>| {
         let mut values: Vec<f64> = rounds.iter().filter_map(figure).collect();

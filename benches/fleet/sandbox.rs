@@ -1,5 +1,5 @@
-//! A sandbox from nothing to nothing: built, a program run in it that does nothing, and gone; beside bubblewrap doing as
-//! much of the same as it can (every namespace, a root of its own, no capabilities), and the program alone.
+//! The whole life of a sandbox: it is built, runs a program that does nothing, and ends. Compared with bubblewrap with
+//! nearly the same isolation (every namespace, a root of its own, no capabilities), or with the program alone.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,14 +14,14 @@ const TIMES: usize = 100;
 
 pub async fn rows(bench: &Bench) -> Result<Vec<Row>> {
     let Some(program) = nothing(bench.directory.path())? else {
-        eprintln!("bench: there is no cc that links statically: no sandboxes");
+        eprintln!("bench: there is no cc that links statically: skipping sandboxes");
         return Ok(Vec::new());
     };
     let bwrap = Command::new("bwrap").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let has_bwrap = bwrap.is_ok_and(|status| status.success());
     let beside = if has_bwrap { "bwrap" } else { "the program alone" };
     if !has_bwrap {
-        eprintln!("bench: bwrap is not installed: sandboxes are beside the program alone");
+        eprintln!("bench: bwrap is not installed: comparing sandboxes with the program alone");
     }
     let plan = plan(&program);
     let mut row = Row::new("a sandbox built, entered and gone".into(), beside);
@@ -86,7 +86,7 @@ fn bubblewrap(program: &Path) -> Command {
     command
 }
 
-/// A program that needs nothing and does nothing; `None` where none can be made.
+/// A program that needs nothing and does nothing; `None` if it cannot be compiled.
 fn nothing(directory: &Path) -> Result<Option<PathBuf>> {
     let (source, program) = (directory.join("nothing.c"), directory.join("nothing"));
     std::fs::write(&source, "int main(void) { return 0; }\n")?;

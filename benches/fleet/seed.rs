@@ -1,5 +1,5 @@
-//! A state directory of a fleet that has been at work for a while, made through the library's records and not through the
-//! daemon: every host is registered, has redeemed its installer, is bound to loopback and has called some times.
+//! Makes a state directory of a fleet that has been in use. It uses the library's records directly, without the daemon.
+//! Every host is registered, has redeemed its installer, is bound to loopback and has made some calls.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// So many changes wait for a flush together.
+/// This many changes share a flush.
 const AT_ONCE: usize = 512;
-/// Telemetry of so many hosts in one batch.
+/// Telemetry of this many hosts in one batch.
 const BATCH: usize = 500;
 
-/// What the `index`th host presents. Made from its number: nothing has to be kept of a fleet but its size.
+/// The key of the host with this index. It is derived from the index, so that only the size of a fleet must be kept.
 pub fn api_key(index: usize) -> String {
     Digest::of(format!("key of bench host {index}").as_bytes()).to_string()
 }
@@ -33,12 +33,12 @@ pub fn name(index: usize) -> String {
     format!("host-{index}.bench.example.com")
 }
 
-/// One in fifty is a shared machine, whose window is closed.
+/// One host in fifty is a shared machine with a closed window.
 pub fn is_secure(index: usize) -> bool {
     !index.is_multiple_of(50)
 }
 
-/// Adds `hosts` hosts to the state in `state`, whose daemon has run once and does not run now.
+/// Adds `hosts` hosts to the state in `state`. Its daemon must have run once and must be stopped.
 pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
     let records = Arc::new(Embedded::open(&state.join("records"))?);
     let secrets = Arc::new(boot::unlock(&*records, &state.join("master.key"), None, &System).await?);
@@ -62,7 +62,7 @@ pub async fn seed(state: &Path, hosts: usize) -> Result<()> {
             .iter()
             .map(|id| Telemetry::Seen {
                 host: *id,
-                // Spread, so that no sort finds its work done.
+                // Spread values, so that no sort finds its input in order.
                 calls: 1 + id.0.wrapping_mul(2_654_435_761) % 10_000,
                 last_seen: now - Duration::seconds((id.0.wrapping_mul(40_503) % 2_000_000) as i64),
                 last_refresh: Some("2026-11-20T09:27:43.373506211Z".into()),

@@ -1,5 +1,5 @@
-//! What hosts' calls leave behind, on its way from a node to the records: the daemon's own outbox and its own draining, in
-//! this process, so that nothing else is measured.
+//! Telemetry of calls on its way from a node to the records: the daemon's own outbox and draining, in this process, so
+//! that nothing else is measured.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ use time::Duration;
 use crate::report::Cell;
 use crate::{Result, seed};
 
-/// Who tells something; as many as a daemon gathers at a time.
+/// The hosts with telemetry: as many as a daemon batches at a time.
 const HOSTS: usize = 1000;
 const BATCHES: usize = 20;
-/// Of the audit log in one batch: about what one second of a flood leaves.
+/// Audit entries in one batch: about as many as one second of a flood leaves.
 const NOTES: usize = 500;
 
-/// What the rows tell.
+/// The kind of telemetry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// More calls of hosts that are as they were.
+    /// More calls of hosts without any change.
     Calls,
-    /// Calls of hosts that have another login in hand than before.
+    /// Calls of hosts that now have another login.
     Logins,
     /// Entries for the audit log.
     Notes,
 }
 
-/// A node without its listeners.
+/// A node without listeners.
 pub struct Node {
     areas: Areas,
     hot: Arc<Hot>,
@@ -45,16 +45,16 @@ pub struct Node {
     round: u64,
 }
 
-/// One round: rows per second.
+/// The result of a round: rows per second.
 pub struct Round {
-    /// Power-safe in the outbox.
+    /// Rows that are power-safe in the outbox.
     pub kept: Cell,
-    /// In the records.
+    /// Rows that are in the records.
     pub drained: Cell,
 }
 
 impl Node {
-    /// On records that are new.
+    /// Makes a node on new records.
     pub async fn new(records: Arc<dyn Records>, directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
         let secrets = Arc::new(boot::unlock(&*records, &directory.join("master.key"), None, &System).await?);
@@ -119,7 +119,7 @@ impl Node {
         Ok(Round { kept, drained })
     }
 
-    /// How much of it the records have: calls of the first host, or entries.
+    /// How much of it is in the records: calls of the first host, or audit entries.
     async fn told(&self, kind: Kind) -> Result<u64> {
         Ok(match kind {
             Kind::Notes => self.records.audit_head().await?.number,

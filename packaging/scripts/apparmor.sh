@@ -1,4 +1,4 @@
-# The AppArmor profile, where the machine has a parser that knows it. Elsewhere it would be an error at each boot.
+# Installs the AppArmor profile if the machine's parser accepts it. Otherwise it would cause an error at each boot.
 apparmor_profile() {
   profile=/etc/apparmor.d/codex-authd
   source=/usr/share/codex-authd/apparmor/codex-authd
@@ -11,7 +11,7 @@ apparmor_profile() {
   chmod 0644 "$profile"
   if [ -d /sys/kernel/security/apparmor ]; then
     apparmor_parser --replace --write-cache --quiet "$profile" \
-      || echo "codex-authd: the AppArmor profile was not loaded: apparmor_parser -r $profile says why" >&2
+      || echo "codex-authd: the AppArmor profile was not loaded: to see the reason: apparmor_parser -r $profile" >&2
   fi
 }
 

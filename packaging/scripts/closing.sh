@@ -1,7 +1,7 @@
-# What to do next, after a first install.
+# Prints the next steps after a first installation.
 
-# Where a socket that listens on ADDRESS (as listen.json has it, without the port) answers from elsewhere, one a line, as a
-# URL has them.
+# Prints the addresses at which a socket on ADDRESS is reachable from other machines, one per line, in the form of URLs.
+# ADDRESS is that of listen.json, without the port.
 closing_addresses() {
   case $1 in
   0.0.0.0 | '[::]') ;;
@@ -12,7 +12,8 @@ closing_addresses() {
   esac
   for own in $(hostname --all-ip-addresses 2>/dev/null || true); do
     case $own in
-    # A link-local one opens nothing, and that of Docker's bridge nothing from elsewhere.
+    # A link-local address does not work in a browser. The address of Docker's bridge is not reachable from other
+    # machines.
     fe80:* | 172.17.*) ;;
     *:*) if [ "$1" = '[::]' ]; then echo "[$own]"; fi ;;
     *) echo "$own" ;;
@@ -20,7 +21,7 @@ closing_addresses() {
   done
 }
 
-# The machine's NAME, if it resolves to one of the ADDRESSES: any other one would not answer.
+# Prints the machine's NAME if it resolves to one of the ADDRESSES. Another address would not answer.
 closing_name() {
   for at in $(getent ahosts "$1" 2>/dev/null | cut -d ' ' -f 1 | sort -u); do
     case $at in *:*) at="[$at]" ;; esac
@@ -35,7 +36,7 @@ closing() {
   if [ ! -d /run/systemd/system ]; then
     cat <<'TEXT'
 
-codex-authd is installed; systemd does not run here, so it was not started. It starts with the next boot, or by
+codex-authd is installed; systemd does not run here, so it was not started. It starts at the next boot, or with
   systemctl start codex-authd.service
 
 TEXT
@@ -44,7 +45,7 @@ TEXT
   if ! systemctl is-active --quiet codex-authd.service; then
     cat <<'TEXT'
 
-codex-authd is installed, and did not start. What is wrong:
+codex-authd is installed, but did not start. To find the problem:
   sudo codex-authd doctor
   journalctl --unit codex-authd
 
@@ -59,15 +60,15 @@ TEXT
   echo "codex-authd is running."
   echo
   label="The dashboard"
-  # Where the machine has no address of its own, it answers itself.
+  # Without an address of its own, the machine uses localhost.
   for at in $name ${addresses:-localhost}; do
     printf '  %-24shttps://%s:%s/\n' "$label" "$at" "${admin##*:}"
     label=
   done
   cat <<'TEXT'
-  It opens for whoever has an admin's certificate. Make one, and import it into a browser:
+  It needs an admin certificate. Make one, and import it into a browser:
                           sudo codex-authd admin-cert NAME --out NAME.p12
-  What is not right yet   sudo codex-authd doctor
+  Check the installation  sudo codex-authd doctor
 
 TEXT
 }

@@ -1,3 +1,3 @@
-# rpm knows no difference between an erasure and a purge. This file says that an installation comes after an erasure: the
-# choices of then are in force, and nothing is enabled again.
+# rpm does not distinguish removal from purge. This file marks an installation after a removal: the earlier choices stay
+# in force, and no unit is enabled again.
 erased=/var/lib/rpm-state/codex-authd.erased

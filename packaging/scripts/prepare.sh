@@ -1,7 +1,7 @@
-# The user, the directories and their modes; the same however often it is done.
+# Creates the user and the directories, and sets their modes. It may run any number of times.
 prepare() {
   systemd-sysusers codex-authd.conf
-  # Not by systemd-tmpfiles, which does nothing where there is no /proc: in an image that is being built.
+  # Not with systemd-tmpfiles, which does nothing without /proc, for example while an image is built.
   while read -r kind path mode user group _; do
     case $kind in
     d) mkdir -p "$path" ;;

@@ -1,4 +1,4 @@
-//! `/auth/session` and `/auth/me`: signing in with a password, and what is one's own. On both listeners.
+//! `/auth/session` and `/auth/me`: sign-in with a password, and the user's own data. On both listeners.
 
 use std::net::IpAddr;
 
@@ -131,14 +131,14 @@ impl AccountApi {
     }
 }
 
-/// Does what tries a password even if the caller hangs up: a failure counts then too.
+/// Finishes `work`, which checks a password, even if the caller disconnects, so that a failure is always counted.
 pub async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, ServiceError> {
     tokio::spawn(work).await.map_err(ServiceError::internal)?
 }
 
-/// Where a sign-in comes from, and what the client calls itself.
+/// The address of a sign-in and its user agent.
 pub struct SignInClient {
     pub from: IpAddr,
     pub agent: Option<String>,

@@ -1,4 +1,4 @@
-//! `/admin/audit`: who did what, and whether the log is whole.
+//! `/admin/audit`: reads and verifies the audit log.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! `/admin/auth`: upload, show, history.
+//! `/admin/auth`: upload, show, history, comparison and rollback of the canonical login.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `/admin/authorities`: the two authorities, and rolling one over.
+//! `/admin/authorities`: the two authorities and their rollover.
 
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Enum, Object, OpenApi};

@@ -1,8 +1,8 @@
-//! `/admin/backup`, `/admin/restore`, `/admin/migrate`: the records as a whole. On the control socket only: whoever may do
-//! this has the machine, and an admin's certificate is less.
+//! `/admin/backup`, `/admin/restore`, `/admin/migrate`: operations on all records. On the control socket only, because
+//! they give full control of the machine's data, which an admin's certificate does not.
 //!
-//! They take long, so what they answer is lines of JSON, one object each, while they work. The status is sent before the
-//! work is done: whether it was, is told by the last line.
+//! They take long, so they answer with lines of JSON, one object each, while they work. The status is sent before the
+//! work is done. The last line says whether the work succeeded.
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl AdminCopiesApi {
         let copying = tokio::spawn(async move { transfer.backup(&by, sender).await });
         tokio::spawn(async move {
             if let Err(error) = write_backup(writer, pieces, copying).await {
-                log::debug!(event = "answer_cut", cause:% = error; "whoever asked for a backup has gone away");
+                log::debug!(event = "answer_cut", cause:% = error; "the caller of a backup has disconnected");
             }
         });
         Ok(answer)
@@ -190,15 +190,15 @@ pub struct Aborted {
     pub stood_still: bool,
 }
 
-/// What is before the rows of a backup that is put back.
+/// The first line of a restore request, before the rows.
 #[derive(Serialize, Deserialize)]
 pub struct RestoreHead {
     pub manifest: Manifest,
-    /// As its file has it; null: the one that is in force.
+    /// The text of the key file. null: the master key in use.
     pub master_key: Option<Zeroizing<String>>,
 }
 
-/// A line of what is answered; rows of a backup stand for themselves.
+/// A line of the answer. Rows of a backup are written without this envelope.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line<T> {
@@ -212,7 +212,7 @@ pub enum Line<T> {
 impl<T> Line<T> {
     fn failed(error: ServiceError) -> Self {
         let cause = match &error {
-            // On the machine itself there is nothing to keep from whoever asks.
+            // The caller controls the machine, so the cause need not be hidden.
             ServiceError::RecordsAway { cause }
             | ServiceError::StoreFailed { cause }
             | ServiceError::Unavailable { cause } => Some(cause.clone()),
@@ -258,16 +258,16 @@ impl IntoResponse for Lines {
     }
 }
 
-/// What waits to be read by whoever asked.
+/// The size of the buffer between the work and the caller.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// An answer that goes on for as long as something is written.
+/// Begins an answer that ends when the writer is dropped.
 fn begin() -> (DuplexStream, LinesAnswer) {
     let (writer, reader) = tokio::io::duplex(BUFFER_BYTES);
     (writer, LinesAnswer::Working(Lines(Body::from_async_read(reader))))
 }
 
-/// Tells how far `work` is, and what became of it.
+/// Runs `work`, and answers with its progress and its result.
 fn working<T, F>(work: impl FnOnce(Teller) -> F) -> LinesAnswer
 where
     T: Serialize + Send + Sync + 'static,
@@ -279,12 +279,12 @@ where
     tokio::spawn(async move {
         let mut told = None;
         while let Some(now) = progress.recv().await {
-            // A line for each percent is enough.
+            // One line per percent is enough.
             let percent = (now.step, now.rows * 100 / now.of.max(1));
             if told.replace(percent) == Some(percent) {
                 continue;
             }
-            // Whoever works is told by the end of the channel.
+            // The closed channel tells `work` that the caller has disconnected.
             if write(&mut writer, &Line::<T>::Progress(now)).await.is_err() {
                 return;
             }
@@ -326,7 +326,7 @@ async fn write_backup(
     }
 }
 
-/// The file that a backup comes into. It goes with this.
+/// The temporary file that receives a backup. It is removed on drop.
 struct Spool(PathBuf);
 
 impl Drop for Spool {
@@ -335,14 +335,14 @@ impl Drop for Spool {
     }
 }
 
-/// The manifest and the key are a line of this at most.
+/// The longest first line, which has the manifest and the key.
 const MAX_HEAD_BYTES: u64 = 64 * 1024;
 
 async fn receive(body: Body, spool: &Path) -> crate::service::Result<Backup> {
     let failed = |error: std::io::Error| {
         ServiceError::Refused(format!("cannot keep the backup in {}: {error}", spool.display()))
     };
-    let cut = |error: std::io::Error| ServiceError::Refused(format!("the backup did not arrive: {error}"));
+    let cut = |error: std::io::Error| ServiceError::Refused(format!("the backup was not received: {error}"));
     let mut body = BufReader::with_capacity(BUFFER_BYTES, body.into_async_read());
     let mut head = Zeroizing::new(String::new());
     (&mut body).take(MAX_HEAD_BYTES).read_line(&mut head).await.map_err(cut)?;

@@ -1,4 +1,4 @@
-//! `/admin/doctor`: what is wrong, as far as only the daemon knows.
+//! `/admin/doctor`: the checks that only the daemon can make.
 
 use poem_openapi::OpenApi;
 

@@ -1,4 +1,4 @@
-//! `/admin/hosts`: register, list, show, remove, and the rules of a host.
+//! `/admin/hosts`: registers, lists, shows, changes and removes hosts.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::service::{Core, Hosts, Login, ServiceError};
 
 pub struct AdminHostsApi;
 
-/// How many hosts a page has that says nothing else.
+/// Hosts per page, if the request does not say.
 const DEFAULT_PAGE_HOSTS: usize = 100;
 
 #[OpenApi(tag = "Tag::AdminHosts", prefix_path = "/admin/hosts")]

@@ -1,4 +1,4 @@
-//! `/admin/installers`: the installers that were printed.
+//! `/admin/installers`: lists and revokes installers.
 
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Enum, Object, OpenApi};

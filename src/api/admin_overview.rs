@@ -1,4 +1,4 @@
-//! `/admin/overview`: the fleet at a glance, and who asks.
+//! `/admin/overview`: a summary of the fleet and of the caller's certificate.
 
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! `/admin/runner`: whether the canonical login works, and having that proved.
+//! `/admin/runner`: shows whether the canonical login works, and requests probes.
 
 use poem_openapi::param::Query;
 use poem_openapi::{Object, OpenApi};

@@ -1,4 +1,4 @@
-//! One area of the service, as a parameter of a handler: a handler names what it uses, and gets nothing else.
+//! One area of the service as a parameter of a handler. A handler gets only the areas that it names.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::service::Areas;
 pub struct Area<'a, T>(&'a Arc<T>);
 
 impl<T> Area<'_, T> {
-    /// For work that goes on beside the handler.
+    /// For work that outlives the handler.
     pub fn share(&self) -> Arc<T> {
         Arc::clone(self.0)
     }

@@ -55,7 +55,7 @@ impl AuthApi {
             wrapper_version: wrapper_version.0.as_deref(),
         };
         let done = async {
-            // Before a byte of the body: who is refused has sent none that counts.
+            // Admit the host before reading a byte of the body.
             let host = caller.admit(&admission, Purpose::Service).await?;
             let text = body.read(&host).await?;
             Ok::<_, Failure>(AuthAnswer::of(&hosts, &login, login.sync(host, caller.address, &text, versions).await?)?)
@@ -115,7 +115,7 @@ impl SyncAnswer {
     }
 }
 
-/// The refusal of a request that no handler has seen, in the form that its caller asked for.
+/// A refusal before any handler, in the format that the caller asked for.
 pub fn refusal(request: &Request, failure: Failure) -> poem::Error {
     let mut parameters = request.uri().query().unwrap_or_default().split('&');
     let is_sync = request.method() == Method::POST && request.uri().path() == "/auth";

@@ -1,7 +1,7 @@
-//! Who calls the hosts' listener: found out once for each request, from the connection, the headers and memory. Guards and
-//! handlers read it.
+//! Identifies the caller of a request on the hosts' listener, from the connection, the headers and memory. This happens
+//! once per request; guards and handlers use the result.
 //!
-//! It knows nothing of what a request asks for, and stores nothing.
+//! This module knows nothing of what a request asks for, and stores nothing.
 
 use std::net::IpAddr;
 
@@ -21,21 +21,21 @@ use crate::service::{Areas, ServiceError};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// A request of the hosts' listener carries one; no client can send it.
+/// Every request of the hosts' listener carries one. No client can set it.
 #[derive(Clone)]
 pub struct AuthContext {
-    /// The peer's address, or the one that a trusted proxy named; a v4-mapped one is its v4.
+    /// The peer's address, or the one that a trusted proxy named. A v4-mapped address is converted to IPv4.
     pub caller: IpAddr,
-    /// Of the header `X-API-Key`, else of `Authorization: Bearer`; `None`: neither is there.
+    /// From the header `X-API-Key`, otherwise from `Authorization: Bearer`. `None`: neither header is present.
     pub credential: Option<Credential>,
 }
 
 impl AuthContext {
-    /// Finds out who calls, and counts the request against the limit of the host, the user or the address.
+    /// Identifies the caller, and counts the request against the limit of the host, the user or the address.
     pub fn of(areas: &Areas, trust: &TrustedProxies, request: &Request) -> Result<Self, Failure> {
         let caller = find_caller(request, trust, areas.core.metrics())?;
         log::debug!(event = "request", method:% = request.method(), operation = operation(request.uri().path()), address:% = caller; "a request of a host");
-        // Of several headers the first counts; one that is no text is as good as none.
+        // The first header counts. A header that is not text is treated as absent.
         let credential = match request.headers().get(X_API_KEY).and_then(|value| value.to_str().ok()) {
             Some(key) => Some(areas.admission.credential(key)),
             None => bearer(request).map(|token| areas.admission.credential(&token)),
@@ -52,7 +52,7 @@ pub fn bearer(request: &Request) -> Option<Zeroizing<String>> {
     Some(Zeroizing::new(token.token().to_owned()))
 }
 
-/// The other end of the connection, or what its PROXY header says.
+/// The address of the peer, or the one in the connection's PROXY header.
 pub fn peer(request: &Request) -> Result<IpAddr, Failure> {
     match request.remote_addr().as_socket_addr() {
         Some(address) => Ok(canonical_address(address.ip())),
@@ -60,10 +60,10 @@ pub fn peer(request: &Request) -> Result<IpAddr, Failure> {
     }
 }
 
-/// Who calls, behind trusted proxies too. What they say and cannot be read is refused.
+/// The caller's address, also behind trusted proxies. An unreadable forwarding header is refused.
 fn find_caller(request: &Request, trust: &TrustedProxies, metrics: &Metrics) -> Result<IpAddr, Failure> {
     let peer = peer(request)?;
-    // A balancer's own health checks are of nobody else.
+    // Do not count a load balancer's own health checks.
     let count = |forwarding| {
         if !matches!(request.uri().path(), "/healthz" | "/readyz") {
             metrics.forwarded(forwarding);
@@ -83,12 +83,12 @@ fn find_caller(request: &Request, trust: &TrustedProxies, metrics: &Metrics) -> 
         Ok(_) => Forwarding::Named,
     });
     caller.map_err(|reason| {
-        log::info!(event = "forwarded_unreadable", proxy:% = peer, header = header.name(), reason:%; "a call was refused: its proxy does not say who calls");
+        log::info!(event = "forwarded_unreadable", proxy:% = peer, header = header.name(), reason:%; "refused a call: the proxy's forwarding header does not name the caller");
         Failure::forwarded_unreadable(header.name(), &reason.to_string())
     })
 }
 
-/// What is told of a path: it may hold an installer token, or, by mistake, any other secret.
+/// The part of a path that may be logged. The rest may contain an installer token or, by mistake, another secret.
 fn operation(path: &str) -> &str {
     let first = path.split('/').find(|part| !part.is_empty()).unwrap_or_default();
     match first {

@@ -1,4 +1,4 @@
-//! `POST /auth` as hosts call it, through everything that a request of their listener passes.
+//! Tests of `POST /auth` through the whole hosts' listener.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,7 @@ use crate::service::admission::Credential;
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::{Adapters, Areas, Initiator, Parts, Policy, core::boot};
 
-/// A clock that the test turns, and bytes that are the same for whoever asks in the same order.
+/// A clock that the test sets, and deterministic random bytes.
 struct Turned {
     now: Mutex<OffsetDateTime>,
     asked: AtomicU64,
@@ -119,7 +119,7 @@ impl World {
         *self.outside.now.lock().unwrap() += by;
     }
 
-    /// One secure host and one that is not.
+    /// One secure host and one shared host.
     async fn with_two_hosts(limits: Limits) -> Self {
         let mut world = Self::new(limits).await;
         world.add_host("h1.example.test", None).await;
@@ -187,7 +187,8 @@ fn ask(key: Key, body: impl Into<Vec<u8>>) -> Ask {
 }
 
 impl World {
-    /// Every kind of retrieve by both hosts: each is told of itself and of the present canonical login.
+    /// Makes every kind of retrieve from both hosts. Each answer must describe its host and the current canonical
+    /// login.
     async fn retrieves(&self, statuses: [&str; 3]) {
         let canonical = self.areas.core.canonical();
         let same = canonical.as_ref().map_or_else(|| "0".repeat(64), |canonical| canonical.summary.digest.to_string());
@@ -223,7 +224,7 @@ impl World {
         }
     }
 
-    /// What the answer says of the host is what the records and the settings say now.
+    /// The host in the answer must match the current records and settings.
     fn assert_present(&self, data: &Value, host: &HotHost) {
         assert_eq!(data["host"]["allow_roaming_ips"], json!(host.rules.allow_roaming_ips));
         let until = |until: Option<OffsetDateTime>| json!(until.map(rfc3339));
@@ -253,7 +254,7 @@ fn bucket_of(answered: &Answered) -> String {
 
 fn document(last_refresh: &str) -> Value {
     let token = "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6";
-    // Names that are also the answer's, so that what is cut out of an answer is cut in the right place.
+    // Uses names that the answer also has, to test that the document is cut out of the answer correctly.
     json!({ "api_calls": 0, "OPENAI_API_KEY": token, "last_refresh": last_refresh, "nested": { "api_calls": 7, "é": "\"api_calls\":1}}" } })
 }
 
@@ -267,7 +268,7 @@ async fn each_answer_follows_every_change() {
     world.upload(CANONICAL).await;
     world.retrieves(KINDS).await;
 
-    // What answers hold beside their host.
+    // Parts of answers that do not depend on the host.
     world.areas.hosts.note_client_release("rust-v0.170.0").await.unwrap();
     world.retrieves(KINDS).await;
     world.areas.core.set_policy(policy("https://other.example.test"));
@@ -292,12 +293,12 @@ async fn each_answer_follows_every_change() {
         world.retrieves(KINDS).await;
     }
 
-    // Its activity, gathered, and known anew.
+    // The host's activity, after it is gathered and drained.
     world.areas.hosts.gather_telemetry().await.unwrap();
     world.areas.hosts.drain_outbox().await.unwrap();
     world.retrieves(KINDS).await;
 
-    // Roaming, a key of its own anew, and the end of a window.
+    // Roaming, a new key, and the end of a window.
     let elsewhere = |host| {
         let body = json!({ "digest": "1".repeat(64), "last_refresh": CANONICAL }).to_string();
         Ask { from: IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]), ..ask(Key::Header(host), body) }
@@ -310,7 +311,7 @@ async fn each_answer_follows_every_change() {
     assert_eq!(status_of(&world.ask(&elsewhere(1)).await), "insecure_closed");
 }
 
-/// Every byte: hosts and the recorded service's clients read this.
+/// Compares every byte, because hosts and clients of the recorded service read it.
 #[tokio::test]
 async fn an_answer_is_these_bytes() {
     let world = World::with_two_hosts(LIMITS).await;
@@ -348,7 +349,7 @@ async fn an_answer_is_these_bytes() {
         ("cache-control", "no-store, must-revalidate"),
     ];
     let headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    // The first call is told of what was known before it.
+    // The first answer has the state before the call.
     for (calls, last_refresh) in
         [(1, "null".to_owned()), (2, format!("\"{CANONICAL}\"")), (3, format!("\"{CANONICAL}\""))]
     {
@@ -429,7 +430,7 @@ async fn a_failure_counts_once_and_a_request_once() {
     ] {
         assert_eq!(status_of(&world.ask(&ask(key, body.as_str())).await), code);
     }
-    // Eight of them were strangers'. A good key is counted for itself alone, however often its address was refused.
+    // Eight requests had no valid key. A valid key is counted only for itself, however often its address was refused.
     for (code, bucket) in [("auth_blocked", "auth_failures"), ("rate_limited", "global"), ("rate_limited", "global")] {
         let refused = world.ask(&ask(Key::Other("x-api-key", "wrong"), body.as_str())).await;
         assert_eq!((refused.status, status_of(&refused).as_str(), bucket_of(&refused).as_str()), (429, code, bucket));
@@ -439,10 +440,10 @@ async fn a_failure_counts_once_and_a_request_once() {
     }
     let limited = world.ask(&ask(Key::Header(0), body.as_str())).await;
     assert_eq!((limited.status, bucket_of(&limited).as_str()), (429, "host"));
-    assert_eq!(world.ask(&ask(Key::Header(1), body.as_str())).await.status, 200, "a neighbour");
+    assert_eq!(world.ask(&ask(Key::Header(1), body.as_str())).await.status, 200, "another host of the address");
 }
 
-/// Fifty hosts behind one address that start Codex at once, three calls each, beside a neighbour who floods.
+/// Fifty hosts behind one address make three calls each, while another client of the address floods the daemon.
 #[tokio::test]
 async fn an_office_behind_one_address_is_served_beside_a_flood() {
     let limits = Limits { global_per_minute: 120, host_per_minute: 600, ..LIMITS };
@@ -467,7 +468,7 @@ async fn an_agent_identity_is_delivered_to_its_host_alone() {
     world.upload(CANONICAL).await;
     let shared = world.areas.core.canonical().unwrap().summary.digest.to_string();
     let retrieve = |digest: &str| json!({ "digest": digest, "last_refresh": CANONICAL }).to_string();
-    // What is kept of an answer is of before.
+    // Fill the caches of both hosts before the store.
     for host in [0, 1, 0, 1, 0, 1] {
         assert_eq!(status_of(&world.ask(&ask(Key::Header(host), retrieve(&"1".repeat(64)))).await), "outdated");
         assert_eq!(status_of(&world.ask(&ask(Key::Header(host), retrieve(&shared))).await), "valid");

@@ -1,7 +1,7 @@
-//! Bodies of requests: how long they may be, when they are read, and what they are parsed into.
+//! Request bodies: size limits, when they are read, and how they are parsed.
 //!
-//! No body is read before its caller is let in. A guard stands before the body among the parameters of a handler, or the
-//! handler itself admits the caller and then reads ([`UnreadBody`]).
+//! No body is read before its caller is authenticated. Either a guard comes before the body in the handler's
+//! parameters, or the handler admits the caller and then reads ([`UnreadBody`]).
 
 use std::io;
 
@@ -20,12 +20,12 @@ use super::json::{JsonBody, is_json};
 use crate::hot::HotHost;
 use crate::service::ServiceError;
 
-/// The longest body that is read of a caller who is known, in bytes.
+/// The longest body of an authenticated caller, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
-/// The longest body that is read of a stranger, in bytes: somebody signs in with an address and a password.
+/// The longest body of an unauthenticated caller, in bytes. Enough for a sign-in with an e-mail address and a password.
 pub const MAX_STRANGERS_BODY: usize = 16 * 1024;
 
-/// A raw body that is parsed as well.
+/// Reads a raw body and parses it.
 impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
     const TYPES: &'static [ApiExtractorType] = RawBody::<T>::TYPES;
     type ParamType = ();
@@ -45,14 +45,14 @@ impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         let RawBody::<T> { text, .. } = RawBody::from_request(request, body, ExtractParamOptions::default()).await?;
-        // serde refuses a member that stands twice, and passes over one that nobody knows.
+        // serde refuses duplicate members and ignores unknown ones.
         serde_json::from_str(&text)
             .map(Self)
             .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
     }
 }
 
-/// A body as it came, for the service to read: described as `T`, not parsed here.
+/// The raw body, which the service parses. The document describes it as `T`.
 pub struct RawBody<T> {
     pub text: String,
     described_as: std::marker::PhantomData<fn() -> T>,
@@ -81,7 +81,8 @@ impl<'a, T: Type> ApiExtractor<'a> for RawBody<T> {
     }
 }
 
-/// A body that is read when the handler knows that the caller may send it, not before. Described as `T`, not parsed here.
+/// A body that the handler reads after it has admitted the caller. The document describes it as `T`; the service parses
+/// it.
 pub struct UnreadBody<T> {
     other_type: Option<String>,
     body: Body,
@@ -89,7 +90,7 @@ pub struct UnreadBody<T> {
 }
 
 impl<T> UnreadBody<T> {
-    /// For the host that was admitted.
+    /// Requires the admitted host, as proof that the caller is authenticated.
     pub async fn read(self, _admitted: &HotHost) -> Result<String, Failure> {
         read(self.other_type, self.body, MAX_BODY).await
     }
@@ -125,18 +126,19 @@ fn request_meta<T: Type>() -> MetaRequest {
     }
 }
 
-/// How long a body of this caller may be. A guard that let the caller in has said so in the request; it stands before the
-/// body among the parameters of a handler.
+/// The size limit for the body of this caller. The guard that authenticated the caller has marked the request. It comes
+/// before the body in the handler's parameters.
 pub fn bound_of(request: &Request) -> usize {
     if request.data::<CallerKnown>().is_some_and(CallerKnown::is_known) { MAX_BODY } else { MAX_STRANGERS_BODY }
 }
 
-/// The content type of a request, where it is none of JSON's. No content type at all is taken for JSON: scripts forget it.
+/// The content type of a request, if it is not JSON. A missing content type counts as JSON, because scripts often omit
+/// it.
 fn other_type(request: &Request) -> Option<String> {
     request.content_type().filter(|content_type| !is_json(content_type)).map(str::to_owned)
 }
 
-/// Reads up to `bound` bytes, also where the body is said to be longer: a client that is still sending would not see the
+/// Reads up to `bound` bytes, even if the declared length is larger: a client that is still sending would not see the
 /// answer.
 async fn read(other_type: Option<String>, body: Body, bound: usize) -> Result<String, Failure> {
     if let Some(other) = other_type {

@@ -1,4 +1,4 @@
-//! What was looked for and how it was found, as it is told.
+//! The results of checks, as answers contain them.
 
 use poem_openapi::Object;
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ impl From<Check> for CheckBody {
 }
 
 impl Checks {
-    /// Both lists as one.
+    /// Joins both lists.
     pub fn and(mut self, others: Self) -> Self {
         self.works &= others.works;
         self.checks.extend(others.checks);

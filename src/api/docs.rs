@@ -1,7 +1,8 @@
-//! `/docs`: the OpenAPI document for people. The page is poem-openapi's (Swagger UI), one file with everything inline.
+//! `/docs`: shows the OpenAPI document to people. The page is poem-openapi's Swagger UI, one file with everything
+//! inline.
 //!
-//! Its scripts and styles are allowed by their digests, which are taken from the page itself: nothing else runs on it.
-//! Swagger UI sets styles on elements from its script, which no policy stops, and draws its icons from `data:` images.
+//! The content security policy allows only the page's own scripts and styles, by digests computed from the page.
+//! Swagger UI sets element styles from its script, which no policy blocks, and draws its icons from `data:` images.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::model::digest::Digest;
 
 #[derive(Clone)]
 pub struct Page {
-    /// Shared by all answers: a copy for each would be megabytes that a slow reader holds.
+    /// Shared by all answers. With a copy per answer, each slow reader would hold megabytes.
     html: Bytes,
     policy: Arc<str>,
 }
@@ -40,7 +41,7 @@ impl Page {
     }
 }
 
-/// ` 'sha256-…'` for what stands inside each `<tag …>…</tag>`, as a policy wants it.
+/// ` 'sha256-…'` for the content of each `<tag …>…</tag>`, in the syntax of a content security policy.
 fn digests(html: &str, tag: &str) -> String {
     let (open, close) = (format!("<{tag}"), format!("</{tag}>"));
     let mut rest = html;

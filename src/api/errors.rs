@@ -1,4 +1,4 @@
-//! The one place where errors become HTTP: status, stable code and message. Causes go to the log, not to the caller.
+//! The only place where errors become HTTP: status, stable code and message. Causes go to the log, not to the caller.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use super::json::{Envelope, JsonBody, OkStatus};
 use crate::service::ServiceError;
 use crate::service::error::Throttled;
 
-/// How long a caller waits before it asks a store again that was not available, in seconds.
+/// `Retry-After` if a store is not available, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// The answer of a handler that has one success.
+/// The result of a handler with one kind of success.
 pub type Answer<T> = Result<JsonBody<Envelope<T>>, Failure>;
 
 pub fn ok<T: Type + ParseFromJSON + ToJSON>(data: T) -> Answer<T> {
@@ -130,9 +130,9 @@ impl Failure {
         Self::TooLarge(body("too_large", "The body is longer than 1 MiB"))
     }
 
-    /// Of whoever signs in, or does not say who they are.
+    /// For callers that are not authenticated, including those that sign in.
     pub fn too_large_of_stranger() -> Self {
-        Self::TooLarge(body("too_large", "The body is longer than 16 KiB, which is the most before a caller is known"))
+        Self::TooLarge(body("too_large", "The body is longer than 16 KiB, the limit for unauthenticated callers"))
     }
 
     pub fn unsupported_media_type(given: &str) -> Self {
@@ -144,7 +144,7 @@ impl Failure {
     }
 
     pub fn forwarded_unreadable(header: &str, reason: &str) -> Self {
-        let message = format!("The {header} header does not say where this call comes from: {reason}");
+        let message = format!("The {header} header does not name the caller's address: {reason}");
         Self::BadRequest(body("forwarded_unreadable", &message))
     }
 
@@ -152,15 +152,15 @@ impl Failure {
         Self::Forbidden(body("certificate_required", "Client certificate required for admin access"))
     }
 
-    /// An admin's certificate is not enough for it.
+    /// For operations that a certificate or session does not permit.
     pub fn control_socket_only() -> Self {
         Self::Forbidden(body(
             "control_socket_only",
-            "This is for whoever has the machine: run the command of codex-authd there, it uses the control socket",
+            "This works over the control socket only: run the codex-authd command on the daemon's machine instead",
         ))
     }
 
-    /// A browser sent it for another page than one of ours.
+    /// A browser sent the request for another site's page.
     pub fn cross_site() -> Self {
         Self::Forbidden(body(
             "cross_site",
@@ -168,7 +168,7 @@ impl Failure {
         ))
     }
 
-    /// A form whose token this process did not give this admin.
+    /// A form without a token that this process gave this admin.
     pub fn form_stale() -> Self {
         Self::Forbidden(body("form_stale", "This form is out of date, and nothing was changed"))
     }
@@ -237,7 +237,7 @@ impl From<ServiceError> for Failure {
             ServiceError::OtherAccount { .. } => Self::Conflict(body("other_account", &message)),
             ServiceError::DocumentTooLarge(_) => Self::TooLarge(body("too_large", &message)),
             ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
-            // As long as it takes to configure it and start the daemon again.
+            // The time to change the configuration and restart the daemon.
             ServiceError::RunnerOff => Self::Unavailable(body("runner_off", &message), 60),
             ServiceError::AuthBlocked(throttled) => {
                 Self::throttled(body("auth_blocked", &message), "auth_failures", throttled)
@@ -289,7 +289,7 @@ impl From<ServiceError> for Failure {
     }
 }
 
-/// The answer to an error that left a handler.
+/// The answer to an error that a handler returned.
 pub fn from_poem(error: poem::Error) -> Response {
     if error.is_from_response() {
         return error.into_response();
@@ -297,10 +297,10 @@ pub fn from_poem(error: poem::Error) -> Response {
     failure_of(&error).into_response()
 }
 
-/// An error of the framework: no such route, a parameter that cannot be read, a missing key.
+/// Converts an error of the framework: an unknown route, an unreadable parameter, a missing key.
 pub fn failure_of(error: &poem::Error) -> Failure {
     match error.status() {
-        // A route that exists with another method is no route either: the recorded service answers so.
+        // A known route with another method also gives "Route not found", as the recorded service answers.
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             Failure::NotFound(body("route_not_found", "Route not found"))
         }
@@ -322,7 +322,7 @@ fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {
     })
 }
 
-/// An instant as it is printed in headers and lines.
+/// An instant in RFC 3339, for headers and lines.
 pub fn rfc3339(instant: OffsetDateTime) -> String {
     instant.format(&Rfc3339).unwrap_or_default()
 }

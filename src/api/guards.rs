@@ -1,4 +1,4 @@
-//! Who calls: parameters of handlers that let nobody else past, and what every answer of a listener has in common.
+//! Guards: parameters of handlers that identify the caller and check its rights. Also the headers of every answer.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,14 +43,14 @@ enum HostKey {
     Bearer(#[expect(dead_code)] KeyBearer),
 }
 
-/// Whoever presents something as a host's API key. [`Self::admit`] decides whether it is a good one.
+/// A caller that presents a host's API key. [`Self::admit`] checks the key.
 pub struct HostCaller {
     pub address: IpAddr,
     credential: Credential,
 }
 
 impl HostCaller {
-    /// The host, if its key is good and it may call from here.
+    /// Returns the host, if its key is valid and it may call from its address.
     pub async fn admit(&self, admission: &Admission, purpose: Purpose) -> Result<Arc<HotHost>, ServiceError> {
         admission.admit(&self.credential, self.address, purpose).await
     }
@@ -81,8 +81,8 @@ impl<'a> ApiExtractor<'a> for HostCaller {
     }
 }
 
-/// Whether a guard of this request has let its caller in. Each request of a listener carries one; until then a body is read
-/// as far as a stranger's ([`super::bodies::bound_of`]).
+/// Whether a guard has authenticated the caller of this request. Each request of a listener carries one. Until it is
+/// set, the body limit of unauthenticated callers applies ([`super::bodies::bound_of`]).
 #[derive(Clone, Default)]
 pub struct CallerKnown(Arc<AtomicBool>);
 
@@ -98,7 +98,7 @@ impl CallerKnown {
     }
 }
 
-/// The address that the call comes from: the peer's, or the one that a trusted proxy named.
+/// The caller's address: the peer's, or the one that a trusted proxy named.
 #[derive(Clone, Copy)]
 pub struct Caller(pub IpAddr);
 
@@ -117,21 +117,22 @@ impl<'a> FromRequest<'a> for Caller {
     }
 }
 
-/// Who asks on a listener of admins, and what they may.
+/// The caller on an admin listener, with its role.
 ///
-/// By `admin.access`: a client certificate that is in force, which is an admin's unless it is tied to a user; somebody who
-/// signed in; or both. Over the control socket, and with a command on the state itself while no daemon runs, it is an admin.
+/// `admin.access` requires a valid client certificate, a session, or both. A certificate has the admin role, unless it
+/// is tied to a user. The control socket has the admin role, as does a command that uses the state while no daemon
+/// runs.
 #[derive(Clone)]
 pub struct Principal {
     pub by: Initiator,
     pub role: Role,
     pub signed_in: Option<SignedIn>,
-    /// The certificate of the connection, where `admin.access` asks for one.
+    /// The certificate of the connection, if `admin.access` requires one.
     pub certificate: Option<Digest>,
 }
 
 impl Principal {
-    /// Set on the endpoint that a command calls within its own process; no request can carry it in.
+    /// For the endpoint that a command calls within its own process. No request can set it.
     pub fn offline(uid: u32) -> Self {
         Self::admin(Actor::Offline { uid })
     }
@@ -142,7 +143,7 @@ impl Principal {
 
     async fn of(request: &Request) -> Result<Self, Failure> {
         match request.data::<Self>() {
-            // Found for the whole listener already, or a command.
+            // `watch_callers` has already found it, or it is a command.
             Some(known) => {
                 CallerKnown::note(request);
                 Ok(known.clone())
@@ -151,7 +152,7 @@ impl Principal {
         }
     }
 
-    /// The caller of a page, whose session may stand in a cookie. No operation of the API takes one from there.
+    /// The caller of a page, whose session may be in a cookie. API operations never read the session from a cookie.
     pub async fn of_page(request: &Request, areas: &Areas) -> Result<Self, Failure> {
         match request.data::<PagePrincipal>() {
             Some(PagePrincipal(known)) => Ok(known.clone()),
@@ -159,7 +160,7 @@ impl Principal {
         }
     }
 
-    /// `token`: of a session, where there is one.
+    /// `token`: the token of a session, if there is one.
     async fn with_token(request: &Request, token: Option<&str>) -> Result<Self, Failure> {
         let asking = Self::find(request, token).await?;
         CallerKnown::note(request);
@@ -213,7 +214,7 @@ fn certificate(request: &Request, areas: &Areas) -> Result<AdminCertificate, Fai
     Ok(areas.trust.admitted_certificate(&fingerprint).ok_or(ServiceError::CertificateRefused)?)
 }
 
-/// Who signed in, with a certificate of their own or of nobody's in particular, where one was shown.
+/// The signed-in user. If a certificate was presented, it must be tied to this user or to no user.
 async fn signed_in(request: &Request, areas: &Areas, token: Option<&str>) -> Result<SignedIn, Failure> {
     let token = token.ok_or(ServiceError::SessionRequired)?;
     let signed_in = areas.people.signed_in(token).await?;
@@ -225,7 +226,7 @@ async fn signed_in(request: &Request, areas: &Areas, token: Option<&str>) -> Res
     Ok(signed_in)
 }
 
-/// Whoever may change things.
+/// Guard: the caller must have the admin role.
 pub struct Admin(pub Initiator);
 
 impl<'a> FromRequest<'a> for Admin {
@@ -236,7 +237,7 @@ impl<'a> FromRequest<'a> for Admin {
     }
 }
 
-/// Whoever may read everything but secrets.
+/// Guard: the caller must have at least the viewer role.
 pub struct Viewer(pub Initiator);
 
 impl<'a> FromRequest<'a> for Viewer {
@@ -247,7 +248,7 @@ impl<'a> FromRequest<'a> for Viewer {
     }
 }
 
-/// Whoever signed in, on either listener: for what is their own.
+/// Guard: the caller must be signed in, on either listener. For operations on the caller's own data.
 pub struct SignedInMember {
     pub signed_in: SignedIn,
     pub by: Initiator,
@@ -263,7 +264,7 @@ impl<'a> FromRequest<'a> for SignedInMember {
     }
 }
 
-/// Whoever has the machine: an admin on the control socket, or with the state itself. A certificate is not enough.
+/// Guard: the caller must use the control socket, or the state directly. A certificate is not enough.
 pub struct OnThisMachine(pub Initiator);
 
 impl<'a> FromRequest<'a> for OnThisMachine {
@@ -275,13 +276,13 @@ impl<'a> FromRequest<'a> for OnThisMachine {
     }
 }
 
-/// The caller of a page: by certificate alone, or by the session in a cookie.
+/// The caller of a page, identified by certificate alone or by the session in a cookie.
 #[derive(Clone)]
 struct PagePrincipal(Principal);
 
-/// Finds the caller once for the whole listener; pages and guards read what it found. Counts strangers' calls of the admin
-/// listener against their address, and notes in the audit log what a known caller was refused. What was done is noted with
-/// the change itself; reading is not noted.
+/// Finds the caller once per request; pages and guards use the result. Counts unauthenticated requests on the admin
+/// listener against their address. Notes in the audit log which changes a known caller was refused. A change is noted
+/// with the change itself; reading is not noted.
 pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) -> poem::Result<Response> {
     let areas = request.data::<Arc<Areas>>().cloned();
     let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
@@ -310,7 +311,7 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
     if let (Some(areas), Some(Principal { by, .. })) = (areas, principal)
         && !reads
         && (answer.status().is_client_error() || answer.status().is_server_error())
-        // Nothing was decided, and the log that it would stand in is not available either.
+        // A 503 decides nothing, and the audit log is not available then either.
         && answer.status() != StatusCode::SERVICE_UNAVAILABLE
     {
         let operation = operation.map_or("unknown", |OperationId(operation)| operation);
@@ -319,11 +320,11 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
     Ok(answer)
 }
 
-/// Finds the caller by certificate, token or cookie, and puts it into the data of the request.
+/// Finds the caller by certificate, token or cookie, and stores it in the request's data.
 async fn find_principal(request: &mut Request) -> Option<Principal> {
     if let Ok(principal) = Principal::of(request).await {
         request.set_data(principal.clone());
-        // A page takes no token from a header.
+        // Pages do not accept a token from a header.
         if principal.signed_in.is_none() {
             request.set_data(PagePrincipal(principal.clone()));
         }
@@ -335,11 +336,12 @@ async fn find_principal(request: &mut Request) -> Option<Principal> {
     Some(principal)
 }
 
-/// Pages and documents whose GET has no effect. HEAD is for these only.
+/// Pages and documents whose GET has no effect. HEAD is allowed only for these.
 const WITHOUT_EFFECT: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/docs"];
 
-/// The refusal of a HEAD whose GET might have an effect. The framework would run the GET for it and drop the body: a
-/// preview or a link checker would spend an installer token, finish a sign-in or take a page that is shown once.
+/// Refuses a HEAD request whose GET might have an effect. The framework answers HEAD by running the GET and dropping
+/// the body. A link preview or link checker could then spend an installer token, finish a sign-in, or use up a page
+/// that is shown once.
 pub fn refuse_head(request: &Request) -> Option<Response> {
     let path = request.uri().path().trim_end_matches('/');
     let is_allowed = WITHOUT_EFFECT.contains(&path) || path.starts_with("/assets/");
@@ -349,7 +351,7 @@ pub fn refuse_head(request: &Request) -> Option<Response> {
     Some(Response::builder().status(StatusCode::METHOD_NOT_ALLOWED).header(ALLOW, "GET").finish())
 }
 
-/// What every answer says: nothing of it is to be kept or guessed at.
+/// Adds the headers of every answer: do not cache, do not guess the content type.
 pub fn harden(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -1,4 +1,5 @@
-//! `GET /install/{token}/start`: the script that checks a machine. `GET /install/{token}`: an installer, once.
+//! `GET /install/{token}/start`: the script that checks a machine. `GET /install/{token}`: the installer, which works
+//! once.
 
 use poem::http::header::{CONTENT_TYPE, HeaderValue};
 use poem::{IntoResponse, Response};
@@ -98,13 +99,13 @@ impl InstallAnswer {
 const PATH: &str = "/install/";
 const SCRIPT_TYPE: &str = "text/x-shellscript; charset=utf-8";
 
-/// Whether bash reads the answer to this path.
+/// Whether the answer to this path is piped into bash.
 pub fn is_installer(path: &str) -> bool {
     path.starts_with(PATH)
 }
 
-/// A refusal below `/install/` as a script, also one that no handler made: the printed command pipes the answer into bash,
-/// and bash must not read JSON. Status and headers stay.
+/// Converts any refusal below `/install/` to a script, also a refusal before the handler. The printed command pipes the
+/// answer into bash, and bash must not read JSON. Status and headers stay.
 pub async fn script_of(refusal: Response) -> Response {
     let (mut parts, body) = refusal.into_parts();
     let body = body.into_vec().await.unwrap_or_default();

@@ -1,7 +1,7 @@
-//! JSON bodies, read and written by serde directly: an answer's members stand in the order of the struct, and a document
-//! inside it stays byte for byte as it is. The schemas are poem-openapi's.
+//! JSON bodies, read and written directly by serde. An answer's members keep the order of the struct, and a document
+//! inside it stays unchanged byte for byte. The schemas come from poem-openapi.
 //!
-//! It knows nothing of errors and callers: `errors.rs` and `bodies.rs` build on it.
+//! This module knows nothing of errors and callers. `errors.rs` and `bodies.rs` build on it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -49,13 +49,13 @@ impl<T: Type> Payload for JsonBody<T> {
     }
 }
 
-/// Takes the place of an answer that cannot be written. It says what [`super::errors`] says of a fault of the daemon.
+/// Sent instead of an answer that cannot be serialized. It equals the answer of [`super::errors`] to an internal error.
 pub(super) const UNWRITTEN: &str =
     r#"{"status":"error","code":"internal","message":"Internal error; the daemon's log says more"}"#;
 
 impl<T: Serialize + Send> IntoResponse for JsonBody<T> {
     fn into_response(self) -> Response {
-        // Most answers are shorter than this: they are written without growing.
+        // Most answers fit without a reallocation.
         let mut body = Vec::with_capacity(2048);
         match serde_json::to_writer(&mut body, &self.0) {
             Ok(()) => Response::builder().content_type("application/json").body(body),
@@ -92,14 +92,14 @@ pub(crate) fn is_json(content_type: &str) -> bool {
         return true;
     }
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    // The characters that RFC 9110 lets a subtype have.
+    // The characters that RFC 9110 allows in a subtype.
     let in_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     essence
         .strip_prefix("application/")
         .is_some_and(|subtype| (subtype == "json" || subtype.ends_with("+json")) && subtype.bytes().all(in_a_token))
 }
 
-/// A JSON document inside an answer: written as it stands, and shared by all answers that hold it.
+/// A JSON document inside an answer: written unchanged, and shared by all answers that contain it.
 #[derive(Clone, Debug)]
 pub struct Verbatim(Arc<DocumentText>);
 

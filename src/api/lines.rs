@@ -1,7 +1,7 @@
-//! The answer to `POST /auth?format=lines`: for a shell that has no JSON reader.
+//! The answer to `POST /auth?format=lines`, for shells without a JSON parser.
 //!
-//! One `name value` a line, values without line breaks; last, where there is a document, `auth LENGTH` and then exactly
-//! that many bytes. The wrapper is the reader (wrapper/cdx); it treats every byte as hostile.
+//! One `name value` per line; values have no line breaks. If there is a document, the last line is `auth LENGTH`,
+//! followed by exactly that many bytes. The wrapper (wrapper/cdx) reads it and treats every byte as hostile.
 
 use poem::http::StatusCode;
 use poem::{IntoResponse, Response};

@@ -1,7 +1,7 @@
-//! What every request of a listener passes first, and every answer last: paths are normalised, the caller of the hosts'
-//! listener is found and counted, errors become answers, answers are measured and hardened.
+//! Wraps all routes of a listener. It normalizes paths, identifies and counts the callers of the hosts' listener,
+//! converts errors to answers, measures, and adds the common headers.
 //!
-//! It knows nothing of single operations, but for the form in which two of them want their refusals.
+//! This module knows nothing of single operations, except that two of them need their refusals in a special format.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ struct ListenerEndpoint<E> {
     routes: E,
     areas: Arc<Areas>,
     listener: Listener,
-    /// Of the hosts' listener: the proxies that may name a caller. Its requests are counted, and carry an [`AuthContext`].
+    /// `Some` on the hosts' listener: the trusted proxies. Its requests are counted, and carry an [`AuthContext`].
     trust: Option<Arc<TrustedProxies>>,
 }
 

@@ -1,4 +1,4 @@
-//! `GET /metrics`, and what counts every request.
+//! `GET /metrics`, and the measurement of every request.
 
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ impl IntoResponse for MetricsText {
     }
 }
 
-/// A request that is being answered, and is counted when it is.
+/// A request that is being answered. [`Self::end`] counts it.
 pub struct Measured<'a> {
     metrics: &'a Metrics,
     listener: Listener,
@@ -64,7 +64,7 @@ impl<'a> Measured<'a> {
         Self { metrics, listener, begun: Instant::now(), _in_flight: metrics.begin() }
     }
 
-    /// `operation`: what the router says that it was; `None`: no operation.
+    /// `operation`: the operation that the router found. `None`: no operation matched.
     pub fn end(self, operation: Option<OperationId>, answer: &Response) {
         let operation = operation.map(|OperationId(name)| name);
         self.metrics.observe(self.listener, operation, answer.status().as_u16(), self.begun.elapsed());

@@ -1,8 +1,8 @@
-//! The HTTP APIs, one file per tag, and where each of them is reachable.
+//! The HTTP APIs, one file per tag, and the listeners that serve each of them.
 //!
-//! A handler reads a request, asks the service and shapes the answer; it holds no rule and touches no storage. Guards
-//! (`guards.rs`) are parameters of the handlers, so that a handler without one shows it in its signature. `errors.rs` is
-//! the one place where errors become HTTP.
+//! A handler reads a request, calls the service and forms the answer. It holds no rules and does not touch storage.
+//! Guards (`guards.rs`) are parameters of the handlers, so a missing guard is visible in the signature. `errors.rs` is
+//! the only place where errors become HTTP.
 
 pub(crate) mod account;
 mod admin_audit;
@@ -136,7 +136,7 @@ type AdminApis = (
     users::UsersApi,
     metrics::MetricsApi,
 );
-/// On both listeners; the second where a provider is configured.
+/// On both listeners. `OidcApi` only if a provider is configured.
 type PeopleApis = (account::AccountApi, oidc::OidcApi);
 
 const HOST_APIS: HostApis =
@@ -164,7 +164,7 @@ fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
         .license(LicenseObject::new("Apache-2.0"))
 }
 
-/// The ids of all operations there are.
+/// The ids of all operations.
 pub fn operations() -> Vec<&'static str> {
     let apis = <(HostApis, AdminApis, PeopleApis) as poem_openapi::OpenApi>::meta();
     let paths = apis.into_iter().flat_map(|api| api.paths);
@@ -172,11 +172,11 @@ pub fn operations() -> Vec<&'static str> {
     described.chain([DOCUMENT.0, PAGE.0]).collect()
 }
 
-/// What is not described in the document: the document itself, and the page that shows it.
+/// Operations that are not in the document: the document itself, and the page that shows it.
 const DOCUMENT: OperationId = OperationId("getDocument");
 const PAGE: OperationId = OperationId("getDocumentPage");
 
-/// The OpenAPI document of both listeners, as it is checked in.
+/// The OpenAPI document of both listeners. It must equal the checked-in file.
 pub fn document() -> String {
     let spec = describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).spec();
     let Ok(mut document) = serde_json::from_str::<Value>(&spec) else { return spec };
@@ -187,8 +187,8 @@ pub fn document() -> String {
     format!("{document:#}\n")
 }
 
-/// What poem-openapi cannot say of guards that are no security schemes: who signed in brings a token, to what is their own
-/// always, to what is the admins' where `admin.access` says so.
+/// Adds the access token to the document, because poem-openapi knows only guards that are security schemes. A user's
+/// own operations always need the token. Admin operations need it depending on `admin.access`.
 fn tell_security(document: &mut Value) {
     const TOKEN: &str = "AccessToken";
     let description = "Of somebody who signed in; `cxa_` and 43 characters.";
@@ -207,8 +207,8 @@ fn tell_security(document: &mut Value) {
     }
 }
 
-/// Every member that may be absent may be null as well, in requests and in answers; poem-openapi does not say so, and a
-/// generated client would stumble over the first null.
+/// Marks every optional member as nullable, in requests and in answers. poem-openapi does not do that, and a generated
+/// client would fail on the first null.
 fn allow_null(schema: &mut Value) {
     let required: Vec<String> = schema["required"]
         .as_array()
@@ -219,27 +219,27 @@ fn allow_null(schema: &mut Value) {
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
     for (_, property) in properties.iter_mut().filter(|(name, _)| !required.contains(name)) {
         if property.get("$ref").is_some() {
-            // Beside a reference nothing else counts.
+            // OpenAPI ignores members beside a `$ref`.
             *property = json!({ "allOf": [property.take()] });
         }
         property["nullable"] = Value::Bool(true);
     }
 }
 
-/// What hosts reach; whose forwarding header counts is in `trust`.
+/// The endpoint of the hosts' listener. `trust`: the proxies whose forwarding header is trusted.
 pub fn hosts_listener(areas: Arc<Areas>, trust: Arc<TrustedProxies>) -> impl Endpoint<Output = Response> + 'static {
     let route = Route::new().nest("/", describe((HOST_APIS, account::AccountApi)));
     let routes = with_documents(with_provider(route, &areas)).around(origins::refuse_cross_site);
     finish(routes, areas, Listener::Hosts, Some(trust))
 }
 
-/// What admins reach over the control socket. Neither hosts' operations nor what needs somebody who signed in are here.
+/// The endpoint of the control socket. It has neither the operations of hosts nor those of signed-in users.
 pub fn admin_over_control(areas: Arc<Areas>) -> impl Endpoint<Output = Response> + 'static {
     let route = with_documents(Route::new().nest("/", describe((health::HealthApi, ADMIN_APIS))));
     finish(guarded(route), areas, Listener::Control, None)
 }
 
-/// What admins reach over the network: the same, signing in, and the dashboard's pages.
+/// The endpoint of the admin listener: the same as the control socket, plus sign-in and the dashboard's pages.
 pub fn admin_listener<E: Endpoint + 'static>(
     areas: Arc<Areas>,
     pages: impl FnOnce(Route) -> E,
@@ -253,21 +253,22 @@ fn guarded<E: Endpoint + 'static>(endpoint: E) -> impl Endpoint<Output = Respons
     endpoint.around(origins::refuse_cross_site).around(guards::watch_callers)
 }
 
-/// Without a provider there is no such route.
+/// Adds the sign-in routes of the identity provider, if one is configured.
 fn with_provider(route: Route, areas: &Areas) -> Route {
     if areas.people.has_provider() { route.nest_no_strip("/auth/oidc", describe(oidc::OidcApi)) } else { route }
 }
 
-/// What a command reaches that works on the state itself, as `uid`.
+/// The endpoint for a command that uses the state directly, as `uid`, while no daemon runs.
 pub fn admin_in_process(areas: Arc<Areas>, uid: u32) -> impl Endpoint<Output = Response> + 'static {
     admin_over_control(areas).data(guards::Principal::offline(uid))
 }
 
-/// Megabytes, the same on every listener, and seldom asked for: made once, when they are, and shared by all answers.
+/// Megabytes, equal on every listener and rarely requested. So they are made on the first request, and all answers
+/// share them.
 static PAGE_FOR_PEOPLE: OnceCell<docs::Page> = OnceCell::const_new();
 static DOCUMENT_TEXT: OnceCell<Bytes> = OnceCell::const_new();
 
-/// Not on a thread of the async runtime: making it takes a processor for long.
+/// Runs `make` on a blocking thread, because it uses the processor for a long time.
 async fn made_once<T: Send + 'static>(
     cell: &'static OnceCell<T>,
     make: impl FnOnce() -> T + Send + 'static,

@@ -1,8 +1,9 @@
-//! Requests that a browser sends for another site's page, and the origins that are our own. One rule for all listeners.
+//! Refuses requests that a browser sends for another site's page, and knows our own origins. One rule for all
+//! listeners.
 //!
-//! A browser adds an admin's certificate, cookies and its own address to a request, whichever page caused it. `Origin` and
-//! `Sec-Fetch-Site` name that page; a page cannot change these headers. Programs send neither and are let through.
-//! This module knows nothing of sessions, certificates and forms.
+//! A browser adds an admin's certificate, cookies and its own address to every request, even if another site's page
+//! caused it. `Origin` and `Sec-Fetch-Site` name that page; a page cannot change these headers. Programs send neither,
+//! and are accepted. This module knows nothing of sessions, certificates and forms.
 
 use std::sync::Arc;
 
@@ -19,10 +20,10 @@ const FETCH_SITE: &str = "sec-fetch-site";
 const FETCH_MODE: &str = "sec-fetch-mode";
 const FETCH_DEST: &str = "sec-fetch-dest";
 
-/// Refuses what another site's page sends and what would have an effect.
+/// Refuses a request from another site's page if it could have an effect.
 ///
-/// The provider leads the browser back to us from its own site. So a GET of the sign-in may come from another site where
-/// the browser navigates to it: the person sees the page, and no script of the other site reads the answer.
+/// The provider redirects the browser back to us from its own site. So a GET of the sign-in may come from another site
+/// if the browser navigates to it. Then the person sees the page, and no script of the other site can read the answer.
 pub async fn refuse_cross_site<E: Endpoint>(endpoint: Arc<E>, request: Request) -> poem::Result<Response> {
     let is_allowed = match *request.method() {
         Method::OPTIONS => true,
@@ -34,7 +35,7 @@ pub async fn refuse_cross_site<E: Endpoint>(endpoint: Arc<E>, request: Request) 
         _ => is_same_site(&request),
     };
     if !is_allowed {
-        log::warn!(event = "cross_site", method:% = request.method(); "a request of another site's page was refused");
+        log::warn!(event = "cross_site", method:% = request.method(); "a request from another site's page was refused");
         return Err(Failure::cross_site().into());
     }
     Ok(endpoint.call(request).await?.into_response())
@@ -48,7 +49,7 @@ fn is_same_site(request: &Request) -> bool {
         && headers.get_all(ORIGIN).iter().all(|origin| is_own(request, origin))
 }
 
-/// A person's window goes to the page. Not a script's request, an image or a frame.
+/// Whether a browser window navigates to the page: not a script's request, an image or a frame.
 fn is_navigation(headers: &HeaderMap) -> bool {
     let is_only = |name: &str, wanted: &str| {
         let mut values = headers.get_all(name).iter();
@@ -57,8 +58,8 @@ fn is_navigation(headers: &HeaderMap) -> bool {
     is_only(FETCH_MODE, "navigate") && is_only(FETCH_DEST, "document") && !headers.contains_key(ORIGIN)
 }
 
-/// The address that the request was sent to. Behind a proxy that speaks TLS the browser names another scheme than this
-/// connection has: then the address must be one that the operator configured.
+/// Whether `origin` is the origin that the request was sent to. Behind a TLS proxy, the browser's scheme differs from
+/// this connection's. Then the origin must be one that the operator configured.
 fn is_own(request: &Request, origin: &HeaderValue) -> bool {
     let (Some(own), Ok(origin)) = (own_origin(request), origin.to_str()) else { return false };
     let without_scheme = |origin: &str| origin.split_once("://").map(|(_, authority)| authority.to_owned());
@@ -70,14 +71,13 @@ fn is_configured(request: &Request, origin: &str) -> bool {
     areas.is_some_and(|areas| areas.core.policy().people.origins.iter().any(|own| own == origin))
 }
 
-/// The origin of the request, where it is configured or listened on. The `Host` header alone proves nothing: the caller
-/// writes it.
+/// The origin of the request, if it is configured or listened on. The `Host` header alone proves nothing, because the
+/// caller sets it.
 pub fn trusted_origin(request: &Request) -> Option<String> {
     own_origin(request).filter(|origin| is_configured(request, origin))
 }
 
-/// Scheme and authority as the request names them, in the form that browsers write; over HTTP/2 the authority stands in
-/// the URI.
+/// Scheme and authority of the request, in the form that browsers use. In HTTP/2 the authority is in the URI.
 pub fn own_origin(request: &Request) -> Option<String> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let authority = match (hosts.next(), hosts.next()) {

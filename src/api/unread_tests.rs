@@ -1,4 +1,5 @@
-//! No operation reads the body of a caller whom it has not let in; where anybody may call, a small one at most.
+//! Tests that no operation reads the body of an unauthenticated caller. Operations without authentication read a small
+//! body at most.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use crate::hot::throttle::Limits;
 use crate::model::audit::AuditFilter;
 use crate::service::Initiator;
 
-/// A body without an end, which counts what was taken of it.
+/// An endless body that counts the bytes read from it.
 struct Endless(Arc<AtomicUsize>);
 
 impl AsyncRead for Endless {
@@ -31,7 +32,7 @@ impl AsyncRead for Endless {
     }
 }
 
-/// The status, and how much of the body was taken.
+/// Returns the status, and the number of body bytes that were read.
 async fn call(
     endpoint: &impl Endpoint<Output = Response>,
     method: &Method,
@@ -83,8 +84,8 @@ async fn no_operation_reads_the_body_of_a_stranger() {
             continue;
         }
         assert!(matches!(status, 401 | 403), "{id}: {status}");
-        assert_eq!(taken, 0, "{id} read of a body before it knew the caller");
-        // What is one's own is on the hosts' listener as well.
+        assert_eq!(taken, 0, "{id} read a body of an unknown caller");
+        // A user's own data is on the hosts' listener as well.
         if path.starts_with("/auth/me") {
             assert_eq!(call(&world.listener, &method, &path, &[]).await, (401, 0), "{id}");
         }
@@ -101,7 +102,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     world.add_host("h2.example.test", None).await;
     let [used_up, other] = [world.keys[0].clone(), world.keys[1].clone()];
     for length in [Some("500000"), None] {
-        // One without a declared length goes to the handlers.
+        // A request without a declared length reaches the handlers.
         let ask = async |path: &str, key: &str| {
             let mut headers = vec![("x-api-key", key)];
             headers.extend(length.map(|length| ("content-length", length)));
@@ -114,7 +115,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         assert_eq!(ask("/auth", &other).await, (503, 0));
         world.areas.admission.disable_api(false, None, &Initiator::daemon()).await.unwrap();
     }
-    // The two calls of each; a body that is too long is read of a good key only.
+    // The key has two calls left. A body that is too long is read only with a valid key.
     for _ in 0..2 {
         let (status, taken) = call(&world.listener, &Method::POST, "/auth", &[("x-api-key", &used_up)]).await;
         assert!(status == 413 && taken >= super::MAX_BODY, "{status}, {taken}");
@@ -122,7 +123,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     for path in ["/auth", "/auth?format=lines"] {
         assert_eq!(call(&world.listener, &Method::POST, path, &[("x-api-key", &used_up)]).await, (429, 0));
     }
-    // The address has used up its own calls as well.
+    // The address has used up its own limit as well.
     let mut last = (0, 0);
     for _ in 0..30 {
         last = call(&world.listener, &Method::POST, "/auth", &[]).await;
@@ -130,13 +131,13 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
     assert_eq!(last, (429, 0));
 }
 
-/// It is never refused for its own calls, but a stolen key is no way around the limit of an address.
+/// The host's own limit never refuses a leave. But a stolen key must not bypass the limit of the address.
 #[tokio::test]
 async fn a_host_that_leaves_is_refused_where_its_address_called_too_often_as_well() {
     let mut world = World::new(Limits { host_per_minute: 1, global_per_minute: 2, ..LIMITS }).await;
     world.add_host("h1.example.test", None).await;
     let key = world.keys[0].clone();
-    // Bound to another address: it may not leave from here.
+    // Bind the host to another address, so that it may not leave from this one.
     let elsewhere = [192, 0, 2, 9].into();
     world
         .areas
@@ -149,7 +150,7 @@ async fn a_host_that_leaves_is_refused_where_its_address_called_too_often_as_wel
     }
 }
 
-/// The page and the document are the same for everybody, and megabytes.
+/// The page and the document are megabytes, and the same for every caller.
 #[tokio::test]
 async fn the_document_is_made_once() {
     let world = World::new(LIMITS).await;
@@ -165,7 +166,7 @@ async fn the_document_is_made_once() {
     drop(world);
 }
 
-/// A password is tried whether or not anybody waits for the answer, so it counts.
+/// A sign-in is finished even if the caller disconnects, so its failure counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_sign_in_counts_when_its_caller_hangs_up() {
     let world = World::new(LIMITS).await;

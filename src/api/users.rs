@@ -1,4 +1,4 @@
-//! `/auth/users`, `/auth/sessions` and `/auth/identities`: what admins do with people. On the admin listener only.
+//! `/auth/users`, `/auth/sessions` and `/auth/identities`: admins manage users. On the admin listener only.
 
 use poem_openapi::param::{Path, Query};
 use poem_openapi::{Object, OpenApi};

@@ -10,11 +10,11 @@ use crate::api::ApiState;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Whether hosts are served
+    /// Show whether hosts are served
     Show,
-    /// Stop serving hosts: they are answered 503
+    /// Stop serving hosts: they get 503
     Disable {
-        /// What hosts are told with it
+        /// The reason that hosts are told
         #[arg(long)]
         reason: Option<String>,
     },
@@ -31,9 +31,9 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     };
     let sentence = match (state.disabled, &state.reason) {
         (false, _) => "Hosts are served.".into(),
-        (true, None) => "Hosts are answered 503 until the API is enabled again.".into(),
+        (true, None) => "Hosts get 503 until the API is enabled again.".into(),
         (true, Some(reason)) => {
-            format!("Hosts are answered 503 until the API is enabled again. They are told: {reason}")
+            format!("Hosts get 503 until the API is enabled again. They are told this reason: {reason}")
         }
     };
     print::done(json, &state, &sentence)?;

@@ -1,8 +1,8 @@
-//! The directory that a backup is: `records.jsonl`, one row a line, `keys.sealed`, where a passphrase was given, and
+//! The files of a backup directory: `records.jsonl` (one row per line), `keys.sealed` (only with a passphrase), and
 //! `manifest.json`.
 //!
-//! The manifest is written last, as a whole, after the rest is on the disk: a crash before leaves a directory without one,
-//! which no restore takes. Every file is the caller's and 0600.
+//! The manifest is written last and atomically, after the other files are on the disk. A crash before that leaves a
+//! directory without a manifest, which restore refuses. Every file belongs to the caller and has mode 0600.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -21,12 +21,13 @@ pub const ROWS: &str = "records.jsonl";
 pub const MANIFEST: &str = "manifest.json";
 pub const KEYS: &str = "keys.sealed";
 const MANIFEST_PART: &str = "manifest.json.part";
-/// All that is ever in one.
+/// All files that a backup may have.
 pub const FILES: [&str; 3] = [MANIFEST, KEYS, ROWS];
-/// A manifest has some kilobytes.
+/// A manifest has a few kilobytes.
 const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
 
-/// A backup that is being written. Dropped before [`New::finish`], it takes away what it made: half a backup is none.
+/// A backup that is being written. If it is dropped before [`New::finish`], its files are removed: half a backup is not
+/// a backup.
 pub struct New {
     pub directory: PathBuf,
     was_made: bool,
@@ -34,7 +35,7 @@ pub struct New {
 }
 
 impl New {
-    /// In a directory that is empty or not there.
+    /// Begins a backup in a directory that is empty or does not exist.
     pub fn begin(directory: &Path) -> Result<Self, CliError> {
         let failed = |cause| CliError::Write { path: directory.to_path_buf(), cause };
         as_caller(|| {
@@ -45,7 +46,7 @@ impl New {
             };
             if !was_made && std::fs::read_dir(directory).map_err(failed)?.next().is_some() {
                 return Err(CliError::Refused(format!(
-                    "{} is not empty: name a directory for this backup alone",
+                    "{} is not empty: give an empty or new directory for this backup",
                     directory.display()
                 )));
             }
@@ -61,16 +62,16 @@ impl New {
         as_caller(|| write(&self.directory.join(KEYS), sealed.as_bytes()))
     }
 
-    /// `manifest`: the text of the file.
+    /// `manifest`: the text of the manifest file.
     pub fn finish(mut self, manifest: &[u8]) -> std::io::Result<()> {
         as_caller(|| {
             let part = self.directory.join(MANIFEST_PART);
             write(&part, manifest)?;
-            // Whatever comes now, it may be whole.
+            // From here on the backup may be complete, so a drop must not remove it.
             self.is_whole = true;
             std::fs::rename(&part, self.directory.join(MANIFEST))?;
             File::open(&self.directory)?.sync_all()?;
-            // The directory's own name, too.
+            // Flush the name of the directory itself, too.
             match self.directory.canonicalize()?.parent() {
                 Some(parent) => File::open(parent)?.sync_all(),
                 None => Ok(()),
@@ -101,7 +102,7 @@ pub fn manifest_text(manifest: &Manifest) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// 0600 from its first byte; not there before.
+/// Creates a new file, with mode 0600 from the start.
 pub fn create(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
@@ -112,7 +113,7 @@ pub fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// A backup that is read: its rows are open, so that it does not matter who reads them later.
+/// A backup that is open for reading. Its rows are open already, so the identity of later reads does not matter.
 pub struct Archive {
     pub manifest: Manifest,
     pub rows: Rows,
@@ -128,14 +129,14 @@ impl Archive {
             let read = |name, most| text(&at(name), most).map_err(|cause| CliError::Read { path: at(name), cause });
             let text = read(MANIFEST, MAX_MANIFEST_BYTES)?;
             let unreadable =
-                |error| CliError::Refused(format!("{} is no manifest of a backup: {error}", at(MANIFEST).display()));
+                |error| CliError::Refused(format!("{} is not a backup manifest: {error}", at(MANIFEST).display()));
             let manifest: Manifest = serde_json::from_str(&text).map_err(unreadable)?;
             let sealed = match read(KEYS, passphrase::MAX_SEALED_BYTES as u64 + 1) {
                 Err(CliError::Read { cause, .. }) if cause.kind() == ErrorKind::NotFound => None,
                 read => Some(read?),
             };
             if manifest.has_keys != sealed.is_some() {
-                let found = if manifest.has_keys { "has no file" } else { "has a file that it was not made with:" };
+                let found = if manifest.has_keys { "has no file" } else { "has a file that does not belong to it:" };
                 let refusal =
                     format!("the backup is not as it was made: it {found} {}; nothing was changed", at(KEYS).display());
                 return Err(CliError::Refused(refusal));
@@ -153,7 +154,7 @@ impl Archive {
     pub fn keys(&self, passphrase: &Passphrase) -> Result<Keys, CliError> {
         let sealed = self.sealed.as_ref().ok_or_else(|| {
             CliError::Refused(format!(
-                "{} has no keys in it: it was made without a passphrase, and is opened with its master key, \
+                "{} has no keys in it: it was made without a passphrase, and needs its master key: \
                  --master-key FILE",
                 self.directory.display()
             ))
@@ -173,8 +174,8 @@ fn text(path: &Path, most: u64) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// Removes the files of a backup, and the directory if nothing else is in it. The manifest goes last: what a crash leaves
-/// is still told from what was never finished.
+/// Removes the files of a backup, and the directory if it is empty then. The manifest goes last, so that a partly
+/// removed backup is not taken for one that was never finished.
 pub fn remove(directory: &Path) -> std::io::Result<()> {
     for name in [ROWS, KEYS, MANIFEST] {
         match std::fs::remove_file(directory.join(name)) {
@@ -185,7 +186,7 @@ pub fn remove(directory: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(directory)
 }
 
-/// Writes what stands in the clear nowhere else into a new directory: the master key and the configuration.
+/// Writes the secrets that exist nowhere else in the clear into a new directory: the master key and the configuration.
 pub fn extract(keys: &Keys, directory: &Path) -> Result<Vec<PathBuf>, CliError> {
     let failed = |cause| CliError::Write { path: directory.to_path_buf(), cause };
     DirBuilder::new().mode(0o700).create(directory).map_err(failed)?;

@@ -10,11 +10,11 @@ use crate::model::percent;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Entries, the newest first
+    /// List entries, newest first
     List(List),
-    /// Follow the chain from the first entry to the newest
+    /// Verify the chain of hashes from the first entry to the newest
     Verify {
-        /// A hash that was noted elsewhere: it must be part of the chain
+        /// A hash that you noted elsewhere: it must be part of the chain
         #[arg(long)]
         hash: Option<String>,
     },
@@ -22,28 +22,28 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct List {
-    /// At most this many, 1 to 1000
+    /// Number of entries, 1 to 1000
     #[arg(long, default_value_t = 50)]
     limit: u32,
-    /// Only entries with a smaller number: the next page
+    /// Only entries with a smaller number (the next page)
     #[arg(long)]
     before: Option<u64>,
-    /// All of them
+    /// All entries
     #[arg(long, conflicts_with_all = ["limit", "before"])]
     all: bool,
-    /// `host.register`, or the noun alone: `host`
+    /// An action such as `host.register`, or only its noun: `host`
     #[arg(long)]
     action: Option<String>,
     /// Part of the actor's name
     #[arg(long)]
     actor: Option<String>,
-    /// A host's name, a version's number
+    /// The target, such as a host's name or a version's number
     #[arg(long)]
     target: Option<String>,
-    /// The address of the call
+    /// The caller's address
     #[arg(long)]
     from: Option<String>,
-    /// Only what somebody should look at
+    /// Only entries that need attention
     #[arg(long)]
     alarms: bool,
 }
@@ -73,18 +73,18 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let query = hash.as_ref().map(|hash| format!("?hash={}", percent::encoded(hash))).unwrap_or_default();
             let found: AuditVerification = client.get(&format!("/admin/audit/verify{query}")).await?;
             let sentence = match (&found.broken, found.noted_found) {
-                (Some(broken), _) => format!("BROKEN: {broken}. The {} entries before it fit.", found.entries),
+                (Some(broken), _) => format!("BROKEN: {broken}. The {} entries before it are correct.", found.entries),
                 (None, Some(false)) => {
-                    format!("BROKEN: the {} entries fit, but the noted hash is none of theirs.", found.entries)
+                    format!("BROKEN: the {} entries are correct, but none has the noted hash.", found.entries)
                 }
                 (None, _) => format!(
-                    "Intact: {} entries. Note this hash elsewhere, and give it with --hash later:\n{}",
+                    "Intact: {} entries. Note this hash elsewhere, to verify it later with --hash:\n{}",
                     found.entries, found.hash
                 ),
             };
             print::done(json, &found, &sentence)?;
             if !found.intact {
-                return Err(CliError::Found("the audit log is not what was written"));
+                return Err(CliError::Found("the audit log was changed"));
             }
         }
     }

@@ -18,46 +18,46 @@ use crate::model::auth_document::MAX_DOCUMENT_BYTES;
 pub enum Command {
     /// Make FILE the canonical login, if it is newer
     Upload {
-        /// An auth.json as Codex writes it
+        /// An auth.json, as Codex wrote it
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
-        /// Have it proved with Codex at once; while a daemon runs, nothing waits for that
+        /// Also run Codex to prove it; while a daemon runs, this command does not wait for the result
         #[arg(long)]
         probe: bool,
-        /// It may be of another account than the canonical login, and takes its place
+        /// Accept a login of another account than the canonical login's
         #[arg(long)]
         change_account: bool,
-        /// It becomes the canonical login even if it is older
+        /// Accept it even if it is older than the canonical login
         #[arg(long)]
         even_if_older: bool,
     },
-    /// The canonical login, without its secrets
+    /// Show the canonical login, without its secrets
     Show,
-    /// The versions that are kept, newest first
+    /// List the stored versions, newest first
     History(History),
-    /// What differs between two versions, without the secrets
+    /// Show the differences between two versions, without the secrets
     Diff {
-        /// A version, as in the history
+        /// A version from the history
         from: u64,
-        /// Another one
+        /// Another version
         to: u64,
     },
     /// Make the login of an earlier version the canonical one again, as a new version
     Rollback {
-        /// As in the history
+        /// A version from the history
         version: u64,
     },
 }
 
 #[derive(Args)]
 pub struct History {
-    /// At most this many, 1 to 1000
+    /// Number of versions, 1 to 1000
     #[arg(long, default_value_t = 100)]
     limit: u32,
-    /// Only versions with a smaller number: the next page
+    /// Only versions with a smaller number (the next page)
     #[arg(long)]
     before: Option<u64>,
-    /// All that are kept
+    /// All stored versions
     #[arg(long, conflicts_with_all = ["limit", "before"])]
     all: bool,
 }
@@ -102,11 +102,11 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let answer: AuthAnswer = client.post("/admin/auth/upload", &upload).await?;
             let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
             let sentence = match answer.status.as_str() {
-                "updated" => format!("This login (last refresh {canonical}) is the canonical one now."),
+                "updated" => format!("This login (last refresh {canonical}) is now the canonical login."),
                 "unchanged" => {
-                    format!("Unchanged: this is the canonical login already, or one of the same instant ({canonical}).")
+                    format!("Unchanged: this is the canonical login already, or its date is the same ({canonical}).")
                 }
-                _ => format!("Not taken: the canonical login is newer (last refresh {canonical})."),
+                _ => format!("Refused: the canonical login is newer (last refresh {canonical})."),
             };
             let summary = serde_json::json!({
                 "status": answer.status,
@@ -116,7 +116,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &summary, &sentence)?;
             if answer.status == "outdated" {
                 return Err(CliError::Refused(
-                    "the uploaded login is older than the canonical one (--even-if-older lets it win)".into(),
+                    "the uploaded login is older than the canonical one (use --even-if-older to accept it)".into(),
                 ));
             }
         }
@@ -166,8 +166,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let made: RolledBack =
                 client.post("/admin/auth/rollback", &serde_json::json!({ "version": version })).await?;
             let sentence = format!(
-                "Version {} is the canonical login now: that of version {version}, dated {}. If upstream has withdrawn its \
-                 tokens since, log in again and upload that.",
+                "Version {} is the canonical login now: a copy of version {version}, dated {}. If OpenAI has revoked its \
+                 tokens meanwhile, sign in with Codex again and upload the new login.",
                 made.version.version, made.version.last_refresh
             );
             print::done(json, &made, &sentence)?;
@@ -176,12 +176,12 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
-/// An auth.json; a file that is longer than the daemon takes is not read to its end.
+/// Reads an auth.json. A file longer than the daemon accepts is not read to its end.
 fn read_document(file: &Path) -> std::io::Result<Zeroizing<String>> {
     let mut document = Zeroizing::new(String::with_capacity(MAX_DOCUMENT_BYTES + 1));
     std::fs::File::open(file)?.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_string(&mut document)?;
     if document.len() > MAX_DOCUMENT_BYTES {
-        let reason = format!("it is no auth.json: longer than {MAX_DOCUMENT_BYTES} bytes (64 KiB)");
+        let reason = format!("it is not an auth.json: longer than {MAX_DOCUMENT_BYTES} bytes (64 KiB)");
         return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
     }
     Ok(document)

@@ -10,26 +10,26 @@ use crate::api::AuthorityList;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// The authorities in their slots
+    /// List the authorities and their slots
     List,
-    /// Make the next authority: trusted from here on, signs nothing yet
+    /// Make the next authority: trusted from now on, but it signs nothing yet
     Prepare {
-        /// Whose authority
+        /// The authority's role
         role: Role,
     },
-    /// Let the next authority sign; the one before stays trusted
+    /// Let the next authority sign; the previous one stays trusted
     Activate {
-        /// Whose authority
+        /// The authority's role
         role: Role,
-        /// Also where hosts are cut off
+        /// Do it even if hosts are cut off
         #[arg(long)]
         force: bool,
     },
-    /// Trust the old authority no more
+    /// Stop trusting the old authority
     Retire {
-        /// Whose authority
+        /// The authority's role
         role: Role,
-        /// Also where hosts or admins are cut off
+        /// Do it even if hosts or admins are cut off
         #[arg(long)]
         force: bool,
     },
@@ -50,18 +50,18 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             step(client, *role, "prepare", false).await?,
             match role {
                 Role::Server => "Prepared. Hosts that run `cdx --update` trust it from now on; next: activate.\n\n",
-                Role::Client => "Prepared. Certificates of admins by it are let in; next: activate.\n\n",
+                Role::Client => "Prepared. It is trusted for certificates of admins; next: activate.\n\n",
             },
         ),
         Command::Activate { role, force } => (
             step(client, *role, "activate", *force).await?,
             match role {
                 Role::Server => {
-                    "Activated: it signs from now on. The one before stays trusted until it is retired. Give pki/server-ca.crt of \
+                    "Activated: it signs from now on. The previous authority stays trusted until it is retired. Give pki/server-ca.crt of \
                      the state directory to browsers and to Prometheus again.\n\n"
                 }
                 Role::Client => {
-                    "Activated: it signs from now on. The one before stays trusted until it is retired. Renew each admin's \
+                    "Activated: it signs from now on. The previous authority stays trusted until it is retired. Renew each admin's \
                      certificate: codex-authd certificates renew NAME --out NAME.p12 --revoke\n\n"
                 }
             },

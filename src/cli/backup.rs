@@ -1,6 +1,6 @@
-//! `codex-authd backup DIR`, `backup --into DIR [--keep N]`: a copy of everything, checked by being read back.
+//! `codex-authd backup DIR`, `backup --into DIR [--keep N]`: copies everything, and reads the copy back to check it.
 //!
-//! With a passphrase the keys are sealed beside the rows, and the backup is all that a new machine needs.
+//! With a passphrase, the keys are sealed and stored with the rows. Then a new machine needs only the backup.
 
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -28,24 +28,25 @@ use crate::service::transfer::Manifest;
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["directory", "into", "verify"])))]
 pub struct Arguments {
-    /// Where the backup is made: a directory that is not there, or is empty
+    /// Directory for the backup; it must be empty or not exist
     #[arg(value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Make the backup in a new directory of this one, called by the time: authd-20261126T205200Z
+    /// Make the backup in a new subdirectory named by the time, such as authd-20261126T205200Z
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
-    /// Then remove those that were made so, all but the newest N
+    /// Afterwards remove all but the newest N of these backups
     #[arg(long, value_name = "N", requires = "into", value_parser = clap::value_parser!(u32).range(1..))]
     keep: Option<u32>,
-    /// Check a backup that was made, with nothing but its files, and change nothing
+    /// Check an existing backup, with nothing but its files, and change nothing
     #[arg(long, value_name = "DIR")]
     pub verify: Option<PathBuf>,
-    /// The passphrase that the keys are sealed under: the first line of FILE, or of standard input (-)
+    /// Read the passphrase that seals the keys from the first line of FILE, or of standard input (-)
     ///
-    /// Else the systemd credential backup.passphrase, else it is asked for. Without one the keys are not in the backup.
+    /// Default: the systemd credential backup.passphrase, or a prompt. Without a passphrase, the backup does not
+    /// contain the keys.
     #[arg(long, value_name = "FILE", conflicts_with = "master_key")]
     pub passphrase_file: Option<PathBuf>,
-    /// With --verify: the master key, for a backup that was made without a passphrase
+    /// With --verify: the master key, for a backup without a passphrase
     #[arg(long, value_name = "FILE", requires = "verify")]
     pub master_key: Option<PathBuf>,
 }
@@ -64,11 +65,11 @@ pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: 
     let manifest = copy(new, client, passphrase.as_ref()).await?;
     if let Err(error) = read_back(&directory, passphrase.as_ref()).await {
         let _ = as_caller(|| remove(&directory));
-        return Err(CliError::Refused(format!("what was written cannot be read back, and was removed: {error}")));
+        return Err(CliError::Refused(format!("the new backup cannot be read back, and was removed: {error}")));
     }
     let read = BackupRead { made_at: manifest.created_at, has_keys: manifest.has_keys };
     if let Err(error) = client.post::<BackupRead>("/admin/backup/verified", &read).await {
-        eprintln!("codex-authd: the backup is good, and the daemon could not be told: {error}");
+        eprintln!("codex-authd: the backup is good, but reporting that to the daemon failed: {error}");
     }
     let removed = match (&arguments.into, arguments.keep) {
         (Some(into), Some(count)) => as_caller(|| keep::keep(into, count as usize, &directory))?,
@@ -78,22 +79,22 @@ pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: 
     let hosts = manifest.tables.get(&Table::Hosts).map(|count| count.rows).unwrap_or_default();
     let keys = match passphrase {
         Some(_) => {
-            "The keys are there too, sealed under the passphrase: with it a new machine can be restored, without\n\
-                    it nothing."
+            "The backup contains the keys, sealed under the passphrase. The passphrase is enough to restore a new machine;\n\
+                    without it, nothing can be restored."
                 .to_owned()
         }
         None => format!(
-            "What is secret in them is sealed under the master key, which is not there: keep a copy of {key}\n\
-             in another place. Together they open everything; without the key the backup opens nothing.\n\
-             (A passphrase puts the key into the backup, sealed: --passphrase-file FILE.)"
+            "Secrets in the backup are sealed under the master key, which is not in the backup: keep a copy of {key}\n\
+             in another place. Without the master key, the secrets in the backup cannot be opened.\n\
+             (To store the key in the backup, sealed under a passphrase: --passphrase-file FILE.)"
         ),
     };
     let gone = match removed.len() {
         0 => String::new(),
-        count => format!("\n{count} older ones were removed."),
+        count => format!("\n{count} older backups were removed."),
     };
     let sentence = format!(
-        "{} rows ({hosts} hosts, removed ones included) are in {}, and were read back.\n{keys}{gone}",
+        "{} rows ({hosts} hosts, removed ones included) are in {}, and were read back to check them.\n{keys}{gone}",
         manifest.rows,
         directory.display()
     );
@@ -109,7 +110,7 @@ pub async fn run(arguments: &Arguments, client: &Client, config: &Config, json: 
     Ok(())
 }
 
-/// Where the master key is.
+/// The location of the master key, for people.
 fn master_key(config: &Config) -> String {
     let file = config.state_dir.join("master.key");
     if file.exists() { file.display().to_string() } else { "the systemd credential master.key".into() }
@@ -140,7 +141,7 @@ async fn copy(new: New, client: &Client, passphrase: Option<&Passphrase>) -> Res
         }
     };
     if tally.counts().into_iter().any(|(table, count)| manifest.count(table) != Some(count)) {
-        return Err(CliError::Refused("what arrived is not what was sent: back up again".into()));
+        return Err(CliError::Refused("rows were lost or changed on the way from the daemon: back up again".into()));
     }
     file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
     manifest.has_keys = passphrase.is_some();

@@ -15,27 +15,27 @@ use crate::daemon::owner::as_caller;
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Whose certificate it is
+    /// The certificate's name, such as the admin's name
     name: String,
     #[command(flatten)]
     output: Output,
 }
 
-/// How a certificate is made, and where it is written.
+/// Options for issuing a certificate and writing its files.
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("where").required(true).multiple(true).args(["out", "pem"])))]
 pub struct Output {
-    /// Write a PKCS#12 for browsers; its password is printed
+    /// Write a PKCS#12 file for browsers; its password is printed
     #[arg(long, value_name = "FILE.p12", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
-    /// Write NAME.crt, NAME.key, ca.crt (its authority) and server-ca.crt (the authority of the daemon's certificate) into this
-    /// directory
+    /// Write NAME.crt, NAME.key, ca.crt (the authority that signed it) and server-ca.crt (the authority of the daemon's
+    /// certificate) into this directory
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pem: Option<PathBuf>,
-    /// How long it holds
+    /// Validity in days
     #[arg(long, value_name = "DAYS")]
     pub days: Option<u32>,
-    /// Read the password of the PKCS#12 from standard input instead of making one
+    /// Read the password of the PKCS#12 file from standard input instead of generating one
     #[arg(long)]
     password_stdin: bool,
 }
@@ -55,12 +55,12 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
     output.write(&stem, &issued, json)
 }
 
-/// Begins the names of the files.
+/// The beginning of the file names.
 pub fn stem(name: &str) -> Result<String, CliError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
     let stem: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     if stem.starts_with('.') {
-        return Err(CliError::Refused("NAME must not begin with a dot: it names the files".into()));
+        return Err(CliError::Refused("NAME must not begin with a dot, because file names begin with it".into()));
     }
     Ok(stem)
 }
@@ -74,7 +74,7 @@ impl Output {
         self.password_stdin.then(password).transpose()
     }
 
-    /// Whether files can be written there. Asked before anything is issued: the key stands in the answer and nowhere else.
+    /// Checks that the files can be written, before anything is issued: the private key is only in the answer.
     pub fn check(&self) -> Result<(), CliError> {
         if let Some(directory) = &self.pem {
             self.make_directory(directory)?;
@@ -90,7 +90,7 @@ impl Output {
         Ok(())
     }
 
-    /// The private key of another certificate is not overwritten: nobody else has it.
+    /// Refuses to overwrite the private key of another certificate, which may be the only copy.
     fn refuse_existing(&self, stem: &str) -> Result<(), CliError> {
         let key = self.pem.iter().map(|directory| directory.join(format!("{stem}.key")));
         for path in self.out.iter().cloned().chain(key) {
@@ -110,7 +110,7 @@ impl Output {
             .map_err(|cause| CliError::Write { path: directory.to_path_buf(), cause })
     }
 
-    /// Writes the files and says where they are.
+    /// Writes the files, and prints where they are.
     pub fn write(&self, stem: &str, issued: &IssuedCertificate, json: bool) -> Result<(), CliError> {
         let (written, said) = self.files(stem, issued)?;
         let summary = serde_json::json!({
@@ -135,7 +135,7 @@ impl Output {
         let (mut written, mut said) = (Vec::new(), Vec::new());
         if let Some(path) = &self.out {
             let (Some(pkcs12), Some(password)) = (&issued.pkcs12, &issued.pkcs12_password) else {
-                return Err(ClientError::Answer("there is no PKCS#12 in it".into()).into());
+                return Err(ClientError::Answer("it contains no PKCS#12".into()).into());
             };
             let bytes = BASE64_STANDARD.decode(pkcs12).map_err(|error| ClientError::Answer(error.to_string()))?;
             as_caller(|| write_private(path, &bytes))?;
@@ -170,7 +170,7 @@ fn password() -> Result<String, CliError> {
     Ok(password.to_owned())
 }
 
-/// 0600 from its first byte, replaced as a whole.
+/// Replaces a file atomically, with mode 0600 from the start.
 fn write_private(path: &Path, content: &[u8]) -> Result<(), CliError> {
     let fail = |cause| CliError::Write { path: path.to_path_buf(), cause };
     let (temporary, mut file) = create_new(path)?;
@@ -178,7 +178,7 @@ fn write_private(path: &Path, content: &[u8]) -> Result<(), CliError> {
     std::fs::rename(&temporary, path).map_err(fail)
 }
 
-/// What stands beside `path` until it is whole.
+/// Creates the temporary file next to `path`.
 fn create_new(path: &Path) -> Result<(PathBuf, std::fs::File), CliError> {
     let temporary = temporary(path);
     let _ = std::fs::remove_file(&temporary);

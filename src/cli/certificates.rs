@@ -10,30 +10,30 @@ use crate::api::{CertificateAnswer, CertificateBody, CertificateList, IssuedCert
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Every certificate that was issued, in the order in which they were
+    /// List all issued certificates in the order of issue
     List,
-    /// Issue another certificate of the same name and user before this one ends
+    /// Issue a new certificate for the same name and user, before the old one expires
     Renew {
-        /// The name (of several certificates in force the one that ends last), or the fingerprint as in the list or its
-        /// beginning
+        /// The name (if several certificates are valid, the one that expires last), or the fingerprint from the list or
+        /// its beginning
         #[arg(value_name = "NAME|FINGERPRINT")]
         which: String,
         #[command(flatten)]
         output: Output,
-        /// Revoke the old one at once; otherwise it holds until its end
+        /// Revoke the old certificate at once; otherwise it stays valid until it expires
         #[arg(long)]
         revoke: bool,
     },
-    /// Let a certificate in no more; connections that were opened with it are closed
+    /// Revoke a certificate, and close connections that use it
     Revoke {
-        /// As in the list; its beginning is enough where it is unique
+        /// The fingerprint from the list, or its beginning if that is unique
         fingerprint: String,
     },
-    /// Say whose a certificate is: whoever shows it has that user's role
+    /// Tie a certificate to a user: its holder gets that user's role
     Tie {
-        /// As in the list; its beginning is enough where it is unique
+        /// The fingerprint from the list, or its beginning if that is unique
         fingerprint: String,
-        /// The user's e-mail address; left out: nobody's in particular, an admin's
+        /// The user's e-mail address; without it, the certificate is tied to no user and has the role admin
         user: Option<String>,
     },
 }
@@ -86,7 +86,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
-/// By name the one in force that ends last, if all of that name belong to one user; else by the fingerprint's beginning.
+/// Finds by name the valid certificate that expires last, if all with this name have the same user. Otherwise finds by
+/// the beginning of the fingerprint.
 fn to_renew<'a>(list: &'a CertificateList, which: &str) -> Result<&'a CertificateBody, CliError> {
     let in_force = |it: &&CertificateBody| it.name == which && matches!(it.state.as_str(), "valid" | "expiring");
     let named: Vec<&CertificateBody> = list.certificates.iter().filter(in_force).collect();
@@ -104,7 +105,7 @@ fn to_renew<'a>(list: &'a CertificateList, which: &str) -> Result<&'a Certificat
     found.ok_or_else(|| CliError::Refused(format!("there is no certificate {which}")))
 }
 
-/// The whole fingerprint of the one that begins so.
+/// Returns the complete fingerprint of the only certificate that begins like this.
 fn find<'a>(list: &'a CertificateList, beginning: &str) -> Result<&'a str, CliError> {
     let wanted = beginning.trim().to_ascii_lowercase();
     let mut found = list.certificates.iter().filter(|certificate| certificate.fingerprint.starts_with(&wanted));

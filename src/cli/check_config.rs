@@ -1,5 +1,5 @@
-//! `codex-authd check-config`: whether the daemon can start with this configuration, as its unit sees it, and whether hosts go
-//! on with it.
+//! `codex-authd check-config`: checks whether the daemon can start with this configuration, as its unit sees it, and
+//! whether it would cut off hosts.
 
 use super::client::{Client, ClientError};
 use super::{CliError, print};
@@ -13,12 +13,13 @@ use crate::service::hosts::host_trust::HostsByTrust;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also where hosts are cut off
+    /// Exit with 0 even if hosts would be cut off
     #[arg(long)]
     force: bool,
 }
 
-/// Refuses what the unit's user cannot read, and variables that do not reach the daemon. Call it while the process has one thread.
+/// Refuses files that the unit's user cannot read, and variables that do not reach the daemon. Call it while the
+/// process has one thread.
 pub fn look(config: &Config, view: &View) -> Result<(), CliError> {
     let checks = view.checks().into_iter().chain(doctor::readable(config, view));
     let missing: Vec<String> =
@@ -47,31 +48,31 @@ pub async fn run(
         Ok(Some(hosts)) => {
             if let Some(cut_off) = hosts.newly_cut_off(wanted) {
                 let said = format!(
-                    "{cut_off} would be cut off: their cdx does not trust the certificate that they would be shown. {}",
+                    "{cut_off} would be cut off: their cdx does not trust the new certificate. {}",
                     way(wanted)
                 );
                 if !arguments.force {
                     return Err(CliError::Refused(format!(
-                        "the configuration is valid, but {said}; --force: all the same"
+                        "the configuration is valid, but {said}; to accept this, use --force"
                     )));
                 }
                 note = Some(said);
             } else if let Some(apart) = hosts.held_back(wanted) {
                 note = Some(format!(
-                    "{apart} do not trust tls.certificate yet: hosts are shown our own certificate until each of them has run \
+                    "{apart} do not trust tls.certificate yet: hosts get the daemon's own certificate until each of them has run \
                      `cdx --update && cdx --sync`"
                 ));
             }
         }
         Ok(None) => {}
-        Err(cause) => note = Some(format!("Whether hosts would be cut off by it is not checked: {cause}")),
+        Err(cause) => note = Some(format!("Could not check whether it would cut off hosts: {cause}")),
     }
     let answer = serde_json::json!({ "status": "ok", "view": view.sentence(), "note": note });
     let note = note.map(|note| format!(" {note}.")).unwrap_or_default();
     print::done(json, &answer, &format!("The configuration is valid, {}.{note}", view.sentence()))
 }
 
-/// `None`: no daemon has run here.
+/// `None` if no daemon has run here.
 async fn hosts(config: &Config, presence: &Presence) -> Result<Option<HostsByTrust>, String> {
     if !presence.is_running {
         if presence.is_starting {
@@ -83,7 +84,7 @@ async fn hosts(config: &Config, presence: &Presence) -> Result<Option<HostsByTru
         let control = config.listen.control.display();
         if !presence.awaiting_start.is_empty() {
             return Err(format!(
-                "no daemon answers on {control}, and {} comes from systemd at its start only; start the daemon, then run \
+                "no daemon answers on {control}, and systemd provides {} only to the daemon; start the daemon, then run \
                  this again",
                 presence.awaiting_start.join(", ")
             ));
@@ -105,18 +106,18 @@ async fn hosts(config: &Config, presence: &Presence) -> Result<Option<HostsByTru
     Ok(Some(hosts.into()))
 }
 
-/// How it is done without cutting anybody off.
+/// How to do it without cutting off any host.
 fn way(wanted: HostCertificate) -> &'static str {
     match wanted {
         HostCertificate::Ours { .. } => {
-            "Leave [tls] and listen.hosts_tls as they are until each of them has run `cdx --update && cdx --sync`, then change them"
+            "Leave [tls] and listen.hosts_tls unchanged until each of them has run `cdx --update && cdx --sync`, then change them"
         }
         HostCertificate::Operators { .. } => {
             "Set tls.switch = \"when-safe\": the daemon shows the certificate once each of them has run `cdx --update && cdx --sync`"
         }
         HostCertificate::OfProxy => {
             "Set tls.switch = \"prepare\" with listen.hosts_tls = true, restart the daemon, have each of them run \
-             `cdx --update && cdx --sync`, and let the proxy take over then"
+             `cdx --update && cdx --sync`, and then switch to the proxy"
         }
     }
 }

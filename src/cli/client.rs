@@ -1,8 +1,8 @@
-//! The admin API, wherever it is: behind the control socket of a running daemon, or in this process when none runs.
+//! The client of the admin API: through the control socket of a running daemon, or in this process if none runs.
 //!
-//! The requests and answers are the API's own types, so there is nothing to drift from; offline, the very endpoint that
-//! a daemon would serve is called, on the same state, under the same lock. Root makes files as the owner of the state does
-//! (`cli::run` takes that identity): what is named on the command line is read and written with `as_caller`.
+//! Requests and answers use the API's own types. Without a daemon, the same endpoint is called in this process, on the
+//! same state and under the same lock. Root makes files under the identity of the state's owner (`cli::run` takes it).
+//! Files that are named on the command line are accessed with `as_caller`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,14 +30,14 @@ pub enum ClientError {
     Socket { socket: PathBuf, cause: reqwest::Error },
     #[error("no daemon runs on {}: start it, or name its configuration with --config", .0.display())]
     NoDaemon(PathBuf),
-    /// The daemon's own words.
+    /// The message of the daemon.
     #[error("{message}")]
     Refused { status: StatusCode, message: String },
-    #[error("the daemon's answer cannot be read: {0}; is it another version than this command?")]
+    #[error("the daemon's answer cannot be read: {0}; does the daemon have another version than this command?")]
     Answer(String),
 }
 
-/// An answer that comes while the work goes on.
+/// An answer that is streamed while the work goes on.
 pub type Lines = Box<dyn AsyncBufRead + Unpin + Send>;
 
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -51,7 +51,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// Finds the daemon of `config`; with none running, opens its state.
+    /// Connects to the daemon of `config`. If none runs, opens its state.
     pub async fn connect(config: &Config) -> Result<Self, ClientError> {
         if Self::is_there(config).await {
             return Self::of_daemon(config).await;
@@ -60,7 +60,7 @@ impl Client {
         Ok(Self::Here { endpoint: Box::new(poem::endpoint::ToDynEndpoint(endpoint)), areas })
     }
 
-    /// Finds the daemon of `config`; the state is never opened here.
+    /// Connects to the daemon of `config`; never opens the state.
     pub async fn of_daemon(config: &Config) -> Result<Self, ClientError> {
         let socket = config.listen.control.clone();
         if tokio::net::UnixStream::connect(&socket).await.is_err() {
@@ -72,8 +72,8 @@ impl Client {
         }
     }
 
-    /// To be called before the process ends. A probe that was asked for here must not end with it: Codex may just have
-    /// refreshed the login, and nobody else would have it.
+    /// Must be called before the process ends. A probe that runs in this process must not be cut off: Codex may just
+    /// have refreshed the login, and no other copy of it exists.
     pub async fn close(self) {
         if let Self::Here { areas, .. } = self {
             areas.probes.all_answered().await;
@@ -84,7 +84,7 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
-    /// An answer that is text, of a daemon that runs: without one there is nothing to ask.
+    /// Returns a text answer of a running daemon. There is no offline answer.
     pub async fn text_of_daemon(config: &Config, path: &str) -> Result<String, ClientError> {
         let (status, answer) = Self::of_daemon(config).await?.answer(Method::GET, path, None).await?;
         if !status.is_success() {
@@ -102,7 +102,7 @@ impl Client {
         self.call(Method::DELETE, path, None).await
     }
 
-    /// What is answered line by line while the work goes on.
+    /// Returns an answer that is streamed line by line while the work goes on.
     pub async fn lines(&self, method: Method, path: &str, body: Body) -> Result<Lines, ClientError> {
         let (status, mut lines): (_, Lines) = match self {
             Self::Daemon { http, socket } => {
@@ -114,7 +114,7 @@ impl Client {
                 let status = answer.status();
                 let (mut writer, reader) = tokio::io::duplex(BUFFER_BYTES);
                 tokio::spawn(async move {
-                    // A connection that ends too early leaves no last line.
+                    // A connection that breaks early yields no last line.
                     while let Ok(Some(chunk)) = answer.chunk().await {
                         if writer.write_all(&chunk).await.is_err() {
                             return;
@@ -124,7 +124,7 @@ impl Client {
                 (status, Box::new(BufReader::new(reader)))
             }
             Self::Here { endpoint, .. } => {
-                let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is no path")))?;
+                let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is not a path")))?;
                 let request = Request::builder().method(method).uri(uri).content_type("application/json").body(body);
                 let answer = endpoint.get_response(request).await;
                 (answer.status(), Box::new(BufReader::new(answer.into_body().into_async_read())))
@@ -138,7 +138,7 @@ impl Client {
         read::<serde_json::Value>(status, &answer).map(|_| lines)
     }
 
-    /// Whether a daemon runs. A daemon that starts or stops holds the state and does not answer: it is waited for.
+    /// Whether a daemon runs. A daemon that is starting or stopping holds the state and does not answer: wait for it.
     pub async fn is_there(config: &Config) -> bool {
         let begun = Instant::now();
         loop {
@@ -204,20 +204,20 @@ fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, Cli
     Err(ClientError::Refused { status, message })
 }
 
-/// The endpoint that a daemon on this state would serve on its control socket.
+/// The endpoint that a daemon with this state would serve on its control socket.
 async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + use<>, Arc<Areas>), DaemonError> {
     let outside = Arc::new(System);
     let state = State::open(config, outside.clone()).await?;
     let mut bound =
         Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: config.listen.control.clone() };
-    // A port that the system chose: the last daemon's is the best guess there is.
+    // If the system chose the port, the last daemon's port is the best guess.
     if bound.hosts.port() == 0
         && let Some(last) = listen_file::read(&config.state_dir)
     {
         bound = last;
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*outside)?;
-    let prober = prober::prober(config, Err("a command has none delegated to it".into()));
+    let prober = prober::prober(config, Err("a command has no delegated cgroup".into()));
     let areas = Arc::new(state.start_areas(policy, prober, None).await?);
     areas.trust.resume_rotation().await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -230,6 +230,6 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
 }
 
 fn request_of_ours(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request, ClientError> {
-    let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is no path")))?;
+    let uri = path.parse().map_err(|_| ClientError::Answer(format!("{path} is not a path")))?;
     Ok(Request::builder().method(method).uri(uri).content_type("application/json").body(body.unwrap_or_default()))
 }

@@ -1,4 +1,4 @@
-//! `codex-authd completions bash | zsh | fish`: what a shell needs to complete this command line.
+//! `codex-authd completions bash | zsh | fish`: prints the completion script for a shell.
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 
@@ -6,7 +6,7 @@ use super::{CliError, print};
 
 #[derive(Args)]
 pub struct Arguments {
-    /// The shell that is to complete
+    /// The shell
     shell: Shell,
 }
 
@@ -28,8 +28,8 @@ pub fn run(arguments: &Arguments) -> Result<(), CliError> {
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, name, &mut script);
     if let Shell::Bash = arguments.shell {
-        // clap_complete 4.6 takes the hyphen of the program's own name for the seam of a command in one of two places, and
-        // then completes nothing.
+        // clap_complete 4.6 handles the hyphen in the program's own name differently in one of two places, and then
+        // completes nothing.
         script = String::from_utf8_lossy(&script).replace("codex__subcmd__authd", "codex__authd").into_bytes();
     }
     print::text(&String::from_utf8_lossy(&script))

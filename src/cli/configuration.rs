@@ -1,7 +1,7 @@
-//! The configuration of a backup, put back in the place of the present one.
+//! Puts the configuration of a backup back, in place of the present one.
 //!
-//! It is replaced as a whole: a crash leaves the one that was there. Owner and group stay; where there was none, it is for
-//! root and the group of the state directory, which is the daemon's.
+//! The file is replaced atomically: a crash leaves the old one. Owner and group stay. If there was no file, the new one
+//! belongs to root and the group of the state directory, which is the daemon's group.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -12,15 +12,15 @@ use super::CliError;
 use super::archive::create;
 use crate::config::{self, Config};
 
-/// Readable by the daemon, which is in the group, and by nobody else.
+/// Readable for root and for the daemon, which is in the group.
 const FILE_MODE: u32 = 0o640;
 
-/// Where the configuration of this run is, or would be.
+/// The path of the configuration file of this run, even if it does not exist.
 pub fn place(config: &Config) -> PathBuf {
     config.file.clone().unwrap_or_else(|| config::DEFAULT_PATH.into())
 }
 
-/// Refuses one that is of another place: the records would be put back where no daemon looks for them.
+/// Refuses a configuration for another state: the restored records would be where no daemon looks for them.
 pub fn check(config: &Config, text: &str) -> Result<(), CliError> {
     let of_backup = config::load_text(text, config::environment(std::env::vars_os())?)?;
     for (key, differs) in [
@@ -29,8 +29,8 @@ pub fn check(config: &Config, text: &str) -> Result<(), CliError> {
     ] {
         if differs {
             return Err(CliError::Refused(format!(
-                "the configuration of the backup has another {key} than the present one: take it out with \
-                 `codex-authd restore DIR --extract OUT`, put it in its place, and restore then; nothing was changed"
+                "the configuration of the backup has another {key} than the present one: extract it with \
+                 `codex-authd restore DIR --extract OUT`, install it yourself, and then restore; nothing was changed"
             )));
         }
     }
@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(found(), (0, 4712, 0o640), "the daemon may read it");
             chown(&path, Some(4713), Some(4714)).unwrap();
         }
-        // Left by a crash.
+        // A crash left this file.
         std::fs::write(directory.path().join("config.toml.restored"), "half").unwrap();
         put_back(&config, "# new\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "# new\n");

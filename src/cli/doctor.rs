@@ -1,7 +1,7 @@
-//! `codex-authd doctor`: what is wrong, and the command that mends it.
+//! `codex-authd doctor`: shows problems, and the command that solves each.
 //!
-//! What the machine shows is looked at here; what only the daemon knows it is asked for, over the control socket, or in
-//! this process where none runs. A state that cannot be opened, and a configuration that cannot be read, are findings.
+//! Checks of the machine run here. Checks that need the daemon are requested over the control socket, or run in this
+//! process if no daemon runs. An unusable state or configuration is a finding, too.
 
 use std::path::PathBuf;
 
@@ -27,13 +27,13 @@ pub fn run(
             runtime_of_one()?.block_on(examine(&config, seen))
         }
         Err(error) => {
-            let remedy = "mend that, then codex-authd check-config";
+            let remedy = "correct that, then codex-authd check-config";
             let refused = Check::missing("configuration", error.to_string(), remedy);
             view.checks().into_iter().chain([refused]).collect::<Vec<_>>().into()
         }
     };
     print::done(json, &found, &lines(&found))?;
-    if found.works { Ok(()) } else { Err(CliError::Found("something does not work: see what is missing")) }
+    if found.works { Ok(()) } else { Err(CliError::Found("something does not work: see the lines that say missing")) }
 }
 
 async fn examine(config: &Config, mut seen: Seen) -> Checks {
@@ -42,7 +42,7 @@ async fn examine(config: &Config, mut seen: Seen) -> Checks {
     Checks::from(checks).and(ask(config, &seen.presence).await)
 }
 
-/// What the daemon knows; with none running, what its state says.
+/// The checks of the daemon; if none runs, the same checks on its state.
 async fn ask(config: &Config, presence: &Presence) -> Checks {
     const DAEMON: &str = "daemon";
     let is_running = presence.is_running;
@@ -51,22 +51,22 @@ async fn ask(config: &Config, presence: &Presence) -> Checks {
         times => Check::missing(
             DAEMON,
             format!("it does not run: it has failed to start {times} times, and systemd goes on trying"),
-            "journalctl -u codex-authd -n 20 says why",
+            "journalctl -u codex-authd -n 20 shows the reason",
         ),
     };
     if presence.is_starting {
         return vec![Check::weak(DAEMON, "it is starting", "codex-authd doctor, in a moment")].into();
     }
     if !is_running && !presence.state.is_ours_to_open() {
-        // Why is among the findings.
+        // The reason is among the other findings.
         return vec![not_running].into();
     }
     if !is_running && !presence.awaiting_start.is_empty() {
         let found =
-            format!("it is not opened: systemd gives {} to the daemon alone", presence.awaiting_start.join(", "));
+            format!("it was not opened: systemd provides {} only to the daemon", presence.awaiting_start.join(", "));
         let remedy = match presence.failed_starts {
-            0 => "systemctl start codex-authd, and then this again",
-            _ => "let the daemon start first: its journal says what keeps it from that",
+            0 => "systemctl start codex-authd, then run this again",
+            _ => "get the daemon to start first: its journal shows why it does not",
         };
         return vec![not_running, Check::weak("state", found, remedy)].into();
     }
@@ -92,8 +92,8 @@ async fn ask(config: &Config, presence: &Presence) -> Checks {
         Err(error) => {
             let remedy = match config.database.url.as_str() {
                 _ if error.to_string().contains("codex-authd restore") => "codex-authd restore DIR, from a backup",
-                "" => "journalctl -u codex-authd tells more",
-                _ => "start the database, or mend [database]; journalctl -u codex-authd tells more",
+                "" => "journalctl -u codex-authd shows more",
+                _ => "start the database, or correct [database]; journalctl -u codex-authd shows more",
             };
             checks.push(Check::missing("state", error.to_string(), remedy));
             checks.into()
@@ -101,13 +101,13 @@ async fn ask(config: &Config, presence: &Presence) -> Checks {
     }
 }
 
-/// The checksums of all rows, too.
+/// Verifies the checksums of all rows, too.
 async fn verified(client: &Client, found: Checks) -> Result<Checks, ClientError> {
     let body = serde_json::json!({});
     Ok(found.and(client.post::<Checks>("/admin/records/verify", &body).await?))
 }
 
-/// One line a check, and under it what mends it.
+/// One line for each check, with the remedy below it.
 pub fn lines(found: &Checks) -> String {
     let lines = found.checks.iter().map(|check| {
         let remedy = check.remedy.iter().map(|remedy| format!("\n          {remedy}")).collect::<String>();

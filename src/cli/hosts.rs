@@ -1,4 +1,4 @@
-//! `codex-authd hosts add | list | remove | …`: everything an admin can do to a host.
+//! `codex-authd hosts add | list | remove | …`: all actions of an admin on a host.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
@@ -11,38 +11,38 @@ use super::print::{self, or_dash};
 use crate::api::{AdminHost, AdminHostAnswer, AdminHostList, Registration, RemovedHostList, UserList};
 use crate::model::percent;
 
-/// Of each argument that names a host.
+/// Help text of each argument that names a host.
 const FQDN: &str = "The host's name";
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make a host and print its installer command; a known host gets a new key
+    /// Register a host and print its installer command; a known host gets a new key
     Add {
         #[arg(help = FQDN)]
         fqdn: String,
-        /// A shared machine: served only while an admin holds its window open
+        /// A shared machine: served only while an admin keeps its window open
         #[arg(long)]
         insecure: bool,
-        /// A temporary host: served until this instant (RFC 3339)
+        /// A temporary host: served until this time (RFC 3339)
         #[arg(long, value_name = "WHEN")]
         expires_at: Option<String>,
-        /// The name may be a host's already: its present key is refused from then on
+        /// Accept the name of a known host: its present key is refused from then on
         #[arg(long)]
         rotate: bool,
-        /// Without public_base_url: hosts find the daemon by this machine's short name, or on localhost
+        /// Without public_base_url: tell hosts to use this machine's short name, or localhost
         #[arg(long)]
         allow_short_name: bool,
     },
-    /// Hosts: all of them by name, or a page of those that are asked for
+    /// List all hosts by name, or the page that the options select
     List(ListArguments),
-    /// Remove a host: its key is refused from here on
+    /// Remove a host: its key is refused from then on
     Remove {
         #[arg(help = FQDN)]
         fqdn: String,
     },
-    /// The hosts that were removed within a day
+    /// List the hosts that were removed within the last day
     Removed,
-    /// Undo a removal, within a day
+    /// Undo a removal of the last day
     Restore {
         #[arg(help = FQDN)]
         fqdn: String,
@@ -57,20 +57,20 @@ pub enum Command {
         #[arg(help = FQDN)]
         fqdn: String,
     },
-    /// Forget the address of a host: it is bound to the next one it calls from
+    /// Clear the address of a host: it is bound to the next address that it calls from
     Clear {
         #[arg(help = FQDN)]
         fqdn: String,
     },
-    /// Let a host call from other addresses, or (--off) not
+    /// Permit a host to call from other addresses; with --off, forbid it
     Roaming {
         #[arg(help = FQDN)]
         fqdn: String,
-        /// From its own address only
+        /// Only permit its bound address
         #[arg(long)]
         off: bool,
     },
-    /// Open the window of an insecure host, or (--close) close it
+    /// Open the window of an insecure host; with --close, close it
     Window {
         #[arg(help = FQDN)]
         fqdn: String,
@@ -78,41 +78,41 @@ pub enum Command {
         #[arg(long)]
         close: bool,
     },
-    /// Make a host temporary: served until WHEN (RFC 3339), or `never` ending
+    /// Make a host temporary: served until WHEN (RFC 3339); `never` removes the end
     Expiry {
         #[arg(help = FQDN)]
         fqdn: String,
-        /// An instant (RFC 3339), or `never`
+        /// A time (RFC 3339), or `never`
         when: String,
     },
-    /// Serve a host from these networks only (CIDR); none: from the address it is bound to
+    /// Serve a host from these networks only (CIDR); without networks, from its bound address
     Networks {
         #[arg(help = FQDN)]
         fqdn: String,
-        /// Such as 192.0.2.0/24 or 2001:db8::/32
+        /// For example 192.0.2.0/24 or 2001:db8::/32
         networks: Vec<String>,
     },
 }
 
-/// Given as they are to the daemon, which says what is wrong with them.
+/// Passed to the daemon as they are; the daemon validates them.
 #[derive(clap::Args)]
 pub struct ListArguments {
-    /// How many at most, up to 1000 [default: 100 with any other option, else all]
+    /// Number of hosts, up to 1000 [default: 100 with any other option, else all]
     #[arg(long)]
     limit: Option<u32>,
-    /// How many to leave out before
+    /// Number of hosts to skip
     #[arg(long)]
     offset: Option<u32>,
-    /// fqdn, last_seen, created_at, updated_at, api_calls or client_version
+    /// Sort by fqdn, last_seen, created_at, updated_at, api_calls or client_version
     #[arg(long)]
     sort: Option<String>,
-    /// asc or desc
+    /// Sort order: asc or desc
     #[arg(long)]
     order: Option<String>,
-    /// Part of the name, the address or the client version
+    /// A part of the name, the address or the client version
     #[arg(long)]
     search: Option<String>,
-    /// active, unbound or insecure
+    /// Only hosts in this state: active, unbound or insecure
     #[arg(long)]
     state: Option<String>,
 }
@@ -164,7 +164,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let head = ["NAME", "STATUS", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN", "OWNER"]
                 .map(String::from)
                 .into();
-            // Few have one, and who has none of those asks for none.
+            // Few hosts have an owner. If none of these has, the users are not requested.
             let users = match list.hosts.iter().any(|host| host.owner_id.is_some()) {
                 true => client.get::<UserList>("/auth/users").await?.users,
                 false => Vec::new(),
@@ -201,7 +201,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 json,
                 &removed,
                 &format!(
-                    "Host {} is removed; its key is refused from now on. Within a day `hosts restore` undoes it.",
+                    "Host {} is removed; its key is refused from now on. `hosts restore` can undo this within a day.",
                     host.host.fqdn
                 ),
             )?;
@@ -222,12 +222,12 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
             let host = list.hosts.iter().find(|host| host.fqdn == wanted).ok_or_else(|| {
                 CliError::Refused(format!(
-                    "no host {fqdn} was removed within a day; `codex-authd hosts removed` names them"
+                    "no host {fqdn} was removed within a day; `codex-authd hosts removed` lists them"
                 ))
             })?;
             let restored: AdminHostAnswer =
                 client.post(&format!("/admin/hosts/{}/restore", host.id), &json!({})).await?;
-            print::done(json, &restored, &format!("Host {wanted} is back, with the key that it had."))?;
+            print::done(json, &restored, &format!("Host {wanted} is restored, with its old key."))?;
         }
         Command::Disable { fqdn } => {
             change(client, json, fqdn, "disable", &json!({}), "is disabled; its key is refused").await?;
@@ -241,7 +241,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             change(client, json, fqdn, "roaming", &json!({ "allow": !off }), said).await?;
         }
         Command::Window { fqdn, close: true } => {
-            change(client, json, fqdn, "insecure/disable", &json!({}), "is served no more: its window is closed")
+            change(client, json, fqdn, "insecure/disable", &json!({}), "is no longer served: its window is closed")
                 .await?;
         }
         Command::Window { fqdn, close: false } => {
@@ -249,7 +249,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
         Command::Expiry { fqdn, when } => {
             let when = (when != "never").then_some(when);
-            let said = when.map_or("is lasting".into(), |when| format!("is served until {when}"));
+            let said = when.map_or("is no longer temporary".into(), |when| format!("is served until {when}"));
             change(client, json, fqdn, "expiry", &json!({ "expires_at": when }), &said).await?;
         }
         Command::Networks { fqdn, networks } => {
@@ -263,17 +263,17 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
-/// A host that is there already would lose its key: its operator is asked, or says so beforehand.
+/// A new registration of a known host would end its key, so the operator must confirm it, or pass --rotate.
 async fn confirm_rotation(client: &Client, fqdn: &str) -> Result<(), CliError> {
     let Some(host) = known(client, fqdn).await? else { return Ok(()) };
     let name = host.host.fqdn;
     let consequence = format!(
-        "{name} is a host already. A new installer comes with a new key: the present key is refused at once, not only when \
-         the installer is run, and cdx there fails until it is installed again"
+        "{name} is a host already. A new installer means a new key: the present key is refused at once, before \
+         the installer runs, and cdx there fails until it is installed again"
     );
     if !std::io::stdin().is_terminal() {
         return Err(CliError::Refused(format!(
-            "{consequence}. Nothing was done; if that is meant: codex-authd hosts add --rotate {name}"
+            "{consequence}. Nothing was changed. If you want this: codex-authd hosts add --rotate {name}"
         )));
     }
     eprint!("{consequence}.\nGive {name} a new key? [y/N] ");
@@ -285,7 +285,7 @@ async fn confirm_rotation(client: &Client, fqdn: &str) -> Result<(), CliError> {
     }
 }
 
-/// One, or one of each family.
+/// The addresses of the host: one, or one of each family.
 fn addresses(host: &AdminHost) -> Option<String> {
     let first = host.ip.as_ref()?;
     Some(host.other_ip.iter().fold(first.clone(), |text, other| format!("{text} {other}")))
@@ -293,7 +293,7 @@ fn addresses(host: &AdminHost) -> Option<String> {
 
 async fn find(client: &Client, fqdn: &str) -> Result<AdminHost, CliError> {
     let host = known(client, fqdn).await?;
-    host.ok_or_else(|| CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` names them")))
+    host.ok_or_else(|| CliError::Refused(format!("there is no host {fqdn}; `codex-authd hosts list` lists them")))
 }
 
 async fn known(client: &Client, fqdn: &str) -> Result<Option<AdminHost>, CliError> {
@@ -302,7 +302,7 @@ async fn known(client: &Client, fqdn: &str) -> Result<Option<AdminHost>, CliErro
     Ok(list.hosts.into_iter().find(|host| host.host.fqdn == wanted))
 }
 
-/// Asks for `/admin/hosts/ID/ACTION` and says what became of it.
+/// Posts to `/admin/hosts/ID/ACTION` and prints the result.
 async fn change(
     client: &Client,
     json: bool,

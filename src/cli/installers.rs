@@ -10,15 +10,15 @@ use crate::api::{InstallerList, RevokedInstaller};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Installers, the newest first: outstanding ones, and who redeemed the others from where
+    /// List installers, newest first, with the address that redeemed each one
     List {
-        /// Only those that can still be redeemed
+        /// Only installers that can still be redeemed
         #[arg(long)]
         outstanding: bool,
     },
     /// Revoke an outstanding installer
     Revoke {
-        /// As in the list; its beginning is enough where it is unique
+        /// The id from the list, or its beginning if that is unique
         id: String,
     },
 }
@@ -59,7 +59,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     Ok(())
 }
 
-/// Page after page. `filter` begins with `&` where it is not empty.
+/// Reads all pages. `filter` is empty or begins with `&`.
 async fn all(client: &Client, filter: &str) -> Result<InstallerList, CliError> {
     let path = format!("/admin/installers?limit=1000{filter}");
     let mut list: InstallerList = client.get(&path).await?;

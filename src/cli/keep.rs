@@ -1,8 +1,8 @@
-//! The backups that `codex-authd backup --into DIR` makes: how they are called, and which go when there are too many.
+//! Names of the backups that `codex-authd backup --into DIR` makes, and removal of old ones.
 //!
-//! Nothing goes but directories of this naming that hold a finished backup and nothing else, and nothing before the new
-//! one was read back. One that goes is renamed first, so that half of one is never counted as a backup; what a crash leaves
-//! of it goes with the next run. A backup that a crash cut short has no manifest: it is neither counted nor removed.
+//! Only directories with such a name that hold a finished backup and nothing else are removed, and only after the new
+//! backup was read back. A directory is renamed before its removal, so that a partial backup is never counted. The next
+//! run removes what a crash leaves of it. An interrupted backup has no manifest: it is neither counted nor removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub fn name(at: OffsetDateTime) -> String {
     format!("{PREFIX}{}", at.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default())
 }
 
-/// Removes all but the newest `count`, of which `new` is one whatever the clock says. Gives those that went.
+/// Removes all but the newest `count`. `new` is always kept, even if the clock was set back. Returns the removed ones.
 pub fn keep(directory: &Path, count: usize, new: &Path) -> Result<Vec<PathBuf>, CliError> {
     let failed = |cause| CliError::Write { path: directory.to_path_buf(), cause };
     let mut finished = Vec::new();
@@ -63,7 +63,7 @@ fn is_finished(path: &Path) -> io::Result<bool> {
     Ok(holds_nothing_else(path)? && path.join(MANIFEST).symlink_metadata().is_ok_and(|manifest| manifest.is_file()))
 }
 
-/// A directory itself, not a link to one.
+/// Whether `path` is a directory (not a link to one) with only files of a backup.
 fn holds_nothing_else(path: &Path) -> io::Result<bool> {
     if !path.symlink_metadata()?.is_dir() {
         return Ok(false);
@@ -111,7 +111,7 @@ mod tests {
             ("authd-20261001T030000Z.old", &whole),
             ("authd-2026100١T03000Z", &whole),
             ("precious", &whole),
-            // Cut short; with something of the operator's in it.
+            // An interrupted backup, and one with a file of the operator in it.
             ("authd-20261001T030000Z", &["records.jsonl"]),
             ("authd-20261002T030000Z", &["records.jsonl", "manifest.json", "notes.txt"]),
         ];
@@ -122,11 +122,11 @@ mod tests {
         let aim = backup(elsewhere.path(), "aim", &whole);
         std::os::unix::fs::symlink(&aim, at.join("authd-20261003T030000Z")).unwrap();
         std::fs::write(at.join("authd-20261004T030000Z"), "a file").unwrap();
-        // What a crash left of one that went.
+        // A crash left this during a removal.
         backup(at, "authd-20260901T030000Z.removing", &["manifest.json"]);
         let before = left(at);
 
-        // By a clock that was set back.
+        // Made after the clock was set back.
         let new = backup(at, "authd-20261005T030000Z", &whole);
         let gone = keep(at, 3, &new).unwrap();
         let gone: Vec<_> = gone.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();

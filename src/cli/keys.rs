@@ -18,7 +18,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     let Command::Rotate = command;
     let rotation: Rotation = client.post("/admin/keys/rotate", &json!({})).await?;
     let sentence = format!(
-        "Key {} is in force; {} secrets were sealed again, {} older keys are gone.",
+        "Key {} is in force. Secrets sealed again: {}. Older keys removed: {}.",
         rotation.active_key, rotation.resealed, rotation.removed_keys
     );
     print::done(json, &rotation, &sentence)?;

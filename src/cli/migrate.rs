@@ -17,14 +17,14 @@ use crate::api::{Aborted, Migration};
 use crate::daemon::owner::as_caller;
 use crate::service::transfer::Moved;
 
-/// What `--to env` reads.
+/// The variable that `--to env` reads.
 pub const VARIABLE: &str = "CODEX_AUTHD_DATABASE__URL";
 
 #[derive(Args)]
 pub struct Arguments {
     #[command(flatten)]
     destination: MigrationTarget,
-    /// PEM of the authorities that may have signed the database's certificate [default: as configured]
+    /// PEM file with the authorities that sign the database's certificate [default: as configured]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "abort")]
     database_ca: Option<PathBuf>,
     /// Do not encrypt the connection to the database
@@ -35,16 +35,16 @@ pub struct Arguments {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct MigrationTarget {
-    /// mysql://user:password@host:port/name, `embedded`, or `env`: the URL in CODEX_AUTHD_DATABASE__URL
+    /// mysql://user:password@host:port/name, `embedded`, or `env` for the URL in CODEX_AUTHD_DATABASE__URL
     ///
-    /// What is typed here is seen by everybody on this machine who lists processes: a password is better given with
-    /// --to env or --to-file.
+    /// Every user of this machine can see the command line in the list of processes. So pass a password with --to env
+    /// or --to-file.
     #[arg(long, value_name = "WHERE")]
     to: Option<String>,
-    /// A file with the URL in it; `-`: standard input
+    /// File with the URL; `-` for standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     to_file: Option<PathBuf>,
-    /// Let this store go on, after a migration that was cut short or is not to be
+    /// Let this store accept changes again, after a migration that was interrupted or is not wanted
     #[arg(long)]
     abort: bool,
 }
@@ -57,7 +57,7 @@ impl Arguments {
     fn target(&self) -> Result<Zeroizing<String>, CliError> {
         let read = match (&self.destination.to, &self.destination.to_file) {
             (Some(_), _) if self.takes_environment() => std::env::var(VARIABLE)
-                .map_err(|_| CliError::Refused(format!("{VARIABLE} does not hold where to go to")))?,
+                .map_err(|_| CliError::Refused(format!("{VARIABLE} does not contain the URL of the new store")))?,
             (Some(to), _) => to.clone(),
             (None, Some(path)) => {
                 let mut text = String::new();
@@ -78,14 +78,14 @@ pub async fn run(arguments: &Arguments, client: &Client, json: bool) -> Result<(
     if arguments.destination.abort {
         let aborted: Aborted = client.post("/admin/migrate/abort", &json!({})).await?;
         let sentence = match aborted.stood_still {
-            true => "This store takes changes again. Where it was moved to, nothing must be started.",
-            false => "This store did not stand still: nothing was to be done.",
+            true => "This store accepts changes again. Do not start a daemon on the other store.",
+            false => "This store was not at a standstill: there was nothing to do.",
         };
         print::done(json, &aborted, sentence)?;
         return Ok(());
     }
     let ca = arguments.database_ca.as_ref().map(|path| {
-        // For the daemon, whose directory is another.
+        // Absolute, because the daemon has another working directory.
         as_caller(|| path.canonicalize()).map_err(|cause| CliError::Read { path: path.clone(), cause })
     });
     let migration = Migration {
@@ -115,8 +115,8 @@ fn sentence(moved: &Moved) -> String {
         }))
         .collect();
     format!(
-        "{}\n\nEverything is in {} now. This store takes no changes any more: hosts get the login, and what they did is \
-         kept.\nNext: {}.\nOr take it back: codex-authd migrate --abort",
+        "{}\n\nEverything is in {} now. This store accepts no changes any more: hosts get the login, and their telemetry is \
+         kept.\nNext: {}.\nTo undo this: codex-authd migrate --abort",
         print::table(&rows),
         moved.to,
         moved.next

@@ -1,12 +1,12 @@
-//! The command line: reads what was typed, asks the daemon, prints the answer. No rule lives here.
+//! The command line: parses the arguments, calls the admin API, prints the answer. No rule lives here.
 //!
-//! Every command but `serve`, `check-config`, `openapi`, `completions` and `man` speaks the admin API: through the control socket of the
-//! running daemon, or, when none runs, with the same endpoint opened in this process (see `client`).
+//! Every command except `serve`, `check-config`, `openapi`, `completions` and `man` uses the admin API: through the
+//! control socket of the running daemon, or, if none runs, by the same endpoint in this process (see `client`).
 //!
-//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 done, and something could not be read (`records export`), 141 nobody
-//! reads the answer any more (as a shell says it of a program that SIGPIPE ended).
+//! Exit codes: 0 done; 1 refused or failed; 2 usage; 3 done, but something could not be read (`records export`); 141
+//! the reader of the output has gone (the code that a shell gives a program that SIGPIPE ended).
 //!
-//! Whatever may open the state takes the identity of its owner first, in [`run`], while the process has one thread.
+//! Commands that may open the state take the identity of its owner first, in [`run`], while the process has one thread.
 
 mod api;
 mod archive;
@@ -54,10 +54,10 @@ use client::{Client, ClientError};
 #[derive(Parser)]
 #[command(name = "codex-authd", version, about, disable_help_subcommand = true)]
 struct Arguments {
-    /// The configuration file [default: /etc/codex-authd/config.toml if it is there]
+    /// The configuration file [default: /etc/codex-authd/config.toml if it exists]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
-    /// Answer in JSON
+    /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -68,33 +68,35 @@ struct Arguments {
 enum Command {
     /// Run the daemon in the foreground
     Serve,
-    /// Say whether the daemon can start with this configuration
+    /// Check whether the daemon can start with this configuration
     ///
-    /// As root, with the user and the variables of the unit codex-authd.service, where systemd has that. Asks the daemon, or its
-    /// state where none runs, whether hosts would be cut off by another certificate; if so, it exits with 1.
+    /// As root, it uses the user and the variables of the unit codex-authd.service, if systemd has that unit. It asks
+    /// the daemon (or its state, if none runs) whether the configured certificate would cut off hosts. If so, it exits
+    /// with 1.
     CheckConfig(check_config::Arguments),
-    /// Say what is wrong, and the command that mends it
+    /// Show problems, and the command that solves each
     ///
-    /// Looks at the configuration, credentials, the state directory and its disk, the clock, the ports, certificates, the
-    /// database, the login, what probes need, and whether upstream and public_base_url can be reached. Each line is `good`, `weak` (it
-    /// works, and something is weaker than it could be, or will be missing soon) or `missing` (what it is needed for does not
-    /// work), with what mends it below. It works while the daemon runs and while it does not; run it as root. It then takes
-    /// the view of the unit codex-authd.service, where systemd has that: its user, variables, credentials and sockets.
+    /// It checks the configuration, credentials, the state directory and its disk, the clock, ports and certificates. It
+    /// also checks the database, the login, the needs of probes, and the connections to upstream and public_base_url.
+    /// Each line says `good`, `weak` or `missing`, with the remedy below it. `weak`: it works, but could be better or
+    /// will fail soon. `missing`: something does not work. It works with and without a running daemon. Run it as root:
+    /// then it uses the user, variables, credentials and sockets of the unit codex-authd.service, if systemd has that
+    /// unit.
     Doctor,
     /// Print the OpenAPI document
     Openapi,
-    /// Print what a shell needs to complete this command line
+    /// Print the completion script for a shell
     Completions(completions::Arguments),
     /// Write the manual pages into a directory
     Man(manual::Arguments),
     /// Issue an admin's client certificate
     AdminCert(certificate::Arguments),
-    /// Make a user who may do everything
+    /// Create a user with the role admin
     CreateAdmin(users::CreateAdmin),
-    /// Who may sign in, and as what
+    /// Manage the users who may sign in, and their roles
     #[command(subcommand)]
     Users(users::Command),
-    /// Let whoever an identity provider says is SUB sign in as a user
+    /// Link an identity of an identity provider to a user, who can then sign in with it
     LinkIdentity(users::Link),
     /// List and unlink identities
     #[command(subcommand)]
@@ -102,7 +104,7 @@ enum Command {
     /// List and end sessions
     #[command(subcommand)]
     Sessions(users::Sessions),
-    /// Make, list and remove hosts
+    /// Register, list and remove hosts
     #[command(subcommand)]
     Hosts(hosts::Command),
     /// Upload and show the canonical login
@@ -117,31 +119,31 @@ enum Command {
     /// List and revoke installers
     #[command(subcommand)]
     Installers(installers::Command),
-    /// Read the audit log and verify that it is whole
+    /// Read and verify the audit log
     #[command(subcommand)]
     Audit(audit::Command),
-    /// The kill switch: whether hosts are served
+    /// Show or set the kill switch, which stops serving hosts
     #[command(subcommand)]
     Api(api::Command),
     /// Prove the canonical login by running the real Codex on it
     #[command(subcommand)]
     Runner(runner::Command),
-    /// The keys that secrets are sealed with
+    /// Rotate the keys that seal secrets
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Copy everything into a directory of its own, for a restore; or check such a backup
+    /// Copy everything into a directory, for a restore; or verify such a backup
     Backup(backup::Arguments),
-    /// Check a backup, and put it in the place of all records
+    /// Verify a backup, and replace all records by it
     Restore(restore::Arguments),
     /// Move all records into another, empty store
     ///
-    /// While it lasts, hosts get the login and nothing else changes. Afterwards this store stands still: start the
-    /// daemons on the other one, or take it back with --abort.
+    /// During the migration, hosts get the login and nothing can be changed. Afterwards this store accepts no changes:
+    /// start the daemons on the other store, or undo the migration with --abort.
     Migrate(migrate::Arguments),
-    /// Take out of damaged records what can be read
+    /// Save the readable part of damaged records
     #[command(subcommand)]
     Records(records::Command),
-    /// What the running daemon counts and measures, in the Prometheus text format
+    /// Print the metrics of the running daemon, in the Prometheus text format
     Metrics,
 }
 
@@ -161,14 +163,14 @@ pub enum CliError {
     Runtime(std::io::Error),
     #[error("{0}")]
     Refused(String),
-    /// What was asked for has been answered in full, and the answer is that something does not work.
+    /// The request was answered in full, but the answer is that something does not work.
     #[error("{0}")]
     Found(&'static str),
-    /// It was done as far as it could be, which has been told.
+    /// Done as far as possible; the gaps were reported.
     #[error("not everything could be read")]
     Incomplete,
-    /// Who asked has gone, and is told nothing.
-    #[error("nobody reads the answer any more")]
+    /// The reader of the output has gone, so nothing more is printed.
+    #[error("the reader of the output has gone")]
     ReaderGone,
 }
 
@@ -183,7 +185,7 @@ impl CliError {
 }
 
 const EXIT_INCOMPLETE: u8 = 3;
-/// 128 and the number of SIGPIPE. The signal itself would end a command before its work is.
+/// 128 plus the number of SIGPIPE. The signal itself would end a command before its work is done.
 const EXIT_READER_GONE: u8 = 141;
 
 pub fn main() -> ExitCode {
@@ -193,7 +195,7 @@ pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(refused) if refused.use_stderr() => refused.exit(),
-        // Help, or the version.
+        // The output of --help or --version.
         Err(answer) => return code_of(print::written(answer.print().and_then(|()| std::io::stdout().flush())), false),
     };
     crate::pki::tls::install_default_provider();
@@ -202,11 +204,11 @@ pub fn main() -> ExitCode {
 
 fn code_of(outcome: Result<(), CliError>, json: bool) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    // One document: the answer itself, where there is one.
+    // JSON output is one document: the answer itself, if there is one.
     let is_answered = matches!(error, CliError::Found(_) | CliError::Incomplete | CliError::ReaderGone);
     if json && !is_answered {
         let document = serde_json::json!({"status": "error", "message": error.to_string()});
-        // What happened is said below in any case.
+        // The error is printed to standard error in any case.
         let _ = print::text(&format!("{document}\n"));
     }
     if !matches!(error, CliError::ReaderGone) {
@@ -216,7 +218,7 @@ fn code_of(outcome: Result<(), CliError>, json: bool) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), CliError> {
-    // What is the same on every machine needs no configuration.
+    // These commands give the same output on every machine, so they need no configuration.
     match &arguments.command {
         Command::Openapi => {
             return print::text(&crate::api::document());
@@ -233,12 +235,12 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
         return runtime_of_one()?.block_on(verifying);
     }
     let places = Places::default();
-    // Those two are about what the unit does.
+    // These two commands check the unit's view.
     let view = match &arguments.command {
         Command::Doctor | Command::CheckConfig(_) => View::take(&places),
         _ => View::of_caller(),
     };
-    // The database that is moved to is not the one that is moved from.
+    // The database of the variable is the target, not the present store.
     let is_target = matches!(&arguments.command, Command::Migrate(migrate) if migrate.takes_environment());
     let environment = std::env::vars_os().filter(|(name, _)| !is_target || *name != *migrate::VARIABLE);
     let credentials = config::credentials::directory();
@@ -271,7 +273,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
             daemon::logging::start();
             let runtime = runtime()?;
             let outcome = runtime.block_on(daemon::serve(config));
-            // A thread that waits for a disk which does not answer would be waited for without end.
+            // Do not wait without end for a thread that is blocked by a disk.
             runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
             outcome.map_err(CliError::from)
         }
@@ -286,7 +288,7 @@ fn run(arguments: &Arguments) -> Result<(), CliError> {
     }
 }
 
-/// Before the first thread: each takes it over from the one that begins it.
+/// Must run before the first thread starts: threads inherit the identity from their creator.
 fn take_identity(config: &Config) -> Result<(), CliError> {
     let failed = |cause| StateError::Directory { path: config.state_dir.clone(), cause };
     Ok(owner::take_on(&config.state_dir).map_err(failed).map_err(DaemonError::from)?)
@@ -324,7 +326,7 @@ async fn ask_with(client: &Client, command: &Command, config: &Config, json: boo
         Command::Keys(command) => keys::run(command, client, json).await,
         Command::Backup(arguments) => backup::run(arguments, client, config, json).await,
         Command::Migrate(arguments) => migrate::run(arguments, client, json).await,
-        // `run` and `ask` have seen to them.
+        // `run` and `ask` have handled these.
         Command::Serve
         | Command::CheckConfig(_)
         | Command::Doctor

@@ -1,5 +1,5 @@
-//! The passphrase of a backup: from a file, from standard input, from a systemd credential, or asked for on the terminal.
-//! Never from the command line, where every user of the machine could read it.
+//! Reads the passphrase of a backup: from a file, from standard input, from a systemd credential, or from a prompt.
+//! Never from the command line, which every user of the machine can read.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read};
@@ -12,13 +12,13 @@ use crate::config::credentials;
 use crate::daemon::owner::as_caller;
 use crate::service::people::passwords::judge_passphrase;
 
-/// The name within systemd's credentials directory.
+/// The name in systemd's credentials directory.
 const CREDENTIAL: &str = "backup.passphrase";
 const MAX_PASSPHRASE_BYTES: u64 = 4096;
 
 pub type Passphrase = Zeroizing<String>;
 
-/// What was given: by the option, else as a credential.
+/// Reads the passphrase from the option's file, or from the credential.
 pub fn given(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
     let path = match option {
         Some(path) if path.as_os_str() == "-" => return read(std::io::stdin(), "standard input".into()).map(Some),
@@ -35,27 +35,27 @@ pub fn given(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
     read(file, path).map(Some)
 }
 
-/// For a new backup. `None`: none is wanted, or there is nobody to ask.
+/// The passphrase for a new backup. `None` if none is wanted, or if there is no terminal for a prompt.
 pub fn for_sealing(option: Option<&Path>) -> Result<Option<Passphrase>, CliError> {
     let found = match given(option)? {
         Some(given) => Some(given),
         None if std::io::stdin().is_terminal() => {
             let passphrase = ask("Passphrase to seal the keys under (empty: leave the keys out): ")?;
             if !passphrase.is_empty() && *ask("Again: ")? != *passphrase {
-                return Err(CliError::Refused("the two are not the same; nothing was copied".into()));
+                return Err(CliError::Refused("the two passphrases differ; nothing was copied".into()));
             }
             Some(passphrase).filter(|passphrase| !passphrase.is_empty())
         }
         None => None,
     };
-    // Before everything is copied; who seals asks again.
+    // Checked before the copy begins; sealing checks it again.
     if let Some(Err(reason)) = found.as_ref().map(|passphrase| judge_passphrase(passphrase)) {
         return Err(CliError::Refused(format!("the passphrase {reason}")));
     }
     Ok(found)
 }
 
-/// For a backup that has keys. `None`: there is nobody to ask, or it is not known to who is.
+/// The passphrase of a backup with keys. `None` if the prompt was left empty, or if there is no terminal for a prompt.
 pub fn for_opening(option: Option<&Path>, otherwise: &str) -> Result<Option<Passphrase>, CliError> {
     match given(option)? {
         Some(given) => Ok(Some(given)),
@@ -72,7 +72,7 @@ fn ask(prompt: &str) -> Result<Passphrase, CliError> {
     rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(failed)
 }
 
-/// The first line.
+/// Reads the first line.
 fn read(from: impl Read, path: PathBuf) -> Result<Passphrase, CliError> {
     let mut text = Zeroizing::new(String::with_capacity(MAX_PASSPHRASE_BYTES as usize));
     from.take(MAX_PASSPHRASE_BYTES)

@@ -1,7 +1,7 @@
-//! Answers on the terminal: a sentence or a table for people, one JSON document for machines.
+//! Prints answers: a sentence or a table for people, or one JSON document for programs.
 //!
-//! All that the command line writes to standard output and standard error goes through here. A reader that is gone ends a
-//! command quietly; an answer that cannot be written is a failure of the command.
+//! Everything that the command line writes to standard output and standard error goes through here. If the reader has
+//! gone, a command ends quietly. If an answer cannot be written, the command fails.
 
 use std::io::{self, ErrorKind, Write as _};
 
@@ -11,7 +11,7 @@ use time::{OffsetDateTime, UtcOffset};
 
 use super::CliError;
 
-/// One answer: `value` as JSON, or `sentence`.
+/// Prints one answer: `value` as JSON, or `sentence`.
 pub fn done(json: bool, value: &impl Serialize, sentence: &str) -> Result<(), CliError> {
     if json {
         let mut document = serde_json::to_string_pretty(value).unwrap_or_default();
@@ -22,13 +22,13 @@ pub fn done(json: bool, value: &impl Serialize, sentence: &str) -> Result<(), Cl
     }
 }
 
-/// To standard output, as it is.
+/// Writes to standard output, unchanged.
 pub fn text(text: &str) -> Result<(), CliError> {
     let mut output = io::stdout().lock();
     written(output.write_all(text.as_bytes()).and_then(|()| output.flush()))
 }
 
-/// What became of what was written to standard output.
+/// Maps an error of standard output.
 pub fn written(outcome: io::Result<()>) -> Result<(), CliError> {
     outcome.map_err(|cause| match cause.kind() {
         ErrorKind::BrokenPipe => CliError::ReaderGone,
@@ -36,12 +36,12 @@ pub fn written(outcome: io::Result<()>) -> Result<(), CliError> {
     })
 }
 
-/// To standard error, beside the answer. Where nobody reads it, nothing else can be said.
+/// Writes to standard error. A failure is ignored: it could not be reported.
 pub fn note(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Columns as wide as their widest cell; the first row is the head.
+/// Formats columns as wide as their widest cell. The first row is the head.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -53,18 +53,18 @@ pub fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A table, and below it how to see more where it is not all of it.
+/// A table, with a hint below it if there are more rows.
 pub fn page(rows: &[Vec<String>], more: Option<String>) -> String {
     let table = table(rows);
     more.map_or_else(|| table.clone(), |more| format!("{table}\n\nThere are more: {more}."))
 }
 
-/// What may be missing, in a table.
+/// A value for a table, or `-` if it is missing.
 pub fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".into(), |value| value.to_string())
 }
 
-/// An instant as people read it: UTC, to the second.
+/// A time for people: UTC, to the second.
 pub fn instant(instant: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     instant.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()

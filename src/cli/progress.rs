@@ -1,4 +1,4 @@
-//! How far a long answer is: a bar on a terminal, nothing elsewhere.
+//! Shows the progress of long work: a bar on a terminal, nothing otherwise.
 
 use std::io::IsTerminal as _;
 
@@ -13,7 +13,7 @@ use crate::service::transfer::{Progress, Step};
 
 const BAR_WIDTH: u64 = 40;
 
-/// Goes to standard error, so that the answer stands alone.
+/// Writes to standard error, to keep the answer on standard output clean.
 pub struct Bar {
     is_shown: bool,
     drawn: Option<String>,
@@ -55,7 +55,7 @@ impl Drop for Bar {
     }
 }
 
-/// The next line, as it came; `None`: there are no more.
+/// Returns the next line unchanged, or `None` at the end.
 pub async fn next_line(lines: &mut Lines) -> Result<Option<String>, CliError> {
     let mut line = String::new();
     let cut = |error: std::io::Error| CliError::Refused(format!("the daemon's answer was cut off: {error}"));
@@ -68,7 +68,7 @@ pub fn read_line<T: DeserializeOwned>(line: &str) -> Result<Line<T>, CliError> {
         .map_err(|error| CliError::Refused(format!("the daemon's answer cannot be read: {error}")))
 }
 
-/// How far work is that is done in this process, until it is over.
+/// Shows the progress of work in this process, until it ends.
 pub async fn show(mut progress: mpsc::Receiver<Progress>) {
     let mut bar = Bar::new();
     while let Some(now) = progress.recv().await {
@@ -76,7 +76,7 @@ pub async fn show(mut progress: mpsc::Receiver<Progress>) {
     }
 }
 
-/// What became of the work, once it is over.
+/// Shows the progress of work in the daemon, and returns its result.
 pub async fn follow<T: DeserializeOwned>(mut lines: Lines) -> Result<T, CliError> {
     let mut bar = Bar::new();
     while let Some(line) = next_line(&mut lines).await? {
@@ -87,5 +87,5 @@ pub async fn follow<T: DeserializeOwned>(mut lines: Lines) -> Result<T, CliError
             Line::About(_) | Line::Manifest(_) => {}
         }
     }
-    Err(CliError::Refused("the daemon ended before it was done: look at its log".into()))
+    Err(CliError::Refused("the daemon ended before the work was done: check its log".into()))
 }

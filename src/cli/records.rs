@@ -1,6 +1,6 @@
-//! `codex-authd records export DIR`: what can be read of the embedded records, damaged or whole, as a backup.
+//! `codex-authd records export DIR`: saves the readable part of the embedded records as a backup, damaged or not.
 //!
-//! No daemon may run, and no secret is opened: rows are written as they are stored. The records are not changed.
+//! No daemon may run. No secret is opened: rows are written as they are stored. The records are not changed.
 
 use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
@@ -20,11 +20,12 @@ use crate::service::transfer::{FORMAT, Manifest};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Write what can be read of damaged records into a directory, as a backup
+    /// Save the readable part of damaged records in a directory, as a backup
     ///
-    /// For records that the daemon refuses and of which there is no backup. The daemon must be stopped. `codex-authd restore
-    /// DIR` takes the result, with the present master key, if the sealing keys, the server's key and the authorities could be
-    /// read. Exits with 3 if something could not be read. It needs room in the state directory for a copy of the records.
+    /// Use it if the daemon refuses the records and there is no backup. Stop the daemon first. If the sealing keys, the
+    /// server's key and the authorities are readable, `codex-authd restore DIR` accepts the result, with the present
+    /// master key. Exits with 3 if something could not be read. It needs disk space for a copy of the records in the
+    /// state directory.
     Export(Export),
 }
 
@@ -34,14 +35,14 @@ pub struct Export {
     directory: PathBuf,
 }
 
-/// Rows that could be read and that no restore takes.
+/// Readable rows that a restore would not accept.
 const LEFT_OUT: &str = "left-out.jsonl";
 
 pub fn run(command: &Command, config: &Config, json: bool) -> Result<(), CliError> {
     let Command::Export(Export { directory }) = command;
     let new = New::begin(directory)?;
     let failed = |cause| CliError::Write { path: directory.clone(), cause };
-    // Panics of the store's code are answers here.
+    // The store's code may panic on damaged records; `rescue` turns that into an error.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let rescue = state::rescue(config);
@@ -92,7 +93,7 @@ pub fn run(command: &Command, config: &Config, json: bool) -> Result<(), CliErro
     let mut said = Vec::new();
     if !salvaged.is_whole() {
         said.push(format!(
-            "{} places of the records could not be read, and {} rows do not have their checksum.",
+            "{} places of the records could not be read, and {} rows have a wrong checksum.",
             salvaged.unreadable_ranges, salvaged.damaged_rows
         ));
     }
@@ -101,23 +102,23 @@ pub fn run(command: &Command, config: &Config, json: bool) -> Result<(), CliErro
     }
     if rescued.left_out > 0 {
         said.push(format!(
-            "{} rows refer to what is missing: they are in {}, which no restore takes.",
+            "{} rows refer to missing rows: they are in {}, which restore does not read.",
             rescued.left_out,
             directory.join(LEFT_OUT).display()
         ));
     }
     if let Some(version) = rescued.other_canonical {
         said.push(format!(
-            "the canonical login could not be read: version {version}, the newest that could, is in its place."
+            "the canonical login could not be read: version {version}, the newest readable one, replaces it."
         ));
     }
     if !salvaged.is_whole() && !rescue.records().has_settings() {
         said.push(
-            "the settings could not be read: those of a new installation are in their place (no kill switch).".into(),
+            "the settings could not be read: the defaults of a new installation replace them (kill switch off).".into(),
         );
     }
     said.push(match rescued.is_restorable {
-        true => format!("codex-authd restore {} puts it back; it needs the master key of now.", directory.display()),
+        true => format!("restore it with codex-authd restore {} and the present master key.", directory.display()),
         false => "it cannot be restored: the server's key, the sealing keys or the authorities are missing.".into(),
     });
     let summary = json!({

@@ -1,8 +1,9 @@
 //! `codex-authd restore DIR`
 //!
-//! The running daemon is sent the backup, checks it and replaces itself; without one the same is done here, on the state
-//! directory, which may be empty: a new machine needs no first boot. The keys are opened here, with the passphrase, and
-//! nothing of the backup is read after the state was begun to be changed but the rows, which are open by then.
+//! A running daemon receives the backup, checks it and replaces itself. Without a daemon, the same happens in this
+//! process on the state directory, which may be empty: a new machine needs no first start. The keys are opened here,
+//! with the passphrase. Once the state is being changed, only the rows of the backup are read, and their file is open
+//! by then.
 
 use std::io::{BufRead as _, IsTerminal as _, Seek as _};
 use std::path::PathBuf;
@@ -32,26 +33,26 @@ use crate::service::transfer::{Backup, Manifest, Restored, Teller};
 pub struct Arguments {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
-    /// The passphrase that the keys of the backup are sealed under: the first line of FILE, or of standard input (-)
+    /// Read the passphrase that seals the keys of the backup from the first line of FILE, or of standard input (-)
     ///
-    /// Else the systemd credential backup.passphrase, else it is asked for.
+    /// Default: the systemd credential backup.passphrase, or a prompt.
     #[arg(long, value_name = "FILE", conflicts_with = "master_key")]
     passphrase_file: Option<PathBuf>,
-    /// The master key that the backup was made with, where it is not the present one and not in the backup
+    /// The master key of the backup, if it is neither the present one nor in the backup
     #[arg(long, value_name = "FILE")]
     master_key: Option<PathBuf>,
-    /// Put the configuration file back, too
+    /// Also restore the configuration file
     #[arg(long, conflicts_with = "master_key")]
     with_config: bool,
-    /// Only write the master key and the configuration of the backup into the new directory OUT, in the clear
+    /// Only write the backup's master key and configuration, unencrypted, into the new directory OUT
     #[arg(long, value_name = "OUT", conflicts_with_all = ["master_key", "with_config", "yes"])]
     extract: Option<PathBuf>,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
-/// How long a daemon may take to come back.
+/// How long a daemon may take to replace itself.
 const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(180);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -70,7 +71,7 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
     if let (Some(out), Some(keys)) = (&arguments.extract, &keys) {
         let written = as_caller(|| archive::extract(keys, out))?;
         let sentence = format!(
-            "In {}, in the clear: {}. Remove them once they are in their places.",
+            "Wrote to {}, unencrypted: {}. Remove them after you have installed them.",
             out.display(),
             written.iter().filter_map(|path| path.file_name()?.to_str()).collect::<Vec<_>>().join(", ")
         );
@@ -79,7 +80,7 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
     }
     if arguments.with_config {
         let text = configuration.as_ref().ok_or_else(|| {
-            CliError::Refused("the daemon of the backup had no configuration file: leave --with-config out".into())
+            CliError::Refused("the backup contains no configuration file: restore again without --with-config".into())
         })?;
         configuration::check(config, text)?;
     }
@@ -101,7 +102,8 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
     } else {
         here(backup, config).await?
     };
-    let mut said = vec![format!("The records are those of {} again. The audit log says so.", print::instant(made))];
+    let mut said =
+        vec![format!("The records of {} are restored. The audit log has an entry about it.", print::instant(made))];
     said.extend(restored.restored_version.map(spent));
     let place = configuration::place(config);
     let is_other = configuration.as_ref().is_some_and(|text| as_caller(|| configuration::differs(config, text)));
@@ -111,10 +113,10 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
     {
         as_caller(|| configuration::put_back(config, text))?;
         let then = if is_running { ": restart the daemon for it (systemctl restart codex-authd)" } else { "" };
-        said.push(format!("{} is that of the backup{then}.", place.display()));
+        said.push(format!("{} was restored{then}.", place.display()));
     } else if is_other {
         said.push(format!(
-            "The configuration of the backup is another than {}: restore again --with-config to put it there, or look at \
+            "The configuration of the backup differs from {}: restore again --with-config to install it, or extract \
              it with --extract OUT.",
             place.display()
         ));
@@ -130,17 +132,17 @@ pub async fn run(arguments: &Arguments, config: &Config, json: bool) -> Result<(
     Ok(())
 }
 
-/// What the daemon does not do from here on.
+/// The hint about a login that may be spent, which the daemon does not prove by itself.
 fn spent(version: u64) -> String {
     format!(
-        "The canonical login, version {version}, may have been refreshed since the backup, and would then be spent: hosts get \
-         it,\nand Codex is not run on it. Sign in on a machine with Codex and upload that: codex-authd auth upload \
-         ~/.codex/auth.json.\nA newer login that a host brings does as well. If nothing was refreshed since: codex-authd \
+        "The canonical login, version {version}, may have been refreshed since the backup. Then it is spent. Hosts get \
+         it,\nbut it is not proved by running Codex. Sign in on a machine with Codex and upload the login: codex-authd auth upload \
+         ~/.codex/auth.json.\nA newer login from a host also replaces it. If nothing was refreshed since the backup: codex-authd \
          runner run --restored"
     )
 }
 
-/// The keys that are sealed in the backup, where a passphrase is given for them.
+/// Opens the keys in the backup, if there is a passphrase for them.
 fn keys(arguments: &Arguments, archive: &Archive) -> Result<Option<Keys>, CliError> {
     let option = arguments.passphrase_file.as_deref();
     if arguments.master_key.is_some() || (option.is_none() && !archive.has_keys()) {
@@ -152,12 +154,10 @@ fn keys(arguments: &Arguments, archive: &Archive) -> Result<Option<Keys>, CliErr
 
 fn confirm(manifest: &Manifest) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
-        return Err(CliError::Refused(
-            "this replaces everything that is there: say that you mean it with --yes".into(),
-        ));
+        return Err(CliError::Refused("this replaces all present records: confirm it with --yes".into()));
     }
     print::note(&format!(
-        "This replaces all records with those of {} ({} rows). What happened since is lost.\nType yes to go on: ",
+        "This replaces all records with those of {} ({} rows). All later changes are lost.\nType yes to go on: ",
         print::instant(manifest.created_at),
         manifest.rows
     ));
@@ -181,13 +181,13 @@ async fn by_daemon(backup: Backup, config: &Config) -> Result<Restored, CliError
     follow(client.lines(Method::POST, "/admin/restore", body).await?).await
 }
 
-/// The daemon, and every other one on the same records, replaces itself.
+/// Waits until the daemon has replaced itself. All daemons on the same records do so.
 async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> {
     let begun = Instant::now();
     let incarnation = restored.incarnation.to_string();
     loop {
-        // A new client each time: the connections of an earlier one lead to the old process. Never on the state itself, which
-        // the new process is about to open.
+        // A new client each time: connections of an earlier one lead to the old process. It must never open the state
+        // itself, which the new process is about to open.
         if let Ok(client) = Client::of_daemon(config).await {
             let overview: Result<OverviewBody, _> = client.get("/admin/overview").await;
             if overview.is_ok_and(|overview| overview.store.incarnation.as_ref() == Some(&incarnation)) {
@@ -195,7 +195,7 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
             }
         }
         if begun.elapsed() > REPLACEMENT_TIMEOUT {
-            let late = "the backup is restored, and the daemon does not answer from it yet: look at its log";
+            let late = "the backup is restored, but the daemon has not restarted on it yet: check its log";
             return Err(CliError::Refused(late.into()));
         }
         tokio::time::sleep(POLL_INTERVAL).await;

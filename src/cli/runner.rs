@@ -12,25 +12,25 @@ use crate::api::{Checks, ProbeAsked, RunnerBody};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run the real Codex on the canonical login now, and say whether it works
+    /// Run the real Codex on the canonical login now, and report whether it works
     Run {
-        /// Also if the login came back from a backup: you know that nothing was refreshed since
+        /// Even if the login was restored from a backup: use this only if you know that nothing was refreshed since
         #[arg(long)]
         restored: bool,
     },
-    /// Say what is known of the canonical login
+    /// Show the latest findings about the canonical login
     Show {
-        /// How many of the last probes are listed, up to 1000; no more are kept
+        /// Number of past probes to list, up to 1000; no more are stored
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
-    /// Say what probes need, and whether it is there
+    /// Show what probes need, and what is missing
     Doctor,
 }
 
 const PATH: &str = "/admin/runner";
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Beyond what a probe may take: another one may be under way.
+/// Added to the time of one probe: another probe may be running.
 const DEFAULT_TIMEOUT_SECONDS: u64 = 120;
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
@@ -40,7 +40,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &found, &sentence(&found))?;
             match found.state.as_deref() {
                 Some("ok") => Ok(()),
-                _ => Err(CliError::Found("the canonical login was not found to work")),
+                _ => Err(CliError::Found("the probe did not prove the canonical login")),
             }
         }
         Command::Show { limit } => {
@@ -56,7 +56,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     }
 }
 
-/// Asks for a probe and waits for its end.
+/// Requests a probe and waits for its end.
 async fn prove(client: &Client, restored: bool, json: bool) -> Result<RunnerBody, CliError> {
     let ProbeAsked { asked } = client.post(&format!("{PATH}/run?restored={restored}"), &json!({})).await?;
     if !json {
@@ -70,7 +70,7 @@ async fn prove(client: &Client, restored: bool, json: bool) -> Result<RunnerBody
         }
         if begun.elapsed() > Duration::from_secs(found.timeout_seconds + DEFAULT_TIMEOUT_SECONDS) {
             return Err(CliError::Refused(
-                "the probe has not ended; `codex-authd runner show` says when it has".into(),
+                "the probe has not ended yet; check later with `codex-authd runner show`".into(),
             ));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -82,7 +82,7 @@ fn sentence(found: &RunnerBody) -> String {
     let probe = found.latest_validation.as_ref();
     let adopted = probe
         .and_then(|probe| probe.adopted)
-        .map(|version| format!(" Codex refreshed it in the probe: version {version} is the canonical one now."));
+        .map(|version| format!(" Codex refreshed it in the probe: version {version} is now the canonical login."));
     let adopted = adopted.unwrap_or_default();
     match found.state.as_deref() {
         Some("ok") => {
@@ -90,9 +90,9 @@ fn sentence(found: &RunnerBody) -> String {
             format!("The canonical login works (proved {}).{adopted}", or_dash(at))
         }
         Some("fail") => format!("The canonical login does not work.{adopted}\n{reason}"),
-        Some("unavailable") => format!("The canonical login could not be tried.\n{reason}"),
-        Some(_) => "The canonical login has not been tried yet; `codex-authd runner run` does it.".into(),
-        None if found.enabled => "What probes found is not known: the store is not available just now.".into(),
+        Some("unavailable") => format!("The canonical login could not be proved.\n{reason}"),
+        Some(_) => "The canonical login has not been proved yet: codex-authd runner run".into(),
+        None if found.enabled => "The findings of probes cannot be shown: the store is not available now.".into(),
         None => "Probes are switched off (runner.enabled).".into(),
     }
 }

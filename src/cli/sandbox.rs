@@ -1,7 +1,7 @@
-//! `codex-authd sandbox-exec`: what the daemon starts to run Codex in a sandbox. Not for people, hence in no help; with
-//! `--plan FILE` a sandbox is tried without a daemon.
+//! `codex-authd sandbox-exec`: the daemon starts it to run Codex in a sandbox. It is not for people, so --help does not
+//! list it. With `--plan FILE` it tries a sandbox without a daemon.
 //!
-//! It is dispatched before anything else happens in the process: no thread, no configuration, no TLS.
+//! It is dispatched before anything else in the process: no thread, no configuration, no TLS.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::runner::sandbox::{self, Ending, Event, Plan, Sandbox};
 
 use super::{CliError, print};
 
-/// If that is what was asked for.
+/// Runs `sandbox-exec` if it is the requested command.
 pub fn dispatch() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != "sandbox-exec" {
@@ -28,13 +28,14 @@ pub fn dispatch() -> Option<ExitCode> {
         },
         [] => sandbox::launch(),
         _ => {
-            print::note("codex-authd: sandbox-exec knows only --plan FILE\n");
+            print::note("codex-authd: sandbox-exec accepts only --plan FILE\n");
             ExitCode::from(2)
         }
     })
 }
 
-/// The program's outputs are this process's, and so is its exit code. Nothing listens on the proxy's port.
+/// The program inherits this process's outputs, and its exit code becomes this process's. Nothing listens on the
+/// proxy's port.
 fn run(file: &Path) -> Result<ExitCode, CliError> {
     let refused = |e: &dyn std::fmt::Display| CliError::Refused(e.to_string());
     let text = std::fs::read(file).map_err(|cause| CliError::Read { path: file.into(), cause })?;
@@ -42,7 +43,7 @@ fn run(file: &Path) -> Result<ExitCode, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let ending = runtime.block_on(async {
         let mut sandbox = Sandbox::start_attached(Path::new("/proc/self/exe"), &plan).await?;
-        // Whoever connects to it is refused.
+        // Connections to the proxy are refused.
         drop(sandbox.listener());
         sandbox.go()?;
         while !matches!(sandbox.next().await?, Event::Ended(_)) {}

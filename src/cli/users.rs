@@ -1,4 +1,4 @@
-//! `codex-authd create-admin`, `users`, `link-identity`, `identities` and `sessions`: people who sign in.
+//! `codex-authd create-admin`, `users`, `link-identity`, `identities` and `sessions`: users and their sign-ins.
 
 use std::io::{IsTerminal as _, Read as _};
 
@@ -15,7 +15,7 @@ use crate::api::{
 
 #[derive(Args)]
 pub struct CreateAdmin {
-    /// The e-mail address to sign in with
+    /// The e-mail address for signing in
     email: String,
     #[command(flatten)]
     password: GivenPassword,
@@ -23,89 +23,89 @@ pub struct CreateAdmin {
 
 #[derive(Args)]
 pub struct GivenPassword {
-    /// Everybody on this machine can read it while the command runs; asked for where it is left out
+    /// The password; all users of this machine can read it while the command runs; without it, there is a prompt
     #[arg(value_name = "PASSWORD")]
     password: Option<String>,
-    /// Read the password from standard input, up to the end of the line
+    /// Read the password from the first line of standard input
     #[arg(long, conflicts_with = "password")]
     password_stdin: bool,
 }
 
-/// Of each argument that names a user.
+/// Help text of each argument that names a user.
 const EMAIL: &str = "The e-mail address that the user signs in with";
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Who may sign in
+    /// List the users
     List,
-    /// Make a user; without a password they sign in through the identity provider only
+    /// Add a user; without a password, the user can sign in only through the identity provider
     Add {
         #[arg(help = EMAIL)]
         email: String,
         /// admin, viewer or member
         #[arg(long, default_value = "member")]
         role: String,
-        /// Read a password from standard input, up to the end of the line
+        /// Read a password from the first line of standard input
         #[arg(long)]
         password_stdin: bool,
     },
-    /// Give a user another role: admin, viewer or member
+    /// Set a user's role: admin, viewer or member
     Role {
         #[arg(help = EMAIL)]
         email: String,
         /// admin, viewer or member
         role: String,
     },
-    /// Let a user in no more; their sessions are over, and their own hosts are disabled with them
+    /// Disable a user: their sessions end, and their own hosts are disabled with them
     Disable {
         #[arg(help = EMAIL)]
         email: String,
-        /// Keep serving the hosts that they installed for themselves
+        /// Keep serving the user's own hosts
         #[arg(long)]
         keep_hosts: bool,
     },
-    /// Let a user in again; hosts that were disabled with them are enabled
+    /// Enable a user again, with the hosts that were disabled with them
     Enable {
         #[arg(help = EMAIL)]
         email: String,
     },
-    /// Give a user another password; their sessions are over
+    /// Set a user's password; their sessions end
     Password {
         #[arg(help = EMAIL)]
         email: String,
         #[command(flatten)]
         password: GivenPassword,
     },
-    /// Say how many hosts of their own a user may have
+    /// Set how many own hosts a user may have
     MaxHosts {
         #[arg(help = EMAIL)]
         email: String,
-        /// As many as the configuration says where it is left out
+        /// The number; without it, the number from the configuration applies
         number: Option<u32>,
     },
 }
 
 #[derive(Args)]
 pub struct Link {
-    /// The provider, as it names itself
+    /// The issuer URL of the identity provider
     #[arg(long, value_name = "URL")]
     issuer: String,
-    /// Who it is there
+    /// The user's subject (sub) at the provider
     #[arg(long, value_name = "SUB")]
     subject: String,
     /// The user's e-mail address here
     #[arg(long, value_name = "EMAIL")]
     user: String,
-    /// The address there, for people to read
+    /// The user's e-mail address at the provider, only for display
     #[arg(long, value_name = "EMAIL")]
     email: Option<String>,
 }
 
 #[derive(Subcommand)]
 pub enum Identities {
-    /// Identities that are linked to users; `link-identity` links one
+    /// List linked identities; `link-identity` links one
     List,
-    /// Take a link away; all sessions of its user are over
+    /// Remove a link; all sessions of its user end
     Unlink {
         #[arg(long, value_name = "URL")]
         issuer: String,
@@ -116,15 +116,15 @@ pub enum Identities {
 
 #[derive(Subcommand)]
 pub enum Sessions {
-    /// Sessions of the last thirty days, the newest first
+    /// List sessions of the last thirty days, newest first
     List {
-        /// Only those of this user
+        /// Only sessions of this user
         #[arg(long, value_name = "EMAIL")]
         user: Option<String>,
     },
-    /// End a session: its token is good for nothing from then on
+    /// End a session: its token is no longer valid
     End {
-        /// As in the list
+        /// The id from the list
         id: String,
     },
 }
@@ -141,23 +141,23 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let password = if *password_stdin { Some(from_stdin()?) } else { None };
             return add(client, email, role, password.as_ref(), json).await;
         }
-        Command::Role { email, role } => (email, "role", json!({ "role": role }), "has another role."),
+        Command::Role { email, role } => (email, "role", json!({ "role": role }), "has a new role."),
         Command::Disable { email, keep_hosts: true } => (
             email,
             "disable?keep_hosts=true",
             json!({}),
-            "is let in no more; their sessions are over. Their hosts stay.",
+            "is disabled; their sessions have ended. Their hosts are still served.",
         ),
         Command::Disable { email, keep_hosts: false } => {
-            (email, "disable", json!({}), "is let in no more; their sessions are over.")
+            (email, "disable", json!({}), "is disabled; their sessions have ended.")
         }
         Command::Enable { email } => (email, "enable", json!({}), "may sign in again."),
         Command::Password { email, password } => {
             let body = json!({ "password": password.read()?.as_str() });
-            (email, "password", body, "has another password; their sessions are over.")
+            (email, "password", body, "has a new password; their sessions have ended.")
         }
         Command::MaxHosts { email, number } => {
-            (email, "max-hosts", json!({ "max_hosts": number }), "may have that many hosts.")
+            (email, "max-hosts", json!({ "max_hosts": number }), "has a new limit of hosts.")
         }
     };
     let user = find(client, email).await?;
@@ -210,7 +210,7 @@ pub async fn link(arguments: &Link, client: &Client, json: bool) -> Result<(), C
     let request =
         LinkRequest { issuer: issuer.clone(), subject: subject.clone(), user: user.clone(), email: email.clone() };
     let linked: IdentityAnswer = client.post("/auth/identities", &request).await?;
-    print::done(json, &linked, &format!("Whoever is {subject} at {issuer} signs in as {user}."))?;
+    print::done(json, &linked, &format!("The identity {subject} of {issuer} signs in as {user}."))?;
     Ok(())
 }
 
@@ -229,7 +229,7 @@ pub async fn identities(command: &Identities, client: &Client, json: bool) -> Re
         Identities::Unlink { issuer, subject } => {
             let body = json!({ "issuer": issuer, "subject": subject });
             let unlinked: IdentityAnswer = client.post("/auth/identities/unlink", &body).await?;
-            print::done(json, &unlinked, &format!("{subject} of {issuer} is linked no more."))?;
+            print::done(json, &unlinked, &format!("The identity {subject} of {issuer} is no longer linked."))?;
         }
     }
     Ok(())
@@ -275,7 +275,7 @@ impl GivenPassword {
                 let ask = |prompt: &str| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(failed);
                 let (password, again) = (ask("Password: ")?, ask("Again: ")?);
                 if *password != *again {
-                    return Err(CliError::Refused("the two are not the same; nothing was changed".into()));
+                    return Err(CliError::Refused("the two passwords differ; nothing was changed".into()));
                 }
                 Ok(password)
             }
@@ -290,7 +290,9 @@ fn from_stdin() -> Result<Zeroizing<String>, CliError> {
     read.map_err(|cause| CliError::Read { path: "standard input".into(), cause })?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
-        return Err(CliError::Refused("there is no password on standard input: give --password-stdin a line".into()));
+        return Err(CliError::Refused(
+            "there is no password on standard input: --password-stdin reads one line".into(),
+        ));
     }
     Ok(Zeroizing::new(line.to_owned()))
 }

@@ -1,5 +1,5 @@
-//! `codex-authd backup --verify DIR`: all that a restore checks before it changes anything. It needs the backup and nothing
-//! else: no daemon, no state directory, no configuration. It changes nothing.
+//! `codex-authd backup --verify DIR`: makes all checks that a restore makes before it changes anything. It needs only
+//! the backup: no daemon, no state directory, no configuration. It changes nothing.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub async fn run(
     let archive = Archive::open(directory)?;
     let passphrase = match master_key {
         None if archive.has_keys() || passphrase_file.is_some() => {
-            for_opening(passphrase_file, "leave what is sealed unopened")?
+            for_opening(passphrase_file, "do not open sealed values")?
         }
         _ => None,
     };
@@ -41,7 +41,7 @@ pub struct Verified {
     is_opened: bool,
 }
 
-/// Everything, again, from the files.
+/// Checks everything again, from the files.
 pub async fn verify(
     archive: &Archive,
     passphrase: Option<&Passphrase>,
@@ -87,9 +87,7 @@ impl Verified {
         let keys = if self.has_keys { "the keys in it, and " } else { "" };
         let with = if self.has_keys { "--passphrase-file FILE" } else { "--master-key FILE" };
         (!self.is_opened).then(|| {
-            format!(
-                "Not checked, for want of a key: {keys}that the {sealed} values which are sealed can be opened ({with})"
-            )
+            format!("Not checked without a key: {keys}whether the {sealed} sealed values can be opened ({with})")
         })
     }
 
@@ -100,10 +98,10 @@ impl Verified {
         };
         let canonical = match self.checked.canonical {
             Some(version) => format!("The canonical login is version {version}."),
-            None => "There is no canonical login in it.".into(),
+            None => "It has no canonical login.".into(),
         };
         let whole = format!(
-            "{} is as it was made on {}: {} rows, every table with its digest, the audit log whole{opened}. {canonical}",
+            "{} is unchanged since it was made on {}: {} rows, every table has its digest, the audit log is complete{opened}. {canonical}",
             directory.display(),
             print::instant(self.made),
             self.rows

@@ -1,8 +1,8 @@
 //! Secrets of the configuration that systemd brings as files (`LoadCredential=`): the password of the database, and the
-//! client's secret at the identity provider. Either wins over what the file and the environment say.
+//! client secret of the identity provider. Both win over the file and the environment.
 //!
-//! One that nothing is configured for is left alone: the unit names them all, and most are never there. The master key,
-//! which is no part of the configuration, comes the same way (`seal`).
+//! A credential is ignored if its section is not configured: the unit names them all, and most never exist. The master
+//! key is not part of the configuration, but comes the same way (`seal`).
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read as _};
@@ -18,16 +18,17 @@ use crate::model::percent;
 const DATABASE_PASSWORD: &str = "database.password";
 const OIDC_CLIENT_SECRET: &str = "oidc.client_secret";
 const MAX_CREDENTIAL_BYTES: u64 = 4096;
-/// What a credential holds that the unit names and nobody brought: `SetCredential=` of the units. Without it, systemd 254
-/// and later logs each of them at each start.
+/// The content of a credential that the unit names but nobody brought (`SetCredential=` of the units). Without it,
+/// systemd 254 and later logs each missing credential at each start.
 const ABSENT: &[u8] = b"\0";
 
-/// Where systemd has put what it brings, for a process that it started with any.
+/// The directory of the credentials, if systemd started this process with any.
 pub fn directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// The file of the credential `name` in `directory`; `None`: nobody brought it. One that cannot be read is there.
+/// The file of the credential `name` in `directory`; `None`: nobody brought it. A file that cannot be read counts as
+/// present.
 pub fn file(directory: &Path, name: &str) -> Option<PathBuf> {
     let path = directory.join(name);
     match beginning(&path) {
@@ -37,7 +38,7 @@ pub fn file(directory: &Path, name: &str) -> Option<PathBuf> {
     }
 }
 
-/// A byte more than what tells that nobody brought it. Not blocking, lest a FIFO in its place hold up the boot.
+/// Reads one byte more than the placeholder has. Non-blocking, so that a FIFO in its place does not block the boot.
 fn beginning(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(ABSENT.len() + 1));
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
@@ -45,14 +46,14 @@ fn beginning(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Puts what is in `directory` into its place.
+/// Puts the credentials of `directory` into the configuration.
 pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigError> {
     if !config.database.url.is_empty()
         && let Some(password) = read(directory, DATABASE_PASSWORD)?
         && let Ok(mut url) = reqwest::Url::parse(&config.database.url)
     {
         let encoded = Zeroizing::new(percent::encoded(&password));
-        // Refused only where there is no host, which is refused later by its name.
+        // Fails only without a host; the checks refuse that later by its key.
         if url.set_password(Some(&encoded)).is_ok() {
             config.database.url = url.into();
         }
@@ -65,7 +66,7 @@ pub(super) fn apply(config: &mut Config, directory: &Path) -> Result<(), ConfigE
     Ok(())
 }
 
-/// Without the end of its line; `None`: there is no such credential.
+/// Reads one credential without its line ending; `None`: there is no such credential.
 fn read(directory: &Path, name: &str) -> Result<Option<Zeroizing<String>>, ConfigError> {
     let Some(path) = file(directory, name) else { return Ok(None) };
     let bad = |message: String| ConfigError::Credential { path: path.clone(), message };
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!(config.database.url, "mysql://authd:old@db.test/authd");
         assert_eq!(config.oidc.client_secret, "old");
 
-        // What it puts there is what is known for none: each credential that it loads is one that may be missing.
+        // Its placeholder is the known one, and each credential that it loads may be missing.
         for unit in [
             include_str!("../../systemd/codex-authd.service"),
             include_str!("../../systemd/codex-authd-backup.service"),

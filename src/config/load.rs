@@ -1,4 +1,4 @@
-//! Reading the configuration: file, then environment over it, then the checks.
+//! Reads the configuration: the file, the environment over it, then the checks.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use crate::model::egress::Egress;
 
 pub const DEFAULT_PATH: &str = "/etc/codex-authd/config.toml";
 const PREFIX: &str = "CODEX_AUTHD_";
-/// Variables of the section `oidc` that others know by these names.
+/// Variables of the section `oidc` that other programs know by these names.
 const OIDC_PREFIX: &str = "CODEX_OIDC_";
-/// Names the file, so it is no key of it.
+/// Names the file, so it is not a key of the file.
 const PATH_VARIABLE: &str = "CODEX_AUTHD_CONFIG";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {cause}")]
     Unreadable { path: PathBuf, cause: std::io::Error },
-    /// Without the text: a line of it may hold a password.
+    /// Without the line itself, which may hold a password.
     #[error("{path} is not valid TOML, line {line}: {message}")]
     NotToml { path: PathBuf, line: usize, message: String },
     #[error("{origin}: there is no key '{key}'{hint}")]
     UnknownKey { origin: String, key: String, hint: String },
     #[error(
-        "the credential {path} {message}; put one line into what LoadCredential= of the unit names, or take that away"
+        "the credential {path} {message}; put one line into the file that LoadCredential= names, or remove that setting"
     )]
     Credential { path: PathBuf, message: String },
     #[error("{origin}: {key}: {message}")]
@@ -37,9 +37,9 @@ pub enum ConfigError {
 
 /// Reads the configuration.
 ///
-/// `path` is the file named by `--config`; else `CODEX_AUTHD_CONFIG` of `environment` names it; else
-/// [`DEFAULT_PATH`] is read if it is there. Variables `CODEX_AUTHD_<SECTION>__<KEY>` win over the file, and over
-/// `CODEX_OIDC_<KEY>`, which are the keys of the section `oidc`. What is in `credentials` wins over both.
+/// `path` is the file named by `--config`. Otherwise `CODEX_AUTHD_CONFIG` of `environment` names it. Otherwise
+/// [`DEFAULT_PATH`] is read if it exists. Variables `CODEX_AUTHD_<SECTION>__<KEY>` win over the file, and over
+/// `CODEX_OIDC_<KEY>`, which are the keys of the section `oidc`. The `credentials` win over all of them.
 pub fn load(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -68,7 +68,7 @@ pub fn file(path: Option<&Path>, environment: &[(String, String)]) -> Option<Pat
     named.or_else(|| Path::new(DEFAULT_PATH).exists().then(|| DEFAULT_PATH.into()))
 }
 
-/// The variables of a process that concern us. Those of others may hold any bytes; ours are UTF-8 or refused.
+/// The variables of a process that belong to us. Other variables may hold any bytes; ours must be UTF-8.
 pub fn environment(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, ConfigError> {
@@ -87,7 +87,7 @@ pub fn environment(
     .collect()
 }
 
-/// As if this text were the file.
+/// Loads this text as if it were the file.
 pub(crate) fn load_text(
     text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -132,7 +132,7 @@ fn from_text(origin: String, text: &str, variables: &[(String, String)]) -> Resu
     Ok(config)
 }
 
-/// The defaults as a table: their keys are the keys there are, their types the types that are wanted.
+/// The defaults as a table: it has all keys that exist, with their types.
 #[allow(clippy::expect_used)] // The defaults are plain strings, numbers, booleans and lists.
 fn known_keys() -> Table {
     Table::try_from(Config::default()).expect("the defaults are valid TOML")
@@ -158,7 +158,7 @@ fn refuse_unknown(table: &Table, known: &Table, origin: &str) -> Result<(), Conf
     Ok(())
 }
 
-/// By name, and without the value: it may be a password in the wrong place.
+/// Names the key without its value, which may be a password in the wrong place.
 fn refuse_mistyped(table: &Table, known: &Table, origin: &str, section: &str) -> Result<(), ConfigError> {
     for (key, value) in table {
         match (value, known.get(key)) {
@@ -178,7 +178,7 @@ fn refuse_mistyped(table: &Table, known: &Table, origin: &str, section: &str) ->
     Ok(())
 }
 
-/// serde quotes what it was given, and then says what it expected.
+/// Removes the value from an error of serde, which quotes it before it says what it expected.
 fn without_value(message: &str) -> String {
     message.rsplit_once(", expected ").map_or_else(|| message.into(), |(_, expected)| format!("expected {expected}"))
 }
@@ -194,7 +194,7 @@ fn flat(table: &Table) -> Vec<String> {
         .collect()
 }
 
-/// A key that is less like the unknown one is not suggested.
+/// A less similar key is not suggested.
 const MIN_SIMILARITY: f64 = 0.6;
 
 fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
@@ -208,7 +208,7 @@ fn unknown(origin: &str, key: &str, all: &[String]) -> ConfigError {
 }
 
 fn overlay(table: &mut Table, known: &Table, name: &str, value: &str) -> Result<(), ConfigError> {
-    // To the letter: two variables that differ in case only would both set one key.
+    // Case counts: otherwise two variables could set one key.
     let keys = flat(known);
     let path = keys.iter().find(|key| variable(key) == name || oidc_variable(key).is_some_and(|other| other == name));
     let parts =
@@ -306,10 +306,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         );
     }
     if config.listen.proxy_protocol && config.listen.trusted_proxies.is_empty() {
-        return bad(
-            "listen.proxy_protocol",
-            "needs listen.trusted_proxies: the PROXY header of nobody else is believed",
-        );
+        return bad("listen.proxy_protocol", "needs listen.trusted_proxies: only their PROXY header is believed");
     }
     if config.limits.connections != 0 && !(16..=60_000).contains(&config.limits.connections) {
         return bad("limits.connections", "must be 0 (as many as there are descriptors for), or from 16 to 60000");
@@ -347,11 +344,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
             "must be a path, or a name that is looked up in PATH; runner.enabled switches probes off",
         );
     }
-    // Without the line itself, which may hold a key.
+    // Without the parser's message, which may quote a key.
     if config.runner.config_toml.parse::<Table>().is_err() {
         return bad("runner.config_toml", "must be valid TOML");
     }
-    // The first names credentials as such where the second would only call the URL bad.
+    // The URLs come first: they name credentials as such, where the second check would only call the URL bad.
     if let Err((key, message)) = urls::check(config).and_then(|()| check_oidc(&config.oidc)) {
         return bad(key, message);
     }
@@ -367,11 +364,11 @@ fn check_oidc(oidc: &Oidc) -> Result<(), (&'static str, &'static str)> {
             && redirect_uri.is_empty()
             && trusted_audiences.is_empty())
         {
-            return Err(("oidc.issuer", "is missing, though others of oidc are set: set it, or none of them"));
+            return Err(("oidc.issuer", "is missing, but other keys of [oidc] are set: set it, or none of them"));
         }
         return Ok(());
     }
-    // What is told there and back is secret, or decides who somebody is.
+    // The requests and answers are secret, or decide which user signs in.
     let is_good = |url: &str| {
         reqwest::Url::parse(url).is_ok_and(|parsed| {
             let is_loopback = matches!(parsed.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
@@ -459,7 +456,7 @@ mod tests {
     fn the_packaged_file_is_accepted_as_it_is() {
         let config = load_text(include_str!("../../packaging/config.toml"), []).unwrap();
         assert_eq!(toml::to_string(&config).unwrap(), toml::to_string(&Config::default()).unwrap());
-        // What made it fail: sections without a live key.
+        // A section without a live key must be accepted.
         assert!(load_text("[admin]\n[listen]\n", []).is_ok());
         for (text, hint) in [("[limit]\n", "limit"), ("admin = 1", "admin"), ("state_dir = {}", "state_dir")] {
             assert!(load_text(text, []).unwrap_err().to_string().contains(hint), "{text}");
@@ -562,7 +559,7 @@ mod tests {
         let known = known_keys();
         let mut live = String::new();
         for line in text.lines() {
-            // Every key stands commented out with its default: uncommented, the file says what the defaults say.
+            // Every key is commented out with its default: uncommented, the file equals the defaults.
             let is_key = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
             live.push_str(line.strip_prefix('#').filter(|line| is_key(line)).unwrap_or(line));
             live.push('\n');

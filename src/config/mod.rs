@@ -32,7 +32,7 @@ pub struct Config {
     pub hosts: Hosts,
     pub runner: Runner,
     pub upstream: Upstream,
-    /// Where it was read from; `None`: there is no file.
+    /// The file that it was read from; `None`: there is no file.
     #[serde(skip)]
     pub file: Option<PathBuf>,
 }
@@ -50,7 +50,7 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// The networks of `trusted_proxies`; the configuration was refused if one is none.
+    /// The networks of `trusted_proxies`. Invalid entries were refused at the start.
     pub fn trusted_networks(&self) -> Vec<ipnet::IpNet> {
         self.trusted_proxies.iter().filter_map(|text| proxies::network(text).ok()).collect()
     }
@@ -74,11 +74,11 @@ pub struct Tls {
     pub switch: Switch,
 }
 
-/// When hosts are shown the operator's certificate in the place of ours.
+/// When hosts are shown the operator's certificate instead of ours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Switch {
-    /// Not yet: wrappers are baked to trust what the machine trusts as well, with or without a certificate here.
+    /// Not yet. Wrappers are baked to trust the machine's store as well, with or without a certificate here.
     Prepare,
     /// As soon as no host is cut off by it.
     #[default]
@@ -88,7 +88,7 @@ pub enum Switch {
 }
 
 impl Tls {
-    /// Whether the operator brings a certificate of their own.
+    /// Whether the operator has configured their own certificate.
     pub fn is_own(&self) -> bool {
         !self.certificate.as_os_str().is_empty()
     }
@@ -135,7 +135,7 @@ pub struct Admin {
     pub origins: Vec<String>,
 }
 
-/// The provider that people sign in with; no issuer: there is none.
+/// The identity provider for sign-ins; no issuer: there is none.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Oidc {
@@ -147,9 +147,9 @@ pub struct Oidc {
     pub redirect_uri: String,
     /// Audiences that an ID token may name beside `client_id`.
     pub trusted_audiences: Vec<String>,
-    /// Seconds for which the provider's keys are good.
+    /// How many seconds the provider's keys are valid.
     pub jwks_cache_ttl: u32,
-    /// Seconds after which they are read again.
+    /// After how many seconds the keys are read again.
     pub jwks_cache_refresh: u32,
 }
 
@@ -194,9 +194,9 @@ impl std::fmt::Debug for Oidc {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sessions {
-    /// A session ends when it was not used for so long.
+    /// A session ends if it was not used for so long.
     pub idle_seconds: u32,
-    /// However much it is used.
+    /// A session ends after this time, even if it is used.
     pub lifetime_seconds: u32,
 }
 
@@ -210,9 +210,10 @@ impl Default for Sessions {
 #[serde(default, deny_unknown_fields)]
 pub struct Install {
     pub token_ttl_seconds: u32,
-    /// Where a host without npm gets Codex: a `.tar.gz`, `{version}` and `{target}` are filled in. Empty: npm only.
+    /// The URL of Codex for a host without npm: a `.tar.gz`, in which `{version}` and `{target}` are filled in. Empty:
+    /// npm only.
     pub codex_release_url: String,
-    /// `TARGET=SHA-256` of the archive for each target. Empty: the archive is not compared with anything.
+    /// `TARGET=SHA-256` of the archive for each target. Empty: the digest is not checked.
     pub codex_release_sha256: Vec<String>,
 }
 
@@ -221,7 +222,7 @@ pub struct Install {
 pub struct Auth {
     /// The shortest token that an auth document may hold; never below 8.
     pub min_token_length: usize,
-    /// Only documents that Codex can load are taken.
+    /// Whether only documents that Codex can load are accepted.
     pub strict: bool,
     /// How many versions of the login are kept, beside all of the last 30 days; never below 1.
     pub keep_versions: u32,
@@ -232,14 +233,14 @@ pub struct Auth {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Of strangers, by address.
+    /// Requests of strangers, per address.
     pub global_per_minute: u32,
-    /// Of a good key, or of a user who is signed in.
+    /// Requests per valid key, or per user who is signed in.
     pub host_per_minute: u32,
     pub auth_fail_count: u32,
     pub auth_fail_window_seconds: u32,
     pub auth_fail_block_seconds: u32,
-    /// Open connections of the hosts' listener; 0: by the descriptors that the process may have.
+    /// Open connections of the hosts' listener; 0: as many as the process has descriptors for.
     pub connections: u32,
     /// Open connections of one address, on each listener.
     pub connections_per_address: u32,
@@ -255,7 +256,7 @@ pub struct Hosts {
     pub inactivity_days: u32,
     /// How long the window of an insecure host stays open.
     pub insecure_window_seconds: u32,
-    /// How many hosts of their own a member may have, where nothing else is said of that member.
+    /// How many hosts of their own a member may have, unless their user says otherwise.
     pub max_per_member: u32,
     /// How many bits of an IPv6 address name the network that a host is bound to.
     pub ipv6_prefix: u8,

@@ -1,5 +1,5 @@
-//! Reads the networks of `listen.trusted_proxies`, or says why one is refused. `load.rs` calls it; `model/forwarded.rs` applies
-//! the networks.
+//! Reads the networks of `listen.trusted_proxies`, or says why one is refused. `load.rs` calls it; `model/forwarded.rs`
+//! applies the networks.
 
 use std::net::IpAddr;
 

@@ -1,13 +1,13 @@
 //! The keys of the configuration that hold URLs, and what a URL in the configuration may look like.
 //!
-//! Only `database.url` may hold a user and a password. Any other URL is shown: in logs, on pages, in scripts of hosts.
+//! Only `database.url` may hold a user and a password: all other URLs appear in logs, on pages and in scripts of hosts.
 //! A message never quotes a value, because it may hold a secret.
 
 use super::Config;
 
 type CheckedUrl = std::result::Result<(), (&'static str, &'static str)>;
 
-/// What is special within the double quotes of a shell.
+/// Characters that are special within double quotes of a shell.
 const SPECIAL: [char; 5] = ['"', '$', '`', '\\', '!'];
 
 /// The first key that is refused, and why.
@@ -31,9 +31,9 @@ pub(super) fn check(config: &Config) -> CheckedUrl {
     if public_base_url.ends_with('/') || public_base_url.contains(['?', '#']) {
         return Err(("public_base_url", "must not end with '/' and has no query"));
     }
-    // It stands between double quotes in the command that people are given to paste.
+    // It is between double quotes in the command that people paste.
     if public_base_url.contains(SPECIAL) {
-        return Err(("public_base_url", "must not hold what is special to a shell: \" $ ` \\ !"));
+        return Err(("public_base_url", "must not hold characters that are special to a shell: \" $ ` \\ !"));
     }
     let is_origin = |origin: &String| origin.starts_with("https://") && origin_of(origin).as_ref() == Some(origin);
     if !admin.origins.iter().all(is_origin) {
@@ -45,7 +45,7 @@ pub(super) fn check(config: &Config) -> CheckedUrl {
     check_release(&install.codex_release_url, &install.codex_release_sha256)
 }
 
-/// Hosts install what this URL gives them. Over plain HTTP anybody on the way can replace it.
+/// Hosts install the archive at this URL. Over plain HTTP, anybody on the network path can replace it.
 fn check_release(url: &str, digests: &[String]) -> CheckedUrl {
     const DIGESTS: &str = "install.codex_release_sha256";
     let mut targets = Vec::new();
@@ -92,7 +92,7 @@ fn refuse_credentials(key: &'static str, url: &str) -> CheckedUrl {
     let authority = url.split_once("://").map_or("", |(_, rest)| rest);
     let authority = authority.split(['/', '?', '#', '\\']).next().unwrap_or_default();
     if authority.contains('@') {
-        return Err((key, "must not hold credentials (user:password@): they would stand in logs, pages and scripts"));
+        return Err((key, "must not hold credentials (user:password@): they would appear in logs, pages and scripts"));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Who is let in, and by whose signature, and which certificate hosts are shown: what the use cases changed of that is put in
-//! force here.
+//! Puts changes of certificates in force: which admin certificates and authorities are trusted, and which certificate
+//! hosts are shown. The use cases decide; this module applies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,14 @@ use crate::service::core::policy::HostCertificate;
 use crate::service::hosts::host_trust::Settled;
 use crate::service::{Areas, ServiceError};
 
-/// How often it is looked whether hosts can be shown the operator's certificate, where nothing tells of a change.
+/// How often the daemon checks whether hosts can be shown the operator's certificate, if no event reports a change.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(60);
 
-/// And once hosts were given as many wrappers as a switch waits for: a host that has put its own in place reports it.
+/// How often the daemon checks once as many wrappers were fetched as a switch waits for. A host reports its new
+/// wrapper after installing it.
 const REPORT_DELAY: Duration = Duration::from_secs(1);
 
-/// What depends on who is let in, and by whose signature.
+/// The parts that depend on the trusted certificates and authorities.
 pub struct Certificates {
     pub config: Config,
     pub bound: Bound,
@@ -30,9 +31,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Before anybody is listened to: hosts are shown what they were shown last, or what the configuration wants by now.
+    /// Runs before the listeners start. Hosts are shown the same certificate as before, or the one that the
+    /// configuration asks for by now.
     pub async fn begin(&self, areas: &Areas) -> Result<(), DaemonError> {
-        // Records that are away are not waited for once more.
+        // If the records are away, do not wait for them again.
         let names = match areas.core.health.away() {
             Some(away) => Err(ServiceError::RecordsAway { cause: away.why.clone() }),
             None => areas.hosts.public_urls().await,
@@ -49,9 +51,9 @@ impl Certificates {
         };
         match areas.hosts.settle_host_certificate(true, false).await {
             Ok(settled) => self.put_in_force(areas, &settled)?,
-            // Without the records, what is known of them goes on.
+            // Without the records, the daemon goes on with what hot state knows.
             Err(ServiceError::RecordsAway { cause } | ServiceError::StoreFailed { cause }) => {
-                log::warn!(event = "host_certificate_unsettled", cause = cause.as_str(); "the records are not available: hosts are shown what they were shown before");
+                log::warn!(event = "host_certificate_unsettled", cause = cause.as_str(); "the records are not available: hosts still get the previous certificate");
                 self.show_operators(areas, is_operators(areas))?;
             }
             Err(ServiceError::StandsStill { .. }) => self.show_operators(areas, is_operators(areas))?,
@@ -65,18 +67,18 @@ impl Certificates {
         let cut_off = match areas.hosts.hosts_by_trust().await {
             Ok(hosts) => hosts.cut_off().clone(),
             Err(error) => {
-                log::warn!(event = "hosts_uncounted", cause:% = error; "whether all hosts trust the certificate that they are shown is not known");
+                log::warn!(event = "hosts_uncounted", cause:% = error; "cannot check whether all hosts trust the certificate that they get");
                 return Ok(());
             }
         };
         if !cut_off.is_empty() {
-            log::error!(event = "hosts_cut_off", hosts = cut_off.count; "{cut_off} do not trust the certificate that hosts are shown: cdx ends with 76 there; codex-authd doctor says what mends it");
+            log::error!(event = "hosts_cut_off", hosts = cut_off.count; "{cut_off} do not trust the certificate that hosts get: cdx exits with 76 there; codex-authd doctor shows the remedy");
         }
         Ok(())
     }
 
-    /// Puts in force what the use cases changed: an authority that was rolled over, a certificate that was revoked, the last
-    /// host that has a new wrapper. A crash in between is mended by the next start, which reads it all.
+    /// Applies changes that use cases made: a rolled-over authority, a revoked certificate, the last host with a new
+    /// wrapper. After a crash in between, the next start reads everything again.
     pub async fn follow(self, areas: Arc<Areas>, admins: Connections, mut stopping: watch::Receiver<bool>) {
         let mut changes = areas.core.trust_changes();
         let fetched = areas.hosts.wrappers_fetched();
@@ -100,14 +102,14 @@ impl Certificates {
                         match self.reload() {
                             Ok(()) => areas.core.set_policy(self.tls.policy(&self.config, &self.bound)),
                             Err(error) => {
-                                log::error!(event = "authorities_not_in_force", cause:% = error; "the authorities changed and could not be put in force; restart the daemon")
+                                log::error!(event = "authorities_not_in_force", cause:% = error; "the authorities changed, but the change could not be put in force; restart the daemon")
                             }
                         }
                     }
                     admins.cut_unless(|fingerprint| areas.trust.admitted_certificate(fingerprint).is_some());
                 }
                 _ = seconds.tick() => {
-                    // With fewer new wrappers than so many hosts somebody is still left.
+                    // With fewer newly fetched wrappers than missing hosts, at least one host is still missing.
                     let Settled::HeldBack(hosts) = &settled else { continue };
                     if *fetched.borrow() < hosts.count as u64 {
                         continue;
@@ -119,24 +121,24 @@ impl Certificates {
     }
 
     async fn review(&self, areas: &Areas, before: Settled) -> Settled {
-        // A switch back, and a proxy, are settled at the start.
+        // A switch back, and a change to or from a proxy, are handled at the start.
         if !matches!(areas.core.policy().host_certificate, HostCertificate::Operators { .. }) {
             return before;
         }
         let settled = match areas.hosts.settle_host_certificate(false, self.tls.shows_operators()).await {
             Ok(settled) => settled,
             Err(error) => {
-                log::debug!(event = "host_certificate_unsettled", cause:? = error; "the records are not available: hosts are shown what they were shown before");
+                log::debug!(event = "host_certificate_unsettled", cause:? = error; "the records are not available: hosts still get the previous certificate");
                 return before;
             }
         };
         if let Settled::HeldBack(hosts) = &settled
             && settled != before
         {
-            log::warn!(event = "certificate_held_back", hosts = hosts.count; "{hosts} do not trust tls.certificate yet: hosts are shown our own until each of them has run `cdx --update && cdx --sync`");
+            log::warn!(event = "certificate_held_back", hosts = hosts.count; "{hosts} do not trust tls.certificate yet: hosts get the daemon's own certificate until each of them has run `cdx --update && cdx --sync`");
         }
         if let Err(error) = self.put_in_force(areas, &settled) {
-            log::error!(event = "certificate_not_in_force", cause:% = error; "hosts go on being shown the certificate of before");
+            log::error!(event = "certificate_not_in_force", cause:% = error; "hosts still get the previous certificate");
         }
         settled
     }
@@ -150,10 +152,10 @@ impl Certificates {
 
     fn show_operators(&self, areas: &Areas, shows: bool) -> Result<(), DaemonError> {
         if self.tls.show_operators(shows)? {
-            // What is printed from here on has the other pin.
+            // New install commands and wrappers get the new pin.
             areas.core.set_policy(self.tls.policy(&self.config, &self.bound));
-            let whose = if shows { "the operator's" } else { "our own" };
-            log::info!(event = "certificate_switched"; "hosts are shown {whose} certificate from here on");
+            let whose = if shows { "the operator's" } else { "the daemon's own" };
+            log::info!(event = "certificate_switched"; "hosts get {whose} certificate from now on");
         }
         Ok(())
     }

@@ -1,25 +1,25 @@
-//! File descriptors: how many the process may have, and how many of them each listener may take.
+//! File descriptors: raises the limit of the process, and divides it between the listeners.
 //!
-//! The stores, the control socket and probes need descriptors too, and a store that cannot open a file must not fail
-//! because of clients. So the listeners get what is left when the others have theirs. It stores nothing.
+//! The stores, the control socket and probes need descriptors too. Clients must not be the reason why a store cannot
+//! open a file. So the listeners get only the rest. Nothing is stored.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::listener::Limits;
 
-/// No more than this is asked for where the system allows more.
+/// The most that is asked for, even if the system permits more.
 const MAX_DESCRIPTORS: u64 = 65_536;
-/// For both stores, their copies, the journal, standard streams and the runtime.
+/// Reserved for both stores, their copies, the journal, standard streams and the runtime.
 const STORE_DESCRIPTORS: u64 = 64;
-/// For a probe: its pipes, and the connections that its proxy carries.
+/// Reserved for a probe: its pipes, and the connections through its proxy.
 const PROBE_DESCRIPTORS: u64 = 64;
-/// Connections of the control socket.
+/// Reserved for connections of the control socket.
 const CONTROL_DESCRIPTORS: u64 = 32;
-/// Below this no listener goes, whatever the limit is.
+/// Each listener gets at least this many, even with a lower limit.
 const MIN_CONNECTIONS: u64 = 16;
 
-/// How many connections each listener may have.
+/// The most connections of each listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     pub hosts: usize,
@@ -27,7 +27,7 @@ pub struct Shares {
     pub control: usize,
 }
 
-/// Raises the limit of this process as far as it is allowed to, and shares it out.
+/// Raises the limit of this process as far as permitted, and divides it.
 pub fn share_out(config: &Config) -> Shares {
     let limit = raise();
     let shares = shares(limit, config);
@@ -72,12 +72,12 @@ fn shares(limit: u64, config: &Config) -> Shares {
     Shares { hosts, admin, control }
 }
 
-/// The bounds of a listener with room for so many connections.
+/// Limits for a listener with this many connections.
 pub fn bounded(limits: Limits, connections: usize, config: &Config) -> Limits {
     let buffered = config.limits.buffered_mib as usize * 1024 * 1024;
     Limits {
         max_connections: connections,
-        // One address cannot have all of a small listener.
+        // One address must not take all connections of a small listener.
         max_connections_per_address: (config.limits.connections_per_address as usize).min((connections / 2).max(8)),
         max_handshakes: limits.max_handshakes.min(connections),
         max_handshakes_per_address: (config.limits.handshakes_per_address as usize).min((connections / 4).max(4)),

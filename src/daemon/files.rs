@@ -1,10 +1,10 @@
-//! What walks over the state directory have in common.
+//! Helpers for files of the state directory.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// Removes a file, or a directory with all in it; one that is not there is removed already.
+/// Removes a file, or a directory with its content. A missing path is not an error.
 pub fn remove(path: &Path) -> io::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(about) if about.is_dir() => std::fs::remove_dir_all(path),
@@ -17,7 +17,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the names in `directory` survive a power cut.
+/// Flushes `directory`, so that its entries survive a power cut.
 pub fn sync_names(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }

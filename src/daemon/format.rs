@@ -1,21 +1,22 @@
-//! The format of the state directory: `state_dir/format`, a number. Whoever opens the state asks here first.
+//! The format of the state directory: `state_dir/format`, a number. Every opener of the state checks it first.
 //!
-//! A directory without it is new, or, if it has records, format 1 (version 0.1.0, which wrote no number). A newer format
-//! than this version knows is refused. An older one is upgraded in place ([`prepare`]):
+//! A directory without the file is new; if it has records, it is of format 1 (version 0.1.0, which wrote no number). A
+//! format newer than this version knows is refused. An older one is upgraded in place ([`prepare`]):
 //!
-//! 1. `records/`, `hot/` and the master key's file are copied to `before-format-N.part`, every file flushed;
-//! 2. that is renamed to `before-format-N`, in the place of an older one;
-//! 3. `upgrading` is written: from here on the copy is whole;
-//! 4. the new stores are built beside the old ones and compared ([`upgrade::build`]);
-//! 5. `format` is written: an older version would take what the next step leaves for an empty state, and refuses now;
-//! 6. the new stores are switched to ([`upgrade::switch`]), and what the old ones were is removed ([`upgrade::clean`]);
-//! 7. `upgrading` is removed.
+//! 1. Copy `records/`, `hot/` and the master key's file to `before-format-N.part`; flush every file.
+//! 2. Rename the copy to `before-format-N`, replacing an older one.
+//! 3. Write `upgrading`: from here on the copy is complete.
+//! 4. Build the new stores next to the old ones, and compare them ([`upgrade::build`]).
+//! 5. Write `format`. An older version would take the result of the next step for an empty state; from here on
+//!    it refuses.
+//! 6. Switch to the new stores ([`upgrade::switch`]), and remove the old ones ([`upgrade::clean`]).
+//! 7. Remove `upgrading`.
 //!
-//! A crash at any line ends in a start that does it again: before 3 with a new copy, after it with the one that is
-//! there; after 5 whatever was not switched yet. Until 5 nothing but new names was written, and an older version goes on
-//! as if nothing had happened. Each step may be repeated. Both small files are replaced as a whole and flushed.
+//! After a crash at any line, the next start repeats the rest: before 3 with a new copy, after 3 with the existing one,
+//! after 5 with the stores that were not switched yet. Before 5, only files with new names exist, and an older version
+//! still works as before. Each step may be repeated. Both small files are replaced as a whole and flushed.
 //!
-//! It knows nothing of what the records hold.
+//! It knows nothing about the content of the records.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use super::files;
 use super::upgrade::{self, MoveError};
 
-/// What this version writes.
+/// The format that this version writes.
 pub const CURRENT: u32 = 5;
 
 const MARKER: &str = "format";
@@ -41,7 +42,7 @@ pub enum FormatError {
         path.display()
     )]
     Newer { path: PathBuf, found: u32 },
-    #[error("{} does not hold the number of a format; put it back from a backup together with the rest", .0.display())]
+    #[error("{} does not contain a format number; restore it from a backup together with the other files", .0.display())]
     Unreadable(PathBuf),
     #[error(
         "cannot copy {} aside before the state is upgraded to format {CURRENT}: {cause}; nothing was changed: make room \
@@ -49,45 +50,45 @@ pub enum FormatError {
         path.display()
     )]
     Copy { path: PathBuf, cause: io::Error },
-    #[error("cannot upgrade the state to format {CURRENT}: {}: {cause}; start again once that is mended", path.display())]
+    #[error("cannot upgrade the state to format {CURRENT}: {}: {cause}; correct that, then start again", path.display())]
     Io { path: PathBuf, cause: io::Error },
-    /// Damaged, or of nobody: `restore` puts a backup in its place.
+    /// The old records cannot be read, for example because of damage. `restore` replaces them by a backup.
     #[error(
         "cannot upgrade the state to format {CURRENT}: the records of the older format cannot be read ({0}). Nothing was \
-         switched; put a backup back: codex-authd restore DIR"
+         switched; restore a backup: codex-authd restore DIR"
     )]
     OldRecords(MoveError),
     #[error(
         "cannot upgrade the state to format {CURRENT}: hot state of the older format cannot be read ({cause}). Nothing was \
-         switched. What is lost without it is telemetry that is not in the records yet: move {} away to go on without it",
+         switched. To go on without hot state, move {} away; this loses telemetry that is not in the records yet",
         path.display()
     )]
     OldHot { path: PathBuf, cause: MoveError },
-    #[error("cannot upgrade the state to format {CURRENT}: {0}; start again once that is mended")]
+    #[error("cannot upgrade the state to format {CURRENT}: {0}; correct that, then start again")]
     Move(MoveError),
 }
 
 type Result<T> = std::result::Result<T, FormatError>;
 
-/// Looks at the format of `directory`, which must be locked and not be opened yet. What is older is copied aside and
-/// upgraded, which takes a while: not for an async task.
+/// Checks the format of `directory`, which must be locked and not opened yet. An older format is copied aside and
+/// upgraded. This takes a while: do not call it in an async task.
 pub fn prepare(directory: &Path) -> Result<()> {
     let is_copied = read(&directory.join(UPGRADING))? == Some(CURRENT);
     let from = match read(&directory.join(MARKER))? {
         Some(found) if found > CURRENT => return Err(FormatError::Newer { path: directory.into(), found }),
-        // From step 5 on.
+        // A crash happened after step 5.
         Some(CURRENT) if is_copied => read(&directory.join(copy_name()).join(MARKER))?.unwrap_or(1),
         Some(CURRENT) => return remove_file(&directory.join(UPGRADING)),
         Some(older) => older,
-        // Before there are any records, so that these are never taken for older ones.
+        // Written before any records exist, so that new records are never taken for older ones.
         None if !directory.join("records").exists() => return write(directory, MARKER),
         None => 1,
     };
-    super::manager::status(&format!("starting: the state is upgraded from format {from} to {CURRENT}"));
+    super::manager::status(&format!("starting: upgrading the state from format {from} to {CURRENT}"));
     let copy = directory.join(copy_name());
     log::info!(
         event = "upgrading", from, to = CURRENT, copy:% = copy.display();
-        "the state is upgraded from format {from} to {CURRENT}; as it is now it is kept in {}", copy.display()
+        "upgrading the state from format {from} to {CURRENT}; a copy of the old state is in {}", copy.display()
     );
     if read(&directory.join(MARKER))? != Some(CURRENT) {
         if !is_copied {
@@ -103,7 +104,7 @@ pub fn prepare(directory: &Path) -> Result<()> {
     remove_file(&directory.join(UPGRADING))?;
     log::info!(
         event = "upgraded", from, to = CURRENT, copy:% = copy.display();
-        "the state has format {CURRENT} now; as it was before it stands in {}: remove that once you will not go back",
+        "the state now has format {CURRENT}; a copy of the old state is in {}: remove it when you will not go back",
         copy.display()
     );
     Ok(())
@@ -117,8 +118,8 @@ fn of_move(error: MoveError) -> FormatError {
     }
 }
 
-/// The number that stands in `directory`, for who only looks; `None`: there is none. A state whose upgrade was cut short
-/// has the older one.
+/// Reads the format number of `directory` without changing anything; `None` if there is none. An interrupted upgrade
+/// counts as the older format.
 pub fn look(directory: &Path) -> Result<Option<u32>> {
     let found = read(&directory.join(MARKER))?;
     let is_under_way = found == Some(CURRENT) && directory.join(UPGRADING).exists();
@@ -134,12 +135,12 @@ fn copy_aside(directory: &Path, from: u32) -> Result<()> {
     let whole = directory.join(copy_name());
     files::remove(&part).map_err(|cause| FormatError::Io { path: part.clone(), cause })?;
     if let Err((path, cause)) = copy_into(directory, &part, from) {
-        // What is left of it is removed by the next start otherwise.
+        // If this fails, the next start removes the rest.
         let _ = files::remove(&part);
         return Err(FormatError::Copy { path, cause });
     }
     let failed = |cause| FormatError::Io { path: whole.clone(), cause };
-    // An older one: of an upgrade that was taken back.
+    // An older copy, from an upgrade that was reverted.
     files::remove(&whole).map_err(failed)?;
     std::fs::rename(&part, &whole).and_then(|()| files::sync_names(directory)).map_err(failed)
 }
@@ -159,7 +160,7 @@ fn copy_into(directory: &Path, part: &Path, from: u32) -> std::result::Result<()
             Err(error) => return Err((source, error)),
         }
     }
-    // Put back together with the rest, it says what that is.
+    // If the copy is put back, this file tells its format.
     write_number(&part.join(MARKER), from).map_err(of(part))?;
     files::sync_names(part).map_err(of(part))
 }
@@ -214,7 +215,7 @@ fn read(path: &Path) -> Result<Option<u32>> {
     number.filter(|number| *number > 0).map(Some).ok_or_else(|| FormatError::Unreadable(path.into()))
 }
 
-/// Writes the current number to the file of this name, so that it is there as a whole or not at all.
+/// Writes the current number to the file of this name, atomically.
 fn write(directory: &Path, name: &str) -> Result<()> {
     let path = directory.join(name);
     let temporary = directory.join(format!("{name}.tmp"));
@@ -247,7 +248,7 @@ mod tests {
         is_refused("6\n", "install the version that wrote it");
         is_refused("4294967295", "before-format-4294967295");
         for text in ["", "0", "-1", "two", "4294967296", "2 3", "\u{fffd}"] {
-            is_refused(text, "does not hold the number of a format");
+            is_refused(text, "does not contain a format number");
         }
     }
 
@@ -279,14 +280,14 @@ mod tests {
         Store::durable(&directory.join("records"), "records").unwrap().get("host/1").unwrap().unwrap().to_vec()
     }
 
-    /// The older state, as a crash during the steps leaves it.
+    /// The state that a crash during the steps leaves.
     #[test]
     fn the_copy_is_made_once_however_often_the_steps_begin_anew() {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         older(directory, "good");
         let copied = |name: &str| std::fs::read(directory.join(copy_name()).join(name));
-        // What sled cannot be opened with.
+        // sled cannot be opened without it.
         let conf = directory.join("records/conf");
         std::fs::remove_file(&conf).unwrap();
         std::fs::create_dir(&conf).unwrap();
@@ -300,7 +301,7 @@ mod tests {
         assert_eq!(upgraded(directory), b"good");
         assert!(is_copied(), "the copy of before was whole");
 
-        // Taken back by hand, used, and upgraded again: that is another state.
+        // Reverted by hand, used, and upgraded again: now it is a different state.
         std::fs::remove_dir_all(directory.join("records")).unwrap();
         older(directory, "later");
         let before = std::fs::read(directory.join("records/db")).unwrap();
@@ -309,7 +310,7 @@ mod tests {
         assert!(!is_copied());
     }
 
-    /// The number is written before the first file is switched: an older version refuses from there on.
+    /// The number is written before the first store is switched: from there on an older version refuses.
     #[test]
     fn a_state_with_the_number_and_without_the_switch_is_switched() {
         let directory = tempfile::tempdir().unwrap();

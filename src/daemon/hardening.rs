@@ -1,17 +1,18 @@
-//! What a process does to itself before it opens the state: whatever it holds in memory stays out of core dumps and out
-//! of other processes' reach, and whatever it writes is its owner's alone.
+//! Protects the process before it opens the state: no core dumps of its memory, no access by other processes, and new
+//! files only for their owner.
 
 use nix::sys::prctl::set_dumpable;
 use nix::sys::stat::{Mode, umask};
 
 use super::DaemonError;
 
-/// To be called before there is another thread: the umask belongs to all of them.
+/// Must be called before another thread starts: the umask applies to all threads.
 pub fn harden() -> Result<(), DaemonError> {
-    // No core dump, no ptrace by the same user, /proc/<pid> is root's. A process that is executed from here starts anew.
+    // No core dump, no ptrace by the same user; /proc/<pid> belongs to root. A program that this process executes does
+    // not inherit this.
     set_dumpable(false).map_err(|errno| DaemonError::Harden(errno.into()))?;
     super::memory::give_large_pieces_back();
-    // sled asks for no mode of its own.
+    // sled does not set a mode for its files.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     Ok(())
 }

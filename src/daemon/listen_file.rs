@@ -1,4 +1,4 @@
-//! `state_dir/listen.json`: where the daemon listens, for whoever configured port 0.
+//! `state_dir/listen.json`: the addresses on which the daemon listens, which are not known in advance for port 0.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ pub struct Bound {
     pub control: PathBuf,
 }
 
-/// Replaces the file as a whole: whoever waits for it never reads half of it.
+/// Replaces the file atomically, so that a reader never sees a partial file.
 pub fn write(state_dir: &Path, bound: &Bound) -> Result<(), DaemonError> {
     let mut text = serde_json::to_string(bound).unwrap_or_default();
     text.push('\n');
     replace(&state_dir.join("listen.json"), text.as_bytes())
 }
 
-/// What the last daemon bound; `None` where none ran yet.
+/// Reads the addresses that the last daemon bound; `None` if no daemon has run yet.
 pub fn read(state_dir: &Path) -> Option<Bound> {
     serde_json::from_str(&std::fs::read_to_string(state_dir.join("listen.json")).ok()?).ok()
 }
 
-/// Writes a file of ours so that it is there as a whole or not at all. What it says can be made again: no fsync.
+/// Writes a file atomically. No fsync: its content can be written again.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), DaemonError> {
     let fail = |cause| DaemonError::Write { path: path.to_path_buf(), cause };
     let temporary = path.with_extension("tmp");

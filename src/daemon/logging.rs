@@ -1,20 +1,20 @@
 //! Logs: journald with structured fields under systemd, lines on stderr otherwise.
 //!
-//! `RUST_LOG` (`error`, `warn`, `info`, `debug` or `trace`; default `info`) is the level of our own events. Those of
-//! dependencies are shown from `warn` up, whatever it says: at `trace` they print what they read and write.
+//! `RUST_LOG` (`error`, `warn`, `info`, `debug` or `trace`; default `info`) is the level of our own events. Events of
+//! dependencies are shown from `warn` up, at any level: at `trace` they print the data that they read and write.
 
 use std::io::Write as _;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// Sends log records to where they are read. Called once, at the start.
+/// Starts logging to the journal or to stderr. Called once, at the start.
 pub fn start() {
     let level = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::Info);
     let sink: Box<dyn Log> = match journal() {
         Some(journal) => Box::new(journal),
         None => Box::new(terminal()),
     };
-    // A second start in one process (tests) keeps the first.
+    // A second call in one process (tests) keeps the first logger.
     if log::set_boxed_logger(Box::new(OursAndWarnings(sink))).is_ok() {
         log::set_max_level(level.max(LevelFilter::Warn));
     }
@@ -61,7 +61,7 @@ fn fields(record: &Record<'_>) -> Vec<(String, String)> {
     struct Collect(Vec<(String, String)>);
     impl<'kvs> log::kv::VisitSource<'kvs> for Collect {
         fn visit_pair(&mut self, key: log::kv::Key<'kvs>, value: log::kv::Value<'kvs>) -> Result<(), log::kv::Error> {
-            // One record, one line: a value cannot begin another.
+            // One line for one record: a value must not start a new line.
             let value: String = value.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             self.0.push((key.to_string(), value));
             Ok(())

@@ -1,12 +1,12 @@
-//! What the service manager is told (`sd_notify`): that the daemon is ready, how it is, that it reads its certificates again,
-//! that it stops; and, as long as it works, that it does.
+//! Notifies the service manager (`sd_notify`): ready, status, reload and stop, and watchdog pings while the daemon
+//! works.
 //!
-//! The watchdog's ping is sent by who waits for an answer from the runtime: each time a task is spawned that goes through the
-//! workers, as every call does, and looks at what calls are answered from. Where it gets no answer no ping is sent, and the
-//! manager ends the process and starts another one. A store that has failed, or is away, answers, and is nobody's death.
+//! A ping is sent only if the runtime answers. Each time, a task is spawned through the workers, as for every call, and
+//! reads the state from which calls are answered. Without an answer no ping is sent, and the manager kills and restarts
+//! the process. A store that has failed or is away does not stop the pings.
 //!
-//! Without a manager nobody is told anything. Nothing is stored here; the variables that name the manager stay in the
-//! environment, for the process that takes this one's place.
+//! Without a service manager nothing is sent. Nothing is stored here. The environment variables that name the manager
+//! stay, because a process that replaces this one needs them.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -20,16 +20,16 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::model::checkup;
 use crate::service::Areas;
 
-/// A start that takes long asks for so much more time, again and again.
+/// A long start asks for this much more time again and again.
 const EXTENSION_USEC: u32 = 30_000_000;
 const EXTEND_INTERVAL: Duration = Duration::from_secs(5);
-/// But not for ever.
+/// A start may not be extended beyond this.
 const MAX_START_TIME: Duration = Duration::from_secs(3600);
-/// How late the status may be.
+/// The status is at most this old.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 
 pub fn notify(state: &[NotifyState<'_>]) {
-    // Without a service manager there is nobody to tell.
+    // Without a service manager there is no receiver.
     let _ = sd_notify::notify(state);
 }
 
@@ -38,19 +38,19 @@ pub fn status(line: &str) {
 }
 
 pub fn stopping() {
-    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: calls in flight are finished")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping: finishing calls in flight")]);
 }
 
-/// That certificates are read again; what became of it is told with [`Telling::reloaded`].
+/// Certificates are being read again. [`Telling::reloaded`] reports the result.
 pub fn reloading() {
-    // The manager takes the clock's time to tell this reload from an earlier one.
+    // The timestamp lets the manager tell this reload from an earlier one.
     let now = NotifyState::monotonic_usec_now();
     let mut state = vec![NotifyState::Reloading, NotifyState::Status("reading the certificates again")];
     state.extend(now);
     notify(&state);
 }
 
-/// A start that is under way: the manager's patience is asked for until this is dropped.
+/// A running start. It asks the manager for more time until it is dropped.
 pub struct Starting(JoinHandle<()>);
 
 impl Starting {
@@ -62,7 +62,7 @@ impl Starting {
             let mut ticks = interval(period);
             for _ in 0..MAX_START_TIME.as_secs() / period.as_secs().max(1) {
                 ticks.tick().await;
-                // The manager of a process that took another one's place waits for pings all the time.
+                // A process that replaced another one must send pings during its start, too.
                 notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION_USEC), NotifyState::Watchdog]);
             }
         }))
@@ -75,10 +75,10 @@ impl Drop for Starting {
     }
 }
 
-/// What is told of a daemon that runs, until this is dropped.
+/// Reports the status of a running daemon until it is dropped.
 pub struct Telling {
     areas: Weak<Areas>,
-    /// Why the certificates could not be read the last time.
+    /// Why the last reload of certificates failed.
     trouble: Arc<Mutex<Option<String>>>,
     status: JoinHandle<()>,
     watchdog: Option<JoinHandle<()>>,
@@ -87,7 +87,7 @@ pub struct Telling {
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Telling {
-    /// Says that the daemon is ready, and goes on from there.
+    /// Reports that the daemon is ready, then keeps the status current.
     pub fn begin(areas: &Arc<Areas>) -> Self {
         let trouble = Arc::new(Mutex::new(None));
         let line = DaemonStatus::of(areas, None).line();
@@ -109,14 +109,14 @@ impl Telling {
         }
     }
 
-    /// That a reload is over, and how it ended.
+    /// Reports that a reload has ended, and the result.
     pub fn reloaded(&self, trouble: Option<String>) {
         let seen = self.areas.upgrade().map(|areas| DaemonStatus::of(&areas, trouble.clone()).line());
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         notify(&[NotifyState::Ready, NotifyState::Status(&seen.unwrap_or_default())]);
     }
 
-    /// From here on somebody else says how it is.
+    /// Stops the status reports; the caller reports from here on.
     pub fn end_status(&self) {
         self.status.abort();
     }
@@ -145,14 +145,14 @@ async fn tell_status(areas: Weak<Areas>, trouble: Arc<Mutex<Option<String>>>, mu
     }
 }
 
-/// What a call looks at first.
+/// The first check of every call.
 async fn pulse(areas: Weak<Areas>) {
     if let Some(areas) = areas.upgrade() {
         areas.core.pulse();
     }
 }
 
-/// Sends a ping each `period` in which a `pulse` that is given to the workers comes to its end.
+/// Sends a ping in each `period` in which the workers complete a `pulse`.
 async fn ping<P>(period: Duration, pulse: impl Fn() -> P, send: impl Fn())
 where
     P: Future<Output = ()> + Send + 'static,
@@ -164,7 +164,7 @@ where
         let answer = tokio::spawn(pulse());
         match timeout(period, answer).await {
             Ok(Ok(())) => send(),
-            // One that is late is waited for no longer; the next may be in time.
+            // A late answer is abandoned; the next one may be in time.
             Ok(Err(_)) | Err(_) => {
                 log::error!(event = "watchdog_withheld"; "the runtime does not answer in time: the service manager gets no ping for it");
             }
@@ -172,7 +172,7 @@ where
     }
 }
 
-/// How the daemon is, in a line.
+/// The daemon's status as one line.
 struct DaemonStatus {
     hosts: u64,
     login: Option<u64>,
@@ -203,7 +203,7 @@ impl DaemonStatus {
         if let Some(trouble) = &self.trouble {
             line.push_str(&format!("; the last reload failed, the certificates in force stay: {trouble}"));
         }
-        // One line it has to be.
+        // The protocol permits only one line.
         line.replace('\n', " ")
     }
 }
@@ -247,7 +247,7 @@ mod tests {
         let runtime = builder.worker_threads(WORKERS).enable_all().build().unwrap();
         let pings = pinged(&runtime, async || ());
         until("pings come", || pings.load(Ordering::SeqCst) > 2);
-        // Each worker waits for something without giving way.
+        // Each worker waits without yielding.
         let stuck = Arc::new(AtomicUsize::new(0));
         let releases: Vec<_> = (0..WORKERS)
             .map(|_| {
@@ -282,7 +282,7 @@ mod tests {
         until("pings come", || pings.load(Ordering::SeqCst) > 2);
         hold.send_replace(true);
         let begun = Instant::now();
-        // The one that is under way may still end.
+        // A pulse that is already running may still end.
         until("time goes by", || begun.elapsed() > PERIOD * 3);
         let before = pings.load(Ordering::SeqCst);
         until("more of it", || begun.elapsed() > PERIOD * 12);

@@ -1,12 +1,13 @@
 //! Wiring: configuration → state → listeners → background jobs → graceful stop. No rule lives here.
 //!
-//! The order of a start is the order of what depends on what: the lock of the state directory, the stores, the secrets,
-//! the sockets (whose ports may be chosen by the system), the names and the certificate, the service, the files that
-//! say where it listens, the listeners. A crash anywhere leaves what the next start expects: everything it writes is
-//! either a transaction of the records or a file replaced as a whole.
+//! A start follows the dependencies: the lock of the state directory, the stores, the secrets, the sockets (the system
+//! may choose their ports), the names and the certificate, the service, the files with the bound addresses, the
+//! listeners. A crash at any line leaves what the next start expects: each write is a transaction of the records or an
+//! atomic replacement of a file.
 //!
-//! A daemon whose store has failed, and whose disk takes writes again, or whose store is another one than it was started
-//! with, stops as it would for good, but for the listening sockets, and executes itself anew ([`recovery`]).
+//! The daemon replaces its process by exec in three cases ([`recovery`]): its store failed and the disk accepts writes
+//! again, the store is no longer the one it started with, or hot state could not be read. It stops as usual, but keeps
+//! the listening sockets open.
 
 pub mod background;
 mod certificates;
@@ -65,11 +66,11 @@ pub enum DaemonError {
     Harden(std::io::Error),
     #[error("cannot watch for signals: {0}")]
     Signals(std::io::Error),
-    #[error("this process is to be replaced by a fresh one, and cannot be: {0}; start the daemon again")]
+    #[error("this process cannot replace itself by a fresh one: {0}; start the daemon again")]
     Replace(std::io::Error),
 }
 
-/// At a start there is no caller to keep the cause from: the operator reads it.
+/// At a start the operator reads the error, so the cause is not hidden.
 fn cause_of(error: &ServiceError) -> String {
     match error {
         ServiceError::Unavailable { cause }
@@ -80,19 +81,19 @@ fn cause_of(error: &ServiceError) -> String {
     }
 }
 
-/// Runs the daemon until it is told to stop (SIGTERM, SIGINT).
+/// Runs the daemon until SIGTERM or SIGINT.
 pub async fn serve(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
     let recovery = Recovery::begin();
     let starting = manager::Starting::begin();
-    // A successor has its forerunner's sockets, which must not go down with a start that fails.
+    // A successor inherits the sockets of its predecessor. They must survive a start that fails.
     let inherited = recovery.is_successor().then(|| Sockets::take(&config.listen)).transpose()?;
     let spare = inherited.as_ref().map(Sockets::duplicate).transpose()?;
     let running = match (Running::start(&config, &recovery, inherited).await, spare) {
         (Ok(running), _) => running,
-        // It notes what it is doing first: the next process does not try it again.
+        // It has recorded the failure, so the next process does not try the same.
         (Err(DaemonError::State(error @ StateError::HotUnfinished(_))), spare) => {
-            log::error!(event = "hot_state_unfinished", cause:% = error; "this process is replaced by one that sets hot state aside");
+            log::error!(event = "hot_state_unfinished", cause:% = error; "replacing this process by one that sets hot state aside");
             return Err(match spare {
                 Some(sockets) => replace(&recovery, sockets),
                 None => DaemonError::Replace(recovery::replace_process(recovery::same_again())),
@@ -100,7 +101,7 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
         }
         (Err(error), Some(sockets)) if recovery.tries_again() => {
             let wait = recovery.first_wait();
-            log::error!(event = "start_failed", wait:? = wait; "this process cannot start in the place of the last one, and will be replaced: {error}");
+            log::error!(event = "start_failed", wait:? = wait; "this process cannot start as the successor of the last one, and will be replaced: {error}");
             tokio::select! {
                 () = signals.until_stop(|| ()) => return Err(error),
                 () = tokio::time::sleep(wait) => return Err(replace(&recovery, sockets)),
@@ -111,7 +112,7 @@ pub async fn serve(config: Config) -> Result<(), DaemonError> {
     log::info!(event = "listening", hosts:% = running.bound.hosts, admin:% = running.bound.admin, control:% = running.bound.control.display(); "ready");
     drop(starting);
     memory::give_all_that_is_free_back();
-    // Until the very end: a stop that takes its time is no reason to be killed.
+    // Pings go on until the very end: a slow stop is no reason to kill the process.
     let telling = manager::Telling::begin(&running.areas);
     tokio::select! {
         () = signals.until_stop(|| reload(&config, &running, &telling)) => {

@@ -1,14 +1,14 @@
-//! Whose files a command makes: those of the daemon's user, also where root types it.
+//! Makes files that a command writes belong to the daemon's user, even if root runs the command.
 //!
-//! A root-owned file in the state directory is one that the daemon, which is not root, cannot open. So a command takes the
-//! identity of the owner of the state directory for whatever concerns files (`setfsuid(2)`), once, in `cli::run`, while it
-//! has one thread: the identity belongs to a thread, and each thread inherits that of the one which begins it. The process
-//! stays root otherwise, and gets back to that where a file was named on the command line ([`as_caller`]).
+//! The daemon is not root, and cannot open a root-owned file in the state directory. So `cli::run` takes the file
+//! identity of the owner of the state directory (`setfsuid(2)`), once, while the process has one thread. The identity
+//! belongs to a thread, and a new thread inherits it from its creator. Otherwise the process stays root. It uses root's
+//! file identity again for files that are named on the command line ([`as_caller`]).
 //!
-//! A program that is executed starts as root again: the sandbox of a probe, which touches no file of the state.
+//! An executed program starts as root again: the sandbox of a probe, which touches no file of the state.
 //!
-//! Nothing is stored here. Where the state directory is root's, or not there yet, or the caller is not root, nothing is
-//! changed.
+//! Nothing is stored here. Nothing changes if the state directory belongs to root or does not exist yet, or if the
+//! caller is not root.
 
 use std::ffi::CString;
 use std::io;
@@ -17,17 +17,17 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist, getgroups, setfsgid, setfsuid, setgroups};
 
-/// A user as far as files are concerned.
+/// The identity of a user for file access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerIdentity {
     pub uid: Uid,
     pub gid: Gid,
-    /// All of the user's groups.
+    /// All groups of the user.
     groups: Vec<Gid>,
 }
 
 impl OwnerIdentity {
-    /// With the groups that the system knows of the user.
+    /// Looks up the groups of the user.
     pub fn new(uid: Uid, gid: Gid) -> Self {
         let name = User::from_uid(uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
         let groups = name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_else(|| vec![gid]);
@@ -44,12 +44,12 @@ impl OwnerIdentity {
         self
     }
 
-    /// By name, where it has one.
+    /// The name, or the number if there is no name.
     pub fn user(&self) -> String {
         user_name(self.uid)
     }
 
-    /// By name, where it has one.
+    /// The name, or the number if there is no name.
     pub fn group(&self) -> String {
         let found = Group::from_gid(self.gid).ok().flatten();
         found.map_or_else(|| self.gid.to_string(), |group| group.name)
@@ -60,7 +60,8 @@ pub fn user_name(uid: Uid) -> String {
     User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// From here on files are the directory's owner's. Refused if there is another thread already: its files would be root's.
+/// Takes the file identity of the directory's owner. Fails if another thread exists already: its files would belong to
+/// root.
 pub fn take_on(directory: &Path) -> io::Result<()> {
     if !geteuid().is_root() {
         return Ok(());
@@ -73,7 +74,7 @@ pub fn take_on(directory: &Path) -> io::Result<()> {
     if identity.uid.is_root() && identity.gid == getegid() {
         return Ok(());
     }
-    // In an image that is being built there may be no /proc.
+    // While an image is built there may be no /proc.
     let threads = match std::fs::read_dir("/proc/self/task") {
         Ok(threads) => threads.count(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
@@ -86,19 +87,19 @@ pub fn take_on(directory: &Path) -> io::Result<()> {
     become_for_files(identity.uid, identity.gid)
 }
 
-/// Does `act` with the rights of the caller who typed the command. It must begin no thread that outlives it.
+/// Runs `act` with the file identity of the caller of the command. `act` must not start a thread that outlives it.
 pub fn as_caller<T>(act: impl FnOnce() -> T) -> T {
     let _back = Back(setfsuid(geteuid()), setfsgid(getegid()));
     act()
 }
 
-/// Does `act` with the file rights of `identity`. The groups belong to the whole process: to be called while it has one
-/// thread. Nothing is changed where the caller is not root.
+/// Runs `act` with the file identity of `identity`. Groups belong to the whole process, so it must have only one
+/// thread. Changes nothing if the caller is not root.
 pub fn act_as<T>(identity: &OwnerIdentity, act: impl FnOnce() -> T) -> io::Result<T> {
     struct Groups(Vec<Gid>);
     impl Drop for Groups {
         fn drop(&mut self) {
-            // They were in force before, and whoever could set others can set them again.
+            // Cannot fail: these groups were set before, and this process may set groups.
             let _ = setgroups(&self.0);
         }
     }
@@ -112,12 +113,12 @@ pub fn act_as<T>(identity: &OwnerIdentity, act: impl FnOnce() -> T) -> io::Resul
     Ok(act())
 }
 
-/// What was in force before.
+/// The previous identity, which a drop restores.
 struct Back(Uid, Gid);
 
 impl Drop for Back {
     fn drop(&mut self) {
-        // The user last: with it goes the right to choose a group.
+        // The user last: after that, this process may not choose a group any more.
         setfsgid(self.1);
         setfsuid(self.0);
     }
@@ -126,11 +127,13 @@ impl Drop for Back {
 fn become_for_files(uid: Uid, gid: Gid) -> io::Result<()> {
     setfsgid(gid);
     setfsuid(uid);
-    // Neither says whether it was done; both answer what was in force.
+    // Neither call reports success; each returns the identity that was in force before.
     if (setfsuid(uid), setfsgid(gid)) == (uid, gid) {
         return Ok(());
     }
-    Err(io::Error::other(format!("the system does not let this process make files of user {uid} and group {gid}")))
+    Err(io::Error::other(format!(
+        "the system does not permit this process to make files for user {uid} and group {gid}"
+    )))
 }
 
 #[cfg(test)]
@@ -169,7 +172,7 @@ mod tests {
         std::fs::create_dir(&state).unwrap();
         std::os::unix::fs::chown(&state, Some(4711), Some(4712)).unwrap();
         std::os::unix::fs::chown(directory.path(), Some(0), Some(0)).unwrap();
-        // Others may pass through.
+        // Other users may pass through.
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let owner = |path: &Path| std::fs::metadata(path).map(|it| (it.uid(), it.gid())).unwrap();
         std::thread::spawn(move || {

@@ -1,17 +1,19 @@
-//! A restored store takes the place of the present one: in a start, before anything is opened.
+//! Replaces the present store by a restored one, at a start, before anything is opened.
 //!
-//! The restore has filled `records.restored`, and, where another master key came with it, written `master.key.restored`;
-//! `restored`, written last, says that both are whole ([`announce`]). A start that finds it ([`apply`]):
+//! The restore has filled `records.restored`, and written `master.key.restored` if the backup has another master key.
+//! It writes `restored` last: then both are complete ([`announce`]). A start that finds `restored` does the following
+//! ([`apply`]):
 //!
-//! 1. `records` is moved into `before-restore.part`, with a copy of the master key's file;
-//! 2. `records.restored` becomes `records`;
-//! 3. `master.key.restored` becomes `master.key`;
-//! 4. `before-restore.part` becomes `before-restore`, in the place of an older one;
-//! 5. `restored` is removed.
+//! 1. Move `records` into `before-restore.part`, with a copy of the master key's file.
+//! 2. Rename `records.restored` to `records`.
+//! 3. Rename `master.key.restored` to `master.key`.
+//! 4. Rename `before-restore.part` to `before-restore`, replacing an older one.
+//! 5. Remove `restored`.
 //!
-//! Each line is done only where it was not done yet, so a crash at any of them ends in a start that goes on there. Hot
-//! state stays: it sees by itself that it belongs to other records, and its outbox goes into them. What a restore that was
-//! cut short left without `restored` is removed by the next restore. It knows nothing of what the records hold.
+//! Each step is skipped if it was done already, so after a crash at any of them the next start goes on there. Hot state
+//! stays: it detects that it belongs to other records, and its outbox goes into the new ones. Files of an interrupted
+//! restore without `restored` are removed by the next restore. This module knows nothing about the content of the
+//! records.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind};
@@ -29,10 +31,12 @@ const BEFORE: &str = "before-restore";
 const BEFORE_PART: &str = "before-restore.part";
 const MARKER: &str = "restored";
 
-/// Removes what an earlier try left. Not between [`announce`] and [`apply`].
+/// Removes files of an earlier attempt. Must not be called between [`announce`] and [`apply`].
 pub fn clear(directory: &Path) -> io::Result<()> {
     if directory.join(MARKER).exists() {
-        return Err(io::Error::other("a restored store waits for the next start of the daemon: start it first"));
+        return Err(io::Error::other(
+            "an earlier restore waits for the next start of the daemon: start the daemon first",
+        ));
     }
     files::remove(&directory.join(BESIDE))?;
     match std::fs::remove_file(directory.join(KEY_BESIDE)) {
@@ -41,7 +45,7 @@ pub fn clear(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// From here on the next start puts the restored store in its place.
+/// After this, the next start promotes the restored store.
 pub fn announce(directory: &Path, master_key: Option<&MasterKey>) -> io::Result<()> {
     if let Some(key) = master_key {
         key.write(&directory.join(KEY_BESIDE)).map_err(io::Error::other)?;
@@ -53,7 +57,7 @@ pub fn announce(directory: &Path, master_key: Option<&MasterKey>) -> io::Result<
     files::sync_names(directory)
 }
 
-/// Says whether there was one. The directory must be locked.
+/// Returns whether a restored store was promoted. The directory must be locked.
 pub fn apply(directory: &Path) -> io::Result<bool> {
     if !directory.join(MARKER).exists() {
         return Ok(false);
@@ -65,7 +69,7 @@ pub fn apply(directory: &Path) -> io::Result<bool> {
             DirBuilder::new().mode(0o700).create(&part)?;
         }
         if key.exists() {
-            // Its mode goes with it.
+            // The copy keeps the mode.
             std::fs::copy(&key, part.join(KEY))?;
             File::open(part.join(KEY))?.sync_all()?;
         }
@@ -88,7 +92,7 @@ pub fn apply(directory: &Path) -> io::Result<bool> {
     }
     std::fs::remove_file(directory.join(MARKER))?;
     files::sync_names(directory)?;
-    log::warn!(event = "restored", before:% = before.display(); "the restored store is in its place; the one before stands in {}: remove that once you will not go back", before.display());
+    log::warn!(event = "restored", before:% = before.display(); "the restored store is now in use; the previous one is in {}: remove it when you will not go back", before.display());
     Ok(true)
 }
 
@@ -101,7 +105,7 @@ mod tests {
         std::fs::write(path, text).unwrap();
     }
 
-    /// What a crash leaves after each line of [`apply`], as far as files tell.
+    /// The files that a crash leaves after each step of [`apply`].
     fn crashed(line: usize) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);

@@ -1,4 +1,4 @@
-//! The identity provider that the configuration names.
+//! Builds the client of the identity provider from the configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::model::secret::Secret;
 use crate::outside::Outside;
 use crate::upstream::oidc::{Provider, Settings};
 
-/// Asks nobody anything: the provider may come later than the daemon.
+/// Opens no connection: the provider may start after the daemon.
 pub fn provider(config: &Config, outside: Arc<dyn Outside>) -> Result<Option<Arc<Provider>>, DaemonError> {
     let oidc = &config.oidc;
     if !oidc.is_configured() {
@@ -24,7 +24,7 @@ pub fn provider(config: &Config, outside: Arc<dyn Outside>) -> Result<Option<Arc
         keys_ttl: Duration::from_secs(oidc.jwks_cache_ttl.into()),
         keys_refresh: Duration::from_secs(oidc.jwks_cache_refresh.into()),
     };
-    log::info!(event = "oidc", issuer = settings.issuer.as_str(), redirect_uri = settings.redirect_uri.as_str(); "people sign in through an identity provider");
+    log::info!(event = "oidc", issuer = settings.issuer.as_str(), redirect_uri = settings.redirect_uri.as_str(); "users sign in through an identity provider");
     let provider = Provider::new(settings, outside).map_err(|error| DaemonError::Provider(error.to_string()))?;
     Ok(Some(Arc::new(provider)))
 }

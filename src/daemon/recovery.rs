@@ -1,17 +1,17 @@
-//! Out of the degraded state without anybody's help.
+//! Leaves the degraded state without an operator.
 //!
-//! A store that has failed stays so in its process (see `durable`), so the process is replaced: this job notices the
-//! failure, says what to do, tries the disk at growing intervals, and ends when the disk takes writes again. Then the
-//! daemon executes itself anew ([`Successor`]): same program, arguments, environment and process id, the same listening
-//! sockets. The stores are left as they are, without being closed, which may never end after an error: that is a crash
-//! like any other, and the successor reads back what the disk really holds.
+//! A store that has failed stays failed in its process (see `durable`), so the process must be replaced. This job
+//! notices the failure, logs the remedy, and tests the disk at growing intervals until it accepts writes again. Then
+//! the daemon replaces itself by exec ([`Recovery::successor`]): same program, arguments, environment, process id and
+//! listening sockets. The stores are not closed, because closing may hang after an error. This is like a crash, and the
+//! successor reads the true content of the disk.
 //!
-//! The same is done when the records were restored, or filled anew, under a daemon that runs; and when hot state could not be
-//! read: the successor sets it aside.
+//! The process is also replaced if the records were restored or filled anew under a running daemon, and if hot state
+//! could not be read: the successor sets it aside.
 //!
-//! A disk that fails again at once must not make a busy loop: how often the process was replaced in a row travels in
-//! the environment, and the first try of the disk waits the longer for it. A crash while the disk is tried leaves a file
-//! `.probe` that the next try, or the next start, removes.
+//! A disk that fails again at once must not cause a busy loop. The number of replacements in a row is passed in the
+//! environment, and the first test of the disk waits longer for each. A crash during a test leaves a file `.probe`,
+//! which the next test or start removes.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -26,46 +26,46 @@ use tokio::time::{Instant, sleep};
 
 use crate::service::Areas;
 
-/// How often this process's forerunners were replaced in a row. No `CODEX_AUTHD_`: nobody is to configure it.
+/// How many predecessors in a row were replaced. Not prefixed `CODEX_AUTHD_`, because it is not a setting.
 const VARIABLE: &str = "AUTHD_REPLACED";
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 const REMINDER_INTERVAL: Duration = Duration::from_secs(60);
-/// A process that has lived so long is not part of a row.
+/// A process that has lived this long starts a new count.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(300);
-/// How often in a row a successor that cannot even start is replaced by another one.
+/// How often in a row a successor that cannot start is replaced.
 const MAX_FAILED_STARTS: u32 = 20;
-/// More than a start and the first changes need, so that the disk is not only just not full.
+/// More than a start and the first changes need: the disk must have more than the bare minimum free.
 const PROBE_BYTES: usize = 2 * 1024 * 1024;
-/// Of a start, which is to cost little.
+/// For the test at a start, which must be cheap.
 const SMALL_PROBE_BYTES: usize = 64 * 1024;
 const PROBE_NAME: &str = ".probe";
-/// Their directories, in the state directory.
+/// Directories of the stores, in the state directory.
 const STORES: [&str; 3] = ["records", crate::hot::CACHE, crate::hot::OUTBOX];
 
-/// What this process knows of those it took the place of.
+/// Knowledge about the predecessors of this process.
 #[derive(Clone, Copy)]
 pub struct Recovery {
     replaced: u32,
     begun: Instant,
 }
 
-/// Why a process is to be replaced.
+/// The reason for a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     DiskIsBack,
-    /// They were restored, or filled anew: what is in memory, and open, belongs to others.
+    /// The records were restored or filled anew: memory and open files belong to the old ones.
     OtherRecords,
-    /// Only a fresh process can set it aside.
+    /// Only a fresh process can set hot state aside.
     HotStateBroken,
 }
 
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::DiskIsBack => "the disk takes writes again",
-            Self::OtherRecords => "the records are others than it was started with",
+            Self::DiskIsBack => "the disk accepts writes again",
+            Self::OtherRecords => "the records are not the ones that this process started with",
             Self::HotStateBroken => "hot state could not be read",
         })
     }
@@ -77,17 +77,17 @@ impl Recovery {
         Self { replaced, begun: Instant::now() }
     }
 
-    /// Whether this process took another one's place.
+    /// Whether this process replaced another one.
     pub fn is_successor(&self) -> bool {
         self.replaced > 0
     }
 
-    /// Whether a start that failed is worth another one: only in the place of a daemon that ran.
+    /// Whether a failed start should be tried again: only for the successor of a daemon that ran.
     pub fn tries_again(&self) -> bool {
         (1..=MAX_FAILED_STARTS).contains(&self.replaced)
     }
 
-    /// The wait before the disk is tried for the first time, or before a start that failed is tried again.
+    /// The wait before the first test of the disk, or before a failed start is tried again.
     pub fn first_wait(&self) -> Duration {
         (MIN_BACKOFF * 2u32.saturating_pow(self.in_a_row().min(16))).min(MAX_BACKOFF)
     }
@@ -96,7 +96,7 @@ impl Recovery {
         if self.begun.elapsed() < BACKOFF_RESET_AFTER { self.replaced } else { 0 }
     }
 
-    /// Waits for a store to fail and then for the disk to take writes again; or for the store to be another one.
+    /// Waits until a store has failed and the disk accepts writes again, or until the store is a different one.
     pub async fn wait(&self, areas: &Areas, state_dir: &Path) -> Why {
         let degraded = loop {
             if areas.core.health.is_superseded() {
@@ -108,7 +108,7 @@ impl Recovery {
             sleep(POLL_INTERVAL).await;
         };
         if let Some(cause) = areas.core.health.hot_state_broken() {
-            log::error!(event = "hot_state_broken", cause = cause.as_str(); "hot state could not be read: calls that need it are answered 503 until this process is replaced by one that builds it anew");
+            log::error!(event = "hot_state_broken", cause = cause.as_str(); "hot state could not be read: calls that need it get 503 until this process is replaced by one that builds it anew");
             sleep(self.first_wait()).await;
             areas.core.health.note_hot_state_broken(&cause).await;
             return Why::HotStateBroken;
@@ -119,8 +119,8 @@ impl Recovery {
             if told.is_none_or(|at| at.elapsed() >= REMINDER_INTERVAL) {
                 log::error!(
                     event = "degraded", directory:% = failure.place.display(), since:% = degraded.since, cause = last.as_str();
-                    "the store in {} could not be written: logins are served from memory, everything else is answered \
-                     503; free space on its disk or make it writable, the daemon goes on by itself", failure.place.display()
+                    "the store in {} could not be written: logins are served from memory, all other calls get \
+                     503; free space on its disk or make it writable, then the daemon recovers by itself", failure.place.display()
                 );
                 told = Some(Instant::now());
             }
@@ -133,7 +133,7 @@ impl Recovery {
         }
     }
 
-    /// The process that is to take this one's place. It is to be told of the sockets before it begins.
+    /// The command for the successor. The caller must add the sockets before it runs.
     pub fn successor(&self) -> Command {
         let mut command = same_again();
         command.env(VARIABLE, self.in_a_row().saturating_add(1).to_string());
@@ -141,36 +141,36 @@ impl Recovery {
     }
 }
 
-/// As this one was begun.
+/// The command with which this process was started.
 pub fn same_again() -> Command {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| OsString::from("codex-authd"));
-    // Not by its path: that may be another version by now.
+    // Not by its path: that may hold another version by now.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(name).args(arguments);
     command
 }
 
-/// Replaces this process; comes back only when that fails.
+/// Replaces this process; returns only on failure.
 pub fn replace_process(mut command: Command) -> io::Error {
     log::logger().flush();
     command.exec()
 }
 
-/// To be called by a successor before it opens the stores: what the kernel remembers of them may not be on the disk.
+/// A successor must call this before it opens the stores: the kernel's page cache may differ from the disk.
 pub fn reread_stores(state_dir: &Path) {
     for store in STORES {
         let directory = state_dir.join(store);
         if let Err(cause) = crate::durable::reread(&directory) {
-            log::warn!(event = "reread_failed", directory:% = directory.display(), cause:% = cause; "the store may be read from memory instead of the disk");
+            log::warn!(event = "reread_failed", directory:% = directory.display(), cause:% = cause; "the store may be read from the page cache instead of the disk");
         }
     }
 }
 
-/// Whether the disk of the state directory, and of a store that may have one of its own, takes writes.
+/// Tests whether the disk of the state directory, and of a store that may be on another disk, accepts writes.
 async fn probe(state_dir: &Path, store: &Path) -> io::Result<()> {
     let directories = [state_dir.to_path_buf(), store.to_path_buf()];
-    // A disk that hangs holds up this one thread, and the next try waits for it.
+    // A disk that hangs blocks only this thread, and the next test waits for it.
     tokio::task::spawn_blocking(move || {
         directories.iter().try_for_each(|directory| probe_directory(directory, PROBE_BYTES))
     })
@@ -178,10 +178,10 @@ async fn probe(state_dir: &Path, store: &Path) -> io::Result<()> {
     .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Whether a start on this disk can come to anything; removes what a try that was cut short left.
+/// Tests whether a start on this disk can succeed; removes files of an interrupted test.
 pub fn check_disk(state_dir: &Path) -> io::Result<()> {
     for store in STORES {
-        // What cannot be removed is in nobody's way.
+        // A leftover that cannot be removed does no harm.
         let _ = remove(&state_dir.join(store).join(PROBE_NAME));
     }
     probe_directory(state_dir, SMALL_PROBE_BYTES)
@@ -198,7 +198,7 @@ fn probe_directory(directory: &Path, length: usize) -> io::Result<()> {
 
 fn write_probe(path: &Path, length: usize) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // Not zeros, which some file systems make room for only when it is too late.
+    // Not zeros: some file systems allocate space for zeros only later.
     file.write_all(&vec![0x5a; length])?;
     file.sync_all()
 }

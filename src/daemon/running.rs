@@ -1,4 +1,4 @@
-//! A daemon that listens: its listeners and jobs, from their start to a graceful end.
+//! A running daemon: its listeners and jobs, from their start to a graceful end.
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
@@ -28,22 +28,22 @@ use crate::outside::{Outside, System};
 use crate::runner::delegation;
 use crate::service::Areas;
 
-/// How long a command that uses the state may keep the daemon from starting.
+/// How long the daemon waits at its start for a command that uses the state.
 const COMMAND_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long calls in flight may take once the daemon was told to stop.
+/// How long calls in flight may take after the request to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// And when it is to be replaced: what waits for the store waits for nothing.
+/// The same if the process is to be replaced: calls that wait for the failed store cannot succeed.
 const SHORT_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Admins' calls may take long.
+/// Calls of admins may take long.
 const TRUSTED_LISTENER_LIMITS: Limits = Limits::patient();
 
 pub struct Running {
-    // Dropped first: the state is closed when nobody asks for it any more.
+    // Dropped first: the state is closed only when nothing uses it any more.
     pub areas: Arc<Areas>,
     _state: State,
     pub tls: Arc<Tls>,
     pub bound: listen_file::Bound,
-    /// For a successor.
+    /// Kept for a successor.
     sockets: Sockets,
     stop: watch::Sender<bool>,
     servers: Vec<JoinHandle<std::io::Result<()>>>,
@@ -59,8 +59,8 @@ impl Running {
         let shares = descriptors::share_out(config);
         wait_until_free(&config.state_dir, COMMAND_WAIT_TIMEOUT).await;
         let state = State::open(config, outside.clone()).await?;
-        // After the lock: left-overs are removed, and another daemon's are none.
-        // As root, where the daemon is root's: it is no file of the state.
+        // After the lock: it removes leftovers, and another daemon's cgroups must not be removed. As root, if the
+        // daemon is root: cgroups are not files of the state.
         let cgroup = as_caller(delegation::prepare);
 
         let sockets = inherited.map_or_else(|| Sockets::take(&config.listen), Ok)?;
@@ -110,7 +110,7 @@ impl Running {
             let drain = acceptor.drain();
             tokio::spawn(run(Server::new(acceptor), hosts_endpoint, drain, stopping.clone()))
         };
-        // Whoever shows a certificate is asked about twice: in the handshake, and again for every call.
+        // A client certificate is checked twice: in the handshake, and again for every call.
         let admitting = areas.clone();
         let gate = Gate {
             admits: Some(Arc::new(move |fingerprint| admitting.trust.admitted_certificate(fingerprint).is_some())),
@@ -139,15 +139,15 @@ impl Running {
     }
 
     pub async fn stop(self) -> Result<(), DaemonError> {
-        log::info!(event = "stopping"; "stopping: calls in flight are finished");
+        log::info!(event = "stopping"; "stopping: finishing calls in flight");
         manager::stopping();
-        // Who comes now is refused, not kept waiting.
+        // New connections are refused, not kept waiting.
         drop(self.sockets);
         self.stop.send_replace(true);
         for server in self.servers {
             match server.await {
                 Ok(outcome) => outcome.map_err(DaemonError::Listener)?,
-                Err(panic) => log::error!(event = "listener_panicked", cause:% = panic; "a listener ended badly"),
+                Err(panic) => log::error!(event = "listener_panicked", cause:% = panic; "a listener panicked"),
             }
         }
         self.jobs.finish().await;
@@ -156,10 +156,10 @@ impl Running {
         Ok(())
     }
 
-    /// Comes back only where that fails.
+    /// Returns only on failure.
     pub async fn be_replaced(self, recovery: &Recovery, why: Why) -> DaemonError {
-        log::warn!(event = "replaced"; "{why}: this process is replaced by a fresh one");
-        manager::status(&format!("{why}: this process is replaced by a fresh one"));
+        log::warn!(event = "replaced"; "{why}: replacing this process by a fresh one");
+        manager::status(&format!("{why}: replacing this process by a fresh one"));
         self.stop.send_replace(true);
         let (servers, jobs, areas) = (self.servers, self.jobs, &self.areas);
         let ended = async {
@@ -169,15 +169,15 @@ impl Running {
             jobs.finish().await;
             background::flush(areas).await;
         };
-        // What cannot end has its end here: the stores are not closed, which might take for ever.
+        // Tasks that cannot end are cut here. The stores are not closed: that might hang.
         if tokio::time::timeout(SHORT_DRAIN_TIMEOUT, ended).await.is_err() {
-            log::warn!(event = "drain_cut_short"; "some calls in flight are cut");
+            log::warn!(event = "drain_cut_short"; "some calls in flight were cut off");
         }
         replace(recovery, self.sockets)
     }
 }
 
-/// Lets the metrics look at a listener's counters.
+/// Connects a listener's counters to the metrics.
 fn watch(metrics: &Metrics, listener: Listener, counters: Arc<Counters>) {
     metrics.watch_listener(listener, move || Connections {
         admitted: counters.admitted.load(Ordering::Relaxed),
@@ -207,7 +207,7 @@ where
     server.run_with_graceful_shutdown(endpoint, stopped, Some(DRAIN_TIMEOUT)).await
 }
 
-/// Whose word counts about where a call comes from.
+/// The proxies that are trusted to name the caller's address.
 fn trust(listen: &Listen) -> TrustedProxies {
     let header = match listen.forwarded_header {
         ForwardedHeader::XForwardedFor => Some(Header::XForwardedFor),
@@ -217,7 +217,7 @@ fn trust(listen: &Listen) -> TrustedProxies {
     TrustedProxies::new(listen.trusted_networks(), header).with_proxy_protocol(listen.proxy_protocol)
 }
 
-/// The directory of the control socket, where systemd has not made it: for the owner of the state directory.
+/// Makes the directory of the control socket, if systemd has not made it, for the owner of the state directory.
 fn make_parent(path: &Path, state_dir: &Path) -> Result<(), DaemonError> {
     let Some(parent) = path.parent().filter(|parent| !parent.exists()) else { return Ok(()) };
     let make = || {

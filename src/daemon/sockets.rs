@@ -1,8 +1,8 @@
-//! The two listening TCP sockets: inherited by the socket activation protocol (`LISTEN_FDS`), else bound; and handed on
-//! by the same protocol to a process that takes this one's place.
+//! The two listening TCP sockets: inherited by the socket activation protocol (`LISTEN_FDS`), or bound. They are passed
+//! to a process that replaces this one by the same protocol.
 //!
-//! It must not know what is served on them. It stores nothing. A socket that is handed on is never closed in between, so
-//! whoever connects meanwhile waits in the kernel's queue and is refused by nobody.
+//! It must not know what is served on them. It stores nothing. A passed socket is never closed, so new connections wait
+//! in the kernel's queue meanwhile, and none is refused.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -15,19 +15,21 @@ use nix::sys::socket::{AddressFamily, SockType, SockaddrLike as _, SockaddrStora
 
 use crate::config::Listen;
 
-/// By these names `FileDescriptorName=` of a systemd socket unit says which is which.
+/// The names in `FileDescriptorName=` of a systemd socket unit.
 const HOSTS: &str = "hosts";
 const ADMIN: &str = "admin";
-/// The protocol's first descriptor.
+/// The first descriptor of the protocol.
 const FIRST: i32 = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SocketsError {
-    #[error("cannot listen on {address} for {whom}: {cause}; choose another address in [listen], or stop what has it")]
+    #[error(
+        "cannot listen on {address} for {whom}: {cause}; choose another address in [listen], or stop the program that uses it"
+    )]
     Bind { address: SocketAddr, whom: &'static str, cause: io::Error },
     #[error(
-        "LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES do not say together which sockets were inherited; \
-         start the daemon from its socket unit, or unset them"
+        "LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES do not agree on which sockets were inherited; \
+         start the daemon from its socket unit, or unset these variables"
     )]
     Environment,
     #[error(
@@ -36,7 +38,7 @@ pub enum SocketsError {
     )]
     NotListening { number: i32, name: String, reason: String },
     #[error(
-        "{count} sockets were inherited for '{name}', there is room for one; give each its own FileDescriptorName=, \
+        "{count} sockets were inherited for '{name}', but only one is possible; give each its own FileDescriptorName=, \
          'hosts' or 'admin'"
     )]
     TooMany { name: String, count: usize },
@@ -51,8 +53,8 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Those that were inherited; what was not is bound as configured. Once in the life of a process: the descriptors
-    /// are owned by what this returns.
+    /// Takes the inherited sockets, and binds the others as configured. Once in the life of a process: the result owns
+    /// the descriptors.
     pub fn take(listen: &Listen) -> Result<Self, SocketsError> {
         let Inherited { hosts, admin } = Inherited::assign(inherited()?)?;
         Ok(Self {
@@ -61,8 +63,8 @@ impl Sockets {
         })
     }
 
-    /// Says so where a socket that was handed in is not where the configuration would have it: the configuration is not
-    /// what counts then. `is_successor`: they were handed on by the process before, which may have had another one.
+    /// Logs a warning if a passed socket differs from the configuration, which has no effect then. `is_successor`: the
+    /// previous process passed the sockets, and it may have had another configuration.
     pub fn warn_of_others(&self, listen: &Listen, is_successor: bool) {
         for (name, socket, configured) in [(HOSTS, &self.hosts, listen.hosts), (ADMIN, &self.admin, listen.admin)] {
             let Ok(bound) = socket.local_addr() else { continue };
@@ -72,21 +74,21 @@ impl Sockets {
             let remedy = if is_successor { "systemctl restart codex-authd" } else { UNIT_REMEDY };
             log::warn!(
                 event = "other_address", listener = name, configured:% = configured, bound:% = bound;
-                "the socket for '{name}' was handed in and listens on {bound}, while listen.{name} says {configured}: the \
-                 socket is what counts; `{remedy}` changes it"
+                "the socket for '{name}' was inherited and listens on {bound}, but listen.{name} is {configured}: the \
+                 socket has priority; change it with `{remedy}`"
             );
         }
     }
 
-    /// The same two sockets again: they listen until both copies are dropped. To be kept by whoever may hand them on
-    /// while the listeners use the others, and dropped in a stop for good.
+    /// Duplicates both sockets. They listen until both copies are dropped. A copy is kept for a successor while the
+    /// listeners use the originals; a final stop drops it.
     pub fn duplicate(&self) -> Result<Self, SocketsError> {
         Ok(Self { hosts: self.hosts.try_clone()?, admin: self.admin.try_clone()? })
     }
 
-    /// Makes `command` inherit them, for a successor that takes this process's place by `exec` (the process id, which
-    /// the protocol names, stays). The descriptors are moved to their places in the moment of the `exec`: where that
-    /// fails, this process must end, for whatever had those numbers has lost them.
+    /// Makes `command` inherit the sockets, for a successor that replaces this process by `exec` (the process id, which
+    /// the protocol names, stays). The descriptors are moved at the moment of the `exec`. If the `exec` fails, this
+    /// process must end: whatever used those descriptor numbers has lost them.
     pub fn hand_on(self, command: &mut Command) -> Result<(), SocketsError> {
         let mappings = [self.hosts, self.admin]
             .into_iter()
@@ -102,11 +104,11 @@ impl Sockets {
     }
 }
 
-/// What changes the addresses of sockets that systemd hands in.
+/// The command that changes the addresses of sockets from systemd.
 pub const UNIT_REMEDY: &str = "systemctl edit codex-authd.socket";
 
-/// Whether who calls where the configuration says would not reach this socket. One for every address of both families
-/// is as good as one for every IPv4 address.
+/// Whether a client of the configured address would not reach this socket. A socket for all addresses of both families
+/// covers one for all IPv4 addresses.
 pub fn is_elsewhere(configured: SocketAddr, bound: SocketAddr) -> bool {
     let is_port = configured.port() == 0 || configured.port() == bound.port();
     let is_address = configured.ip().to_canonical() == bound.ip().to_canonical()
@@ -121,7 +123,7 @@ struct Inherited {
 }
 
 impl Inherited {
-    /// By name; those with another name or none take what is left, in order.
+    /// Assigns sockets by name. Those with another name, or without one, fill the free places in order.
     fn assign(sockets: Vec<(String, TcpListener)>) -> Result<Self, SocketsError> {
         let mut assigned = Self::default();
         let count = |name: &str| sockets.iter().filter(|(known, _)| known == name).count();
@@ -146,9 +148,9 @@ impl Inherited {
     }
 }
 
-/// Every inherited socket with its name; none where nobody handed any to this very process.
+/// All inherited sockets with their names; empty if none were passed to this process.
 fn inherited() -> Result<Vec<(String, TcpListener)>, SocketsError> {
-    // What cannot be a number of descriptors is not believed: as many would be taken, open or not.
+    // A value that cannot be a number of descriptors is refused: as many would be taken, open or not.
     let count = std::env::var("LISTEN_FDS").ok().map(|count| count.parse::<u32>());
     if !matches!(count, None | Some(Ok(0..=64))) {
         return Err(SocketsError::Environment);
@@ -164,7 +166,7 @@ fn adopt(descriptors: Vec<(String, OwnedFd)>) -> Result<Vec<(String, TcpListener
         Some(SocketsError::NotListening { number: fd.as_raw_fd(), name: name.clone(), reason })
     });
     if let Some(error) = bad {
-        // They may be somebody else's, or not open at all: they are left as they are.
+        // They may belong to someone else or not be open at all: leave them as they are.
         for (_, fd) in descriptors {
             let _ = fd.into_raw_fd();
         }
@@ -172,7 +174,7 @@ fn adopt(descriptors: Vec<(String, OwnedFd)>) -> Result<Vec<(String, TcpListener
     }
     let mut sockets = Vec::new();
     for (name, fd) in descriptors {
-        // Children of ours have no business with them.
+        // Child processes must not inherit them.
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(io::Error::from)?;
         sockets.push((name, TcpListener::from(fd)));
     }
@@ -183,7 +185,7 @@ fn adopt(descriptors: Vec<(String, OwnedFd)>) -> Result<Vec<(String, TcpListener
 fn refusal(fd: &OwnedFd) -> Option<String> {
     let family = match getsockname::<SockaddrStorage>(fd.as_raw_fd()) {
         Ok(address) => address.family(),
-        Err(error) => return Some(format!("it cannot be asked for its address: {}", error.desc())),
+        Err(error) => return Some(format!("its address cannot be read: {}", error.desc())),
     };
     if !matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6)) {
         return Some("its address is not an Internet address".into());
@@ -286,7 +288,7 @@ mod tests {
             (OwnedFd::from(connected), "does not listen"),
             (OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap()), "not a stream socket"),
             (OwnedFd::from(unix), "not an Internet address"),
-            (OwnedFd::from(file), "cannot be asked"),
+            (OwnedFd::from(file), "address cannot be read"),
         ] {
             let error = adopt(vec![("hosts".into(), fd)]).expect_err("refused").to_string();
             assert!(error.contains(reason) && error.contains("'hosts'"), "{error}");

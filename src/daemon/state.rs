@@ -1,21 +1,21 @@
-//! The state directory: locked, opened, unlocked.
+//! Opens the state directory: takes its lock, opens the stores, and unlocks the secrets.
 //!
 //! ```text
 //! state_dir/            0700
 //!   format              the number of the directory's format (see `format`)
 //!   daemon.lock         held while a daemon (or an offline command) runs; holds its process id
-//!   master.key          0600, unless systemd brings it as a credential
+//!   master.key          0600, unless systemd provides it as a credential
 //!   records/            the embedded records; the crash-safe store
-//!   outbox/             what hosts did and the records do not have yet; the crash-safe store
-//!   hot/                hot state: rebuilt from the records when it is lost or damaged
-//!   hot.broken-DATE/    hot state that was damaged and is set aside: nobody needs it
+//!   outbox/             telemetry of hosts that is not in the records yet; the crash-safe store
+//!   hot/                hot state: rebuilt from the records if it is lost or damaged
+//!   hot.broken-DATE/    damaged hot state that was set aside; it may be removed
 //!   before-format-N/, upgrading, records.upgrade/, outbox.upgrade/   an upgrade, and the state before it (see `format`)
-//!   records.damaged-DATE/   damaged records that a restore took the place of
+//!   records.damaged-DATE/   damaged records that a restore replaced
 //!   records.salvage/    a copy while damaged records are exported
 //!   records.restored/, restored, before-restore/   a restore under way, and what it replaced (see `promotion`)
-//!   restore.spool       a backup that comes in over the control socket; overwritten by the next where a crash left it
-//!   pki/server-ca.crt   what hosts trust          } written from the records on every start
-//!   pki/client-ca.crt   what signs admins         }
+//!   restore.spool       a backup from the control socket; after a crash, the next restore overwrites it
+//!   pki/server-ca.crt   trusted by hosts           } written from the records on every start
+//!   pki/client-ca.crt   signs admins' certificates }
 //!   listen.json         the bound addresses
 //! ```
 
@@ -52,25 +52,25 @@ use crate::upstream::oidc::Provider;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error(
-        "cannot write in the state directory, {}: {cause}; it has to be the daemon's own, writable, and on a disk with room",
+        "cannot write in the state directory, {}: {cause}; it must belong to the daemon's user, be writable, and have free disk space",
         path.display()
     )]
     Directory { path: PathBuf, cause: std::io::Error },
-    #[error("the state directory {} is in use by process {holder}; stop that one first, or choose another state_dir", path.display())]
+    #[error("the state directory {} is in use by process {holder}; stop that process first, or choose another state_dir", path.display())]
     InUse { path: PathBuf, holder: String },
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// Nothing was served from them, and nothing was changed.
+    /// Nothing was served from these records, and nothing was changed.
     #[error(
         "cannot open the records: {0}. Put a backup back: codex-authd restore DIR. Without one, codex-authd records export DIR \
-         takes out what can be read, as a backup"
+         saves what can be read, as a backup"
     )]
     DamagedRecords(String),
     #[error("cannot open the records: {0}")]
     Records(RecordsError),
     #[error(
-        "cannot open the outbox: {0}. To go on without it, move {path} away: lost are then the calls of hosts that the records \
-         do not have yet, and a login that a probe refreshed while they were away",
+        "cannot open the outbox: {0}. To go on without it, move {path} away: this loses the calls of hosts that the records \
+         do not have yet, and a login that a probe refreshed while the records were away",
         path = .1.display()
     )]
     DamagedOutbox(DurableError, PathBuf),
@@ -78,7 +78,7 @@ pub enum StateError {
     NoRecords(PathBuf, &'static str),
     #[error("cannot open hot state: {0}")]
     Hot(HotError),
-    /// The next process sets it aside.
+    /// The next process sets hot state aside.
     #[error("{0}")]
     HotUnfinished(HotError),
     #[error(transparent)]
@@ -100,7 +100,7 @@ impl From<RecordsError> for StateError {
     }
 }
 
-/// Which store of those beside the records could not be opened, and what is lost without it.
+/// Maps an error of the stores next to the records: which store failed, and what is lost without it.
 fn of_hot(error: HotError) -> StateError {
     match error {
         HotError::Unfinished(_) => StateError::HotUnfinished(error),
@@ -127,7 +127,7 @@ pub struct State {
 }
 
 impl State {
-    /// Opens the state of `config`; the first time, makes it.
+    /// Opens the state of `config`. The first time, it is created.
     pub async fn open(config: &Config, outside: Arc<dyn Outside>) -> Result<Self, StateError> {
         let directory = &config.state_dir;
         make_private(directory)?;
@@ -138,11 +138,11 @@ impl State {
         prepare_format(directory).await?;
         let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
         manager::status(if config.database.url.is_empty() {
-            "starting: the records are opened"
+            "starting: opening the records"
         } else {
-            "starting: the database is asked"
+            "starting: connecting to the database"
         });
-        // Both at once: with many hosts most of a start is spent here.
+        // Both at once: with many hosts, most of a start is spent here.
         let (records_path, hot_path, for_hot) = (directory.join("records"), directory.clone(), outside.clone());
         let database = database(config).map(|options| MySql::new(&options)).transpose()?;
         let is_embedded = database.is_none();
@@ -165,7 +165,7 @@ impl State {
                 embedded.on_flush(metrics.flush_observer(Store::Records));
                 Arc::new(embedded)
             }
-            // It was opened because there is no other.
+            // Unreachable: without a database, the embedded store was opened.
             (None, None) => return Err(RecordsError::Unavailable("no store was opened".into()).into()),
         };
         let hot = Arc::new(hot.map_err(StateError::Ended)??);
@@ -187,8 +187,8 @@ impl State {
         Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, stores, _lock: lock })
     }
 
-    /// Whether hosts were last shown another certificate than ours, as far as it is recorded. Where the records cannot
-    /// tell, hot state does.
+    /// Whether hosts were last shown a certificate other than ours, if that is recorded. Without the records, hot state
+    /// answers.
     pub async fn is_switched(&self) -> Option<bool> {
         let settings = match self.records.settings_fetch().await {
             Ok(settings) => settings,
@@ -216,7 +216,7 @@ impl State {
     }
 }
 
-/// Puts a backup back while no daemon runs: nothing has to be readable but the backup.
+/// Restores a backup while no daemon runs. Only the backup must be readable.
 pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) -> Result<Restored, StateError> {
     let directory = &config.state_dir;
     make_private(directory)?;
@@ -229,7 +229,7 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
         Err(StateError::Format(error @ FormatError::OldRecords(_))) => Err(error.to_string()),
         prepared => Ok(prepared?),
     };
-    // Records that cannot be opened stay where they are until the backup is known to be good.
+    // Records that cannot be opened stay where they are until the backup has been verified.
     let mut damaged = prepared.err();
     let records: Arc<dyn Records> = match database(config) {
         Some(options) => {
@@ -255,7 +255,7 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let stores = Beside::new(config);
     let restored = transfer::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
     let restored = restored.map_err(StateError::Restore)?;
-    // Its files are to be moved.
+    // Closes the records, because their files are moved next.
     drop(records);
     files::remove(&directory.join(NOTHING)).map_err(failed)?;
     if damaged.is_some() {
@@ -269,10 +269,10 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     Ok(restored)
 }
 
-/// Stands for records that cannot be opened, while a backup is put in their place.
+/// An empty store in place of unreadable records, while a backup is restored.
 const NOTHING: &str = "records.none";
 
-/// The records, or why they cannot be read: `damaged`, where that is known.
+/// Opens the records, or returns why they cannot be read. `damaged`: the reason, if it is known already.
 async fn open_embedded(path: &Path, damaged: Option<String>) -> Result<Result<Embedded, String>, StateError> {
     if let Some(cause) = damaged {
         return Ok(Err(cause));
@@ -285,7 +285,7 @@ async fn open_embedded(path: &Path, damaged: Option<String>) -> Result<Result<Em
     }
 }
 
-/// Renames the damaged records, so that the restored ones get their place.
+/// Renames the damaged records, to make room for the restored ones.
 fn set_aside(directory: &Path, path: &Path) -> std::io::Result<PathBuf> {
     let format = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
     let date = System.now().format(format).map_err(std::io::Error::other)?;
@@ -295,7 +295,7 @@ fn set_aside(directory: &Path, path: &Path) -> std::io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What can be read of damaged records, with the state locked.
+/// The readable part of damaged records, with the state locked.
 pub struct Rescued {
     // Dropped first: its files are in `scratch`.
     records: Option<Rescue>,
@@ -303,7 +303,7 @@ pub struct Rescued {
     _lock: StateLock,
 }
 
-/// Reads what can be read of the embedded records while no daemon runs. They are not changed.
+/// Reads the embedded records as far as possible while no daemon runs. They are not changed.
 pub fn rescue(config: &Config) -> Result<Rescued, StateError> {
     let directory = &config.state_dir;
     let path = directory.join("records");
@@ -326,8 +326,8 @@ pub fn rescue(config: &Config) -> Result<Rescued, StateError> {
 
 impl Rescued {
     pub fn records(&self) -> &Rescue {
-        // Taken by drop alone.
-        self.records.as_ref().unwrap_or_else(|| unreachable!("it is there until it is dropped"))
+        // Only drop takes it.
+        self.records.as_ref().unwrap_or_else(|| unreachable!("the value is present until the drop"))
     }
 }
 
@@ -338,14 +338,14 @@ impl Drop for Rescued {
     }
 }
 
-/// Off the async threads: a large state is copied for a while.
+/// Runs in a blocking thread: copying a large state takes a while.
 async fn prepare_format(directory: &Path) -> Result<(), StateError> {
     let directory = directory.to_path_buf();
     let prepared = tokio::task::spawn_blocking(move || format::prepare(&directory)).await;
     Ok(prepared.map_err(StateError::Ended)??)
 }
 
-/// How to reach the database, where there is one.
+/// Connection options of the database; `None` for the embedded store.
 fn database(config: &Config) -> Option<Options> {
     let Database { url, tls, ca, connections, timeout_seconds } = &config.database;
     (!url.is_empty()).then(|| Options {
@@ -357,7 +357,7 @@ fn database(config: &Config) -> Option<Options> {
     })
 }
 
-/// A directory of our own that nobody else may look into.
+/// Creates a directory, or restricts an existing one, with mode 0700.
 fn make_private(path: &Path) -> Result<(), StateError> {
     let fail = |cause| StateError::Directory { path: path.to_path_buf(), cause };
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail)?;
@@ -374,7 +374,7 @@ pub fn is_in_use(directory: &Path) -> bool {
     file.is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
 }
 
-/// Waits for a command that uses the state directory for a moment; no longer than `patience`.
+/// Waits, at most `patience`, until no other command uses the state directory.
 pub async fn wait_until_free(directory: &Path, patience: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < patience && is_in_use(directory) {
@@ -385,7 +385,7 @@ pub async fn wait_until_free(directory: &Path, patience: Duration) {
 const LOCK: &str = "daemon.lock";
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Held while this process uses the state directory. The kernel lets it go when the process ends, however it ends.
+/// Held while this process uses the state directory. The kernel releases it when the process ends in any way.
 struct StateLock(#[allow(dead_code)] Flock<File>); // Held, not read.
 
 impl StateLock {

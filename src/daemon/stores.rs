@@ -1,4 +1,4 @@
-//! How stores are opened beside the present one, and how one takes its place: what `service/transfer` asks of the wiring.
+//! Opens stores next to the present one, and promotes a restored one. `service/transfer` uses it through `Stores`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Stores for Beside {
             Target::Embedded => Ok(Opened {
                 records: self.open_embedded("records").await?,
                 name: embedded_name(&self.state_dir),
-                next: "take `[database] url` out of the configuration, and restart the daemon".into(),
+                next: "remove `[database] url` from the configuration, and restart the daemon".into(),
             }),
             Target::Database { url, tls, ca } => {
                 let Database { tls: known_tls, ca: known_ca, connections, timeout_seconds, .. } = &self.database;
@@ -81,8 +81,8 @@ impl Stores for Beside {
                 let refused = |error: crate::records::RecordsError| {
                     ServiceError::Refused(format!("{}: {error}", database_name(url)))
                 };
-                // What the driver says of a wrong one might have the password in it.
-                let records = MySql::new(&options).map_err(|_| ServiceError::Refused("this is no mysql://user:password@host:port/name; write special characters of the password as %XX".into()))?;
+                // The driver's message about an invalid URL might contain the password.
+                let records = MySql::new(&options).map_err(|_| ServiceError::Refused("this is not mysql://user:password@host:port/name; write special characters of the password as %XX".into()))?;
                 records.prepare().await.map_err(refused)?;
                 Ok(Opened {
                     records: Arc::new(records),
@@ -130,10 +130,10 @@ fn embedded_name(state_dir: &std::path::Path) -> String {
     format!("the embedded store in {}", state_dir.join("records").display())
 }
 
-/// Without user and password, and without parameters.
+/// Returns the URL without user, password and parameters.
 fn database_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    // A password may hold an unescaped `@`: what counts is behind the last one.
+    // A password may hold an unescaped `@`: the host follows the last one.
     let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
     format!("mysql://{}", place.split('?').next().unwrap_or_default())
 }

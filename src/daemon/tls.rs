@@ -1,5 +1,6 @@
-//! The certificate in force on both listeners: issued by our authority or brought by the operator, renewed and swapped
-//! while connections go on. Whether hosts are shown the operator's is decided in `service/hosts/host_trust.rs`.
+//! The certificates in force on both listeners: issued by our authority or supplied by the operator, renewed and
+//! swapped without closing connections. `service/hosts/host_trust.rs` decides whether hosts are shown the operator's
+//! certificate.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ pub struct Tls {
     in_force: Mutex<InForce>,
 }
 
-/// What the rest of the daemon needs to know of the certificate that hosts are shown who come by the public name.
+/// Facts for the rest of the daemon about the certificate that hosts are shown under the public name.
 #[derive(Clone)]
 struct InForce {
     pin: String,
@@ -46,14 +47,14 @@ struct InForce {
     not_after: OffsetDateTime,
 }
 
-/// What the configuration says of the certificates.
+/// Settings for the certificates.
 struct Listeners {
-    /// The operator's files.
+    /// The operator's files: certificate and private key.
     own: Option<(PathBuf, PathBuf)>,
     access: AdminAccess,
-    /// Of our certificate.
+    /// Names in our certificate.
     names: Mutex<Vec<ServerName>>,
-    /// By which name hosts know the daemon.
+    /// The name under which hosts know the daemon.
     public: Option<ServerName>,
 }
 
@@ -69,7 +70,7 @@ impl Listeners {
 }
 
 impl Tls {
-    /// Hosts are shown our certificate until [`Self::show_operators`] is told otherwise.
+    /// Hosts are shown our certificate until [`Self::show_operators`] changes that.
     pub fn new(
         config: &Config,
         bound: &Bound,
@@ -97,9 +98,9 @@ impl Tls {
         self.admin.clone()
     }
 
-    /// Reads the operator's certificate again, or issues ours anew, and puts it in force for new handshakes.
+    /// Reads the operator's certificate again, and reissues ours. Both are in force for new handshakes.
     pub fn reload(&self) -> Result<(), PkiError> {
-        // One at a time: what is put in force last is what was decided last.
+        // One reload at a time, so that the latest decision is in force last.
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
         let made = make(&self.listeners, self.shows_operators(), &self.secrets, &*self.outside)?;
         self.hosts.swap(made.hosts);
@@ -108,7 +109,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Has our certificate carry these names too, from the next handshake on: hosts were installed under them.
+    /// Adds these names to our certificate, from the next handshake on: hosts were installed under them.
     pub fn add_names(&self, urls: &[String]) -> Result<(), PkiError> {
         let mut names = self.listeners.names.lock().unwrap_or_else(PoisonError::into_inner);
         let before = names.len();
@@ -122,7 +123,7 @@ impl Tls {
         if is_more { self.reload() } else { Ok(()) }
     }
 
-    /// Has hosts be shown the operator's certificate from the next handshake on, or ours. Says whether that is a change.
+    /// Shows hosts the operator's certificate or ours, from the next handshake on. Returns whether that is a change.
     pub fn show_operators(&self, shows: bool) -> Result<bool, PkiError> {
         if self.listeners.own.is_none() || self.shows_operators() == shows {
             return Ok(false);
@@ -136,19 +137,19 @@ impl Tls {
         self.shows_operators.load(Ordering::SeqCst)
     }
 
-    /// Whether the certificate is to be issued anew. One that is not valid yet was issued by a clock that has been set
-    /// back since: no host would take it.
+    /// Whether the certificate must be reissued. If it is not valid yet, the clock has been set back since its issue,
+    /// and no host would accept it.
     pub fn is_due(&self, now: OffsetDateTime) -> bool {
         let InForce { not_before, renew_at, .. } = self.in_force();
         now < not_before || now >= renew_at
     }
 
-    /// When the certificate that hosts are shown ends.
+    /// The end of validity of the certificate that hosts are shown.
     pub fn not_after(&self) -> OffsetDateTime {
         self.in_force().not_after
     }
 
-    /// The certificates that operators hand around.
+    /// Writes the authority certificates, which operators copy to other machines.
     pub fn write_files(&self, state_dir: &Path) -> Result<(), DaemonError> {
         let directory = state_dir.join("pki");
         std::fs::create_dir_all(&directory).map_err(|cause| DaemonError::Write { path: directory.clone(), cause })?;
@@ -157,7 +158,7 @@ impl Tls {
         replace(&directory.join("client-ca.crt"), authorities.bundle(AuthorityRole::Client).as_bytes())
     }
 
-    /// The use cases' share of the configuration and of the certificate.
+    /// The settings and certificate facts for the use cases.
     pub fn policy(&self, config: &Config, bound: &Bound) -> Policy {
         policy(config, bound, &self.secrets, config.listen.hosts_tls.then(|| self.in_force().pin))
     }
@@ -167,8 +168,8 @@ impl Tls {
     }
 }
 
-/// The policy where nothing listens: what an offline command bakes is what the daemon would. `is_switched`: whether hosts
-/// were last shown another certificate than ours; `None`: nothing is recorded yet, and they were shown what is configured.
+/// The policy for an offline command: it bakes the same values as the daemon would. `is_switched`: whether hosts were
+/// last shown a certificate other than ours. `None`: nothing is recorded yet, so they get what is configured.
 pub fn offline_policy(
     config: &Config,
     bound: &Bound,
@@ -182,7 +183,7 @@ pub fn offline_policy(
     Ok(policy(config, bound, secrets, config.listen.hosts_tls.then_some(pin)))
 }
 
-/// Which certificate the configuration has hosts be shown.
+/// The certificate that hosts must be shown according to the configuration.
 pub fn host_certificate(config: &Config) -> HostCertificate {
     match config.tls.switch {
         _ if !config.listen.hosts_tls => HostCertificate::OfProxy,
@@ -212,12 +213,12 @@ fn policy(config: &Config, bound: &Bound, secrets: &Secrets, pin: Option<String>
     }
 }
 
-/// With every name of this machine on the port of the admin listener, and with the names that are configured there.
+/// Adds all names of this machine on the port of the admin listener, and the configured names on that port.
 fn people(config: &Config, bound: &Bound) -> PeoplePolicy {
     let mut people = PeoplePolicy::from(config);
     let configured =
         people.origins.iter().filter_map(|origin| reqwest::Url::parse(origin).ok()?.host_str().map(String::from));
-    // Without interfaces to ask, the configured names are left.
+    // If the interfaces cannot be listed, only the configured names remain.
     let listening = names(config, bound).unwrap_or_default().into_iter().map(|name| match name {
         ServerName::Ip(IpAddr::V6(address)) => format!("[{address}]"),
         name => name.to_string(),
@@ -228,8 +229,8 @@ fn people(config: &Config, bound: &Bound) -> PeoplePolicy {
     people
 }
 
-/// `public_base_url`, or what comes nearest to it: the address that was bound, the machine's name for "all of them". With
-/// why hosts may not find the daemon there, where nobody said that they do.
+/// Returns `public_base_url`. Without it, guesses a URL from the bound address, or from the machine's name if that is
+/// "all addresses". A guess comes with the reason why hosts may not reach it, if there is one.
 fn base_url(config: &Config, bound: &Bound) -> (String, Option<&'static str>) {
     if !config.public_base_url.is_empty() {
         return (config.public_base_url.clone(), None);
@@ -241,19 +242,19 @@ fn base_url(config: &Config, bound: &Bound) -> (String, Option<&'static str>) {
     guessed_base_url(bound.hosts, &name, config.listen.hosts_tls)
 }
 
-/// `name`: this machine's, for a listener on all of its addresses. A listener on one address was put there by the
-/// operator, and hosts on this machine find it on loopback, too; but where it is in the clear something else stands in
-/// front of it, and that is what hosts reach.
+/// `name`: this machine's name, for a listener on all addresses. If the listener is on one address, the operator chose
+/// it, and hosts on this machine can also use a loopback address. But without TLS a proxy is in front of it, and hosts
+/// must reach that.
 fn guessed_base_url(listener: SocketAddr, name: &str, tls: bool) -> (String, Option<&'static str>) {
     let scheme = if tls { "https" } else { "http" };
     if !listener.ip().is_unspecified() {
         let doubt = (listener.ip().to_canonical().is_loopback() && !tls)
-            .then_some("that is this machine alone, and hosts reach the proxy in front of it");
+            .then_some("only this machine can reach that address; hosts reach the proxy in front of it");
         return (format!("{scheme}://{listener}"), doubt);
     }
     let lower = name.to_ascii_lowercase();
     let doubt = if lower == "localhost" || lower.starts_with("localhost.") || lower.ends_with(".localhost") {
-        Some("to a host that is the host itself")
+        Some("on a host, this name means the host itself")
     } else if !name.contains('.') {
         Some("other machines rarely resolve a name without a domain")
     } else {
@@ -268,7 +269,7 @@ fn names(config: &Config, bound: &Bound) -> Result<Vec<ServerName>, PkiError> {
     Ok(names_for((!host.is_empty()).then_some(host), hostname.as_deref(), &addresses, bound.hosts))
 }
 
-/// The host part of a URL.
+/// Returns the host part of a URL.
 fn host_of(url: &str) -> &str {
     let base = url.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
     let authority = base.split('/').next().unwrap_or_default();
@@ -285,7 +286,7 @@ struct Made {
     in_force: InForce,
 }
 
-/// Admins who show a certificate always see our own: their trust comes from the same place as their own.
+/// Admins with client certificates always see our own: they get our authority together with their certificate.
 fn make(
     Listeners { own, access, names, public }: &Listeners,
     shows_operators: bool,
@@ -299,13 +300,13 @@ fn make(
         authorities.in_slot(AuthorityRole::Server, AuthoritySlot::Active).ok_or(PkiError::AuthorityMismatch)?;
     let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let certificate = issue_server_certificate(&authority.key, &key, &names, now, outside)?;
-    // Hosts that know the one before only are shown the way to the new one.
+    // Hosts that trust only the previous authority are shown the cross certificate to the new one.
     let cross = authority.cross_certificate_pem.as_deref();
     let ours = ServerIdentity::issued_across(&certificate, cross, &key)?;
-    // It has to be good also as long as hosts are not shown it.
+    // The operator's certificate must be valid even while hosts are not shown it.
     let theirs = own.as_ref().map(|(certificate, key)| ServerIdentity::load(certificate, key)).transpose()?;
     let admin = match access {
-        // Browsers come without a certificate of ours, and know the operator's authority rather than ours.
+        // Browsers have no certificate of ours, and trust the operator's authority rather than ours.
         AdminAccess::Login => server_config(theirs.as_ref().unwrap_or(&ours))?,
         _ => admin_config(&ours, &[&authorities.bundle(AuthorityRole::Client)])?,
     };
@@ -327,7 +328,7 @@ mod tests {
     use crate::records::embedded::Embedded;
     use crate::service::core::boot;
 
-    /// The system's, but for the date, which the test turns.
+    /// The system's outside, except for the date, which the test sets.
     struct Clock(Mutex<OffsetDateTime>);
 
     async fn tls_at(clock: &Arc<Clock>, directory: &std::path::Path) -> Tls {

@@ -1,18 +1,20 @@
-//! From state format 4 to 5: the rows that must survive a power cut leave sled for the crash-safe store of `durable`.
+//! The upgrade from state format 4 to 5: rows that must survive a power cut move from sled to the crash-safe store of
+//! `durable`.
 //!
 //! | rows | were in | are in |
 //! | --- | --- | --- |
 //! | the records | `records/`, sled | `records/rows.redb` |
 //! | the outbox, the node's name and number, a login that a probe refreshed | `hot/`, sled | `outbox/rows.redb` |
 //!
-//! 1. [`build`]: the rows are read from sled and written to a new store in `records.upgrade/` or `outbox.upgrade/`, which is
-//!    closed, opened anew (every page is verified then) and read back: as many rows, the same digest. An earlier try's is
-//!    removed first. Nothing else was changed yet.
+//! 1. [`build`]: reads the rows from sled and writes them to a new store in `records.upgrade/` or `outbox.upgrade/`. It
+//!    closes the store, opens it again (this verifies every page), and reads it back: the number of rows and the digest
+//!    must be equal. A store of an earlier attempt is removed first. Nothing else is changed yet.
 //! 2. [`switch`]: one rename puts the new file in its place. From here on sled's rows are not read any more.
-//! 3. [`clean`]: sled's files in `records/` are removed, and the directories of step 1. `hot/` keeps its rows: they are a
-//!    cache, and its owner drops what it does not know.
+//! 3. [`clean`]: removes sled's files in `records/`, and the directories of step 1. `hot/` keeps its rows: they are a
+//!    cache, and its owner drops unknown rows.
 //!
-//! Each step may be repeated. A new file that is in its place is done with. `format.rs` says when each is done.
+//! Each step may be repeated. A store whose new file is in its place is skipped. `format.rs` decides when each step
+//! runs.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -29,15 +31,15 @@ use crate::records::embedded::upgrade as records;
 /// The key of the whole row, and the number of the piece.
 type UpgradePiece<'a> = (&'a [u8], u32);
 
-/// Rows that are moved, and where.
+/// A set of rows to move.
 struct Move {
-    /// Of the new store, and of its directory.
+    /// The name of the new store, and of its directory.
     name: &'static str,
-    /// The directory of sled.
+    /// The directory of the sled store.
     from: &'static str,
-    /// The rows that are moved.
+    /// Selects the rows to move.
     takes: fn(&[u8]) -> bool,
-    /// The row that a key is a piece of, and the number of the piece.
+    /// Returns the key of the row that this key is a piece of, and the number of the piece.
     piece_of: fn(&[u8]) -> Option<UpgradePiece<'_>>,
 }
 
@@ -47,7 +49,7 @@ const MOVES: [Move; 2] = [
 ];
 
 const NEW_FILE: &str = "rows.redb";
-/// Of sled, besides `snap.*`.
+/// Files of sled, besides `snap.*`.
 const SLED: [&str; 3] = ["db", "conf", "blobs"];
 
 fn is_of_outbox(key: &[u8]) -> bool {
@@ -63,12 +65,12 @@ fn piece_of_hot(key: &[u8]) -> Option<(&[u8], u32)> {
 pub enum MoveError {
     #[error("{}: {cause}", path.display())]
     Io { path: PathBuf, cause: io::Error },
-    /// The old store.
+    /// Reading the old store failed.
     #[error("{cause}")]
     Source { name: &'static str, path: PathBuf, cause: DurableError },
     #[error("the new {name} cannot be written: {cause}")]
     Target { name: &'static str, cause: DurableError },
-    #[error("the new {0} are not what was copied; nothing was switched. That is a fault of the disk or of memory")]
+    #[error("the new {0} differ from the copied ones; nothing was switched. The disk or the memory is faulty")]
     Differs(&'static str),
 }
 
@@ -92,24 +94,24 @@ impl Move {
         directory.join(format!("{}.upgrade", self.name))
     }
 
-    /// `records/` is there and nothing of it is sled's: it never was older, as after a restore.
+    /// If `records/` has no files of sled, it was never of an older format, for example after a restore.
     fn is_done(&self, directory: &Path) -> bool {
         self.target(directory).join(NEW_FILE).exists() || !holds_sled(&self.source(directory))
     }
 }
 
-/// Whether sled's log is in `directory`.
+/// Whether `directory` holds sled's log.
 pub fn holds_sled(directory: &Path) -> bool {
     directory.join("db").exists() || directory.join("conf").exists()
 }
 
-/// Renames new files that stand beside the older format's: what is left of an upgrade that was taken back by hand. To be
-/// called only while the state has the older format.
+/// Renames new files that are next to a store of the older format: leftovers of an upgrade that was reverted by hand.
+/// Call this only while the state has the older format.
 pub fn set_stale_aside(directory: &Path) -> Result<()> {
     for (place, stale) in [("records/rows.redb", "records/rows.redb.stale"), ("outbox", "outbox.stale")] {
         let (path, stale) = (directory.join(place), directory.join(stale));
         let Some(parent) = path.parent().filter(|_| path.exists()) else { continue };
-        // Without sled's rows it is the only one.
+        // Without sled's rows, the new file is the only copy.
         if !holds_sled(&directory.join(if place == "outbox" { "hot" } else { "records" })) {
             continue;
         }
@@ -118,13 +120,13 @@ pub fn set_stale_aside(directory: &Path) -> Result<()> {
         files::sync_names(parent).map_err(io_error(parent))?;
         log::warn!(
             event = "stale_store", path:% = stale.display();
-            "a store of a later format stood beside the older one, which counts: it is {} now; remove it", stale.display()
+            "found a store of a newer format next to the older one, which is used: it was renamed to {}; remove it", stale.display()
         );
     }
     Ok(())
 }
 
-/// Step 1, of whatever is not switched yet.
+/// Step 1, for each store that is not switched yet.
 pub fn build(directory: &Path) -> Result<()> {
     for it in &MOVES {
         let part = it.part(directory);
@@ -133,16 +135,16 @@ pub fn build(directory: &Path) -> Result<()> {
             continue;
         }
         let copied = fill(it, &it.source(directory), &part)?;
-        manager::status(&format!("starting: the state is upgraded: the {} are compared", it.name));
+        manager::status(&format!("starting: upgrading the state: comparing the {}", it.name));
         let found = read_back(it, &part)?;
         if copied != found {
             return Err(MoveError::Differs(it.name));
         }
         log::info!(
             event = "rows_copied", store = it.name, rows = copied.rows, sha256:% = copied.digest;
-            "{} rows of the {} are copied and compared", copied.rows, it.name
+            "copied and compared {} rows of the {}", copied.rows, it.name
         );
-        // Closing wrote to it after the last commit.
+        // Closing the store wrote to it after the last commit.
         let file = part.join(NEW_FILE);
         File::open(&file).and_then(|file| file.sync_all()).map_err(io_error(&file))?;
     }
@@ -169,7 +171,7 @@ pub fn switch(directory: &Path) -> Result<()> {
 /// Step 3.
 pub fn clean(directory: &Path) -> Result<()> {
     let records = directory.join("records");
-    // Sled's are there to be removed only where the new file is.
+    // Sled's files may be removed only if the new file exists.
     if records.join(NEW_FILE).exists() {
         let entries = std::fs::read_dir(&records).map_err(io_error(&records))?;
         for entry in entries {
@@ -188,7 +190,7 @@ pub fn clean(directory: &Path) -> Result<()> {
     files::sync_names(directory).map_err(io_error(directory))
 }
 
-/// How many rows, and the digest over them in order of their keys.
+/// The number of rows, and the digest over them in the order of their keys.
 #[derive(Debug, PartialEq, Eq)]
 struct Copied {
     rows: u64,
@@ -215,7 +217,7 @@ impl RowTally {
     }
 }
 
-/// Rows are written so many, or so many bytes, at a time.
+/// The most rows, and bytes, that are written at once.
 const BATCH_ROWS: usize = 1000;
 const BATCH_BYTES: usize = 1024 * 1024;
 const PROGRESS_EVERY_ROWS: u64 = 20_000;
@@ -232,7 +234,7 @@ fn fill(it: &Move, source: &Path, part: &Path) -> Result<Copied> {
             tally.add(&key, &value);
             bytes += key.len() + value.len();
             if tally.rows.is_multiple_of(PROGRESS_EVERY_ROWS) {
-                let told = format!("the state is upgraded: {} rows of the {} are copied", tally.rows, it.name);
+                let told = format!("upgrading the state: copied {} rows of the {}", tally.rows, it.name);
                 manager::status(&format!("starting: {told}"));
                 log::info!(event = "rows_being_copied", store = it.name, rows = tally.rows; "{told}");
             }
@@ -253,7 +255,7 @@ fn fill(it: &Move, source: &Path, part: &Path) -> Result<Copied> {
         let row = String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned();
         of_source(DurableError::Damaged { path: source.into(), cause: format!("a piece of a row of {row} is missing") })
     };
-    // The row whose pieces are being read, and how many there were.
+    // The row whose pieces are being read, and the number of pieces so far.
     let mut whole: Option<(Vec<u8>, Vec<u8>, u32)> = None;
     for row in old.scan("") {
         let (key, value): (Bytes, Bytes) = row.map_err(of_source)?;
@@ -320,12 +322,12 @@ mod tests {
         [b"version/", &number.to_be_bytes()[..]].concat()
     }
 
-    /// As format 4 had them, in `records/` and `hot/`.
+    /// The state as format 4 stored it, in `records/` and `hot/`.
     fn prepared() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let records = Store::rebuildable(&directory.path().join("records")).unwrap();
         put(&records, b"host/00000001", b"a host");
-        // 35 is the byte that a piece's number stands behind.
+        // The number of a piece follows the byte 35.
         for number in [1, 35] {
             for (at, text) in ["{\"body\":", "\"abc\"", "}"].iter().enumerate() {
                 put(&records, &piece(&version(number), at as u32), text.as_bytes());
@@ -432,7 +434,7 @@ mod tests {
         }
     }
 
-    /// An upgrade that was taken back by hand, and is done again after the older version ran.
+    /// An upgrade that was reverted by hand, and is repeated after the older version ran.
     #[test]
     fn a_new_file_beside_older_rows_is_set_aside() {
         let prepared = prepared();

@@ -1,4 +1,4 @@
-//! `/mine`: what is one's own, for whoever signed in: hosts, installed and removed here, and sessions.
+//! `/mine`: the hosts and sessions of the user who signed in. Hosts are installed and removed here.
 
 use std::sync::Arc;
 
@@ -82,10 +82,10 @@ pub async fn remove(context: PageContext, Path(id): Path<u64>) -> Result<Respons
 pub async fn end_session(context: PageContext, Path(id): Path<Uuid>) -> Result<Response, PageError> {
     let user = signed_in(&context)?.user.id;
     context.areas().people.end_session(id, Some(user), context.by()).await?;
-    Ok(context.redirect("/mine", "The session is over.".into()))
+    Ok(context.redirect("/mine", "The session has ended.".into()))
 }
 
-/// It ends the session that asks: the next page is for signing in.
+/// Ends all sessions of the user, including this one, so it redirects to the sign-in page.
 #[handler]
 pub async fn set_password(
     context: PageContext,
@@ -109,7 +109,7 @@ pub async fn set_password(
     }
 }
 
-/// By certificate nobody in particular asks.
+/// Fails for a caller with a certificate, who is not a signed-in user.
 fn signed_in(context: &PageContext) -> Result<&SignedIn, PageError> {
     context.principal.signed_in.as_ref().ok_or_else(|| ServiceError::SessionRequired.into())
 }

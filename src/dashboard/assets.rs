@@ -1,4 +1,5 @@
-//! The style sheet, the script and the icon: compiled in, and named by their digest, so that a browser may keep them.
+//! The style sheet, the script and the icon. They are compiled in; their names contain their digest, so that browsers
+//! may cache them.
 
 use std::sync::LazyLock;
 
@@ -18,7 +19,7 @@ pub struct Asset {
 
 pub static STYLE: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("style", "css", "text/css; charset=utf-8", include_str!("assets/style.css")));
-/// Adds the button that copies. No page needs it.
+/// Adds the copy buttons. Every page works without it.
 pub static SCRIPT: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("copy", "js", "text/javascript; charset=utf-8", include_str!("assets/copy.js")));
 pub static ICON: LazyLock<Asset> =

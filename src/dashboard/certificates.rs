@@ -1,7 +1,7 @@
-//! `/certificates`: admins' client certificates, and their renewal before they end.
+//! `/certificates`: lists and renews the client certificates of admins.
 //!
-//! The new private key is shown to nobody: it stands in a PKCS#12 that is downloaded once, under a password that is shown
-//! once. Both wait in memory (`flash_store.rs`); after a crash the certificate is renewed again.
+//! The new private key is only in a PKCS#12 file. The file is downloaded once, and its password is shown once. Both
+//! wait in memory (`flash_store.rs`). A crash loses them; then the admin renews the certificate again.
 
 use std::sync::Arc;
 
@@ -28,13 +28,13 @@ pub struct Renewed {
     name: String,
     expires: When,
     password: Secret,
-    /// Of the file, to be asked for.
+    /// The id under which the file is downloaded.
     file: String,
     /// The old one is revoked.
     revoked: bool,
 }
 
-/// A PKCS#12 that waits to be downloaded.
+/// A PKCS#12 file that waits for its download.
 pub struct Download {
     name: String,
     bytes: Vec<u8>,
@@ -55,7 +55,7 @@ struct CertificateRow {
     expires: When,
     user: Option<String>,
     can_renew: bool,
-    /// The certificate of this very connection.
+    /// The certificate of this connection.
     is_this: bool,
 }
 
@@ -84,7 +84,7 @@ impl CertificateRow {
 #[handler]
 pub async fn page(context: PageContext) -> Result<Response, PageError> {
     let mut certificates = context.areas().trust.certificates().await?;
-    // What ends next comes first; what is over comes last.
+    // Sort by expiry; expired and revoked ones last.
     certificates.sort_by_key(|it| (!context.areas().trust.state_of(it).is_in_force(), it.expires_at));
     let certificates = certificates.into_iter().map(|it| CertificateRow::of(&context, it)).collect();
     show(StatusCode::OK, &CertificatesPage { layout: Layout::new(&context, TITLE), certificates })
@@ -97,7 +97,8 @@ pub async fn renew(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respo
     let options = CertificateOptions::default();
     let IssuedCertificate { record, pkcs12, .. } =
         context.areas().trust.renew_certificate(&old, options, revoke, context.by()).await?;
-    let Pkcs12 { file, password } = pkcs12.ok_or_else(|| ServiceError::internal("a certificate without its file"))?;
+    let Pkcs12 { file, password } =
+        pkcs12.ok_or_else(|| ServiceError::internal("a certificate was issued without its file"))?;
     let download = Download { name: record.name.clone(), bytes: file };
     let file = context.keep(|d| &d.downloads, download);
     let expires = When::new(record.expires_at, context.now());
@@ -110,7 +111,7 @@ pub async fn renew(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respo
 #[template(path = "certificate.html")]
 struct RenewedPage {
     layout: Layout,
-    /// `None`: it was shown already.
+    /// `None`: it was already shown, or it has expired.
     renewed: Option<Renewed>,
 }
 

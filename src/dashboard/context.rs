@@ -1,7 +1,7 @@
 //! What a page handler receives: the caller, the areas, and the result of the last action.
 //!
-//! It is made once for each request, after the caller was found and the form was checked (`mod.rs`). A page's error stays
-//! typed up to the one place that writes it.
+//! `mod.rs` makes it once per request, after it has identified the caller. A page's error stays typed until `mod.rs`
+//! renders it.
 
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ impl PageContext {
         self.dashboard.tokens.token(&self.principal)
     }
 
-    /// Keeps `value` for this caller; the answer is the id to take it with.
+    /// Keeps `value` for this caller. Returns the id for `take`.
     pub(super) fn keep<T>(&self, store: impl Fn(&Dashboard) -> &FlashStore<T>, value: T) -> String {
         store(&self.dashboard).put(&self.principal, value, &*self.dashboard.outside)
     }
@@ -84,7 +84,7 @@ impl<'a> FromRequest<'a> for PageContext {
 #[error("{}", self.0.body().1.message)]
 pub struct PageError(pub Failure);
 
-/// Without the message, which may repeat what was typed.
+/// Omits the message, which may contain the user's input.
 impl std::fmt::Debug for PageError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("PageError").field(&self.0.body().0).finish()

@@ -1,7 +1,8 @@
-//! What a page is to say once: kept in memory for some minutes under a random id, for one admin.
+//! Values that a page shows once. Each is kept in memory for five minutes under a random id, for one admin.
 //!
-//! The id stands in a URL, so it is no secret by itself: another admin's certificate finds nothing under it, and what
-//! was taken is gone. Bounded; a crash loses all of it, which costs an admin a sentence, or a new installer.
+//! The id is in a URL, so it is not a secret: only the same admin can take the value, and only once. The number of
+//! values is limited. A crash loses all of them, which costs an admin a message, an installer command or a certificate
+//! file.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -28,7 +29,7 @@ impl<T> FlashStore<T> {
         Self(Mutex::new(HashMap::new()))
     }
 
-    /// Keeps `value` for `admin`; the answer is the id to ask with.
+    /// Keeps `value` for `principal`. Returns the id for `take`.
     pub fn put(&self, principal: &Principal, value: T, outside: &dyn Outside) -> String {
         let id = hex::encode(random::<16>(outside));
         let now = outside.now();
@@ -46,7 +47,7 @@ impl<T> FlashStore<T> {
         id
     }
 
-    /// Takes what is kept under `id`, if it is this admin's.
+    /// Removes and returns the value of `id`, if it belongs to `principal`.
     pub fn take(&self, principal: &Principal, id: &str, now: OffsetDateTime) -> Option<T> {
         let id = Digest::of(id.as_bytes());
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);

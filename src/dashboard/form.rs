@@ -1,9 +1,9 @@
-//! Forms: read within bounds, and believed only with the token that this process gave this admin.
+//! Reads forms within limits, and accepts them only with the token that this process gave this admin.
 //!
-//! A browser shows an admin's certificate to us whichever page makes it send a request. That the request comes from
-//! another page is refused for the whole listener by what the browser says of it (`api/guards.rs`); the token is the
-//! second lock, for a browser that says nothing. It is an HMAC over the admin's name and session under a key made at the start, so
-//! nothing is stored; a restart makes it stale, and the page says so.
+//! A browser sends an admin's certificate with every request, even if another site's page causes it. The listener
+//! refuses such requests by the headers that the browser sends (`api/guards.rs`). The token is a second check, for
+//! browsers that send no such headers. It is an HMAC over the admin's name and session. Its key is made at start, so
+//! nothing is stored. After a restart old tokens are stale, and the page says so.
 
 use std::sync::Arc;
 
@@ -23,9 +23,9 @@ use crate::service::ServiceError;
 
 /// The field of every form that holds the token.
 pub const TOKEN: &str = "token";
-/// What the borders and small fields of a form may take beside a document of the greatest length.
+/// Room for the boundaries and small fields of a form, in addition to a document of maximum length.
 const MAX_FORM_OVERHEAD_BYTES: usize = 64 * 1024;
-/// A longer body is read this far before it is refused: a browser that cannot send the rest shows no answer.
+/// A body that is too long is still read up to here, because a browser that cannot finish sending shows no answer.
 const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 
 /// Makes and checks the tokens of forms.
@@ -41,29 +41,29 @@ impl Tokens {
         hex::encode(hmac::sign(&self.0, bound_to(principal).as_bytes()))
     }
 
-    /// In constant time.
+    /// Compares in constant time.
     fn is_good(&self, principal: &Principal, token: &str) -> bool {
         let Ok(tag) = hex::decode(token) else { return false };
         hmac::verify(&self.0, bound_to(principal).as_bytes(), &tag).is_ok()
     }
 }
 
-/// To who asks, and, where they signed in, to this very session.
+/// What a token is bound to: the caller and, for a signed-in user, the session.
 fn bound_to(principal: &Principal) -> String {
     let session = principal.signed_in.as_ref().map(|signed_in| signed_in.session.session.id);
     format!("form of {} {}", principal.by.actor, session.unwrap_or_default())
 }
 
-/// A form that was sent, its token checked.
+/// The fields of a form. Handlers receive it only after [`check`] has verified its token.
 pub struct Form(Vec<(String, Zeroizing<String>)>);
 
 impl Form {
-    /// The field, without space around it; empty where there is none.
+    /// The field's value, trimmed. Empty if the field is missing.
     pub fn text(&self, name: &str) -> &str {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.trim()).unwrap_or_default()
     }
 
-    /// With the space around it: a password.
+    /// The field's value, not trimmed. For passwords.
     pub fn exact(&self, name: &str) -> &str {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str()).unwrap_or_default()
     }
@@ -73,8 +73,8 @@ impl Form {
     }
 }
 
-/// Lets what only asks go by; of what changes something it reads the form and checks the token. The handler finds the
-/// form in `Data<&Arc<Form>>`.
+/// Ignores GET and HEAD. For other methods, reads the form and checks its token. The handler finds the form in
+/// `Data<&Arc<Form>>`.
 pub async fn check(context: &PageContext, request: &mut Request) -> poem::Result<()> {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());
@@ -82,7 +82,7 @@ pub async fn check(context: &PageContext, request: &mut Request) -> poem::Result
     let body = request.take_body();
     let form = read(request, body).await?;
     if !context.dashboard.tokens.is_good(&context.principal, form.text(TOKEN)) {
-        log::warn!(event = "form_refused", admin:% = context.by().actor; "a form came without a token that is good");
+        log::warn!(event = "form_refused", admin:% = context.by().actor; "refused a form without a valid token");
         return Err(PageError(Failure::form_stale()).into());
     }
     request.set_data(Arc::new(form));
@@ -106,13 +106,13 @@ pub async fn read(request: &Request, body: Body) -> poem::Result<Form> {
                     return Err(PageError(Failure::too_large()).into());
                 }
                 let text = String::from_utf8(bytes).map_err(|_| {
-                    refused("What you sent is not text (UTF-8). An auth.json is: was it the right file?")
+                    refused("The upload is not text (UTF-8), but an auth.json is. Was it the right file?")
                 })?;
                 fields.push((name, Zeroizing::new(text)));
             }
             Ok(Form(fields))
         }
-        _ => Err(refused("The dashboard takes its own forms only")),
+        _ => Err(refused("The dashboard accepts only its own forms")),
     }
 }
 
@@ -120,7 +120,8 @@ fn refused(why: &str) -> poem::Error {
     PageError::from(ServiceError::Refused(why.into())).into()
 }
 
-/// `bound`: of what this caller may send. A stranger sends no document, and nothing too long of theirs is drained.
+/// `bound`: the caller's limit in bytes. An unauthenticated caller sends no document, so it gets no overhead, and its
+/// long bodies are not drained.
 async fn gather(body: Body, bound: usize) -> poem::Result<Vec<u8>> {
     let is_known = bound > MAX_STRANGERS_BODY;
     let (bound, drained) = if is_known { (bound + MAX_FORM_OVERHEAD_BYTES, MAX_DRAINED_BYTES) } else { (bound, bound) };
@@ -129,7 +130,7 @@ async fn gather(body: Body, bound: usize) -> poem::Result<Vec<u8>> {
     let mut chunk = Zeroizing::new(vec![0; 16 * 1024]);
     loop {
         let read =
-            reader.read(&mut chunk).await.map_err(|error| refused(&format!("The form did not arrive: {error}")))?;
+            reader.read(&mut chunk).await.map_err(|error| refused(&format!("The form was not received: {error}")))?;
         seen += read;
         if read == 0 || seen > drained {
             break;

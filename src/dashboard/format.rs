@@ -1,4 +1,4 @@
-//! Times and numbers as a page tells them: what a reader sees at a glance, and the exact instant beside it.
+//! Formats instants for pages: a short form, the distance from now, and the exact RFC 3339 form.
 
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;

@@ -1,4 +1,4 @@
-//! `/login/versions`: the versions of the canonical login that are kept, page by page.
+//! `/login/versions`: the kept versions of the canonical login, in pages.
 
 use askama::Template;
 use poem::http::StatusCode;

@@ -1,4 +1,4 @@
-//! `/hosts/{id}`: one host, and what an admin can do to it.
+//! `/hosts/{id}`: shows one host, with the actions of an admin.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ struct HostPage {
     refused: Option<RefusedCall>,
 }
 
-/// A call from an address that the host may not call from.
+/// The last call that was refused because of its address.
 struct RefusedCall {
     called_from: String,
     bound_to: Option<String>,
@@ -91,7 +91,7 @@ pub async fn roaming(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<
 pub async fn clear(context: PageContext, Path(id): Path<u64>) -> Result<Response, PageError> {
     let host = context.areas().hosts.clear(HostId(id), context.by()).await?;
     let sentence =
-        format!("The address of {} is forgotten; it is bound to the next one that it calls from.", host.fqdn);
+        format!("The address of {} is forgotten. The host is bound to the next address it calls from.", host.fqdn);
     Ok(context.redirect(&format!("/hosts/{id}"), sentence))
 }
 
@@ -108,18 +108,18 @@ pub async fn window(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<F
             let When { shown, distance, .. } = When::new(until, context.now());
             format!("The window of {} is open until {shown} ({distance}).", host.fqdn)
         }
-        None => format!("The window of {} is closed: it is refused until you open it again.", host.fqdn),
+        None => format!("The window of {} is closed: the host is refused until you open it again.", host.fqdn),
     };
     Ok(context.redirect(&format!("/hosts/{id}"), sentence))
 }
 
-/// A field that says what is wanted, not "the other one": sent twice, it does the same.
+/// Reads a boolean field. The form sends the wanted state, not a toggle, so sending it twice has the same effect.
 pub fn decision(form: &Form, name: &str) -> Result<bool, PageError> {
     match form.text(name) {
         "true" => Ok(true),
         "false" => Ok(false),
         _ => {
-            Err(ServiceError::Refused(format!("The form does not say what is wanted: {name} is true or false")).into())
+            Err(ServiceError::Refused(format!("The form is incomplete: the field {name} must be true or false")).into())
         }
     }
 }

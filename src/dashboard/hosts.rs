@@ -1,4 +1,4 @@
-//! `/`: the canonical login, and the hosts that may have it.
+//! `/`: shows the canonical login and the list of hosts.
 
 use askama::Template;
 use poem::http::StatusCode;
@@ -25,7 +25,7 @@ pub struct HostsQuery {
     told: String,
     /// Part of a name or of an address.
     q: String,
-    /// `seen`: the last seen first; else by name.
+    /// `seen`: most recently seen first. Anything else: by name.
     sort: String,
     page: String,
 }
@@ -36,7 +36,7 @@ struct HostsPage {
     layout: Layout,
     login: Option<LoginCard>,
     hosts: Vec<HostRow>,
-    /// How many hosts the search found.
+    /// Number of hosts that match the search.
     found: usize,
     q: String,
     by_seen: bool,
@@ -55,13 +55,13 @@ pub struct LoginCard {
     pub proof: Option<Proof>,
 }
 
-/// A host as a person sees it.
+/// A host, formatted for people.
 pub struct HostRow {
     pub id: u64,
     pub name: String,
     pub state: StateChoice,
     pub address: Option<String>,
-    /// Of the other family.
+    /// The bound address of the other IP family.
     pub other_address: Option<String>,
     pub roaming: bool,
     pub secure: bool,
@@ -71,7 +71,7 @@ pub struct HostRow {
     pub calls: u64,
 }
 
-/// Whether a call of the host would be answered; told in words, the class is for the eye.
+/// Whether a call of the host would be served. `class` is the CSS class.
 pub struct StateChoice {
     pub words: String,
     pub class: &'static str,
@@ -106,7 +106,7 @@ pub async fn page(context: PageContext, Query(wanted): Query<HostsQuery>) -> Res
     show(StatusCode::OK, &page)
 }
 
-/// The canonical login, without anything secret.
+/// The canonical login without secrets.
 pub async fn login(areas: &Areas, now: OffsetDateTime) -> Option<LoginCard> {
     let CanonicalSummary { version, digest, last_refresh, source, stored_at, .. } =
         areas.core.canonical()?.summary.clone();
@@ -121,10 +121,10 @@ pub async fn login(areas: &Areas, now: OffsetDateTime) -> Option<LoginCard> {
 pub fn source_in_words(source: CanonicalSource) -> String {
     match source {
         CanonicalSource::Admin { by } => format!("uploaded by an admin ({by})"),
-        CanonicalSource::Override { by } => format!("uploaded by an admin ({by}) in the place of a newer login"),
-        CanonicalSource::Host { fqdn, .. } => format!("brought by the host {fqdn}"),
+        CanonicalSource::Override { by } => format!("uploaded by an admin ({by}), replacing a newer login"),
+        CanonicalSource::Host { fqdn, .. } => format!("stored by the host {fqdn}"),
         CanonicalSource::Runner { of } => format!("refreshed by Codex while version {of} was probed"),
-        CanonicalSource::Rollback { by, of } => format!("version {of}, brought back by {by}"),
+        CanonicalSource::Rollback { by, of } => format!("version {of}, restored by {by}"),
     }
 }
 

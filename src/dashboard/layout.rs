@@ -1,4 +1,4 @@
-//! What every page shows: the user, the state of the service, the result of the last action; and the page for a failure.
+//! The layout of every page: the user, the state of the service, the result of the last action. Also the failure page.
 
 use askama::Template;
 use poem::http::StatusCode;
@@ -20,35 +20,35 @@ use crate::service::{ServiceError, core::health};
 
 pub struct Layout {
     pub title: &'static str,
-    /// Name of the admin's certificate, or of the admin otherwise.
+    /// The name of the certificate, the user's e-mail address, or another actor's name.
     pub admin: String,
     pub fingerprint: Option<String>,
-    /// When the certificate of this connection ends, where that is soon.
+    /// When the certificate of this connection expires. Set only if that is soon.
     pub certificate_ends: Option<When>,
     pub api_disabled: bool,
     pub degraded: Option<DegradedNotice>,
     pub standstill: Option<StandstillNotice>,
-    /// Why the canonical login, which came from a backup, is not tried by itself.
+    /// Set if the canonical login came from a backup: why it is not probed automatically.
     pub restored: Option<String>,
-    /// What became of the last action.
+    /// The result of the last action.
     pub told: Option<String>,
-    /// For the forms of the page.
+    /// The token for the page's forms.
     pub token: String,
-    /// Whether what changes the fleet is offered.
+    /// Whether actions that change the fleet are shown.
     pub may_change: bool,
     pub may_look: bool,
-    /// By a session, which can be ended.
+    /// Whether the caller has a session, which can be ended.
     pub signed_in: bool,
     pub style: &'static str,
     pub script: &'static str,
     pub icon: &'static str,
 }
 
-/// What everybody who looks is to know before anything else.
+/// The banner of every page while the service is degraded.
 pub struct DegradedNotice {
     pub since: When,
     pub why: String,
-    /// Of when it is what is served, where that is another time.
+    /// The time of the served data, if it differs from `since`.
     pub known_at: Option<When>,
     pub goes_on: &'static str,
     pub refused: &'static str,
@@ -68,7 +68,7 @@ impl DegradedNotice {
     }
 }
 
-/// Why the store takes no changes.
+/// The banner while the store refuses changes.
 pub struct StandstillNotice {
     pub since: String,
     pub reason: String,
@@ -113,30 +113,30 @@ fn ending(context: &PageContext, fingerprint: &Digest) -> Option<When> {
     is_soon.then(|| When::new(certificate.expires_at, context.now()))
 }
 
-/// A page, or the failure to write it.
+/// Renders a page.
 pub fn show(status: StatusCode, page: &impl Template) -> Result<Response, PageError> {
     let text = page.render().map_err(ServiceError::internal)?;
     Ok(Html(text).with_status(status).into_response())
 }
 
-/// What happened, and what to do next.
+/// Explains a failure: what happened, and what to do next.
 pub fn explain(body: &ErrorBody) -> Explained {
     let reasons = body.errors.iter().flatten().map(|(field, reasons)| format!("{field}: {}", reasons.join("; ")));
     let next = match body.code.as_str() {
         "unavailable" => {
-            "Wait a moment and send it again. If it stays so, look at the daemon's log, and at its disk or its database."
+            "Wait a moment and send it again. If it fails again, check the daemon's log, and its disk or database."
         }
-        "stands_still" => "Whoever began the migration or restore can end it; until then nothing can be changed.",
-        "internal" => "Nothing you entered is wrong. The log of the daemon says what failed.",
+        "stands_still" => "Nothing can be changed until the migration or restore ends. Ask the admin who began it.",
+        "internal" => "The cause is not what you entered. The daemon's log says what failed.",
         "form_stale" => {
             "Open the page again and repeat what you did there. This happens after the daemon was restarted."
         }
         "not_found" | "route_not_found" => "It may have been removed meanwhile. Go back to the hosts and look again.",
         "other_account" => {
-            "If the fleet is to have that account from now on, send it again and tick the box that changes the account."
+            "To give the fleet that account from now on, send it again and tick the box that changes the account."
         }
         "too_large" => "An auth.json is a few kilobytes long: was it the right file?",
-        "invalid_json" => "Take the file as Codex wrote it, ~/.codex/auth.json, and send all of it.",
+        "invalid_json" => "Send the complete file as Codex wrote it: ~/.codex/auth.json.",
         _ => "",
     };
     Explained { happened: full_stop(&body.message), reasons: reasons.collect(), next }
@@ -161,7 +161,7 @@ struct FailurePage {
     explained: Explained,
 }
 
-/// A failure, as a page.
+/// Renders a failure as a page.
 pub fn failure_page(context: &PageContext, failure: &Failure) -> Response {
     let (status, body) = failure.body();
     let layout = Layout::new(context, "That did not work");

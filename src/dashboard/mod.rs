@@ -1,10 +1,11 @@
-//! The dashboard: pages for people, on the admin listener only. Who may open which stands in [`Dashboard::mount`].
+//! The dashboard: pages for people, on the admin listener only. [`Dashboard::mount`] lists the pages and the role that
+//! each needs.
 //!
-//! One file a page; what a page does goes through the same functions of the service as the API. Every page works without
-//! JavaScript: a form is posted, the answer is a redirect, and the page it leads to tells what became of it.
+//! Each page has its own file, and calls the same functions of the service as the API. Every page works without
+//! JavaScript: a form is posted, the answer is a redirect, and the next page shows the result.
 //!
-//! This room must not touch storage and holds no rule. It keeps for some minutes, in memory, what a page is to say once
-//! (`flash_store.rs`); a crash loses that and nothing else: the change itself was durable before it was put there.
+//! This room must not touch storage and holds no rules. Results that a page shows once are kept in memory for some
+//! minutes (`flash_store.rs`). A crash loses only these: each change is durable before its result is kept.
 
 mod account;
 mod assets;
@@ -41,7 +42,7 @@ use crate::service::Areas;
 
 use context::{PageContext, PageError};
 
-/// What the pages share.
+/// The state that all pages share.
 pub struct Dashboard {
     areas: Arc<Areas>,
     outside: Arc<dyn Outside>,
@@ -65,9 +66,10 @@ impl Dashboard {
         })
     }
 
-    /// Puts the pages and their assets beside the operations of the API.
+    /// Adds the pages and their assets to the API's routes.
     pub fn mount(self: &Arc<Self>, route: Route) -> impl Endpoint<Output = Response> + 'static {
-        // Looking is for a viewer, changing for an admin; their own is for whoever signed in.
+        // Viewers may look at the fleet and admins may change it. Every signed-in user may change their own hosts and
+        // sessions.
         let of_fleet = Needs { to_look: Role::Viewer, to_change: Role::Admin };
         let of_ones_own = Needs { to_look: Role::Member, to_change: Role::Member };
         let pages: Vec<(&str, Needs, RouteMethod)> = vec![
@@ -110,7 +112,7 @@ impl Dashboard {
             route
         };
         route.at("/assets/:name", get(assets::asset)).around(|route, mut request| async move {
-            // The API's operations are nested below `/`, and a route cannot have a page there as well.
+            // The API's operations are nested below `/`, and poem allows no page at the same route.
             if request.uri().path() == "/" {
                 let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
                 *request.uri_mut() = format!("/hosts{query}").parse().map_err(poem::error::BadRequest)?;
@@ -124,7 +126,7 @@ impl Dashboard {
     }
 }
 
-/// Finds the caller, checks its role and its form, and calls the page. A failure is shown as a page.
+/// Identifies the caller, checks its role and its form, and calls the page. A failure is shown as a page.
 async fn answer<E: Endpoint>(
     dashboard: Arc<Dashboard>,
     needs: Needs,
@@ -137,7 +139,7 @@ async fn answer<E: Endpoint>(
     };
     let looks = matches!(*request.method(), Method::GET | Method::HEAD);
     if looks && principal.role < needs.to_look && principal.signed_in.is_some() && request.uri().path() == "/hosts" {
-        // The first page there is for them.
+        // A member may not see the fleet; their own page is the start page.
         return Ok(with_headers(Redirect::see_other("/mine").into_response()));
     }
     let context = PageContext::new(dashboard, principal, &request);
@@ -163,7 +165,7 @@ async fn call<E: Endpoint>(
     page.call(std::mem::take(request)).await.map(IntoResponse::into_response)
 }
 
-/// The least role that a page is for.
+/// The lowest role that may see a page, and the lowest that may change something there.
 #[derive(Clone, Copy)]
 struct Needs {
     to_look: Role,
@@ -178,14 +180,14 @@ fn with_headers(answer: impl IntoResponse) -> Response {
     answer
 }
 
-/// `Cache-Control: no-store` and `nosniff` are on every answer of the listener.
+/// The listener itself adds `Cache-Control: no-store` and `nosniff` to every answer.
 const HEADERS: [(&str, &str); 5] = [
     (
         "content-security-policy",
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
          frame-ancestors 'none'",
     ),
-    // Not `no-referrer`: with that a browser sends our own forms with `Origin: null`, which is a stranger's.
+    // Not `no-referrer`: then browsers send our own forms with `Origin: null`, which is refused as another site's.
     ("referrer-policy", "same-origin"),
     ("x-frame-options", "DENY"),
     ("cross-origin-opener-policy", "same-origin"),

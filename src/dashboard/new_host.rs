@@ -1,7 +1,7 @@
-//! `/hosts/new`: make a host, and show the command that makes a machine that host, once.
+//! `/hosts/new`: registers a host, and shows its installer command once.
 //!
-//! The command holds the installer token, so it never stands in a URL or a cookie: it waits in memory (`flash_store.rs`) for
-//! the page that the browser is led to, and is gone once that page was shown.
+//! The command contains the installer token, so it is never in a URL or a cookie. It waits in memory (`flash_store.rs`)
+//! until the browser has followed the redirect and shown it once.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::model::secret::Secret;
 use crate::service::ServiceError;
 use crate::service::hosts::enrol::{HostOptions, Registered};
 
-/// What the installer's page shows.
+/// The data of the installer page.
 pub struct ShownInstaller {
     name: String,
     shared: bool,
@@ -52,9 +52,9 @@ struct NewHostPage {
     layout: Layout,
     name: String,
     shared: bool,
-    /// The name is a host's already: making it again takes the old key away.
+    /// A host of this name exists. Making it again revokes the old key.
     known: bool,
-    /// What hosts would be told, and why they may not find the daemon there, where nobody configured it.
+    /// Set if `public_base_url` is not configured: the guessed URL, and why hosts may not reach the daemon there.
     guessed: Option<Guessed>,
     allow_short_name: bool,
     refused: Option<Explained>,
@@ -108,12 +108,12 @@ pub async fn make(context: PageContext, form: Data<&Arc<Form>>) -> Result<Respon
         let (name, guessed) = (name.clone(), Guessed::of(&context));
         show(status, &NewHostPage { layout, name, shared, known, guessed, allow_short_name, refused })
     };
-    // It was asked about this name, not about one that was typed over it.
+    // The confirmation counts only for the name it was asked about. The admin may have typed another name since.
     let confirmed = form.text("again").eq_ignore_ascii_case(&name);
     if !confirmed && context.areas().hosts.host_named(&name).await?.is_some() {
         return again(StatusCode::CONFLICT, true, None).await;
     }
-    // Unchecked says nothing: a new host is a secure one, a known one stays what it was.
+    // Unchecked means unchanged: a new host is secure, a known host keeps its kind.
     let options = HostOptions { secure: shared.then_some(false), expires_at: None, allow_short_name };
     match context.areas().hosts.register(&name, options, context.by()).await {
         Ok(registered) => {

@@ -1,4 +1,4 @@
-//! `/runner`: whether the canonical login works, what was tried, and having it tried now.
+//! `/runner`: whether the canonical login works, the last probes, and a button for a probe now.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::records::{Probe, ProbeState, ProbeTrigger};
 use crate::service::Areas;
 use crate::service::probes::{RunnerState, RunnerView, Underway};
 
-/// How many of the last probes the page shows at first.
+/// Number of probes that the page shows at first.
 const PROBES_SHOWN: usize = 25;
-/// The records keep no more.
+/// The records keep at most this many probes.
 const MAX_PROBES: usize = 1000;
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -42,14 +42,14 @@ struct RunnerPage {
 
 /// What is known of the canonical login.
 pub struct Proof {
-    /// For the eye.
+    /// The CSS class.
     pub class: &'static str,
     pub words: String,
-    /// When that was found.
+    /// When the last probe finished.
     pub found: Option<When>,
-    /// Why it is not good, line by line.
+    /// Why the login does not work, in lines.
     pub reason: Vec<String>,
-    /// Since when it is being tried, or is about to be.
+    /// A sentence about a probe that is under way or will start soon.
     pub underway: Option<String>,
 }
 
@@ -85,11 +85,11 @@ pub async fn page(
 #[handler]
 pub async fn run(context: PageContext, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     context.areas().probes.ask_for_probe(context.by(), form.is("restored", "yes"))?;
-    let sentence = "Codex is being run on the canonical login. Open this page again in a moment for what it says.";
+    let sentence = "Codex is being run on the canonical login. Reload this page in a moment to see the result.";
     Ok(context.redirect("/runner", sentence.into()))
 }
 
-/// What is known of the canonical login; where that cannot be read, that.
+/// What is known of the canonical login. `None`: probes are switched off, or the probes cannot be read.
 pub async fn proof(areas: &Areas, now: OffsetDateTime) -> Option<Proof> {
     let view = areas.probes.runner(0).await.ok()?;
     view.enabled.then(|| Proof::of(&view, now))
@@ -101,13 +101,13 @@ impl Proof {
             RunnerState::Known(state) => told(Some(state)),
             RunnerState::Never => ("waiting", "Not tried yet"),
             RunnerState::Off => ("waiting", "Not tried: probes are switched off"),
-            RunnerState::Unknown => ("waiting", "Not known: the store is not available just now"),
+            RunnerState::Unknown => ("waiting", "Unknown: the store is not available just now"),
         };
         let outcome = view.latest.as_ref().and_then(|probe| probe.outcome.as_ref());
         let underway = view.underway.as_ref().map(|Underway { version, since, .. }| {
             format!("Codex is being run on version {version}, since {}.", When::new(*since, now).distance)
         });
-        let waiting = || view.is_wanted.then(|| "It is going to be tried again soon.".to_owned());
+        let waiting = || view.is_wanted.then(|| "It will be tried again soon.".to_owned());
         Self {
             class,
             words: words.into(),
@@ -124,7 +124,7 @@ impl ProbeRow {
         let Probe { version, trigger, started_at, outcome, .. } = probe;
         let (class, state) = match outcome.as_ref().map(|outcome| outcome.state) {
             None if is_under_way => ("waiting", "Under way"),
-            None => ("closed", "Cut short"),
+            None => ("closed", "Interrupted"),
             state => told(state),
         };
         let took = outcome.as_ref().map(|outcome| (outcome.finished_at - started_at).as_seconds_f64().max(0.0));
@@ -152,11 +152,11 @@ fn told(state: Option<ProbeState>) -> (&'static str, &'static str) {
 
 fn why(trigger: ProbeTrigger) -> &'static str {
     match trigger {
-        ProbeTrigger::Store => "a host brought it",
+        ProbeTrigger::Store => "a host stored it",
         ProbeTrigger::Daily => "once a day",
         ProbeTrigger::Admin => "an admin asked",
-        ProbeTrigger::Upload => "asked for with the upload",
-        ProbeTrigger::Retry => "again, after a failure",
+        ProbeTrigger::Upload => "requested with the upload",
+        ProbeTrigger::Retry => "retry after a failure",
     }
 }
 

@@ -1,4 +1,4 @@
-//! `/switch`: the kill switch, with what it does told before it is thrown.
+//! `/switch`: the kill switch. The page explains its effect first.
 
 use std::sync::Arc;
 

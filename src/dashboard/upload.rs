@@ -1,4 +1,4 @@
-//! `/login`: the canonical login, and a newer one in its place.
+//! `/login`: shows the canonical login, and uploads a newer one.
 
 use std::sync::Arc;
 
@@ -47,14 +47,14 @@ pub async fn upload(context: PageContext, form: Data<&Arc<Form>>) -> Result<Resp
 }
 
 async fn take(context: &PageContext, form: &Form) -> ServiceResult<Sync> {
-    // Some editors put a byte order mark in front.
+    // Some editors add a byte order mark.
     let [file, pasted] = ["file", "pasted"].map(|name| form.text(name).trim_start_matches('\u{feff}'));
     let document = match (file.is_empty(), pasted.is_empty()) {
         (false, true) => file,
         (true, false) => pasted,
-        (true, true) => return Err(ServiceError::Refused("choose a file, or paste what is in it".into())),
+        (true, true) => return Err(ServiceError::Refused("choose a file, or paste its content".into())),
         (false, false) => {
-            return Err(ServiceError::Refused("you chose a file and pasted a text too: send one of them".into()));
+            return Err(ServiceError::Refused("you chose a file and also pasted text: send one of them".into()));
         }
     };
     let allowed =
@@ -75,9 +75,8 @@ fn became_of_it(sync: &Sync) -> String {
             format!("Nothing changed: this login is the canonical one already, version {version}.")
         }
         Outcome::Outdated => format!(
-            "Nothing changed: what you sent is older than the canonical login, version {version}, refreshed \
-             {last_refresh}. Sign in with Codex once more, and upload the file it writes then; or tick the box that lets an \
-             older login win."
+            "Nothing changed: the login you sent is older than the canonical login, version {version}, refreshed \
+             {last_refresh}. Sign in with Codex again and upload the new file, or tick the box for an older login."
         ),
         outcome => format!("The login was read: {}.", outcome.as_str()),
     }

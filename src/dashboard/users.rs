@@ -1,4 +1,4 @@
-//! `/users`: who may sign in, and what admins do with them.
+//! `/users`: lists users, and lets admins add and change them.
 
 use std::sync::Arc;
 
@@ -112,7 +112,7 @@ pub async fn page(context: PageContext, Path(id): Path<u64>) -> Result<Response,
     show(StatusCode::OK, &UserPage { layout, user, roles: Role::ALL, default_max, identities, sessions })
 }
 
-/// What is to be changed, by the name of the button's form.
+/// Applies the change that the form's field `change` names.
 #[handler]
 pub async fn change(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<Form>>) -> Result<Response, PageError> {
     let (areas, by, id) = (context.areas(), context.by(), UserId(id));
@@ -124,7 +124,7 @@ pub async fn change(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<F
         "disable" => {
             let changed = areas.people.disable_user(id, form.is("keep_hosts", "true"), by).await?;
             let hosts = hosts_of(&changed, "disabled");
-            format!("{} is let in no more; their sessions are over{hosts}.", changed.user.email)
+            format!("{} is disabled; their sessions are ended{hosts}.", changed.user.email)
         }
         "enable" => {
             let changed = areas.people.enable_user(id, by).await?;
@@ -132,36 +132,36 @@ pub async fn change(context: PageContext, Path(id): Path<u64>, form: Data<&Arc<F
         }
         "password" => {
             let user = areas.people.set_password(id, form.exact("password"), by).await?;
-            format!("{} has another password; their sessions are over.", user.email)
+            format!("{} has a new password; their sessions are ended.", user.email)
         }
         "max_hosts" => {
             let max = match form.text("max_hosts") {
                 "" => None,
                 text => Some(text.parse().map_err(|_| ServiceError::invalid("max_hosts", "must be a number"))?),
             };
-            format!("The number of hosts of {} is set.", areas.people.set_max_hosts(id, max, by).await?.email)
+            format!("The host limit of {} is set.", areas.people.set_max_hosts(id, max, by).await?.email)
         }
         "link" => {
             let user = areas.people.user(id).await?;
             let (issuer, subject) = (form.text("issuer"), form.text("subject"));
             let identity = areas.people.link_identity(issuer, subject, user.email.as_str(), None, by).await?;
-            format!("Whoever is {} at {} signs in as {}.", identity.subject, identity.issuer, user.email)
+            format!("The identity {} at {} now signs in as {}.", identity.subject, identity.issuer, user.email)
         }
         "unlink" => {
             let identity = areas.people.unlink_identity(form.text("issuer"), form.text("subject"), by).await?;
-            format!("{} of {} is linked no more.", identity.subject, identity.issuer)
+            format!("{} of {} is no longer linked.", identity.subject, identity.issuer)
         }
         "end" => {
             let session = form.text("session").parse().map_err(|_| ServiceError::NotFound("Session"))?;
             areas.people.end_session(session, Some(id), by).await?;
-            "The session is over.".into()
+            "The session has ended.".into()
         }
-        _ => return Err(ServiceError::Refused("The form does not say what to change".into()).into()),
+        _ => return Err(ServiceError::Refused("The form is incomplete: it names no change".into()).into()),
     };
     Ok(context.redirect(&format!("/users/{id}"), sentence))
 }
 
-/// What became of a user's hosts.
+/// How many of the user's hosts changed with the user.
 fn hosts_of(changed: &ChangedUser, done: &str) -> String {
     match changed.host_count() {
         0 => String::new(),

@@ -1,4 +1,5 @@
-//! Whether the daemon's user can read a file: tried with that user's rights, and told by the directory that is in the way.
+//! Checks whether the daemon's user can read a file, with that user's rights. If not, it finds the directory or file in
+//! the way.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,16 +8,16 @@ use std::path::{Path, PathBuf};
 use crate::daemon::owner::{OwnerIdentity, act_as};
 use crate::model::check::Check;
 
-/// What keeps a user from reading a file.
+/// The reason why a user cannot read a file.
 #[derive(Debug)]
 enum Obstacle {
-    /// A directory on the way that may not be passed.
+    /// A directory in the path that the user may not search.
     Directory(PathBuf),
     File(PathBuf),
     Other(io::Error),
 }
 
-/// `None`: `identity` can read it. To be called while the process has one thread.
+/// `None` if `identity` can read the file. Call it while the process has one thread.
 pub fn unreadable(name: &'static str, path: &Path, identity: &OwnerIdentity) -> Option<Check> {
     let place = path.display();
     let (user, group) = (identity.user(), identity.group());
@@ -27,7 +28,7 @@ pub fn unreadable(name: &'static str, path: &Path, identity: &OwnerIdentity) -> 
         Obstacle::Directory(directory) => {
             let is_roots = std::fs::metadata(&directory).is_ok_and(|about| about.gid() == 0);
             let directory = directory.display();
-            // A directory of root's alone gets the group. One of others keeps theirs.
+            // If the directory belongs to root's group, the daemon's group gets it. Otherwise the group is kept.
             let remedy = match is_roots {
                 true => format!("chgrp {group} {directory} && chmod g+x {directory}"),
                 false => format!("chmod o+x {directory}"),
@@ -43,7 +44,7 @@ pub fn unreadable(name: &'static str, path: &Path, identity: &OwnerIdentity) -> 
 }
 
 fn obstacle(path: &Path, identity: &OwnerIdentity) -> Option<Obstacle> {
-    // As the caller: links on the way may lead anywhere.
+    // As the caller, because links may lead anywhere.
     let target = match path.canonicalize() {
         Ok(target) => target,
         Err(error) => return Some(Obstacle::Other(error)),
@@ -106,7 +107,7 @@ mod tests {
         chown(&closed, None, Some(4713)).unwrap();
         assert_eq!(told(&hidden).unwrap().remedy.unwrap(), format!("chmod o+x {}", closed.display()));
 
-        // What it says mends it.
+        // The remedy works.
         chown(&key, None, Some(4712)).unwrap();
         assert_eq!(told(&key), None);
         let _ = std::fs::remove_file(&key);

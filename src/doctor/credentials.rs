@@ -1,7 +1,8 @@
-//! What lies in systemd's credential stores for the daemon, beside what the running daemon received.
+//! Compares the files in systemd's credential stores with the credentials that the running daemon received.
 //!
-//! A credential is read by systemd at the start of the unit, and by systemd 252 and later alone from these directories. So
-//! one that lies there may not be in force. A master key is never said to be superfluous unless the daemon is seen to have
+//! systemd reads credentials when the unit starts; from these directories only since version 252. So a file there may
+//! not be in force. A master key is called superfluous only if the daemon has received the other copy. Messages contain
+//! no secret.
 //! received the other one. No secret is in what is said.
 
 use std::path::{Path, PathBuf};
@@ -15,18 +16,18 @@ use crate::model::check::Check;
 const NAME: &str = "credentials";
 const PREFIX: &str = "codex-authd.";
 const MASTER_KEY: &str = "master.key";
-/// What the daemon reads.
+/// The credentials that the daemon reads.
 const KNOWN: [&str; 3] = [MASTER_KEY, "database.password", "oidc.client_secret"];
-/// Read by the unit that makes copies, which does not stay.
+/// Read by the unit that makes backups, which does not keep running.
 const OF_BACKUPS: &str = "backup.passphrase";
 const MAX_BYTES: u64 = 1024 * 1024;
-const RESTART: &str = "systemctl restart codex-authd; if that changes nothing: systemd before 252 does not read this directory \
+const RESTART: &str = "systemctl restart codex-authd; if that does not help: systemd before 252 does not read this directory \
                        (systemctl --version), upgrade systemd";
 
 pub struct Places {
     pub plain: PathBuf,
     pub encrypted: PathBuf,
-    /// What systemd gave to the daemon; there while it runs.
+    /// The credentials that the daemon received; it exists while the daemon runs.
     pub received: PathBuf,
 }
 
@@ -43,12 +44,12 @@ impl Default for Places {
 #[derive(Default, Debug)]
 pub struct ComparedCredential {
     pub checks: Vec<Check>,
-    /// Names of what only a start of the daemon brings: until then no command has them.
+    /// Names of credentials that systemd provides only when the daemon starts; commands do not have them until then.
     pub awaiting_start: Vec<String>,
 }
 
 impl Places {
-    /// `is_active`: the unit runs. As root: nobody else may look into these directories.
+    /// `is_active`: the unit runs. Call it as root: other users may not read these directories.
     pub fn compare(&self, state_dir: &Path, is_active: bool) -> ComparedCredential {
         let mut compared = ComparedCredential::default();
         for (directory, is_encrypted) in [(&self.plain, false), (&self.encrypted, true)] {
@@ -75,9 +76,9 @@ impl Places {
         }
         let sealed = self.encrypted.join(format!("{PREFIX}{name}"));
         if !is_encrypted && sealed.exists() {
-            let found = format!("{place} holds in the clear what {} holds encrypted", sealed.display());
+            let found = format!("{place} contains the same secret unencrypted as {} encrypted", sealed.display());
             let remedy = format!(
-                "move {place} to a safe place off this machine, and systemctl restart codex-authd: doctor then says whether \
+                "move {place} to a safe place off this machine, and systemctl restart codex-authd: doctor then shows whether \
                  the daemon received the encrypted one"
             );
             compared.checks.push(Check::weak(NAME, found, remedy));
@@ -108,18 +109,16 @@ impl Places {
         };
         let is_same = content(path).is_some_and(|lies_there| lies_there == received);
         compared.checks.push(match (is_encrypted, is_same) {
-            (true, _) => Check::good(NAME, format!("the daemon received {name}, which {place} is for")),
+            (true, _) => Check::good(NAME, format!("the daemon received {name} from {place}")),
             (false, true) => Check::good(NAME, format!("{place} is in force")),
             (false, false) if name == MASTER_KEY => Check::missing(
                 NAME,
-                format!(
-                    "{place} is another key than the one that the running daemon received, and could not start with it"
-                ),
-                format!("put the right one there: install -m 0600 {} {place}", self.received.join(name).display()),
+                format!("{place} differs from the key of the running daemon, which could not start with it"),
+                format!("install the right key: install -m 0600 {} {place}", self.received.join(name).display()),
             ),
             (false, false) => Check::weak(
                 NAME,
-                format!("{place} was changed: the running daemon received another one at its start"),
+                format!("{place} was changed: the running daemon received the previous one at its start"),
                 "systemctl restart codex-authd",
             ),
         });
@@ -129,7 +128,7 @@ impl Places {
         credentials::file(&self.received, name).and_then(|path| content(&path))
     }
 
-    /// Which one is in force, where there are two.
+    /// Finds which of two master keys is in force.
     fn two_master_keys(&self, of_state: &Path, is_active: bool) -> Option<Check> {
         let stored = [&self.plain, &self.encrypted].map(|directory| directory.join(format!("{PREFIX}{MASTER_KEY}")));
         let stored_at = stored.iter().find(|path| path.exists())?;
@@ -137,7 +136,7 @@ impl Places {
         let (stored_at, of_state) = (stored_at.display(), of_state.display());
         if !is_active {
             let found = format!(
-                "the master key is in {of_state} and in {stored_at}; which one is in force is seen while the daemon runs"
+                "the master key is in {of_state} and in {stored_at}; which one is in force can only be seen while the daemon runs"
             );
             return Some(Check::weak(NAME, found, "keep both, and systemctl start codex-authd"));
         }
@@ -147,24 +146,23 @@ impl Places {
         };
         if received.trim_ascii() != key_of_state.trim_ascii() {
             let found = format!(
-                "the running daemon works with the key that systemd brought; {of_state} is another one, which is not in force"
+                "the running daemon works with the key from systemd; {of_state} is another one, which is not in force"
             );
-            return Some(Check::weak(NAME, found, format!("keep a copy of {of_state}, for it may open older backups")));
+            return Some(Check::weak(NAME, found, format!("keep a copy of {of_state}: older backups may need it")));
         }
-        // The next start takes what lies in the store: that must be the same.
+        // The next start uses the file in the store, so it must be the same key.
         let is_lasting =
             stored.iter().all(|path| path == &stored[1] || content(path).is_none_or(|key| key == received));
-        let found =
-            format!("the running daemon works with the master key that systemd brought; {of_state} is a copy of it");
+        let found = format!("the running daemon works with the master key from systemd; {of_state} is a copy of it");
         let remedy = match is_lasting {
             true => format!("once a copy is in a safe place: rm {of_state}"),
-            false => format!("keep both: {stored_at} is another one by now"),
+            false => format!("keep both: {stored_at} has been changed since"),
         };
         Some(Check::weak(NAME, found, remedy))
     }
 }
 
-/// What is there for us, without the prefix, in order.
+/// Returns the names of our credentials in a directory, without the prefix, sorted.
 fn names(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix(PREFIX)?.to_owned()));
@@ -188,7 +186,7 @@ mod tests {
     struct Machine(tempfile::TempDir);
 
     impl Machine {
-        /// Files by their place below the machine's root.
+        /// Creates files at these paths, relative to a test root.
         fn with(files: &[(&str, &str)]) -> Self {
             let machine = Self(tempfile::tempdir().unwrap());
             for directory in ["plain", "encrypted", "received", "state"] {
@@ -210,7 +208,7 @@ mod tests {
         }
     }
 
-    /// The verdict, a part of what was found, and of what mends it.
+    /// Compares the verdict, a part of the finding, and a part of the remedy.
     #[track_caller]
     fn is(compared: &ComparedCredential, wanted: &[(Verdict, &str, &str)]) {
         let fits = compared.checks.len() == wanted.len()
@@ -270,7 +268,7 @@ mod tests {
             (vec![STATE, ("encrypted/codex-authd.master.key", "x"), RECEIVED], true, both, true),
             (vec![STATE, ("plain/codex-authd.master.key", "canary-3\n"), RECEIVED], true, both, false),
             (vec![STATE, PLAIN], true, "works with", false),
-            // What the unit gives in place of a credential that is not there.
+            // The unit provides this file for a credential that does not exist.
             (vec![STATE, PLAIN, ("received/master.key", "\0")], true, "works with", false),
             (vec![STATE, PLAIN, RECEIVED], false, "seen while the daemon runs", false),
             (vec![STATE, PLAIN, OTHER], true, "is another one, which is not in force", false),

@@ -1,14 +1,14 @@
-//! A file of `EnvironmentFile=`, read as systemd reads it (`env-file.c`): quotations, escapes, continued lines, comments.
+//! Parses a file of `EnvironmentFile=` like systemd (`env-file.c`): quotes, escapes, continued lines, comments.
 //!
-//! systemd drops what is no valid assignment and says so in its log only. Here each such line is named, without its text:
-//! it may hold a password.
+//! systemd drops invalid lines and reports that only in its log. Here each dropped line is reported by number, without
+//! its text, which may contain a password.
 
-/// No file of variables is longer.
+/// The longest file that is read, in bytes.
 pub const MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// Where its name begins, from 1.
+    /// The line of the name, counted from 1.
     pub line: usize,
     pub name: String,
     pub value: String,
@@ -40,13 +40,13 @@ enum Place {
     CommentEscape,
 }
 
-/// An assignment that is being read.
+/// The assignment that is being parsed.
 #[derive(Default)]
 struct Draft {
     line: usize,
     name: String,
     value: String,
-    /// Length of the value up to which white space at its end counts.
+    /// The length of the value without trailing white space that does not count.
     kept: usize,
 }
 
@@ -102,7 +102,7 @@ pub fn read(content: &[u8]) -> Read {
                 }
                 Place::Value
             }
-            // The end of a line that goes on is no part of the value.
+            // The line break of a continued line is not part of the value.
             Place::Escape if is_end => Place::Value,
             Place::Escape => {
                 draft.keep(c);
@@ -126,7 +126,7 @@ pub fn read(content: &[u8]) -> Read {
             }
             Place::Comment if c == '\\' => Place::CommentEscape,
             Place::Comment if is_end => Place::BeforeName,
-            // Up to systemd 253 the next line belongs to the comment.
+            // Up to systemd 253, the next line belongs to the comment.
             Place::Comment | Place::CommentEscape => Place::Comment,
         };
         line += usize::from(c == '\n');
@@ -138,7 +138,7 @@ pub fn read(content: &[u8]) -> Read {
             read.take(draft);
         }
         Place::Single | Place::Double | Place::DoubleEscape => {
-            let reason = "its quotation does not end: all that follows became part of it";
+            let reason = "its quoted string does not end: the rest of the file became part of it";
             read.dropped.push(Dropped { line: draft.line, reason });
             read.take(draft);
         }
@@ -160,9 +160,9 @@ impl Read {
         let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
             && name.starts_with(|c: char| !c.is_ascii_digit());
         let reason = if name.starts_with("export ") || name.starts_with("export\t") {
-            "it begins with 'export', which is a shell's: leave that out"
+            "it begins with 'export', which only shells understand: remove that word"
         } else if !is_name {
-            "what is before '=' is no name of a variable"
+            "the text before '=' is no name of a variable"
         } else if value.chars().any(|c| c.is_ascii_control() && c != '\t' && c != '\n') {
             "its value holds a control character"
         } else {

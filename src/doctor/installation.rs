@@ -1,4 +1,5 @@
-//! The files: the configuration, the state directory and its lock, the disk they are on, and what they say of the clock.
+//! Checks of files: the configuration, the state directory and its lock, the disk, and file times as a hint about the
+//! clock.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,12 +19,12 @@ use crate::model::checkup::{self, Room};
 
 const CONFIGURATION: &str = "configuration";
 const STATE: &str = "state directory";
-/// The directories of the stores, in the state directory.
+/// Directories of the stores, in the state directory.
 const STORES: [&str; 3] = ["records", hot::CACHE, hot::OUTBOX];
-/// Whom the packages make.
+/// The user that the packages create.
 const USER: &str = "codex-authd";
 
-/// The user that the daemon runs as, as far as the state directory tells: its owner; else the packages' one.
+/// The user of the daemon: the owner of the state directory, or else the user that the packages create.
 pub fn owner(state_dir: &Path) -> Option<OwnerIdentity> {
     match OwnerIdentity::of_directory(state_dir) {
         Ok(owner) => Some(owner),
@@ -31,10 +32,10 @@ pub fn owner(state_dir: &Path) -> Option<OwnerIdentity> {
     }
 }
 
-/// `identity`: the daemon's user, where one is known.
+/// `identity`: the daemon's user, if known.
 pub fn configuration(file: Option<&Path>, config: &Config, identity: Option<&OwnerIdentity>) -> Check {
     let Some(file) = file else {
-        return Check::good(CONFIGURATION, "there is no file: the defaults and the environment are in force");
+        return Check::good(CONFIGURATION, "there is no file: the defaults and the environment apply");
     };
     let place = file.display();
     let about = match std::fs::metadata(file) {
@@ -53,10 +54,10 @@ pub fn configuration(file: Option<&Path>, config: &Config, identity: Option<&Own
         let found = format!("{place} holds a secret and can be read by everybody (mode {:o})", about.mode() & 0o777);
         return Check::weak(CONFIGURATION, found, format!("chmod o-r {place}"));
     }
-    Check::good(CONFIGURATION, format!("{place} can be read, and every key of it is known"))
+    Check::good(CONFIGURATION, format!("{place} is readable, and all its keys are valid"))
 }
 
-/// Whether a URL with a password stands in the file itself, rather than in a credential.
+/// Whether the file itself contains a URL with a password. The password may also be in a credential.
 fn password_stands_in(file: &Path) -> bool {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     text.lines().map(str::trim_start).any(|line| {
@@ -67,11 +68,11 @@ fn password_stands_in(file: &Path) -> bool {
     })
 }
 
-/// Who has the lock of the state directory.
+/// The holder of the state directory's lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     Nobody,
-    /// With this process id, as far as it was written down.
+    /// Its process id, as far as it is in the file.
     Process(String),
 }
 
@@ -80,11 +81,11 @@ pub struct StateFound {
     about: io::Result<std::fs::Metadata>,
     strangers: Strangers,
     pub holder: Holder,
-    /// `None`: none was written yet.
+    /// `None` if it was not written yet.
     pub format: Result<Option<u32>, String>,
 }
 
-/// How the state directory is, which belongs to `identity` if the daemon's user is known. Nothing is locked, made or changed.
+/// Examines the state directory. `identity`: the daemon's user, if known. Nothing is locked, created or changed.
 pub fn state(state_dir: &Path, identity: Option<&OwnerIdentity>) -> StateFound {
     StateFound {
         path: state_dir.into(),
@@ -96,7 +97,7 @@ pub fn state(state_dir: &Path, identity: Option<&OwnerIdentity>) -> StateFound {
 }
 
 impl StateFound {
-    /// Whether a command may open it without changing what a daemon has to change.
+    /// Whether a command may open it without doing work that only the daemon may do.
     pub fn is_ours_to_open(&self) -> bool {
         self.holder == Holder::Nobody && self.format == Ok(Some(format::CURRENT)) && self.strangers.count == 0
     }
@@ -114,12 +115,12 @@ impl StateFound {
             }
             Err(error) => {
                 let remedy = "run this as root, or as the daemon's user";
-                return vec![Check::missing(STATE, format!("{place} cannot be looked at: {error}"), remedy)];
+                return vec![Check::missing(STATE, format!("{place} cannot be examined: {error}"), remedy)];
             }
         };
         let mut checks = Vec::new();
         if !about.is_dir() {
-            return vec![Check::missing(STATE, format!("{place} is no directory"), "choose another state_dir")];
+            return vec![Check::missing(STATE, format!("{place} is not a directory"), "choose another state_dir")];
         }
         if let Some(check) = self.strangers.check(&self.path) {
             checks.push(check);
@@ -135,45 +136,42 @@ impl StateFound {
             )),
             Ok(Some(found)) if *found < format::CURRENT => checks.push(Check::weak(
                 STATE,
-                format!("its format is {found}; the daemon brings it to {} at its next start", format::CURRENT),
+                format!("its format is {found}; the daemon upgrades it to {} at its next start", format::CURRENT),
                 "systemctl restart codex-authd",
             )),
-            Err(error) => checks.push(Check::missing(STATE, error.clone(), "put it back from a backup: codex-authd restore DIR")),
+            Err(error) => checks.push(Check::missing(STATE, error.clone(), "restore it from a backup: codex-authd restore DIR")),
             Ok(_) => {}
         }
         if let (Holder::Process(id), false) = (&self.holder, is_running) {
-            let found = format!("process {id} has it locked, and no daemon answers on the control socket");
-            checks.push(Check::missing(
-                STATE,
-                found,
-                format!("systemctl restart codex-authd (or look at process {id})"),
-            ));
+            let found = format!("process {id} holds its lock, but no daemon answers on the control socket");
+            checks.push(Check::missing(STATE, found, format!("systemctl restart codex-authd (or check process {id})")));
         }
         if checks.is_empty() {
             let format = self.format.as_ref().ok().copied().flatten();
             let format = format.map_or("empty".to_owned(), |format| format!("format {format}"));
-            checks.push(Check::good(STATE, format!("{place}, {format}, its owner's alone")));
+            checks.push(Check::good(STATE, format!("{place}, {format}, accessible only to its owner")));
         }
         checks
     }
 }
 
-/// Files of the state directory that are not the daemon's user's, as a command of an earlier version left them.
+/// Files in the state directory that do not belong to the daemon's user. Commands of an earlier version left such
+/// files.
 #[derive(Default)]
 struct Strangers {
     count: usize,
-    /// One of them, and its user.
+    /// One of these files, and its user.
     first: Option<(PathBuf, Uid)>,
-    /// Whose they should be.
+    /// The right owner.
     owner: Option<OwnerIdentity>,
 }
 
 impl Strangers {
-    /// All of them; links are not followed.
+    /// Finds all of them; links are not followed.
     fn look(state_dir: &Path, identity: Option<&OwnerIdentity>) -> Self {
         let owner = identity.cloned().or_else(|| owner(state_dir));
         let mut strangers = Self { owner, ..Self::default() };
-        // Root may write everything.
+        // Root may write every file.
         let Some(uid) = strangers.owner.as_ref().map(|owner| owner.uid).filter(|uid| !uid.is_root()) else {
             return strangers;
         };
@@ -207,7 +205,7 @@ impl Strangers {
     }
 }
 
-/// Looked up in the kernel's table: taking the lock, for however short, could keep a daemon from starting.
+/// Looks up the lock in the kernel's table. Taking it, even briefly, could keep a daemon from starting.
 fn holder(state_dir: &Path) -> Holder {
     let path = state_dir.join("daemon.lock");
     let Ok(about) = std::fs::metadata(&path) else { return Holder::Nobody };
@@ -219,7 +217,7 @@ fn holder(state_dir: &Path) -> Holder {
     Holder::Process(if id.trim().is_empty() { "(unknown)".into() } else { id.trim().to_owned() })
 }
 
-/// Lines such as `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131095 0 EOF`.
+/// The format of a line is `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131095 0 EOF`.
 fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
     let wanted = format!("{:02x}:{:02x}:{inode}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
     locks.lines().any(|line| {
@@ -228,12 +226,13 @@ fn is_locked(locks: &str, device: u64, inode: u64) -> bool {
     })
 }
 
-/// Hot state that a daemon found damaged. It goes on without it.
+/// Finds hot state that a daemon found damaged and set aside. The daemon works without it.
 pub fn set_aside(state_dir: &Path) -> Vec<Check> {
     let of = |directory: PathBuf| {
         let place = directory.display();
-        let found = format!("{place} was damaged and set aside; the daemon built hot state anew, and needs it no more");
-        Check::weak("hot state", found, format!("look at the disk of {}, then rm -r {place}", state_dir.display()))
+        let found =
+            format!("{place} was damaged and set aside; the daemon rebuilt hot state, and does not need it any more");
+        Check::weak("hot state", found, format!("check the disk of {}, then rm -r {place}", state_dir.display()))
     };
     hot::set_aside(state_dir).into_iter().map(of).collect()
 }
@@ -248,7 +247,7 @@ pub fn disk(state_dir: &Path) -> Option<Check> {
         Err(errno) => {
             return Some(Check::weak(
                 "disk",
-                format!("{place} cannot be asked for its room: {}", errno.desc()),
+                format!("the free space of {place} cannot be read: {}", errno.desc()),
                 format!("df {place}"),
             ));
         }
@@ -272,7 +271,7 @@ fn size(directory: &Path) -> u64 {
     sizes.sum()
 }
 
-/// What the stores' files say of the clock, where the records cannot be asked.
+/// Compares the clock with the newest file of the stores, if the records cannot be read.
 pub fn newest_file(state_dir: &Path, now: OffsetDateTime) -> Option<Check> {
     let times =
         STORES.iter().flat_map(|store| std::fs::read_dir(state_dir.join(store)).into_iter().flatten().flatten());
@@ -280,15 +279,15 @@ pub fn newest_file(state_dir: &Path, now: OffsetDateTime) -> Option<Check> {
     Some(checkup::clock_and_records(now, Some(newest.into()), "the newest file of the stores"))
 }
 
-/// Whether systemd-timesyncd has set the clock since the boot. Others (chrony, ntpd) leave no word here.
+/// Whether systemd-timesyncd has set the clock since the boot. Other services (chrony, ntpd) leave no mark here.
 pub fn time_service(directory: &Path) -> Check {
     const NAME: &str = "time service";
     if directory.join("synchronized").exists() {
         Check::good(NAME, "systemd-timesyncd has set the clock")
     } else if directory.exists() {
-        Check::weak(NAME, "systemd-timesyncd runs and has not set the clock yet", "timedatectl timesync-status")
+        Check::weak(NAME, "systemd-timesyncd runs, but has not set the clock yet", "timedatectl timesync-status")
     } else {
-        Check::good(NAME, "systemd-timesyncd does not run here; the clocks of others are compared")
+        Check::good(NAME, "systemd-timesyncd does not run here; the clock is compared with other clocks")
     }
 }
 
@@ -330,7 +329,7 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load_text(text, []).unwrap();
         let own = Some(OwnerIdentity::new(nix::unistd::getuid(), nix::unistd::getgid()));
-        // Who is not root tries with their own rights.
+        // Without root, this test tries with its own rights.
         let stranger = Some(OwnerIdentity::new(Uid::from_raw(4_000_000), nix::unistd::Gid::from_raw(4_000_000)));
         let stranger = stranger.filter(|_| nix::unistd::geteuid().is_root());
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();

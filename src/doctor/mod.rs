@@ -1,12 +1,12 @@
-//! What is wrong with an installation, as far as this machine shows it: the configuration, the state directory, its disk,
-//! the ports, the certificates that are shown, and whether upstream can be reached. What only the daemon knows is its own
-//! to say (`service/status/examine.rs`).
+//! Finds problems of an installation that this machine shows: in the configuration, the state directory, its disk, the
+//! ports, the served certificates, and the connection to upstream. Checks that need the daemon's knowledge are in
+//! `service/status/examine.rs`.
 //!
-//! This room looks, and writes nothing. What is good and what is not is decided in `model/checkup`, or by a function here
-//! that takes what was found. It works while the daemon runs and while it does not, and whatever it cannot look at is a
-//! finding like any other. Nothing that it says is secret.
+//! This room reads and never writes. The verdicts are in `model/checkup`, or in functions here that take the facts as
+//! arguments. It works with and without a running daemon. If something cannot be examined, that is a finding too.
+//! Findings contain no secret.
 //!
-//! [`look`] comes first, with the caller's rights and one thread. [`examine`] asks over the network, and may have threads.
+//! [`look`] comes first, with the caller's rights and one thread. [`examine`] uses the network, and may start threads.
 
 mod access;
 mod credentials;
@@ -37,22 +37,22 @@ pub use unit::View;
 
 use ports::Port;
 
-/// Whether a daemon runs, and whether a command can open the state if none does.
+/// Whether a daemon runs, and whether a command can open the state if none runs.
 pub struct Presence {
     pub state: StateFound,
     /// Whether a daemon listens on the control socket.
     pub is_running: bool,
     /// systemd is starting it.
     pub is_starting: bool,
-    /// How often systemd has tried in vain.
+    /// How many starts by systemd have failed.
     pub failed_starts: u32,
-    /// Names of credentials that the state cannot be opened without, and that only a start of the daemon brings.
+    /// Names of credentials that are needed to open the state, and that only a start of the daemon provides.
     pub awaiting_start: Vec<String>,
-    /// What lies in the credential stores, beside what the daemon received.
+    /// The credential stores, compared with the credentials that the daemon received.
     credentials: Vec<Check>,
 }
 
-/// What the machine shows without the network.
+/// The findings that need no network.
 pub struct Seen {
     pub checks: Vec<Check>,
     pub presence: Presence,
@@ -83,7 +83,7 @@ pub fn presence(config: &Config, view: &View, places: &Places) -> Presence {
     }
 }
 
-/// `file` is the configuration's. Call it with the caller's rights, while the process has one thread.
+/// `file`: the configuration file. Call it with the caller's rights, while the process has one thread.
 pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, outside: &dyn Outside) -> Seen {
     let mut presence = presence(config, view, places);
     let mut checks = view.checks();
@@ -91,7 +91,7 @@ pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, 
     checks.extend(readable(config, view));
     checks.append(&mut presence.credentials);
     let Presence { is_running, is_starting, failed_starts, .. } = presence;
-    // A daemon that systemd tries to start has the lock for a moment each time, and is not to be stopped for that.
+    // While systemd tries to start a daemon, that daemon holds the lock briefly each time. It must not be called stuck.
     checks.extend(presence.state.checks(is_running || is_starting || failed_starts > 0));
     checks.extend(installation::set_aside(&config.state_dir));
     checks.extend(installation::disk(&config.state_dir));
@@ -107,7 +107,7 @@ pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, 
     Seen { checks, presence, bound, ports }
 }
 
-/// What the configuration points to and the daemon's user cannot read. To be called as [`look`] is.
+/// Finds files in the configuration that the daemon's user cannot read. Call it like [`look`].
 pub fn readable(config: &Config, view: &View) -> Vec<Check> {
     let Some(identity) = identity(config, view) else { return Vec::new() };
     let files = [
@@ -123,7 +123,7 @@ pub fn readable(config: &Config, view: &View) -> Vec<Check> {
     checks.collect()
 }
 
-/// The daemon's user; `None`: nobody knows, or the caller may not take that user's rights.
+/// The daemon's user. `None` if it is unknown, or if the caller may not take that user's rights.
 fn identity(config: &Config, view: &View) -> Option<OwnerIdentity> {
     let identity = match view.unit() {
         Some(unit) => unit.identity.clone(),
@@ -132,7 +132,7 @@ fn identity(config: &Config, view: &View) -> Option<OwnerIdentity> {
     identity.filter(|identity| geteuid().is_root() || identity.uid == geteuid())
 }
 
-/// Without waiting: a daemon whose queue is full is there, too.
+/// Does not wait: a daemon with a full queue counts as listening, too.
 fn is_listening(path: &Path) -> bool {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None)
@@ -140,7 +140,7 @@ fn is_listening(path: &Path) -> bool {
     matches!(connected, Ok(()) | Err(Errno::EAGAIN))
 }
 
-/// What is asked over the network.
+/// Makes the checks that need the network.
 pub async fn examine(config: &Config, seen: &Seen, outside: &dyn Outside) -> Vec<Check> {
     let Seen { bound, ports: [hosts, admin], .. } = seen;
     let answers = async {

@@ -1,4 +1,4 @@
-//! Whether the daemon can be reached where it should listen; and while it does not run, who has its ports.
+//! Checks whether the daemon is reachable on its ports, or, if it does not run, which process uses them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,24 +11,24 @@ use crate::model::check::Check;
 use crate::pki::names::local_names;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// A machine with many addresses is called at the first of them.
+/// On a machine with many addresses, only the first ones are tried.
 const MAX_CALLED: usize = 16;
 
 /// One of the two ports of the daemon.
 pub struct Port {
     pub name: &'static str,
-    /// Of `[listen]`.
+    /// The address in `[listen]`.
     pub configured: SocketAddr,
-    /// Of the socket unit, whose address counts where there is one.
+    /// The address of the socket unit, which has priority if the unit exists.
     pub socket: Option<SocketAddr>,
 }
 
 impl Port {
-    /// A daemon runs, and listens on `bound`.
+    /// Checks a running daemon that listens on `bound`.
     pub async fn answers(&self, bound: SocketAddr) -> Check {
         let own = local_names().map(|(_, addresses)| addresses).unwrap_or_default();
         let called = addresses(bound, &own);
-        // All at once: each may take its time.
+        // All at once, because each call may take long.
         let calls: Vec<_> = called.into_iter().map(|address| (address, tokio::spawn(call(address)))).collect();
         let (mut reached, mut silent) = (Vec::new(), Vec::new());
         for (address, call) in calls {
@@ -39,17 +39,17 @@ impl Port {
         }
         let (reached, silent) = (reached.join(", "), silent.join(", "));
         if reached.is_empty() {
-            let found = format!("the daemon says that it listens on {bound}, and does not answer at {silent}");
-            let remedy = "look for a packet filter (nft list ruleset), then systemctl restart codex-authd";
+            let found = format!("the daemon listens on {bound}, but does not answer at {silent}");
+            let remedy = "check for a packet filter (nft list ruleset), then systemctl restart codex-authd";
             return Check::missing(self.name, found, remedy);
         }
         if !silent.is_empty() {
-            let found = format!("the daemon listens on {bound}; it answers at {reached}, and not at {silent}");
-            let remedy = "look for a packet filter (nft list ruleset); for IPv4 on [::], the socket unit needs BindIPv6Only=both";
+            let found = format!("the daemon listens on {bound}; it answers at {reached}, but not at {silent}");
+            let remedy = "check for a packet filter (nft list ruleset); for IPv4 on [::], the socket unit needs BindIPv6Only=both";
             return Check::weak(self.name, found, remedy);
         }
         if self.socket.is_some_and(|socket| sockets::is_elsewhere(socket, bound)) {
-            let found = format!("it listens on {bound}, and its socket unit was changed since");
+            let found = format!("it listens on {bound}, but its socket unit was changed since");
             return Check::weak(self.name, found, "systemctl restart codex-authd.socket");
         }
         self.differs_from_listen(bound).unwrap_or_else(|| {
@@ -57,7 +57,7 @@ impl Port {
         })
     }
 
-    /// No daemon runs: may it listen there?
+    /// Checks whether the daemon could listen there, if it does not run.
     pub fn is_free(&self) -> Check {
         let wanted = self.socket.unwrap_or(self.configured);
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
@@ -71,7 +71,7 @@ impl Port {
             None => "choose another address in [listen]".to_owned(),
         };
         match process_of(held.inode) {
-            // Its socket unit: the first call starts the daemon.
+            // Process 1 holds it for the socket unit: the first connection starts the daemon.
             Some((1, _)) => {
                 let found = format!("systemd listens on {} for the daemon, which does not run", held.address);
                 self.differs_from_listen(held.address).unwrap_or_else(|| Check::good(self.name, found))
@@ -79,12 +79,12 @@ impl Port {
             Some((id, command)) => Check::missing(
                 self.name,
                 format!("{} is taken by process {id} ({command})", held.address),
-                format!("stop that one (systemctl status {id}), or {elsewhere}"),
+                format!("stop that process (systemctl status {id}), or {elsewhere}"),
             ),
             None => Check::missing(
                 self.name,
                 format!("{} is taken by a process of user {}", held.address, held.uid),
-                format!("as root: ss -ltnp 'sport = :{}'; stop that one, or {elsewhere}", wanted.port()),
+                format!("as root: ss -ltnp 'sport = :{}'; stop that process, or {elsewhere}", wanted.port()),
             ),
         }
     }
@@ -92,15 +92,16 @@ impl Port {
     fn differs_from_listen(&self, bound: SocketAddr) -> Option<Check> {
         let Self { name, configured, .. } = *self;
         sockets::is_elsewhere(configured, bound).then(|| {
-            let found = format!("it listens on {bound}, and [listen] says {configured}");
-            let remedy =
-                format!("{UNIT_REMEDY} (a socket unit's address is what counts), else systemctl restart codex-authd");
+            let found = format!("it listens on {bound}, but [listen] has {configured}");
+            let remedy = format!(
+                "{UNIT_REMEDY} (the address in the socket unit has priority), else systemctl restart codex-authd"
+            );
             Check::weak(name, found, remedy)
         })
     }
 }
 
-/// The cause, where nothing answers.
+/// Tries to connect; returns the cause of a failure.
 async fn call(address: SocketAddr) -> Result<(), String> {
     match timeout(ANSWER_TIMEOUT, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(()),
@@ -109,7 +110,8 @@ async fn call(address: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// Where a socket answers that listens on `bound`, on a machine with these addresses: loopback first.
+/// Returns the addresses at which a socket bound to `bound` should answer, on a machine with the addresses `own`:
+/// loopback first.
 fn addresses(bound: SocketAddr, own: &[IpAddr]) -> Vec<SocketAddr> {
     if !bound.ip().is_unspecified() {
         return vec![bound];
@@ -124,10 +126,10 @@ fn addresses(bound: SocketAddr, own: &[IpAddr]) -> Vec<SocketAddr> {
     served.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
 }
 
-/// Where to call what listens on every address.
+/// Returns an address to connect to, for a socket that may listen on all addresses.
 pub fn reachable(bound: SocketAddr) -> SocketAddr {
     match bound.ip() {
-        // One for every IPv6 address answers IPv4, too, and a machine may have no other.
+        // A socket for all IPv6 addresses also answers IPv4, and a machine may have no IPv6 address.
         ip if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
         _ => bound,
     }
@@ -144,13 +146,13 @@ impl PortHolder {
     fn is_in_the_way_of(&self, wanted: SocketAddr) -> bool {
         let (own, wanted_ip) = (self.address.ip().to_canonical(), wanted.ip().to_canonical());
         let both = own.is_unspecified() || wanted_ip.is_unspecified() || own == wanted_ip;
-        // One for every IPv6 address takes those of IPv4 as well, unless it was told otherwise.
+        // A socket for all IPv6 addresses also takes the IPv4 ones, unless it is IPv6-only.
         let family = own.is_ipv4() == wanted_ip.is_ipv4() || own.is_unspecified() && own.is_ipv6();
         wanted.port() != 0 && self.address.port() == wanted.port() && both && family
     }
 }
 
-/// Those who listen, of `/proc/net/tcp` or `tcp6`.
+/// Parses the listening sockets in `/proc/net/tcp` or `tcp6`.
 fn listeners(table: &str) -> impl Iterator<Item = PortHolder> + '_ {
     const LISTEN: &str = "0A";
     table.lines().skip(1).filter_map(|line| {
@@ -168,7 +170,7 @@ fn listeners(table: &str) -> impl Iterator<Item = PortHolder> + '_ {
     })
 }
 
-/// Words of 32 bits, each in this machine's order.
+/// Parses words of 32 bits in this machine's byte order.
 fn address_of(hex: &str) -> Option<IpAddr> {
     let mut bytes = Vec::new();
     for at in (0..hex.len()).step_by(8) {
@@ -179,7 +181,7 @@ fn address_of(hex: &str) -> Option<IpAddr> {
     four.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)).ok()
 }
 
-/// Who has the socket, as far as one may look.
+/// Finds the process that has the socket, as far as the caller may see.
 fn process_of(inode: u64) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
@@ -220,7 +222,7 @@ mod tests {
             assert!(check.found.contains(&format!("process {}", std::process::id())), "{check:?}");
             assert!(check.remedy.unwrap().contains("in [listen]"));
         }
-        // The address of the socket unit is what counts.
+        // The address of the socket unit has priority.
         let of_unit = Port { socket: Some(everywhere), ..port("127.0.0.1:1".parse().unwrap()) };
         let check = of_unit.is_free();
         assert_eq!(check.verdict, Verdict::Missing, "{check:?}");
@@ -295,7 +297,7 @@ mod tests {
             listen(&socket, Backlog::new(16).unwrap()).unwrap();
             std::net::TcpListener::from(socket)
         };
-        // The package's defaults: the socket unit serves both families, and [listen] says IPv4.
+        // The package's defaults: the socket unit serves both families, and [listen] names IPv4.
         let port = |bound: SocketAddr| Port {
             name: "port",
             configured: SocketAddr::from(([0, 0, 0, 0], bound.port())),

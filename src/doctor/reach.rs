@@ -1,4 +1,5 @@
-//! Whether upstream can be reached, each part with an end: the name, the connection, TLS, an answer; and what its clock says.
+//! Checks whether upstream is reachable, each step with a timeout: the name, the connection, TLS, an answer. Compares
+//! the clock as well.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use crate::outside::Outside;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each address that the daemon, or what it runs, asks; and the clock of the first that told it.
+/// Checks each external address that the daemon and its probes use. The clock is compared with the first answer that
+/// has a date.
 pub async fn upstream(config: &Config, outside: &dyn Outside) -> Vec<Check> {
     let issuer = config
         .oidc
@@ -27,9 +29,9 @@ pub async fn upstream(config: &Config, outside: &dyn Outside) -> Vec<Check> {
             "releases_url",
             Some(config.upstream.releases_url.as_str()),
             Verdict::Weak,
-            "the newest Codex is not known; empty switches this off"
+            "the newest Codex is unknown; an empty URL switches this off"
         ),
-        ask("identity provider", issuer.as_deref(), Verdict::Missing, "nobody can sign in through it"),
+        ask("identity provider", issuer.as_deref(), Verdict::Missing, "users cannot sign in through it"),
     );
     let asked = [token, releases, provider];
     let date = asked.iter().flatten().find_map(|(_, date)| *date);
@@ -55,11 +57,11 @@ async fn ask(
     let client = match client {
         Ok(client) => client,
         Err(error) => {
-            return Some((Check::weak(name, format!("no client can be made: {error}"), "look at HTTPS_PROXY"), None));
+            return Some((Check::weak(name, format!("no client can be made: {error}"), "check HTTPS_PROXY"), None));
         }
     };
     Some(match client.get(url).send().await {
-        // Whatever it answers, it was reached.
+        // Any answer proves that it is reachable.
         Ok(answer) => {
             let date = answer.headers().get("date").and_then(|date| date.to_str().ok());
             let date = date.and_then(|date| OffsetDateTime::parse(&date.replace("GMT", "+0000"), &Rfc2822).ok());
@@ -73,11 +75,11 @@ async fn ask(
     })
 }
 
-/// Host and port: a path or a user may be nobody's business.
+/// Only host and port: a path or a user name may be confidential.
 fn place(url: &str) -> String {
     let parsed = reqwest::Url::parse(url).ok();
     let named = parsed.as_ref().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
-    named.unwrap_or_else(|| "an address that cannot be read".into())
+    named.unwrap_or_else(|| "an invalid URL".into())
 }
 
 struct ReachFailure {
@@ -86,7 +88,7 @@ struct ReachFailure {
 }
 
 impl ReachFailure {
-    /// By the innermost cause, and without the URL.
+    /// Describes the innermost cause, without the URL.
     fn of(error: &reqwest::Error) -> Self {
         let (mut causes, mut is_tls) = (Vec::new(), false);
         let mut next = error.source();
@@ -98,21 +100,21 @@ impl ReachFailure {
         let all = causes.join(": ").to_lowercase();
         let last = causes.last().cloned().unwrap_or_else(|| "no answer".into());
         let (what, remedy) = if all.contains("dns") || all.contains("lookup address") {
-            ("its name cannot be resolved", "getent hosts NAME; look at /etc/resolv.conf")
+            ("its name cannot be resolved", "getent hosts NAME; check /etc/resolv.conf")
         } else if is_tls {
-            ("TLS fails", "apt-get install ca-certificates; a proxy that opens TLS needs its authority there")
+            ("TLS fails", "apt-get install ca-certificates; if a proxy opens TLS, add its authority")
         } else if error.is_timeout() {
-            ("no answer in time", "let this machine out to it, through HTTPS_PROXY where there is a proxy")
+            ("no answer in time", "permit this connection; if there is a proxy, set HTTPS_PROXY")
         } else if error.is_connect() {
-            ("no connection", "let this machine out to it, through HTTPS_PROXY where there is a proxy")
+            ("no connection", "permit this connection; if there is a proxy, set HTTPS_PROXY")
         } else {
-            ("no good answer", "look at what stands between this machine and it")
+            ("no valid answer", "check proxies and firewalls between this machine and it")
         };
         Self { found: format!("{what} ({last})"), remedy }
     }
 }
 
-/// An I/O error does not give what it is made of as its source, and may be made of another one.
+/// `source()` of an I/O error skips the inner error, which may be an I/O error again.
 fn is_of_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
     let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     cause.is::<rustls::Error>() || inner.is_some_and(|inner| is_of_tls(inner))
@@ -131,7 +133,7 @@ mod tests {
         ask("token_url", Some(url), Verdict::Weak, "nothing works").await.unwrap()
     }
 
-    /// Says `answer` to the first that calls.
+    /// Sends `answer` to the first client.
     fn server(answer: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());

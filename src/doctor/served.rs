@@ -1,4 +1,4 @@
-//! The certificate that hosts are shown, and the address that they were given.
+//! Checks the certificate that hosts are shown, and the address that they were given.
 
 use std::net::SocketAddr;
 use std::time::Duration as Wait;
@@ -19,19 +19,19 @@ const CERTIFICATE: &str = "certificate";
 const PUBLIC: &str = "public_base_url";
 const CONNECT: Wait = Wait::from_secs(5);
 const ANSWER: Wait = Wait::from_secs(10);
-/// Of the operator's own.
+/// For the operator's certificate.
 const EXPIRY_WARNING: Duration = Duration::days(21);
-/// Ours is renewed a month before its end: nearer to it, that has failed.
+/// Our certificate is renewed a month before it expires; if less time is left than this, the renewal has failed.
 const RENEWAL_OVERDUE: Duration = Duration::days(25);
 
-/// Until when the certificate of the hosts' listener holds; where no daemon runs, that of the configured one.
+/// Checks how long the certificate of the hosts' listener is valid. If no daemon runs, it checks the configured file.
 pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn Outside) -> Vec<Check> {
     let now = outside.now();
     let mut checks = Vec::new();
     let mut own_ends = None;
-    let renew = "put a new one into tls.certificate and tls.private_key, then systemctl reload codex-authd";
+    let renew = "install a new one at tls.certificate and tls.private_key, then systemctl reload codex-authd";
     if config.tls.is_own() {
-        // What the daemon's user cannot read is told before.
+        // A file that the daemon's user cannot read is reported elsewhere.
         match as_caller(|| ServerIdentity::load(&config.tls.certificate, &config.tls.private_key)) {
             Ok(own) => {
                 own_ends = Some(own.not_after());
@@ -39,19 +39,20 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
                 checks.extend(covers_public(&own, &config.public_base_url));
             }
             Err(error) => {
-                let remedy = "put a certificate chain and its key (PEM) there, readable by the daemon's user";
+                let remedy = "install a certificate chain and its key (PEM) there, readable by the daemon's user";
                 checks.push(Check::missing("tls.certificate", error.to_string(), remedy));
             }
         }
     }
-    // A connection without the proxy's header is refused, so nothing can be looked at there; `public` asks by the proxy.
+    // Connections without the proxy's header are refused, so this check cannot be made; `public` goes through the
+    // proxy.
     let is_direct = config.listen.hosts_tls && !config.listen.proxy_protocol;
     let Some(bound) = bound.filter(|_| is_direct) else { return checks };
     match shown_here(config, reachable(bound.hosts)).await {
         Ok(shown) if Some(shown.not_after) == own_ends => {
             checks.push(checkup::ends(
                 CERTIFICATE,
-                "what hosts are shown",
+                "the certificate that hosts get",
                 shown.not_after,
                 now,
                 EXPIRY_WARNING,
@@ -60,16 +61,16 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
         }
         Ok(shown) if shown.not_before > now => {
             let found = format!(
-                "what hosts are shown holds from {} on: the clock was ahead when it was made",
+                "the certificate that hosts get is valid from {} on: the clock was ahead when it was issued",
                 checkup::shown(shown.not_before)
             );
             checks.push(Check::missing(CERTIFICATE, found, "systemctl reload codex-authd"));
         }
         Ok(shown) => {
-            let remedy = "systemctl reload codex-authd, and look at the log for certificate_renewal";
+            let remedy = "systemctl reload codex-authd, and search the log for certificate_renewal";
             checks.push(checkup::ends(
                 CERTIFICATE,
-                "what hosts are shown",
+                "the certificate that hosts get",
                 shown.not_after,
                 now,
                 RENEWAL_OVERDUE,
@@ -77,14 +78,14 @@ pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn O
             ));
         }
         Err(cause) => {
-            let found = format!("{} shows none: {cause}", bound.hosts);
-            checks.push(Check::missing(CERTIFICATE, found, "systemctl restart codex-authd, and look at its log"));
+            let found = format!("{} shows no certificate: {cause}", bound.hosts);
+            checks.push(Check::missing(CERTIFICATE, found, "systemctl restart codex-authd, and check its log"));
         }
     }
     checks
 }
 
-/// Names that it does not cover are shown ours.
+/// For a name that the operator's certificate does not cover, hosts are shown ours.
 fn covers_public(own: &ServerIdentity, base: &str) -> Option<Check> {
     let url = reqwest::Url::parse(base).ok()?;
     let host = url.host_str()?;
@@ -92,13 +93,15 @@ fn covers_public(own: &ServerIdentity, base: &str) -> Option<Check> {
     (!own.covers(&name)).then(|| {
         Check::weak(
             "tls.certificate",
-            format!("it is not for {host} (public_base_url): hosts that come by that name are shown our own"),
-            "a certificate that has the name, or another public_base_url",
+            format!(
+                "it is not for {host} (public_base_url): hosts that use this name get the daemon's own certificate"
+            ),
+            "use a certificate with this name, or another public_base_url",
         )
     })
 }
 
-/// What the hosts' listener shows to who comes by the public name; without one, by its address.
+/// The certificate that the hosts' listener shows for the public name, or for its address if there is none.
 async fn shown_here(config: &Config, address: SocketAddr) -> Result<Shown, String> {
     let url = reqwest::Url::parse(&config.public_base_url).ok();
     let name = url.as_ref().and_then(reqwest::Url::domain);
@@ -107,14 +110,14 @@ async fn shown_here(config: &Config, address: SocketAddr) -> Result<Shown, Strin
     answer.map(|(shown, _)| shown)
 }
 
-/// Whether hosts can come by the address that is baked into them, as seen from here.
+/// Checks whether the address that is baked into wrappers is reachable, as seen from this machine.
 pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
     let base = config.public_base_url.as_str();
     if base.is_empty() {
         return Some(Check::weak(
             PUBLIC,
-            "it is not set: hosts are given this machine's name and port",
-            "set public_base_url to the address by which hosts reach it, then systemctl restart codex-authd",
+            "it is not set: hosts get this machine's name and port",
+            "set public_base_url to the address that hosts can reach, then systemctl restart codex-authd",
         ));
     }
     let url = reqwest::Url::parse(base).ok()?;
@@ -123,58 +126,58 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
     let name = ServerName::parse(&host);
     let looked_up = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host.trim_matches(['[', ']']), port))).await;
     if !matches!(looked_up, Ok(Ok(_))) {
-        let remedy = format!("give {host} an address in DNS, or mend public_base_url");
-        // It is hosts that have to find it; their names may come from elsewhere.
+        let remedy = format!("give {host} an address in DNS, or correct public_base_url");
+        // Only a weakness: hosts may resolve names in another way.
         return Some(Check::weak(PUBLIC, format!("{host} cannot be resolved here"), remedy));
     }
     if url.scheme() != "https" {
         return Some(Check::weak(
             PUBLIC,
-            format!("{base} is not encrypted: logins travel in the clear"),
+            format!("{base} is not encrypted: logins are sent unencrypted"),
             "set an https:// address",
         ));
     }
     Some(match shown_at(&format!("{base}/healthz")).await {
         Ok((shown, _)) if !name.as_ref().is_some_and(|name| shown.covers(name)) => Check::missing(
             PUBLIC,
-            format!("what answers at {host}:{port} shows a certificate that is not for {host}"),
-            "systemctl restart codex-authd (its own certificate takes up the name), or a certificate that has it",
+            format!("the server at {host}:{port} has a certificate that is not for {host}"),
+            "systemctl restart codex-authd (its own certificate then gets the name), or use a certificate with the name",
         ),
         Ok((shown, _)) if shown.not_after <= outside.now() => Check::missing(
             PUBLIC,
-            format!("what answers at {host}:{port} shows a certificate that has ended"),
-            "renew it",
+            format!("the server at {host}:{port} has an expired certificate"),
+            "renew that certificate",
         ),
         Ok((_, StatusCode::TOO_MANY_REQUESTS)) => Check::weak(
             PUBLIC,
-            format!("{base} answers, and refuses this machine's address for calling too often"),
-            "codex-authd doctor again in a minute",
+            format!("{base} answers, but refuses this machine's address because of its rate limit"),
+            "run codex-authd doctor again in a minute",
         ),
         Ok((_, status)) if status.is_client_error() => Check::missing(
             PUBLIC,
-            format!("{base}/healthz is answered with {status}"),
-            "look at the line `proxies`, and at the reverse proxy in front, where there is one",
+            format!("{base}/healthz answers {status}"),
+            "check the line `proxies`, and the reverse proxy in front, if there is one",
         ),
         Ok((_, status)) if !status.is_success() => Check::missing(
             PUBLIC,
-            format!("{base}/healthz is answered with {status}"),
-            "look at the reverse proxy in front, where there is one: it does not reach the daemon; then at the daemon's log",
+            format!("{base}/healthz answers {status}"),
+            "if there is a reverse proxy in front, check whether it reaches the daemon; then check the daemon's log",
         ),
         Ok(_) => Check::good(PUBLIC, format!("{base} answers, with a certificate for {host}")),
         Err(cause) => Check::weak(
             PUBLIC,
             format!("{base} does not answer from here: {cause}"),
-            "try it from a host: curl -k ADDRESS/healthz; look at packet filters and at what stands in front",
+            "try it from a host: curl -k ADDRESS/healthz; check packet filters and proxies",
         ),
     })
 }
 
-/// The certificate that is shown there, which is not verified, and the status of the answer.
+/// Returns the certificate that is shown there, unverified, and the status of the answer.
 async fn shown_at(url: &str) -> Result<(Shown, StatusCode), String> {
     shown_at_address(url, None).await
 }
 
-/// The same, with a name that is at this address, whatever DNS says.
+/// The same for a name at this address, without DNS.
 async fn shown_at_address(url: &str, known: Option<(&str, SocketAddr)>) -> Result<(Shown, StatusCode), String> {
     let mut builder = reqwest::Client::builder();
     if let Some((name, address)) = known {

@@ -1,4 +1,4 @@
-//! What systemd says of our units: one question, with a bound in time.
+//! Asks systemd about our units: one call with a time limit.
 
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
@@ -15,11 +15,11 @@ const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,SubState,NRestarts,User,Group,SupplementaryGroups,Environment,EnvironmentFiles,\
                           ProtectHome,PrivateTmp,Listen";
 
-/// The properties of both units, as `systemctl show` prints them. `None`: there is no systemd to ask.
+/// Returns the properties of both units, as `systemctl show` prints them. `None` if there is no systemd.
 ///
 /// # Errors
 ///
-/// It did not answer in time.
+/// If there was no answer in time.
 pub fn show() -> io::Result<Option<String>> {
     let mut command = Command::new("systemctl");
     command.args(["show", "--no-pager", PROPERTIES, SERVICE, SOCKET]).env("LC_ALL", "C");
@@ -59,7 +59,8 @@ fn read_until(mut output: std::process::ChildStdout, until: Instant) -> io::Resu
     Err(io::Error::other("the answer is too long"))
 }
 
-/// What one unit has of a property, in the order of the answer; one that is a list of structures has a line for each.
+/// Returns the values of a property of one unit, in the order of the answer. A list of structures has one line for
+/// each.
 pub fn property<'a>(answer: &'a str, unit: &str, name: &str) -> Vec<&'a str> {
     let is_of_unit = |block: &&str| block.lines().any(|line| line.strip_prefix("Id=") == Some(unit));
     let lines = answer.split("\n\n").filter(is_of_unit).flat_map(str::lines);
@@ -67,7 +68,7 @@ pub fn property<'a>(answer: &'a str, unit: &str, name: &str) -> Vec<&'a str> {
     values.map(|(_, value)| value).filter(|value| !value.is_empty()).collect()
 }
 
-/// The words of a list: those that hold what is special to a shell are in quotation marks, with escapes.
+/// Splits a list into words. Words with characters that are special in a shell are quoted, with escapes.
 pub fn words(text: &str) -> Vec<String> {
     let (mut words, mut word, mut is_quoted) = (Vec::new(), None::<String>, false);
     let mut rest = text.chars();

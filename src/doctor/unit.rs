@@ -1,7 +1,8 @@
-//! Whose view is taken: that of the unit, where systemd runs it here and root asks; else that of the caller.
+//! The view of the checks: that of the unit, if systemd has it here and root runs the command; otherwise that of the
+//! caller.
 //!
-//! The unit's user, variables and credentials are in the place of the caller's then, so that nothing of the caller's shell
-//! hides what the daemon has. The sockets are those of the socket unit, which count.
+//! With the unit's view, its user, variables and credentials replace the caller's, so that the caller's shell does not
+//! hide the daemon's settings. The addresses come from the socket unit, which has priority.
 
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use crate::model::check::Check;
 
 const NAME: &str = "view";
 const ENVIRONMENT: &str = "environment";
-/// What the daemon, and what it uses, reads of its environment beside its own variables.
+/// Variables that the daemon and its libraries read, besides its own ones.
 const OTHERS: [&str; 11] = [
     CREDENTIALS_DIRECTORY,
     "SSL_CERT_FILE",
@@ -36,26 +37,26 @@ const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 pub enum View {
     Unit(Unit),
-    /// And why it is not the unit's.
+    /// With the reason why it is not the unit's view.
     Caller(String),
 }
 
 #[derive(Debug)]
 pub struct Unit {
     user: String,
-    /// `None`: there is no such user.
+    /// `None` if the user does not exist.
     pub identity: Option<OwnerIdentity>,
     pub is_active: bool,
-    /// It is on its way to that, for the first time.
+    /// Its first start is in progress.
     pub is_starting: bool,
-    /// How often systemd has started it again since an operator did, while it does not run.
+    /// How often systemd has restarted it since the last start by an operator, if it does not run.
     pub failed_starts: u32,
     variables: Vec<Variable>,
-    /// Hosts, then admins, of the socket unit; none where there is no such unit.
+    /// Addresses in the socket unit: hosts, then admins. `None` if there is no such unit.
     pub sockets: Option<[SocketAddr; 2]>,
-    /// What files of `EnvironmentFile=` hold that does not reach the daemon.
+    /// Lines in files of `EnvironmentFile=` that do not reach the daemon.
     faults: Vec<Check>,
-    /// The caller's variables that are not looked at.
+    /// Variables of the caller that are ignored.
     ignored: Vec<String>,
     hidden: Vec<(&'static str, &'static str)>,
 }
@@ -64,13 +65,13 @@ pub struct Unit {
 struct Variable {
     name: String,
     value: String,
-    /// Where it was set.
+    /// The place where it was set.
     origin: String,
 }
 
 impl View {
-    /// That of the unit, as far as there is one: the process has its environment from here on. To be called while it has
-    /// one thread.
+    /// Takes the unit's view if there is a unit: the process then has the unit's environment. Call it while the process
+    /// has one thread.
     pub fn take(places: &Places) -> Self {
         let mut view = Self::look();
         if let Self::Unit(unit) = &mut view {
@@ -80,12 +81,12 @@ impl View {
     }
 
     pub fn of_caller() -> Self {
-        Self::Caller("this command is about nothing else".into())
+        Self::Caller("this command checks nothing else".into())
     }
 
     fn look() -> Self {
         if !geteuid().is_root() {
-            return Self::Caller("root sees it as the unit does".into());
+            return Self::Caller("as root, it uses the unit's view".into());
         }
         match systemctl::show() {
             Ok(Some(answer)) => match Unit::read(&answer) {
@@ -104,13 +105,13 @@ impl View {
         }
     }
 
-    /// In one line, whose view it is.
+    /// Describes the view in one line.
     pub fn sentence(&self) -> String {
         match self {
             Self::Unit(Unit { user, ignored, .. }) => {
                 let ignored = match &ignored[..] {
                     [] => String::new(),
-                    ignored => format!("; of this shell's environment, {} not looked at", listed(ignored)),
+                    ignored => format!("; from this shell's environment, {} ignored", listed(ignored)),
                 };
                 format!("as the unit {SERVICE} sees it, with the rights of its user {user}{ignored}")
             }
@@ -118,16 +119,16 @@ impl View {
         }
     }
 
-    /// Whose view it is, and what of the unit's environment does not reach the daemon.
+    /// The view, and the lines of the unit's environment that do not reach the daemon.
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = vec![Check::good(NAME, self.sentence())];
         if let Self::Unit(unit) = self {
             if unit.identity.is_none() {
-                let found = format!("the unit's user {} is not there", unit.user);
+                let found = format!("the unit's user {} does not exist", unit.user);
                 checks.push(Check::missing(
                     NAME,
                     found,
-                    "systemd-sysusers, or mend User= with systemctl edit codex-authd",
+                    "systemd-sysusers, or correct User= with systemctl edit codex-authd",
                 ));
             }
             checks.extend(unit.faults.iter().cloned());
@@ -135,7 +136,7 @@ impl View {
         checks
     }
 
-    /// The same error, with the file and the line where the variable was set.
+    /// Adds the file and the line in which the variable was set to the error.
     pub fn located(&self, error: ConfigError) -> ConfigError {
         let Self::Unit(unit) = self else { return error };
         match error {
@@ -156,7 +157,7 @@ fn listed(names: &[String]) -> String {
 }
 
 impl Unit {
-    /// `None`: the unit is not there.
+    /// `None` if the unit does not exist.
     fn read(answer: &str) -> Option<Self> {
         let of_service = |name: &str| property(answer, SERVICE, name);
         let first = |name: &str| of_service(name).first().copied().unwrap_or_default();
@@ -196,7 +197,7 @@ impl Unit {
                 unit.variables.push(Variable { name: name.into(), value: value.into(), origin });
             }
         }
-        // These win, the last one first.
+        // Variables of files have priority over these; the last one wins.
         for file in of_service("EnvironmentFiles") {
             let (path, is_optional) = match file.rsplit_once(" (ignore_errors=") {
                 Some((path, ignore)) => (path, ignore.starts_with("yes")),
@@ -223,7 +224,7 @@ impl Unit {
         let environment::Read { assignments, dropped } = environment::read(&content);
         for dropped in dropped {
             let found = format!("{place}, line {}: {}; systemd drops it", dropped.line, dropped.reason);
-            let remedy = "a NAME=value a line, as systemd.exec(5) says; then systemctl restart codex-authd";
+            let remedy = "write one NAME=value per line, see systemd.exec(5); then systemctl restart codex-authd";
             self.faults.push(Check::missing(ENVIRONMENT, found, remedy));
         }
         for environment::Assignment { line, name, value } in assignments {
@@ -231,8 +232,7 @@ impl Unit {
         }
     }
 
-    /// From here on the process has the unit's variables and credentials in the place of its own. To be called while it has
-    /// one thread.
+    /// Replaces the process's variables and credentials by the unit's. Call it while the process has one thread.
     fn take_on_environment(&mut self, places: &Places) {
         let present: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
         for name in present.iter().filter_map(|name| name.to_str()) {
@@ -252,7 +252,7 @@ impl Unit {
         self.ignored.sort();
     }
 
-    /// Where a variable was set, or the variable of a key; the last one is in force.
+    /// Where a variable, or the variable of a key, was set. The last one is in force.
     fn origin(&self, name: &str) -> Option<String> {
         let set = self.variables.iter().rev().find(|variable| {
             variable.name == name || config::key_of_variable(&variable.name).is_some_and(|key| key == name)
@@ -260,21 +260,21 @@ impl Unit {
         set.map(|variable| variable.origin.clone())
     }
 
-    /// A file that the unit does not see, whatever its mode.
+    /// Reports a file that the unit does not see, for any file mode.
     pub fn hides(&self, name: &'static str, path: &Path) -> Option<Check> {
         let (setting, directory) = self.hidden.iter().find(|(_, directory)| path.starts_with(directory))?;
         let found = format!(
             "{} is hidden from the unit, which has {setting}=: nothing below {directory} is there",
             path.display()
         );
-        Some(Check::missing(name, found, "put it into /etc/codex-authd, and name that in the configuration"))
+        Some(Check::missing(name, found, "move it to /etc/codex-authd, and change the path in the configuration"))
     }
 }
 
-/// Names come from an environment, or are those of assignments.
+/// Names come from the environment or from assignments.
 #[allow(unsafe_code)]
 fn set_variable(name: &str, value: Option<&str>) {
-    // SAFETY: the process has one thread, `cli::run` has begun no other: nobody reads the environment meanwhile.
+    // SAFETY: the process has one thread (`cli::run` has started no other), so nothing else reads the environment.
     unsafe {
         match value {
             Some(value) => std::env::set_var(name, value),

@@ -1,4 +1,4 @@
-//! A durable store whose file was changed by somebody else: refused and left as it is, or harmless; never other rows.
+//! A durable store whose file another program changed is refused and left unchanged, or serves exactly its rows.
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
@@ -10,7 +10,7 @@ const HOSTS: u64 = 2000;
 const PAGE: usize = 4096;
 
 fn host(number: u64) -> Vec<u8> {
-    // Spread over the whole range, as random ids are.
+    // Spread over the whole key range, like random ids.
     [b"host/".as_slice(), &number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()].concat()
 }
 
@@ -34,7 +34,7 @@ fn rows(store: &Store) -> Result<Content> {
     store.scan("").map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
 }
 
-/// The bytes of the file after a clean end, and as a kill leaves them; and its rows.
+/// The file after a clean close, the file after a kill, and the rows.
 fn prepared() -> ([Vec<u8>; 2], Content) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(redb::FILE);
@@ -46,7 +46,7 @@ fn prepared() -> ([Vec<u8>; 2], Content) {
     ([std::fs::read(&file).unwrap(), killed], content)
 }
 
-/// Of one seed, so that a failure can be seen again.
+/// Random numbers from one seed, so that a failure can be repeated.
 struct Dice(u64);
 
 impl Dice {
@@ -64,7 +64,7 @@ fn flipped(bytes: &[u8], at: usize, bit: usize) -> Vec<u8> {
 
 fn damages(bytes: &[u8], dice: &mut Dice) -> Vec<(String, Vec<u8>)> {
     let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
-    // Every bit of the byte that says which root counts, the sizes, and both roots.
+    // Every bit of the flags byte, which selects the root; then bytes of the sizes and of both roots.
     for bit in 0..8 {
         damages.push((format!("flags, bit {bit}"), flipped(bytes, 9, bit)));
     }
@@ -96,7 +96,7 @@ fn damages(bytes: &[u8], dice: &mut Dice) -> Vec<(String, Vec<u8>)> {
     damages
 }
 
-/// Whether it was refused.
+/// Whether the file was refused.
 fn is_refused_or_harmless(what: &str, bytes: &[u8], content: &Content) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join(redb::FILE);
@@ -170,11 +170,11 @@ fn what_can_be_read_of_a_damaged_store_is_read_and_the_file_is_not_changed() {
             std::fs::write(&file, &damaged).unwrap();
             let mut found = Content::new();
             let mut take = |key: &[u8], value: &[u8]| {
-                assert!(found.insert(key.to_vec(), value.to_vec()).is_none(), "told once");
+                assert!(found.insert(key.to_vec(), value.to_vec()).is_none(), "each row once");
                 Ok(())
             };
             let salvaged = salvage(dir.path(), "records", &["host/", "epoch"], &mut take).unwrap();
-            assert!(found.iter().all(|(key, value)| content.get(key) == Some(value)), "{state}: never other rows");
+            assert!(found.iter().all(|(key, value)| content.get(key) == Some(value)), "{state}: a row differs");
             assert_eq!(salvaged.rows, found.len() as u64);
             println!("{state}, {count} pages of {}: {} of {} rows", pages.len(), found.len(), content.len());
             assert!(found.len() * 10 >= content.len() * 8, "{state}, {count}: {salvaged:?}");

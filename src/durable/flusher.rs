@@ -1,8 +1,8 @@
-//! The one thread of a store that makes changes safe. Whoever waits while a flush is running is served together by the next
-//! one; what nobody waits for is written within [`MAX_FLUSH_DELAY`].
+//! The one thread of a store that makes changes safe. All commits that queue up during a flush are served together by
+//! the next one. Other changes are written within [`MAX_FLUSH_DELAY`].
 //!
-//! A flush that takes long is *nudged* (`Disk::nudge` of the parent says what for). And nobody here waits without a
-//! bound: who has waited [`STALLED_AFTER`] declares the store failed.
+//! A slow flush is *nudged* (`Disk::nudge` of the parent explains why). No wait is unbounded: a commit that has waited
+//! [`STALLED_AFTER`] declares the store failed.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,13 +17,13 @@ use tokio::sync::oneshot;
 use super::{Counters, DurableError, Result};
 
 const STALLED_AFTER: Duration = Duration::from_secs(60);
-/// How long a change that nobody waits for may stay in memory.
+/// How long a change may stay in memory if no caller waits for it.
 const MAX_FLUSH_DELAY: Duration = Duration::from_secs(1);
-/// When a flush is nudged for the first time; each further time after twice as long, since a nudge may get stuck as well.
+/// Delay before the first nudge of a flush. It doubles for each further nudge, since a nudge may hang as well.
 const NUDGED_AFTER: Duration = Duration::from_secs(1);
 const MAX_NUDGES: u32 = 5;
 
-/// Asks what a flush that takes long may not have heard.
+/// Unblocks a slow flush whose wake-up was lost.
 pub(super) type Nudge = Box<dyn Fn() + Send + Sync>;
 
 pub(super) struct Flusher {
@@ -35,22 +35,22 @@ struct Shared {
     path: PathBuf,
     state: Mutex<State>,
     wake: Condvar,
-    /// Changes that began to be applied, that are applied, and that are safe. They are applied one at a time, so each
-    /// number names the same changes.
+    /// Counts of changes: those that began to be applied, those applied, and those safe. Changes are applied one at a
+    /// time, so each number names the same changes.
     begun: AtomicU64,
     ended: AtomicU64,
     safe: AtomicU64,
     commits: AtomicU64,
     flushes: AtomicU64,
     observe: OnceLock<Box<dyn Fn(Duration) + Send + Sync>>,
-    /// Gone once the database is being closed.
+    /// `None` once the database is being closed.
     nudge: Mutex<Option<Arc<Nudge>>>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiter>,
-    /// The flush that is running, and how often it was nudged.
+    /// Start of the running flush, and how often it was nudged.
     flushing: Option<(Instant, u32)>,
     stopping: bool,
     stopped: bool,
@@ -112,7 +112,7 @@ impl Flusher {
         let shared = Arc::clone(&self.shared);
         let wanted = shared.begun.load(Ordering::SeqCst);
         async move {
-            // More than once only when a flush began while the last change was still being applied.
+            // A second round is needed only if a flush began while the last change was still being applied.
             while shared.safe.load(Ordering::SeqCst) < wanted {
                 Arc::clone(&shared).commit().await?;
             }
@@ -120,7 +120,7 @@ impl Flusher {
         }
     }
 
-    /// To be called, one change at a time, just before and just after a change is applied.
+    /// Call these just before and just after a change is applied, for one change at a time.
     pub(super) fn change_begins(&self) {
         self.shared.begun.fetch_add(1, Ordering::SeqCst);
     }
@@ -162,7 +162,8 @@ impl Drop for Flusher {
             log::error!("the flusher of the store in {} panicked", self.shared.path.display());
         }
         if !stopped {
-            // Left behind with the database open: the process is about to end, and waiting longer mends nothing.
+            // The thread is left behind with the database open. The process is about to end, and waiting longer repairs
+            // nothing.
             log::error!("the store in {} did not close: its disk does not answer", self.shared.path.display());
         }
     }
@@ -190,7 +191,7 @@ impl Shared {
                 break;
             }
         }
-        // The database is closed before the drop that waits for this goes on.
+        // Close the database first: `drop` of the flusher waits for `stopped`.
         drop(make_safe);
         drop(self.nudge.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut state = self.lock();
@@ -216,7 +217,7 @@ impl Shared {
         }
         let applied = self.ended.load(Ordering::SeqCst);
         let begun = Instant::now();
-        // A panic must not leave everybody waiting.
+        // A panic must not leave callers waiting.
         let outcome = catch_unwind(AssertUnwindSafe(make_safe)).unwrap_or_else(|_| Err("the flush panicked".into()));
         self.flushes.fetch_add(1, Ordering::Relaxed);
         self.lock().flushing = None;
@@ -224,7 +225,7 @@ impl Shared {
             observe(begun.elapsed());
         }
         outcome.map_err(|cause| self.fail(&cause))?;
-        // A waiter that gave up in the meantime has declared the database failed; then it stays so.
+        // A waiter that gave up meanwhile has declared the store failed; it stays failed.
         if let Some(cause) = &self.lock().failed {
             return Err(self.error(cause));
         }
@@ -273,12 +274,12 @@ impl Shared {
             }
         }
         let Some(nudge) = self.nudge.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
-        // On a thread of its own: it waits as long as the flush does where nothing is wrong but a slow disk.
+        // A thread of its own: on a disk that is only slow, the nudge blocks as long as the flush.
         let nudged = std::thread::Builder::new().name("nudge".into()).spawn(move || {
             let _ = catch_unwind(AssertUnwindSafe(|| nudge()));
         });
         if let Err(error) = nudged {
-            log::warn!("a slow flush of the store in {} could not be looked after: {error}", self.path.display());
+            log::warn!("a slow flush of the store in {} could not be nudged: {error}", self.path.display());
         }
     }
 
@@ -297,7 +298,7 @@ impl Shared {
         self.fail(&format!("the disk has not answered for {} s", STALLED_AFTER.as_secs()))
     }
 
-    /// The first failure is the one that is told ever after.
+    /// Only the first failure is kept and reported.
     fn fail(&self, cause: &str) -> DurableError {
         let mut state = self.lock();
         if state.failed.is_none() {
@@ -317,7 +318,7 @@ impl Shared {
 }
 
 impl Waiter {
-    /// Somebody who has gone away needs no answer.
+    /// A waiter that has gone away is ignored.
     fn answer(self, outcome: Result<()>) {
         match self {
             Self::Task(task) => drop(task.send(outcome)),

@@ -1,16 +1,17 @@
-//! The file of a durable store, as redb sees it.
+//! Storage backends that open the file of a durable store.
 //!
-//! [`Held`]: until [`Release::release`] nothing that redb writes reaches the file. It stands in memory (a header and a few
-//! pages), and reads see it. So a file that is refused when it is opened stays as it was, byte by byte; one that is taken
-//! gets the same writes and syncs in the same order, which is all that redb's argument about power cuts needs.
+//! [`Held`]: keeps redb's writes in memory (a header and a few pages) until [`Release::release`]. Reads include them.
+//! So a file that is refused at open stays unchanged, byte by byte. An accepted file gets the same writes and syncs in
+//! the same order, which is all that redb's safety in a power cut depends on.
 //!
-//! [`Look`]: a file that is read only, whatever its header says.
+//! [`Look`]: a read-only file, opened with flags that replace those in its header.
 //!
-//! Both look at the header first ([`Header`]). redb records in one byte which of its two roots counts, and no checksum
-//! covers that byte: a flipped bit in it would bring back the commit before the last one. So where the other root is newer,
-//! redb is asked, as for commits in one phase, for the newest root whose pages all verify. It is newer after a crash, too,
-//! also in a file that was closed cleanly and was just being opened (redb commits before it marks the file as open): that
-//! commit was acknowledged to nobody, and is there as a whole or not taken.
+//! Both need the header first ([`Header`]). One byte of it selects the current of redb's two roots, and no checksum
+//! covers that byte. A flipped bit in it would bring back the commit before the last one. So if the other root is
+//! newer, the flags ask redb, as after one-phase commits, for the newest root whose pages all verify.
+//!
+//! The other root is also newer after a crash, even one during the open of a cleanly closed file. redb commits before
+//! it marks the file as open. That commit was never acknowledged. It is taken as a whole or not at all.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{BackendError, StorageBackend};
 
-/// Of redb's file format 3.
+/// Offsets in redb's file format 3.
 mod place {
     pub const HEADER: usize = 320;
     pub const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
@@ -33,14 +34,15 @@ const PRIMARY: u8 = 1;
 const RECOVERY_REQUIRED: u8 = 2;
 const TWO_PHASE: u8 = 4;
 
-/// What the first bytes of a file say.
+/// The fields of redb's file header that select a root.
 pub(super) struct Header {
     flags: u8,
     transactions: [u64; 2],
 }
 
 impl Header {
-    /// Of what `read` gives of the beginning of a file. `None`: it is no header of redb; redb says so itself.
+    /// Parses the header that `read` reads from the start of a file. `None`: not a redb header; redb then reports the
+    /// error.
     pub(super) fn read(read: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Option<Self>> {
         let mut bytes = [0; place::HEADER];
         match read(&mut bytes) {
@@ -63,19 +65,19 @@ impl Header {
         self.transactions[primary] < self.transactions[1 - primary]
     }
 
-    /// The flags that redb is to open the file with.
+    /// The flags to open the file with.
     pub(super) fn flags(&self) -> u8 {
         if self.other_is_newer() { self.flags & !TWO_PHASE } else { self.flags }
     }
 
-    /// The flags that bring either root into sight, the newer one first, without asking for a repair.
+    /// The flags that select each root, the newer one first, without requesting a repair.
     pub(super) fn flags_of_roots(&self) -> [u8; 2] {
         let newer = u8::from(self.transactions[1] > self.transactions[0]);
         [newer, 1 - newer].map(|root| (self.flags & !(PRIMARY | RECOVERY_REQUIRED)) | TWO_PHASE | root)
     }
 }
 
-/// A byte that stands otherwise in the file.
+/// Replaces the flags byte in what was read.
 fn patch(offset: u64, out: &mut [u8], flags: u8) {
     let at = (place::FLAGS as u64).checked_sub(offset).and_then(|at| usize::try_from(at).ok());
     if let Some(byte) = at.and_then(|at| out.get_mut(at)) {
@@ -93,7 +95,7 @@ enum Call {
 #[derive(Debug)]
 struct Inner {
     file: Box<dyn StorageBackend>,
-    /// Of a header that was not written anew yet.
+    /// Replacement flags, until the header is rewritten.
     flags: Option<u8>,
     is_held: AtomicBool,
     calls: Mutex<Vec<Call>>,
@@ -102,7 +104,7 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Held(Arc<Inner>);
 
-/// Lets what was held back reach the file.
+/// Writes the held calls to the file.
 pub(super) struct Release(Arc<Inner>);
 
 impl Held {
@@ -133,7 +135,7 @@ impl Inner {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `true`: it was noted, and is not to be done.
+    /// `true`: the call was recorded and must not be executed now.
     fn hold(&self, call: impl FnOnce() -> Call) -> bool {
         if !self.is_held.load(Ordering::SeqCst) {
             return false;
@@ -156,7 +158,7 @@ impl Inner {
         if end > self.len(calls)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        // What was cut off and grown again reads as zeros.
+        // Bytes that were cut off read as zeros after the file grows again.
         let shortest =
             calls.iter().filter_map(|call| if let Call::SetLen(len) = call { Some(*len) } else { None }).min();
         let there = self.file.len()?.min(shortest.unwrap_or(u64::MAX)).saturating_sub(offset);
@@ -234,7 +236,7 @@ impl StorageBackend for Held {
     }
 }
 
-/// Its directory is locked: no lock of redb's is needed.
+/// Reads the file only. redb's locks are not needed: the directory is locked.
 #[derive(Debug)]
 pub(super) struct Look {
     pub file: File,
@@ -284,7 +286,7 @@ impl StorageBackend for Look {
         Ok(())
     }
 
-    /// Nobody writes beside it, of this generation of redb's locks or of another.
+    /// No other process writes to the file, whichever lock scheme its redb uses.
     fn query_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
         Ok(false)
     }

@@ -1,4 +1,4 @@
-//! The directory of a store: whose it is, and what the kernel remembers of it.
+//! The lock of a store's directory, syncs of its files, and dropping its pages from the kernel's cache.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -11,16 +11,16 @@ use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 
 use super::{DurableError, Result};
 
-/// A process that was killed lets go of its lock only when the kernel is done with it.
+/// The kernel releases the lock of a killed process only after it has finished with that process.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Held as long as the store is open, so that what is mended there belongs to nobody else.
+/// Held while the store is open. Without it, another process could use the directory while it is repaired.
 pub(super) struct DirectoryLock {
     _lock: Flock<File>,
 }
 
-/// Makes `dir` (0700) where it is missing, and takes it.
+/// Creates `dir` (mode 0700) if it is missing, and locks it.
 pub(super) fn take(dir: &Path) -> Result<DirectoryLock> {
     let failed = |error: io::Error| failed(dir, &error);
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
@@ -40,7 +40,8 @@ pub(super) fn take(dir: &Path) -> Result<DirectoryLock> {
     }
 }
 
-/// Whether such an error says nothing of the store, but that the machine lacks something at present: room, a right, memory.
+/// Whether the error comes from the machine (no space, memory, file descriptors or permission) and not from the store's
+/// content.
 pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
     use ErrorKind::{
         Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, ResourceBusy, StorageFull,
@@ -59,7 +60,7 @@ pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
         )
 }
 
-/// An error of the files of the store in `dir`. Something else in their place is damage.
+/// Converts an I/O error on the store in `dir`. A file of the wrong type is damage.
 pub(super) fn failed(dir: &Path, error: &io::Error) -> DurableError {
     let (path, cause) = (dir.into(), error.to_string());
     match error.kind() {
@@ -70,7 +71,7 @@ pub(super) fn failed(dir: &Path, error: &io::Error) -> DurableError {
     }
 }
 
-/// Makes everything in `dir` survive a power cut: each file, the directories, and its own name.
+/// Makes everything in `dir` survive a power cut: each file, the directories, and the name of `dir` itself.
 pub fn sync_whole(dir: &Path) -> io::Result<()> {
     sync_files(dir)?;
     sync_names(dir)
@@ -87,15 +88,15 @@ fn sync_files(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the names in `dir` survive a power cut, and its own name.
+/// Makes the file names in `dir`, and the name of `dir` itself, survive a power cut.
 pub(super) fn sync_names(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
 }
 
-/// Makes the kernel forget what it remembers of the files in `dir`, so that the next open reads the disk. After a failed
-/// write it may hold, as if they were safe, pages that never got there. A directory that is not there holds none.
+/// Drops the kernel's cached pages of the files in `dir`, so that the next open reads the disk. After a failed write
+/// the cache may hold pages that never reached the disk. Succeeds if `dir` does not exist.
 pub fn reread(dir: &Path) -> io::Result<()> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -109,7 +110,7 @@ pub fn reread(dir: &Path) -> io::Result<()> {
             continue;
         }
         let file = File::open(path)?;
-        // What is still to be written is not forgotten; an error here is the old one, told once more.
+        // Unwritten pages are not dropped. An error here is ignored: it is the earlier error, reported again.
         let _ = file.sync_all();
         posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)?;
     }

@@ -1,29 +1,30 @@
-//! Stores of rows, key to value: one change at a time, one flusher, group commit.
+//! Stores of rows, key to value, with one change at a time, one flusher and group commit. This module knows nothing of
+//! what the keys and values mean.
 //!
 //! **What is acknowledged survives a power cut.** [`Store::durable`] keeps its rows in one redb file ([`redb`]). redb
-//! documents that a transaction with `Durability::Immediate` "is guaranteed to be persistent as soon as `commit` returns",
-//! and that it is all there or not at all. Why we believe it, step by step:
-//! 1. A commit never overwrites a page that the last commit refers to; it writes copies elsewhere in the file.
-//! 2. In two phases (`set_two_phase_commit`) it syncs the copies first, and only then flips the one byte of the header that
-//!    says which root counts, and syncs again. A cut before the flip is on disk leaves the old root and all its pages;
-//!    where all copies of the new root are there as well, the new one is taken ([`held`]): as a whole, told to nobody.
-//! 3. Pages that are free from a commit on are used again only by a later commit, after that flip was synced.
-//! 4. Each root holds a checksum of its whole tree. Every open verifies it ([`redb`] says why at every open), so a disk that
-//!    broke a promise is noticed and refused, never served.
-//! 5. The file gets its name by a rename after its first commit, and the directory is synced: no half-made file is opened.
+//! documents that a transaction with `Durability::Immediate` "is guaranteed to be persistent as soon as `commit`
+//! returns". It also documents that a transaction is applied completely or not at all. The reasons, step by step:
+//! 1. A commit never overwrites a page that the last commit refers to. It writes copies elsewhere in the file.
+//! 2. A two-phase commit (`set_two_phase_commit`) syncs the copies first. Then it flips the one byte of the header that
+//!    selects the current root, and syncs again. A cut before the flip is on disk leaves the old root and all its
+//!    pages. If all copies of the new root are there too, the new root is taken ([`held`]): complete, although it was
+//!    never acknowledged.
+//! 3. Pages that a commit frees are reused only by a later commit, after that flip was synced.
+//! 4. Each root holds a checksum of its whole tree, and every open verifies it ([`redb`] explains why). So a disk that
+//!    lost a synced write is detected, and its rows are never served.
+//! 5. The file gets its name by a rename after its first commit, and then the directory is synced. So no half-made file
+//!    is ever opened.
 //!
 //! [`Store::rebuildable`] keeps its rows in a sled directory ([`sled`]). It survives a kill (the kernel keeps what was
-//! written) and **no power cut**; only what can be made anew may be in it.
+//! written), but **no power cut**. Store only data there that can be rebuilt.
 //!
 //! For both:
-//! - A change is *applied* (others can read it, from memory) a little before it is *safe*. [`Store::settled`] resolves once
-//!   all that could have been read by now is safe: whoever tells the outside about something awaits it first.
-//! - Changes that wait together are written by one transaction of the flusher ([`flusher`]).
-//! - After a failed write or sync nobody knows what the disk holds: the failure sticks, every later change and commit is
-//!   refused, and only a fresh process reads back what is there ([`reread`] makes sure that it does not read what the kernel
-//!   still remembers).
-//!
-//! This module knows nothing of what the keys and values mean.
+//! - A change is *applied* (others can read it, from memory) a little before it is *safe*. [`Store::settled`] resolves
+//!   once everything that could have been read is safe. Await it before you report anything to the outside.
+//! - The flusher writes all waiting changes in one transaction ([`flusher`]).
+//! - After a failed write or sync the content of the disk is unknown. The failure is permanent: every later change and
+//!   commit is refused. Only opening the store again reads what the disk holds; [`reread`] drops the kernel's cached
+//!   pages first.
 
 mod flusher;
 mod held;
@@ -58,34 +59,34 @@ pub enum DurableError {
     Open { path: PathBuf, cause: String },
     #[error("the store in {path} is in use by another process; stop that one, or choose another state_dir")]
     Busy { path: PathBuf },
-    #[error("the store in {path} is damaged: {cause}. It was left as it is")]
+    #[error("the store in {path} is damaged: {cause}. It was left unchanged")]
     Damaged { path: PathBuf, cause: String },
     #[error("cannot read or change the store in {path}: {cause}")]
     Storage { path: PathBuf, cause: String },
     #[error(
-        "the store in {path} could not be written safely ({cause}); it takes no more changes until it is opened anew, \
-         which a running daemon does by itself once the disk takes writes again"
+        "the store in {path} could not be written safely ({cause}); it refuses changes until it is opened again. A \
+         running daemon does that by itself once the disk takes writes again"
     )]
     Failed { path: PathBuf, cause: String },
 }
 
 pub type Result<T> = std::result::Result<T, DurableError>;
 
-/// What went wrong with a file, without saying which.
+/// An error of a store's file, without its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskError {
-    /// What is there is not what was written.
+    /// The content differs from what was written.
     Damaged(String),
     Other(String),
 }
 
-/// Where rows are kept. Used by the flusher alone.
+/// The storage below a store. Only the flusher uses it.
 trait Disk: Send + 'static {
-    /// Writes all of `rows` or nothing (`None` removes a row). When it returns they are as safe as this disk makes them;
-    /// what it gives back reads them.
+    /// Writes all of `rows` or nothing (`None` removes a row). On return the rows are as safe as this disk makes them,
+    /// and the returned view reads them.
     fn commit(&mut self, rows: &Layer) -> std::result::Result<Arc<dyn View>, DiskError>;
 
-    /// Asks a commit that takes long for what it may not have heard.
+    /// Returns a function that unblocks a slow commit whose wake-up was lost.
     fn nudge(&self) -> flusher::Nudge {
         Box::new(|| {})
     }
@@ -94,53 +95,53 @@ trait Disk: Send + 'static {
 type DiskRow = std::result::Result<(Bytes, Bytes), DiskError>;
 type DiskRows = Box<dyn DoubleEndedIterator<Item = DiskRow> + Send>;
 
-/// Reads what was committed.
+/// Reads committed rows.
 trait View: Send + Sync {
     fn get(&self, key: &[u8]) -> std::result::Result<Option<Bytes>, DiskError>;
 
-    /// The rows from `from` on, up to and without `to`, which may be absent.
+    /// The rows from `from` up to, but without, `to`; `None`: up to the last row.
     fn range(&self, from: &[u8], to: Option<&[u8]>) -> std::result::Result<DiskRows, DiskError>;
 }
 
-/// Dropping it makes everything safe and closes it.
+/// Dropping the store flushes all changes and closes it.
 pub struct Store {
     // Dropped first: its thread holds the files open.
     flusher: Flusher,
     present: Arc<PresentRows>,
     writer: Mutex<()>,
-    // Dropped last: the files must be closed before somebody else may have them.
+    // Dropped last: another process may open the files only after they are closed.
     _lock: lock::DirectoryLock,
 }
 
-/// The rows as they stand now. A snapshot is a copy of it.
+/// The current rows. A snapshot is a copy of this.
 struct PresentRows(RwLock<Snapshot>);
 
-/// What one change writes, gathered before it is applied as a whole. Reads see it.
+/// The rows that one change writes, collected and then applied together. Reads include them.
 pub struct Staged<'a> {
     store: &'a Store,
     rows: Layer,
 }
 
-/// What has been counted since the store was opened: commits asked for, and the flushes that served them.
+/// Counts since the store was opened: requested commits, and the flushes that served them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub commits: u64,
     pub flushes: u64,
 }
 
-/// With more in memory than this, who writes waits until it is written.
+/// If more than this is in memory, a writer waits for a flush first.
 const MAX_IN_MEMORY_BYTES: usize = 8 * 1024 * 1024;
 
 impl Store {
-    /// Opens the store called `name` in `dir`, whose rows survive a power cut; makes it where it is missing, `dir` (0700) as
-    /// well. Every byte that counts is read and verified. Waits some seconds for a process that is just going away.
+    /// Opens the store called `name` in `dir`, whose rows survive a power cut. Creates the store, and `dir` (mode
+    /// 0700), if they are missing. Verifies the whole current root. Waits up to 10 s for a process that is just ending.
     pub fn durable(dir: &Path, name: &'static str) -> Result<Self> {
         let lock = lock::take(dir)?;
         let disk = redb::Redb::open(dir, name)?;
         Self::on(dir, lock, disk)
     }
 
-    /// Opens the store in `dir`, whose rows survive a kill and no power cut; makes it where it is missing.
+    /// Opens the store in `dir`, whose rows survive a kill but no power cut. Creates it if it is missing.
     pub fn rebuildable(dir: &Path) -> Result<Self> {
         let lock = lock::take(dir)?;
         let disk = sled::Sled::open(dir)?;
@@ -163,24 +164,24 @@ impl Store {
         self.snapshot().get(key)
     }
 
-    /// The rows whose key begins with `prefix`, in order of their keys, as they stand now.
+    /// The current rows whose key begins with `prefix`, in key order.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Rows {
         self.snapshot().scan(prefix)
     }
 
-    /// The rows from `from` on, up to and without `to`, as they stand now.
+    /// The current rows from `from` up to, but without, `to`.
     pub fn range(&self, from: Vec<u8>, to: Vec<u8>) -> Rows {
         self.snapshot().range(from, to)
     }
 
-    /// The rows as they stand now, while others go on changing them. Of a rebuildable store it is no more than a look: rows
-    /// may be newer.
+    /// The current rows, unaffected by later changes. In a rebuildable store this is not guaranteed: rows may be newer.
     pub fn snapshot(&self) -> Snapshot {
         self.present.read().clone()
     }
 
-    /// Applies what `change` stages, all or nothing; an error of `change` writes nothing. One change runs at a time, so
-    /// what it reads stays true until it is applied. Await [`Store::settled`] before telling anybody.
+    /// Applies everything that `change` stages, or nothing if `change` fails. One change runs at a time, so the rows
+    /// that it reads do not change before it is applied. Await [`Store::settled`] before you report the change to
+    /// anybody.
     pub fn write<T, E: From<DurableError>>(
         &self,
         change: impl FnOnce(&mut Staged<'_>) -> std::result::Result<T, E>,
@@ -200,17 +201,19 @@ impl Store {
         Ok(value)
     }
 
-    /// Resolves once everything written before this call is safe. The ticket is taken by the call itself.
+    /// Resolves once everything written before this call is safe. The commit is queued by the call itself, not by the
+    /// first poll.
     pub fn commit(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         self.flusher.commit()
     }
 
-    /// [`Store::commit`] for a thread; never to be called within an async task.
+    /// [`Store::commit`] for a thread. Never call it in an async task.
     pub fn commit_blocking(&self) -> Result<()> {
         self.flusher.commit_blocking()
     }
 
-    /// Resolves once everything that could have been read before this call is safe: at once where nothing is under way.
+    /// Resolves once everything that could have been read before this call is safe: at once if no change is in
+    /// progress.
     pub fn settled(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         self.flusher.settled()
     }
@@ -220,12 +223,12 @@ impl Store {
         self.flusher.check().is_ok()
     }
 
-    /// `observe` is told how long each flush takes, from the flusher's thread. Only the first one given is.
+    /// Calls `observe` with the duration of each flush, on the flusher's thread. A second observer is ignored.
     pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
         self.flusher.on_flush(Box::new(observe));
     }
 
-    /// Where and why it takes no more changes, if it does not.
+    /// The path and the cause, if the store refuses changes.
     pub fn failure(&self) -> Option<(PathBuf, String)> {
         self.flusher.failure().map(|cause| (self.present.read().path().to_path_buf(), cause))
     }
@@ -234,7 +237,7 @@ impl Store {
         self.flusher.counters()
     }
 
-    /// On a disk that fails as long as `failing` is set.
+    /// Opens a store on a disk that fails while `failing` is set.
     #[cfg(test)]
     pub fn durable_on_failing_disk(
         dir: &Path,
@@ -254,7 +257,7 @@ impl PresentRows {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Commits what waits. What fails stays readable, and the flusher sees to it that nobody is told of it.
+    /// Commits the pending rows. If that fails they stay readable, and the flusher never reports them as safe.
     fn flush(&self, disk: &mut impl Disk) -> std::result::Result<(), String> {
         let rows = self.write().begin_flush();
         if rows.is_empty() {
@@ -283,7 +286,7 @@ impl Staged<'_> {
         }
     }
 
-    /// The rows as they stood before this change.
+    /// The rows as they were before this change.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Rows {
         self.store.scan(prefix)
     }

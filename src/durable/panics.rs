@@ -1,14 +1,14 @@
-//! Panics of a library that are caught: what was said is kept for the caller, and not printed.
+//! Catches panics of a library: the caller gets the message, and it is not printed.
 //!
-//! sled panics where it has no better answer, on our threads and on its own. Each of the former is an error of the call
-//! ([`caught`]). Of the latter the first one is logged; what they break is found by the next call.
+//! sled panics on our threads and on its own where it has no error to return. A panic on our thread becomes an error of
+//! the call ([`caught`]). Of panics on sled's threads only the first is logged; the next call finds what they broke.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Of what is kept of a panic.
+/// Limit for the message of a panic, counted in characters.
 const MAX_MESSAGE_BYTES: usize = 300;
 
 thread_local! {
@@ -17,7 +17,7 @@ thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs `call`. A panic is an error: what it said, and where.
+/// Runs `call`. A panic becomes an error with its message and source location.
 pub fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     watch();
     INSIDE.set(INSIDE.get() + 1);
@@ -26,7 +26,7 @@ pub fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     outcome.map_err(|_| MESSAGE.take().unwrap_or_else(|| "no message".into()))
 }
 
-/// Before the hook that was there, for this process.
+/// Installs a panic hook in front of the existing one, once per process.
 fn watch() {
     static WATCHING: Once = Once::new();
     WATCHING.call_once(|| {
@@ -66,7 +66,7 @@ mod tests {
         let said = caught(|| -> u32 { panic!("the log is\nbroken: {}", 7) }).unwrap_err();
         assert!(said.starts_with("the log is broken: 7 (panics.rs:"), "{said}");
         assert_eq!(caught(|| 1), Ok(1));
-        // One inside another, as a whole that is made of calls.
+        // `caught` inside `caught`.
         assert_eq!(caught(|| caught(|| -> u32 { panic!("inner") }).is_err()), Ok(true));
     }
 }

@@ -1,19 +1,19 @@
-//! A store in one redb file, `rows.redb`: what a power cut must not take.
+//! A store in one redb file, `rows.redb`, that survives a power cut.
 //!
-//! The rows stand in one table, named after what the store is, so that the file of another store in its place is noticed.
-//! Each row carries a checksum of its key and value. redb verifies its pages when the file is opened, and not when it reads
-//! one later; with the row's own checksum, what is broken while the daemon runs is not served either.
+//! The rows are in one table, named after the store, so that another store's file in its place is detected. Each row
+//! carries a checksum of its key and value. redb verifies pages when it opens the file, but not when it reads one
+//! later. The row's checksum detects damage that happens while the daemon runs.
 //!
-//! The whole file is verified at *every* open, not only after a crash: a bit that flipped on the disk is refused at once,
-//! and not on the day somebody needs the row. Since commits are in two phases, redb never takes a damaged last commit for
-//! one that a power cut interrupted, and so never goes back to the commit before it (`Database::do_repair` of redb). One
-//! byte of the header is covered by no checksum; [`super::held`] says what is made of it. An interrupted commit, which
-//! nobody was told of, may be there after a crash: as a whole.
+//! *Every* open verifies the whole file, not only one after a crash. A flipped bit on the disk is refused at once, and
+//! not on the day the row is needed. Because commits have two phases, redb never takes a damaged last commit for an
+//! interrupted one. So it never goes back to the commit before it (`Database::do_repair` of redb). One byte of the
+//! header has no checksum; [`super::held`] handles it. After a crash a commit that was not acknowledged may be there,
+//! but only as a whole.
 //!
-//! A file that is refused stays as it was, byte by byte: what redb writes while it opens one is held back until it is known
-//! to be good ([`super::held`]).
+//! A refused file stays unchanged, byte by byte: redb's writes during an open are held back until the file is verified
+//! ([`super::held`]).
 //!
-//! What a crash leaves while the file is made: `rows.redb.new`, which the next open replaces.
+//! A crash while the file is created leaves `rows.redb.new`, which the next open replaces.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -36,7 +36,7 @@ use super::rows::Layer;
 use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View, panics};
 
 pub(super) const FILE: &str = "rows.redb";
-/// Pages that redb keeps in memory. The kernel keeps the rest.
+/// redb's cache of pages. The kernel caches the rest of the file.
 pub(super) const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 pub(super) type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
@@ -51,13 +51,13 @@ pub(super) fn definition(name: &str) -> TableDefinition<'_, &'static [u8], &'sta
     TableDefinition::new(name)
 }
 
-/// Whether a store was ever made in `dir`.
+/// Whether a store was ever created in `dir`.
 pub fn holds_store(dir: &Path) -> bool {
     dir.join(FILE).exists()
 }
 
 impl Redb {
-    /// Opens the store `name` in `dir`, which is locked; makes it where there is none.
+    /// Opens the store `name` in `dir`, which the caller has locked. Creates it if it is missing.
     pub(super) fn open(dir: &Path, name: &'static str) -> Result<Self> {
         let path = dir.join(FILE);
         let failed = |cause: String| DurableError::Open { path: dir.into(), cause };
@@ -66,7 +66,7 @@ impl Redb {
                 return Err(DurableError::Damaged { path: dir.into(), cause: format!("{FILE} is empty") });
             }
             Ok(_) => {}
-            // A new store in the place of rows that are there would look as if they had never been.
+            // A new store here would hide the rows that the old file still holds.
             Err(error) if error.kind() == ErrorKind::NotFound && dir.join("db").exists() => {
                 let cause = format!("it holds the file of an older store (db) and no {FILE}");
                 return Err(DurableError::Damaged { path: dir.into(), cause });
@@ -74,7 +74,7 @@ impl Redb {
             Err(error) if error.kind() == ErrorKind::NotFound => make(dir, name).map_err(|e| failed(told(&e)))?,
             Err(error) => return Err(failed(error.to_string())),
         }
-        // Verifying reads what somebody else may have written: a panic is an answer like any other.
+        // The file may have been changed by another program, and reading it may panic. A panic is treated as damage.
         let opened = panics::caught(|| verified(|| open_file(&path), name))
             .unwrap_or_else(|panic| Err(DiskError::Damaged(format!("reading it panicked: {panic}"))));
         let database = opened.map_err(|error| match error {
@@ -85,7 +85,7 @@ impl Redb {
         Ok(Self { database, name })
     }
 
-    /// On a disk of a test.
+    /// Opens a store on a disk of a test.
     #[cfg(test)]
     pub(super) fn on(disk: impl redb::StorageBackend + Clone, name: &'static str) -> Outcome<Self> {
         if disk.len().map_err(|error| DiskError::Other(error.to_string()))? == 0 {
@@ -126,7 +126,7 @@ fn make(dir: &Path, name: &'static str) -> Outcome<()> {
     let database = builder().create_with_backend(open_file(&part)?).map_err(of_database)?;
     commit(&database, name, &Layer::new())?;
     drop(database);
-    // What closing wrote is no commit, and is not synced by it.
+    // Closing the database writes without a commit and without a sync.
     File::open(&part).and_then(|file| file.sync_all()).map_err(other)?;
     std::fs::rename(&part, &path).map_err(other)
 }
@@ -136,7 +136,8 @@ fn open_file(path: &Path) -> Outcome<FileBackend> {
     FileBackend::new(file.map_err(|error| DiskError::Other(error.to_string()))?).map_err(of_database)
 }
 
-/// Opens what `open` gives, which is not empty, and reads all that counts. Nothing is written to what is refused.
+/// Opens the non-empty file that `open` gives, and verifies the whole current root. Writes nothing to a file that it
+/// refuses.
 fn verified<B: redb::StorageBackend>(open: impl Fn() -> Outcome<B>, name: &str) -> Outcome<Database> {
     let begun = Instant::now();
     let other = |error: std::io::Error| DiskError::Other(error.to_string());
@@ -144,9 +145,9 @@ fn verified<B: redb::StorageBackend>(open: impl Fn() -> Outcome<B>, name: &str) 
         let file = open()?;
         let flags = Header::read(|bytes| file.read(0, bytes)).map_err(other)?.map(|header| header.flags());
         let (held, release) = Held::new(file, flags);
-        // With a backend only this call opens a file; it would make a new store in an empty one.
+        // redb has only this call to open a backend. It would create a new store in an empty file.
         match builder().create_with_backend(held) {
-            // A process that was killed lets go of its lock only when the kernel is done with it.
+            // The kernel releases the lock of a killed process only after it has finished with that process.
             Err(DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < LOCK_TIMEOUT => {
                 std::thread::park_timeout(LOCK_RETRY_INTERVAL)
             }
@@ -225,7 +226,7 @@ fn checksum(key: &[u8], value: &[u8]) -> [u8; CHECKSUM_BYTES] {
     hasher.finalize().to_be_bytes()
 }
 
-/// A row as it is stored: its checksum, its value.
+/// A row as stored: its checksum, then its value.
 fn checked(key: &[u8], value: &[u8]) -> Vec<u8> {
     [&checksum(key, value)[..], value].concat()
 }
@@ -240,7 +241,7 @@ pub(super) fn unchecked(key: &[u8], stored: &[u8]) -> Outcome<Bytes> {
     }
 }
 
-/// For messages: the kind of the row as text, its id in hex.
+/// The key for messages: the kind of the row as text, its id in hex.
 fn name_of(key: &[u8]) -> String {
     let kind = key.iter().position(|byte| *byte == b'/').map_or(key.len(), |at| at + 1);
     let (kind, id) = key.split_at(kind);
@@ -253,7 +254,7 @@ fn of(error: redb::Error) -> DiskError {
         redb::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
             DiskError::Damaged(format!("{FILE} is no store of codex-authd ({error})"))
         }
-        // The file ends before what it says it holds.
+        // The file is shorter than its header says.
         redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
             DiskError::Damaged(format!("{FILE} is shorter than it was ({error})"))
         }

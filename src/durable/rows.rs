@@ -1,8 +1,8 @@
-//! The rows at one moment: what is committed, and over it what is not yet.
+//! The rows at one moment: the committed rows, overlaid by changes that are not committed yet.
 //!
-//! A change goes into `pending`. The flusher moves that to `in_flight`, commits it, and puts a new view of the disk in the
-//! place of both at once. So whatever the flusher does, the three together always say the same, and a copy of them is a
-//! snapshot: the maps are shared until somebody changes one, and the view reads the file as it was.
+//! A change goes into `pending`. The flusher moves `pending` to `in_flight`, commits it, and then replaces the view and
+//! `in_flight` in one step. So the three together hold the same rows before, during and after a flush. A copy of them
+//! is a snapshot: the maps are copied on write, and the view keeps reading the file as it was.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -13,14 +13,14 @@ use bytes::Bytes;
 
 use super::{DiskError, DiskRow, DiskRows, Result, View, of_disk};
 
-/// Rows that were changed; `None`: removed.
+/// Changed rows; `None`: removed.
 pub(super) type Layer = BTreeMap<Vec<u8>, Option<Bytes>>;
 
 #[derive(Clone)]
 pub struct Snapshot {
     pending: Arc<Layer>,
     in_flight: Arc<Layer>,
-    /// Of the rows in `pending`.
+    /// Size of the rows in `pending`.
     pending_bytes: usize,
     view: Arc<dyn View>,
     path: Arc<Path>,
@@ -44,7 +44,7 @@ impl Snapshot {
         Arc::make_mut(&mut self.pending).extend(rows);
     }
 
-    /// Begins a flush. What an earlier one could not commit is never tried again: the store has failed then.
+    /// Begins a flush. Rows that an earlier flush could not commit are never retried: the store has failed then.
     pub(super) fn begin_flush(&mut self) -> Arc<Layer> {
         if self.in_flight.is_empty() {
             self.in_flight = std::mem::take(&mut self.pending);
@@ -66,20 +66,20 @@ impl Snapshot {
         }
     }
 
-    /// The rows whose key begins with `prefix`, in order of their keys.
+    /// The rows whose key begins with `prefix`, in key order.
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Rows {
         let prefix = prefix.as_ref();
         self.rows(prefix, end_of(prefix).as_deref())
     }
 
-    /// The rows from `from` on, up to and without `to`.
+    /// The rows from `from` up to, but without, `to`.
     pub fn range(&self, from: Vec<u8>, to: Vec<u8>) -> Rows {
         self.rows(&from, Some(&to))
     }
 
     fn rows(&self, from: &[u8], to: Option<&[u8]>) -> Rows {
         let path = Arc::clone(&self.path);
-        // A map panics where a range ends before it begins.
+        // A `BTreeMap` panics on a range whose end is before its start.
         if to.is_some_and(|to| to <= from) {
             return Rows { over: VecDeque::new(), disk: Box::new(std::iter::empty()), front: None, back: None, path };
         }
@@ -98,7 +98,7 @@ fn size_of(key: &[u8], value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + std::mem::size_of::<(Vec<u8>, Option<Bytes>)>()
 }
 
-/// The first key after all that begin with `prefix`; `None`: there is none.
+/// The first key after all keys that begin with `prefix`; `None`: there is none.
 pub(super) fn end_of(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
     let mut end = prefix[..=last].to_vec();
@@ -106,11 +106,11 @@ pub(super) fn end_of(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
-/// Rows in order of their keys, from either end: those of the disk, with what was changed in their places.
+/// Rows in key order, readable from either end: the committed rows, overlaid by the changes.
 pub struct Rows {
     over: VecDeque<(Vec<u8>, Option<Bytes>)>,
     disk: DiskRows,
-    /// Read from `disk` and not told yet, at either end.
+    /// Read from `disk` at either end, but not returned yet.
     front: Option<(Bytes, Bytes)>,
     back: Option<(Bytes, Bytes)>,
     path: Arc<Path>,
@@ -123,13 +123,13 @@ enum End {
 }
 
 impl Rows {
-    /// The next row of the disk from this end.
+    /// The next row of the disk at this end.
     fn read(&mut self, end: End) -> Option<DiskRow> {
         let row = match end {
             End::Front => self.front.take().map(Ok).or_else(|| self.disk.next()),
             End::Back => self.back.take().map(Ok).or_else(|| self.disk.next_back()),
         };
-        // The last row of all may have been read from the other end.
+        // The last remaining row may have been read from the other end.
         row.or_else(|| match end {
             End::Front => self.back.take().map(Ok),
             End::Back => self.front.take().map(Ok),
@@ -143,7 +143,7 @@ impl Rows {
                 End::Front => self.over.front(),
                 End::Back => self.over.back(),
             };
-            // Which comes first from this end: `Less` is the stored one.
+            // Which of the two comes first at this end: `Less` is the stored row.
             let order = match (&stored, changed) {
                 (None, None) => return Ok(None),
                 (Some(_), None) => std::cmp::Ordering::Less,
@@ -156,7 +156,8 @@ impl Rows {
             if order.is_lt() {
                 return Ok(stored);
             }
-            // An equal one is replaced; a later one is told later.
+            // A change replaces a stored row with the same key. A stored row that comes later is kept for the next
+            // step.
             if order.is_gt() {
                 match end {
                     End::Front => self.front = stored,

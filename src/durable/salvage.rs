@@ -1,9 +1,9 @@
-//! What can still be read of a durable store that is damaged. The file is not changed.
+//! Reads the intact rows of a damaged durable store. Does not change the file.
 //!
-//! redb is not asked to verify or to repair: pages are read as they come, and a row counts only if its own checksum holds
-//! and its key stands where it must. Reading ends at a broken page with an error, a panic, or rows out of order; then the
-//! range is read from its other end, and what lies between is probed from keys within it, up to [`MAX_PROBES`] times. Only one
-//! root is read: rows of the commit before the last one could bring back what was removed.
+//! redb is not asked to verify or repair: pages are read as they are. A row counts only if its checksum is right and
+//! its key is in order. A broken page ends the reading with an error, a panic, or rows out of order. Then the range is
+//! read from its other end, and the gap is probed at keys in its middle, up to [`MAX_PROBES`] times. Only one root is
+//! read: the commit before the last one could bring back removed rows.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -20,16 +20,16 @@ use super::redb::{CACHE_BYTES, FILE, Table, definition, unchecked};
 use super::rows::end_of;
 use super::{DurableError, Result, lock};
 
-/// How often a broken range is entered anew.
+/// How many keys inside a broken range are tried.
 const MAX_PROBES: usize = 2000;
-/// A disk that answers slowly is not read for ever.
+/// Limit for a disk that answers slowly.
 const SALVAGE_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// What a salvage found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Salvaged {
     pub rows: u64,
-    /// Rows whose checksum does not hold.
+    /// Rows with a wrong checksum.
     pub damaged_rows: u64,
     /// Ranges of keys that could not be read to their end.
     pub unreadable_ranges: u64,
@@ -43,8 +43,8 @@ impl Salvaged {
 
 type Take<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
 
-/// Gives every row under one of `prefixes` that can be read to `take`. Rows under other keys are not looked for. Fails
-/// where nothing at all can be read.
+/// Calls `take` for every readable row under one of `prefixes`. Rows under other keys are not looked for. Fails if not
+/// even the table can be opened.
 pub fn salvage(dir: &Path, name: &'static str, prefixes: &[&str], take: Take<'_>) -> Result<Salvaged> {
     let _lock = lock::take(dir)?;
     let damaged = |cause: String| DurableError::Damaged { path: dir.into(), cause };
@@ -74,13 +74,13 @@ struct Reader<'a> {
     open: &'a dyn Fn() -> Result<File>,
     flags: u8,
     name: &'static str,
-    /// Gone after a panic: locks within it may be poisoned.
+    /// Dropped after a panic: locks in it may be poisoned.
     table: Option<(ReadOnlyDatabase, Table)>,
     begun: Instant,
     found: Salvaged,
 }
 
-/// Between these keys, without them; `None`: to the end.
+/// The keys between two bounds, both excluded; `None`: no upper bound.
 type Gap = (Bound<Vec<u8>>, Option<Vec<u8>>);
 
 impl Reader<'_> {
@@ -90,7 +90,8 @@ impl Reader<'_> {
             let name = self.name;
             let opened = catch_unwind(AssertUnwindSafe(|| {
                 let mut builder = Builder::new();
-                // A reader beside a writer needs none of what a damaged file may not have any more.
+                // In this mode redb opens the file as a reader beside a writer. It needs no structures that a damaged
+                // file may have lost.
                 builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::SingleWriter);
                 let database = builder.open_read_only_with_backend(look).map_err(|e| e.to_string())?;
                 let reading = database.begin_read().map_err(|e| e.to_string())?;
@@ -118,14 +119,14 @@ impl Reader<'_> {
             let below = self.ends((from, Some(middle)), take)?;
             let found_any = self.found.rows > read;
             for gap in [below, above].into_iter().flatten() {
-                // What gave something is likely to give more.
+                // A half that gave rows is likely to give more.
                 if found_any { gaps.push_front(gap) } else { gaps.push_back(gap) }
             }
         }
         Ok(())
     }
 
-    /// Reads a gap from both of its ends; what is left between.
+    /// Reads a gap from both ends. Returns the part between that could not be read.
     fn ends(&mut self, gap: Gap, take: Take<'_>) -> Result<Option<Gap>> {
         let Some(last) = self.one_end(&gap, false, take)? else { return Ok(None) };
         let from = last.map_or(gap.0, Bound::Excluded);
@@ -135,7 +136,7 @@ impl Reader<'_> {
         Ok(Some((gap.0, to)))
     }
 
-    /// The last key that was read, where it did not come to the end; `None`: it did.
+    /// The last key that was read before the end was reached; `None`: everything was read.
     #[allow(clippy::option_option)]
     fn one_end(&mut self, gap: &Gap, backwards: bool, take: Take<'_>) -> Result<Option<Option<Vec<u8>>>> {
         let mut last: Option<Vec<u8>> = None;
@@ -145,7 +146,7 @@ impl Reader<'_> {
             Bound::Excluded(key) => Bound::Excluded(&key[..]),
             Bound::Unbounded => Bound::Unbounded,
         };
-        // redb panics where a range ends before it begins.
+        // redb panics on a range whose end is before its start.
         if let (Bound::Included(from) | Bound::Excluded(from), Some(to)) = (from, to)
             && from >= &to[..]
         {
@@ -197,13 +198,13 @@ fn within(key: &[u8], (from, to): &(Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     is_after && !matches!(to, Bound::Excluded(to) if key >= *to)
 }
 
-/// The key in the middle of a gap, taken as numbers of so many bytes. `None`: there is none between.
+/// The key in the middle of a gap; keys are compared as numbers of equal length. `None`: there is no key between.
 fn middle(from: &Bound<Vec<u8>>, to: Option<&[u8]>) -> Option<Vec<u8>> {
     let (Bound::Included(from) | Bound::Excluded(from)) = from else { return None };
     let to = to?;
     let length = from.len().max(to.len()) + 1;
     let digit = |key: &[u8], at: usize| u16::from(key.get(at).copied().unwrap_or_default());
-    // The sum, with its carry in front.
+    // The sum of both keys, with the carry in the first digit.
     let mut sum = vec![0u16; length + 1];
     for at in (0..length).rev() {
         let digits = digit(from, at) + digit(to, at) + sum[at + 1];

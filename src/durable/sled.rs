@@ -1,14 +1,14 @@
-//! A store in a sled directory: it survives a kill, and nothing may be in it that cannot be made anew.
+//! A store in a sled directory, for data that can be rebuilt. It survives a kill, but no power cut.
 //!
-//! sled 0.34 writes a segment's header, which declares what stands before it stable, before the earlier segments have
-//! reached the disk, and uses segments again on the strength of that. A kill harms nothing, since the kernel keeps what
-//! was written; after a power cut the directory may hold anything, also what makes sled panic when it opens it. So every
-//! call into sled is made where a panic is caught, and is a failure like any other.
+//! sled 0.34 writes the header of a segment before the earlier segments have reached the disk. That header declares the
+//! earlier segments stable, and sled reuses segments because of it. A kill does no harm, since the kernel keeps what
+//! was written. After a power cut the directory may hold anything, even data that makes sled panic at open. So every
+//! call into sled catches panics and turns them into errors.
 //!
-//! sled keeps `conf` (three parameters), `db` (the log), `snap.*` (where recovery may begin) and `blobs/*` (pages too large
-//! for the log). Two kills it cannot open after are mended here before it is asked to: a snapshot that was being written
-//! (`snap.*.generating`, which it would read as if it were whole), and a half-written `conf` of a database that was just
-//! being made.
+//! sled keeps `conf` (three parameters), `db` (the log), `snap.*` (where recovery may begin) and `blobs/*` (pages too
+//! large for the log). After two kinds of kill sled cannot open the directory; both are repaired here first:
+//! - A half-written snapshot (`snap.*.generating`), which sled would read as complete.
+//! - A half-written `conf` of a database that was just being created.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -25,12 +25,12 @@ use super::lock::{self, LOCK_RETRY_INTERVAL, LOCK_TIMEOUT};
 use super::rows::Layer;
 use super::{Disk, DiskError, DiskRow, DiskRows, DurableError, Result, View};
 
-/// Both fixed for ever: they are what `conf` says.
+/// Segment size that `conf` records: sled's default. It must never change for an existing database.
 const SEGMENT_BYTES: u64 = 512 * 1024;
-/// How often sled flushes by itself and clears out its log; the latter happens nowhere else.
+/// How often sled flushes and cleans its log by itself. It cleans its log nowhere else.
 const SLED_FLUSH_MS: u64 = 1000;
-/// The most that sled's page cache may take, by the size of pages on disk; a small fleet never comes near it, and of a large
-/// one the kernel keeps the rest.
+/// Limit of sled's page cache, by the size of pages on disk. A small fleet never reaches it; for a large one the kernel
+/// caches the rest.
 const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 type Outcome<T> = std::result::Result<T, DiskError>;
@@ -41,7 +41,7 @@ pub(super) struct Sled {
 }
 
 impl Sled {
-    /// Opens what is in `dir`, which is locked.
+    /// Opens the directory `dir`, which the caller has locked.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let failed = |cause: String| DurableError::Open { path: dir.into(), cause };
         clear_half_made(dir).map_err(|error| lock::failed(dir, &error))?;
@@ -55,7 +55,7 @@ impl Sled {
             });
             match opened {
                 Ok(sled) => return Ok(sled),
-                // sled has a lock of its own, and in this process lets go of it when its last thread is done.
+                // sled has its own lock. Within this process it releases the lock only when its last thread ends.
                 Err(DiskError::Other(cause)) if cause.contains(BUSY) => {
                     if begun.elapsed() >= LOCK_TIMEOUT {
                         return Err(DurableError::Busy { path: dir.into() });
@@ -85,8 +85,8 @@ impl Disk for Sled {
         Ok(Arc::new(Applied(self.tree.clone())))
     }
 
-    /// sled can wait for ever inside `flush` when a write of its own fails in the background: it notes the error and wakes
-    /// nobody. Another call of `flush` finds the error and wakes the first.
+    /// When a background write fails, sled records the error but does not wake a waiting `flush`, which then waits for
+    /// ever. Another call of `flush` finds the error and wakes the first.
     fn nudge(&self) -> Nudge {
         let database = self.database.clone();
         Box::new(move || drop(caught(|| database.flush())))
@@ -132,10 +132,10 @@ fn row(read: impl FnOnce() -> Option<sled::Result<(sled::IVec, sled::IVec)>>) ->
     Some(read.map(|(key, value)| (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))))
 }
 
-/// How the cause begins where sled broke, rather than the disk: it panicked, or found what it does not understand.
+/// Prefix of a cause if sled itself failed, and not the disk: it panicked, or found data that it does not understand.
 const BROKE: &str = "sled broke: ";
 
-/// Whether the cause of a failure is that sled broke.
+/// Whether `cause` says that sled itself failed.
 pub fn is_damage(cause: &str) -> bool {
     cause.starts_with(BROKE)
 }
@@ -159,7 +159,7 @@ fn caught<T>(call: impl FnOnce() -> sled::Result<T>) -> Outcome<T> {
 
 #[cfg(test)]
 thread_local! {
-    /// Whether every call of this thread into sled panics.
+    /// Makes every call of this thread into sled panic.
     pub static PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
@@ -169,13 +169,13 @@ fn is_busy(error: &io::Error) -> bool {
 
 const BUSY: &str = "could not acquire lock";
 
-/// Whether the last thread of sled has let go of the database in `dir`, which was closed; waits some seconds for it. Until
-/// then sled may write there, to files that it finds by their path.
+/// Whether sled's last thread has released the closed database in `dir`; waits up to 10 s. Until then sled may still
+/// write there, to files that it finds by their path.
 pub fn is_released(dir: &Path) -> bool {
     let begun = Instant::now();
     let mut file = match File::open(dir.join("db")) {
         Ok(file) => file,
-        // It was never made, or is something else.
+        // The file was never created, or `dir` is not a directory.
         Err(error) => return matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
     };
     while begun.elapsed() < LOCK_TIMEOUT {
@@ -198,7 +198,8 @@ fn clear_half_made(dir: &Path) -> io::Result<()> {
             std::fs::remove_file(entry.path())?;
         }
     }
-    // `conf` is written before the first byte of the log, always with the same content, and again when it is missing.
+    // `conf` is written before the first byte of the log. Its content is always the same, and sled writes it again if
+    // it is missing.
     let logged = match std::fs::metadata(dir.join("db")) {
         Ok(metadata) => metadata.len(),
         Err(e) if e.kind() == ErrorKind::NotFound => 0,

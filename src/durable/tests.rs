@@ -9,12 +9,12 @@ mod view;
 
 const NAME: &str = "test";
 
-/// A disk that does something else before each commit.
+/// Wraps a disk; runs a function before each commit.
 struct After<D, F>(D, F);
 
 impl<D: Disk, F: FnMut() -> std::result::Result<(), DiskError> + Send + 'static> Disk for After<D, F> {
     fn commit(&mut self, rows: &Layer) -> std::result::Result<Arc<dyn View>, DiskError> {
-        // The first, of no rows, only asks for a view.
+        // The store's first commit has no rows: it only gets a view.
         if !rows.is_empty() {
             (self.1)()?;
         }
@@ -156,7 +156,7 @@ async fn values_of_any_size_come_back_whole() {
 #[test]
 fn a_half_written_snapshot_or_parameter_file_of_sled_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
-    // As a kill within the first open leaves it: parameters without their checksum, and no log yet.
+    // A kill during the first open leaves this: parameters without their checksum, and no log.
     std::fs::create_dir(dir.path().join("blobs")).unwrap();
     std::fs::write(dir.path().join("conf"), "segment_size: 524288\nuse_compression: false\nvers").unwrap();
     let store = Store::rebuildable(dir.path()).unwrap();
@@ -178,9 +178,9 @@ async fn a_failed_fdatasync_is_never_forgotten() {
     failing.store(true, Ordering::SeqCst);
     put(&durable, "during", b"1");
     let error = durable.commit().await.unwrap_err();
-    assert!(error.to_string().contains("until it is opened anew"), "{error}");
+    assert!(error.to_string().contains("until it is opened again"), "{error}");
 
-    // The disk answers again, but what it dropped in between is gone: success now would be a lie.
+    // The disk works again, but it has dropped the earlier write. Reporting success now would be wrong.
     failing.store(false, Ordering::SeqCst);
     assert!(!durable.healthy());
     assert!(matches!(durable.commit().await, Err(DurableError::Failed { .. })));
@@ -216,14 +216,14 @@ async fn what_was_read_is_settled_only_once_it_is_safe() {
     durable.settled().await.unwrap();
     let flushes = durable.counters().flushes;
     durable.settled().await.unwrap();
-    assert_eq!(durable.counters().flushes, flushes, "nothing is under way, so nothing is to be waited for");
+    assert_eq!(durable.counters().flushes, flushes, "with no change in progress, settled() must not flush");
 
     open.store(false, Ordering::SeqCst);
     put(&durable, "key", b"2");
     let settled = tokio::spawn(durable.settled());
     let begun = Instant::now();
     while durable.counters().commits < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(10), "nobody asked for what was written to be made safe");
+        assert!(begun.elapsed() < Duration::from_secs(10), "settled() did not ask for a flush");
         tokio::task::yield_now().await;
     }
     assert!(!settled.is_finished());
@@ -238,7 +238,7 @@ async fn one_flush_serves_all_who_wait() {
     let gate = Arc::clone(&open);
     let durable = durable_after(dir.path(), NAME, move || wait_for(&gate)).unwrap();
     let before = durable.counters().flushes;
-    // While the first flush stands at the gate, everybody else queues up.
+    // While the first flush is blocked, all other commits queue up.
     let commits: Vec<_> = (0..64)
         .map(|number| {
             put(&durable, &format!("key {number}"), b"1");
@@ -253,7 +253,7 @@ async fn one_flush_serves_all_who_wait() {
     assert!((1..=2).contains(&flushes), "64 commits took {flushes} flushes");
 }
 
-/// sled hangs where several tasks flush at once, after some hundred calls: only the flusher may.
+/// Only the flusher may call sled's `flush`: sled hangs after some hundred calls when several tasks flush at once.
 #[test]
 fn sixty_four_writers_of_either_store_and_none_is_stuck() {
     let pause = Duration::from_millis(20);
@@ -262,13 +262,13 @@ fn sixty_four_writers_of_either_store_and_none_is_stuck() {
         ("durable", Box::new(|dir: &Path| Store::durable(dir, NAME)), 4),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        // A pause after each write, so that the cores are left to others.
+        // A pause after each write leaves CPU time for other tests.
         let counters = hammer(open(dir.path()).unwrap(), Duration::from_secs(seconds), pause);
         println!("{what}: {} commits in {seconds} s, served by {} flushes", counters.commits, counters.flushes);
     }
 }
 
-/// 64 tasks, each writing, committing and reading back; whoever gets no answer within ten seconds fails the test.
+/// Starts 64 tasks; each writes, commits and reads back. Fails if a task gets no answer within ten seconds.
 fn hammer(durable: Store, duration: Duration, pause: Duration) -> Counters {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let durable = Arc::new(durable);
@@ -297,13 +297,13 @@ fn hammer(durable: Store, duration: Duration, pause: Duration) -> Counters {
             })
             .collect();
         for writer in writers {
-            assert!(writer.await.unwrap() > 0, "a writer never came to its turn");
+            assert!(writer.await.unwrap() > 0, "a writer completed no commit");
         }
     });
     durable.counters()
 }
 
-/// Runs in a process of its own, which has to live with very few file descriptors.
+/// This test runs in its own process, with very few file descriptors.
 const ALONE: &str = "AUTHD_TEST_FEW_FILES";
 
 #[test]

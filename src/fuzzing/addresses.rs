@@ -1,4 +1,4 @@
-//! Target `addresses`: one input is a forwarding header, a PROXY header, a host's name and a network at once.
+//! Target `addresses`: each input is used as a forwarding header, a PROXY header, a host name and a network.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -26,7 +26,7 @@ fn trust(header: Header) -> TrustedProxies {
     TrustedProxies::new(networks.iter().filter_map(|text| text.parse().ok()).collect(), Some(header))
 }
 
-/// One line of the header for each line of the input.
+/// Each line of the input is one line of the header.
 fn forwarding(data: &[u8]) {
     let sent: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
     let real = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
@@ -36,16 +36,16 @@ fn forwarding(data: &[u8]) {
         if header == Header::XForwardedFor && data.len() < 8 * 1024 {
             assert_eq!(alone, right_most(&trust, &sent));
         }
-        // Nobody believes a stranger.
+        // The header of an untrusted peer is ignored.
         assert_eq!(trust.caller(real, sent.iter().copied()), Ok(real));
 
-        // Whatever the caller sends, a trusted proxy that adds to it has the last word.
+        // Whatever the caller sends, the hop that a trusted proxy appends decides.
         let added = match header {
             Header::XForwardedFor => real.to_string().into_bytes(),
             Header::Forwarded => format!("for=\"{real}:1\";by=\"[fd00::1]\"").into_bytes(),
         };
         let behind = sent.iter().copied().chain([added.as_slice()]);
-        assert_eq!(trust.caller(PROXY, behind), Ok(real), "in a line of its own");
+        assert_eq!(trust.caller(PROXY, behind), Ok(real), "in a separate line");
         let mut lines: Vec<Vec<u8>> = sent.iter().map(|line| line.to_vec()).collect();
         if let Some(last) = lines.last_mut() {
             last.extend(b", ");
@@ -59,7 +59,8 @@ fn forwarding(data: &[u8]) {
     }
 }
 
-/// `X-Forwarded-For` once more: all lines as one list, the first hop from the right that is no proxy.
+/// A second implementation of `X-Forwarded-For`: all lines as one list; the first hop from the right that is not a
+/// proxy.
 fn right_most(trust: &TrustedProxies, lines: &[&[u8]]) -> Result<IpAddr, Unreadable> {
     let list = lines.join(&b',');
     let hops: Vec<&[u8]> = list.split(|byte| *byte == b',').collect();
@@ -102,10 +103,10 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
     good.then_some(address)
 }
 
-/// A header as the listener cuts it from the stream, against the protocol's own description.
+/// Compares the parser, on a header as the listener reads it from the stream, with the protocol's specification.
 fn proxy_header(data: &[u8]) {
     const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-    // Whatever is no whole header does no harm.
+    // Input that is not a whole header must not panic.
     let _ = proxy::parse(data);
     if data.starts_with(SIGNATURE) && data.len() >= 16 {
         let length = usize::from(u16::from_be_bytes([data[14], data[15]]));
@@ -113,7 +114,7 @@ fn proxy_header(data: &[u8]) {
             let answer = proxy::parse(header).ok();
             match (header[12], version_2(header)) {
                 (0x21, expected) => assert_eq!(answer, expected),
-                // Of a connection of its own a proxy may say anything; it counts for nothing.
+                // For its own connection, a proxy may send any address; it is ignored.
                 (0x20, _) => assert!(answer.is_none_or(|answer| answer.is_none())),
                 _ => assert_eq!(answer, None, "another version or command"),
             }
@@ -122,7 +123,7 @@ fn proxy_header(data: &[u8]) {
         let Some(end) = data.iter().position(|byte| *byte == b'\n').filter(|end| *end < 107) else { return };
         let (header, answer) = (&data[..=end], proxy::parse(&data[..=end]).ok());
         if header.starts_with(b"PROXY UNKNOWN ") {
-            // What follows counts for nothing, whatever it is.
+            // Everything after UNKNOWN is ignored.
             assert!(answer.is_none_or(|answer| answer.is_none()));
         } else {
             assert_eq!(answer, version_1(header));
@@ -177,7 +178,7 @@ fn host_name(text: &str) {
     let good = wanted.len() < 254 && wanted.split('.').all(label);
     match text.parse::<Fqdn>() {
         Ok(name) => {
-            assert!(good, "{text:?} was taken");
+            assert!(good, "{text:?} was accepted");
             assert!(name.as_str().eq_ignore_ascii_case(wanted) && !name.as_str().contains(|c: char| c.is_uppercase()));
             assert_eq!(name.to_string().parse(), Ok(name.clone()));
             let quoted = serde_json::to_string(&name).expect("a name is a string");
@@ -193,7 +194,7 @@ fn networks(text: &str) {
         assert_eq!(network.addr(), network.network());
         assert_eq!(proxies::network(&network.to_string()), Ok(network));
         let trust = TrustedProxies::new(vec![network], None);
-        assert!(trust.trusts(network.network()), "{network} trusts nobody");
+        assert!(trust.trusts(network.network()), "{network} trusts no address");
     }
     if let Ok(network) = enrol::network(text) {
         assert_eq!(network.addr(), network.network());
@@ -212,7 +213,7 @@ fn networks(text: &str) {
             expires_at: None,
             allowed_networks: vec![network],
         };
-        // Where a host calls from is canonical. A network that admits nobody would lock the host out without a word.
+        // The caller's address is canonical. A network that admits no address would silently lock out the host.
         assert_eq!(rules.address(network.network().to_canonical(), 64), AddressRule::Admitted, "{network}");
     }
 }

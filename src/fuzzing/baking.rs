@@ -1,4 +1,4 @@
-//! Target `baking`: what is baked into a host's scripts comes back out of a real shell as it was, and nothing of it runs.
+//! Target `baking`: a real shell reads the values baked into a host's scripts unchanged, and executes no part of them.
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -12,8 +12,8 @@ use crate::service::hosts::bake::{self, BakeError, Values};
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "\n# --- baked: end\n";
 
-/// The values stand one behind the other with a byte 0xff, which no text has, between them; missing ones are empty. One
-/// shell reads all of them, and what is left over besides.
+/// The values are separated by the byte 0xff, which UTF-8 text never contains. Missing values are empty. One shell
+/// reads all of them, and the surplus parts as quoted words.
 pub fn baking(data: &[u8]) {
     let Some((&choice, rest)) = data.split_first() else { return };
     let parts: Option<Vec<&str>> =
@@ -41,7 +41,7 @@ pub fn baking(data: &[u8]) {
     };
     assert!(!nul && !line_break);
 
-    // Nothing but the block is touched, and it may be split into lines by nobody but the shell.
+    // Baking changes only the block. Only the shell may split the block into lines.
     let plain = bake::wrapper(&Values {
         base_url: "",
         api_key: &Secret::new(""),
@@ -52,7 +52,7 @@ pub fn baking(data: &[u8]) {
         codex_npm: "",
         codex_release_sha256: "",
     });
-    let plain = plain.expect("nothing can be baked");
+    let plain = plain.expect("empty values can be baked");
     assert_eq!(tail(wrapper.expose()), tail(plain.expose()));
 
     let base_url = part(0).trim_end_matches('/');
@@ -80,7 +80,7 @@ pub fn baking(data: &[u8]) {
     ] {
         print(&mut script, name, value);
     }
-    // Before a shell sees any of it.
+    // Check the quoting before a shell reads it.
     for value in &parts {
         if let Ok(quoted) = bake::sh_quote(value) {
             assert_eq!(as_one_word(&quoted).as_deref(), Some(*value));
@@ -101,17 +101,18 @@ pub fn baking(data: &[u8]) {
     };
     let output = run(shell, &script);
     assert!(output.stdout == expected, "{shell:?} reads {:?}", String::from_utf8_lossy(&output.stdout));
-    // One line with the reason: whatever ran would have had something to say, for no command can be found.
+    // Standard error must have one line, the reason. Any executed value would add an error, because no command can be
+    // found.
     let reason: String = parts.concat().chars().filter(|c| !c.is_control() && !"\"$`\\!".contains(*c)).collect();
     if shell != ["sh"] {
-        // `echo` of another shell reads escapes; there are none left, but -n and -e are still options.
+        // `echo` in other shells interprets escapes. None are left, but -n and -e are still options.
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let is_option = reason.starts_with('-') && reason[1..].chars().all(|c| "neE".contains(c));
         assert!(said == format!("{reason}\n") || is_option, "{said:?}");
     }
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
 
-    // Now and then the whole of both scripts, and only looked at.
+    // Sometimes check the syntax of both whole scripts, without running them.
     if choice >= 0xf0 {
         for script in [&wrapper, &installer] {
             let output = run(&["bash", "--norc", "-n"], script.expose());
@@ -120,7 +121,7 @@ pub fn baking(data: &[u8]) {
     }
 }
 
-/// What a shell must make of a word of single quotes and escaped single quotes; `None` for anything else.
+/// The value of a word that consists of single-quoted parts and escaped single quotes. `None` for any other word.
 fn as_one_word(mut word: &str) -> Option<String> {
     let mut text = String::new();
     while !word.is_empty() {
@@ -136,7 +137,7 @@ fn as_one_word(mut word: &str) -> Option<String> {
     Some(text)
 }
 
-/// The marked block, with its values. It ends at the last mark: a value may hold one too.
+/// The marked block with its values. It ends at the last mark, because a value may contain a mark too.
 fn block(script: &str) -> &str {
     let begin = script.find(BEGIN).expect("there is a block");
     let end = script.rfind(END).expect("the block ends");
@@ -147,7 +148,7 @@ fn tail(script: &str) -> &str {
     &script[script.rfind(END).expect("the block ends")..]
 }
 
-/// The script on standard input, in a shell that finds no command and, where it is bash, can write no file.
+/// Runs the script from standard input, in a shell that finds no commands. Bash also cannot write files.
 fn run(shell: &[&str], script: &str) -> Output {
     let mut file = File::from(memfd_create(c"script", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
     file.write_all(script.as_bytes()).and_then(|()| file.rewind()).expect("a file in memory");

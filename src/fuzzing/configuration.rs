@@ -1,4 +1,4 @@
-//! Target `configuration`: a file and an environment, parted by NUL bytes: the file's text, then `NAME=value` each.
+//! Target `configuration`: a file's text and environment variables (`NAME=value`), separated by NUL bytes.
 
 use toml::{Table, Value};
 
@@ -16,15 +16,15 @@ pub fn configuration(data: &[u8]) {
     let strange = environment.iter().any(|(name, _)| is_strange(name, &known)) || has_strange_keys(file, &known);
     match loaded {
         Ok(config) => {
-            assert!(!strange, "a name that nobody knows was passed over");
+            assert!(!strange, "an unknown name was ignored");
             prints_and_loads(&config);
             overlays(&config, &environment);
         }
         Err(error) => {
-            // It is shown to people, in one line.
+            // The error is shown to people.
             assert!(!error.to_string().is_empty());
             if matches!(error, ConfigError::UnknownKey { .. }) {
-                assert!(strange, "a name that is known was refused: {error}");
+                assert!(strange, "a known name was refused: {error}");
             }
         }
     }
@@ -34,18 +34,18 @@ fn known() -> Table {
     Table::try_from(Config::default()).expect("the defaults are valid TOML")
 }
 
-/// What a configuration says, it says again when it is read from its own text, and a second time nothing changes.
+/// A configuration that is printed and loaded again must print the same text.
 fn prints_and_loads(config: &Config) {
     let text = toml::to_string(config).expect("a configuration can be printed");
     let again = load_text(&text, Vec::new()).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert_eq!(toml::to_string(&again).expect("a configuration can be printed"), text);
     let pasted = &config.public_base_url;
     let plain = |c: char| !c.is_whitespace() && !c.is_control() && !"\"$`\\!".contains(c);
-    assert!(pasted.chars().all(plain), "{pasted:?} stands between double quotes in a command to paste");
+    assert!(pasted.chars().all(plain), "{pasted:?} is double-quoted in a command to paste");
     assert_eq!(config.listen.trusted_networks().len(), config.listen.trusted_proxies.len());
 }
 
-/// A text that a variable sets is what the variable says, to the letter.
+/// A text that a variable sets must equal the variable's value exactly.
 fn overlays(config: &Config, environment: &[(String, String)]) {
     let last =
         |wanted: &str| environment.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
@@ -60,7 +60,7 @@ fn overlays(config: &Config, environment: &[(String, String)]) {
     }
 }
 
-/// A variable with our prefix that is the name of no key, to the letter.
+/// Whether a variable has our prefix but does not exactly name a key.
 fn is_strange(name: &str, known: &Table) -> bool {
     let Some(rest) = name.strip_prefix("CODEX_AUTHD_") else { return false };
     let names = known.iter().flat_map(|(name, value)| match value {
@@ -76,7 +76,7 @@ fn has_strange_keys(file: &str, known: &Table) -> bool {
         (_, None) => true,
         (Value::Table(section), Some(Value::Table(known))) => section.keys().any(|key| !known.contains_key(key)),
         (_, Some(Value::Table(_))) => true,
-        // A section in the place of a value is of the wrong type.
+        // A section instead of a value is a type error, not an unknown key.
         _ => false,
     })
 }

@@ -10,10 +10,10 @@ use crate::model::auth_document::{
 };
 use crate::model::instant::Instant;
 
-/// How deep a document may be nested; a request around it one level more.
+/// The deepest nesting of a document. A request around it has one level more.
 const LEVELS: usize = 64;
 
-/// Everything that is done with a body before anybody is believed.
+/// Everything that is done with a body before the caller is authenticated.
 pub fn auth_document(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     document(text);
@@ -25,16 +25,16 @@ fn parse(text: &str) -> Result<AuthDocument, DocumentError> {
     AuthDocument::parse(text, NOW, &RULES)
 }
 
-/// What we wrote ourselves, which may be longer than what is taken.
+/// Parses text that the daemon wrote, which may exceed the size limit.
 fn parse_again(text: &str) -> Result<AuthDocument, DocumentError> {
     AuthDocument::parse_stored(text, NOW, &RULES)
 }
 
-/// What Codex can load is served in a form that is taken again.
+/// The served form of a loadable document must be accepted again.
 fn strict(text: &str) {
     let rules = DocumentRules::default();
     let Ok(document) = AuthDocument::parse(text, NOW, &rules) else { return };
-    let again = AuthDocument::parse_stored(document.text(), NOW, &rules).expect("what is served is taken again");
+    let again = AuthDocument::parse_stored(document.text(), NOW, &rules).expect("the served text is accepted again");
     assert_eq!((again.text(), again.digest()), (document.text(), document.digest()));
     assert!(again.login().renews(document.login()) && document.login().renews(again.login()));
     assert_eq!(again.agent_identity(), None);
@@ -42,22 +42,22 @@ fn strict(text: &str) {
 
 fn document(text: &str) {
     strict(text);
-    // A document that is stored is taken as it stands, whatever it is.
+    // A stored document is taken unchanged.
     if let Ok(stored) = AuthDocument::from_canonical(text, &RULES) {
         assert_eq!(stored.text(), text);
     }
     let Ok(document) = parse(text) else { return };
-    // Room for this is made before it is written, so that the text does not move and leave copies behind.
+    // The writer reserves this much, so that a reallocation leaves no copies.
     assert!(document.text().len() <= 2 * text.len() + 256, "{} of {}", document.text().len(), text.len());
-    let stored = AuthDocument::from_canonical(document.text(), &RULES).expect("what is canonical can be read again");
+    let stored = AuthDocument::from_canonical(document.text(), &RULES).expect("canonical text can be read again");
     assert_eq!((stored.digest(), stored.last_refresh()), (document.digest(), document.last_refresh()));
     assert_eq!(format!("{:?}", stored.targets()), format!("{:?}", document.targets()));
-    assert!(document.targets().is_sorted_by(|a, b| a.name < b.name), "targets stand in order, each once");
+    assert!(document.targets().is_sorted_by(|a, b| a.name < b.name), "targets are sorted and unique");
     for (again, target) in stored.targets().iter().zip(document.targets()) {
         assert_eq!(again.token.expose(), target.token.expose());
     }
 
-    // Dating a document anew and bringing it into its canonical form may be done in either order.
+    // Changing the date and canonicalizing must commute.
     const LATER: &str = "2026-11-21T11:59:59.000000001Z";
     let dated = redated(text, LATER).expect("it has a date");
     let dated = parse_again(&dated).expect("another date breaks no rule");
@@ -69,11 +69,11 @@ fn document(text: &str) {
 
 fn request(text: &str) {
     let Ok(members) = split_request(text) else {
-        assert!(oracle::compact(text, LEVELS + 1).is_none(), "serde_json reads what a request is refused for");
+        assert!(oracle::compact(text, LEVELS + 1).is_none(), "serde_json reads a body that was refused");
         return;
     };
     let blank = text.trim_matches([' ', '\t', '\n', '\r']).is_empty();
-    assert!(blank || oracle::compact(text, LEVELS + 1).is_some(), "serde_json refuses what a request was read from");
+    assert!(blank || oracle::compact(text, LEVELS + 1).is_some(), "serde_json refuses a body that was read");
     assert_eq!(members.is_empty(), members.iter().next().is_none());
     for (name, raw) in members.iter() {
         assert!(members.has(name));
@@ -96,7 +96,7 @@ fn upload(text: &str) {
     }
 }
 
-/// The canonical text against another reading of the same rules.
+/// Compares the canonical text with that of a second implementation of the rules.
 pub fn digest(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let ours = parse(text);
@@ -104,7 +104,7 @@ pub fn digest(data: &[u8]) {
         (Ok(document), Ok(expected)) => {
             assert_eq!(document.text(), expected);
             assert_eq!(document.digest().to_string(), hex::encode(Sha256::digest(&expected)));
-            let again = parse_again(&expected).expect("canonical text is taken again");
+            let again = parse_again(&expected).expect("canonical text is accepted again");
             assert_eq!((again.text(), again.digest()), (document.text(), document.digest()));
         }
         (Err(DocumentError::Json(_)), Err(Refused::Json)) => {}
@@ -112,7 +112,7 @@ pub fn digest(data: &[u8]) {
         (Err(DocumentError::TooLarge { bytes }), _) => assert!(*bytes > MAX_DOCUMENT_BYTES),
         // The oracle reads no claims.
         (Err(DocumentError::Field { path, .. }), Ok(_)) if path == "auth.tokens.id_token" => {}
-        // The oracle leaves the date to us.
+        // The oracle does not check the date.
         (Err(DocumentError::Field { path, .. }), Ok(_)) if path == "auth.last_refresh" => {
             assert!(!has_good_date(text), "a good date is refused");
         }

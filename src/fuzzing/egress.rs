@@ -1,5 +1,5 @@
-//! Target `egress`: what a probe asks its proxy for. Three parts, parted by NUL bytes: the listed destinations, one a
-//! line; an address that a name resolves to; and what the client sends.
+//! Target `egress`: requests of a probe to its proxy. The input has three parts, separated by NUL bytes: the listed
+//! destinations, one per line; an address that a name resolves to; the bytes that the client sends.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ pub fn egress(data: &[u8]) {
     let sent = parts.next().unwrap_or_default();
     let Ok(egress) = Egress::parse(&listed) else { return };
     for destination in egress.destinations() {
-        let again: Destination = destination.to_string().parse().expect("what is printed can be read");
+        let again: Destination = destination.to_string().parse().expect("a printed destination can be parsed");
         assert_eq!(again, *destination);
     }
     let Some((asked, forwarded)) = proxy_head(sent) else { return };
@@ -22,16 +22,17 @@ pub fn egress(data: &[u8]) {
     if let Some(forwarded) = forwarded {
         let head = String::from_utf8_lossy(&forwarded).to_ascii_lowercase();
         assert!(head.ends_with("\r\nconnection: close\r\n\r\n"), "{head:?}");
-        assert_eq!(head.matches("\r\n\r\n").count(), 1, "one request is passed on: {head:?}");
+        assert_eq!(head.matches("\r\n\r\n").count(), 1, "one request is forwarded: {head:?}");
         assert!(!head.contains("\r\nproxy-authorization:"), "{head:?}");
-        assert_eq!(head.matches("\r\nhost:").count(), 1, "its host is that of its URL: {head:?}");
+        assert_eq!(head.matches("\r\nhost:").count(), 1, "there is one host header, from the URL: {head:?}");
     }
     if let Some(address) = address {
         lets_nobody_inside(&egress, &asked, address);
     }
 }
 
-/// By what the standard library thinks of addresses: less than we do, and none of it may get through.
+/// Uses the standard library's classes of addresses. They cover less than our own list, and none of them may get
+/// through.
 fn lets_nobody_inside(egress: &Egress, asked: &Destination, address: IpAddr) {
     let inside = match address.to_canonical() {
         IpAddr::V4(v4) => {

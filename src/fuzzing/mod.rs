@@ -1,8 +1,8 @@
-//! What the fuzz targets of `fuzz/` do with their bytes. Each function takes any bytes at all and panics where a promise
-//! is broken, so `make fuzz` and the ordinary test below, which replays the kept corpus, run the same code.
+//! The fuzz targets of `fuzz/`. Each function accepts any bytes and panics if a property does not hold. `make fuzz` and
+//! the tests below, which replay the kept corpus, run the same code.
 //!
-//! Compiled for tests and for fuzzing only. It may call every room; no room may call it. A check here says what must
-//! hold by other means than the code it checks: another parser, the shell itself, or what two ways must agree on.
+//! Compiled for tests and for fuzzing only. It may call every room; no room may call it. A check here uses other means
+//! than the code it checks: another parser, the shell itself, or two ways that must agree.
 
 mod addresses;
 mod baking;
@@ -25,15 +25,15 @@ use time::macros::datetime;
 use crate::model::auth_document::DocumentRules;
 
 const NOW: OffsetDateTime = datetime!(2026-11-21 12:00 UTC);
-/// The laxest rules an operator can set: more documents get through to what comes after.
-/// Without what Codex can load: the oracle does not know that.
+/// The laxest rules an operator can set, so that more documents reach the later checks. Not strict, because the oracle
+/// does not know what Codex can load.
 const RULES: DocumentRules = DocumentRules { min_token_length: DocumentRules::FLOOR, strict: false };
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    /// Every input that is kept, through its target; a target without a corpus is a mistake.
+    /// Runs every input of the kept corpus through its target. Fails for a target without a corpus.
     fn replay(name: &str, target: fn(&[u8])) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
         let mut count = 0;
@@ -41,7 +41,7 @@ mod tests {
             let path = entry.unwrap().path();
             let bytes = std::fs::read(&path).unwrap();
             let outcome = std::panic::catch_unwind(|| target(&bytes));
-            assert!(outcome.is_ok(), "{} breaks a promise of the target {name}", path.display());
+            assert!(outcome.is_ok(), "{} fails in the target {name}", path.display());
             count += 1;
         }
         assert!(count >= 5, "only {count} inputs in {}", folder.display());

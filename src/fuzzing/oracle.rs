@@ -1,5 +1,5 @@
-//! The canonical text by other means: serde_json reads and quotes, and the rules are written down again from their
-//! description, without a line of `model/auth_document`. Slow and plain on purpose.
+//! A second implementation of the canonical text, for comparison. serde_json reads and quotes. The rules are
+//! implemented again from their description, without code from `model/auth_document`. It is slow and simple on purpose.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,14 +16,14 @@ pub(super) enum Refused {
 
 #[derive(Debug)]
 enum Tree {
-    /// `null`, `true`, `false`, or a number as it was spelled.
+    /// `null`, `true`, `false`, or a number in its original spelling.
     Plain(String),
     Text(String),
     List(Vec<Tree>),
     Object(Vec<(String, Tree)>),
 }
 
-/// The elements of one level, in their order, as they were spelled.
+/// The raw elements of one level, in their order.
 struct Level<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Level<'a> {
@@ -96,13 +96,13 @@ impl fmt::Display for Tree {
     }
 }
 
-/// Any JSON, compactly; `None` where it must be refused.
+/// Writes any JSON compactly. `None` if it must be refused.
 pub(super) fn compact(text: &str, levels: usize) -> Option<String> {
     let raw: &RawValue = serde_json::from_str(text).ok()?;
     tree(raw.get(), levels).map(|tree| tree.to_string())
 }
 
-/// The canonical text, but for the date, which the caller vouches for.
+/// The canonical text. The caller checks the date.
 pub(super) fn canonical(text: &str) -> Result<String, Refused> {
     let raw: &RawValue = serde_json::from_str(text).map_err(|_| Refused::Json)?;
     let Tree::Object(mut members) = tree(raw.get(), 64).ok_or(Refused::Json)? else { return Err(Refused::Rule) };
@@ -177,7 +177,7 @@ fn entry((name, given): (String, Tree)) -> Option<(String, Tree)> {
     Some((name, Tree::Object(entry)))
 }
 
-/// The first of these members that says something.
+/// The first of these members with a text that is not blank.
 fn text_of(object: &Tree, names: &[&str]) -> Option<String> {
     let Tree::Object(members) = object else { return None };
     names.iter().find_map(|wanted| members.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| said(value)))

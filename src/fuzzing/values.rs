@@ -1,5 +1,5 @@
-//! Target `values`: small texts that calls bring along: dates, versions, content types, digests, and what an audit
-//! entry and a filter of the audit log are made of. One for each line of the input.
+//! Target `values`: small texts in requests: dates, versions, content types, digests, and the fields of audit entries
+//! and audit filters. Each line of the input is one text.
 
 use std::cmp::Ordering;
 
@@ -26,11 +26,11 @@ pub fn values(data: &[u8]) {
 fn content_type(text: &str) {
     if is_json(text) {
         let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let subtype = essence.strip_prefix("application/").expect("it is an application's");
+        let subtype = essence.strip_prefix("application/").expect("its type is application");
         assert!(subtype == "json" || subtype.ends_with("+json"));
-        // Of the characters that RFC 9110 lets a subtype have.
+        // The characters that RFC 9110 allows in a subtype.
         let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        assert!(subtype.bytes().all(good), "{text:?} was taken for JSON");
+        assert!(subtype.bytes().all(good), "{text:?} was accepted as JSON");
     }
 }
 
@@ -65,7 +65,7 @@ fn instants(lines: &[&str]) {
     }
 }
 
-/// RFC 3339 by hand: nanoseconds since 1970.
+/// Parses RFC 3339 by hand. Returns nanoseconds since 1970.
 fn nanoseconds(text: &str) -> Option<i128> {
     let bytes = text.as_bytes();
     let number = |from: usize, length: usize| {
@@ -120,7 +120,7 @@ fn nanoseconds(text: &str) -> Option<i128> {
         - 719_468;
     let in_utc = days * 86_400 + hour * 3600 + minute * 60 + second.min(59) - offset;
     if second == 60 {
-        // A leap second is the last of a month of UTC, and counts as the last nanosecond before.
+        // A leap second is the last second of a month in UTC. It counts as the last nanosecond before it.
         let (day, clock) = (in_utc.div_euclid(86_400), in_utc.rem_euclid(86_400));
         (clock == 86_399 && is_last_of_month(day)).then_some(())?;
         fraction = 999_999_999;
@@ -139,7 +139,7 @@ fn versions(lines: &[&str]) {
     for version in &versions {
         let text = version.as_str();
         assert!((1..=64).contains(&text.len()) && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
-        assert_eq!(Version::reported(text).as_ref(), Some(version), "read again, it is another");
+        assert_eq!(Version::reported(text).as_ref(), Some(version), "it differs when read again");
     }
     for a in &versions {
         assert_eq!(a.cmp(a), Ordering::Equal);
@@ -147,7 +147,7 @@ fn versions(lines: &[&str]) {
             assert_eq!(a.cmp(b), b.cmp(a).reverse());
             assert_eq!(a == b, a.cmp(b) == Ordering::Equal);
             for c in &versions {
-                assert!(!(a <= b && b <= c) || a <= c, "{a} {b} {c} are in no order");
+                assert!(!(a <= b && b <= c) || a <= c, "the order of {a} {b} {c} is not transitive");
             }
         }
     }
@@ -166,7 +166,7 @@ fn audit(lines: &[&str]) {
         note = note.refused(line(4)).alarm();
     }
     let entry = AuditHead::default().chain(note);
-    // What was written and read again still stands in its chain.
+    // An entry that is written and read again still fits its chain.
     let stored = serde_json::to_string(&entry).expect("an entry is JSON");
     let read: AuditEntry = serde_json::from_str(&stored).expect("an entry can be read again");
     assert_eq!(read, entry);

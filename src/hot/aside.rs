@@ -1,7 +1,8 @@
-//! Hot state that cannot be used is set aside: renamed to `hot.broken-DATE`, for whoever wants to know why. Only the newest
+//! Sets aside unusable hot state: renames it to `hot.broken-DATE`, so that the cause can be examined. Only the newest
 //! one is kept.
 //!
-//! A crash leaves: the directory where it was, or under its new name; beside an older one, which the next time removes.
+//! A crash leaves the directory at its old or its new name. An older one may be left beside it, which the next call
+//! removes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// Before the date.
+/// The name up to the date.
 const PREFIX: &str = "hot.broken-";
 
-/// The directories of `state_dir` that were set aside, the newest last.
+/// The directories in `state_dir` that were set aside, newest last.
 pub fn set_aside(state_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
     let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)));
@@ -22,7 +23,8 @@ pub fn set_aside(state_dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Puts `directory` aside; says where it is now. `None`: it could only be emptied, since it is a file system of its own.
+/// Sets `directory` aside; returns its new path. `None`: it could only be emptied, because it is a file system of its
+/// own, or it was already gone.
 pub(super) fn put_aside(directory: &Path, now: OffsetDateTime) -> io::Result<Option<PathBuf>> {
     let state_dir = directory.parent().unwrap_or(Path::new("."));
     let older = set_aside(state_dir);
@@ -33,7 +35,7 @@ pub(super) fn put_aside(directory: &Path, now: OffsetDateTime) -> io::Result<Opt
     }
     match std::fs::rename(directory, &target) {
         Ok(()) => {}
-        // Another start was quicker to remove it, and nothing is left to be kept.
+        // Another process has removed it already, so there is nothing to keep.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::CrossesDevices) => {
             empty(directory)?;
@@ -48,7 +50,7 @@ pub(super) fn put_aside(directory: &Path, now: OffsetDateTime) -> io::Result<Opt
     Ok(Some(target))
 }
 
-/// Removes what is in `directory`, and where that is possible `directory` as well.
+/// Removes the content of `directory` and, if possible, `directory` itself.
 pub(super) fn discard(directory: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(directory) {
         Ok(about) if about.is_dir() => empty(directory),
@@ -90,12 +92,12 @@ mod tests {
             assert!(!hot.exists());
             assert_eq!(names().len(), 1, "{:?}", names());
         }
-        // A file in the place of the directory.
+        // A file in place of the directory.
         std::fs::write(&hot, "foreign").unwrap();
         let target = put_aside(&hot, at(2)).unwrap().unwrap();
         assert_eq!(std::fs::read_to_string(target).unwrap(), "foreign");
         assert_eq!(names().len(), 1);
-        assert_eq!(put_aside(&hot, at(3)).unwrap(), None, "there is nothing");
+        assert_eq!(put_aside(&hot, at(3)).unwrap(), None, "there is no directory to set aside");
         assert!(names()[0].starts_with("hot.broken-20") && names()[0].ends_with('Z'), "{:?}", names());
     }
 }

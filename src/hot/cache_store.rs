@@ -1,14 +1,15 @@
-//! The rows of hot state on sled, with a sum over all of them, so that damage is found and never served.
+//! The rows of hot state on sled, with a sum over them, so that damaged rows are detected and never served.
 //!
-//! sled checks each page of its log. A page that it cannot read may be missing afterwards, or have older content: a host would
-//! be unknown, or a replaced key good again. So each change also writes the sum of the digests of all rows, in the same
-//! batch. Opening reads every row and compares the sum ([`CacheStore::verify`], called by `opening.rs`). If all rows went back
-//! to the same earlier state, the sum is good; the records and the outbox then bring what changed since.
+//! sled checks each page of its log. A page that it cannot read may then be missing, or have older content: a host
+//! would be unknown, or a replaced key valid again. So each change also writes the sum of the digests of all rows, in
+//! the same batch. Opening reads every row and compares the sum ([`CacheStore::verify`], called by `opening.rs`). If
+//! all rows went back to the same earlier state, the sum matches. Then the records and the outbox bring the later
+//! changes.
 //!
 //! The rows of blocks ([`throttle`]) are not in the sum: losing one only ends a block early.
 //!
-//! After a failed read, or a row that cannot be decoded, nothing is read any more ([`CacheStore::broken`]): the daemon replaces
-//! its process. Every other module of this room reads and writes through it.
+//! After a failed read, or a row that cannot be decoded, nothing is read any more ([`CacheStore::broken`]), and the
+//! daemon replaces its process. Every other module of this room reads and writes through this one.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -23,7 +24,7 @@ use super::{HotError, Result};
 use crate::durable::{self, DurableError, Staged, Store};
 use crate::model::digest::Digest;
 
-/// The sum of the rows' digests, in the first 128 bits.
+/// The sum of the first 128 bits of each row's digest.
 const SUM: &[u8] = b"sum";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,12 +66,12 @@ pub(super) struct CacheStore {
     broken: OnceLock<String>,
 }
 
-/// What reading every row found.
+/// The result of reading every row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verified {
     New,
     Good(Sum),
-    /// Of another format: nothing can be said of its rows.
+    /// Hot state of another format: its rows cannot be judged.
     OtherFormat,
 }
 
@@ -79,7 +80,7 @@ impl CacheStore {
         Self { store, broken: OnceLock::new() }
     }
 
-    /// Reads every row. An error says that they are not what was written.
+    /// Reads every row. Fails if they are not the rows that were written.
     pub(super) fn verify(&self) -> Result<Verified> {
         let (mut sum, mut any) = (Sum::default(), false);
         for row in self.rows("") {
@@ -98,7 +99,7 @@ impl CacheStore {
             };
         };
         if Sum::read(&noted) != Some(sum) {
-            return Err(damaged("its rows are not those that were written"));
+            return Err(damaged("its rows differ from what was written"));
         }
         match format? {
             Some(super::PRESENT_FORMAT) => Ok(Verified::Good(sum)),
@@ -112,7 +113,7 @@ impl CacheStore {
     }
 
     pub(super) fn get_bytes(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
-        // What it does not find any more may have been there.
+        // A row that the broken store does not find may exist.
         match self.broken.get() {
             Some(cause) => Err(damaged(cause)),
             None => self.noted(self.store.get(key).map_err(Into::into)),
@@ -124,7 +125,7 @@ impl CacheStore {
         value.map(|value| self.decode(&super::table_of(key.as_ref()), &value)).transpose()
     }
 
-    /// The rows whose key begins with `prefix`, in order of their keys.
+    /// The rows whose key begins with `prefix`, in key order.
     pub(super) fn rows(&self, prefix: impl AsRef<[u8]>) -> impl Iterator<Item = Result<(Bytes, Bytes)>> + '_ {
         self.store.scan(prefix).map(|row| self.noted(row.map_err(Into::into)))
     }
@@ -133,7 +134,7 @@ impl CacheStore {
         self.noted(super::decode(what, value))
     }
 
-    /// Applies what `change` stages, all or nothing.
+    /// Applies everything that `change` stages, or nothing.
     pub(super) fn write<T>(&self, change: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
         self.store.write(|staged| {
             let before = self.noted(staged.get(SUM).map_err(Into::into))?;
@@ -147,7 +148,7 @@ impl CacheStore {
         })
     }
 
-    /// Removes these rows, a batch after the other.
+    /// Removes these rows, batch by batch.
     pub(super) fn remove_all(&self, keys: &[Bytes]) -> Result<()> {
         for keys in keys.chunks(super::BATCH_ROWS) {
             self.write(|change| keys.iter().try_for_each(|key| change.remove(key.to_vec())))?;
@@ -160,7 +161,7 @@ impl CacheStore {
         Ok(self.store.settled().await?)
     }
 
-    /// The same for a thread.
+    /// [`CacheStore::settled`] for a thread.
     pub(super) fn flush_blocking(&self) -> Result<()> {
         Ok(self.store.commit_blocking()?)
     }
@@ -173,7 +174,7 @@ impl CacheStore {
         self.store.failure()
     }
 
-    /// Why it is to be thrown away, if it is.
+    /// The cause, if the cache cannot be read and must be replaced.
     pub(super) fn broken(&self) -> Option<String> {
         let failed = || self.store.failure().map(|(_, cause)| cause).filter(|cause| durable::is_damage(cause));
         self.broken.get().cloned().or_else(failed)
@@ -189,7 +190,7 @@ impl CacheStore {
     }
 }
 
-/// Whether an error of the cache says that it cannot be read, rather than not be written.
+/// Whether the error says that the cache cannot be read. `false`: it could only not be written.
 pub(super) fn is_damage(error: &HotError) -> bool {
     matches!(error, HotError::Corrupt(_) | HotError::Store(DurableError::Damaged { .. } | DurableError::Storage { .. }))
 }
@@ -198,7 +199,7 @@ fn damaged(cause: &str) -> HotError {
     HotError::Corrupt(cause.into())
 }
 
-/// What one change writes. Reads see it.
+/// The rows that one change writes. Reads include them.
 pub(super) struct Change<'a, 'b> {
     cache: &'a CacheStore,
     staged: &'a mut Staged<'b>,

@@ -1,6 +1,7 @@
-//! What a daemon needs of the records to start without them: the keys, sealed as they are there, and who is trusted.
+//! The data that a daemon needs to start without the records: sealed keys, authorities and admin certificates.
 //!
-//! It changes in the same batch as the epoch: a daemon that starts from it trusts nobody who was refused at that epoch.
+//! It changes in the same batch as the epoch. So a daemon that starts from it trusts no certificate that was revoked at
+//! that epoch.
 
 use time::OffsetDateTime;
 
@@ -9,7 +10,7 @@ use crate::records::{BootMaterial, Changes, SealingKey};
 use crate::seal::Sealed;
 
 pub(super) const FOUNDATION: &[u8] = b"foundation";
-/// When the records were last reached, as far as it was noted.
+/// When the records were last reached; written from time to time.
 pub(super) const REACHED: &[u8] = b"reached";
 
 impl Hot {
@@ -21,7 +22,8 @@ impl Hot {
         self.cache.write(|change| change.put(FOUNDATION, foundation))
     }
 
-    /// The data keys, which change without an epoch, and the server's key, which a rotation seals anew with them.
+    /// Stores the data keys, which change without an epoch, and the server's key, which a rotation seals again with
+    /// them.
     pub fn keep_keys(&self, sealing_keys: &[SealingKey], server_key: &Sealed) -> Result<()> {
         self.cache.write(|rows| {
             change(rows, |foundation| {
@@ -56,7 +58,7 @@ pub(super) fn take_over(rows: &mut Change<'_, '_>, changes: &Changes) -> Result<
 }
 
 fn change(rows: &mut Change<'_, '_>, change: impl FnOnce(&mut BootMaterial)) -> Result<()> {
-    // Without one there is nothing to start from, and nothing to keep up to date.
+    // Without a foundation the daemon cannot start alone, and there is nothing to update.
     let Some(mut foundation) = rows.get::<BootMaterial>(FOUNDATION)? else { return Ok(()) };
     change(&mut foundation);
     rows.put(FOUNDATION, &foundation)

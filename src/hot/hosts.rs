@@ -1,8 +1,8 @@
-//! Hosts as a call needs them: found by the digest of a key, with their activity counted in memory.
+//! Hosts in the form that calls need: found by the digest of a key, with their activity counted in memory.
 //!
-//! The map in memory is filled as hosts call, so it is never larger than the fleet. A host that is being loaded while
-//! changes are applied must not enter it as it was before them: each change turns a generation, and who loaded under an
-//! older one loads again.
+//! The map in memory fills as hosts call, so it is never larger than the fleet. A host must not enter it in the state
+//! before a change that was applied while the host was loaded. So each change increments a generation, and a load under
+//! an older generation is repeated.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,10 +20,10 @@ use super::{CacheStore, Change, HOST, HotError, Result, states};
 /// Digest of a key → id of its host.
 pub(super) const KEY: &[u8] = b"key/";
 pub(super) const ACTIVITY: &[u8] = b"activity/";
-/// Hosts that have no row of activity: none was asked for yet.
+/// Hosts without an activity row: the records were not asked for it yet.
 pub(super) const UNKNOWN: &[u8] = b"unknown-activity/";
 
-/// A host, as the records last told of it, and what it did.
+/// A host in its last state from the records, and its activity.
 pub struct HotHost {
     pub id: HostId,
     pub fqdn: Fqdn,
@@ -33,71 +33,71 @@ pub struct HotHost {
     pub agent_identity: Option<Box<AgentIdentity>>,
     pub created_at: OffsetDateTime,
     pub updated_at: OffsetDateTime,
-    /// Of its own key; names what was baked with it.
+    /// The digest of its own key; identifies data that was derived with it.
     pub key_digest: Digest,
-    /// Of its wrapper, by the revision of what is baked into it beside the host.
+    /// The digest of its wrapper, by the revision of the other values baked into it.
     pub wrapper_digest: Memo<u64, Digest>,
     keys: [Option<Digest>; 2],
-    /// Shared by all states of this host, so that nothing is lost when its rules change.
+    /// Shared by all states of this host, so that no count is lost when its rules change.
     live: Arc<Live>,
     stirred: Arc<Stirred>,
 }
 
 /// The agent identity of a host.
 pub struct AgentIdentity {
-    /// As in the records.
+    /// The identity as in the records.
     pub sealed: Sealed,
-    /// SHA-256 of the login with it, by the digest of the login.
+    /// SHA-256 of the login with this identity, by the digest of the login.
     pub delivered: Memo<Digest, Digest>,
 }
 
-/// Who did something since it was last gathered.
+/// Hosts with reports that were not gathered yet.
 type Stirred = Mutex<VecDeque<Arc<Live>>>;
 
 struct Live(Mutex<LiveState>);
 
 struct LiveState {
     activity: HostActivity,
-    /// What was not gathered yet.
+    /// Reports that were not gathered yet.
     pending: Option<Telemetry>,
-    /// Where it is all that a call tells, the call tells nothing new.
+    /// The values that are both known and pending. A call that reports only these reports nothing new.
     known: Option<Known>,
 }
 
-/// What is known, and waits to be gathered as it is known. In itself, without what it points to: of a large fleet every
-/// host's memory is cold, and each place that is looked at costs as much as a thousand instructions.
+/// Values that are known and wait to be gathered unchanged. They are stored inline, without pointers. In a large fleet
+/// every host's memory is cold, and each further memory access costs as much as a thousand instructions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Known {
     digest: Option<Digest>,
-    /// Client and wrapper.
+    /// The versions of the client and the wrapper.
     versions: [Option<Short>; 2],
 }
 
-/// A text that is not long.
+/// A short text, stored inline.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Short {
     length: u8,
     bytes: [u8; 22],
 }
 
-/// The version of the login that a host has once its call is answered.
+/// The version of the login that a host has after its call is answered.
 #[derive(Clone, Copy)]
 pub struct InHand<'a> {
     pub last_refresh: &'a str,
     pub digest: &'a Digest,
 }
 
-/// What counting a call found.
+/// The result of counting a call.
 #[derive(Debug)]
 pub struct Seen {
-    /// What is known of the host, this call included.
+    /// The activity of the host, this call included.
     pub activity: HostActivity,
-    /// `last_refresh` as it was known before, where this call changed it.
+    /// The previous `last_refresh`, if this call changed it.
     pub replaced_last_refresh: Option<Option<String>>,
 }
 
 impl HotHost {
-    /// Counts a call. What is `None` stays as it is known.
+    /// Counts a call. `None` leaves the known value.
     pub fn seen(
         &self,
         now: OffsetDateTime,
@@ -106,7 +106,7 @@ impl HotHost {
         wrapper_version: Option<&str>,
     ) -> Seen {
         let mut state = self.live.lock();
-        // What is told now is newer than what is known, also when the clock was set back in between.
+        // The call counts as newer than what is known, even if the clock was set back meanwhile.
         let now = state.activity.last_seen.map_or(now, |known| known.max(now));
         if state.count_again(now, login, [client_version, wrapper_version]) {
             return Seen { activity: state.activity.clone(), replaced_last_refresh: None };
@@ -124,7 +124,7 @@ impl HotHost {
         self.count(state, sighting)
     }
 
-    /// Notes that the host was given its wrapper; the call itself is counted apart.
+    /// Records that the host was given its wrapper; the call itself is counted separately.
     pub fn fetched_wrapper(&self, now: OffsetDateTime) {
         let fetched = Telemetry::Seen {
             host: self.id,
@@ -179,7 +179,7 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Maps {
     generation: u64,
-    /// Hosts whose state in memory counts, and not the stored one: those that are in neither map are removed.
+    /// Hosts whose state in memory replaces the stored one. If such a host is in neither map, it is removed.
     overruled: HashSet<HostId>,
     by_key: HashMap<Digest, Arc<HotHost>>,
     by_id: HashMap<HostId, Arc<HotHost>>,
@@ -231,13 +231,13 @@ impl Cache {
         }
     }
 
-    /// To be called once `hosts` are stored.
+    /// Call it after `hosts` are stored.
     pub(super) fn replace(&self, hosts: &[Host]) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.generation += 1;
         for host in hosts {
             maps.overruled.remove(&host.id);
-            // Who has not called yet is loaded when it does.
+            // A host that is not in memory is loaded when it calls.
             let Some(old) = maps.take(host.id) else { continue };
             if host.removed_at.is_none() {
                 maps.insert(host.clone(), Arc::clone(&old.live), &self.stirred);
@@ -245,7 +245,7 @@ impl Cache {
         }
     }
 
-    /// Puts `hosts` over what is stored, until they are replaced.
+    /// Replaces the stored `hosts` in memory, until the next change of them.
     pub(super) fn overrule(&self, cache: &CacheStore, hosts: &[Host]) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
         maps.generation += 1;
@@ -269,7 +269,7 @@ impl Cache {
         maps.by_id.clear();
     }
 
-    /// Of at most `limit` hosts, those that wait longest.
+    /// Takes the reports of at most `limit` hosts, those that have waited longest first.
     pub(super) fn gather_seen(&self, limit: usize) -> Vec<Telemetry> {
         let mut waiting = lock(&self.stirred);
         let limit = limit.min(waiting.len());
@@ -285,7 +285,7 @@ impl Cache {
 
     pub(super) fn set_activity(&self, id: HostId, activity: &HostActivity) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody may be loading this host with what was known before.
+        // Another thread may be loading this host with its old activity.
         maps.generation += 1;
         if let Some(host) = maps.by_id.get(&id) {
             let mut state = host.live.lock();
@@ -345,13 +345,13 @@ impl LiveState {
         Self { activity, pending: None, known: None }
     }
 
-    /// Counts a call that tells nothing which is not known and waiting to be gathered already; `false`: it may, and
-    /// nothing was counted.
+    /// Counts a call if it reports only values that are known and already wait to be gathered. `false`: it may report
+    /// others, and was not counted.
     fn count_again(&mut self, now: OffsetDateTime, login: Option<InHand<'_>>, told: [Option<&str>; 2]) -> bool {
         let (Some(known), Some(Telemetry::Seen { calls, last_seen, .. })) = (&self.known, &mut self.pending) else {
             return false;
         };
-        // Of one digest there is one last_refresh.
+        // A digest has exactly one `last_refresh`.
         let nothing_new = login.is_none_or(|login| known.digest.as_ref() == Some(login.digest))
             && told.iter().zip(&known.versions).all(|(told, known)| {
                 told.is_none_or(|told| known.as_ref().is_some_and(|known| known.as_bytes() == told.as_bytes()))
@@ -366,7 +366,7 @@ impl LiveState {
         true
     }
 
-    /// To be called whenever what is known or what waits has changed.
+    /// Call this after every change of the known or the pending values.
     fn note_known(&mut self) {
         let Some(Telemetry::Seen { digests, client_version, wrapper_version, .. }) = &self.pending else {
             self.known = None;
@@ -397,7 +397,7 @@ impl Short {
     }
 }
 
-/// Stages a host and its keys, taking away those it had.
+/// Stages a host and its keys; removes its previous keys.
 pub(super) fn write(change: &mut Change<'_, '_>, host: &Host) -> Result<()> {
     let old = change.get::<Host>(host_key(host.id))?;
     for key in old.iter().flat_map(keys_of).flatten() {
@@ -418,7 +418,7 @@ pub(super) fn write(change: &mut Change<'_, '_>, host: &Host) -> Result<()> {
     change.put(host_key(host.id), host)
 }
 
-/// Tells of every host that is stored, as it is stored.
+/// Calls `tell` for every stored host, in its stored state.
 pub(super) fn each(cache: &CacheStore, mut tell: impl FnMut(Host, HostActivity)) -> Result<()> {
     for row in cache.rows(HOST) {
         let host: Host = cache.decode("host", &row?.1)?;
@@ -428,14 +428,14 @@ pub(super) fn each(cache: &CacheStore, mut tell: impl FnMut(Host, HostActivity))
     Ok(())
 }
 
-/// A range of its own: what a start costs must not grow with the fleet.
+/// These hosts have a key range of their own, so the cost of a start does not grow with the fleet.
 pub(super) fn without_activity(cache: &CacheStore) -> Result<Vec<HostId>> {
     let id_of = |key: &[u8]| Some(HostId(u64::from_be_bytes(key.get(UNKNOWN.len()..)?.try_into().ok()?)));
     let wrong = || HotError::Corrupt("unknown-activity: its key is wrong".into());
     cache.rows(UNKNOWN).map(|row| id_of(&row?.0).ok_or_else(wrong)).collect()
 }
 
-/// Forgets the activity of every host. Done again it changes nothing more.
+/// Removes the activity of every host. It may be repeated.
 pub(super) fn forget_activities(cache: &CacheStore) -> Result<()> {
     let id_of = |key: &[u8]| key.get(HOST.len()..).map(<[u8]>::to_vec).unwrap_or_default();
     let ids: Vec<_> = cache.rows(HOST).map(|row| Ok(id_of(&row?.0))).collect::<Result<_>>()?;
@@ -479,7 +479,7 @@ fn keys_of(host: &Host) -> [Option<Digest>; 2] {
     [Some(host.key_digest), host.imported_key_digest]
 }
 
-/// Two sightings as one.
+/// Merges two reports of a host.
 fn joined(earlier: Telemetry, later: Telemetry) -> Telemetry {
     let (Telemetry::Seen { host, .. }, Telemetry::Seen { last_seen, .. }) = (&earlier, &later) else { return later };
     let (host, last_seen) = (*host, *last_seen);
@@ -513,8 +513,8 @@ mod tests {
         Host { api_key: sealed(1, tag), ..conformance::host(1, "h1.test", tag) }
     }
 
-    /// Every sequence of a few calls, with a clock that steps back too: however a call is counted, what is known is what
-    /// the records would make of it.
+    /// Tries every sequence of a few calls, also with a clock that steps back. However a call is counted, the known
+    /// values are those that the records would have.
     #[test]
     fn a_call_that_tells_nothing_new_is_counted_like_any_other() {
         const TOLD: [(i64, Option<&str>); 6] =
@@ -532,7 +532,7 @@ mod tests {
                 Telemetry::Seen {
                     host: host.id,
                     calls: 1,
-                    // A clock that was set back makes no call older than the one before.
+                    // With a clock that was set back, no call is older than the one before.
                     last_seen: expected.last_seen.map_or(at(seconds), |known| known.max(at(seconds))),
                     last_refresh: version.map(Into::into),
                     digests: digest.into_iter().collect(),
@@ -554,7 +554,7 @@ mod tests {
         }
     }
 
-    /// The very moment between reading a row and putting it into the map.
+    /// The moment between reading a row and putting it into the map.
     #[test]
     fn a_host_that_changes_while_it_is_loaded_is_loaded_again() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! What somebody worked out from a host, kept beside it, so that it need not be worked out for every call.
+//! A value that a caller derived from a host and keeps beside it, so that it is not computed for every call.
 //!
-//! It names what it was worked out from; asked for anything else, it is not there. In memory only, and gone with the host's
-//! state. What a caller keeps is one allocation that is replaced when it changes, so a fleet of any size makes no garbage.
+//! The value is stored with the key that it was derived from, and is returned only for that key. It is in memory only
+//! and is dropped with the host's state. It is one allocation, replaced when it changes, so the memory used does not
+//! grow.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,21 +1,22 @@
-//! Hot state: what answering a host needs, in memory and on disk, so that no call waits for the records.
+//! Hot state: the data for answering a host, in memory and on disk, so that no call waits for the records.
 //!
 //! It is kept in two stores of the state directory:
-//! - `hot/`, the *cache*, on sled ([`cache_store`]): hosts by the digest of a key, their activity, the canonical version
-//!   sealed, settings, installer tokens, blocks. All of it but the blocks comes from the records ([`Hot::apply`]); losing it ends
-//!   the blocks. It survives a kill and no power cut.
-//! - `outbox/`, power-safe: this node's id, telemetry that was acknowledged and is not in the records yet ([`outbox`]), a
-//!   login that a probe refreshed while the records were away ([`refreshed`]), and how the cache was left ([`trust`]).
-//!   Losing it loses those; a new id is made, so that the records never mistake new batches for old ones.
+//! - `hot/`, the *cache*, on sled ([`cache_store`]): hosts by the digest of a key and their activity, the sealed
+//!   canonical version, settings, installer tokens. All this comes from the records ([`Hot::apply`]). It also keeps
+//!   the blocks of failed callers; losing these ends the blocks. The cache survives a kill but no power cut.
+//! - `outbox/`, which survives a power cut: this node's id, acknowledged telemetry that is not in the records yet
+//!   ([`outbox`]), and how the cache was left ([`trust`]). Also a login that a probe refreshed while the records were
+//!   away ([`refreshed`]). If the outbox is lost, these are lost. The node then gets a new id, so that the records
+//!   never mistake new batches for old ones.
 //!
-//! A cache that is damaged never stops the daemon: it is set aside, and built anew ([`opening`]). Where a read fails later,
-//! the call is refused, and the process is to be replaced by one that sets it aside ([`Hot::broken`]).
+//! A damaged cache never stops the daemon: it is set aside and rebuilt ([`opening`]). If a read fails later, the call
+//! is refused, and a new process must replace this one and set the cache aside ([`Hot::broken`]).
 //!
-//! What a crash leaves: rows are applied in batches and the epoch is written with the last, so a torn [`Hot::apply`] is
-//! done again, whole. Rows wait for no flush (the log keeps their order, so an epoch on disk has its rows on disk). The
-//! outbox does; what it has and the cache has not counted yet is counted when both are opened.
+//! A crash: rows are applied in batches, and the epoch is written with the last one. So an interrupted [`Hot::apply`]
+//! is repeated as a whole. Rows do not wait for a flush: the log keeps their order, so an epoch on disk has its rows on
+//! disk. The outbox does wait. Batches that the cache has not counted yet are counted when both stores are opened.
 //!
-//! It knows no plaintext secret, and not what the rules of a host mean.
+//! This module knows no plaintext secret, and does not know what the rules of a host mean.
 
 mod aside;
 mod cache_store;
@@ -59,9 +60,9 @@ pub use states::HostStates;
 pub enum HotError {
     #[error(transparent)]
     Store(#[from] DurableError),
-    #[error("hot state holds something unreadable ({0}); it is rebuilt at the next start")]
+    #[error("hot state contains unreadable data ({0}); it is rebuilt at the next start")]
     Corrupt(String),
-    /// Only another process can go on: this one may still write there.
+    /// Only another process can continue: this one may still write there.
     #[error("hot state in {} could not be opened, and sled still holds it; the next start sets it aside", .0.display())]
     Unfinished(PathBuf),
 }
@@ -69,13 +70,13 @@ pub enum HotError {
 pub type Result<T> = std::result::Result<T, HotError>;
 
 pub struct Hot {
-    // The first three are dropped in this order: the cache is closed, that is noted, the outbox is closed.
+    // The first three are dropped in this order: the cache is closed, the close is recorded, the outbox is closed.
     cache: CacheStore,
     closing: trust::Closing,
     outbox: Arc<Store>,
-    /// One batch at a time is counted or forgotten.
+    /// Only one batch is counted or removed at a time.
     counting: tokio::sync::Mutex<()>,
-    /// One change of what is cached at a time.
+    /// Only one change of the cached rows runs at a time.
     applying: Mutex<()>,
     hosts: hosts::Cache,
     canonical: ArcSwapOption<CanonicalVersion>,
@@ -91,7 +92,7 @@ pub const CACHE: &str = "hot";
 pub const OUTBOX: &str = "outbox";
 
 impl Hot {
-    /// Opens hot state in `state_dir`, making what is missing. A damaged cache is set aside and is empty then.
+    /// Opens hot state in `state_dir`; creates what is missing. A damaged cache is set aside, and the new one is empty.
     pub fn open(state_dir: &Path, outside: &dyn Outside) -> Result<Self> {
         let outbox = Store::durable(&state_dir.join(OUTBOX), OUTBOX)?;
         let (directory, boot) = (state_dir.join(CACHE), trust::boot());
@@ -102,7 +103,7 @@ impl Hot {
         Ok(hot)
     }
 
-    /// With a cache on a disk that fails as long as `failing` is set.
+    /// Opens hot state with a cache on a disk that fails while `failing` is set.
     #[cfg(test)]
     pub(crate) fn on_failing_disk(
         state_dir: &Path,
@@ -140,23 +141,24 @@ impl Hot {
         Ok(hot)
     }
 
-    /// What was wrong with the cache that this process found, if it had to set it aside.
+    /// The damage to the cache, if this process found it damaged and set it aside.
     pub fn set_aside(&self) -> Option<&SetAside> {
         self.set_aside.as_ref()
     }
 
-    /// Why the cache is to be thrown away, if reading it failed: another process has to set it aside.
+    /// The cause, if reading the cache failed: another process must set it aside.
     pub fn broken(&self) -> Option<String> {
         self.cache.broken()
     }
 
-    /// Tells the next process that the cache is broken, power-safe.
+    /// Records for the next process that the cache is broken. On return this survives a power cut.
     pub async fn note_broken(&self, cause: &str) -> Result<()> {
         trust::leave(&self.outbox, self.closing.boot.as_deref(), LeftState::Broken(cause.into()))?;
         Ok(self.outbox.commit().await?)
     }
 
-    /// Says whose cache this is: `identity` names the records. Whatever was cached from others is dropped; then `true`.
+    /// Says which records the cache belongs to: `identity` names them. If it was filled from other records, it is
+    /// dropped, and `true` is returned.
     pub fn belongs_to(&self, identity: &str) -> Result<bool> {
         let known: Option<String> = self.cache.get(IDENTITY)?;
         let others = known.as_deref().is_some_and(|known| known != identity);
@@ -170,14 +172,14 @@ impl Hot {
         Ok(others)
     }
 
-    /// Up to where the records' changes have been applied; `Epoch(0)`: none are.
+    /// The epoch up to which the records' changes are applied; `Epoch(0)`: no change is.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::SeqCst))
     }
 
-    /// Takes over what the records told; they were asked for what changed since [`Hot::epoch`]. When it returns, a removed
-    /// or replaced key is found no more. Doing it again, or with changes that are overtaken, is harmless. With a great
-    /// many changes it takes a while: not for an async task then.
+    /// Applies the changes that the records returned for [`Hot::epoch`]. After it returns, a removed or replaced key is
+    /// no longer found. Repeated or outdated changes do no harm. Very many changes take a while: then do not call it in
+    /// an async task.
     pub fn apply(&self, changes: &Changes) -> Result<()> {
         let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         if changes.epoch < self.epoch() {
@@ -211,8 +213,8 @@ impl Hot {
         Ok(())
     }
 
-    /// Puts hosts and settings over what is stored, in memory: for where that cannot be written, or may be newer. What the
-    /// records tell after `changes.epoch`, which is to be asked for again, takes their place.
+    /// Replaces hosts and settings in memory only, for a cache that cannot be written or may be newer than the records.
+    /// The next changes from the records replace them; ask for those after `changes.epoch`.
     pub fn overrule(&self, changes: &Changes) {
         let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
         self.hosts.overrule(&self.cache, &changes.hosts);
@@ -222,10 +224,11 @@ impl Hot {
         self.epoch.fetch_min(changes.epoch.0, Ordering::SeqCst);
     }
 
-    /// Forgets everything that comes from the records, when it is ahead of them or of others. The outbox stays.
+    /// Drops everything that comes from the records, because it is ahead of them or comes from other records. The
+    /// outbox stays.
     pub fn reset(&self) -> Result<()> {
         let _alone = self.applying.lock().unwrap_or_else(PoisonError::into_inner);
-        // The epoch first: a crash in between leaves a cache that knows it is empty.
+        // Remove the epoch first: after a crash in between, the cache is known to be empty.
         self.cache.write(|change| {
             [EPOCH, IDENTITY, SETTINGS, states::STATES, CANONICAL].into_iter().try_for_each(|key| change.remove(key))
         })?;
@@ -241,7 +244,7 @@ impl Hot {
         Ok(())
     }
 
-    /// The host that a key with this digest belongs to.
+    /// The host whose key has this digest.
     pub fn host_by_key(&self, key: &Digest) -> Result<Option<Arc<HotHost>>> {
         self.hosts.by_key(&self.cache, key)
     }
@@ -250,12 +253,12 @@ impl Hot {
         self.hosts.by_id(&self.cache, id)
     }
 
-    /// An installer token as it was when the records last told of it; spent and revoked ones are there too.
+    /// An installer token in its last state from the records; spent and revoked ones are included.
     pub fn install_token(&self, token: &Digest) -> Result<Option<InstallToken>> {
         self.cache.get(token_key(token))
     }
 
-    /// Forgets the installer tokens that expired before `when`; says how many.
+    /// Removes the installer tokens that expired before `when`; returns how many.
     pub fn purge_install_tokens(&self, when: OffsetDateTime) -> Result<usize> {
         let mut expired = Vec::new();
         for row in self.cache.rows(TOKEN) {
@@ -277,25 +280,25 @@ impl Hot {
         self.settings.load_full()
     }
 
-    /// What hosts did and was not gathered yet, one for each of at most `limit` hosts, those that wait longest: for
-    /// [`Hot::outbox_append`].
+    /// Takes the reports that were not gathered yet, one for each of at most `limit` hosts. The hosts that have waited
+    /// longest come first. Pass them to [`Hot::outbox_append`].
     pub fn gather_seen(&self, limit: usize) -> Vec<Telemetry> {
         self.hosts.gather_seen(limit)
     }
 
-    /// Tells of every host, with what it did up to the last gathering. Changes go on meanwhile: what changes after it was
-    /// told, or before, may be told either way. Not for an async task.
+    /// Calls `tell` for every host, with its activity up to the last gathering. It does not block changes: a host that
+    /// changes meanwhile may be reported in its old or new state. Do not call it in an async task.
     pub fn each_host(&self, tell: impl FnMut(Host, HostActivity)) -> Result<()> {
         hosts::each(&self.cache, tell)
     }
 
-    /// The hosts whose activity this cache never learnt: after a rebuild the caller asks the records, and tells it by
-    /// [`Hot::set_activities`], before the hosts are served.
+    /// The hosts whose activity is not in this cache. After a rebuild the caller fetches it from the records and passes
+    /// it to [`Hot::set_activities`], before the hosts are served.
     pub fn hosts_without_activity(&self) -> Result<Vec<HostId>> {
         hosts::without_activity(&self.cache)
     }
 
-    /// What the records know of hosts' activity. What they do not know yet (the outbox) should be drained before.
+    /// Stores the hosts' activity from the records. Empty the outbox first: the records do not have its telemetry.
     pub fn set_activities(&self, known: &[(HostId, HostActivity)]) -> Result<()> {
         for known in known.chunks(BATCH_ROWS) {
             self.cache.write(|change| {
@@ -308,17 +311,17 @@ impl Hot {
         Ok(())
     }
 
-    /// Returns once everything that was written to the cache so far survives a kill.
+    /// Returns once everything written to the cache so far survives a kill.
     pub async fn settled(&self) -> Result<()> {
         self.cache.settled().await
     }
 
-    /// `false` once something could not be made safe; only another process can open it anew.
+    /// `false` once a write could not be made safe or the cache cannot be read. Only another process can open it again.
     pub fn healthy(&self) -> bool {
         self.failure().is_none()
     }
 
-    /// `cache` and `outbox` are told how long each of their flushes takes.
+    /// Calls `cache` and `outbox` with the duration of each of their flushes.
     pub fn on_flush(
         &self,
         cache: impl Fn(Duration) + Send + Sync + 'static,
@@ -328,7 +331,7 @@ impl Hot {
         self.outbox.on_flush(outbox);
     }
 
-    /// Why it takes no more changes, or cannot be read, if so.
+    /// The place and the cause, if hot state takes no more changes or cannot be read.
     pub fn failure(&self) -> Option<StoreFailure> {
         let failed = self.outbox.failure().or_else(|| self.cache.failure());
         let broken = || self.broken().map(|cause| (self.closing.directory.clone(), cause));
@@ -344,12 +347,12 @@ impl Drop for Hot {
     }
 }
 
-/// How many rows one batch takes: all readers of sled wait while one is applied.
+/// The number of rows in a batch: all readers of sled wait while a batch is applied.
 const BATCH_ROWS: usize = 500;
 
-/// Raised with every change of what the rows mean; hot state of another format is built anew.
+/// Increased with every change of what the rows mean. Hot state of another format is rebuilt.
 const PRESENT_FORMAT: u32 = 3;
-/// Rows of hosts; hosts and their states are read by it.
+/// The prefix of rows of hosts; hosts and their states are read by it.
 const HOST: &[u8] = b"host/";
 const FORMAT: &[u8] = b"format";
 const EPOCH: &[u8] = b"epoch";
@@ -385,7 +388,7 @@ fn decode<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T> {
     serde_json::from_slice(value).map_err(|e| HotError::Corrupt(format!("{what}: {e}")))
 }
 
-/// For messages: the prefix alone.
+/// The prefix of the key, for messages.
 fn table_of(key: &[u8]) -> String {
     String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned()
 }

@@ -1,11 +1,11 @@
-//! Opening the cache, whatever state it is in: nothing that is wrong with it stops the daemon.
+//! Opens the cache, whatever state it is in. No damage to the cache stops the daemon.
 //!
-//! sled is opened on a thread of its own, and every row is read there. It may answer with an error, panic, take for ever, or
-//! end the process; [`super::trust`] tells of the last to the next start. What cannot be used is set aside
-//! ([`super::aside`]), and an empty cache takes its place, which the records fill.
+//! sled is opened on a thread of its own, which also reads every row. It may return an error, panic, hang, or end the
+//! process. In the last case [`super::trust`] tells the next start. An unusable cache is set aside ([`super::aside`]),
+//! and an empty one replaces it, which the records fill.
 //!
-//! Not the cache's fault, and told as it is: another process that has it open, a disk without room or that is read only, a
-//! missing right.
+//! Some errors do not come from the cache and are returned unchanged. Examples: another process has it open, the disk
+//! is full or read-only, a permission is missing.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -18,14 +18,14 @@ use super::trust::{self, LeftState, Trust};
 use super::{FORMAT, HotError, PRESENT_FORMAT, Result, aside};
 use crate::durable::{self, DurableError, Store, panics};
 
-/// A large fleet's cache takes some seconds on a slow disk.
+/// On a slow disk, the cache of a large fleet takes some seconds.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// That hot state was found damaged.
+/// Says that hot state was found damaged and set aside.
 #[derive(Clone, Debug)]
 pub struct SetAside {
     pub cause: String,
-    /// Where it is now; `None`: it could only be emptied.
+    /// Its new path; `None`: it could only be emptied.
     pub to: Option<PathBuf>,
 }
 
@@ -34,20 +34,20 @@ enum OpeningFailure {
     Damaged(String),
     OtherFormat,
     Unfinished,
-    /// It is not the cache's.
+    /// The error does not come from the cache.
     Machine(HotError),
 }
 
-/// What the row in the outbox says of the rows that are to be found.
+/// What the row in the outbox says about the rows of the cache.
 #[derive(Clone, Debug)]
 enum Expected {
     Any,
     Some,
-    /// With this sum.
+    /// Rows with this sum.
     Exactly(String),
 }
 
-/// Opens the cache in `directory`, and notes in `outbox` that it is open.
+/// Opens the cache in `directory`, and records in `outbox` that it is open.
 pub(super) fn open(
     directory: &Path,
     outbox: &Store,
@@ -57,13 +57,13 @@ pub(super) fn open(
     let left = trust::left(outbox)?;
     let (mut found, mut expected) = (None, Expected::Any);
     match trust::trust(left.clone(), boot) {
-        // Removed by hand, or by an upgrade: it is made anew.
+        // An admin or an upgrade removed it: it is created again.
         _ if std::fs::symlink_metadata(directory).is_err() => {}
         Trust::Use(Some(sum)) => expected = Expected::Exactly(sum),
         Trust::Use(None) if left.is_some() => expected = Expected::Some,
         Trust::Use(None) => {}
         Trust::Discard => {
-            log::warn!(event = "hot_state_discarded", directory:% = directory.display(); "the machine was started anew while hot state was open, and may have lost its power: hot state is built anew from the records");
+            log::warn!(event = "hot_state_discarded", directory:% = directory.display(); "the machine restarted while hot state was open and may have lost power: hot state is rebuilt from the records");
             aside::discard(directory).map_err(|error| failed(directory, &error))?;
         }
         Trust::SetAside(cause) => found = Some(set_aside(directory, cause, now)?),
@@ -77,12 +77,12 @@ pub(super) fn open(
             }
             OpeningFailure::OtherFormat => {
                 wait_until_released(directory)?;
-                log::info!(event = "hot_state_of_another_version"; "hot state is of another version: it is built anew from the records");
+                log::info!(event = "hot_state_of_another_version"; "hot state is of another version: it is rebuilt from the records");
                 aside::discard(directory).map_err(|error| failed(directory, &error))?;
             }
             OpeningFailure::Unfinished => return Err(HotError::Unfinished(directory.into())),
             OpeningFailure::Machine(error) => {
-                // The next start is to find what this one found.
+                // The next start must find the same state as this one.
                 trust::put_back(outbox, left.as_ref())?;
                 outbox.commit_blocking()?;
                 return Err(error);
@@ -109,7 +109,7 @@ fn attempt(directory: &Path, expected: Expected) -> std::result::Result<CacheSto
     within(TIME_LIMIT, move || read(&directory, &expected))
 }
 
-/// The answer of `work`, on a thread of its own.
+/// Runs `work` on a thread of its own and returns its result, or [`OpeningFailure::Unfinished`] after `limit`.
 fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> std::result::Result<T, OpeningFailure> + Send + 'static,
@@ -118,7 +118,7 @@ fn within<T: Send + 'static>(
     let begun = std::thread::Builder::new().name("hot-open".into()).spawn(move || {
         let done =
             panics::caught(work).unwrap_or_else(|panic| Err(OpeningFailure::Damaged(format!("it panicked: {panic}"))));
-        // Who waited may have gone.
+        // The receiver may have timed out.
         let _ = answer.send(done);
     });
     begun.map_err(|error| OpeningFailure::Machine(failed(Path::new("hot"), &error)))?;
@@ -155,7 +155,7 @@ fn of(error: HotError) -> OpeningFailure {
     }
 }
 
-/// Until sled has let go of the directory it may write there.
+/// sled may write to the directory until it has released it.
 fn wait_until_released(directory: &Path) -> Result<()> {
     if durable::is_released(directory) { Ok(()) } else { Err(HotError::Unfinished(directory.into())) }
 }
@@ -165,7 +165,7 @@ fn set_aside(directory: &Path, cause: String, now: OffsetDateTime) -> Result<Set
     let shown = to.as_deref().unwrap_or(directory).display();
     log::error!(
         event = "hot_state_set_aside", directory:% = shown, cause = cause.as_str();
-        "hot state could not be used ({cause}) and was set aside: it is built anew from the records, and nothing has to be done"
+        "hot state could not be used ({cause}) and was set aside: it is rebuilt from the records; no action is needed"
     );
     Ok(SetAside { cause, to })
 }

@@ -1,13 +1,14 @@
-//! The outbox: telemetry that was acknowledged, on its way to the records.
+//! The outbox: telemetry that is acknowledged and not in the records yet.
 //!
-//! Batches are numbered without end. A number is handed out only with its batch on disk, and the records apply each
-//! number of a node once; so a batch may be sent again after any crash, and none is sent under a number that a crash
+//! Batches are numbered without end. A number is handed out only once its batch is on disk, and the records apply each
+//! number of a node once. So a batch may be sent again after any crash. No batch is sent under a number that a crash
 //! could hand out again.
 //!
-//! The cache counts with each batch what hosts did, so that a restart goes on from there. It notes the number of the batch with
-//! the counts, and only once the batch is safe: so it is never ahead. A crash leaves it behind, and the next open counts what
-//! it missed. A batch is forgotten here once the counts of it would survive a kill. Should the cache have missed some that are
-//! forgotten all the same (it is an older copy), its counts are not known any more, and the records are asked for them.
+//! For each batch the cache counts what the hosts did, so a restart continues with these counts. It stores the number
+//! of the batch together with the counts, and only after the batch is safe. So the cache is never ahead of the outbox.
+//! After a crash it may be behind, and the next open counts the missed batches. A batch is removed from the outbox once
+//! its counts would survive a kill. If the cache still missed removed batches (it is an older copy), its counts are
+//! unknown, and the records are asked for them.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
@@ -25,9 +26,9 @@ pub(super) const BATCH: &[u8] = b"outbox/";
 const NODE: &[u8] = b"node";
 /// The number of the last batch.
 const LAST: &[u8] = b"last-batch";
-/// The highest number of a batch that was forgotten.
+/// The highest number of a batch that was removed.
 const FORGOTTEN: &[u8] = b"forgotten";
-/// In the cache: the last batch that its counts hold.
+/// A row of the cache: the last batch that its counts include.
 pub(super) const COUNTED: &[u8] = b"counted";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,18 +38,18 @@ struct CountedHost {
 }
 
 impl Hot {
-    /// This node, as the records know it. Lost with the outbox, together with the numbers given out under it.
+    /// The id of this node in the records. If the outbox is lost, the id and its batch numbers are lost too.
     pub fn node(&self) -> Uuid {
         self.node
     }
 
-    /// Returns once the batch would survive a power cut. An empty one is none.
+    /// Returns once the batch would survive a power cut. An empty batch is not stored.
     pub async fn outbox_append(&self, batch: Vec<Telemetry>) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
         let _alone = self.counting.lock().await;
-        // Counted before, so that whoever sends it at once does not count below nothing.
+        // Count it first: otherwise a concurrent [`Hot::outbox_forget`] could take the depth below zero.
         self.depth.fetch_add(1, Ordering::SeqCst);
         let written = self.outbox.write(|staged| -> Result<u64> {
             let number = get_staged::<u64>(staged, LAST)?.unwrap_or_default() + 1;
@@ -66,7 +67,7 @@ impl Hot {
         self.count_missed()
     }
 
-    /// The oldest batches with their numbers, at most `limit`: for `append_telemetry`, in this order.
+    /// The oldest batches with their numbers, at most `limit`, to pass to `telemetry_append` in this order.
     pub async fn outbox_next(&self, limit: usize) -> Result<Vec<(u64, Vec<Telemetry>)>> {
         let mut batches = Vec::new();
         for row in self.outbox.scan(BATCH).take(limit) {
@@ -77,7 +78,7 @@ impl Hot {
         Ok(batches)
     }
 
-    /// Drops the batches up to this number: they are in the records.
+    /// Removes the batches up to this number, which the records have applied.
     pub async fn outbox_forget(&self, up_to: u64) -> Result<()> {
         let _alone = self.counting.lock().await;
         self.count_missed()?;
@@ -96,12 +97,12 @@ impl Hot {
         Ok(())
     }
 
-    /// How many batches wait.
+    /// The number of waiting batches.
     pub fn outbox_depth(&self) -> u64 {
         self.depth.load(Ordering::SeqCst)
     }
 
-    /// Counts the batches that are safe and that the cache did not count.
+    /// Counts the safe batches that the cache has not counted.
     pub(super) fn count_missed(&self) -> Result<()> {
         let number = |key| get::<u64>(&self.outbox, key).map(Option::unwrap_or_default);
         let (last, forgotten) = (number(LAST)?, number(FORGOTTEN)?);
@@ -113,7 +114,7 @@ impl Hot {
                 }
                 Ok(())
             }
-            // A new cache learns what its hosts did from the records, once the outbox is drained.
+            // A new cache gets the hosts' activity from the records, once the outbox is empty.
             None => self.note_counted(last),
             Some(_) => {
                 hosts::forget_activities(&self.cache)?;
@@ -138,7 +139,7 @@ impl Hot {
         self.cache.write(|change| change.put(COUNTED, &CountedHost { node: self.node, number }))
     }
 
-    /// Counts batch `number`, which follows the last one that was counted.
+    /// Counts batch `number`, the one after the last counted batch.
     fn count(&self, number: u64, batch: &[Telemetry]) -> Result<()> {
         self.cache.write(|change| {
             batch.iter().try_for_each(|telemetry| count(change, telemetry))?;
@@ -147,7 +148,7 @@ impl Hot {
     }
 }
 
-/// What one that tells of a host adds to its counts.
+/// Adds one report to the counts of its host.
 fn count(change: &mut Change<'_, '_>, telemetry: &Telemetry) -> Result<()> {
     let Telemetry::Seen { host, .. } = telemetry else { return Ok(()) };
     if change.get_bytes(hosts::host_key(*host))?.is_none() {
@@ -158,7 +159,7 @@ fn count(change: &mut Change<'_, '_>, telemetry: &Telemetry) -> Result<()> {
     hosts::write_activity(change, *host, &activity)
 }
 
-/// The node's id, made where there is none. Nothing leaves under it before it is safe: see [`Hot::outbox_next`].
+/// The node's id; creates it if there is none. No batch is sent under it before it is safe: see [`Hot::outbox_next`].
 pub(super) fn node(outbox: &Store, outside: &dyn Outside) -> Result<Uuid> {
     if let Some(node) = get(outbox, NODE)? {
         return Ok(node);

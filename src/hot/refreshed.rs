@@ -1,5 +1,6 @@
-//! A login that Codex refreshed in a probe and that the records have not taken yet: nobody else has it, and its
-//! forerunner is spent. It waits here, sealed, for records that are away, whatever becomes of this process meanwhile.
+//! A login that Codex refreshed in a probe and that the records have not taken yet. There is no other copy, and the
+//! login before it is spent. It is stored here, sealed, until the records are available, and survives the end of this
+//! process.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ pub struct Refreshed {
 }
 
 impl Hot {
-    /// Power-safe when it returns. A later one takes the place of an earlier one.
+    /// On return it survives a power cut. A later login replaces an earlier one.
     pub async fn keep_refreshed(&self, refreshed: &Refreshed) -> Result<()> {
         self.outbox.write(|staged| put(staged, REFRESHED, refreshed))?;
         Ok(self.outbox.settled().await?)

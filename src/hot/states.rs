@@ -1,7 +1,7 @@
-//! How many hosts are in which state, kept beside them: counting a large fleet anew for every look would be dear.
+//! The number of hosts in each state, stored as a row: counting a large fleet for every request would be slow.
 //!
-//! The row changes in the same batch as the hosts, so a crash leaves both as they were or both as they are. Where it is
-//! missing (hot state of an older version, a reset that a crash cut short) the next open counts once.
+//! The row changes in the same batch as the hosts, so a crash leaves both old or both new. If the row is missing (hot
+//! state of an older version, a reset that a crash cut short), the next open counts once.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,11 @@ pub(super) const STATES: &[u8] = b"host-states";
 #[serde(default)]
 pub struct HostStates {
     pub active: u64,
-    /// Never called yet.
+    /// Has never called.
     pub unbound: u64,
-    /// Shared machines, called or not.
+    /// Shared machines, whether they have called or not.
     pub insecure: u64,
-    /// Switched off by an admin, whatever else.
+    /// Disabled by an admin; takes precedence over the other states.
     pub disabled: u64,
 }
 
@@ -54,7 +54,7 @@ impl Hot {
     }
 }
 
-/// Counts that `old` became `new`.
+/// Updates the counts for a host that changed from `old` to `new`.
 pub(super) fn change(staged: &mut Change<'_, '_>, old: Option<&Host>, new: Option<&Host>) -> Result<()> {
     let mut states: HostStates = staged.get(STATES)?.unwrap_or_default();
     let before = states;

@@ -101,7 +101,7 @@ fn an_imported_host_is_found_by_either_key_until_it_gets_a_new_one() {
     assert!(hot.host_by_key(&key("a")).unwrap().is_none());
     assert!(hot.host_by_key(&key("imported")).unwrap().is_none());
     assert_eq!(hot.host_by_key(&key("b")).unwrap().unwrap().id, HostId(1));
-    assert_eq!(hot.cache.rows(hosts::KEY).count(), 1, "nothing is left of the old ones");
+    assert_eq!(hot.cache.rows(hosts::KEY).count(), 1, "the old keys are removed");
 }
 
 #[test]
@@ -126,12 +126,12 @@ fn hosts_are_counted_by_state_through_changes_restarts_and_resets() {
         assert_eq!(hot.host_states().unwrap(), states(0, 1200, 0));
         for epoch in [2, 2] {
             hot.apply(&changes(epoch, vec![bound(1), bound(2), insecure(3)])).unwrap();
-            assert_eq!(hot.host_states().unwrap(), states(2, 1197, 1), "applied again it counts once");
+            assert_eq!(hot.host_states().unwrap(), states(2, 1197, 1), "applied twice, counted once");
         }
         let gone = |id| Host { removed_at: Some(at(1)), ..host(id, &id.to_string()) };
         hot.apply(&changes(3, vec![gone(1), gone(3), gone(4), gone(4)])).unwrap();
         assert_eq!(hot.host_states().unwrap(), states(1, 1196, 0));
-        // As an older version left it.
+        // An older version left no such row.
         hot.cache.write(|change| change.remove(super::states::STATES)).unwrap();
     }
     let hot = open(&dir);
@@ -156,7 +156,7 @@ fn changes_may_be_applied_twice_and_overtaken_ones_change_nothing() {
     assert!(hot.host_by_key(&key("new")).unwrap().is_some());
 }
 
-/// A host that is just being loaded must not come back with the key it had before.
+/// A host that is being loaded must not come back with its previous key.
 #[test]
 fn no_race_brings_a_replaced_key_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -178,7 +178,7 @@ fn no_race_brings_a_replaced_key_back() {
         let last = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for epoch in 1..300u64 {
                 let id = epoch % 4 + 1;
-                // Removed and made again, so that it is out of the map and loaded afresh each time.
+                // The host is removed and registered again, so that it leaves the map and is loaded each time.
                 let gone = Host { removed_at: Some(at(1)), ..host(id, &format!("{id} {}", epoch.saturating_sub(4))) };
                 hot.apply(&changes(2 * epoch, vec![gone])).unwrap();
                 assert!(hot.host_by_id(HostId(id)).unwrap().is_none());
@@ -211,11 +211,7 @@ async fn calls_are_counted_through_changes_and_restarts() {
         let changed = hot.host_by_key(&key("a")).unwrap().unwrap();
         assert!(!Arc::ptr_eq(&host, &changed));
         assert_eq!(changed.seen(at(4), None, None, None).activity.api_calls, 3);
-        assert_eq!(
-            host.seen(at(5), None, None, None).activity.api_calls,
-            4,
-            "who still holds the former state counts with it"
-        );
+        assert_eq!(host.seen(at(5), None, None, None).activity.api_calls, 4, "a holder of the former state counts on");
 
         let expected = Telemetry::Seen {
             host: HostId(1),
@@ -252,7 +248,7 @@ async fn a_rebuilt_cache_goes_on_from_what_the_records_counted() {
     records.telemetry_append(Uuid::new_v4(), 1, &[seen(1, 40, 1, Some("0.1"))]).await.unwrap();
     let hot = open(&dir);
     follow(&hot, &records).await;
-    // One call came in before the records were asked.
+    // One call came in before the records were asked for the counts.
     let host = hot.host_by_key(&key("1")).unwrap().unwrap();
     host.seen(at(2), None, None, None);
     let lacking = hot.hosts_without_activity().unwrap();
@@ -285,10 +281,10 @@ async fn hot_state_of_another_format_is_built_anew_and_keeps_its_outbox() {
     follow(&hot, &records).await;
     assert_eq!(hot.hosts_without_activity().unwrap(), [HostId(1)]);
     drop(hot);
-    assert_eq!(open(&dir).epoch(), records.epoch().await.unwrap(), "and only once");
+    assert_eq!(open(&dir).epoch(), records.epoch().await.unwrap(), "it is rebuilt only once");
 }
 
-/// The second format had the outbox in the same store, which an upgrade of the state has copied to its new place.
+/// The second format had the outbox in the same store. An upgrade of the state has copied it to its new place.
 #[tokio::test]
 async fn nothing_is_left_of_hot_state_that_held_the_outbox() {
     let dir = tempfile::tempdir().unwrap();
@@ -346,7 +342,7 @@ async fn the_outbox_keeps_its_order_and_its_numbers() {
     let node = {
         let hot = open(&dir);
         hot.outbox_append(Vec::new()).await.unwrap();
-        assert_eq!(hot.outbox_depth(), 0, "an empty batch is none");
+        assert_eq!(hot.outbox_depth(), 0, "an empty batch is not stored");
         for calls in 1..=300 {
             hot.outbox_append(batch(calls)).await.unwrap();
         }
@@ -366,7 +362,7 @@ async fn the_outbox_keeps_its_order_and_its_numbers() {
     drop(hot);
     let hot = open(&dir);
     hot.outbox_append(batch(7)).await.unwrap();
-    assert_eq!(hot.outbox_next(9).await.unwrap(), [(301, batch(7))], "a number is never given twice");
+    assert_eq!(hot.outbox_next(9).await.unwrap(), [(301, batch(7))], "a number is never used twice");
 }
 
 #[tokio::test]
@@ -453,7 +449,7 @@ async fn nothing_is_acknowledged_that_the_disk_did_not_take() {
     assert!(hot.outbox_append(vec![seen(1, 1, 1, None)]).await.is_err());
     failing.store(false, Ordering::SeqCst);
     assert!(!hot.healthy());
-    // Its number could be given again after a power cut, so it must not leave.
+    // The batch must not be sent: after a power cut its number could be given to another batch.
     assert!(hot.outbox_next(9).await.is_err());
     let depth = hot.outbox_depth();
     assert!(hot.outbox_append(vec![seen(1, 1, 1, None)]).await.is_err());

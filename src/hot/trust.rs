@@ -1,16 +1,16 @@
-//! How the cache was last left: a row in the outbox, which survives a power cut where sled does not.
+//! The state in which the cache was last left: a row in the outbox, which survives a power cut; sled does not.
 //!
-//! | the row | means | the next open |
+//! | row | meaning | the next open |
 //! | --- | --- | --- |
-//! | none | new, or just upgraded | uses what is there |
-//! | `closed`, with the sum of the rows | everything was synced | uses it, if its sum is that one |
-//! | `open`, of this boot of the machine | the daemon was killed; the kernel kept what was written | uses it |
-//! | `open`, of another boot | the power may have been cut | throws it away |
+//! | none | new, or just upgraded | uses the cache |
+//! | `closed`, with the sum of the rows | everything was synced | uses the cache if its sum matches |
+//! | `open`, of this boot of the machine | the daemon was killed; the kernel kept what was written | uses the cache |
+//! | `open`, of another boot | the power may have been cut | discards the cache |
 //! | `opening` | the last process ended inside sled: it aborted, ran out of memory, or hung | sets it aside unread |
 //! | `broken` | a read failed while the daemon ran | sets it aside unread |
 //!
-//! A crash leaves: before `opening` is safe, the former row; then `opening` until everything was read; from `closed` on a
-//! directory that was synced before. Where the boot cannot be told, it counts as another one.
+//! A crash before `opening` is safe leaves the former row. Later it leaves `opening` until everything was read.
+//! `closed` is written only after the directory was synced. If the boot is unknown, it counts as another one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::durable::{self, Store};
 
 /// The kernel's id of this boot of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The same id, set by the unit: its `ProcSubset=pid` hides that file.
+/// The unit sets the same id in this variable: its `ProcSubset=pid` hides that file.
 const BOOT_ID_VARIABLE: &str = "BOOT_ID";
 const LEFT: &[u8] = b"cache";
 
@@ -38,17 +38,17 @@ pub(super) struct Left {
 pub(super) enum LeftState {
     Opening,
     Open,
-    /// With the sum of its rows.
+    /// Closed; its rows have this sum.
     Closed(String),
     Broken(String),
 }
 
-/// What is to be done with the cache that is there.
+/// What to do with the existing cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// `Some`: if this is the sum of its rows.
+    /// Use it; `Some`: only if its rows have this sum.
     Use(Option<String>),
-    /// The machine may have lost its power.
+    /// The machine may have lost power.
     Discard,
     SetAside(String),
 }
@@ -56,7 +56,7 @@ pub(super) enum Trust {
 /// The id of this boot of the machine, 32 hex digits; `None`: it is not known.
 pub(super) fn boot() -> Option<String> {
     let id = std::fs::read_to_string(BOOT_ID).ok().or_else(|| std::env::var(BOOT_ID_VARIABLE).ok())?;
-    // systemd writes it without dashes.
+    // systemd omits the dashes.
     let id = id.trim().replace('-', "");
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
@@ -65,7 +65,7 @@ pub(super) fn trust(left: Option<Left>, boot: Option<&str>) -> Trust {
     let Some(Left { boot: then, state }) = left else { return Trust::Use(None) };
     match state {
         LeftState::Closed(sum) => Trust::Use(Some(sum)),
-        LeftState::Opening => Trust::SetAside("the last process that opened it ended while it did".into()),
+        LeftState::Opening => Trust::SetAside("the last process ended while it opened it".into()),
         LeftState::Broken(cause) => Trust::SetAside(cause),
         LeftState::Open if boot.is_some() && then.as_deref() == boot => Trust::Use(None),
         LeftState::Open => Trust::Discard,
@@ -76,12 +76,12 @@ pub(super) fn left(outbox: &Store) -> Result<Option<Left>> {
     get(outbox, LEFT)
 }
 
-/// Notes it; power-safe once the outbox is settled.
+/// Records the state of the cache; safe once the outbox is settled.
 pub(super) fn leave(outbox: &Store, boot: Option<&str>, state: LeftState) -> Result<()> {
     put_back(outbox, Some(&Left { boot: boot.map(Into::into), state }))
 }
 
-/// Notes what was noted before.
+/// Restores the earlier row.
 pub(super) fn put_back(outbox: &Store, left: Option<&Left>) -> Result<()> {
     let row = left.map(|left| encode("cache", left)).transpose()?;
     outbox.write(|staged| {
@@ -93,12 +93,12 @@ pub(super) fn put_back(outbox: &Store, left: Option<&Left>) -> Result<()> {
     })
 }
 
-/// Notes, when it is dropped, that the cache was closed well: to be dropped after the cache and before the outbox.
+/// Dropping it records that the cache was closed cleanly. Drop it after the cache and before the outbox.
 pub(super) struct Closing {
     pub outbox: Arc<Store>,
     pub directory: PathBuf,
     pub boot: Option<String>,
-    /// Of the rows as they are closed; `None`: nothing can be said of them.
+    /// The sum of the rows at the close; `None`: it is unknown.
     pub sum: Option<Sum>,
 }
 
@@ -106,7 +106,7 @@ impl Drop for Closing {
     fn drop(&mut self) {
         let Some(sum) = self.sum else { return };
         if let Err(cause) = self.close(sum) {
-            log::warn!(event = "hot_state_unsynced", directory:% = self.directory.display(), cause = cause.as_str(); "hot state is closed and may not survive a power cut; it is rebuilt after one");
+            log::warn!(event = "hot_state_unsynced", directory:% = self.directory.display(), cause = cause.as_str(); "hot state is closed but may not survive a power cut; it would then be rebuilt");
         }
     }
 }
@@ -120,10 +120,10 @@ impl Closing {
     }
 }
 
-/// sled syncs little of what it writes.
+/// Needed because sled syncs little of what it writes.
 fn sync(directory: &Path) -> std::result::Result<(), String> {
     if !durable::is_released(directory) {
-        return Err("sled did not let go of it".into());
+        return Err("sled did not release it".into());
     }
     durable::sync_whole(directory).map_err(|error| error.to_string())
 }

@@ -1,4 +1,4 @@
-//! The accept loop that all listeners share: bounded, never spinning, never stopped by one bad connection.
+//! The accept loop of all listeners: bounded, it never spins, and one bad connection does not stop it.
 
 use std::future::Future;
 use std::io;
@@ -19,7 +19,7 @@ use super::counters::{Counted, Counters, RefusalReason};
 use super::places::{Place, Places};
 use super::stop::{Drain, Fresh, Stop};
 
-/// What poem wants of an acceptor.
+/// What poem requires an acceptor to return.
 pub(super) type Accepted<Io> = (Io, LocalAddr, RemoteAddr, Scheme);
 
 /// Where raw connections come from.
@@ -29,7 +29,7 @@ pub(super) trait Source: Send + Sync + 'static {
 }
 
 /// Connections that are ready to be served. Dropping it closes the listening socket and ends the handshakes under way;
-/// connections already handed out go on. [`Drain`] is the way to stop that cuts nobody off.
+/// connections already handed out go on. [`Drain`] stops without cutting off any client.
 pub(super) struct Incoming<Io> {
     ready: mpsc::Receiver<(Accepted<Io>, Arc<Place>)>,
     counters: Arc<Counters>,
@@ -39,9 +39,9 @@ pub(super) struct Incoming<Io> {
 }
 
 impl<Io: Send + 'static> Incoming<Io> {
-    /// Begins accepting, on the current runtime. `share`: in whose share of the places a connection counts. `prepare` makes
-    /// a raw connection ready, in a task of its own and within the handshake's time; `None`, which it has logged, drops the
-    /// connection.
+    /// Begins accepting, on the current runtime. `share` returns the address that a connection counts against.
+    /// `prepare` makes a raw connection ready, in its own task and within the handshake's time-out. If it returns
+    /// `None`, it has logged the reason, and the connection is dropped.
     pub fn start<S, P, F>(
         source: S,
         limits: Limits,
@@ -53,7 +53,7 @@ impl<Io: Send + 'static> Incoming<Io> {
         P: Fn(S::Raw, Arc<Place>) -> F + Send + 'static,
         F: Future<Output = Option<Accepted<Io>>> + Send + 'static,
     {
-        // Room for one: what is done waits with its permit until the server takes it.
+        // Room for one: a finished handshake keeps its place until the server takes the connection.
         let (out, ready) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
         let stop = Arc::new(Stop {
@@ -68,7 +68,7 @@ impl<Io: Send + 'static> Incoming<Io> {
         Self { ready, counters, limits, stop, accepting }
     }
 
-    /// Never an error: poem would ask again at once, and at full speed.
+    /// Never returns an error, because poem would call it again at once and spin.
     pub async fn next(&mut self) -> io::Result<(Accepted<Io>, Arc<Place>)> {
         match self.ready.recv().await {
             Some(connection) => Ok(connection),
@@ -83,7 +83,7 @@ impl<Io: Send + 'static> Incoming<Io> {
         }
     }
 
-    /// What the server is given for it.
+    /// Wraps the connection for the server.
     pub fn hand_out(&self, io: Io, place: Arc<Place>) -> Connection<Io> {
         self.hand_out_as(io, None, place)
     }
@@ -105,12 +105,12 @@ impl<Io: Send + 'static> Incoming<Io> {
 
 impl<Io> Drop for Incoming<Io> {
     fn drop(&mut self) {
-        // The task owns the socket and the set of handshakes; both go with it.
+        // The task owns the socket and the set of handshakes, so both are dropped with it.
         self.accepting.abort();
     }
 }
 
-/// What begins handshakes, and where their connections go.
+/// How handshakes begin, and where their connections are sent.
 struct Handshakes<P, K, Io> {
     prepare: P,
     share: K,
@@ -134,8 +134,8 @@ async fn accept_all<S, P, K, F, Io>(
     let places = Places::new(limits, counters.clone());
     let mut under_way = JoinSet::new();
     let counted = counters.clone();
-    // Where there is no place left, the oldest silent connection makes room: a queue in the kernel would be filled by
-    // whoever connects the most, and everybody else would wait in it.
+    // At the limit, the oldest silent connection is dropped. If connections waited in the kernel's queue instead, one
+    // busy client could fill it and block all others.
     let begin = move |under_way: &mut JoinSet<()>, raw| {
         while under_way.try_join_next().is_some() {}
         match places.enter(share(&raw)) {
@@ -169,8 +169,8 @@ async fn accept_all<S, P, K, F, Io>(
         trouble.over();
         begin(&mut under_way, raw);
     }
-    // Who is in the kernel's queue has been let in already, as far as the client can see. It never empties where
-    // clients go on coming, and they must not keep the daemon from stopping.
+    // To a client in the kernel's queue, the connection already looks accepted. The time is bounded: new clients could
+    // keep the queue from ever becoming empty, and must not keep the daemon from stopping.
     let closing = Instant::now() + LAST_CALL_TIMEOUT;
     while Instant::now() < closing
         && let Ok(Ok(raw)) = tokio::time::timeout(FIRST_BACKOFF, source.accept()).await
@@ -181,10 +181,10 @@ async fn accept_all<S, P, K, F, Io>(
     while under_way.join_next().await.is_some() {}
 }
 
-/// So long without another connection, and the queue was empty.
+/// If no connection arrives within this time, the queue counts as empty.
 const FIRST_BACKOFF: Duration = Duration::from_millis(10);
 
-/// How long a stop takes connections from the queue at most.
+/// The longest time that a stop takes connections from the queue.
 const LAST_CALL_TIMEOUT: Duration = Duration::from_millis(100);
 
 async fn shake_hands<Io>(
@@ -205,7 +205,7 @@ async fn shake_hands<Io>(
         Ok(Some(connection)) => {
             place.established();
             counters.admitted.fetch_add(1, Ordering::Relaxed);
-            // An error means that the listener is gone, and this connection with it.
+            // An error means that the listener is gone, and the connection with it.
             let _ = out.send((connection, place)).await;
         }
         Ok(None) => counters.count(RefusalReason::Handshake),
@@ -216,7 +216,7 @@ async fn shake_hands<Io>(
     }
 }
 
-/// What to do when the system will not accept.
+/// Handles failures of `accept`: pauses, and logs at most once per `report_every`.
 struct Trouble {
     pause: Duration,
     report_every: Duration,
@@ -226,7 +226,7 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// So many aborted connections in a row are believed to be just that.
+    /// Up to this many aborted connections in a row cause no pause.
     const BELIEVED: u32 = 16;
 
     fn new(limits: Limits) -> Self {
@@ -245,7 +245,7 @@ impl Trouble {
             error.kind(),
             io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
         );
-        // A client that hung up while it was queued must not slow down those behind it.
+        // A client that closed its connection in the queue must not delay the next ones.
         if of_one_connection && self.in_a_row < Self::BELIEVED {
             return;
         }
@@ -269,7 +269,7 @@ impl Trouble {
 
 #[cfg(test)]
 impl Incoming<()> {
-    /// One that nobody connects to.
+    /// A listener that no client connects to.
     pub fn silent() -> Self {
         struct Nobody;
         impl Source for Nobody {
@@ -282,7 +282,7 @@ impl Incoming<()> {
         Self::start(Nobody, Limits::default(), |()| None, |(), _| std::future::ready(None))
     }
 
-    /// A place as a connection has it that the server was just given.
+    /// A place for a connection that was just handed to the server.
     pub fn place(&self) -> Arc<Place> {
         Places::new(self.limits, self.counters.clone()).enter(None).unwrap()
     }
@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives what it was told to, then the last thing again and again, or nothing.
+    /// Returns the results of `script`, then the error `then` for ever, or nothing.
     struct Scripted {
         script: Mutex<VecDeque<io::Result<u32>>>,
         then: Option<io::ErrorKind>,
@@ -377,7 +377,7 @@ mod tests {
         let limits = Limits { max_handshakes: 2, handshake_timeout: 10 * BOUND, ..Limits::default() };
         let at_once = Arc::new(AtomicU64::new(0));
         let counted = at_once.clone();
-        // The first four say nothing.
+        // The first four send nothing.
         let mut incoming = Incoming::start(
             source,
             limits,
@@ -468,7 +468,8 @@ mod tests {
             move |raw, _| {
                 let gate = gate.clone();
                 async move {
-                    // The last is still in its handshake when the stop comes; the others are done and not yet taken.
+                    // When the stop begins, the last one is still in its handshake. The others are done and not yet
+                    // taken.
                     if raw == 2 {
                         let _ = gate.acquire().await;
                     }

@@ -1,9 +1,9 @@
-//! An open connection as the server has it: one that ends. It can be cut by the certificate it was opened with, and it
-//! does not outlive a client that says nothing, half a request, or does not take its answer.
+//! An open connection, wrapped so that it always ends. It can be cut by its client certificate. It also ends if the
+//! client sends nothing, sends half a request, or does not read its answer.
 //!
-//! Here a connection ends on which bytes arrive and nothing is answered; the deadlines of requests and answers, and that
-//! of an idle connection, are in `exchange`. A connection that we close takes what its client is still sending for a
-//! moment and throws it away: else the system resets the connection, and the client loses the answer.
+//! This module ends connections on which bytes arrive but nothing is answered. The deadlines of requests, answers and
+//! idle connections are in `exchange`. When the daemon closes a connection, it reads and discards the client's data for
+//! a moment. Otherwise the kernel resets the connection and the client loses the answer.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +25,7 @@ use super::server::Handed;
 use super::stop::Fresh;
 use crate::model::digest::Digest;
 
-/// The open connections of a listener that asks for client certificates, by certificate.
+/// The open connections with a client certificate, by certificate.
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Mutex<Open>>);
 
@@ -37,23 +37,24 @@ struct Open {
 
 struct Known {
     certificate: Digest,
-    /// Open for as long as this entry is there: [`Entry`] leaves before its socket is closed.
+    /// Valid while this entry exists: [`Entry`] is dropped before its socket is closed.
     socket: RawFd,
     cut: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Closes every open connection of this certificate, at once; how many there were.
+    /// Closes every open connection of this certificate at once. Returns their number.
     pub fn cut(&self, certificate: &Digest) -> usize {
         self.cut_unless(|known| known != certificate)
     }
 
-    /// Closes every open connection whose certificate is not admitted any more; how many there were.
+    /// Closes every open connection whose certificate is no longer admitted. Returns their number.
     pub fn cut_unless(&self, admits: impl Fn(&Digest) -> bool) -> usize {
         let open = self.lock();
         let mut count = 0;
         for known in open.known.values().filter(|known| !admits(&known.certificate)) {
-            // First, so that what has arrived already is not read any more; then the socket, which wakes the server.
+            // Set the flag first, so that bytes that have already arrived are not read. Then close the socket, which
+            // wakes the server.
             known.cut.store(true, Ordering::Release);
             let _ = shutdown(known.socket, Shutdown::Both);
             count += 1;
@@ -69,8 +70,8 @@ impl Connections {
         self.len() == 0
     }
 
-    /// To be called before it is asked whether the certificate is admitted: then either the answer says so, or whoever
-    /// withdraws it finds the connection here.
+    /// Must be called before the certificate is checked. A revocation before the check is then seen by the check, and a
+    /// later one finds the connection here.
     pub(super) fn enter(&self, certificate: Digest, socket: &impl AsRawFd) -> Entry {
         let cut = Arc::new(AtomicBool::new(false));
         let mut open = self.lock();
@@ -86,7 +87,7 @@ impl Connections {
     }
 }
 
-/// A connection's place among those that can be cut. Must be dropped before the socket is closed.
+/// A connection's entry in [`Connections`]. Must be dropped before the socket is closed.
 pub(super) struct Entry {
     number: u64,
     cut: Arc<AtomicBool>,
@@ -101,9 +102,10 @@ impl Drop for Entry {
 
 /// A connection that was handed to the server.
 pub struct Connection<Io> {
-    // The order matters: the entry goes before the socket, whose number may be another's a moment later.
+    // The order matters: the entry is dropped before the socket, because the kernel may reuse the descriptor number at
+    // once.
     entry: Option<Entry>,
-    /// Until the client has said something.
+    /// `Some` until the client has sent something.
     fresh: Option<Fresh>,
     pace: Pace,
     /// The client has closed its side, or the connection has failed.
@@ -138,7 +140,7 @@ impl<Io> Connection<Io> {
         }
     }
 
-    /// What a wait ends with: itself, or the end of patience.
+    /// Called when I/O is pending: pending until the receive deadline has passed, then a time-out error.
     fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         self.pace.poll_overdue(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -228,7 +230,7 @@ impl<Io> Handed for Connection<Io> {
     }
 }
 
-/// What a closed connection still takes from its client.
+/// Reads and discards what the client still sends on a closed connection.
 struct Linger {
     left: usize,
     end: Pin<Box<Sleep>>,
@@ -259,12 +261,12 @@ impl Linger {
     }
 }
 
-/// How long a client may take for what is not a whole request yet.
+/// The deadline for bytes that are not yet a whole request.
 struct Pace {
     limits: Limits,
-    /// Since the first bytes after the last answer.
+    /// When the first byte after the last answer arrived.
     receiving_since: Option<Instant>,
-    /// Rings now and then, and is then set anew: cheaper than setting it for every request.
+    /// Set again only when it fires, which is cheaper than setting it for every request.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
@@ -283,7 +285,7 @@ impl Pace {
 
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timeout = self.limits.receive_timeout;
-        // With nothing under way: whatever begins before the alarm rings ends after it.
+        // With nothing received: every request that begins before the alarm fires has its deadline after it.
         let deadline = |since: Option<Instant>| since.unwrap_or_else(Instant::now) + timeout;
         let since = self.receiving_since;
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline(since))));

@@ -1,9 +1,9 @@
 //! The control socket: how the command line reaches the running daemon.
 //!
-//! Whoever may open it may do everything, so it lets in root and the daemon's own user only, twice over: by the socket
-//! file's mode, and by what the kernel says of each peer. A lock file beside the socket (`….lock`, never removed) is held
-//! for as long as the socket is served: without it, two daemons starting at once could each take the other's new socket
-//! for a dead one's.
+//! A peer on this socket may do everything. Only root and the daemon's own user are accepted. Two checks enforce this:
+//! the socket file's mode, and the peer credentials from the kernel. A lock file beside the socket (`….lock`, never
+//! removed) is held while the socket is served. Without it, each of two daemons that start at once could take the
+//! other's new socket for a stale one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,11 +30,11 @@ use super::counters::Counters;
 use super::stop::Drain;
 use super::{Limits, peer_address};
 
-/// Who is at the other end of a control connection.
+/// The peer of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub uid: u32,
-    /// 0 where the kernel could not tell (a peer in another pid namespace).
+    /// 0 if the kernel does not know it (the peer is in another pid namespace).
     pub pid: i32,
 }
 
@@ -42,21 +42,21 @@ pub struct Peer {
 pub enum ControlError {
     #[error("another daemon is listening on {}: stop it first, or set another [listen] control", .0.display())]
     Taken(PathBuf),
-    #[error("{} is there and is not a socket: remove it, or set another [listen] control", .0.display())]
+    #[error("{} exists and is not a socket: remove it, or set another [listen] control", .0.display())]
     NotASocket(PathBuf),
     #[error("cannot listen on the control socket {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
 
 pub struct ControlAcceptor {
-    // The order matters: on drop, accepting ends, then the file goes, and the lock goes last.
+    // The order matters. On drop: accepting ends, then the file is removed, and the lock is released last.
     incoming: Incoming<UnixStream>,
     file: SocketFile,
     _lock: Flock<File>,
 }
 
 impl ControlAcceptor {
-    /// The directory must be there; its mode is the caller's affair.
+    /// The directory must exist; the caller sets its mode.
     pub async fn bind(path: &Path, limits: Limits) -> Result<Self, ControlError> {
         Self::bind_admitting(path, limits, |peer| may_enter(peer, geteuid().as_raw())).await
     }
@@ -72,7 +72,7 @@ impl ControlAcceptor {
         let listener = listen_at(path).map_err(failed)?;
         let file = SocketFile(path.into());
         let listener = UnixListener::from_std(listener).map_err(failed)?;
-        // One user has them all.
+        // All connections belong to the same one or two users, so there is no limit per address.
         let share = |_: &UnixStream| None;
         let incoming = Incoming::start(listener, limits, share, move |stream, _| {
             let admitted = admit(stream, &admits);
@@ -115,7 +115,7 @@ impl Source for UnixListener {
     }
 }
 
-/// Root may do everything anyway, and the daemon's own user can read its state.
+/// Root and the daemon's own user can read the daemon's state anyway.
 fn may_enter(peer: Peer, own_uid: u32) -> bool {
     peer.uid == 0 || peer.uid == own_uid
 }
@@ -124,13 +124,13 @@ fn admit(stream: UnixStream, admits: &impl Fn(Peer) -> bool) -> Option<Accepted<
     let peer = match stream.peer_cred() {
         Ok(credentials) => Peer { uid: credentials.uid(), pid: credentials.pid().unwrap_or(0) },
         Err(error) => {
-            log::warn!("a control connection was dropped: the kernel does not say whose it is: {error}");
+            log::warn!("a control connection was dropped: the kernel did not report its user id: {error}");
             return None;
         }
     };
     if !admits(peer) {
         log::warn!(
-            "a control connection of uid {} (pid {}) was dropped: only root and the daemon's user may",
+            "a control connection of uid {} (pid {}) was dropped: only root and the daemon's user are allowed",
             peer.uid,
             peer.pid
         );
@@ -139,7 +139,7 @@ fn admit(stream: UnixStream, admits: &impl Fn(Peer) -> bool) -> Option<Accepted<
     Some((stream, peer_address(peer), RemoteAddr(Addr::custom("unix", "control")), Scheme::HTTP))
 }
 
-/// `None`: somebody else has it.
+/// `None`: another process holds the lock.
 fn lock_beside(path: &Path) -> io::Result<Option<Flock<File>>> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -151,7 +151,7 @@ fn lock_beside(path: &Path) -> io::Result<Option<Flock<File>>> {
     }
 }
 
-/// Removes the socket file of a daemon that is dead. One that answers, and a file of another kind, stay.
+/// Removes a stale socket file. Errors if a process answers on it or if the file is not a socket.
 async fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let failed = |source: io::Error| ControlError::Io { path: path.into(), source };
     match std::fs::symlink_metadata(path) {
@@ -166,15 +166,15 @@ async fn remove_stale(path: &Path) -> Result<(), ControlError> {
             _ => Ok(()),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A full queue (`WouldBlock`) is a live daemon's, too.
+        // A full queue (`WouldBlock`) also means that a daemon is listening.
         Ok(_) => Err(ControlError::Taken(path.into())),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ControlError::Taken(path.into())),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// A listening socket whose file is 0600 from its first moment: on Linux the file takes the mode that the unbound socket
-/// has. (The umask would do it too, but it belongs to all threads.)
+/// Creates a listening socket whose file has mode 0600 from the start. On Linux the file takes the mode of the unbound
+/// socket. (The umask would work too, but all threads share it.)
 fn listen_at(path: &Path) -> io::Result<StdUnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -184,12 +184,12 @@ fn listen_at(path: &Path) -> io::Result<StdUnixListener> {
     Ok(StdUnixListener::from(socket))
 }
 
-/// The socket's file, removed with the listener. Nobody else can have made it anew: the lock is still held.
+/// The socket's file, removed with the listener. No other daemon can have replaced it, because the lock is still held.
 struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // What is left over is found to be stale by the next start.
+        // If this fails, the next start finds a stale socket and removes it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -215,7 +215,7 @@ mod tests {
         control_peer(request).map_or("nobody".into(), |peer| format!("{}:{}", peer.uid, peer.pid))
     }
 
-    /// Asks over the socket and reads until the other side closes.
+    /// Sends a request over the socket and reads until the daemon closes it.
     async fn ask(path: &Path) -> String {
         let mut stream = UnixStream::connect(path).await.unwrap();
         // The daemon may have hung up already.
@@ -259,7 +259,7 @@ mod tests {
         })));
         assert_eq!(ask(&path).await, "");
         assert_eq!(reached.load(Ordering::SeqCst), 0);
-        // It is counted a moment after it is hung up on.
+        // The refusal is counted a moment after the connection is closed.
         let counted = async {
             while counters.refused.load(Ordering::SeqCst) != 1 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -268,11 +268,11 @@ mod tests {
         tokio::time::timeout(BOUND, counted).await.expect("the refusal is counted");
     }
 
-    /// With the socket thrown open by mistake, the kernel's word still decides.
+    /// With the socket file world-writable by mistake, the peer credentials still decide.
     #[tokio::test]
     async fn another_user_is_dropped_even_where_the_file_lets_him_in() {
         if !geteuid().is_root() || Command::new("curl").arg("--version").output().is_err() {
-            crate::skip::skipped("becoming another user takes root, and asking as him takes curl");
+            crate::skip::skipped("running curl as another user needs root and curl");
             return;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -297,7 +297,7 @@ mod tests {
     async fn the_socket_of_a_dead_daemon_is_replaced_and_a_live_one_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
-        // A listener that is dropped leaves its file, as a killed daemon does.
+        // A dropped std listener leaves its file, as a killed daemon does.
         drop(StdUnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let first = ControlAcceptor::bind(&path, Limits::default()).await.unwrap();
@@ -308,7 +308,7 @@ mod tests {
         assert!(path.exists());
 
         drop(first);
-        assert!(!path.exists(), "a daemon that stops takes its socket along");
+        assert!(!path.exists(), "a daemon that stops removes its socket");
         ControlAcceptor::bind(&path, Limits::default()).await.unwrap();
     }
 
@@ -317,21 +317,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         let live = StdUnixListener::bind(&path).unwrap();
-        let refused = ControlAcceptor::bind(&path, Limits::default()).await.err().expect("somebody listens there");
+        let refused = ControlAcceptor::bind(&path, Limits::default()).await.err().expect("a process listens there");
         assert!(matches!(refused, ControlError::Taken(_)), "{refused}");
         assert!(path.exists());
         drop(live);
     }
 
-    /// Between another daemon's look at the old socket and its own new one: there is a dead socket, and it is not ours to
-    /// remove.
+    /// Another daemon has checked the stale socket and not yet bound its own. The stale socket must not be removed
+    /// here.
     #[tokio::test]
     async fn a_dead_socket_that_another_daemon_is_replacing_just_now_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         drop(StdUnixListener::bind(&path).unwrap());
         let held = lock_beside(&path).unwrap();
-        let refused = ControlAcceptor::bind(&path, Limits::default()).await.err().expect("another daemon is at it");
+        let refused = ControlAcceptor::bind(&path, Limits::default()).await.err().expect("another daemon holds it");
         assert!(matches!(refused, ControlError::Taken(_)), "{refused}");
         assert!(path.exists());
         drop(held);

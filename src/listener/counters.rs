@@ -1,27 +1,27 @@
-//! What a listener counts of its connections, for the metrics.
+//! Connection counters of a listener, for the metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a connection was refused, or closed before its client wanted it.
+/// Why a connection was refused or closed early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalReason {
     /// The handshake failed, or the peer is not allowed.
     Handshake,
     HandshakeTimeout,
-    /// It was still in its handshake when its place was needed.
+    /// Dropped during its handshake, because its place was needed.
     HandshakeEvicted,
-    /// Its address has as many connections as one may have, and a request is under way on each.
+    /// The address has reached its limit, and a request is under way on each of its connections.
     AddressFull,
-    /// The listener has.
+    /// The listener has reached its limit, and a request is under way on each of its connections.
     ListenerFull,
-    /// No request was under way on it when its place was needed.
+    /// Dropped while it was idle, because its place was needed.
     IdleEvicted,
-    /// A request did not arrive, or was not answered, in its time.
+    /// A request was not received and answered in time.
     RequestTimeout,
-    /// An answer was not taken in its time.
+    /// The client did not read an answer in time.
     ResponseTimeout,
-    /// A request or an answer did not fit into the memory for them. The connection goes on where it can.
+    /// A request or an answer did not fit into the memory limit. The connection stays open if possible.
     NoMemory,
 }
 
@@ -38,7 +38,7 @@ impl RefusalReason {
         Self::NoMemory,
     ];
 
-    /// As metrics name it.
+    /// The label in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
@@ -53,7 +53,7 @@ impl RefusalReason {
         }
     }
 
-    /// Whether such a connection never reached the server.
+    /// Whether the connection never reached the server.
     fn is_of_handshake(self) -> bool {
         matches!(
             self,
@@ -68,9 +68,9 @@ pub struct Counters {
     pub admitted: AtomicU64,
     /// Connections that never reached the server: handshake failed or took too long, peer not allowed, no place.
     pub refused: AtomicU64,
-    /// By [`RefusalReason`], in its order.
+    /// Indexed by [`RefusalReason`].
     pub by_reason: [AtomicU64; RefusalReason::ALL.len()],
-    /// Times the system would not accept.
+    /// How often `accept` failed.
     pub accept_errors: AtomicU64,
     /// Connections handed to the server and not closed yet.
     pub open: AtomicU64,

@@ -1,14 +1,14 @@
-//! One request and its answer: how long each may take, how many bytes of them may be in memory, and what becomes of a
-//! request that is answered before it has arrived.
+//! Limits of one request and its answer: the time that each may take, and their bytes in memory. Also handles a request
+//! that is answered before it has fully arrived.
 //!
-//! The deadlines count from the request's head and from the answer's head. Nothing that arrives in between puts them off,
-//! no PING and no trickle of bytes. What of an answer is in memory is counted until its last byte has left for the
-//! network, not until the HTTP library has taken it.
+//! The deadlines count from the request's head and from the answer's head. Neither a PING nor a trickle of bytes
+//! extends them. The bytes of an answer count as memory until they are sent to the network, not until the HTTP library
+//! has taken them.
 //!
-//! The rest of a request that was answered early is read and thrown away, within bounds: a client that is still sending
-//! would lose an answer that comes with a reset.
+//! The rest of a request that was answered early is read and discarded, within limits. Otherwise the connection would
+//! be reset, and a client that is still sending would lose the answer.
 //!
-//! It knows nothing of what a request asks for. It stores nothing.
+//! This module knows nothing of what a request asks for, and stores nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,21 +30,21 @@ use super::Limits;
 use super::counters::RefusalReason;
 use super::places::{Charge, Place};
 
-/// Of one body no more than this is counted: no operation gathers more in memory. Larger bodies are streams, of which one
-/// piece is in memory at a time.
+/// At most this many bytes of one body are counted, because no operation gathers more in memory. Larger bodies are
+/// streams, with one piece in memory at a time.
 const MAX_GATHERED_BYTES: usize = 2 * 1024 * 1024;
 
-/// So much of a request that was answered early is still read, and for so long.
+/// Limits for reading the rest of a request that was answered early.
 const DRAIN_MAX_BYTES: usize = 4 * 1024 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The HTTP library takes an answer in pieces of this, and never more than it can send.
+/// An answer is given to the HTTP library in pieces of this size, so that the library holds no more than it can send.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A request that is late is answered before its connection is closed.
+/// Time to answer a late request before its connection is closed.
 const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is under way on one connection.
+/// The requests under way on one connection.
 pub(super) struct Exchanges {
     place: Arc<Place>,
     limits: Limits,
@@ -76,10 +76,10 @@ impl Exchanges {
         Arc::new(Exchange { id, deadline, has_no_room, received, of: self.clone() })
     }
 
-    /// Resolves when something on the connection took too long; `None`: it is idle, for too long.
+    /// Resolves when a request or answer took too long. `None`: the connection was idle too long.
     pub async fn overdue(&self) -> Option<RefusalReason> {
         let Limits { receive_timeout, response_timeout, silence, .. } = self.limits;
-        // Whatever begins before the next look ends after it.
+        // Every request that begins before the next look has its deadline after it.
         let look = receive_timeout.min(response_timeout).min(silence);
         loop {
             let (deadline, reason) = {
@@ -100,23 +100,24 @@ impl Exchanges {
     }
 }
 
-/// One request and its answer, until the last byte of it is gone.
+/// One request and its answer, until the answer's last byte is sent.
 pub(super) struct Exchange {
     id: u64,
     deadline: Instant,
     has_no_room: AtomicBool,
-    /// For what was received of its body; what was made of it may be in memory until there is an answer.
+    /// Charges for the received body. They are kept until the answer's head, because a handler may hold the body or
+    /// data made from it.
     received: Mutex<Vec<Charge>>,
     of: Arc<Exchanges>,
 }
 
 impl Exchange {
-    /// When the request must have been received and answered.
+    /// By then, the request must have been received and answered.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// A part of it did not fit into the memory for bodies.
+    /// A part of the request or answer did not fit into the memory limit for bodies.
     pub fn has_no_room(&self) -> bool {
         self.has_no_room.load(Ordering::Relaxed)
     }
@@ -153,7 +154,7 @@ impl Drop for Exchange {
     }
 }
 
-/// The part of a request's body that nobody has read.
+/// The part of a request's body that the handler has not read.
 #[derive(Clone, Default)]
 pub(super) struct Unread(Arc<Mutex<Option<Incoming>>>);
 
@@ -176,7 +177,7 @@ async fn drain(mut body: Incoming) {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, read).await;
 }
 
-/// A request's body as handlers read it. What they leave is put into `unread`.
+/// A request's body for handlers. On drop, the unread rest is put into `unread`.
 pub(super) struct Received {
     body: Option<Incoming>,
     exchange: Arc<Exchange>,
@@ -208,7 +209,7 @@ impl Body for Received {
         let length = frame.data_ref().map_or(0, Bytes::len).min(MAX_GATHERED_BYTES - this.gathered);
         if length > 0 {
             let Some(charge) = this.exchange.charge(length) else {
-                return Poll::Ready(Some(Err(io::Error::other("there is no memory for more of it"))));
+                return Poll::Ready(Some(Err(io::Error::other("there is no memory for more of the body"))));
             };
             this.exchange.received().push(charge);
             this.gathered += length;
@@ -231,11 +232,11 @@ impl Drop for Received {
     }
 }
 
-/// An answer's body on its way out.
+/// The body of an answer that is being sent.
 pub(super) struct Answered {
     /// Taken from the body and not handed on yet.
     piece: Bytes,
-    /// The end of the body, or its error or trailers, where they came first of all.
+    /// Set if the first frame was the end of the body, an error, or trailers.
     first: Option<Option<io::Result<Frame<Bytes>>>>,
     body: BoxBody<Bytes, io::Error>,
     size: SizeHint,
@@ -243,7 +244,7 @@ pub(super) struct Answered {
     unread: Unread,
 }
 
-/// Data of an answer, counted until the last copy of it is gone.
+/// Data of an answer. It counts as memory until its last reference is dropped.
 struct Held {
     data: Bytes,
     _charge: Option<Charge>,
@@ -257,14 +258,14 @@ impl AsRef<[u8]> for Held {
 }
 
 impl Answered {
-    /// The answer, or 503 in its place where there is no memory for it.
+    /// Returns the answer, or 503 instead if there is no memory for it.
     pub async fn of(response: poem::Response, exchange: Arc<Exchange>, unread: Unread) -> hyper::Response<Self> {
         exchange.answered();
         let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
         let (mut head, body) = response.into_parts();
         let size = body.size_hint();
         let mut answer = Self { piece: Bytes::new(), first: None, size, body, exchange, unread };
-        // A whole body comes at once; then it is known before the head is sent whether it fits.
+        // A body that is not a stream is ready at once, so whether it fits is known before the head is sent.
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut answer.body).poll_frame(cx))).await;
         match first {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
@@ -285,7 +286,7 @@ impl Answered {
     }
 
     fn hold(&self, data: Bytes) -> Option<Bytes> {
-        // Data that others have too is in memory once, however many answers it is in.
+        // Data shared between answers is in memory once, so it is not charged.
         let charge = if data.is_unique() { Some(self.exchange.charge(data.len())?) } else { None };
         Some(Bytes::from_owner(Held { data, _charge: charge, _exchange: self.exchange.clone() }))
     }
@@ -321,7 +322,7 @@ impl Body for Answered {
         self.piece.is_empty() && is_over
     }
 
-    /// Of the whole body: it is asked for once, before the first piece is taken.
+    /// The size of the whole body. The HTTP library asks once, before it takes the first piece.
     fn size_hint(&self) -> SizeHint {
         self.size
     }
@@ -337,14 +338,14 @@ impl Drop for Answered {
     }
 }
 
-/// There is no memory for the request or its answer.
+/// 503: there is no memory for the request or its answer.
 pub(super) fn busy() -> poem::Response {
     let body =
         r#"{"status":"error","code":"overloaded","message":"Too many bodies are in memory; try again in a moment"}"#;
     error(StatusCode::SERVICE_UNAVAILABLE, body)
 }
 
-/// The request did not arrive in its time, or was not answered.
+/// 408: the request was not received and answered in time.
 pub(super) fn late() -> poem::Response {
     let body = r#"{"status":"error","code":"request_timeout","message":"The request took too long; try again"}"#;
     error(StatusCode::REQUEST_TIMEOUT, body)

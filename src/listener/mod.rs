@@ -1,11 +1,13 @@
-//! How connections come in: TLS for hosts and admins, plain TCP behind a proxy, the control socket.
+//! Accepts and serves connections: TLS for hosts and admins, plain TCP behind a proxy, the control socket.
 //!
-//! These are poem `Acceptor`s of our own, and a server of our own that asks a poem `Endpoint`, because poem's hide the client certificate from handlers, let a silent client
-//! wait for ever, spin when the process has no file descriptors left, and bound neither heads nor bodies nor answers. Who is at the other end travels in the *local*
-//! address of a request ([`client_fingerprint`], [`control_peer`]), so that the remote address stays the peer's.
+//! The `Acceptor`s are our own. poem's hide the client certificate from handlers, let a silent client wait for ever,
+//! and spin when the process has no file descriptors left. The server that calls a poem `Endpoint` is our own too.
+//! poem's does not limit the size of heads, bodies and answers. The *local* address of a request carries the client
+//! certificate or the control peer ([`client_fingerprint`], [`control_peer`]). The remote address stays the peer's.
 //!
-//! This module admits connections; it must not know what a request may do, nor which certificates are revoked: it asks
-//! ([`Gate`]), and closes what it is told to ([`Connections`]). It stores nothing but the control socket's file, which a crash leaves behind and the next start removes.
+//! This module must not know what a request may do, nor which certificates are revoked. [`Gate`] decides which
+//! certificates are admitted, and [`Connections`] closes open connections on request. The only thing stored is the
+//! control socket's file. A crash leaves it behind, and the next start removes it.
 
 mod accept;
 mod connection;
@@ -40,28 +42,29 @@ const CONTROL_PEER: &str = "control-peer";
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the accepted connection to the finished handshake, a PROXY header included.
+    /// From the accepted connection to the finished handshake, including the PROXY header.
     pub handshake_timeout: Duration,
-    /// Handshakes in progress at once, in all and of one address. Beyond it, the oldest silent one is dropped.
+    /// Handshakes in progress, in total. At the limit, the oldest silent one is dropped.
     pub max_handshakes: usize,
     pub max_handshakes_per_address: usize,
-    /// Open connections, those in their handshake included. Beyond it, one without a request makes room.
+    /// Open connections in total, including handshakes. At the limit, one without a request is dropped.
     pub max_connections: usize,
     pub max_connections_per_address: usize,
-    /// Bytes of request bodies and answers that are in memory at once.
+    /// Bytes of request bodies and answers in memory, in total.
     pub max_buffered_bytes: usize,
     pub max_buffered_bytes_per_address: usize,
-    /// How long to wait after the system refused to accept (no file descriptors left, say) before asking again.
+    /// Pause after `accept` failed, for example because no file descriptor is left.
     pub accept_pause: Duration,
-    /// Such refusals are logged once in this time.
+    /// Failures of `accept` are logged at most once in this time.
     pub report_every: Duration,
-    /// From the first bytes of a request to the first of its answer. Not less than a slow upload or a slow handler needs.
+    /// From the first byte of a request to the first byte of its answer. Must allow for a slow upload and a slow
+    /// handler.
     pub receive_timeout: Duration,
-    /// From the first bytes of an answer to its last.
+    /// From the first byte of an answer to its last.
     pub response_timeout: Duration,
-    /// How long a connection is kept without a request, whatever else arrives on it.
+    /// How long a connection without a request is kept. Other traffic, such as PING, does not extend it.
     pub silence: Duration,
-    /// In a stop, how long clients that are just through their handshake have to begin their first request.
+    /// During a stop: time for a client that has just finished its handshake to begin its first request.
     pub first_request: Duration,
 }
 
@@ -82,7 +85,7 @@ impl Limits {
         first_request: Duration::from_secs(2),
     };
 
-    /// For callers that are known by then, and whose calls may take long.
+    /// For authenticated callers, whose requests may take long.
     pub const fn patient() -> Self {
         Self {
             receive_timeout: Duration::from_secs(600),
@@ -104,7 +107,7 @@ pub fn client_fingerprint(request: &Request) -> Option<Digest> {
     fingerprint_in(request.local_addr())
 }
 
-/// Who opened the control connection that the request came by, as the kernel says.
+/// The peer credentials of the control connection, from the kernel.
 pub fn control_peer(request: &Request) -> Option<Peer> {
     peer_in(request.local_addr())
 }

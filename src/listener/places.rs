@@ -1,12 +1,12 @@
-//! The places of a listener: how many connections and handshakes it has, for each address and in all, and how many bytes
-//! of bodies wait in memory.
+//! The limits of a listener: connections, handshakes, and bytes of bodies in memory, per address and in total. A
+//! connection needs a *place*.
 //!
-//! When a place is missing, the connection that waits the longest without a request is dropped: first one that has sent
-//! nothing, then an idle one, then a handshake under way. A connection with a request under way is never dropped for
-//! another. An address is one IPv4 address or one IPv6 /64; a trusted proxy has no share of its own, because it speaks for
-//! many clients.
+//! When no place is free, a connection without a request is dropped. The order is: one that has sent nothing, an idle
+//! one, one in its handshake. Among equals, the one that has waited longest is dropped. A connection with a request
+//! under way is never dropped for another. An address is one IPv4 address or one IPv6 /64. A trusted proxy has no limit
+//! per address, because it speaks for many clients.
 //!
-//! It knows nothing of TLS and HTTP. It stores nothing.
+//! This module knows nothing of TLS and HTTP, and stores nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,12 +18,12 @@ use super::Limits;
 use super::counters::{Counters, RefusalReason};
 use crate::model::forwarded::share_of;
 
-/// What a connection does; in the order in which connections are dropped for others. The last is never dropped.
+/// The state of a connection, in the order in which connections are dropped. `Busy` connections are never dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    /// Accepted, and nothing has arrived.
+    /// Accepted; no byte has arrived.
     Silent,
-    /// Handed to the server, without a request under way.
+    /// Handed to the server; no request is under way.
     Idle,
     /// In its handshake.
     Handshaking,
@@ -47,7 +47,7 @@ struct Shared {
 
 #[derive(Default)]
 struct PlaceTable {
-    /// Numbers the connections, and each change of a stage.
+    /// The last number given to a connection or a change of stage.
     next: u64,
     open: HashMap<u64, Entry>,
     all: Order,
@@ -62,7 +62,7 @@ struct Entry {
     evicted: Arc<Notify>,
 }
 
-/// Connections by stage, then by the time since when they are in it; and the bytes of theirs that are in memory.
+/// Connections by stage, then by the time they entered it; and the bytes that they have in memory.
 #[derive(Default)]
 struct Order {
     connections: BTreeSet<(Stage, u64, u64)>,
@@ -139,7 +139,8 @@ impl Places {
         Self(Arc::new(Shared { limits, counters, table: Mutex::default() }))
     }
 
-    /// A place for a connection that was just accepted. `address`: whose share it counts in.
+    /// Takes a place for a connection that was just accepted. `address`: counts against this address; `None`: against
+    /// no address.
     pub fn enter(&self, address: Option<IpAddr>) -> Result<Arc<Place>, RefusalReason> {
         let share = address.map(share_of);
         let mut table = self.lock();
@@ -151,7 +152,7 @@ impl Places {
         Ok(Arc::new(Place { id, places: self.clone(), evicted }))
     }
 
-    /// Drops connections until there is room for one more. `is_new`: it is not among all of them yet.
+    /// Drops connections until one more fits. `is_new`: the connection is not in `table` yet.
     fn make_room(&self, table: &mut PlaceTable, share: Option<u128>, is_new: bool) -> Result<(), RefusalReason> {
         let limits = &self.0.limits;
         if let Some(order) = share.and_then(|share| table.shares.get(&share)) {
@@ -187,7 +188,7 @@ impl Places {
 
     fn evict(&self, table: &mut PlaceTable, victim: Option<u64>) {
         if let Some(entry) = victim.and_then(|id| table.remove(id)) {
-            // A handshake that is dropped counts itself.
+            // A dropped handshake is counted by its own task.
             if !entry.stage.is_handshake() {
                 self.0.counters.count(RefusalReason::IdleEvicted);
             }
@@ -219,7 +220,7 @@ impl Places {
     }
 }
 
-/// The place of one connection, until it is dropped.
+/// The place of one connection. Dropping it frees the place.
 pub struct Place {
     id: u64,
     places: Places,
@@ -232,7 +233,7 @@ impl Place {
         self.places.lock().move_to(self.id, Stage::Handshaking);
     }
 
-    /// Whose connection it is, which only its PROXY header says.
+    /// Counts the connection against the client address that its PROXY header names.
     pub(super) fn belongs_to(&self, address: IpAddr) -> Result<(), RefusalReason> {
         let share = Some(share_of(address));
         let mut table = self.places.lock();
@@ -268,12 +269,12 @@ impl Place {
         }
     }
 
-    /// Resolves when the place was given to another connection.
+    /// Resolves when the place is given to another connection.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// Room for `bytes` of a body in memory; `None` if the address or the listener has no more.
+    /// Reserves `bytes` of memory for a body. `None`: the limit of the address or of the listener is reached.
     pub(super) fn charge(&self, bytes: usize) -> Option<Charge> {
         let share = self.places.lock().open.get(&self.id).and_then(|entry| entry.share);
         self.places.charge(share, bytes).then(|| Charge { places: self.places.clone(), share, bytes })
@@ -342,7 +343,7 @@ mod tests {
         let second = places.enter(address("::ffff:192.0.2.1")).unwrap();
         first.heard();
         let third = places.enter(address("192.0.2.1")).unwrap();
-        assert!(is_evicted(&second), "it has said nothing, the older one has");
+        assert!(is_evicted(&second), "the second is silent, the older one has sent bytes");
         assert!(!is_evicted(&first) && !is_evicted(&third) && !is_evicted(&other));
     }
 
@@ -383,7 +384,7 @@ mod tests {
         let (one, two, three) = (enter(1).unwrap(), enter(2).unwrap(), enter(3).unwrap());
         one.established();
         let four = enter(4).unwrap();
-        assert!(is_evicted(&two) && !is_evicted(&one), "a silent one goes before an idle one");
+        assert!(is_evicted(&two) && !is_evicted(&one), "a silent connection is dropped before an idle one");
         for place in [&one, &three, &four] {
             place.established();
             place.begin_exchange();
@@ -409,9 +410,9 @@ mod tests {
         let (places, _) = places(small());
         let (one, two) = (places.enter(address("192.0.2.1")).unwrap(), places.enter(address("192.0.2.2")).unwrap());
         let held = one.charge(60).unwrap();
-        assert!(one.charge(1).is_none(), "its share");
+        assert!(one.charge(1).is_none(), "the limit of the address");
         let more = two.charge(40).unwrap();
-        assert!(two.charge(1).is_none(), "all there is");
+        assert!(two.charge(1).is_none(), "the limit of the listener");
         drop(held);
         assert!(two.charge(20).is_some());
         drop((one, two, more));

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: what a load balancer says ahead of everything else about whose connection it
-//! passes on. Exactly the header is taken from the socket; what follows it is left for TLS.
+//! The PROXY protocol, versions 1 and 2: a header in which a load balancer names the client of a connection. Exactly
+//! the header is read from the socket; the bytes after it are left for TLS.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,14 +11,14 @@ use tokio::net::TcpStream;
 use crate::model::forwarded::TrustedProxies;
 
 const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// With the end of the line; the protocol's own bound.
+/// Including the end of the line; the protocol's own limit.
 const V1_MAX_BYTES: usize = 107;
-/// Of what follows the first 16 bytes of a version 2 header: the addresses are 36 of them, the rest is never looked at.
+/// The part after the first 16 bytes of a version 2 header. Its addresses take at most 36 bytes; the rest is ignored.
 const V2_MAX_BYTES: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
-    #[error("it comes from no trusted proxy")]
+    #[error("it does not come from a trusted proxy")]
     NotTrusted,
     #[error("it does not begin with a PROXY header")]
     Missing,
@@ -32,7 +32,7 @@ pub(crate) enum ProxyError {
     Io(#[from] io::Error),
 }
 
-/// Whose connection this is: what the header of a trusted proxy says; the proxy's own where it speaks for itself.
+/// Returns the client's address from the header of a trusted proxy, or `peer` for the proxy's own connection.
 pub(super) async fn read(
     stream: &mut TcpStream,
     peer: SocketAddr,
@@ -41,7 +41,7 @@ pub(super) async fn read(
     if !trust.trusts(peer.ip()) {
         return Err(ProxyError::NotTrusted);
     }
-    // No header of either version is shorter.
+    // Every header is at least this long.
     let mut header = vec![0; V2_SIGNATURE.len()];
     stream.read_exact(&mut header).await?;
     if header == V2_SIGNATURE {
@@ -75,7 +75,7 @@ async fn read_v1(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), Pro
         if room == 0 {
             return Err(ProxyError::TooLong);
         }
-        // Looked at first, for what stands behind the line is not ours.
+        // Peek first: the bytes after the line must stay in the socket.
         let count = stream.peek(&mut seen[..room]).await?;
         if count == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -87,11 +87,11 @@ async fn read_v1(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), Pro
     Ok(())
 }
 
-/// The address that a whole header names; `None`: the proxy's own connection (`LOCAL`, `UNKNOWN`).
+/// The address in a complete header. `None`: the proxy's own connection (`LOCAL`, `UNKNOWN`).
 pub(crate) fn parse(header: &[u8]) -> Result<Option<SocketAddr>, ProxyError> {
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
     let (parsed, length) = ProxyHeader::parse(header, config).map_err(|_| ProxyError::Malformed)?;
-    // The parser is laxer than the protocol in these.
+    // The parser is less strict than the protocol here.
     if length != header.len() || header.starts_with(b"PROXY ") && !is_strict_v1(header) {
         return Err(ProxyError::Malformed);
     }
@@ -125,7 +125,7 @@ mod tests {
 
     const V4_BODY: [u8; 12] = [203, 0, 113, 9, 10, 0, 0, 1, 0x12, 0x67, 0x20, 0xfb];
 
-    /// What the server side makes of these bytes, and what it leaves for TLS.
+    /// The result of reading `bytes` on the server side, and the rest that is left for TLS.
     async fn receive(bytes: &[u8], trusted: &str) -> (Result<SocketAddr, ProxyError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -158,7 +158,7 @@ mod tests {
             (v2(0x20, 0x00, &[]), the_proxy_itself),
             (v2(0x21, 0x00, &[]), the_proxy_itself),
         ] {
-            // TLS's first bytes, and a line, which is none of ours.
+            // TLS's first bytes, and a line that must not be read as a header.
             let mut bytes = header.clone();
             bytes.extend(b"\x16\x03\x01\nGET");
             let (answer, rest) = receive(&bytes, "127.0.0.0/8").await;
@@ -201,7 +201,7 @@ mod tests {
         assert!(matches!(answer, Err(ProxyError::NotTrusted)), "{answer:?}");
     }
 
-    /// Where the header ends that these bytes begin with, by the protocol's description.
+    /// Where the header at the start of `bytes` ends, by the protocol's specification.
     fn header_end(bytes: &[u8]) -> Option<usize> {
         let end = if bytes.starts_with(V2_SIGNATURE) {
             let length = usize::from(u16::from_be_bytes([*bytes.get(14)?, *bytes.get(15)?]));
@@ -213,7 +213,7 @@ mod tests {
         (end <= bytes.len()).then_some(end)
     }
 
-    /// The fuzz target looks at whole headers; here they come from a socket, with more behind them.
+    /// The fuzz target parses whole headers. Here they come from a socket, followed by more bytes.
     #[tokio::test]
     async fn every_kept_input_is_cut_from_the_stream_where_its_header_ends() {
         let mut headers = 0;

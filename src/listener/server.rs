@@ -1,7 +1,7 @@
-//! The server of one listener: HTTP/1 and HTTP/2 within bounds, each request handed to a poem endpoint.
+//! The server of one listener: serves HTTP/1 and HTTP/2 within limits, and calls a poem endpoint for each request.
 //!
-//! poem's own server hides most of hyper's bounds, and has no deadline that a client could not put off. It knows nothing
-//! of what a request asks for.
+//! poem's own server hides most of hyper's limits, and a client can put off each of its deadlines. This module knows
+//! nothing of what a request asks for.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,21 +26,22 @@ use super::Limits;
 use super::exchange::{Answered, Exchanges, Received, Unread, busy, late};
 use super::places::Place;
 
-/// A request's head over HTTP/1, and what is put together of an answer before it is sent. hyper answers 431 beyond it.
+/// HTTP/1: the size of a request's head (hyper answers 431 beyond it), and of hyper's buffer for an answer.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// The fields of a request over HTTP/2, with 32 bytes for each (SETTINGS_MAX_HEADER_LIST_SIZE).
+/// HTTP/2: the size of a request's header fields, plus 32 bytes for each (SETTINGS_MAX_HEADER_LIST_SIZE).
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// Requests at once on one HTTP/2 connection.
+/// Concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
-/// What a client may send of the body of one request, and of all on a connection, before a handler reads it.
+/// HTTP/2 flow control: body bytes of one request, and of all on a connection, that a client may send before a handler
+/// reads them.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
-/// What waits of one answer in the HTTP/2 connection.
+/// HTTP/2: bytes of one answer that are buffered in the connection.
 const MAX_SEND_BYTES: usize = 64 * 1024;
-/// Streams that a client has opened and reset again before they were looked at.
+/// HTTP/2: streams that a client opened and reset before the server accepted them.
 const MAX_RESET_STREAMS: usize = 20;
 
-/// A connection as the listeners of this room hand it out.
+/// A connection that a listener of this room hands out.
 pub trait Handed {
     fn place(&self) -> Arc<Place>;
     fn limits(&self) -> Limits;
@@ -61,7 +62,7 @@ where
         Self { acceptor }
     }
 
-    /// Never comes back.
+    /// Never returns, except with an error.
     pub async fn run<E>(self, endpoint: E) -> io::Result<()>
     where
         E: IntoEndpoint,
@@ -70,7 +71,7 @@ where
         self.run_with_graceful_shutdown(endpoint, std::future::pending(), None).await
     }
 
-    /// Takes connections until `signal`, then finishes the requests under way, for `timeout` at most.
+    /// Accepts connections until `signal`, then finishes the requests under way, for at most `timeout`.
     pub async fn run_with_graceful_shutdown<E>(
         mut self,
         endpoint: E,
@@ -96,7 +97,7 @@ where
                 Some(ended) = connections.join_next() => note_panic(ended),
             }
         }
-        // The port is closed before anything is waited for.
+        // Close the port before waiting for connections.
         drop(self.acceptor);
         stop.send_replace(true);
         let all = async {
@@ -116,7 +117,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended.as_ref()
         && error.is_panic()
     {
-        log::error!(event = "connection_panicked", cause:% = error; "a connection ended badly");
+        log::error!(event = "connection_panicked", cause:% = error; "the task of a connection panicked");
     }
 }
 

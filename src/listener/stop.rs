@@ -1,28 +1,29 @@
-//! How a listener stops without cutting anybody off.
+//! Stops a listener without cutting off any client.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How far a stop has come.
+/// The progress of a stop.
 pub(super) struct Stop {
     pub asked: watch::Sender<bool>,
-    /// Nobody is in a handshake any more, and the server has taken every connection.
+    /// No handshake is under way, and the server has taken every connection.
     pub drained: watch::Sender<bool>,
-    /// Connections that the server has and whose client has said nothing yet.
+    /// Connections that the server has taken and whose client has sent nothing yet.
     pub fresh: watch::Sender<usize>,
     pub first_request: Duration,
 }
 
-/// A stop that cuts nobody off, to be begun while the server still takes connections.
+/// A stop that cuts off no client. Begin it while the server still takes connections.
 #[derive(Clone)]
 pub struct Drain(pub(super) Arc<Stop>);
 
 impl Drain {
-    /// Stops accepting, and waits until the handshakes under way are done (they have a time-out), the server has taken
-    /// what came of them, and, for a short while, until each of these clients has begun its request: the server closes
-    /// a connection that it has heard nothing on. The acceptor must be asked for connections all the while.
+    /// Stops accepting. Waits until the handshakes under way are done (they have a time-out) and the server has taken
+    /// their connections. Then waits up to [`Limits::first_request`](super::Limits::first_request) for each of these
+    /// clients to begin its request, because the server closes a connection that has received nothing. The acceptor
+    /// must be polled for connections meanwhile.
     pub async fn finish(&self) {
         let Self(stop) = self;
         stop.asked.send_replace(true);
@@ -32,7 +33,7 @@ impl Drain {
     }
 }
 
-/// Held by a connection until its client has said something.
+/// Held by a connection until its client has sent something.
 pub(super) struct Fresh(pub Arc<Stop>);
 
 impl Drop for Fresh {

@@ -1,4 +1,4 @@
-//! TCP listeners: with TLS, and without it for a daemon that stands behind a proxy.
+//! TCP listeners: with TLS, or plain behind a trusted proxy.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
@@ -22,38 +22,38 @@ use crate::model::digest::Digest;
 use crate::model::forwarded::TrustedProxies;
 use crate::pki::LiveConfig;
 
-/// How many connections the kernel may keep for us while we are busy.
+/// Connections that the kernel queues until the daemon accepts them.
 const BACKLOG: u32 = 1024;
 
-/// Whether a client certificate may still come in. Asked once for each connection, after its handshake.
+/// Returns whether a client certificate is still admitted. Called once per connection, after the handshake.
 pub type AdmissionCheck = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
 
-/// What a listener asks beyond the handshake.
+/// What a listener checks in addition to the handshake.
 #[derive(Clone, Default)]
 pub struct Gate {
-    /// Without it, every certificate of our authority is admitted.
+    /// `None`: every certificate of our authority is admitted.
     pub admits: Option<AdmissionCheck>,
-    /// Where connections with a client certificate are entered.
+    /// Registry of the open connections with a client certificate.
     pub connections: Connections,
-    /// With it, every connection begins with a PROXY header, and comes from one of these.
+    /// If set, every connection must come from one of these proxies and begin with a PROXY header.
     pub proxies: Option<Arc<TrustedProxies>>,
-    /// Proxies that pass on the calls of many clients and say whose each is: none of them is limited like one client.
+    /// Proxies that forward the requests of many clients. The limits per address do not apply to them.
     pub forwarders: Arc<TrustedProxies>,
 }
 
-/// Accepts TLS connections; each handshake is made with the configuration in force when it begins.
+/// Accepts TLS connections. Each handshake uses the configuration that is live when it begins.
 pub struct TlsAcceptor {
     incoming: Incoming<(TlsStream<TcpStream>, Option<Entry>)>,
     address: SocketAddr,
 }
 
 impl TlsAcceptor {
-    /// Must be called within a runtime, as must the other two.
+    /// All three constructors must be called within a Tokio runtime.
     pub fn bind(address: SocketAddr, live: LiveConfig, limits: Limits) -> io::Result<Self> {
         Self::start(bind(address)?, live, limits, Gate::default())
     }
 
-    /// On a socket that is listening already (inherited from systemd).
+    /// For a socket that is already listening (inherited from systemd).
     pub fn from_listener(listener: StdTcpListener, live: LiveConfig, limits: Limits) -> io::Result<Self> {
         Self::guarded(listener, live, limits, Gate::default())
     }
@@ -72,7 +72,7 @@ impl TlsAcceptor {
         Ok(Self { incoming, address })
     }
 
-    /// The address that was bound, with the port that port 0 became.
+    /// The bound address. If port 0 was requested, it has the port that the kernel chose.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -99,12 +99,12 @@ impl Acceptor for TlsAcceptor {
     }
 }
 
-/// What a listener without TLS lets in.
+/// Which peers a listener without TLS accepts.
 #[derive(Clone)]
 pub struct Behind {
-    /// Nobody gets through but these and this machine itself: what hosts send is secret.
+    /// Only these and loopback addresses are accepted, because hosts send secrets.
     pub proxies: Arc<TrustedProxies>,
-    /// Every connection begins with a PROXY header, and comes from one of them.
+    /// Every connection must come from one of `proxies` and begin with a PROXY header.
     pub proxy_protocol: bool,
 }
 
@@ -115,12 +115,12 @@ pub struct PlainAcceptor {
 }
 
 impl PlainAcceptor {
-    /// Must be called within a runtime, as must the others. Everybody is let in.
+    /// Accepts every peer. All constructors must be called within a Tokio runtime.
     pub fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
         Self::start(bind(address)?, limits, None)
     }
 
-    /// On a socket that is listening already. Everybody is let in.
+    /// For a socket that is already listening. Accepts every peer.
     pub fn from_listener(listener: StdTcpListener, limits: Limits) -> io::Result<Self> {
         Self::start(adopt(listener)?, limits, None)
     }
@@ -133,7 +133,7 @@ impl PlainAcceptor {
         let address = listener.local_addr()?;
         let proxies = behind.as_ref().map(|behind| behind.proxies.clone());
         let share = move |(_, remote): &(TcpStream, SocketAddr)| match &proxies {
-            // A proxy on this machine needs no naming to be let in.
+            // A proxy on a loopback address is trusted without being configured.
             Some(proxies) if may_come_in_the_clear(remote.ip(), proxies) => None,
             _ => Some(remote.ip()),
         };
@@ -178,7 +178,7 @@ impl Source for TcpListener {
     }
 }
 
-/// In whose share of the places a connection counts.
+/// The address that a connection counts against. `None`: a forwarder, which has no limit per address.
 fn share(peer: IpAddr, forwarders: &TrustedProxies) -> Option<IpAddr> {
     (!forwarders.trusts(peer)).then_some(peer)
 }
@@ -220,7 +220,7 @@ async fn handshake(
         Some(proxies) => behind_proxy(&mut stream, remote, &place, proxies).await?,
         None => remote,
     };
-    // Silence is what a connection is dropped for first. An error shows again in the handshake.
+    // Silent connections are dropped first, so report the first bytes. An error here appears again in the handshake.
     let _ = stream.readable().await;
     place.heard();
     let mut stream = match tokio_rustls::TlsAcceptor::from(live.current()).accept(stream).await {
@@ -236,8 +236,8 @@ async fn handshake(
     };
     let entry = gate.connections.enter(certificate, stream.get_ref().0);
     if gate.admits.is_some_and(|admits| !admits(&certificate)) {
-        log::info!(event = "certificate_refused", certificate:%, address:% = remote.ip(); "a certificate that is not admitted any more was turned away");
-        // The alert that it is over; the handshake's time-out bounds it.
+        log::info!(event = "certificate_refused", certificate:%, address:% = remote.ip(); "refused a client certificate that is no longer admitted");
+        // Sends the TLS close alert. The handshake's time-out bounds it.
         let _ = stream.shutdown().await;
         drop(entry);
         return None;
@@ -245,7 +245,7 @@ async fn handshake(
     Some(((stream, Some(entry)), fingerprint_address(certificate), remote_address(remote), Scheme::HTTPS))
 }
 
-/// The client for whom a proxy connects, in whose share the connection counts from here on.
+/// Reads the client's address from the PROXY header. From here on, the connection counts against that address.
 async fn behind_proxy(
     stream: &mut TcpStream,
     remote: SocketAddr,
@@ -253,7 +253,7 @@ async fn behind_proxy(
     proxies: &TrustedProxies,
 ) -> Option<SocketAddr> {
     match proxy::read(stream, remote, proxies).await {
-        // The proxy speaks for itself: its health check.
+        // The proxy's own connection: a health check.
         Ok(caller) if caller == remote => Some(caller),
         Ok(caller) => match place.belongs_to(caller.ip()) {
             Ok(()) => Some(caller),
@@ -269,18 +269,18 @@ async fn behind_proxy(
     }
 }
 
-/// The connection's own end, made ready to answer at once. `None`: it is gone already.
+/// Sets TCP_NODELAY and returns the local address. `None`: the connection is already closed.
 fn local_address(stream: &TcpStream, remote: SocketAddr) -> Option<LocalAddr> {
     match stream.set_nodelay(true).and_then(|()| stream.local_addr()) {
         Ok(address) => Some(LocalAddr(address.into())),
         Err(error) => {
-            log::debug!("connection from {remote} was gone before it was served: {error}");
+            log::debug!("connection from {remote} was closed before it was served: {error}");
             None
         }
     }
 }
 
-/// An IPv4 client of a socket for both families has its IPv4 address, wherever addresses are compared or shown.
+/// Maps an IPv4-mapped IPv6 address, from a dual-stack socket, to IPv4. Comparisons, logs and limits use IPv4.
 fn canonical(remote: SocketAddr) -> SocketAddr {
     SocketAddr::new(remote.ip().to_canonical(), remote.port())
 }
@@ -291,7 +291,7 @@ fn remote_address(remote: SocketAddr) -> RemoteAddr {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart finds the last one's connections in TIME_WAIT; a listener that is alive still refuses the second.
+    // After a restart, old connections may still be in TIME_WAIT. A second listener on the same port still fails.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -1,4 +1,4 @@
-//! The TCP listeners with real sockets, real handshakes and the real server.
+//! Tests of the TCP listeners with real sockets, real handshakes and the real server.
 
 mod bounds;
 mod ending;
@@ -33,7 +33,7 @@ use crate::pki::{
     issue_client_certificate, issue_server_certificate, server_config, server_key, spki_pin,
 };
 
-/// Nothing here takes anywhere near this long unless it is broken.
+/// Only a broken test takes this long.
 const BOUND: Duration = Duration::from_secs(30);
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
@@ -95,7 +95,7 @@ fn admin_of(ca: &AuthorityKey, at: OffsetDateTime) -> ClientCertificate {
     issue_client_certificate(ca, "alice", 7, at, &System).unwrap()
 }
 
-/// A server whose handler counts its calls and answers with what it sees of the connection.
+/// A server whose handler counts its calls and answers with the connection's details.
 struct Served {
     address: SocketAddr,
     calls: Arc<AtomicUsize>,
@@ -130,7 +130,7 @@ async fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<
     TlsConnector::from(config.clone()).connect(TlsName::try_from("localhost").unwrap(), stream).await
 }
 
-/// One request on an open connection, which stays open: the answer's text as far as `until`.
+/// Sends a request on an open connection and keeps it open. Reads the answer up to `until`.
 async fn ask(stream: &mut TlsStream<TcpStream>, until: &str) -> io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await?;
     let (mut answer, mut buffer) = (String::new(), [0; 4096]);
@@ -202,7 +202,7 @@ async fn whoever_has_no_certificate_of_ours_is_refused_in_the_handshake() {
 #[tokio::test]
 async fn a_server_certificate_does_not_open_the_admin_listener() {
     let house = House::new();
-    // Even one that the client authority signed by mistake: it is for servers.
+    // Refused even if the client authority signed it by mistake, because its purpose is a server.
     let names = [ServerName::Dns("localhost".into())];
     let issued = issue_server_certificate(&house.clients, &house.key, &names, System.now(), &System).unwrap();
     let mut roots = RootCertStore::empty();
@@ -239,7 +239,7 @@ async fn both_the_new_and_the_old_authority_are_good_until_the_old_one_is_taken_
     }
 }
 
-/// A resumed session is not verified again: it would outlive what it was admitted on.
+/// A resumed session is not verified again, so it could outlive its certificate's admission.
 #[tokio::test]
 async fn admins_sessions_are_never_resumed_and_hosts_sessions_are() {
     let house = House::new();
@@ -319,7 +319,7 @@ async fn a_swapped_certificate_is_seen_by_new_handshakes_while_open_connections_
     assert_eq!(shown(&open), first.chain()[0]);
 
     live.swap(server_config(&second).unwrap());
-    // The same client, ticket in hand: what it resumes must not be the former certificate either.
+    // The same client has a session ticket. Resuming must not use the old certificate either.
     let mut new = connect(served.address, &config).await.unwrap();
     ask(&mut new, "\"https\" None").await.unwrap();
     assert_eq!(shown(&new), second.chain()[0]);
@@ -384,7 +384,7 @@ async fn an_address_that_is_taken_is_refused() {
     assert_eq!(second.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
 }
 
-/// Speaks plain HTTP/1.1 and reads until the other side closes.
+/// Sends a plain HTTP/1.1 request and reads until the server closes.
 async fn get_plain(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await?;
@@ -419,7 +419,7 @@ async fn behind_a_proxy_plain_http_is_served_until_the_server_is_told_to_stop() 
     assert!(refused, "the port is still open");
 }
 
-/// Runs in a process of its own, which has to live with very few file descriptors.
+/// Set in the child process, which has very few file descriptors.
 const ALONE: &str = "AUTHD_TEST_FEW_FILES";
 
 #[test]

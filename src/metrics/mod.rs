@@ -1,11 +1,11 @@
-//! What is counted and measured of the daemon, and how it is told: the Prometheus text format.
+//! Counts and measurements of the daemon, in the Prometheus text format.
 //!
 //! This room knows names and numbers only, not what they mean. Requests are counted as they are answered
-//! ([`Metrics::observe`]). What is known elsewhere anyway is read when somebody asks for the metrics: by watchers, handed in
-//! at the start, and as [`Readings`].
+//! ([`Metrics::observe`]). Values that other parts hold anyway are read when the metrics are requested: by watchers,
+//! handed in at the start, and as [`Readings`].
 //!
-//! Labels are bounded: listeners, operations of the OpenAPI document, statuses that HTTP knows. A host, an address or a
-//! path is never a label. Nothing is stored: a restart begins at zero, as Prometheus expects.
+//! Labels are bounded: listeners, operations of the OpenAPI document, statuses of HTTP. A host, an address or a path is
+//! never a label. Nothing is stored: a restart begins at zero, as Prometheus expects.
 
 mod process;
 mod readings;
@@ -59,19 +59,19 @@ pub enum Store {
     Outbox,
 }
 
-/// What a call that came from a trusted proxy said of its caller.
+/// Whether a call from a trusted proxy named its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
     Named,
     /// No header: the proxy itself counts as the caller.
     Missing,
-    /// Refused.
+    /// The header cannot be read: the call is refused.
     Unreadable,
 }
 
 pub struct Metrics {
     registry: Registry,
-    /// Those that may be a label.
+    /// The operations that may be a label.
     operations: HashSet<&'static str>,
     requests: IntCounterVec,
     latency: HistogramVec,
@@ -92,7 +92,7 @@ pub struct Metrics {
 
 type Watcher<T> = Box<dyn Fn() -> T + Send + Sync>;
 
-/// Whatever is no operation: no such route, or refused before that was looked up.
+/// The label of requests without an operation: no such route, or refused before the route was looked up.
 const UNKNOWN: &str = "unknown";
 const STATUSES: [u16; 28] = [
     200, 201, 202, 204, 206, 301, 302, 303, 304, 400, 401, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 415, 422,
@@ -107,7 +107,7 @@ const PROBE_BUCKETS: &[f64] = &[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 const PROBE_STATES: [&str; 3] = ["ok", "fail", "unavailable"];
 
 impl Metrics {
-    /// `operations`: the ids of all there are. `now` is when the process began, near enough.
+    /// `operations`: the ids of all operations. `now`: about when the process began.
     pub fn new(operations: &[&'static str], now: OffsetDateTime) -> Result<Self> {
         let registry = Registry::new();
         let requests = IntCounterVec::new(
@@ -135,14 +135,14 @@ impl Metrics {
         let forwarded = IntCounterVec::new(
             Opts::new(
                 "codex_authd_forwarded_calls_total",
-                "Calls from trusted proxies, health checks apart, by what their header said of the caller.",
+                "Calls from trusted proxies, except health checks, by how their header named the caller.",
             ),
             &["caller"],
         )?;
         let flush = HistogramVec::new(
             HistogramOpts::new(
                 "codex_authd_flush_duration_seconds",
-                "Time to make changes safe, by store, in seconds; its count is that of the flushes.",
+                "Time of a flush, which makes changes durable, by store, in seconds.",
             )
             .buckets(FLUSH_BUCKETS.to_vec()),
             &["store"],
@@ -150,7 +150,7 @@ impl Metrics {
         let probes = IntCounterVec::new(
             Opts::new(
                 "codex_authd_probes_total",
-                "Probes of the canonical login that this daemon made, by what they found.",
+                "Probes of the canonical login that this daemon made, by their finding.",
             ),
             &["state"],
         )?;
@@ -195,7 +195,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A rate is seen from its first event on only where the series was there before it.
+    /// A rate includes the first event only if the series existed before it.
     fn begin_at_zero(&self) {
         for listener in [Listener::Hosts, Listener::Admin, Listener::Control] {
             self.requests.with_label_values(&[listener.name(), UNKNOWN, "404"]);
@@ -209,7 +209,7 @@ impl Metrics {
         }
     }
 
-    /// Counts an answer. `operation`: its id in the OpenAPI document; a name that is not there counts as unknown.
+    /// Counts an answer. `operation`: its id in the OpenAPI document; any other name counts as unknown.
     pub fn observe(&self, listener: Listener, operation: Option<&str>, status: u16, elapsed: Duration) {
         let operation = operation.filter(|name| self.operations.contains(name)).unwrap_or(UNKNOWN);
         let code = status.to_string();
@@ -256,24 +256,24 @@ impl Metrics {
         self.probe_duration.observe(elapsed.as_secs_f64());
     }
 
-    /// Counts a login that came out of a probe.
+    /// Counts a login that was adopted from a probe.
     pub fn adopted(&self) {
         self.adoptions.inc();
     }
 
-    /// What a store tells the time of each of its flushes.
+    /// The function to which a store reports the duration of each of its flushes.
     pub fn flush_observer(&self, store: Store) -> impl Fn(Duration) + Send + Sync + 'static {
         let histogram = self.flush.with_label_values(&[store_name(store)]);
         move |elapsed| histogram.observe(elapsed.as_secs_f64())
     }
 
-    /// Asks `connections` whenever somebody looks.
+    /// Calls `connections` for each request for the metrics.
     pub fn watch_listener(&self, listener: Listener, connections: impl Fn() -> Connections + Send + Sync + 'static) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.push((listener, Box::new(connections)));
     }
 
-    /// Asks for the end of the server certificate, in unix seconds, whenever somebody looks.
+    /// Calls `expires` for each request for the metrics: the expiry of the server certificate, in unix seconds.
     pub fn watch_server_certificate(&self, expires: impl Fn() -> i64 + Send + Sync + 'static) {
         let _ = self.server_certificate.set(Box::new(expires));
     }

@@ -1,4 +1,4 @@
-//! What the kernel says of this process.
+//! The memory and the descriptors of this process, from the kernel.
 
 /// `VmRSS` is in kB, whatever the page size.
 pub(super) fn resident_bytes() -> Option<u64> {
@@ -9,6 +9,6 @@ pub(super) fn resident_bytes() -> Option<u64> {
 
 pub(super) fn open_descriptors() -> Option<u64> {
     let open = std::fs::read_dir("/proc/self/fd").ok()?.count() as u64;
-    // One of them is for this look.
+    // One of them is open for this reading.
     Some(open.saturating_sub(1))
 }

@@ -1,4 +1,4 @@
-//! What is asked for when somebody looks, and the whole as text.
+//! The readings that are taken for a request, and the rendering of all metrics as text.
 
 use std::sync::PoisonError;
 
@@ -7,22 +7,22 @@ use time::OffsetDateTime;
 
 use super::{Metrics, Result, process};
 
-/// The state of the daemon at one moment. What could not be found out is `None` or absent.
+/// The state of the daemon at one moment. An unknown value is `None` or absent.
 #[derive(Debug)]
 pub struct Readings {
     pub now: OffsetDateTime,
     pub canonical: Option<CanonicalReading>,
-    /// By state; every host in exactly one.
+    /// The number of hosts by state; every host is in exactly one.
     pub hosts: Vec<(&'static str, u64)>,
     pub outbox_depth: u64,
-    /// Changes of the records that were tried again, so far.
+    /// How many changes of the records were retried so far.
     pub conflicts: u64,
     pub certificates: Vec<CertificateReading>,
     pub api_disabled: bool,
-    /// Of when the newest backup is that was read back, in unix seconds; 0: none is known.
+    /// When the newest backup that was read back was made, in unix seconds; 0: none is known.
     pub verified_backup: i64,
     pub degraded: bool,
-    /// Hot state was damaged when this process began.
+    /// Whether this process found hot state damaged at its start.
     pub hot_state_set_aside: bool,
 }
 
@@ -37,25 +37,25 @@ pub struct CanonicalReading {
 pub struct CertificateReading {
     pub kind: &'static str,
     pub name: String,
-    /// The beginning of it, enough to tell two of one name apart.
+    /// The first digits, enough to tell two certificates of one name apart.
     pub fingerprint: String,
     /// Unix seconds.
     pub expires: i64,
 }
 
-/// Of one listener, since the start; `open` is now.
+/// The connections of one listener: `open` now, the others since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
     pub admitted: u64,
     pub refused: u64,
     pub accept_errors: u64,
     pub open: u64,
-    /// Refused, or closed before their clients wanted it, by a name of the reason.
+    /// Connections that were refused, or closed before their clients were done, by the name of the reason.
     pub refused_by_reason: [(&'static str, u64); 9],
 }
 
 impl Metrics {
-    /// Everything, in the Prometheus text format.
+    /// All metrics, in the Prometheus text format.
     pub fn render(&self, readings: &Readings) -> Result<String> {
         let now = Now(Registry::new());
         now.state(readings)?;
@@ -69,7 +69,7 @@ impl Metrics {
     }
 }
 
-/// Made for one look, so that two at once do not mix.
+/// The readings of one request, in a registry of their own, so that two requests at once do not mix.
 struct Now(Registry);
 
 impl Now {
@@ -83,20 +83,19 @@ impl Now {
             let now = readings.now.unix_timestamp_nanos() as f64 / 1e9;
             self.gauge("codex_authd_canonical_last_refresh_age_seconds", age, now - canonical.last_refresh)?;
         }
-        let hosts = "Hosts by state: insecure ones, others that never called (unbound), the rest (active).";
+        let hosts = "Hosts by state, the first that applies: disabled, insecure, unbound (never called), active.";
         let hosts = self.gauges("codex_authd_hosts", hosts, &["state"])?;
         for (state, count) in &readings.hosts {
             hosts.with_label_values(&[state]).set(*count as f64);
         }
         let outbox = "Batches of telemetry that are not in the records yet.";
         self.gauge("codex_authd_outbox_depth", outbox, readings.outbox_depth as f64)?;
-        let conflicts = "Changes of the records that lost against another daemon's and were tried again.";
+        let conflicts = "Changes of the records that lost against another daemon's change and were retried.";
         let conflicts = self.counters("codex_authd_records_conflicts_total", conflicts, &[])?;
         conflicts.with_label_values::<&str>(&[]).inc_by(readings.conflicts);
-        let aside = "1 from a start that found hot state damaged, set it aside and built it anew, to the next start.";
+        let aside = "1 if this process found hot state damaged at its start, set it aside and built it anew.";
         self.gauge("codex_authd_hot_state_set_aside", aside, f64::from(u8::from(readings.hot_state_set_aside)))?;
-        let backup =
-            "Of when the newest backup is that was made and read back, in unix seconds; 0 while there is none.";
+        let backup = "When the newest backup that was read back was made, in unix seconds; 0 while there is none.";
         let made = readings.verified_backup as f64;
         self.gauge("codex_authd_last_verified_backup_timestamp_seconds", backup, made)?;
         let switch = "1 while an admin has switched the hosts' API off.";
@@ -106,7 +105,7 @@ impl Now {
     }
 
     fn certificates(&self, metrics: &Metrics, readings: &Readings) -> Result<()> {
-        let expires = "When a certificate ends, in unix seconds: the server's, the two authorities', and admins'.";
+        let expires = "Expiry of each certificate, in unix seconds: the server's, the two authorities', and admins'.";
         let expires = IntGaugeVec::new(
             Opts::new("codex_authd_certificate_expiry_timestamp_seconds", expires),
             &["kind", "name", "fingerprint"],
@@ -127,7 +126,7 @@ impl Now {
                           allowed).";
         let handshakes = self.counters("codex_authd_handshakes_total", handshakes, &["listener", "outcome"])?;
         let refused =
-            "Connections that were refused, or closed before their clients wanted it, by listener and reason.";
+            "Connections that were refused, or closed before their clients were done, by listener and reason.";
         let refused = self.counters("codex_authd_connections_refused_total", refused, &["listener", "reason"])?;
         let errors = "Times the system would not accept a connection, by listener.";
         let errors = self.counters("codex_authd_accept_errors_total", errors, &["listener"])?;

@@ -1,4 +1,4 @@
-//! The text format, read again: for commands that answer in JSON. Strict: whatever is not as the format says is an error.
+//! Parses the text format, for commands that answer in JSON. Strict: any deviation from the format is an error.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// Its line, from 1.
+/// The number of the line, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {0} is not in the Prometheus text format")]
 pub struct BadLine(pub usize);
@@ -45,7 +45,7 @@ fn sample(line: &str) -> Option<Sample> {
         rest = rest.strip_prefix('}')?;
     }
     let value = rest.strip_prefix(' ')?;
-    // Rust reads "inf" and "infinity" too, which the format does not know.
+    // Rust also parses "inf" and "infinity", which the format does not have.
     let value = match value {
         "+Inf" => f64::INFINITY,
         "-Inf" => f64::NEG_INFINITY,
@@ -58,7 +58,7 @@ fn sample(line: &str) -> Option<Sample> {
     Some(Sample { name: name.into(), labels, value })
 }
 
-/// What comes before the closing quote, and what comes after it.
+/// The unescaped text before the closing quote, and the rest after it.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -1,8 +1,9 @@
-//! The audit log: who did what, from where, to what, and how it ended; each entry chained to the one before by SHA-256.
+//! The audit log: actor, address, action, target and outcome of each event. SHA-256 chains each entry to the one
+//! before.
 //!
-//! An entry's hash covers its number, everything it says, and the hash of its predecessor, so changing, dropping or
-//! inserting one breaks every hash after it. Whoever can write the store can also compute a new chain: what tells is a
-//! hash that was noted elsewhere (`codex-authd audit verify` prints the newest and takes a noted one).
+//! An entry's hash covers its number, its content and the hash of its predecessor. Changing, dropping or inserting an
+//! entry breaks every later hash. An attacker who can write the store can compute a new chain. To detect that, note a
+//! hash elsewhere: `codex-authd audit verify` prints the newest hash and accepts a noted one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use super::digest::Digest;
 use super::host::{Fqdn, HostId};
 use super::people::{Email, UserId};
 
-/// Who did it.
+/// The originator of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Actor {
@@ -28,7 +29,7 @@ pub enum Actor {
     Control {
         uid: u32,
     },
-    /// A command that worked on the state directory while no daemon ran.
+    /// A command that used the state directory while no daemon ran.
     Offline {
         uid: u32,
     },
@@ -36,12 +37,12 @@ pub enum Actor {
         id: HostId,
         fqdn: Fqdn,
     },
-    /// Who signed in.
+    /// A signed-in user.
     User {
         id: UserId,
         email: Email,
     },
-    /// Whoever called; not known.
+    /// An unknown caller.
     Anybody,
     /// The daemon itself.
     Daemon,
@@ -61,18 +62,18 @@ impl fmt::Display for Actor {
     }
 }
 
-/// What is to be written. Holds no secret, whatever was done.
+/// The content of an audit entry. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AuditNote {
-    /// In whole microseconds: what every store keeps.
+    /// In whole microseconds, the precision that every store keeps.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
     pub actor: Actor,
-    /// The address of the call, where there is one.
+    /// The caller's address, if there is one.
     pub from: Option<IpAddr>,
     /// `host.register`, `auth.store`, …: `noun.verb`, stable.
     pub action: String,
-    /// The host's name, the version's number, … : what it was done to.
+    /// What was changed or used: a host's name, a version's number, …
     pub target: Option<String>,
     /// `done`, or the HTTP status that refused it.
     pub outcome: String,
@@ -96,7 +97,7 @@ impl AuditNote {
         }
     }
 
-    /// The same, at another time.
+    /// The same note with another time.
     pub fn at(&self, at: OffsetDateTime) -> Self {
         Self { at: whole_microseconds(at), ..self.clone() }
     }
@@ -124,11 +125,11 @@ impl AuditNote {
 
 fn whole_microseconds(at: OffsetDateTime) -> OffsetDateTime {
     let whole = at.nanosecond() / 1000 * 1000;
-    // Below a second: always in range.
+    // The value is below one second, so it is always in range.
     at.replace_nanosecond(whole).unwrap_or(at)
 }
 
-/// An entry in its place in the chain.
+/// A note with its number and hash in the chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
     /// 1, 2, 3, … without a gap.
@@ -138,7 +139,7 @@ pub struct AuditEntry {
     pub hash: Digest,
 }
 
-/// The newest entry's number and hash; before the first: 0 and all zeros.
+/// The newest entry's number and hash. Before the first entry: 0 and all zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditHead {
     pub number: u64,
@@ -152,13 +153,13 @@ impl Default for AuditHead {
 }
 
 impl AuditHead {
-    /// The entry that follows.
+    /// Makes the next entry.
     pub fn chain(&self, note: AuditNote) -> AuditEntry {
         let number = self.number + 1;
         AuditEntry { number, hash: hash(&self.hash, number, &note), note }
     }
 
-    /// Moves on over `entry`, if it is the one that follows.
+    /// Advances to `entry`, if it is the next entry of the chain.
     pub fn follow(&mut self, entry: &AuditEntry) -> Result<(), BrokenChain> {
         if entry.number != self.number + 1 {
             return Err(BrokenChain::Gap { expected: self.number + 1, found: entry.number });
@@ -173,9 +174,9 @@ impl AuditHead {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenChain {
-    #[error("entry {expected} is missing: {found} is in its place")]
+    #[error("entry {expected} is missing: found entry {found} instead")]
     Gap { expected: u64, found: u64 },
-    #[error("entry {number}, or one before it, is not what was written")]
+    #[error("entry {number}, or an entry before it, was changed")]
     Changed { number: u64 },
 }
 
@@ -183,12 +184,12 @@ pub enum BrokenChain {
 fn hash(previous: &Digest, number: u64, note: &AuditNote) -> Digest {
     let mut bytes = previous.as_bytes().to_vec();
     bytes.extend_from_slice(&number.to_be_bytes());
-    // A note is made of texts, numbers and times: it can always be written.
+    // A note has only texts, numbers and times, so serializing it cannot fail.
     bytes.extend_from_slice(&serde_json::to_vec(note).unwrap_or_default());
     Digest::of(&bytes)
 }
 
-/// Which entries are wanted; members that are `None` let everything through.
+/// Selects entries. A member that is `None` selects all.
 #[derive(Clone, Debug, Default)]
 pub struct AuditFilter {
     /// Only entries with a smaller number.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which of the two authorities: `Server` signs the daemon's own certificate, `Client` the admins'.
+/// `Server` signs the daemon's own certificate, `Client` signs the admins' certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuthorityRole {

@@ -1,4 +1,4 @@
-//! Something that is needed, as it was found: one vocabulary for whoever looks what is wrong.
+//! The result of checking one requirement. All checks of `doctor` use it.
 
 use std::borrow::Cow;
 
@@ -15,9 +15,9 @@ pub struct Check {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Good,
-    /// It works, and something is weaker than it could be, or will be missing soon.
+    /// It works, but with a weakness, or it will stop working soon.
     Weak,
-    /// What it is needed for does not work.
+    /// The feature that needs it does not work.
     Missing,
 }
 

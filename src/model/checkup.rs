@@ -1,5 +1,5 @@
-//! What is good, what is weak and what is missing, in an installation: rules over what was found, with the time as a
-//! parameter. Who looks (`doctor`, `service/status/examine.rs`) decides nothing, and nothing here looks anywhere.
+//! The rules that rate an installation as good, weak or missing. The findings and the time are parameters. `doctor` and
+//! `service/status/examine.rs` collect the findings and decide nothing. This module decides and does no I/O.
 
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, UtcOffset};
@@ -7,21 +7,22 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 use super::check::Check;
 use crate::metrics::Forwarding;
 
-/// Clocks may differ by so much before anything is said.
+/// A larger clock difference is reported as weak.
 const CLOCK_DRIFT_WARNED: Duration = Duration::seconds(30);
-/// Further apart, certificates and tokens are not taken any more.
+/// With a larger clock difference, certificates and tokens are refused.
 const CLOCK_DRIFT_BROKEN: Duration = Duration::minutes(10);
-/// A nightly backup may be so old, and a bit.
+/// Two nights, with some margin.
 const MAX_BACKUP_AGE: Duration = Duration::hours(50);
 
-/// This clock beside the newest thing that is known: nothing can be from the future.
+/// Compares this clock with the newest known instant, which cannot be in the future.
 pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, what: &str) -> Check {
     const NAME: &str = "clock";
     let Some(newest) = newest else {
-        return Check::good(NAME, format!("nothing is known yet that it could be behind: {}", shown(now)));
+        return Check::good(NAME, format!("no instant is known yet to compare it with: {}", shown(now)));
     };
     let behind = newest - now;
-    let found = format!("it is {}, and {what} is of {}: it is behind by {}", shown(now), shown(newest), length(behind));
+    let found =
+        format!("it shows {}, but {what} is from {}: it is behind by {}", shown(now), shown(newest), length(behind));
     if behind > CLOCK_DRIFT_BROKEN {
         Check::missing(NAME, found, SET_CLOCK)
     } else if behind > CLOCK_DRIFT_WARNED {
@@ -33,7 +34,7 @@ pub fn clock_and_records(now: OffsetDateTime, newest: Option<OffsetDateTime>, wh
 
 const SET_CLOCK: &str = "timedatectl set-ntp true";
 
-/// This clock beside another one's.
+/// Compares this clock with another clock.
 pub fn clock_and_other(name: &'static str, now: OffsetDateTime, other: OffsetDateTime, whose: &str) -> Check {
     let apart = (now - other).abs();
     let side = if now > other { "ahead of" } else { "behind" };
@@ -43,7 +44,7 @@ pub fn clock_and_other(name: &'static str, now: OffsetDateTime, other: OffsetDat
     } else if apart > CLOCK_DRIFT_WARNED {
         Check::weak(name, found, format!("{SET_CLOCK} (here and there)"))
     } else {
-        Check::good(name, format!("that of {whose} agrees"))
+        Check::good(name, format!("it agrees with that of {whose}"))
     }
 }
 
@@ -51,16 +52,16 @@ pub fn clock_and_other(name: &'static str, now: OffsetDateTime, other: OffsetDat
 pub struct Room {
     pub free_bytes: u64,
     pub free_inodes: u64,
-    /// File systems without a fixed number of them say 0.
+    /// 0 if the file system has no fixed number of inodes.
     pub inodes: u64,
     pub is_read_only: bool,
-    /// What the records and hot state take.
+    /// Size of the records and hot state.
     pub used_bytes: u64,
 }
 
 const MIB: u64 = 1024 * 1024;
 
-/// `place` is for people.
+/// `place`: the directory, for the messages.
 pub fn disk(room: Room, place: &str) -> Check {
     const NAME: &str = "disk";
     let Room { free_bytes, free_inodes, inodes, is_read_only, used_bytes } = room;
@@ -68,14 +69,14 @@ pub fn disk(room: Room, place: &str) -> Check {
     let make_room = format!("free space on the disk of {place} (df -h {place})");
     if is_read_only {
         let remedy = format!(
-            "look at the kernel's log for what the disk has (dmesg), then mount -o remount,rw on what holds {place}"
+            "look for the cause in the kernel's log (dmesg), then mount -o remount,rw the file system of {place}"
         );
         return Check::missing(NAME, "it is mounted read-only", remedy);
     }
     if free_bytes < 16 * MIB {
         return Check::missing(
             NAME,
-            format!("{free} MiB are free; what needs the store is refused, or soon will be"),
+            format!("{free} MiB are free; changes of the store are refused, or soon will be"),
             make_room,
         );
     }
@@ -102,7 +103,7 @@ pub fn disk(room: Room, place: &str) -> Check {
     Check::good(NAME, format!("{free} MiB are free, the records take {used} MiB"))
 }
 
-/// A certificate, or an authority, that ends. `warned` before that it is weak.
+/// Rates the expiry of a certificate or an authority. It is weak from `warned` before the end.
 pub fn ends(
     name: &'static str,
     what: &str,
@@ -121,16 +122,16 @@ pub fn ends(
     }
 }
 
-/// Who may enter the admin listener.
+/// What the admin listener requires, and how many admins can meet it.
 #[derive(Clone, Copy, Debug)]
 pub struct Admins {
-    /// What is asked for.
+    /// Whether `admin.access` requires a client certificate.
     pub certificate: bool,
     pub login: bool,
-    /// Certificates in force that open everything, and how many of them end within a month.
+    /// Valid certificates with the admin role; `ending`: those that expire within a month.
     pub certificates: usize,
     pub ending: usize,
-    /// Users who may do everything.
+    /// Users with the admin role.
     pub users: usize,
 }
 
@@ -138,15 +139,15 @@ pub fn admins(admins: Admins) -> Check {
     const NAME: &str = "admins";
     let Admins { certificate, login, certificates, ending, users } = admins;
     if certificate && certificates == 0 {
-        let found = "nobody has a certificate that opens the dashboard";
+        let found = "nobody has a certificate for the dashboard";
         return Check::weak(NAME, found, "codex-authd admin-cert NAME --out NAME.p12");
     }
     if login && users == 0 {
-        let found = "admin.access asks for somebody who signed in, and no user is an admin";
+        let found = "admin.access requires a sign-in, and no user is an admin";
         return Check::weak(NAME, found, "codex-authd create-admin EMAIL");
     }
     if certificate && ending == certificates {
-        let found = format!("every certificate that opens the dashboard ({certificates}) ends within a month");
+        let found = format!("every certificate for the dashboard ({certificates}) ends within a month");
         return Check::weak(NAME, found, "codex-authd admin-cert NAME --out NAME.p12");
     }
     let with = |asked: bool, count: usize, what: &str| asked.then(|| format!("{count} {what}"));
@@ -154,21 +155,21 @@ pub fn admins(admins: Admins) -> Check {
     Check::good(NAME, both.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
-/// The canonical login, as far as it is known.
+/// What is known of the canonical login.
 #[derive(Clone, Debug, Default)]
 pub struct LoginFinding {
     pub version: Option<u64>,
-    /// When its access token ends, where that can be read.
+    /// When its access token expires, if that can be read.
     pub access_ends: Option<OffsetDateTime>,
-    /// What the last probe found: `ok`, `fail`, …
+    /// The result of the last probe: `ok`, `fail`, …
     pub probed: Option<&'static str>,
     pub reason: Option<String>,
-    /// It came back from a backup of then, and nobody has shown since that it is good.
+    /// Set if it came from a backup made at this time and has not been proved since.
     pub restored: Option<OffsetDateTime>,
 }
 
-/// What calls from trusted proxies say of their callers: the last one, and how many named theirs, named none, could not be
-/// read.
+/// Rates the forwarding headers of trusted proxies. `last`: the last call. The counts: calls that named the caller, had
+/// no header, had an unreadable header.
 pub fn forwarding(last: Forwarding, [named, missing, unreadable]: [u64; 3]) -> Check {
     const NAME: &str = "proxies";
     const WRITE: &str = "have the proxy write the header of listen.forwarded_header; nginx: \
@@ -179,7 +180,7 @@ pub fn forwarding(last: Forwarding, [named, missing, unreadable]: [u64; 3]) -> C
         Forwarding::Missing => Check::missing(
             NAME,
             format!(
-                "{missing} of {all} calls from trusted proxies carried no forwarding header, the last one too: the proxy \
+                "{missing} of {all} calls from trusted proxies carried no forwarding header, also the last: the proxy \
                  counts as their caller, and hosts are bound to its address"
             ),
             format!("{WRITE} then codex-authd hosts clear FQDN for hosts that were bound meanwhile"),
@@ -187,34 +188,34 @@ pub fn forwarding(last: Forwarding, [named, missing, unreadable]: [u64; 3]) -> C
         Forwarding::Unreadable => Check::missing(
             NAME,
             format!(
-                "{unreadable} of {all} calls from trusted proxies were refused, the last one too: their forwarding header \
-                 does not say who calls (event=forwarded_unreadable in the log says why)"
+                "{unreadable} of {all} calls from trusted proxies were refused, also the last: their forwarding header \
+                 does not name the caller (see event=forwarded_unreadable in the log)"
             ),
             WRITE,
         ),
     }
 }
 
-/// `known`: of when the newest backup is that was read back, and whether the keys are in it.
+/// `known`: when the newest verified backup was made, and whether it contains the keys.
 pub fn backup(known: Option<(OffsetDateTime, bool)>, now: OffsetDateTime) -> Check {
     const NAME: &str = "backup";
     const SWITCH_ON: &str = "systemctl enable --now codex-authd-backup.timer; systemctl start codex-authd-backup";
     let Some((made_at, has_keys)) = known else {
-        return Check::weak(NAME, "none was made and read back yet", SWITCH_ON);
+        return Check::weak(NAME, "no backup was made and read back yet", SWITCH_ON);
     };
     let of = shown(made_at);
     if now - made_at > MAX_BACKUP_AGE {
-        return Check::weak(NAME, format!("the newest one that was read back is of {of}"), SWITCH_ON);
+        return Check::weak(NAME, format!("the newest one that was read back is from {of}"), SWITCH_ON);
     }
     let keys = if has_keys { "the keys are in it" } else { "without the keys: keep a copy of the master key" };
-    Check::good(NAME, format!("of {of}, and read back; {keys}"))
+    Check::good(NAME, format!("from {of}, and read back; {keys}"))
 }
 
 pub fn login(login: &LoginFinding, now: OffsetDateTime) -> Check {
     const NAME: &str = "login";
     const UPLOAD: &str = "codex-authd auth upload FILE, with the auth.json of a fresh `codex login`";
     let Some(version) = login.version else {
-        return Check::weak(NAME, "there is none yet, so hosts get nothing", UPLOAD);
+        return Check::weak(NAME, "there is no login yet, so hosts get none", UPLOAD);
     };
     if login.probed == Some("fail") {
         let reason = login.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or("no reason is known");
@@ -243,7 +244,7 @@ pub fn login(login: &LoginFinding, now: OffsetDateTime) -> Check {
     }
 }
 
-/// When the access token of an auth document ends; `None`: it does not say.
+/// When the access token of an auth document expires. `None`: the token does not contain it.
 pub fn access_ends(document: &str) -> Option<OffsetDateTime> {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -254,13 +255,13 @@ pub fn access_ends(document: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(claims.get("exp")?.as_i64()?).ok()
 }
 
-/// UTC, to the minute.
+/// Formats an instant in UTC, to the minute.
 pub fn shown(at: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
     at.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
 }
 
-/// In the largest unit that says enough.
+/// Formats a duration in the largest unit of which it has at least two.
 fn length(duration: Duration) -> String {
     match duration.whole_seconds() {
         seconds if seconds >= 2 * 86_400 => format!("{} days", seconds / 86_400),
@@ -312,8 +313,8 @@ mod tests {
     #[test]
     fn a_backup_that_was_read_back_is_good_for_two_nights() {
         for (known, verdict, words) in [
-            (None, Weak, "none was made"),
-            (Some((NOW - Duration::hours(51), true)), Weak, "is of 2026-11-24"),
+            (None, Weak, "no backup was made"),
+            (Some((NOW - Duration::hours(51), true)), Weak, "is from 2026-11-24"),
             (Some((NOW - Duration::hours(49), true)), Good, "the keys are in it"),
             (Some((NOW - Duration::hours(1), false)), Good, "keep a copy of the master key"),
         ] {

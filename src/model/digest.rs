@@ -1,4 +1,4 @@
-//! SHA-256 digests: of the canonical text, of API keys and of installer tokens.
+//! SHA-256 digests of the canonical text, of API keys and of installer tokens.
 
 use std::fmt;
 use std::hash::Hash;
@@ -10,8 +10,8 @@ use subtle::ConstantTimeEq;
 
 /// A SHA-256 digest. Printed as 64 lower-case hex digits, read in either case.
 ///
-/// Comparison takes the same time whatever differs. A digest may stand as a map key: what is looked up is the digest of
-/// the secret, and learning about it tells nothing of the secret itself.
+/// Comparison takes constant time. A digest may be a map key. Map lookups do not take constant time, but they can
+/// reveal only the digest, which reveals nothing about the secret.
 #[derive(Clone, Copy, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
@@ -19,7 +19,7 @@ pub struct Digest([u8; 32]);
 impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         let mut out = [0; SHA256_OUTPUT_LEN];
-        // Both have the length of a SHA-256.
+        // Both are SHA256_OUTPUT_LEN bytes long.
         out.copy_from_slice(digest(&SHA256, bytes).as_ref());
         Self(out)
     }
@@ -32,14 +32,14 @@ impl Digest {
         &self.0
     }
 
-    /// As it is printed.
+    /// Writes the 64 hex digits into `buffer`.
     pub fn write_hex<'a>(&self, buffer: &'a mut [u8; 64]) -> &'a str {
         // The buffer has the length of the text, and hex digits are UTF-8.
         hex::encode_to_slice(self.0, buffer).ok().and_then(|()| std::str::from_utf8(buffer).ok()).unwrap_or_default()
     }
 }
 
-/// A digest of what comes piece by piece.
+/// Computes a digest of data that arrives in pieces.
 pub struct Hasher(Context);
 
 impl Hasher {
@@ -62,7 +62,7 @@ impl Default for Hasher {
 
 impl PartialEq for Digest {
     fn eq(&self, other: &Self) -> bool {
-        // Eight bytes at a time: subtle would go byte by byte.
+        // Compares eight bytes at a time, because subtle compares byte by byte.
         let (ours, _) = self.0.as_chunks::<8>();
         let (theirs, _) = other.0.as_chunks::<8>();
         let differs = ours
@@ -79,7 +79,7 @@ impl Hash for Digest {
     }
 }
 
-/// Of hex digits, in either case; of anything else more than a digit has.
+/// The value of each hex digit, in either case. Other bytes: `u8::MAX`.
 const VALUES: [u8; 256] = {
     let mut values = [u8::MAX; 256];
     let mut value = 0;
@@ -104,7 +104,7 @@ impl FromStr for Digest {
         if pairs.len() != bytes.len() {
             return Err(NotADigest);
         }
-        // One look at the end instead of one at each digit.
+        // Checks all digits at the end instead of one by one.
         let mut seen = 0;
         for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
             let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);

@@ -1,9 +1,10 @@
-//! Where a probe may connect to: the hosts and ports that the operator listed, and never what is inside the house.
+//! The destinations that a probe may connect to: the hosts and ports that the operator listed, and no private
+//! addresses.
 //!
-//! A destination is compared as it was asked for, before anything is looked up: a name that is not listed never reaches
-//! the resolver. What a listed name resolves to is checked as well, since whoever answers for the name decides it: an
-//! address that is not one of the public internet is refused, unless that address is listed itself. `localhost` is this
-//! machine by definition; whoever lists it means it.
+//! A destination is compared as it was requested, before name resolution. A name that is not listed never reaches the
+//! resolver. The addresses of a listed name are checked too, because the owner of the name chooses them. An address
+//! that is not public is refused, unless the address itself is listed. A listed `localhost` may resolve to a loopback
+//! address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Egress(Vec<Destination>);
 
-/// A host and a port, as asked for or as listed.
+/// A host and a port, as requested or as listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
     pub host: EgressHost,
@@ -23,7 +24,7 @@ pub struct Destination {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EgressHost {
-    /// Lower case, without a dot at the end.
+    /// In lower case, without a trailing dot.
     Name(String),
     Address(IpAddr),
 }
@@ -33,7 +34,7 @@ pub enum Refused {
     #[error("{0} is not in runner.egress")]
     NotListed(Destination),
     #[error(
-        "{name} resolves to {address}, which is not an address of the public internet; if that is meant, put {listed} \
+        "{name} resolves to {address}, which is not a public internet address; if this is intended, put {listed} \
          into runner.egress as well", listed = listed(*address, *port)
     )]
     Inside { name: String, address: IpAddr, port: u16 },
@@ -44,18 +45,18 @@ pub enum Refused {
 pub struct NotADestination;
 
 impl Egress {
-    /// The number of the entry that is none, from 1, with what is wrong.
+    /// On error, returns the number of the bad entry, counted from 1.
     pub fn parse(entries: &[String]) -> Result<Self, (usize, NotADestination)> {
         let parsed = entries.iter().enumerate().map(|(at, text)| text.trim().parse().map_err(|error| (at + 1, error)));
         Ok(Self(parsed.collect::<Result<_, _>>()?))
     }
 
-    /// Whether this may be asked for.
+    /// Whether `asked` is listed.
     pub fn check(&self, asked: &Destination) -> Result<(), Refused> {
         self.0.contains(asked).then_some(()).ok_or_else(|| Refused::NotListed(asked.clone()))
     }
 
-    /// Whether `asked`, which is listed, may be connected to at `address`.
+    /// Whether the listed destination `asked` may be reached at `address`.
     pub fn check_address(&self, asked: &Destination, address: IpAddr) -> Result<(), Refused> {
         let name = match &asked.host {
             EgressHost::Address(listed) if *listed == address.to_canonical() => return Ok(()),
@@ -81,7 +82,7 @@ impl std::str::FromStr for Destination {
 
     fn from_str(text: &str) -> Result<Self, NotADestination> {
         let (host, port) = text.rsplit_once(':').ok_or(NotADestination)?;
-        // `parse` alone would take a sign.
+        // `parse` alone would accept a sign.
         let port = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten();
         let port = port.filter(|port| *port != 0).ok_or(NotADestination)?;
         Ok(Self { host: host.parse()?, port })
@@ -124,8 +125,8 @@ fn listed(address: IpAddr, port: u16) -> Destination {
     Destination { host: EgressHost::Address(address.to_canonical()), port }
 }
 
-/// Whether an address is one of the public internet (IANA's special-purpose registries, and what carries an IPv4 address
-/// inside, which would have to be looked at again).
+/// Whether an address is public. Excluded: IANA's special-purpose registries, and IPv6 addresses that embed an IPv4
+/// address, which would need a check of their own.
 fn is_public(address: IpAddr) -> bool {
     static INSIDE: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
         const NETWORKS: [&str; 23] = [
@@ -147,7 +148,7 @@ fn is_public(address: IpAddr) -> bool {
             "203.0.113.0/24",
             // Multicast, reserved, broadcast.
             "224.0.0.0/3",
-            // Teredo, ORCHID, benchmarking and other protocols' own.
+            // Teredo, ORCHID, benchmarking and other protocol assignments.
             "2001::/23",
             "2001:db8::/32",
             "2002::/16",
@@ -157,7 +158,7 @@ fn is_public(address: IpAddr) -> bool {
         ];
         NETWORKS.iter().filter_map(|network| network.parse().ok()).collect()
     });
-    // Of IPv6 only this much has been handed out to be reached by everybody.
+    // The only block of IPv6 that is assigned to global unicast.
     static HANDED_OUT: LazyLock<Option<IpNet>> = LazyLock::new(|| "2000::/3".parse().ok());
     let address = address.to_canonical();
     let handed_out = address.is_ipv4() || HANDED_OUT.is_some_and(|network| network.contains(&address));
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn only_what_is_listed_may_be_asked_for() {
         let egress = egress(&["chatgpt.com:443", "127.0.0.1:8080", "[2001:db8::1]:443"]);
-        // A dot at the end makes no name of an address.
+        // An address with a trailing dot is still an address.
         for good in ["chatgpt.com:443", "ChatGPT.com.:443", "127.0.0.1:8080", "127.0.0.1.:8080", "[2001:DB8:0::1]:443"]
         {
             assert_eq!(egress.check(&destination(good)), Ok(()), "{good}");
@@ -232,7 +233,7 @@ mod tests {
             assert!(matches!(refused, Err(Refused::Inside { .. })), "{inside}");
         }
         let gateway = destination("gateway.test:443");
-        assert_eq!(egress.check_address(&gateway, "10.1.2.3".parse().unwrap()), Ok(()), "it is listed itself");
+        assert_eq!(egress.check_address(&gateway, "10.1.2.3".parse().unwrap()), Ok(()), "the address is listed");
         let refused = egress.check_address(&gateway, "10.1.2.4".parse().unwrap()).unwrap_err();
         assert!(refused.to_string().ends_with("put 10.1.2.4:443 into runner.egress as well"), "{refused}");
         let here = destination("localhost:8080");

@@ -1,22 +1,22 @@
-//! Whose address counts behind proxies: the rule by which `X-Forwarded-For` and `Forwarded` (RFC 7239) are believed.
+//! Finds the caller's address behind proxies: the rules for trusting `X-Forwarded-For` and `Forwarded` (RFC 7239).
 //!
-//! What a trusted proxy adds stands at the right end; whatever stands left of it may be invented by the caller. So hops
-//! are read from the right, as long as they are trusted themselves, and the first that is not decides. What cannot be
-//! read at a place where it matters is an error: guessing there would let a caller choose its own address, or count the
-//! proxy as one host. What stands further left is not even looked at. The work is bounded for any header.
+//! A trusted proxy appends at the right end. The caller may have invented everything to the left of it. So hops are
+//! read from the right, as long as they are trusted proxies. The first hop that is not trusted is the caller. An
+//! unreadable hop up to there is an error. A guess would let a caller choose its own address, or count the proxy as one
+//! host. Hops further left are ignored. The work is bounded for every header.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// Of one chain no more hops than this are read, from the right.
+/// The most hops that are read, from the right.
 const MAX_HOPS: usize = 32;
-/// Nor more bytes of header than this.
+/// The most bytes that are read of all lines of the header.
 const MAX_BYTES: usize = 8 * 1024;
 
-/// What counts as one address wherever callers are limited: an IPv4 address, or an IPv6 /64, which whoever has one address
-/// of it has whole. As the bits of an IPv6 address; v4-mapped ones are the v4 ones, and no /64 looks like them.
+/// The key for all limits per address: an IPv4 address or an IPv6 /64. A caller with one address of a /64 has all of
+/// them. The key has the bits of an IPv6 address. IPv4 addresses are v4-mapped, which differs from every /64.
 pub fn share_of(ip: IpAddr) -> u128 {
     match ip.to_canonical() {
         IpAddr::V6(ip) => ip.to_bits() & (u128::MAX << 64),
@@ -24,7 +24,7 @@ pub fn share_of(ip: IpAddr) -> u128 {
     }
 }
 
-/// The one header that is believed.
+/// The configured forwarding header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
     XForwardedFor,
@@ -41,7 +41,7 @@ impl Header {
     }
 }
 
-/// Which proxies are believed, and by which header.
+/// The trusted proxies and their forwarding header.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies {
     proxies: Vec<IpNet>,
@@ -49,26 +49,26 @@ pub struct TrustedProxies {
     proxy_protocol: bool,
 }
 
-/// Why a forwarding header does not say where a call comes from. Nothing of it is quoted.
+/// Why a forwarding header cannot be used. The messages quote nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     #[error("it is longer than 8 KiB")]
     TooLong,
     #[error("it names more than 32 proxies")]
     TooManyHops,
-    #[error("the hop that counts is not an IP address")]
+    #[error("the hop of the caller is not an IP address")]
     Hop,
-    #[error("a quotation in it does not end")]
+    #[error("it has an unterminated quotation")]
     Quotation,
 }
 
 impl TrustedProxies {
-    /// No header is believed where `header` is `None`.
+    /// If `header` is `None`, no header is trusted.
     pub fn new(proxies: Vec<IpNet>, header: Option<Header>) -> Self {
         Self { proxies, header, proxy_protocol: false }
     }
 
-    /// Each connection itself says who calls, in a PROXY header.
+    /// Each connection names its caller in a PROXY header.
     pub fn with_proxy_protocol(self, proxy_protocol: bool) -> Self {
         Self { proxy_protocol, ..self }
     }
@@ -82,12 +82,13 @@ impl TrustedProxies {
         self.proxies.iter().any(|network| network.contains(&address))
     }
 
-    /// The header to look at for a connection from `peer`; `None`: `peer` is the caller.
+    /// The header to read for a connection from `peer`. `None`: `peer` is the caller.
     pub fn header_from(&self, peer: IpAddr) -> Option<Header> {
         self.header.filter(|_| self.trusts(peer))
     }
 
-    /// Where a call comes from that `peer` sent, with the lines of [`Self::header_from`]'s header in their order.
+    /// The caller's address for a request from `peer`. `lines`: the values of the header [`Self::header_from`], in
+    /// their order.
     pub fn caller<'a>(
         &self,
         peer: IpAddr,
@@ -114,7 +115,7 @@ impl TrustedProxies {
     }
 }
 
-/// How far the hops have been followed, from the right.
+/// The hops that have been read so far, from the right.
 struct Chain<'t> {
     trust: &'t TrustedProxies,
     caller: IpAddr,
@@ -122,7 +123,7 @@ struct Chain<'t> {
 }
 
 impl Chain<'_> {
-    /// Whether one of these decided.
+    /// Reads hops from right to left. Returns `true` once a hop is not a trusted proxy, which makes it the caller.
     fn follow(&mut self, hops: impl Iterator<Item = Option<IpAddr>>) -> Result<bool, Unreadable> {
         for hop in hops {
             self.hops += 1;
@@ -138,8 +139,8 @@ impl Chain<'_> {
     }
 }
 
-/// The parts of a list, without the blanks around them. A separator between quotation marks separates nothing; a mark
-/// left open by the caller would swallow what the proxy added, so it spoils the line.
+/// Splits a list and trims its parts. A separator in a quoted string does not separate. An unterminated quoted string
+/// from the caller would swallow the proxy's part, so it is an error for the whole line.
 fn split(line: &[u8], separator: u8) -> Result<Vec<&[u8]>, Unreadable> {
     let (mut parts, mut begin, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, &byte) in line.iter().enumerate() {
@@ -168,7 +169,7 @@ fn trim(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// The address in the one `for=` of an element of `Forwarded`.
+/// The address of `for=` in an element of `Forwarded`. `None` unless there is exactly one `for=` with an address.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     let mut found = None;
     for pair in split(element, b';').ok()? {
@@ -181,7 +182,7 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     found
 }
 
-/// What a value says that may stand between quotation marks.
+/// The content of a value that may be a quoted string.
 fn unquoted(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     let [b'"', inner @ .., b'"'] = value else {
         return (!value.contains(&b'"')).then_some(Cow::Borrowed(value));
@@ -202,7 +203,7 @@ fn unquoted(value: &[u8]) -> Option<Cow<'_, [u8]>> {
 }
 
 /// An address, with or without a port: `1.2.3.4`, `1.2.3.4:5`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:5`. A
-/// port may be obfuscated (`_x`); it counts for nothing. `unknown` and obfuscated names are no addresses.
+/// port may be obfuscated (`_x`); it is ignored. `unknown` and obfuscated names are not addresses.
 fn address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?;
     let address = if let Some(bracketed) = text.strip_prefix('[') {
@@ -354,7 +355,7 @@ mod tests {
             "for=\"203.\"0.113.9\"",
             "for =203.0.113.9",
             "for=203.0.113.9;proto",
-            // A mark that the caller left open does not swallow what the proxy added.
+            // An unterminated quoted string from the caller does not swallow the proxy's part.
             "for=\"1.1.1.1, for=203.0.113.9",
             "for=\"1.1.1.1, for=\"[2001:db8::1]:1\"",
             "for=\"1.1.1.1\\, for=\"x\"",
@@ -387,7 +388,7 @@ mod tests {
         assert_eq!(TrustedProxies::default().caller(PROXY, [line].into_iter()), Ok(PROXY));
     }
 
-    /// Pieces of which headers, good and bad, are made.
+    /// Pieces of valid and invalid headers.
     fn piece() -> impl Strategy<Value = String> {
         prop_oneof![
             Just("for=".into()),
@@ -409,7 +410,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a caller sends, a proxy that adds to it has the last word: its hop, or a refusal.
+        /// Whatever a caller sends, the result is the hop that the proxy added, or an error.
         #[test]
         fn a_caller_never_chooses_its_address(
             sent in proptest::collection::vec(proptest::collection::vec(piece(), 0..8), 0..4),

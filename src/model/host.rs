@@ -1,4 +1,4 @@
-//! Hosts: who they are, and what holds for them.
+//! Hosts: ids, names, the rules of admission, and activity.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,8 +11,8 @@ use time::{Duration, OffsetDateTime};
 use crate::model::digest::Digest;
 use crate::outside::{Outside, random};
 
-/// A host's number: random, 53 bits, never 0, so that it is exact in every JSON reader. Made by the application, so that
-/// a retried insert is harmless.
+/// A host's id: random, never 0, 53 bits so that every JSON reader keeps it exact. The daemon makes it, not the
+/// database, so a retried insert is harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HostId(pub u64);
@@ -29,8 +29,8 @@ impl fmt::Display for HostId {
     }
 }
 
-/// A host's name: 1 to 253 bytes, labels of 1 to 63 ASCII letters, digits, `-` or `_`, neither beginning nor ending with
-/// `-`; kept in lower case. A single label (`laptop`) is a name too.
+/// A host's name: 1 to 253 bytes, in lower case. Labels have 1 to 63 ASCII letters, digits, `-` or `_`, and neither
+/// begin nor end with `-`. A single label (`laptop`) is a valid name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Fqdn(String);
@@ -92,33 +92,33 @@ impl fmt::Display for Fqdn {
     }
 }
 
-/// What decides whether a host is served. Changed by admins and by the first contact only, never by telemetry.
+/// The rules that decide whether a host is served. Only admins and the first call change them, never telemetry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRules {
     /// `false`: a shared or untrusted machine, served only while its window is open.
     pub secure: bool,
     /// A call from another address binds the host to that address instead of being refused.
     pub allow_roaming_ips: bool,
-    /// The first address the key was used from; `None` until then. A v4-mapped address is its v4.
+    /// The first address that used the key; `None` until then. A v4-mapped address is stored as IPv4.
     pub bound_ip: Option<IpAddr>,
-    /// The first address of the other family (IPv4, IPv6) that the key was used from. `None` as long as `bound_ip` is.
+    /// The first address of the other family (IPv4, IPv6) that used the key. `None` as long as `bound_ip` is `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound_ip_other: Option<IpAddr>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub insecure_enabled_until: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub insecure_grace_until: Option<OffsetDateTime>,
-    /// Switched off by an admin: its key is good and refused.
+    /// Disabled by an admin: the key is valid, but refused.
     #[serde(default)]
     pub disabled: bool,
-    /// It is disabled because its owner is, and is enabled with them. `false` as long as `disabled` is.
+    /// Disabled together with its owner, and enabled together with the owner. `false` as long as `disabled` is `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disabled_with_user: bool,
-    /// A temporary host is served until then.
+    /// When a temporary host expires.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
-    /// Where there are any, they stand in place of the bound address: the host is served from all of them, from nowhere
-    /// else, and is bound to none.
+    /// If not empty, these replace the bound address: the host is served only from these networks, and is not bound to
+    /// an address.
     #[serde(default)]
     pub allowed_networks: Vec<IpNet>,
 }
@@ -135,14 +135,14 @@ pub enum NotServed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressRule {
     Admitted,
-    /// It may, once its key is bound to the address.
+    /// Admitted, after the key is bound to the address.
     ToBeBound,
     Refused,
 }
 
 impl HostRules {
-    /// `longest`: no window is opened for longer. One that would stay open beyond that was opened by a clock that has been
-    /// set back since: an admin who opens it again opens it for as long as he means.
+    /// `longest`: the longest time for which a window can be opened. A window that ends later was opened before the
+    /// clock was set back, so it counts as closed. An admin can open it again.
     pub fn served(&self, now: OffsetDateTime, longest: Duration) -> Result<(), NotServed> {
         let open = |until: Option<OffsetDateTime>| until.is_some_and(|until| now < until && until - now <= longest);
         if self.disabled {
@@ -156,7 +156,7 @@ impl HostRules {
         }
     }
 
-    /// `from` is canonical: a v4-mapped address is its v4. `ipv6_prefix`: see [`same_address`].
+    /// `from` must be canonical: IPv4 instead of v4-mapped. `ipv6_prefix`: see [`same_address`].
     pub fn address(&self, from: IpAddr, ipv6_prefix: u8) -> AddressRule {
         if !self.allowed_networks.is_empty() {
             let inside = self.allowed_networks.iter().any(|network| network.contains(&from));
@@ -169,17 +169,17 @@ impl HostRules {
         }
     }
 
-    /// The addresses that the key is bound to: none, one, or one of each family; the first one first.
+    /// The addresses that the key is bound to: none, one, or one of each family; `bound_ip` first.
     pub fn bound(&self) -> impl Iterator<Item = IpAddr> {
         [self.bound_ip, self.bound_ip_other].into_iter().flatten()
     }
 
-    /// The address of the family of `ip` that the key is bound to.
+    /// The bound address of the same family as `ip`.
     pub fn bound_like(&self, ip: IpAddr) -> Option<IpAddr> {
         self.bound().find(|bound| bound.is_ipv4() == ip.is_ipv4())
     }
 
-    /// Binds the key to `ip`, in place of the address of that family, if there is one.
+    /// Binds the key to `ip`, replacing the bound address of that family.
     pub fn bind(&mut self, ip: IpAddr) {
         match self.bound_ip {
             Some(bound) if bound.is_ipv4() != ip.is_ipv4() => self.bound_ip_other = Some(ip),
@@ -188,10 +188,10 @@ impl HostRules {
     }
 }
 
-/// Whether two canonical addresses are one to the binding of a host. IPv4: if they are equal. IPv6: if they are in one
-/// network with a prefix of `ipv6_prefix` bits, because a host changes the rest of its address by itself (RFC 8981).
-/// Addresses of blocks where the prefix does not belong to one network are compared whole: loopback, link-local, Teredo
-/// (RFC 4380) and translated IPv4 (RFC 6052, RFC 8215).
+/// Whether two canonical addresses count as the same for the binding of a host. IPv4: they must be equal. IPv6: the
+/// first `ipv6_prefix` bits must be equal, because a host changes the other bits by itself (RFC 8981). In some blocks,
+/// unrelated networks share a prefix, so the whole address must be equal. These are loopback, link-local, Teredo (RFC
+/// 4380) and translated IPv4 (RFC 6052, RFC 8215).
 pub fn same_address(one: IpAddr, other: IpAddr, ipv6_prefix: u8) -> bool {
     match (one, other) {
         (IpAddr::V6(a), IpAddr::V6(b)) if !is_shared_block(a) && !is_shared_block(b) => {
@@ -207,25 +207,25 @@ fn is_shared_block(ip: Ipv6Addr) -> bool {
     ip.is_loopback() || ip.is_unicast_link_local() || matches!((first, second), (0x2001, 0) | (0x64, 0xff9b))
 }
 
-/// What a host was last seen with: telemetry, gathered in hot state and written to the records in batches.
+/// Telemetry of a host. Hot state collects it and writes it to the records in batches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostActivity {
     pub api_calls: u64,
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_seen: Option<OffsetDateTime>,
-    /// `last_refresh` of the canonical document this host last had in hand.
+    /// `last_refresh` of the canonical login that this host last had.
     pub last_refresh: Option<String>,
-    /// Of the canonical documents that it had in hand.
+    /// The digests of the canonical logins that it last had.
     #[serde(default)]
     pub digests: RecentDigests,
     pub client_version: Option<String>,
     pub wrapper_version: Option<String>,
-    /// When it was last given its wrapper, and with it the authorities that it trusts.
+    /// When it last fetched its wrapper, which contains the authorities that it trusts.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub wrapper_fetched_at: Option<OffsetDateTime>,
 }
 
-/// The digests of the versions that a host last had in hand: the latest first, each once, at most [`Self::MOST`].
+/// The digests of the versions that a host last had: the latest first, no duplicates, at most [`Self::MOST`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RecentDigests(Vec<Digest>);
@@ -247,7 +247,7 @@ impl RecentDigests {
         self.0.truncate(Self::MOST);
     }
 
-    /// As if each of `later` had been put, in the order in which the host had them.
+    /// Puts each digest of `later`, oldest first.
     pub fn follow(&mut self, later: &Self) {
         for digest in later.0.iter().rev() {
             self.put(*digest);
@@ -299,7 +299,7 @@ mod tests {
             ("2001:db8:0:1::1", "2001:db8:1:1::1", 48, false),
             ("2001:db8:0:1::1", "2001:db8:0:1::2", 128, false),
             ("2001:db8:0:1::1", "2001:db8:0:1::1", 128, true),
-            // One prefix, many machines that have nothing to do with each other.
+            // Unrelated machines share these prefixes.
             ("fe80::1", "fe80::2", 64, false),
             ("64:ff9b::c000:201", "64:ff9b::c000:202", 64, false),
             ("64:ff9b:1::c000:201", "64:ff9b:1::c000:202", 64, false),

@@ -1,8 +1,8 @@
-//! The instant of a `last_refresh`: compared to the nanosecond, written back as it was spelled.
+//! The instant of a `last_refresh`: compared by nanoseconds, written back in its original spelling.
 //!
-//! Text after the ninth fractional digit is cut off, never rounded up, so a spelling cannot win a nanosecond by its
-//! length. A leap second (`23:59:60`, only where UTC can have one) counts as the last nanosecond of its minute. Words
-//! (`yesterday`), a blank instead of the `T`, and space around the text are no instants.
+//! Digits after the ninth fractional digit are cut off, never rounded up, so a longer spelling cannot gain a
+//! nanosecond. A leap second (`23:59:60`, only where UTC can have one) counts as the last nanosecond of its minute.
+//! Refused: words (`yesterday`), a blank instead of the `T`, and space around the text.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -14,13 +14,13 @@ use time::{Duration, OffsetDateTime};
 const MAX_CLOCK_AHEAD: Duration = Duration::seconds(300);
 /// 2000-01-01T00:00:00Z.
 const EARLIEST: i128 = 946_684_800 * 1_000_000_000;
-/// Longer than any sensible spelling; the text is stored and shown.
+/// No sensible spelling is longer. Limited because the text is stored and shown.
 const MAX_TEXT_BYTES: usize = 64;
 
-/// An RFC 3339 instant with its spelling. Equality and order are those of the instant.
+/// An RFC 3339 instant with its spelling. Equality and order ignore the spelling.
 #[derive(Clone)]
 pub struct Instant {
-    /// Nanoseconds since 1970. Not an `OffsetDateTime`: near the ends of the calendar that cannot be moved to UTC.
+    /// Nanoseconds since 1970. Not an `OffsetDateTime`, which cannot be converted to UTC near the ends of its range.
     nanos: i128,
     text: String,
 }
@@ -37,7 +37,7 @@ pub enum BadInstant {
 
 impl Instant {
     pub fn parse(text: &str) -> Result<Self, BadInstant> {
-        // The parser takes any byte between date and time; RFC 3339's grammar has T or t.
+        // The parser accepts any byte between date and time; RFC 3339 allows only T or t.
         if text.len() > MAX_TEXT_BYTES || !matches!(text.as_bytes().get(10), Some(b'T' | b't')) {
             return Err(BadInstant::NotRfc3339);
         }
@@ -45,18 +45,18 @@ impl Instant {
         Ok(Self { nanos: parsed.unix_timestamp_nanos(), text: text.to_owned() })
     }
 
-    /// The spelling it came with.
+    /// The original spelling.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// A microsecond later.
+    /// The instant one microsecond later.
     pub fn after(&self) -> OffsetDateTime {
-        // An instant comes from an `OffsetDateTime`; only at the end of the calendar is there none after it.
+        // The conversion fails only at the end of `OffsetDateTime`'s range.
         OffsetDateTime::from_unix_timestamp_nanos(self.nanos + 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    /// Seconds since 1970, for measuring; not exact.
+    /// Seconds since 1970, rounded; for metrics only.
     pub fn unix_seconds(&self) -> f64 {
         self.nanos as f64 / 1e9
     }

@@ -1,4 +1,4 @@
-//! People who sign in: what names them, and what they may do.
+//! Users who sign in: ids, e-mail addresses, roles.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outside::{Outside, random};
 
-/// A user's number: random, 53 bits, never 0, so that it is exact in every JSON reader.
+/// A user's id: random, never 0, 53 bits so that every JSON reader keeps it exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserId(pub u64);
@@ -24,13 +24,13 @@ impl fmt::Display for UserId {
     }
 }
 
-/// The limit of an issuer, and of a subject (OpenID Connect Core 1.0, section 2).
+/// The longest issuer, and the longest subject (OpenID Connect Core 1.0, section 2).
 pub const MAX_IDENTITY_PART_BYTES: usize = 255;
 
-/// The longest address that a mail can be sent to (RFC 5321, 4.5.3.1).
+/// The longest address that mail can be sent to (RFC 5321, 4.5.3.1).
 const MAX_EMAIL_BYTES: usize = 254;
 
-/// An e-mail address, by which a user signs in. In small letters: two that differ by case only are one.
+/// The e-mail address with which a user signs in. In lower case, so addresses that differ only in case are equal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Email(String);
@@ -50,7 +50,7 @@ impl Email {
 impl FromStr for Email {
     type Err = NotAnEmail;
 
-    /// Not whether mail arrives there: that it is one name of one account, and nothing that a page or a log could mistake.
+    /// Does not check that mail arrives. Checks that the address is unambiguous, and safe to show in pages and logs.
     fn from_str(text: &str) -> Result<Self, NotAnEmail> {
         let text = text.trim();
         let (name, domain) = text.rsplit_once('@').ok_or(NotAnEmail)?;
@@ -83,11 +83,11 @@ impl fmt::Display for Email {
     }
 }
 
-/// What a user may do; each may do what the ones before it may.
+/// What a user may do. Each role includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Sees and installs hosts of their own.
+    /// Sees and installs their own hosts.
     Member,
     /// Reads everything but secrets.
     Viewer,

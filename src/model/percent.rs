@@ -1,11 +1,11 @@
-//! Text as a part of a URL.
+//! Percent-encodes text for URLs.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// All but the unreserved characters of RFC 3986, section 2.3.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Every byte that has a meaning in a URL, or may have one, is written as `%XX`.
+/// Writes every byte as `%XX`, except unreserved characters.
 pub fn encoded(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }

@@ -1,4 +1,4 @@
-//! Text that must not be seen: wiped when dropped, printed as `***`.
+//! Secret text: wiped when dropped, printed as `***`.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::model::digest::Digest;
 use crate::outside::{Outside, random};
 
-/// A secret in plain. `Debug` shows `***`; there is no `Display` and no `Serialize`.
+/// A secret in plain text. `Debug` shows `***`; there is no `Display` and no `Serialize`.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 

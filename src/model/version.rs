@@ -1,7 +1,7 @@
 //! Versions as clients and wrappers report them (`rust-v0.63.0`, `0.64.0-alpha.3`, `2025.11.28-04`), and their order.
 //!
-//! A version is telemetry: one that cannot be read is ignored ([`Version::reported`]) rather than costing a host its
-//! login. What an operator or a release feed gives is refused with a reason instead (`parse`).
+//! A version that a client reports is telemetry: an unreadable one is ignored ([`Version::reported`]), so it costs no
+//! host its login. A version from an operator or a release feed is refused with a reason (`parse`).
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,9 +11,10 @@ const MAX_VERSION_BYTES: usize = 64;
 
 /// 1 to 64 printable ASCII characters, without the leading `rust-v` or `v` and without space around them.
 ///
-/// The order is that of semantic versions, with one addition: a suffix of digits only is a *revision* and comes after the
-/// version without it (`2025.11.28` < `2025.11.28-04` < `2025.11.28-10`), while any other suffix is a pre-release and
-/// comes before it (`0.64.0-alpha.3` < `0.64.0`). Versions that this leaves equal (`1.2` and `1.2.0`) are ordered as text.
+/// The order is that of semantic versions, with one addition. A suffix of only digits is a *revision*: it comes after
+/// the version without it (`2025.11.28` < `2025.11.28-04` < `2025.11.28-10`). Any other suffix is a pre-release: it
+/// comes before the version without it (`0.64.0-alpha.3` < `0.64.0`). Versions that are otherwise equal (`1.2` and
+/// `1.2.0`) are ordered as text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Version(String);
 
@@ -22,14 +23,14 @@ pub struct Version(String);
 pub struct BadVersion;
 
 impl Version {
-    /// A version as a client reported it; an empty or unreadable one is none.
+    /// A version as a client reported it. `None` if it is empty or unreadable.
     pub fn reported(text: &str) -> Option<Self> {
         text.parse().ok()
     }
 
-    /// The text of the version that a client reported, where it stands; as [`Version::reported`], without a copy.
+    /// Like [`Version::reported`], but borrows the version's part of `text` instead of copying it.
     pub fn within(text: &str) -> Option<&str> {
-        // Again and again, so that what is stored reads as itself.
+        // In a loop, so that parsing a stored version again gives the same version.
         let mut text = text.trim();
         while let Some(rest) = text.strip_prefix("rust-v").or_else(|| text.strip_prefix('v')) {
             text = rest.trim();
@@ -101,7 +102,7 @@ impl PartialOrd for Version {
     }
 }
 
-/// Part by part; a missing part is 0.
+/// Compares part by part; a missing part is 0.
 fn compare_release(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.split('.'), b.split('.'));
     loop {
@@ -116,7 +117,7 @@ fn compare_release(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// Part by part; of two that begin alike the longer is the higher.
+/// Compares part by part. If one version is a prefix of the other, the longer one is higher.
 fn compare_pre_release(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.split('.'), b.split('.'));
     loop {
@@ -132,7 +133,7 @@ fn compare_pre_release(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// Numbers by value, whatever their length; a number comes before a word.
+/// Compares numbers by value, of any length. A number comes before a word.
 fn compare_identifiers(a: &str, b: &str) -> Ordering {
     match (is_number(a), is_number(b)) {
         (true, true) => {

@@ -1,4 +1,4 @@
-//! The certificate authorities themselves: making one, and taking up the key of one that was made.
+//! The certificate authorities: making one, cross-certifying one, and loading the key of one.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::outside::{Outside, random};
 
 const AUTHORITY_LIFETIME: Duration = Duration::days(3653);
 
-/// An authority just made. The caller seals the key, under `id`, before anything is issued with it.
+/// A new authority. The caller seals the key, under `id`, before anything is issued with it.
 pub struct NewAuthority {
     pub id: Uuid,
     pub role: AuthorityRole,
@@ -47,8 +47,9 @@ pub fn create(role: AuthorityRole, now: OffsetDateTime, outside: &dyn Outside) -
     Ok(NewAuthority { id, role, certificate_pem: certificate.pem(), private_key: key.pkcs8() })
 }
 
-/// A certificate by `active` over the key and the name of `made`: whoever trusts only `active` trusts what `made` signs
-/// as well, as long as both certificates hold. `None` where `active` may certify leaves only (those of the first format).
+/// A certificate by `active` over the key and the name of `made`. With it, a client that trusts only `active` also
+/// trusts what `made` signs, while both certificates are valid. `None`: `active` may certify leaves only (authorities
+/// of the first format).
 pub fn cross_certify(
     active: &AuthorityKey,
     made: &NewAuthority,

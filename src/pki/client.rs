@@ -1,4 +1,4 @@
-//! Admins' client certificates. The private key leaves with whoever asked for it and is not kept.
+//! Admins' client certificates. The private key is returned to the caller and not kept.
 
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
 use rustls::pki_types::CertificateDer;
@@ -21,12 +21,12 @@ pub struct ClientCertificate {
     pub certificate: CertificateDer<'static>,
     /// PKCS#8.
     pub private_key_pem: Secret,
-    /// SHA-256 of the DER: what the listener reports of a connection.
+    /// SHA-256 of the DER, as the listener reports it of a connection.
     pub fingerprint: Digest,
     /// Lower-case hex.
     pub serial: String,
     pub issued_at: OffsetDateTime,
-    /// Not after the authority's own end, so perhaps sooner than asked for.
+    /// Not after the authority's own expiry, so perhaps sooner than requested.
     pub not_after: OffsetDateTime,
 }
 
@@ -64,7 +64,7 @@ pub fn issue_client_certificate(
     })
 }
 
-/// The name is shown in logs and on pages: nothing in it may move the cursor, turn the text round or be invisible.
+/// The name is shown in logs and on pages: no character may move the cursor, reverse the text or be invisible.
 fn is_printable_name(name: &str) -> bool {
     let hidden = |c: char| {
         c.is_control()

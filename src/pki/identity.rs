@@ -1,4 +1,4 @@
-//! Who the daemon is in a handshake: a certificate chain and the key to it, its own or the operator's.
+//! The daemon's identity in a handshake: a certificate chain and its key, its own or the operator's.
 
 use std::fmt;
 use std::path::Path;
@@ -16,32 +16,32 @@ use super::server::{ServerCertificate, ServerKey, spki_pin_of_der};
 use super::shown::Shown;
 use super::{PkiError, Result, ServerName};
 
-/// A chain and the key that belongs to its first certificate: checked when it is made.
+/// A chain and the key of its first certificate. That they match is checked when it is made.
 #[derive(Clone)]
 pub struct ServerIdentity {
     key: Arc<CertifiedKey>,
     spki_pin: String,
-    /// What its first certificate says.
+    /// The contents of its first certificate.
     leaf: Arc<Shown>,
 }
 
 impl ServerIdentity {
-    /// From what our own authority issued.
+    /// From a certificate of our own authority.
     pub fn issued(certificate: &ServerCertificate, key: &ServerKey) -> Result<Self> {
         Self::issued_across(certificate, None, key)
     }
 
-    /// From what our own authority issued, with the certificate (PEM) that the authority before it gave that one.
+    /// From a certificate of our own authority, with the cross certificate (PEM) that the previous authority gave it.
     pub fn issued_across(certificate: &ServerCertificate, cross_pem: Option<&str>, key: &ServerKey) -> Result<Self> {
         let pkcs8 = key.pkcs8();
-        // Borrowed, so that the one copy of the key is the one that is wiped.
+        // Borrowed, so that the only copy of the key is the one that is wiped.
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice()));
         let cross = cross_pem.map(|pem| read_pem("cross certificate", pem)).transpose()?;
         Self::new([certificate.certificate.clone()].into_iter().chain(cross).collect(), &der)
     }
 
-    /// From the operator's own files (`[tls] certificate` and `private_key`): PEM, the leaf first and whatever chain
-    /// follows it; the key as PKCS#8, PKCS#1 or SEC1, without a passphrase.
+    /// From the operator's own files (`[tls] certificate` and `private_key`), as PEM: the leaf first, then its chain.
+    /// The key is PKCS#8, PKCS#1 or SEC1, without a passphrase.
     pub fn load(certificate: &Path, private_key: &Path) -> Result<Self> {
         let bad_certificate =
             |reason: String| PkiError::File { setting: "certificate", path: certificate.into(), reason };
@@ -59,8 +59,8 @@ impl ServerIdentity {
         let text = Zeroizing::new(text);
         if contains(&text, b"ENCRYPTED") {
             return Err(bad_key(
-                "is encrypted with a passphrase, which a daemon cannot be asked for; \
-                 write it out in plain with `openssl pkey -in … -out …`, mode 0600"
+                "is encrypted with a passphrase, which nobody can give to a daemon; \
+                 write it unencrypted with `openssl pkey -in … -out …`, mode 0600"
                     .into(),
             ));
         }
@@ -72,7 +72,7 @@ impl ServerIdentity {
         let made = match position {
             Ok(Some(0)) => Self::new(chain, &key).map_err(|error| bad_certificate(error.to_string())),
             Ok(Some(n)) => Err(bad_certificate(format!(
-                "begins with a certificate of another key; the one of {} is number {}: put it first, its issuers after it",
+                "begins with a certificate of another key; that of {} is number {}: put it first, its issuers after it",
                 private_key.display(),
                 n + 1
             ))),
@@ -101,7 +101,7 @@ impl ServerIdentity {
         self.leaf.not_after
     }
 
-    /// Whether who calls the server so believes it.
+    /// Whether the certificate is valid for this name.
     pub fn covers(&self, name: &ServerName) -> bool {
         self.leaf.covers(name)
     }
@@ -124,7 +124,7 @@ impl fmt::Debug for ServerIdentity {
     }
 }
 
-/// Which certificate of the chain the key is the key of.
+/// The position of the key's certificate in the chain.
 fn belongs_to(
     key: &PrivateKeyDer<'_>,
     chain: &[CertificateDer<'static>],
@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// Runs openssl; `false`, with the reason printed, where there is none.
+    /// Runs openssl; `false`, with the reason printed, if there is none.
     fn openssl(arguments: &[&str]) -> bool {
         match Command::new("openssl").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status() {
             Ok(status) => {

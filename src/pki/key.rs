@@ -1,4 +1,4 @@
-//! ECDSA P-256 keys in memory: wiped when dropped, never shown.
+//! ECDSA P-256 keys in memory: wiped when dropped, never printed.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
@@ -15,7 +15,7 @@ impl EcKey {
         Ok(Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
     }
 
-    /// Reads PKCS#8 DER; `what` names the key in the error, which says nothing of its bytes.
+    /// Reads PKCS#8 DER. `what` names the key in the error, which reveals none of its bytes.
     pub fn from_pkcs8(what: &'static str, der: &[u8]) -> Result<Self> {
         KeyPair::from_pkcs8_der_and_sign_algo(&PrivatePkcs8KeyDer::from(der), &PKCS_ECDSA_P256_SHA256)
             .map(Self)
@@ -32,7 +32,7 @@ impl EcKey {
 
     pub fn pkcs8_pem(&self) -> Secret {
         let body = Zeroizing::new(BASE64_STANDARD.encode(self.0.serialized_der()));
-        // Room for everything at once, so that no copy of a half-written key is left behind by growing.
+        // One allocation: a growing string would leave copies of the key in memory.
         let mut pem = String::with_capacity(body.len() * 2 + 64);
         pem.push_str("-----BEGIN PRIVATE KEY-----\n");
         let mut rest = body.as_str();

@@ -1,4 +1,4 @@
-//! What every certificate of ours has in common: serial numbers, validity, reading one back.
+//! The common parts of our certificates: serial numbers, validity, parsing.
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, SerialNumber};
 use rustls::pki_types::CertificateDer;
@@ -9,10 +9,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{PkiError, Result};
 use crate::outside::{Outside, random};
 
-/// A certificate begins this long before it is made: the clocks of hosts and browsers may be behind ours.
+/// A certificate is valid from this long before it is made, because the clocks of hosts and browsers may be behind
+/// ours.
 const BACKDATING: Duration = Duration::hours(1);
 
-/// From when until when a certificate holds, to the whole second, as X.509 writes it.
+/// The validity of a certificate, in whole seconds, as X.509 writes it.
 #[derive(Clone, Copy)]
 pub(super) struct Validity {
     pub not_before: OffsetDateTime,
@@ -26,7 +27,8 @@ impl Validity {
         Self { not_before: now.saturating_sub(BACKDATING), not_after: now.saturating_add(lifetime) }
     }
 
-    /// A leaf that outlived its authority would be refused everywhere from that day on, and nobody would know why.
+    /// Ends the validity with the authority's. A leaf that outlives its authority is refused everywhere from that day
+    /// on, for no visible reason.
     pub fn within(self, authority_ends: OffsetDateTime, now: OffsetDateTime) -> Result<Self> {
         if authority_ends <= now.saturating_add(Duration::hours(1)) {
             return Err(PkiError::AuthorityExpired(authority_ends));
@@ -37,8 +39,8 @@ impl Validity {
 
 /// Parameters with a subject, a validity and a serial number of their own.
 ///
-/// rcgen's own serial is derived from the public key: two certificates over one key, as a renewal makes them, would share
-/// it, and browsers refuse that.
+/// rcgen derives its own serial from the public key. Two certificates over one key, as a renewal makes them, would
+/// share it, and browsers refuse that.
 pub(super) fn params(common_name: &str, validity: Validity, serial: [u8; 16]) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

@@ -1,13 +1,13 @@
-//! The two certificate authorities, what they issue, and the TLS configurations made of it.
+//! The two certificate authorities, the certificates that they issue, and the TLS configurations made of them.
 //!
-//! One authority signs the daemon's own short-lived server certificate, the other signs admins' client certificates, and
-//! neither is trusted where the other is meant. All keys are ECDSA P-256 and all cryptography is aws-lc-rs; no provider is
-//! ever taken from the process's default.
+//! One authority signs the daemon's own short-lived server certificate, the other signs admins' client certificates.
+//! Neither is trusted in the place of the other. All keys are ECDSA P-256 and all cryptography is aws-lc-rs; the
+//! process's default provider is never used.
 //!
-//! This room works on plain values in memory and stores nothing: it must not know where keys are kept or how they are
-//! sealed, nor who an admin is. The caller seals and records what it is given before it uses it, so a crash anywhere in
-//! here loses only what nobody has seen yet. Time and serial numbers come from the caller; keys alone are drawn by
-//! aws-lc-rs itself, which takes no random source from outside.
+//! This room works on values in memory and stores nothing. It must not know where keys are kept, how they are sealed,
+//! or which user is an admin. The caller seals and records the results before it uses them, so a crash here loses only
+//! what nobody has seen yet. Time and serial numbers come from the caller. Only keys are drawn by aws-lc-rs itself,
+//! which takes no random source from outside.
 
 pub mod authority;
 pub mod client;
@@ -29,7 +29,7 @@ pub use server::{ServerCertificate, ServerKey, issue_server_certificate, spki_pi
 pub use shown::Shown;
 pub use tls::{LiveConfig, ServerIdentities, admin_config, hosts_config, server_config};
 
-/// `server_key::create()`, under the name by which the rest of the house speaks of it.
+/// `server_key::create()`, the name that other rooms use.
 pub mod server_key {
     pub use super::server::create;
 }
@@ -62,7 +62,7 @@ pub enum PkiError {
     ClientAuthorities(String),
     #[error("[tls] {setting} {}: {reason}", path.display())]
     File { setting: &'static str, path: PathBuf, reason: String },
-    #[error("the machine's names could not be asked for: {0}")]
+    #[error("the machine's names could not be read: {0}")]
     LocalNames(#[from] nix::Error),
 }
 

@@ -1,4 +1,4 @@
-//! Under which names hosts and browsers may reach the daemon, and so which names its certificate must carry.
+//! The names under which hosts and browsers may reach the daemon, which its certificate must contain.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,7 +9,7 @@ use rustls::pki_types::DnsName;
 
 use super::Result;
 
-/// A container host can have hundreds of addresses; a certificate that carried them all would fill the handshake.
+/// A container host can have hundreds of addresses. A certificate with all of them would fill the handshake.
 const MAX_ADDRESSES: usize = 64;
 
 /// A name in a server certificate: a valid DNS name in lower case, or an address.
@@ -20,7 +20,8 @@ pub enum ServerName {
 }
 
 impl ServerName {
-    /// Reads the host part of a URL (an IPv6 address with or without brackets). `None`: neither an address nor a DNS name.
+    /// Reads the host part of a URL (an IPv6 address with or without brackets). `None`: neither an address nor a DNS
+    /// name.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let bare = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
@@ -41,8 +42,8 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// The names for the certificate, without duplicates: the public one first, then this machine's, then loopback. What is
-/// no valid name is left out. The same input in another order of interfaces gives the same names in the same order.
+/// The names for the certificate, without duplicates: the public one first, then this machine's, then loopback. Invalid
+/// names are left out. The order of the interfaces does not change the result.
 pub fn names_for(
     public_host: Option<&str>,
     hostname: Option<&str>,
@@ -88,8 +89,8 @@ pub fn local_names() -> Result<(Option<String>, Vec<IpAddr>)> {
     Ok((hostname, addresses))
 }
 
-/// Whether the address can stand in a URL: not "any", not multicast, and no IPv6 link-local one, which means nothing
-/// without the name of an interface.
+/// Whether the address can be used in a URL: not "any", not multicast, and not an IPv6 link-local one, which is useless
+/// without an interface name.
 fn is_reachable(ip: &IpAddr) -> bool {
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
     !ip.is_unspecified() && !ip.is_multicast() && !link_local

@@ -1,4 +1,4 @@
-//! A client certificate with its key and chain as one password-protected file, the form that browsers and keychains take.
+//! A client certificate with its key and chain as one password-protected file, for browsers and keychains.
 
 use p12_keystore::{
     Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, MacAlgorithm, PrivateKey, PrivateKeyChain,
@@ -11,18 +11,19 @@ use super::client::ClientCertificate;
 use super::leaf::read_pem;
 use super::{PkiError, Result};
 
-/// Rounds of the key derivation and of the MAC's, as OWASP's Password Storage Cheat Sheet asks of PBKDF2 with SHA-256.
-/// Somebody who has the file guesses without a throttle. Readers accept a million at most.
+/// Rounds of the derivation of the key and of the MAC's key: OWASP's Password Storage Cheat Sheet asks for this many
+/// with PBKDF2 and SHA-256. An attacker with the file can guess without a throttle. Readers accept a million at most.
 const PBKDF2_ITERATIONS: u32 = 600_000;
 
-/// Takes a processor for about a second: not for an async worker.
+/// Takes about a second of processor time: do not call it on an async worker.
 ///
-/// PBES2 with AES-256 and a SHA-256 MAC: what OpenSSL 3, current browsers and macOS keychains write and read.
+/// PBES2 with AES-256 and a SHA-256 MAC, as OpenSSL 3, current browsers and macOS keychains write and read it.
 ///
-/// The salts are drawn by the library itself.
+/// The library draws the salts itself.
 pub fn to_pkcs12(certificate: &ClientCertificate, ca_pem: &str, password: &str) -> Result<Vec<u8>> {
     let failed = |error: p12_keystore::error::Error| PkiError::Pkcs12(error.to_string());
-    // The format keeps strings in 16-bit characters. Refused here, because the library would say only "encoding error".
+    // The format stores strings in 16-bit characters. Refused here, because the library would only say "encoding
+    // error".
     if !password.chars().all(is_bmp) {
         return Err(PkiError::Pkcs12("the password has characters outside Unicode's basic plane".into()));
     }
@@ -71,7 +72,7 @@ mod tests {
         (ca, certificate)
     }
 
-    /// `openssl pkcs12` on the file, or `None`, with the reason printed, where there is no OpenSSL 3.
+    /// Runs `openssl pkcs12` on the file; `None`, with the reason printed, if there is no OpenSSL 3.
     fn openssl(file: &[u8], arguments: &[&str]) -> Option<Output> {
         let version = Command::new("openssl").arg("version").stderr(Stdio::null()).output();
         match version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()) {

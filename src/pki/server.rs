@@ -1,6 +1,6 @@
-//! The daemon's own certificate: short-lived, renewed over one lasting key.
+//! The daemon's own certificate: short-lived, renewed with the same key.
 //!
-//! The key stays the same over all renewals, because installer commands already printed pin it.
+//! Renewals keep the key, because installer commands that were already printed pin it.
 
 use std::fmt;
 
@@ -54,7 +54,7 @@ pub struct ServerCertificate {
 }
 
 impl ServerCertificate {
-    /// When to issue the next one: two thirds through, which leaves a month for whatever stands in the way.
+    /// When to issue the next one: after two thirds of the lifetime. That leaves a month to fix what prevents it.
     pub fn renew_at(&self) -> OffsetDateTime {
         self.not_before + (self.not_after - self.not_before) * 2 / 3
     }
@@ -70,7 +70,7 @@ pub fn issue_server_certificate(
 ) -> Result<ServerCertificate> {
     let first = names.first().ok_or(PkiError::NoNames)?;
     let validity = Validity::new(now, SERVER_CERTIFICATE_LIFETIME).within(ca.not_after(), now)?;
-    // A common name is for people (clients look at the alternative names) and holds 64 characters at most.
+    // The common name is for people (clients read the alternative names) and holds 64 characters at most.
     let common_name: String = first.to_string().chars().take(64).collect();
     let mut params = params(&common_name, validity, new_serial(outside));
     params.is_ca = IsCa::ExplicitNoCa;
@@ -97,7 +97,7 @@ pub fn spki_pin(key: &ServerKey) -> String {
     pin_of(&key.0.public_key_info())
 }
 
-/// The pin of the key in a certificate (the first one, where the PEM is a chain).
+/// The pin of the key in a certificate (the first one, if the PEM is a chain).
 pub fn spki_pin_of_certificate(pem: &str) -> Result<String> {
     let certificate = read_pem("certificate", pem)?;
     spki_pin_of_der(&certificate)

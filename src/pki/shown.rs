@@ -1,4 +1,4 @@
-//! What a certificate says that a server has shown: until when it holds, and for which names.
+//! The validity and the names of a certificate that a server shows.
 
 use std::net::IpAddr;
 
@@ -27,7 +27,7 @@ impl Shown {
                 _ => {}
             }
         }
-        // As hosts read it: the common name stands in where no other name is told.
+        // Hosts do the same: the common name counts if there is no other name.
         if dns.is_empty() && addresses.is_empty() {
             let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok());
             dns.extend(common.map(str::to_ascii_lowercase));
@@ -41,7 +41,7 @@ impl Shown {
         })
     }
 
-    /// Whether who calls it so believes it; a `*` stands for one label.
+    /// Whether the certificate is valid for this name; a `*` stands for one label.
     pub fn covers(&self, name: &ServerName) -> bool {
         match name {
             ServerName::Ip(address) => self.addresses.contains(address),

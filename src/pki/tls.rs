@@ -1,4 +1,4 @@
-//! The TLS configurations of the listeners, and the holder through which a running listener gets a new one.
+//! The TLS configurations of the listeners, and the holder by which a running listener gets a new one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,22 +17,23 @@ use rustls::{RootCertStore, ServerConfig};
 use super::identity::ServerIdentity;
 use super::{PkiError, Result, ServerName};
 
-/// Sessions kept for resumption, all hosts together; the oldest make room.
+/// How many sessions are kept for resumption, of all hosts together; the oldest are dropped.
 const RESUMABLE_SESSIONS: usize = 4096;
 
-/// The certificates of one listener: the operator's for the names that it covers, ours for all others. So a host that knows
-/// the daemon by an earlier name, or by an address, goes on.
+/// The certificates of one listener: the operator's for the names that it covers, ours for all others. So a host that
+/// knows the daemon by an earlier name, or by an address, still accepts it.
 #[derive(Debug)]
 pub struct ServerIdentities {
     pub ours: ServerIdentity,
     pub operators: Option<ServerIdentity>,
-    /// Whether a handshake without a name gets the operator's. Clients send none where they have an address.
+    /// Whether a handshake without a name gets the operator's certificate. Clients that have only an address send no
+    /// name.
     pub operators_for_addresses: bool,
 }
 
 impl ServerIdentities {
-    /// `public`: by which name hosts know the daemon. An address is not sent in a handshake: if it is one, and the
-    /// operator's certificate covers it, handshakes without a name get that.
+    /// `public`: the name by which hosts know the daemon. Clients do not send an address in a handshake. So if `public`
+    /// is one, and the operator's certificate covers it, handshakes without a name get that certificate.
     pub fn new(ours: ServerIdentity, operators: Option<ServerIdentity>, public: Option<&ServerName>) -> Self {
         let public = public.filter(|name| matches!(name, ServerName::Ip(_)));
         let operators_for_addresses =
@@ -40,7 +41,7 @@ impl ServerIdentities {
         Self { ours, operators, operators_for_addresses }
     }
 
-    /// What whoever asks for this name is shown.
+    /// The certificate for a handshake with this name.
     pub fn for_name(&self, name: Option<&ServerName>) -> &ServerIdentity {
         let Some(operators) = &self.operators else { return &self.ours };
         let gets_it = match name {
@@ -63,7 +64,7 @@ pub fn server_config(identity: &ServerIdentity) -> Result<ServerConfig> {
     without_client_certificates(Arc::new(SingleCertAndKey::from(identity.certified_key())))
 }
 
-/// The same for hosts.
+/// The same for hosts, with a certificate for each name.
 pub fn hosts_config(identities: Arc<ServerIdentities>) -> Result<ServerConfig> {
     without_client_certificates(identities)
 }
@@ -75,16 +76,16 @@ fn without_client_certificates(resolver: Arc<dyn ResolvesServerCert>) -> Result<
         .with_cert_resolver(resolver);
     config.alpn_protocols = alpn();
     config.session_storage = ServerSessionMemoryCache::new(RESUMABLE_SESSIONS);
-    // Nearly every connection is one run of curl, which resumes nothing: one ticket is plenty.
+    // Nearly every connection is one run of curl, which resumes nothing: one ticket is enough.
     config.send_tls13_tickets = 1;
     Ok(config)
 }
 
-/// For admins: a certificate of one of our client authorities (every slot that is still accepted) is required in the
-/// handshake, and nobody else's authority counts.
+/// For admins: the handshake requires a certificate of one of our client authorities (every slot that is still
+/// accepted). No other authority counts.
 ///
-/// Nothing is resumed. A resumed session is admitted on what was checked when it began, so it would outlive its
-/// certificate's end and an authority that was taken off the list.
+/// Nothing is resumed. A resumed session is admitted on the checks of its first handshake, so it would outlive the
+/// expiry of its certificate and the removal of an authority.
 pub fn admin_config(identity: &ServerIdentity, client_ca_pems: &[&str]) -> Result<ServerConfig> {
     let mut roots = RootCertStore::empty();
     for pem in client_ca_pems {
@@ -106,8 +107,7 @@ pub fn admin_config(identity: &ServerIdentity, client_ca_pems: &[&str]) -> Resul
     Ok(config)
 }
 
-/// The configuration in force. Every handshake takes the one that is in force when it begins; connections that are open
-/// stay as they are.
+/// The configuration in force. Every handshake takes the present one; open connections keep theirs.
 #[derive(Clone)]
 pub struct LiveConfig(Arc<ArcSwap<ServerConfig>>);
 
@@ -131,9 +131,10 @@ impl fmt::Debug for LiveConfig {
     }
 }
 
-/// For libraries that ask for the process's default (reqwest's client). Ours never do. Calling it again does nothing.
+/// For libraries that use the process's default (reqwest's client). Our own code never does. Calling it again does
+/// nothing.
 pub fn install_default_provider() {
-    // `Err` says only that one is installed already.
+    // `Err` only means that one is installed already.
     let _ = aws_lc_rs::default_provider().install_default();
 }
 
@@ -190,7 +191,7 @@ mod tests {
         let by_address = shown(&["auth.test", "192.0.2.1"], "192.0.2.1");
         assert!(by_address("192.0.2.1") && by_address("") && by_address("auth.test") && !by_address("old.test"));
         let elsewhere = shown(&["auth.test", "192.0.2.1"], "192.0.2.2");
-        assert!(!elsewhere("192.0.2.2") && !elsewhere(""), "what is not covered gets ours");
+        assert!(!elsewhere("192.0.2.2") && !elsewhere(""), "a name that is not covered gets ours");
         let ours = shown(&[], "auth.test");
         assert!(!ours("auth.test") && !ours(""));
     }

@@ -1,11 +1,11 @@
-//! The rows of a copy: everything that the records hold, in the same form from every store, for backups and migrations.
+//! The rows of a copy, for backups and migrations: the whole content of the records, in the same form from every store.
 //!
 //! Equal content gives equal rows: table after table ([`Table::ALL`]), each by its primary key, times in UTC and
-//! truncated to the microsecond. So two stores are equal if the rows and the SHA-256 of every table are ([`Tally`]).
-//! Epochs, indexes and the incarnation are not content. No row holds a plaintext secret, but a password hash can be
-//! attacked offline.
+//! truncated to the microsecond. So two stores are equal if the number of rows and the SHA-256 of every table are equal
+//! ([`Tally`]). Epochs, indexes and the incarnation are not content. No row holds a plaintext secret, but a password
+//! hash can be attacked offline.
 //!
-//! Stores nothing, and does not know where rows come from or go to.
+//! This module stores nothing. It does not know where rows come from or go to.
 
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ tables! {
     Certificates(AdminCertificate) "certificates",
     /// Removed ones included.
     Hosts(Host) "hosts",
-    /// Only of hosts that have any.
+    /// Only hosts that have any activity.
     Activity(Activity) "activity",
     InstallTokens(InstallToken) "install_tokens",
     Versions(Box<CanonicalVersion>) "versions",
@@ -84,7 +84,7 @@ tables! {
 }
 
 impl Table {
-    /// Added later: an older copy has none of them.
+    /// Tables that were added later: an older copy does not contain them.
     pub const LATER: [Self; 4] = [Self::Users, Self::Sessions, Self::ExternalIdentities, Self::Probes];
 }
 
@@ -115,8 +115,8 @@ pub struct OutboxPosition {
 }
 
 impl Row {
-    /// Times truncated to what every store keeps. Audit entries stay as they are: their hashes cover the written time,
-    /// and they are made with whole microseconds.
+    /// Truncates times to what every store keeps. Audit entries stay as they are: their hashes cover the time as
+    /// written, and they are made with whole microseconds.
     fn truncated(mut self) -> Self {
         match &mut self {
             Self::Settings(settings) => settings.truncate_times(),
@@ -160,7 +160,7 @@ impl Row {
         self
     }
 
-    /// Its line in a copy, without the newline.
+    /// The row's line in a copy, without the newline.
     pub fn line(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| RecordsError::Corrupt(format!("{}: {error}", self.table().name())))
     }
@@ -212,7 +212,7 @@ impl Tally {
     }
 }
 
-/// Rows, and about how many bytes, of one chunk.
+/// Limits of one chunk: rows, and bytes (approximate).
 const MAX_CHUNK_ROWS: usize = 500;
 const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<Row>(&line).unwrap(), row);
     }
 
-    /// The digests in the manifest of a backup are over the lines as they were.
+    /// The manifest of an old backup has digests of lines without the later members.
     #[test]
     fn a_row_of_before_there_were_users_is_written_as_it_was() {
         let host = Row::Hosts(crate::records::conformance::host(1, "h1.test", "a"));

@@ -17,17 +17,17 @@ use crate::seal::Sealed;
 
 #[async_trait]
 pub trait HostRecords: Send + Sync {
-    /// Registers a host, and issues an installer token. If the name is taken, that host gets the new key: its old key
+    /// Registers a host, and issues an installer token. If the name is taken, that host gets the new key. Its old key
     /// and an imported key are dead, its address binding is cleared, and its pending tokens are revoked. A call with a
     /// known token writes nothing and returns the host as it is now. An id that another host has or had is an error:
     /// retry with a new id.
     ///
-    /// A user's host becomes nobody's; the audit entry names that user. If it was disabled with the user, it is
-    /// enabled.
+    /// The registration takes the host from its user; the audit entry names that user. If the host was disabled with
+    /// the user, it is enabled.
     async fn host_register(&self, registration: &Registration, audit: &AuditNote) -> Result<Host>;
-    /// As [`HostRecords::host_register`], for a host of this user; whether the user may is decided in the transaction.
-    /// A host of nobody is not the user's. The limit also holds for a host that is registered again. The user's
-    /// existence is not checked.
+    /// As [`HostRecords::host_register`], for a host of this user. The transaction decides whether the user may
+    /// register it. A host without a user is not the user's. The limit also applies to a host that is registered again.
+    /// The user's existence is not checked.
     async fn host_register_owned(
         &self,
         registration: &Registration,
@@ -71,10 +71,10 @@ pub trait HostRecords: Send + Sync {
         at: OffsetDateTime,
         audit: &AuditNote,
     ) -> Result<Option<Host>>;
-    /// Binds the key with this digest to the address, unless it is bound to one of that family (IPv4, IPv6) and the
-    /// host may not roam. Of racing first calls of one family exactly one binds. An IPv6 address in the bound network
-    /// of `ipv6_prefix` bits changes nothing. Returns the host after the change. `None`: this is not the host's key, or
-    /// there is no such host.
+    /// Binds the key with this digest to the address. A bound address of the same family (IPv4, IPv6) is replaced only
+    /// if the host may roam. Of racing first calls of one family exactly one binds. An IPv6 address in the bound
+    /// network of `ipv6_prefix` bits changes nothing. Returns the host after the change. `None`: this is not the host's
+    /// key, or there is no such host.
     async fn host_bind_ip(
         &self,
         id: HostId,
@@ -134,7 +134,7 @@ pub struct Host {
     pub updated_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub removed_at: Option<OffsetDateTime>,
-    /// The user who installed it; `None`: nobody's.
+    /// The user who installed it; `None`: it has no user.
     // Left out if unset: a backup has digests of its rows, and older rows do not have this member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<UserId>,
@@ -205,7 +205,7 @@ pub struct InstallToken {
     pub revoked_at: Option<OffsetDateTime>,
 }
 
-// One per installation of a host: not worth a box.
+// One per installation of a host, so a box is not worth it.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redemption {
@@ -230,7 +230,7 @@ pub enum Restoration {
     Unknown,
 }
 
-/// Members that are `None` stay as they are.
+/// `None` leaves a member unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct HostChange {
     pub secure: Option<bool>,
@@ -245,7 +245,7 @@ pub struct HostChange {
     pub insecure_grace_until: Option<Option<OffsetDateTime>>,
 }
 
-/// What hosts' calls leave behind.
+/// Reports of what hosts did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Telemetry {

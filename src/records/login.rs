@@ -101,8 +101,8 @@ pub enum ReplaceCondition {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Replacement {
-    /// `epoch`: of the last write of the canonical version. `Epoch(0)` if a repeated call's version is no longer
-    /// canonical.
+    /// `epoch`: of the last write of the canonical version. `Epoch(0)` if a call is repeated and its version is no
+    /// longer canonical.
     Replaced { version: CanonicalVersion, epoch: Epoch },
     /// Another version is canonical: this one.
     Conflict(Option<CanonicalVersion>),

@@ -3,14 +3,15 @@
 //!
 //! The records know no plaintext secret: values that must be read back arrive sealed, keys and tokens as digests.
 //!
-//! **Changes.** Each method that changes something is one transaction. It returns when the change is power-safe; a
-//! crash before leaves all of it or nothing. Methods may be repeated after an error with an unknown outcome: the caller
-//! makes the ids, and what must happen once is decided here, by a condition on the present state.
+//! **Changes.** Each method that changes something is one transaction. It returns when the change survives a power cut.
+//! A crash before that leaves all of the change or none of it. A caller may repeat a method after an error with an
+//! unknown outcome. For that the caller makes the ids, and each method checks the present state before it changes
+//! anything.
 //!
 //! **Audit.** Such a method takes the [`AuditNote`](crate::model::audit::AuditNote) of the change and appends it to the
 //! audit log in the same transaction. A call that changes nothing appends nothing.
 //!
-//! **Epoch.** Each change that nodes cache bumps the epoch in its transaction and marks its rows with it, so
+//! **Epoch.** Each change that nodes cache bumps the epoch in its transaction and marks its rows with it. So
 //! [`RecordStore::changes_since`] tells a node what to reload.
 
 mod audit;
@@ -89,21 +90,21 @@ impl<T> Records for T where
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
-    /// The store cannot be reached or written now; the change was done whole or not at all.
+    /// The store cannot be reached or written now. The change was applied completely or not at all.
     #[error("the records are not available: {0}")]
     Unavailable(String),
-    /// The store takes no more changes until it is opened again ([`RecordStore::failure`]); the change was done whole
-    /// or not at all.
+    /// The store takes no more changes until it is opened again ([`RecordStore::failure`]). The change was applied
+    /// completely or not at all.
     #[error("the records take no changes: {0}")]
     Failed(String),
     /// A row, or the whole store, does not match its checksum.
     #[error("{0}")]
     Damaged(String),
     /// At a standstill every change is refused; nothing was done.
-    #[error("the records stand still: {0}")]
+    #[error("the records are at a standstill: {0}")]
     StandsStill(Standstill),
     /// A row cannot be read: another version wrote it, or it is damaged.
-    #[error("the records hold something unreadable: {0}")]
+    #[error("the records contain unreadable data: {0}")]
     Corrupt(String),
 }
 

@@ -1,8 +1,8 @@
 //! Users, their sessions, and the identities of providers that are linked to them.
 //!
-//! A session is valid while its user is enabled and has the session's `generation`. What ends all sessions of a user (a
-//! new password, disabling, an unlinked identity) increments the generation; no session row is touched. A crash leaves
-//! both or neither.
+//! A session is valid while its user is enabled and has the session's `generation`. A change that ends all sessions of
+//! a user (a new password, disabling, an unlinked identity) increments the generation and touches no session row. A
+//! crash leaves both or neither.
 
 use std::net::IpAddr;
 
@@ -20,14 +20,14 @@ use crate::outside::{Outside as _, System};
 #[async_trait]
 pub trait PeopleRecords: Send + Sync {
     /// Adds a user. `false`: another user has the e-mail address. The same id and address again: `true`, and the user
-    /// stays as it is. The same id with another address is an error. Bumps the epoch, as every change of a user, and
+    /// stays as it is. The same id with another address is an error. Bumps the epoch. So do every change of a user, and
     /// the begin and end of a session. Users are never removed.
     async fn user_add(&self, user: &User, audit: &AuditNote) -> Result<bool>;
     /// By e-mail address.
     async fn user_list(&self) -> Result<Vec<User>>;
     async fn user_fetch_by_email(&self, email: &Email) -> Result<Option<User>>;
     /// Changes a user; returns the user and the hosts that changed with it. `None`: no such user, or a rehashed
-    /// password has been replaced. A change that changes nothing is not written.
+    /// password has been replaced meanwhile. If nothing changes, nothing is written.
     async fn user_change(
         &self,
         id: UserId,
@@ -43,13 +43,13 @@ pub trait PeopleRecords: Send + Sync {
     async fn session_end(&self, id: Uuid, at: OffsetDateTime, audit: &AuditNote) -> Result<Option<Session>>;
     /// Records when sessions were last used, if later than recorded. Writes no audit entry and leaves the epoch.
     async fn session_touch(&self, used: &[(Uuid, OffsetDateTime)]) -> Result<()>;
-    /// All that are kept, ended and expired ones included, newest first.
+    /// All stored sessions, ended and expired ones included, newest first.
     async fn session_list(&self) -> Result<Vec<Session>>;
     /// Forgets sessions that ended or expired before `when`; returns how many. Leaves the epoch.
     async fn session_purge(&self, when: OffsetDateTime) -> Result<usize>;
-    /// Links an identity to a user. Issuer and subject are compared byte by byte and have at most
-    /// [`MAX_IDENTITY_PART_BYTES`] bytes each, as the e-mail address; the caller checks that. A linked identity stays
-    /// as it is. Leaves the epoch.
+    /// Links an identity to a user. Issuer and subject are compared byte by byte. Each of them, and the e-mail address,
+    /// has at most [`MAX_IDENTITY_PART_BYTES`] bytes; the caller checks that. A linked identity stays as it is. Leaves
+    /// the epoch.
     async fn identity_link(&self, identity: &ExternalIdentity, audit: &AuditNote) -> Result<LinkOutcome>;
     /// Unlinks an identity and ends the user's sessions; returns both. `None`: it was not linked.
     async fn identity_unlink(
@@ -74,7 +74,7 @@ pub struct User {
     /// `None`: sign-in through a provider only.
     pub password: Option<PasswordHash>,
     pub disabled: bool,
-    /// Incremented by what ends all of the user's sessions.
+    /// Incremented by each change that ends all of the user's sessions.
     pub generation: u64,
     /// How many hosts a member may own; `None`: the configured limit.
     pub max_hosts: Option<u32>,
@@ -141,7 +141,7 @@ pub struct Session {
     /// The user's generation when it began.
     pub generation: u64,
     pub method: SignInMethod,
-    /// Held by a browser as a cookie; `false`: by the client that got the token.
+    /// `true`: a browser holds the token as a cookie. `false`: the client that got the token holds it.
     pub browser: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
@@ -211,8 +211,8 @@ pub struct ExternalIdentitySeed {
     pub email: Option<String>,
 }
 
-/// Links identities to existing users. May be repeated. An identity that is linked to another user, or an unknown user,
-/// is an error; the identities before it stay linked. Uses the system's clock: its callers have no other.
+/// Links identities to existing users. May be repeated. Fails if an identity is linked to another user, or the user is
+/// unknown; the identities before it stay linked. Uses the system's clock: its callers have no other.
 pub async fn seed_external_identities(records: &dyn Records, seeds: &[ExternalIdentitySeed]) -> Result<()> {
     for ExternalIdentitySeed { issuer, subject, user_id, email } in seeds {
         let at = System.now();

@@ -1,8 +1,8 @@
 //! Probes: runs of the real Codex on a version of the canonical login, and their outcome.
 //!
-//! One daemon of all that share the records probes at a time. It holds a lease from its claim until it writes the
-//! outcome, or until the lease expires, since it may have died. A probe without an outcome whose lease has expired was
-//! cut short.
+//! Of all daemons that share the records, one probes at a time. It holds a lease from its claim until it writes the
+//! outcome. The lease also expires, since the daemon may have died. A probe without an outcome whose lease has expired
+//! was cut short.
 //!
 //! The rules here hold for every store. They read no clock and do not know how probes are stored.
 
@@ -19,7 +19,7 @@ use crate::model::audit::AuditNote;
 pub trait ProbeRecords: Send + Sync {
     /// Begins a probe unless one is running on any node, decided in the transaction. The same id again: `Begun`. A
     /// daily probe is `NotDue` if one began on that UTC day on any node, running or not. The newest thousand probes are
-    /// kept; a few of them give way to older ones that the summary needs. Nodes do not cache probes.
+    /// kept; a few of them are replaced by older ones that the summary needs. Nodes do not cache probes.
     async fn probe_claim(&self, claim: &ProbeClaim, audit: Option<&AuditNote>) -> Result<ClaimOutcome>;
     /// Writes the outcome of a probe once, and ends its lease. Again: `true` if the outcome is the same. `false`:
     /// another outcome, or an unknown id. A probe whose lease has expired may still be finished.
@@ -57,7 +57,7 @@ pub enum ProbeState {
     Ok,
     /// Codex does not work with it.
     Fail,
-    /// The probe could not run; nothing is known of the login.
+    /// The probe could not run; the state of the login is unknown.
     Unavailable,
 }
 
@@ -77,9 +77,9 @@ pub struct ProbeClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeOutcome {
     pub state: ProbeState,
-    /// For people; no secret. Truncated to 4 KiB.
+    /// A text for people, without secrets. Truncated to 4 KiB.
     pub reason: Option<String>,
-    /// The version made of tokens that Codex refreshed.
+    /// The version that was made of the tokens that Codex refreshed.
     pub adopted: Option<u64>,
     #[serde(with = "time::serde::rfc3339")]
     pub finished_at: OffsetDateTime,
@@ -102,19 +102,19 @@ pub struct Probe {
 }
 
 /// The answer to a claim.
-// One at a time: not worth a box.
+// One at a time, so a box is not worth it.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOutcome {
     /// The caller may probe.
     Begun,
-    /// This one is running: its lease has not expired.
+    /// This probe is running: its lease has not expired.
     Busy(Probe),
     /// A daily one began on this UTC day.
     NotDue,
 }
 
-/// "Newest" is by the order of the claims, not by the clocks.
+/// "Newest" follows the order of the claims, not the clocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSummary {
     pub latest: Option<Probe>,
@@ -127,7 +127,7 @@ pub struct ProbeSummary {
     pub last_daily: Option<OffsetDateTime>,
     /// How many finished since the given time with `Ok` or `Fail`.
     pub validations: u64,
-    /// How many finished since then and made a version.
+    /// How many finished since then and were adopted as a version.
     pub adoptions: u64,
     pub latest_adoption: Option<Probe>,
 }
@@ -164,7 +164,7 @@ impl Probe {
         Self { id, node, version, trigger, started_at: at, until, outcome: None }
     }
 
-    /// Whether it is running. One that is neither running nor finished was cut short.
+    /// Whether it is running. A probe that is neither running nor finished was cut short.
     pub fn is_under_way(&self, now: OffsetDateTime) -> bool {
         self.outcome.is_none() && !is_over(self.started_at, self.until, now)
     }
@@ -215,7 +215,7 @@ impl ProbeClaim {
             }
             if busy.is_none() && probe.is_under_way(self.at) {
                 busy = Some(ClaimOutcome::Busy(probe));
-                // Earlier ones matter to a daily claim only.
+                // Only a daily claim depends on earlier ones.
                 if !is_daily {
                     break;
                 }
@@ -226,7 +226,7 @@ impl ProbeClaim {
 }
 
 impl ProbeOutcome {
-    /// As it is stored.
+    /// The outcome as it is stored.
     pub(super) fn cut(&self) -> Self {
         let reason =
             self.reason.as_deref().map(|reason| reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned());
@@ -235,8 +235,8 @@ impl ProbeOutcome {
 }
 
 impl ProbeSummary {
-    /// From all probes, newest first; enough are the newest, the newest of each [`ProbeMark`], and those finished
-    /// since.
+    /// Summarises probes, newest first. It does not need all of them: only the newest, the newest of each
+    /// [`ProbeMark`], and those finished since.
     pub(super) fn of(newest_first: impl IntoIterator<Item = Result<Probe>>, since: OffsetDateTime) -> Result<Self> {
         let mut summary = Self::default();
         for probe in newest_first {

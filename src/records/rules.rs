@@ -1,4 +1,4 @@
-//! How a change turns the present state into the next: the rules that every store shares. Stores nothing.
+//! The rules that every store shares: how a change turns the present state into the next. Stores nothing.
 
 use std::net::IpAddr;
 
@@ -45,7 +45,7 @@ impl Host {
         }
     }
 
-    /// Registered again: by its owner, or by an admin (`None`), which makes it nobody's.
+    /// The host registered again: by its owner, or by an admin (`None`), which leaves it without an owner.
     pub(super) fn given_new_key(mut self, registration: &Registration, owner: Option<UserId>) -> Self {
         if self.owner != owner {
             self.owner = owner;
@@ -87,18 +87,18 @@ impl Host {
         binds
     }
 
-    /// The host with this identity; `None`: it has it.
+    /// The host with this identity; `None`: it already has it.
     pub(super) fn with_agent_identity(&self, identity: &Sealed) -> Option<Self> {
         let is_new = self.agent_identity.as_ref() != Some(identity);
         is_new.then(|| Self { agent_identity: Some(identity.clone()), ..self.clone() })
     }
 
-    /// Without its secrets: it can no longer be restored.
+    /// The host without its secrets, so it can no longer be restored.
     pub(super) fn purged(&self) -> Self {
         Self { api_key: Sealed::from_bytes(Vec::new()), agent_identity: None, ..self.clone() }
     }
 
-    /// Disables the host with its owner; returns whether it changed. One that an admin disabled stays as it is.
+    /// Disables the host with its owner; returns whether it changed. A host that an admin disabled stays as it is.
     pub(super) fn disable_with_user(&mut self) -> bool {
         let disables = !self.rules.disabled;
         self.rules.disabled = true;
@@ -106,7 +106,7 @@ impl Host {
         disables
     }
 
-    /// The reverse; returns whether it changed.
+    /// Reverses [`Host::disable_with_user`]; returns whether the host changed.
     pub(super) fn enable_with_user(&mut self) -> bool {
         let enables = std::mem::take(&mut self.rules.disabled_with_user);
         self.rules.disabled &= !enables;
@@ -174,7 +174,7 @@ impl InstallToken {
         }
     }
 
-    /// Whether it has expired; also if the clock was set back.
+    /// Whether it has expired. Also true if the clock was set back.
     pub fn is_over(&self, now: OffsetDateTime) -> bool {
         is_over(self.created_at, self.expires_at, now)
     }
@@ -185,7 +185,7 @@ impl InstallToken {
 }
 
 impl Registration {
-    /// `note`, with the user that an admin takes the present host of the name from.
+    /// `note`, with the user from whom an admin takes the host with this name.
     pub(super) fn noted(&self, present: Option<&Host>, owner: Option<UserId>, note: &AuditNote) -> AuditNote {
         match present.and_then(|host| host.owner).filter(|_| owner.is_none()) {
             Some(user) => note.clone().with("taken_from", user),
@@ -250,7 +250,7 @@ impl SettingsChange {
 }
 
 impl Owner {
-    /// Why the user, who owns `count` hosts, may not register `present`, the host with the name.
+    /// Why a user with `count` hosts may not register the name. `present` is the host that has the name now.
     pub(super) fn refused(&self, is_disabled: bool, present: Option<&Host>, count: u64) -> Option<RegistrationOutcome> {
         if is_disabled {
             return Some(RegistrationOutcome::OwnerDisabled);
@@ -287,7 +287,7 @@ impl UserChange {
         Some(changed)
     }
 
-    /// Those of the user's hosts, removed ones included, that change, as they are after it.
+    /// The hosts of the user that this changes, removed ones included, in their state after the change.
     pub(super) fn applied_to_hosts(&self, hosts: impl IntoIterator<Item = Host>, at: OffsetDateTime) -> Vec<Host> {
         let change = match self {
             Self::Disable { keep_hosts: false } => Host::disable_with_user,
@@ -298,21 +298,21 @@ impl UserChange {
         changed.map(|host| Host { updated_at: at, ..host }).collect()
     }
 
-    /// Whether [`UserChange::applied_to_hosts`] may change any.
+    /// Whether [`UserChange::applied_to_hosts`] may change any host.
     pub(super) fn concerns_hosts(&self) -> bool {
         matches!(self, Self::Disable { keep_hosts: false } | Self::Enable)
     }
 }
 
 impl User {
-    /// With the next generation, which ends all present sessions.
+    /// The user with the next generation, which ends all present sessions.
     pub(super) fn turned(&self, at: OffsetDateTime) -> Self {
         Self { generation: self.generation + 1, updated_at: at, ..self.clone() }
     }
 }
 
 impl Session {
-    /// The identity that its user signed in with.
+    /// The issuer and subject that its user signed in with.
     pub(super) fn identity(&self) -> Option<(&str, &str)> {
         match &self.method {
             SignInMethod::Password => None,
@@ -320,7 +320,8 @@ impl Session {
         }
     }
 
-    /// Whether it may begin. `user`: its user as stored now; `linked`: the user of its identity, if it has one.
+    /// Whether the session may begin. `user`: its user as stored now; `linked`: the user of its identity, if it has
+    /// one.
     pub(super) fn may_begin(&self, user: Option<&User>, linked: Option<UserId>) -> bool {
         user.is_some_and(|user| user.id == self.user && self.is_of_now(user))
             && (self.identity().is_none() || linked == Some(self.user))
@@ -331,8 +332,8 @@ impl Session {
     }
 }
 
-/// The authorities that a step writes, and the one that it removes; `None`: it does not fit. Of two, the first makes
-/// room for the second.
+/// The authorities that a step writes, and the one that it removes; `None`: the step does not fit. The order matters:
+/// each authority written makes room for the next.
 pub(super) fn roll(
     present: &[Authority],
     role: AuthorityRole,
@@ -364,16 +365,16 @@ pub(super) fn rolled(present: Vec<Authority>, written: Vec<Authority>, gone: Opt
     after
 }
 
-/// Whether a period from `from` until `until` is over. It also is if more than its length remains: the clock has been
-/// set back.
+/// Whether a period from `from` until `until` is over. Also true if more than its length remains: then the clock has
+/// been set back.
 pub(super) fn is_over(from: OffsetDateTime, until: OffsetDateTime, now: OffsetDateTime) -> bool {
     now >= until || from - now > until - from
 }
 
-/// A time as every store keeps it: in UTC, to the microsecond.
+/// Truncates a time to what every store keeps: UTC, microseconds.
 pub(super) fn truncate(at: &mut OffsetDateTime) {
     let utc = at.to_offset(UtcOffset::UTC);
-    // Below a second: always in range.
+    // The value is below a second, so it is always in range.
     *at = utc.replace_nanosecond(utc.microsecond() * 1000).unwrap_or(utc);
 }
 
@@ -381,7 +382,7 @@ pub(super) fn truncate_any(at: &mut Option<OffsetDateTime>) {
     at.iter_mut().for_each(truncate);
 }
 
-/// The audit entry of pruned versions, which are in order; `None`: there are none.
+/// The audit entry for the pruned versions, which are in order; `None`: there are none.
 pub(super) fn pruned_note(note: &AuditNote, pruned: &[u64]) -> Option<AuditNote> {
     let (first, last) = pruned.first().zip(pruned.last())?;
     Some(note.clone().on(format_args!("{first}-{last}")).with("versions", pruned.len()))
@@ -391,10 +392,10 @@ pub(super) fn taken(what: &str) -> RecordsError {
     RecordsError::Unavailable(format!("this {what} is taken; nothing was written, register again with new ones"))
 }
 
-/// The error for every call but those of the fill.
+/// The error of every call during a fill, except those of the fill.
 pub(super) fn being_filled() -> RecordsError {
     RecordsError::Unavailable(
-        "they are being filled from a copy, or that was cut short: wait for it, or run the restore or migration again"
+        "they are being filled from a copy, or a fill was cut short: wait for it, or run the restore or migration again"
             .into(),
     )
 }

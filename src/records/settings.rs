@@ -20,7 +20,7 @@ pub trait SettingsRecords: Send + Sync {
 pub struct Settings {
     /// The kill switch: hosts are answered 503.
     pub api_disabled: bool,
-    /// Shown to hosts with it.
+    /// Shown to hosts while the kill switch is on.
     pub api_disabled_reason: Option<String>,
     /// The newest known release of Codex.
     pub client_release: Option<ClientRelease>,
@@ -33,21 +33,22 @@ pub struct Settings {
     /// `None`: not recorded yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_trust: Option<HostTrust>,
-    /// Addresses of the daemon that hosts were given, the newest first, [`Settings::MAX_PUBLIC_URLS`] at most.
+    /// Addresses of the daemon that hosts were given, newest first; at most [`Settings::MAX_PUBLIC_URLS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub public_urls: Vec<String>,
 }
 
-/// The server certificates that hosts accept, and the one they are shown. All nodes bake their wrappers by it.
+/// Which server certificates hosts accept, and which one they are shown. All nodes bake their wrappers by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostTrust {
-    /// Old wrappers, which do not report what they trust, trust the machine's store only; `false`: our authority only.
+    /// `true`: old wrappers, which do not report what they trust, trust only the machine's store. `false`: only our
+    /// authority.
     pub old_wrappers_trust_system: bool,
     /// Since when wrappers also trust the machine's store. `None`: they trust our authority only.
     #[serde(with = "time::serde::rfc3339::option")]
     pub system_since: Option<OffsetDateTime>,
     /// Since when hosts are shown a certificate that the machine's store trusts (the operator's or a proxy's). `None`:
-    /// one of our authority.
+    /// they are shown one of our authority.
     #[serde(with = "time::serde::rfc3339::option")]
     pub switched_at: Option<OffsetDateTime>,
 }
@@ -77,7 +78,7 @@ pub enum SettingsChange {
     ClearRestored {
         version: u64,
     },
-    /// Records a backup, if newer than the recorded one.
+    /// Records a backup, if it is newer than the recorded one.
     BackupVerified(VerifiedBackup),
     /// Records the address that hosts are given from now on. Does not fit if it is the newest already.
     PublicUrl(String),
@@ -87,8 +88,8 @@ pub enum SettingsChange {
     TrustSystem {
         since: OffsetDateTime,
     },
-    /// Shows hosts a certificate that the machine's store trusts, or one of our authority again (`None`). Does not fit
-    /// if that is so already.
+    /// Shows hosts a certificate that the machine's store trusts, or again one of our authority (`None`). Does not fit
+    /// if this is so already.
     Switch(Option<OffsetDateTime>),
 }
 
@@ -101,8 +102,8 @@ pub struct VerifiedBackup {
     pub has_keys: bool,
 }
 
-/// A version restored from a backup. Its refresh token may be spent, and a spent token must not be redeemed again:
-/// upstream may treat that as theft and revoke the tokens that came of it.
+/// A version restored from a backup. Its refresh token may be spent, and a spent token must not be redeemed again.
+/// Upstream may treat that as theft and revoke the tokens that were issued for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoredLogin {
     pub version: u64,

@@ -19,14 +19,15 @@ use crate::seal::Sealed;
 
 #[async_trait]
 pub trait RecordStore: Send + Sync {
-    /// Writes what the first boot made, in one transaction. `false`: the store was initialised before.
+    /// Writes the material of the first boot in one transaction. `false`: the store was initialised before.
     async fn initialise(&self, seed: &Seed, audit: &AuditNote) -> Result<bool>;
     async fn is_initialised(&self) -> Result<bool>;
     /// Whether the store can be read, and whether a write would be durable.
     async fn check(&self) -> Result<()>;
     /// Why the store takes no changes until it is opened again; `None`: it takes them. Does not wait.
     fn failure(&self) -> Option<StoreFailure>;
-    /// Whether the store can be unreachable while this machine is well. Then the caches of a node must outlast it.
+    /// Whether the store can be unreachable while this machine works. Then the caches of a node must keep working
+    /// without it.
     fn may_be_away(&self) -> bool;
     /// Whether a change was refused a moment ago, though others may succeed. [`RecordStore::check`] says why.
     fn refused_lately(&self) -> bool {
@@ -36,17 +37,18 @@ pub trait RecordStore: Send + Sync {
     async fn server_health(&self) -> Result<Option<ServerHealth>> {
         Ok(None)
     }
-    /// Reads every row and its checksum; returns how many. `None`: the store is another process and verifies itself.
+    /// Reads every row and its checksum; returns the number of rows. `None`: the store is another process and verifies
+    /// itself.
     async fn verify(&self) -> Result<Option<u64>> {
         Ok(None)
     }
-    /// How often a change of this process conflicted with another one and was retried.
+    /// How often a change of this process conflicted with another change and was retried.
     fn conflicts(&self) -> u64;
     async fn epoch(&self) -> Result<Epoch>;
     /// Epoch, incarnation and standstill. `Unavailable` during a fill.
     async fn state(&self) -> Result<StoreState>;
-    /// Everything that nodes cache and that changed after `epoch`, each row once, as of the epoch returned with it. If
-    /// `epoch` is ahead of the store: nothing, and the store's epoch.
+    /// Everything that nodes cache and that changed after `epoch`: each row once, as of the returned epoch. If `epoch`
+    /// is ahead of the store, returns nothing but the store's epoch.
     async fn changes_since(&self, epoch: Epoch) -> Result<Changes>;
 }
 
@@ -67,7 +69,7 @@ pub struct StoreFailure {
     pub cause: String,
 }
 
-/// What the first boot makes.
+/// The material that the first boot makes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seed {
     pub sealing_key: SealingKey,
@@ -76,7 +78,7 @@ pub struct Seed {
     pub server_key: Sealed,
 }
 
-/// What a daemon needs to boot while the store is away. No plaintext secret.
+/// The data that a daemon needs to boot while the store is unreachable. No plaintext secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BootMaterial {
     pub sealing_keys: Vec<SealingKey>,

@@ -12,20 +12,20 @@ use crate::model::audit::AuditNote;
 
 #[async_trait]
 pub trait TransferRecords: Send + Sync {
-    /// Refuses every change from here on, on every node, with [`RecordsError::StandsStill`]; `None` ends that. Setting
-    /// it again replaces the reason.
+    /// Refuses every change from now on, on every node, with [`RecordsError::StandsStill`]; `None` ends that. A second
+    /// call replaces the reason.
     async fn standstill_set(&self, standstill: Option<&Standstill>, audit: &AuditNote) -> Result<()>;
-    /// Sends every row as of one moment, in the order of [`Table`](super::copy::Table) and of the primary keys. Takes
-    /// as long as the receiver takes. After an error the receiver has less than everything.
+    /// Sends every row as of one moment, in the order of [`Table`](super::copy::Table) and of the primary keys. Waits
+    /// for the receiver. After an error the receiver has only a part.
     async fn copy_export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()>;
     /// Empties the store to fill it with rows of a copy. Until [`TransferRecords::fill_finish`] every other call is
-    /// `Unavailable`, across crashes. A second begin takes over from one that was cut short. `false`: the store holds
-    /// something, and `replaces` is not set.
+    /// `Unavailable`, across crashes. A second begin takes over from a fill that was cut short. `false`: the store is
+    /// not empty, and `replaces` is not set.
     async fn fill_begin(&self, filling: &Filling, replaces: bool) -> Result<bool>;
     /// Adds rows, each once, in the order of the export.
     async fn fill_append(&self, filling: &Filling, rows: &[Row]) -> Result<()>;
-    /// Completes the fill: the store is initialised, writable, at an epoch above all that a node may know, and its
-    /// incarnation is the id of the fill. `Unavailable`: another fill took over.
+    /// Completes the fill. The store is then initialised and writable. Its epoch is above all that a node may know, and
+    /// its incarnation is the id of the fill. `Unavailable`: another fill took over.
     async fn fill_finish(&self, filling: &Filling, audit: &AuditNote) -> Result<()>;
 }
 

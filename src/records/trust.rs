@@ -1,4 +1,4 @@
-//! What the daemon signs and seals with: authorities, the server's key, admin certificates, data keys.
+//! The keys and certificates of the daemon: authorities, the server's key, admin certificates, data keys.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::seal::{KeyId, Place, Sealed};
 #[async_trait]
 pub trait TrustRecords: Send + Sync {
     async fn authority_list(&self) -> Result<Vec<Authority>>;
-    /// Moves the authorities of a role one slot on; returns all authorities after it. `None`: `step` does not fit the
+    /// Moves the authorities of a role by one step; returns all authorities after it. `None`: `step` does not fit the
     /// present slots. Bumps the epoch.
     async fn authority_roll(
         &self,
@@ -46,8 +46,8 @@ pub trait TrustRecords: Send + Sync {
         at: OffsetDateTime,
         audit: &AuditNote,
     ) -> Result<Option<AdminCertificate>>;
-    /// Gives a certificate to a user, whose role it has from then on; `None` makes it an admin's. Bumps the epoch,
-    /// unless the certificate has this user. `None` is returned if there is no such certificate or user.
+    /// Gives a certificate to a user; from then on it has the user's role. `None` makes it an admin's. Bumps the epoch,
+    /// unless the certificate has this user. Returns `None` if there is no such certificate or user.
     async fn certificate_set_user(
         &self,
         fingerprint: &Digest,
@@ -126,7 +126,7 @@ pub struct AdminCertificate {
     /// The authority that signed it; `None` for certificates of the first format.
     #[serde(default)]
     pub authority: Option<Uuid>,
-    /// Its user, whose role it gives. `None`: it gives an admin's rights.
+    /// The user whose role it gives. `None`: it gives an admin's rights.
     // Left out if unset: a backup has digests of its rows, and older rows do not have this member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserId>,

@@ -1,7 +1,7 @@
-//! Finding the Codex that is run: the program itself, which needs nothing beside it.
+//! Finds the Codex program to run: a static ELF file for this machine.
 //!
-//! What npm puts into the path is a script that starts the program of this machine's kind, which lies in a package of its
-//! own; in the sandbox there is nothing that could read a script, so that program is looked for.
+//! npm installs a script in the PATH, which starts the native program from a separate package. The sandbox has no
+//! interpreter for scripts, so this module finds the native program.
 
 use std::ffi::OsStr;
 use std::io::Read as _;
@@ -19,21 +19,21 @@ pub enum CodexError {
         "there is no Codex at {0}; install it (npm install -g @openai/codex), or name the program with runner.codex"
     )]
     NotThere(PathBuf),
-    #[error("{path} cannot be run by the daemon: {cause}; let it read and execute the file, and pass its directories", path = .path.display())]
+    #[error("{path} cannot be run by the daemon: {cause}; give it read and execute permission on the file, and search permission on the directories", path = .path.display())]
     Unreadable { path: PathBuf, cause: String },
     #[error(
         "{0} is a script, and the program it starts is not beside it; name the Codex program itself with runner.codex"
     )]
     Script(PathBuf),
-    #[error("{0} is no program for this machine; name the Codex program itself with runner.codex")]
+    #[error("{0} is not a program for this machine; name the Codex program itself with runner.codex")]
     NoProgram(PathBuf),
     #[error(
-        "{0} needs libraries of the system, which are not in the sandbox; take the release of Codex that needs none (npm, or …-unknown-linux-musl)"
+        "{0} needs shared libraries, which the sandbox does not have; install the static release of Codex (from npm, or …-unknown-linux-musl)"
     )]
     NotStatic(PathBuf),
 }
 
-/// The program that `codex` means: a path, or a name that is looked up in `path`, the value of PATH.
+/// Finds the program for `codex`: a path, or a name that is looked up in `path` (the value of PATH).
 pub fn find(codex: &str, path: Option<&OsStr>) -> Result<PathBuf, CodexError> {
     let found = if codex.contains('/') {
         PathBuf::from(codex)
@@ -41,7 +41,7 @@ pub fn find(codex: &str, path: Option<&OsStr>) -> Result<PathBuf, CodexError> {
         let mut candidates = std::env::split_paths(path.unwrap_or_default()).map(|directory| directory.join(codex));
         candidates.find(|candidate| is_executable(candidate)).ok_or_else(|| CodexError::NotInPath(codex.into()))?
     };
-    // Through links: what npm puts into the path is one, and what is beside it is beside its target.
+    // Resolves links: npm puts a link into the PATH, and the native program is next to the target of that link.
     let found = match found.canonicalize() {
         Ok(found) => found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(CodexError::NotThere(found)),
@@ -66,8 +66,8 @@ fn is_executable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// The program that npm's script starts: `bin/codex.js` of the package `@openai/codex`, the program in the package of the
-/// machine's kind, inside of it or beside it.
+/// Finds the native program that npm's script starts. The script is `bin/codex.js` of the package `@openai/codex`. The
+/// program is in a package for the machine's architecture, inside that package or next to it.
 fn beside(script: &Path) -> Option<PathBuf> {
     let (package, triple) = match std::env::consts::ARCH {
         "x86_64" => ("codex-linux-x64", "x86_64-unknown-linux-musl"),
@@ -81,21 +81,21 @@ fn beside(script: &Path) -> Option<PathBuf> {
 }
 
 enum Kind {
-    /// For this machine, and needing nothing.
+    /// For this architecture, and statically linked.
     Program,
     NeedsLibraries,
     Script,
     Other,
 }
 
-/// Of an ELF file: where what is read here stands (ELF-64, little-endian).
+/// Offsets and values in an ELF file (ELF-64, little-endian).
 const HEAD: usize = 64;
 const MACHINE: usize = 18;
 const TABLE_AT: usize = 32;
 const ENTRY_SIZE: usize = 54;
 const ENTRIES: usize = 56;
 const INTERPRETER: u32 = 3;
-/// More than any program has.
+/// More than any real program has.
 const MAX_PROGRAM_HEADERS: u16 = 256;
 
 impl Kind {

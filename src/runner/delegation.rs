@@ -1,15 +1,16 @@
-//! The cgroup in which sandboxes get one each: the one that the service manager has delegated to the daemon; for a daemon
-//! that runs as root, one that is there.
+//! Prepares the cgroup in which each sandbox gets its own cgroup.
 //!
-//! Delegated means: a cgroup of version 2 that the daemon is in and that belongs to its user (`Delegate=` in a unit with
-//! `User=`). The kernel hands limits on only from a cgroup that has no process of its own, so the daemon moves itself, and
-//! who else is there, into a child.
+//! As an ordinary user, the daemon uses the cgroup that the service manager delegates to it: a cgroup of version 2 that
+//! contains the daemon and belongs to its user (`Delegate=` in a unit with `User=`). The kernel passes limits on to
+//! children only from a cgroup without processes. So the daemon moves itself, and any other process there, into a child
+//! cgroup.
 //!
-//! Root may make a cgroup anywhere, and moves nobody: sandboxes get theirs in the nearest cgroup of version 2 above the
-//! daemon that hands the limits on, or in the daemon's own of version 1's memory hierarchy.
+//! As root, the daemon may make a cgroup anywhere and moves no process. Sandboxes get theirs in the nearest cgroup of
+//! version 2 above the daemon that passes the limits on. If there is none, they get it in the daemon's own cgroup of
+//! version 1's memory hierarchy.
 //!
-//! What a killed launcher left behind is removed at the start. Nothing else is written; a crash leaves the daemon in either
-//! cgroup, and the next start finds both.
+//! At start, cgroups that killed launchers left behind are removed. Nothing else is written. After a crash the daemon
+//! is in either cgroup; the next start handles both cases.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -19,15 +20,15 @@ use nix::unistd::geteuid;
 
 use super::sandbox::cgroup::{NAME, V1_LIMIT, put};
 
-/// The daemon's own.
+/// The child cgroup for the daemon's own processes.
 const DAEMON: &str = "daemon";
-/// Where cgroups of version 2 are, alone or beside version 1.
+/// Mount points of cgroups of version 2, alone or next to version 1.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 const WANTED: [&str; 2] = ["memory", "pids"];
-/// Where the memory hierarchy of version 1 is.
+/// Mount point of the memory hierarchy of version 1.
 const V1_MOUNT: &str = "/sys/fs/cgroup/memory";
 
-/// The cgroup in which sandboxes' own can be made; or why there is none.
+/// Returns the cgroup in which the cgroups of sandboxes can be made, or the reason why there is none.
 pub fn prepare() -> Result<PathBuf, String> {
     let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("/proc/self/cgroup: {error}"))?;
     let mount = MOUNTS.iter().map(Path::new).find(|mount| mount.join("cgroup.controllers").is_file());
@@ -45,7 +46,7 @@ fn prepare_for_root(mount: Option<&Path>, v1: &Path, own: &str) -> Result<PathBu
             in_version_1(v1, own).map_err(|nor| format!("the daemon runs as root, and finds {none}, and {nor}"))?
         }
     };
-    // That it can be written is seen now, not by the first probe.
+    // Check now that cgroups can be made, and not only at the first probe.
     let trial = place.join(format!("{NAME}{}", std::process::id()));
     fs::create_dir(&trial)
         .and_then(|()| fs::remove_dir(&trial))
@@ -54,16 +55,17 @@ fn prepare_for_root(mount: Option<&Path>, v1: &Path, own: &str) -> Result<PathBu
     Ok(place)
 }
 
-/// The nearest above this process that hands on what is wanted.
+/// The nearest cgroup at or above this process that passes the wanted controllers on.
 fn above_in_version_2(mount: &Path, own: &str) -> Result<PathBuf, String> {
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup of version 2 that it is in")?;
+    let path =
+        own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("no cgroup of version 2 for this process")?;
     let here = mount.join(path);
     let hands_on = |cgroup: &Path| {
         let there = fs::read_to_string(cgroup.join("cgroup.subtree_control")).unwrap_or_default();
         WANTED.iter().all(|wanted| there.split_whitespace().any(|name| name == *wanted))
     };
     let found = here.ancestors().take_while(|cgroup| cgroup.starts_with(mount)).find(|cgroup| hands_on(cgroup));
-    let none = || "no cgroup of version 2 above it that hands on limits of memory and processes";
+    let none = || "no cgroup of version 2 above it that passes on limits of memory and processes";
     Ok(found.ok_or_else(none)?.to_path_buf())
 }
 
@@ -73,32 +75,33 @@ fn in_version_1(mount: &Path, own: &str) -> Result<PathBuf, String> {
         controllers.split(',').any(|name| name == "memory").then_some(path)
     });
     let path = path.ok_or("no memory hierarchy of version 1")?;
-    // In a container the path may be that of the host's view: then its own is the mount point.
+    // In a container the path may be the one that the host sees. Then the container's own cgroup is the mount point.
     let places = [mount.join(path.trim_start_matches('/')), mount.to_path_buf()];
     let place = places.into_iter().find(|place| place.join(V1_LIMIT).exists());
     place.ok_or_else(|| format!("no memory hierarchy of version 1 at {}", mount.display()))
 }
 
-/// Of launchers that are gone. Others may have cgroups here as well: nothing is touched that a process may be in.
+/// Removes cgroups of launchers that have ended. Other programs may have cgroups here too: a cgroup that may hold a
+/// process is not touched.
 fn remove_abandoned(place: &Path) -> io::Result<()> {
     for entry in fs::read_dir(place)? {
         let entry = entry?;
         let name = entry.file_name();
         let launcher = name.to_str().and_then(|name| name.strip_prefix(NAME));
         if launcher.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // One that is busy stays, and is in nobody's way.
+            // A busy cgroup cannot be removed. It stays, and does no harm.
             let _ = fs::remove_dir(entry.path());
         }
     }
     Ok(())
 }
 
-/// `own`: what `/proc/self/cgroup` says.
+/// `own`: the content of `/proc/self/cgroup`.
 fn prepare_in(mount: &Path, own: &str) -> Result<PathBuf, String> {
     let path =
         own.lines().find_map(|line| line.strip_prefix("0::/")).ok_or("this process is in no cgroup of version 2")?;
     let here = mount.join(path);
-    // A process that took the place of another is in its child already.
+    // A process that replaced itself by exec (`daemon::recovery`) is already in its child cgroup.
     let ours = match here.parent() {
         Some(parent) if here.ends_with(DAEMON) && has_controllers(parent).is_ok() => parent.to_path_buf(),
         _ => here,
@@ -117,10 +120,10 @@ fn prepare_in(mount: &Path, own: &str) -> Result<PathBuf, String> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed("make a cgroup")(error)),
         _ => {}
     }
-    let processes = fs::read_to_string(ours.join("cgroup.procs")).map_err(failed("read who is"))?;
+    let processes = fs::read_to_string(ours.join("cgroup.procs")).map_err(failed("list the processes"))?;
     for process in processes.lines() {
         match put(&daemon.join("cgroup.procs"), process) {
-            // It has ended meanwhile.
+            // The process has ended in the meantime.
             Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
             moved => moved.map_err(failed("move processes"))?,
         }
@@ -129,7 +132,7 @@ fn prepare_in(mount: &Path, own: &str) -> Result<PathBuf, String> {
         put(&ours.join("cgroup.subtree_control"), &format!("+{controller}"))
             .map_err(failed(&format!("enable {controller}")))?;
     }
-    remove_left_overs(&ours).map_err(failed("remove what was left"))?;
+    remove_left_overs(&ours).map_err(failed("remove old sandboxes"))?;
     Ok(ours)
 }
 
@@ -142,14 +145,14 @@ fn has_controllers(cgroup: &Path) -> Result<(), String> {
     }
 }
 
-/// Of launchers that were killed: there is none when a daemon starts.
+/// Removes cgroups of killed launchers. When a daemon starts, no launcher is alive.
 fn remove_left_overs(ours: &Path) -> io::Result<()> {
     for entry in fs::read_dir(ours)? {
         let entry = entry?;
         if !entry.file_type()?.is_dir() || entry.file_name() == DAEMON {
             continue;
         }
-        // Older kernels have no such file; what is busy stays, and is in nobody's way.
+        // Older kernels have no `cgroup.kill`. A busy cgroup stays, and does no harm.
         let _ = put(&entry.path().join("cgroup.kill"), "1");
         let _ = fs::remove_dir(entry.path());
     }
@@ -160,7 +163,7 @@ fn remove_left_overs(ours: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// As much of a cgroup as ordinary files can be.
+    /// Imitates a cgroup with ordinary files.
     fn cgroup(path: &Path, controllers: &str, processes: &str) {
         fs::create_dir_all(path).unwrap();
         fs::write(path.join("cgroup.controllers"), controllers).unwrap();
@@ -178,10 +181,10 @@ mod tests {
         let own = "1:name=systemd:/x\n0::/system.slice/codex-authd.service\n";
         assert_eq!(prepare_in(mount.path(), own), Ok(ours.clone()));
         assert_eq!(fs::read_to_string(ours.join("daemon/cgroup.procs")).unwrap(), "17");
-        // A file keeps what was written last; the kernel adds up.
+        // An ordinary file keeps the last write; the kernel adds up the writes.
         assert!(fs::read_to_string(ours.join("cgroup.subtree_control")).unwrap().starts_with("+pids"));
         assert!(!ours.join("probe-1").exists());
-        // The next process in the same place.
+        // The next process of the same service.
         assert_eq!(prepare_in(mount.path(), "0::/system.slice/codex-authd.service/daemon\n"), Ok(ours));
     }
 
@@ -197,7 +200,7 @@ mod tests {
         let none = prepare_for_root(Some(mount.path()), &nowhere, OWN).unwrap_err();
         assert!(none.contains("no cgroup of version 2 above it") && none.contains("nowhere"), "{none}");
         fs::write(slice.join("cgroup.subtree_control"), "cpu memory pids\n").unwrap();
-        // Of a launcher that is gone, and of one that may be there.
+        // One of a launcher that has ended, and one of a launcher that may be running.
         let [gone, there] = [u32::MAX, std::process::id() + 1].map(|pid| slice.join(format!("{NAME}{pid}")));
         fs::create_dir(&gone).unwrap();
         fs::create_dir(&there).unwrap();
@@ -215,7 +218,7 @@ mod tests {
             none.contains("no cgroups of version 2") && none.contains("no memory hierarchy of version 1"),
             "{none}"
         );
-        // As a container sees it, then as the host does.
+        // First the view of a container, then the view of the host.
         fs::write(mount.path().join(V1_LIMIT), "").unwrap();
         assert_eq!(prepare_for_root(None, mount.path(), OWN), Ok(mount.path().to_path_buf()));
         let own = mount.path().join("system.slice/x.service");

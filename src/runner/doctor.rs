@@ -1,4 +1,4 @@
-//! What probes need, looked for one by one, each with what mends it.
+//! Checks everything that probes need; each finding comes with a remedy.
 
 use super::sandbox::SandboxError;
 use super::setup::{ca_bundle, configuration};
@@ -19,8 +19,8 @@ pub async fn examine(runner: &Runner) -> Vec<Check> {
         Err(_) => Check::not(
             "configuration",
             Verdict::Missing,
-            "runner.config_toml is no valid TOML",
-            "mend it and restart the daemon",
+            "runner.config_toml is not valid TOML",
+            "correct it and restart the daemon",
         ),
     };
     let certificates = match ca_bundle() {
@@ -28,7 +28,7 @@ pub async fn examine(runner: &Runner) -> Vec<Check> {
         None => Check::not(
             "certificates",
             Verdict::Weak,
-            "this system has no bundle of certificates; Codex uses those it brings",
+            "this system has no CA bundle; Codex uses its built-in certificates",
             "apt-get install ca-certificates, or name a bundle with SSL_CERT_FILE in the daemon's environment",
         ),
     };
@@ -49,16 +49,16 @@ pub async fn examine(runner: &Runner) -> Vec<Check> {
             "cgroup",
             Verdict::Weak,
             format!(
-                "{why}; the memory of a probe's process is bounded, the kernel's for its sockets only by their number"
+                "{why}; the memory of a probe's process is limited, but the kernel memory of its sockets only by their number"
             ),
             "Delegate=memory pids in the unit (systemctl edit codex-authd), on a machine with cgroup v2; as root, a \
-             memory controller whose hierarchy may be written",
+             memory controller with a writable hierarchy",
         ),
     };
     vec![codex, configured, certificates, sandbox, limits, reach(&settings.egress, settings.token_url.as_deref())]
 }
 
-/// Whether where tokens are refreshed may be reached.
+/// Checks that `runner.egress` lists the server that refreshes tokens.
 fn reach(egress: &Egress, token_url: Option<&str>) -> Check {
     let count = egress.destinations().len();
     let good = || Check::good("egress", format!("{count} destinations are listed in runner.egress"));
@@ -75,7 +75,7 @@ fn destination(url: &str) -> Option<Destination> {
     format!("{}:{}", url.host_str()?, url.port_or_known_default()?).parse().ok()
 }
 
-/// What happened, and what to do about it.
+/// Splits a message into the finding and the remedy.
 fn split(message: &str) -> (String, Option<String>) {
     match message.split_once("; ") {
         Some((found, remedy)) => (found.into(), Some(remedy.into())),

@@ -1,6 +1,6 @@
-//! Proving the canonical login by running the real Codex on it, in a sandbox that nothing gets out of.
+//! Probes: prove the canonical login by running the real Codex on it, in a sandbox.
 //!
-//! This room knows how a probe is made and what it found; not what follows from it, which `service/probes` decides.
+//! This room knows how to run a probe and what the finding is. `service/probes` decides what follows from it.
 
 mod codex;
 pub mod delegation;

@@ -1,8 +1,7 @@
-//! What a program wrote: the end of it kept, however much it is, and shown without secrets.
+//! Captures the last part of a program's output, and shows it without secrets.
 //!
-//! The program is hostile, and what it prints may hold the login it was given: whole, cut in two by a line's end, or
-//! coloured. Shown are a few lines of plain text, in which everything that is part of a login, and everything that looks
-//! as if it were, is replaced by `***`.
+//! The program is hostile. Its output may contain its login: whole, split by a line break, or coloured. People see a
+//! few lines of plain text. Every part of a login, and everything that looks like one, is replaced by `***`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +10,10 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
-/// How much of the end is kept.
+/// How many bytes are kept, from the end of the output.
 const MAX_KEPT_BYTES: usize = 64 * 1024;
 
-/// Counts what came in over all of a program's pipes.
+/// Counts the bytes from all pipes of a program.
 #[derive(Clone, Default)]
 pub struct Total(Arc<AtomicU64>);
 
@@ -24,9 +23,9 @@ impl Total {
     }
 }
 
-/// Reads to the end, and gives the last [`MAX_KEPT_BYTES`] bytes.
+/// Reads to the end and returns the last [`MAX_KEPT_BYTES`] bytes.
 pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<Vec<u8>> {
-    // Room for all of it from the start: what is moved on growing is not wiped.
+    // Allocates everything at once: a buffer that grows is moved, and its old copy is not wiped.
     let mut kept = Zeroizing::new(Vec::with_capacity(3 * MAX_KEPT_BYTES));
     let mut chunk = Zeroizing::new([0; 16 * 1024]);
     while let Ok(read @ 1..) = pipe.read(&mut chunk[..]).await {
@@ -42,25 +41,25 @@ pub async fn tail(mut pipe: impl AsyncRead + Unpin, total: Total) -> Zeroizing<V
     kept
 }
 
-/// What must not be shown of the logins that a program had in hand.
+/// The secrets in the logins that a program had; they must not be shown.
 #[derive(Default)]
 pub struct OutputSecrets(Vec<Zeroizing<String>>);
 
-/// Shorter texts are no secrets, and would be found everywhere.
+/// Shorter texts are not secrets, and would match everywhere.
 const MIN_SECRET_CHARACTERS: usize = 8;
-/// Longer words are taken for secrets, whatever they are.
+/// Longer words are treated as secrets.
 const MAX_WORD_CHARACTERS: usize = 40;
-/// Members of a login that are none.
+/// Members of a login that are not secret.
 const PLAIN: [&str; 4] = ["auth_mode", "last_refresh", "token_type", "api_base"];
 
 impl OutputSecrets {
-    /// Adds those of a login; a text that is none is a secret as a whole.
+    /// Adds the secrets of a login. A text that is not JSON is one secret as a whole.
     pub fn add(&mut self, login: &str) {
         match serde_json::from_str::<Value>(login) {
             Ok(value) => self.add_value(&value),
             Err(_) => self.add_text(login),
         }
-        // The longest first: what is part of another is not left over from it.
+        // Longest first, so that masking a part does not leave the rest of a longer secret.
         self.0.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         self.0.dedup();
     }
@@ -80,14 +79,14 @@ impl OutputSecrets {
     }
 
     fn add_text(&mut self, text: &str) {
-        // And the parts of a token, which are as good as the whole.
+        // Parts of a token are as secret as the whole token.
         let parts = text.split(['.', '/', '+', '=']).filter(|part| *part != text);
         for secret in std::iter::once(text).chain(parts).filter(|secret| secret.len() >= MIN_SECRET_CHARACTERS) {
             self.0.push(Zeroizing::new(secret.to_owned()));
         }
     }
 
-    /// The last `lines` lines that hold anything, as plain text without secrets, at most `bytes` long.
+    /// Returns the last `lines` non-empty lines, as plain text without secrets, at most `bytes` long.
     pub fn last_lines(&self, output: &[u8], lines: usize, bytes: usize) -> String {
         let text = plain(&String::from_utf8_lossy(output));
         let masked = self.mask(&text);
@@ -112,14 +111,14 @@ impl OutputSecrets {
     }
 }
 
-/// Without colours, and without what else moves a terminal.
+/// Removes colours and other terminal control sequences.
 fn plain(text: &str) -> Zeroizing<String> {
     let mut out = Zeroizing::new(String::with_capacity(text.len()));
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {
         match letter {
             '\u{1b}' if letters.next_if_eq(&'[').is_some() => {
-                // To the letter that ends the sequence.
+                // Skip to the letter that ends the sequence.
                 while letters.next_if(|next| matches!(next, '0'..='9' | ';' | '?' | ':')).is_some() {}
                 letters.next_if(char::is_ascii_alphabetic);
             }
@@ -132,7 +131,7 @@ fn plain(text: &str) -> Zeroizing<String> {
     out
 }
 
-/// A run of letters that tokens are made of, longer than any word.
+/// Masks each run of token characters that is longer than a normal word.
 fn mask_long_words(text: &str) -> Zeroizing<String> {
     let is_of_a_token = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_' | '.' | '+' | '=');
     let mut out = Zeroizing::new(String::with_capacity(text.len()));

@@ -1,8 +1,8 @@
-//! One probe: the real Codex on a login, in a sandbox, with the proxy as its only way out; and what is to be thought of it.
+//! One probe: runs the real Codex on a login, in a sandbox with the proxy as the only way out, and judges the result.
 //!
-//! A login that Codex refreshes is told the moment it is written, while the probe goes on: the refresh token that it was
-//! made with is spent, and nobody but us has the new one. What is told later, or not at all because this process died, is
-//! gone; that is the only thing a crash can lose here, and the sandbox ends with the process.
+//! A login that Codex refreshes is reported as soon as it is written, while the probe goes on. The old refresh token is
+//! spent then, and only this process has the new one. If this process dies before it reports the login, the login is
+//! lost. A crash loses nothing else: the sandbox ends with the process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use super::setup::Runner;
 use super::{Check, doctor};
 
 const WORD: &str = "banana";
-/// A program that writes more is ended.
+/// A program that writes more is killed.
 const MAX_OUTPUT_BYTES: u64 = 16 * 1024 * 1024;
 const OUTPUT_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How much of its output is shown where it failed.
+/// How much of the program's output a failure shows.
 const MAX_REASON_LINES: usize = 8;
 const MAX_REASON_BYTES: usize = 2000;
-/// The output of what has ended is there; that of what holds a pipe open is not waited for.
+/// How long to wait for the rest of the output. A process that still holds a pipe open is not waited for.
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[async_trait]
@@ -73,7 +73,7 @@ impl Prober for Runner {
     }
 }
 
-/// The sandbox keeps the time itself; this is for one that does not.
+/// The sandbox enforces the time limit itself. This extra time is for a sandbox that does not.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn not_built(error: SandboxError) -> Finding {
@@ -81,22 +81,22 @@ fn not_built(error: SandboxError) -> Finding {
 }
 
 struct Probe {
-    /// `None`: nothing of it is left.
+    /// `None`: the sandbox has ended.
     sandbox: Option<Sandbox>,
     proxy: Arc<Proxy>,
     tasks: Tasks,
     total: Total,
     secrets: OutputSecrets,
-    /// What Codex has in hand, as far as is known.
+    /// The last login that Codex is known to have.
     login: Zeroizing<String>,
     timeout: Duration,
-    /// Why it was ended by us.
+    /// The reason, if the daemon ended the probe.
     ended: Option<String>,
-    /// When it is given up if it has not ended by then.
+    /// The probe is given up at this time.
     deadline: Instant,
 }
 
-/// Ended with the probe.
+/// Aborted together with the probe.
 struct Tasks {
     serving: JoinHandle<()>,
     stdout: JoinHandle<Zeroizing<Vec<u8>>>,
@@ -149,9 +149,9 @@ impl Probing for Probe {
 }
 
 impl Probe {
-    /// The login that Codex wrote, if it is another one than it had.
+    /// Returns the login that Codex wrote, if it differs from the one that Codex had.
     fn refreshed(&mut self, bytes: &[u8]) -> Option<Zeroizing<String>> {
-        // What is half written, or nonsense, is no login; the next one may be.
+        // A partial or invalid file is not a login. A later one may be.
         let text = std::str::from_utf8(bytes).ok().filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())?;
         if *text == **self.login {
             return None;
@@ -165,7 +165,7 @@ impl Probe {
         if let Some(sandbox) = self.sandbox.take()
             && let Err(error) = sandbox.end().await
         {
-            log::debug!(event = "sandbox_ended_badly", cause:% = error; "a sandbox did not end as it should: {error}");
+            log::debug!(event = "sandbox_ended_badly", cause:% = error; "a sandbox did not end cleanly: {error}");
         }
         let (stdout, stderr) = (last(&mut self.tasks.stdout).await, last(&mut self.tasks.stderr).await);
         let answered = String::from_utf8_lossy(&stdout).to_lowercase().contains(WORD);
@@ -188,7 +188,7 @@ impl Probe {
                 reason = format!("{reason}\n{what}: {text}");
             }
         }
-        // A login that was never shown to OpenAI is not disproved.
+        // If Codex reached no server, this proves nothing about the login.
         if self.ended.is_none() && self.proxy.reached_nothing() {
             return Finding::Unavailable(format!(
                 "Codex could not reach OpenAI; check the network of this machine and runner.egress\n{reason}"

@@ -1,4 +1,4 @@
-//! What makes probes, as others see it: a probe begins, tells of a refreshed login, and ends with a finding.
+//! The interface of probes for other rooms: a probe begins, reports refreshed logins, and ends with a finding.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use zeroize::Zeroizing;
 
 use super::Check;
 
-/// What makes probes.
+/// Runs probes.
 #[async_trait]
 pub trait Prober: Send + Sync {
-    /// Begins a probe of a login. A probe that is dropped ends.
+    /// Begins a probe of a login. Dropping the probe ends it.
     async fn begin(&self, login: &str) -> Result<Box<dyn Probing>, Finding>;
-    /// How long one may take.
+    /// The longest time that one probe may take.
     fn time(&self) -> Duration;
-    /// What probes need, and whether it is there.
+    /// Checks everything that probes need.
     async fn examine(&self) -> Vec<Check>;
 }
 
-/// A probe under way.
+/// A running probe.
 #[async_trait]
 pub trait Probing: Send {
-    /// The finding comes last.
+    /// Returns the next event. The finding is the last one.
     async fn next(&mut self) -> Told;
-    /// It is to end now, whatever it has found; what it has to tell is still told, and `why` is its finding.
+    /// Ends the probe now. Pending events are still reported, and `why` becomes its finding.
     fn end(&mut self, why: &str);
 }
 
 pub enum Told {
-    /// Codex wrote another login in the place of the one it was given.
+    /// Codex replaced its login with this one.
     Refreshed(Zeroizing<String>),
     Found(Finding),
 }
@@ -36,8 +36,8 @@ pub enum Told {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Works,
-    /// Why not, for people. Holds no secret.
+    /// The reason, for people. Holds no secret.
     Fails(String),
-    /// It could not be tried: what is missing, and what mends it.
+    /// The probe could not run. Says what is missing, and the remedy.
     Unavailable(String),
 }

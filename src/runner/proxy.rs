@@ -1,12 +1,15 @@
-//! The only way out of the sandbox: a proxy that listens inside, connects outside, and lets through what [`Egress`] lists.
+//! The only way out of the sandbox: a proxy that listens inside, connects outside, and permits only what [`Egress`]
+//! lists.
 //!
-//! `CONNECT host:port` becomes a tunnel, once what comes through it is for that name (`tunnel`). A request for an `http://`
-//! URL, which a client sends to its proxy as it is, is passed on by itself: one a connection, so that none can follow it to
-//! somewhere else, and with the URL's host as its `Host`. Whoever speaks is hostile: a head
-//! is read within a time and a size, and nothing is looked up or dialled before the rules have said yes.
+//! `CONNECT host:port` becomes a tunnel after its beginning has been checked against that name (`tunnel`). A client
+//! sends a request for an `http://` URL to its proxy as it is. The proxy forwards one such request per connection, so
+//! that no second request can go to another destination. It sets `Host` to the host of the URL.
 //!
-//! It stores nothing. Each destination goes to the log with the bytes that went there and came back, each refusal with
-//! the rule; what was refused is kept for whoever wants to know why a probe failed.
+//! The client is hostile. A head is read within limits of time and size. No name is looked up and no connection is
+//! opened before the rules permit it.
+//!
+//! It stores nothing. The log gets each destination with the bytes in both directions, and each refusal with its rule.
+//! Refusals are kept in memory, to explain why a probe failed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +27,7 @@ use tokio::time::timeout;
 use super::tunnel::{self, TunnelError};
 use crate::model::egress::{Destination, Egress, EgressHost};
 
-/// What asks the system for the addresses of a name.
+/// Resolves a name to addresses.
 #[async_trait]
 pub trait Resolver: Send + Sync {
     async fn resolve(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
@@ -49,13 +52,13 @@ pub struct Proxy {
     unreachable: AtomicBool,
 }
 
-/// Connections at once; one more waits.
+/// Concurrent connections; further ones wait.
 const MAX_CONNECTIONS: usize = 128;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many refused destinations are kept.
+/// How many refused destinations are remembered.
 const MAX_KEPT_REFUSALS: usize = 16;
 
 impl Proxy {
@@ -69,7 +72,7 @@ impl Proxy {
         }
     }
 
-    /// Until it is dropped, and every connection with it.
+    /// Runs until it is dropped, which drops every connection as well.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let mut connections = JoinSet::new();
         loop {
@@ -92,12 +95,12 @@ impl Proxy {
         }
     }
 
-    /// What was asked for and refused, and why; the first of each, some at most.
+    /// Returns refused destinations with the first reason for each; at most `MAX_KEPT_REFUSALS`.
     pub fn refused(&self) -> BTreeMap<String, String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether permitted destinations were asked for, and none of them could be reached: the network is down.
+    /// True if permitted destinations were requested and none was reachable: the network is down.
     pub fn reached_nothing(&self) -> bool {
         self.unreachable.load(Ordering::Relaxed) && !self.connected.load(Ordering::Relaxed)
     }
@@ -110,7 +113,7 @@ impl Proxy {
                 answer.status,
                 body.len()
             );
-            // Whoever has gone away need not be told.
+            // The client may be gone; then the answer is not needed.
             let _ = timeout(HEAD_TIMEOUT, client.write_all(head.as_bytes())).await;
             let _ = client.shutdown().await;
         }
@@ -127,7 +130,7 @@ impl Proxy {
                 client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.map_err(ProxyAnswer::gone)?;
                 rest = match tunnel::opening(client, &head.destination, rest).await {
                     Ok(opening) => opening,
-                    // There is no answer any more: both ends are closed.
+                    // No answer is possible any more: both ends are closed.
                     Err(why) => {
                         self.cut(&head.destination, &why);
                         return Ok(());
@@ -154,7 +157,7 @@ impl Proxy {
                 .map_err(|_| self.fail(asked, "its name was not resolved in time"))?
                 .map_err(|error| self.fail(asked, format!("its name is not resolved: {error}")))?,
         };
-        // One that leads inside spoils them all: nothing of what such a name says is believed.
+        // One address inside a private network refuses the whole name: such an answer is not trusted at all.
         for address in &addresses {
             let checked = self.egress.check_address(asked, address.ip());
             checked.map_err(|why| self.refuse(asked, why.to_string()))?;
@@ -179,13 +182,13 @@ impl Proxy {
         ProxyAnswer { status: "403 Forbidden", message: why }
     }
 
-    /// A tunnel that was granted and is for something else.
+    /// Records a tunnel that was granted but carries something else.
     fn cut(&self, asked: &Destination, why: &TunnelError) {
         if let TunnelError::Ended(cause) = why {
-            log::debug!(event = "egress_ended", destination:% = asked, cause:%; "the probe asked for {asked} and sent nothing: {cause}");
+            log::debug!(event = "egress_ended", destination:% = asked, cause:%; "the probe opened a tunnel to {asked} and sent nothing: {cause}");
             return;
         }
-        log::warn!(event = "egress_cut", destination:% = asked, cause:% = why; "a tunnel of the probe's to {asked} was cut: {why}");
+        log::warn!(event = "egress_cut", destination:% = asked, cause:% = why; "the probe's tunnel to {asked} was cut: {why}");
         self.keep(asked, &format!("the tunnel to {asked} was cut: {why}"));
     }
 
@@ -205,7 +208,7 @@ impl Proxy {
     }
 }
 
-/// What the client is told in place of a connection.
+/// The error that the client receives instead of a connection.
 struct ProxyAnswer {
     status: &'static str,
     message: String,
@@ -224,12 +227,12 @@ impl ProxyAnswer {
 #[derive(Debug)]
 struct Head {
     destination: Destination,
-    /// What the server is to be sent of it; `None`: a tunnel.
+    /// What to send to the server; `None` for a tunnel.
     forwarded: Option<Vec<u8>>,
 }
 
 impl Head {
-    /// And what came after it already.
+    /// Returns the head, and the bytes that arrived after it.
     async fn read(client: &mut TcpStream) -> Result<(Self, Vec<u8>), ProxyAnswer> {
         let mut bytes = Vec::with_capacity(1024);
         loop {
@@ -248,31 +251,31 @@ impl Head {
         }
     }
 
-    /// With its length; `None`: more of it has to come.
+    /// Returns the head and its length; `None` if it is not complete yet.
     fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, ProxyAnswer> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
-        let length = match request.parse(bytes).map_err(|_| ProxyAnswer::bad("this is no HTTP request"))? {
+        let length = match request.parse(bytes).map_err(|_| ProxyAnswer::bad("this is not an HTTP request"))? {
             httparse::Status::Complete(length) => length,
             httparse::Status::Partial => return Ok(None),
         };
         let (Some(method), Some(target)) = (request.method, request.path) else {
-            return Err(ProxyAnswer::bad("this is no HTTP request"));
+            return Err(ProxyAnswer::bad("this is not an HTTP request"));
         };
         if method == "CONNECT" {
-            let destination = target.parse().map_err(|_| ProxyAnswer::bad("CONNECT wants HOST:PORT"))?;
+            let destination = target.parse().map_err(|_| ProxyAnswer::bad("CONNECT needs HOST:PORT"))?;
             return Ok(Some((Self { destination, forwarded: None }, length)));
         }
-        let plain = "this is a proxy: it wants CONNECT, or an http:// URL";
+        let plain = "this is a proxy: use CONNECT, or an http:// URL";
         let rest = target.strip_prefix("http://").ok_or_else(|| ProxyAnswer::bad(plain))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         let destination: Destination = authority
             .parse()
             .or_else(|_| format!("{authority}:80").parse())
-            .map_err(|_| ProxyAnswer::bad("the URL names no host"))?;
+            .map_err(|_| ProxyAnswer::bad("the URL has no host"))?;
         let slash = if path.starts_with('/') { "" } else { "/" };
-        // Another name in `Host` would be another destination.
+        // A different name in `Host` would be a different destination.
         let mut forwarded = format!("{method} {slash}{path} HTTP/1.1\r\nHost: {authority}\r\n").into_bytes();
         for header in request.headers.iter().filter(|header| !is_of_this_hop(header.name)) {
             forwarded.extend_from_slice(header.name.as_bytes());
@@ -291,7 +294,7 @@ fn is_of_this_hop(name: &str) -> bool {
         .any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
-/// The destination of a whole head, and what is passed on of it.
+/// Parses a complete head; returns the destination and what is forwarded.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn head(bytes: &[u8]) -> Option<(Destination, Option<Vec<u8>>)> {
     let (head, _) = Head::parse(bytes).ok()??;
@@ -304,7 +307,7 @@ mod tests {
 
     use super::*;
 
-    /// Says that every name is at one address, and counts how often it was asked.
+    /// Resolves every name to one address, and counts the calls.
     struct Says(&'static str, AtomicUsize);
 
     #[async_trait]
@@ -331,7 +334,7 @@ mod tests {
         answer
     }
 
-    /// Answers each connection with what it was sent, up to the end of the head, then closes.
+    /// Answers each connection with the bytes it received, up to the end of the head, then closes.
     async fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -357,7 +360,7 @@ mod tests {
         let resolver = Arc::new(Says("127.0.0.1", AtomicUsize::new(0)));
         let listed = [format!("upstream.test:{}", server.port()), server.to_string()];
         let (_, address) = proxy(&listed, resolver).await;
-        // A port of its own, where a tunnel need not be TLS.
+        // On a port other than 443 a tunnel need not be TLS.
         for host in ["upstream.test", "UPSTREAM.test.", "127.0.0.1"] {
             let asked = format!("CONNECT {host}:{} HTTP/1.1\r\n\r\nhello\r\n\r\n", server.port());
             let answer = ask(address, &asked).await;
@@ -453,7 +456,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listed_name_that_leads_inside_is_not_dialled() {
-        // Nothing may be sent there: were it dialled, the answer would be another one.
+        // The proxy must not connect there: otherwise the answer would differ.
         let resolver = Arc::new(Says("169.254.169.254", AtomicUsize::new(0)));
         let (_, address) = proxy(&["chatgpt.com:443".into()], resolver).await;
         let answer = ask(address, "CONNECT chatgpt.com:443 HTTP/1.1\r\n\r\n").await;
@@ -462,7 +465,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever comes: a head or none, and what is passed on is one head, for the destination that was checked.
+        /// Any bytes are either one head or none; what is forwarded is one head, for the destination that was checked.
         #[test]
         fn any_bytes_are_a_request_or_none(
             method in "(CONNECT|GET|P[A-Z]{0,5})",

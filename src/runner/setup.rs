@@ -1,4 +1,4 @@
-//! How Codex is run: the operator's settings, the program, and the plan of its sandbox.
+//! Sets up a run of Codex: the operator's settings, the program, and the plan of its sandbox.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,24 @@ use super::proxy::{Resolver, SystemResolver};
 use super::sandbox::{CA_BUNDLE, Event, HOME, HomeFile, Limits, PROXY, Plan, Sandbox, SandboxError};
 use crate::model::egress::Egress;
 
-/// What the operator decided.
+/// Settings of the operator.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// A path, or a name that is looked up in PATH.
     pub codex: String,
     pub timeout: Duration,
     pub egress: Egress,
-    /// More lines of Codex's configuration.
+    /// Additional lines for Codex's configuration.
     pub config_toml: String,
-    /// Where Codex refreshes tokens, where that is not its own place.
+    /// The URL at which Codex refreshes tokens, if not the default.
     pub token_url: Option<String>,
 }
 
 pub struct Runner {
     pub(super) settings: Settings,
-    /// This program.
+    /// This executable.
     pub(super) launcher: PathBuf,
-    /// Where sandboxes' own are made; or why there is none.
+    /// The cgroup in which sandboxes get theirs, or the reason why there is none.
     cgroup: Result<PathBuf, String>,
     pub(super) resolver: Arc<dyn Resolver>,
 }
@@ -52,12 +52,12 @@ impl Runner {
         self.cgroup.as_deref().map_err(String::as_str)
     }
 
-    /// The Codex that would be run.
+    /// The Codex program that probes run.
     pub fn program(&self) -> Result<PathBuf, codex::CodexError> {
         codex::find(&self.settings.codex, std::env::var_os("PATH").as_deref())
     }
 
-    /// A sandbox for `login`.
+    /// The plan of a sandbox for `login`.
     pub fn plan(&self, login: &str) -> Result<Plan, Finding> {
         let unavailable = |cause: &dyn std::fmt::Display| Finding::Unavailable(cause.to_string());
         let program = self.program().map_err(|error| unavailable(&error))?;
@@ -79,7 +79,7 @@ impl Runner {
         })
     }
 
-    /// Builds the sandbox and runs nothing in it.
+    /// Builds a sandbox and runs nothing in it.
     pub async fn try_sandbox(&self) -> Result<(), SandboxError> {
         let program = self.launcher.canonicalize().unwrap_or_else(|_| self.launcher.clone());
         let plan = Plan {
@@ -100,7 +100,7 @@ impl Runner {
     }
 }
 
-/// Everything that Codex finds in its environment.
+/// The complete environment of Codex.
 fn environment(token_url: Option<&str>, has_certificates: bool) -> Vec<(String, String)> {
     let proxy = format!("http://{PROXY}");
     let mut environment = vec![("HOME", HOME), ("PATH", "/bin"), ("TMPDIR", "/tmp"), ("LANG", "C.UTF-8")];
@@ -114,7 +114,7 @@ fn environment(token_url: Option<&str>, has_certificates: bool) -> Vec<(String, 
     environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-/// The file of certificates that this system trusts, or that the daemon was told to.
+/// The CA bundle of this system, or the file in `SSL_CERT_FILE`.
 pub(super) fn ca_bundle() -> Option<PathBuf> {
     const PLACES: [&str; 4] = [
         // Debian, Arch; Fedora, RHEL; SUSE; Alpine.
@@ -124,12 +124,12 @@ pub(super) fn ca_bundle() -> Option<PathBuf> {
         "/etc/ssl/cert.pem",
     ];
     let told = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    // In the sandbox it is read by somebody else.
+    // Another user reads it in the sandbox, so it must be readable for all.
     let is_good = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|it| it.is_file() && it.mode() & 0o004 != 0);
     told.into_iter().chain(PLACES.map(PathBuf::from)).find(is_good)
 }
 
-/// Codex's configuration: the operator's lines, and, unless they say otherwise, the login in its file.
+/// Codex's configuration: the operator's lines, and a default that keeps the login in its file.
 pub(super) fn configuration(lines: &str) -> Result<String, toml::de::Error> {
     let mut table: toml::Table = lines.parse()?;
     table.entry("cli_auth_credentials_store").or_insert_with(|| "file".into());

@@ -1,15 +1,16 @@
-//! The beginning of a tunnel: held back until it is known for which server it is.
+//! The beginning of a tunnel: held back until its server is known.
 //!
-//! The proxy compares the name that a CONNECT asks for. Behind one address there may be many names, and the client says
-//! which one it means only inside the tunnel, in the ClientHello of TLS. So the beginning of each tunnel is read, by
-//! rustls, and compared with the name of the CONNECT, before a byte of it goes to the server:
+//! The proxy checks the name in a CONNECT. But many names may share one address, and the client gives the name it means
+//! only inside the tunnel, in the ClientHello of TLS. So rustls reads the beginning of each tunnel. Its name is
+//! compared with the name in the CONNECT before any byte goes to the server:
 //!
-//! - TLS for a listed name must carry that name. Another name, or none (also: one that is encrypted, ECH), is cut.
+//! - TLS for a listed name must carry that name. A tunnel with another name, or without one, is cut. An encrypted name
+//!   (ECH) counts as none.
 //! - TLS for a listed address must carry no name.
-//! - Port 443 is TLS; anything else there is cut. On other ports a tunnel without TLS is let through.
-//! - The client speaks first, within [`HELLO_TIMEOUT`], and says it all in [`MAX_HELLO_BYTES`].
+//! - On port 443 anything but TLS is cut. On other ports a tunnel without TLS is permitted.
+//! - The client must speak first, within [`HELLO_TIMEOUT`]. Its ClientHello must fit in [`MAX_HELLO_BYTES`].
 //!
-//! What is inside TLS, such as the `Host` of HTTP, it cannot see. It stores nothing.
+//! It cannot see inside TLS, for example the `Host` of HTTP. It stores nothing.
 
 use std::io;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::model::egress::{Destination, EgressHost};
 
-/// Measured with Codex 0.169: under 2 KiB.
+/// Codex 0.169 was measured to send less than 2 KiB.
 pub const MAX_HELLO_BYTES: usize = 16 * 1024;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -34,20 +35,20 @@ pub enum TunnelError {
     OtherName(String),
     #[error("TLS inside the tunnel names no server")]
     NoName,
-    #[error("what is inside the tunnel is not TLS")]
+    #[error("the content of the tunnel is not TLS")]
     NotTls,
     #[error("the TLS inside the tunnel cannot be read: {0}")]
     Unreadable(rustls::Error),
-    #[error("the TLS inside the tunnel does not say its server's name in its first {MAX_HELLO_BYTES} bytes")]
+    #[error("the ClientHello inside the tunnel does not fit in {MAX_HELLO_BYTES} bytes")]
     TooLong,
-    #[error("nothing that can be judged came through the tunnel within {} s", HELLO_TIMEOUT.as_secs())]
+    #[error("no complete ClientHello came through the tunnel within {} s", HELLO_TIMEOUT.as_secs())]
     TooSlow,
-    /// Nothing was tried: the client went away.
+    /// The client went away; nothing was attempted.
     #[error("the tunnel ended before it began: {0}")]
     Ended(#[from] io::Error),
 }
 
-/// Reads what the client says first, until it may be sent to the server; that is returned, `early` at its beginning.
+/// Reads the client's first bytes until they may be sent to the server. Returns them, with `early` first.
 pub async fn opening<Client: AsyncRead + Unpin>(
     client: &mut Client,
     asked: &Destination,
@@ -87,7 +88,7 @@ async fn read<Client: AsyncRead + Unpin>(
     }
 }
 
-/// What has come of a ClientHello so far.
+/// The received part of a ClientHello.
 struct Hello<'a> {
     asked: &'a Destination,
     acceptor: Acceptor,
@@ -99,7 +100,7 @@ impl<'a> Hello<'a> {
         Self { asked, acceptor: Acceptor::default(), is_tls: None }
     }
 
-    /// Takes the next piece; whether all of it may be sent on. `false`: more has to come.
+    /// Takes the next piece. `true`: everything so far may be sent on. `false`: more must arrive.
     fn is_good(&mut self, piece: &[u8]) -> Result<bool, TunnelError> {
         let Some(first) = piece.first() else { return Ok(false) };
         let is_tls = *self.is_tls.get_or_insert(*first == HANDSHAKE_RECORD);
@@ -148,7 +149,7 @@ mod tests {
         bytes
     }
 
-    /// The same in records of `size` bytes.
+    /// The same ClientHello in records of `size` bytes.
     fn in_records(hello: &[u8], size: usize) -> Vec<u8> {
         let (head, message) = hello.split_at(5);
         let record = |part: &[u8]| [&head[..3], &u16::try_from(part.len()).unwrap().to_be_bytes(), part].concat();
@@ -169,11 +170,11 @@ mod tests {
         let hello = hello("chatgpt.com");
         let more = [&hello[..], b"and what came after it"].concat();
         for asked in ["chatgpt.com:443", "ChatGPT.com.:443", "chatgpt.com:8443"] {
-            // What comes after it is the tunnel's own to copy.
+            // Later bytes are copied by the tunnel itself.
             let opened = judge(asked, &more).await.unwrap();
             assert!(more.starts_with(&opened) && opened.len() >= hello.len(), "{asked}: {} bytes", opened.len());
         }
-        // What came with the CONNECT stands before it.
+        // Bytes that came with the CONNECT go first.
         let asked = "chatgpt.com:443".parse().unwrap();
         let opened = opening(&mut &hello[100..], &asked, hello[..100].to_vec()).await.unwrap();
         assert_eq!(opened, hello);
@@ -190,7 +191,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_name_is_good_for_an_address_only() {
-        // A client of an address says no name.
+        // A client of an address sends no name.
         let nameless = hello("192.0.2.1");
         assert_eq!(judge("192.0.2.1:443", &nameless).await.unwrap(), nameless);
         assert_eq!(refusal("chatgpt.com:443", &nameless).await, "TLS inside the tunnel names no server");
@@ -201,7 +202,7 @@ mod tests {
         let plain = b"GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n";
         assert!(matches!(judge("chatgpt.com:443", plain).await, Err(TunnelError::NotTls)));
         assert_eq!(judge("chatgpt.com:8080", plain).await.unwrap(), plain);
-        // It only looks like TLS at its beginning.
+        // Only the beginning looks like TLS.
         for nonsense in [&b"\x16\x03\x01\x00\x05hello"[..], b"\x16GET / HTTP/1.1\r\n", b"\x16\x03\x01\xff\xff"] {
             let refused = judge("chatgpt.com:8080", nonsense).await;
             assert!(matches!(refused, Err(TunnelError::Unreadable(_) | TunnelError::Ended(_))), "{refused:?}");
@@ -231,18 +232,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_long_or_too_slow_is_cut() {
-        // One message of 64 KiB, in good records.
+        // One message of 64 KiB, in valid records.
         let endless: Vec<u8> = [b"\x01\x00\xff\xff".to_vec(), vec![0; 65_535]].concat();
         let endless = in_records(&[b"\x16\x03\x01\0\0".to_vec(), endless].concat(), 1000);
         assert!(matches!(judge("chatgpt.com:443", &endless).await, Err(TunnelError::TooLong)));
         for port in [443, 8080] {
             let (mut near, mut far) = tokio::io::duplex(64);
             let asked = format!("chatgpt.com:{port}").parse().unwrap();
-            // Part of a record, or nothing at all, and then silence.
+            // Part of a record or nothing, and then silence.
             if port == 443 {
                 far.write_all(&hello("chatgpt.com")[..50]).await.unwrap();
             }
-            // However long it is: nothing else comes.
+            // However long the time is: nothing else comes.
             let opened = opening_within(Duration::from_millis(20), &mut near, &asked, Vec::new()).await;
             assert!(matches!(opened, Err(TunnelError::TooSlow)), "{opened:?}");
         }
@@ -257,7 +258,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever comes is judged without a panic; nothing but the right name is let through on port 443.
+        /// Any bytes are judged without a panic; only the right name passes on port 443.
         #[test]
         fn any_bytes_after_the_first_are_judged(noise in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0_usize..250) {
             let asked = "chatgpt.com:443".parse().unwrap();

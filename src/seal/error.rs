@@ -1,4 +1,4 @@
-//! What can go wrong with keys and sealed values. No variant holds a secret.
+//! Errors of keys and sealed values. No variant holds a secret.
 
 use std::io;
 use std::path::PathBuf;
@@ -30,13 +30,13 @@ pub enum SealError {
     KeyFileIsMalformed { path: PathBuf },
 
     #[error(
-        "data key {0} does not open with this master key: it is another key than the one these records were made with; \
-         put that one back"
+        "data key {0} does not open with this master key: these records were made with another master key; \
+         put that key back"
     )]
     WrongMasterKey(KeyId),
     #[error("there is no data key; the records were not initialised, or have lost their keys")]
     NoKeys,
-    #[error("0 is no number for a data key; they begin at 1")]
+    #[error("0 is not a valid number of a data key; they begin at 1")]
     ReservedKeyId,
 
     #[error("the value at {place} is sealed with key {key}, which is not in the key ring")]
@@ -50,7 +50,7 @@ pub enum SealError {
     #[error("a value is too large to be sealed")]
     TooLarge,
     #[error(
-        "the passphrase is wrong, or what was sealed under it was changed or belongs to another backup; which of them cannot be told"
+        "the passphrase is wrong, or the sealed text was changed or belongs to another backup; which one is unknown"
     )]
     WrongPassphrase,
 }

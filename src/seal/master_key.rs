@@ -1,9 +1,9 @@
-//! The master key: 32 bytes that are in none of the records, from a systemd credential or a 0600 file.
+//! The master key: 32 bytes that are never in the records, from a systemd credential or a 0600 file.
 //!
-//! The file is made once and never written again: a temporary file beside it is written and flushed, then linked to the
-//! final name, which fails if there is one already, then the directory is flushed. A crash before the link leaves no key
-//! and a temporary file that the next boot removes; a crash after it leaves a whole key. Nothing has been sealed with a
-//! key before [`MasterKey::load_or_create`] has returned it, and it returns only what will be there after a power cut.
+//! The file is made once and never written again. A temporary file beside it is written and flushed, then linked to the
+//! final name, which fails if that exists; then the directory is flushed. A crash before the link leaves no key, and a
+//! temporary file that the next boot removes. A crash after it leaves a whole key. No value is sealed with a key before
+//! [`MasterKey::load_or_create`] has returned it, and it returns only a key that survives a power cut.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -21,18 +21,18 @@ use crate::outside::{Outside, random};
 
 /// The name within systemd's credentials directory.
 const CREDENTIAL: &str = "master.key";
-/// How often to begin anew when another process makes the key at the same time. Losing once means that the winner's file
-/// is there, so the second round ends it.
+/// How often to start over if another process makes the key at the same time. A process that loses once finds the
+/// winner's file, so the second round succeeds.
 const ROUNDS: usize = 3;
 
 #[derive(Clone)]
 pub struct MasterKey(Zeroizing<[u8; 32]>);
 
 impl MasterKey {
-    /// The key from the credential if there is one, else from the file at `path`, else a new one, written there; the
-    /// second part tells whether it is new.
+    /// The key from the credential if there is one, else from the file at `path`, else a new one, written there. The
+    /// second part is true if the key is new.
     ///
-    /// Where the records hold data keys already, a new master key cannot open them: ask [`MasterKey::load`] then.
+    /// A new master key cannot open data keys that the records hold already: in that case call [`MasterKey::load`].
     pub fn load_or_create(path: &Path, credential_dir: Option<&Path>, outside: &dyn Outside) -> Result<(Self, bool)> {
         for _ in 0..ROUNDS {
             if let Some(key) = Self::load(path, credential_dir)? {
@@ -48,34 +48,34 @@ impl MasterKey {
     /// The key from the credential if there is one, else from the file at `path`.
     pub fn load(path: &Path, credential_dir: Option<&Path>) -> Result<Option<Self>> {
         if let Some(credential) = credential_dir.and_then(|directory| credentials::file(directory, CREDENTIAL))
-            // systemd lets the service's user in through an ACL, whose mask shows as the group's bits.
+            // systemd gives the service's user access by an ACL, whose mask shows as the group's bits.
             && let Some(key) = read(&credential, 0o007)?
         {
             return Ok(Some(key));
         }
         let Some(key) = read(path, 0o077)? else { return Ok(None) };
-        // Whoever made it may have died before its name was safe.
+        // The process that made it may have died before the name was durable.
         sync_directory_of(path)?;
         sweep(path);
         Ok(Some(key))
     }
 
-    /// The key in a file that belongs to somebody else: a copy of one.
+    /// The key in a file outside the state directory, such as a copy.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         read(path, 0o077)
     }
 
-    /// A key that is known already; for the tests of other rooms, and for restoring.
+    /// A key with these bytes, for tests of other rooms and for restoring.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// As its file has it; `None`: it is none.
+    /// Parses the content of a key file; `None`: it is not a key.
     pub fn from_text(text: &str) -> Option<Self> {
         parse(text.as_bytes())
     }
 
-    /// As its file has it: a secret.
+    /// The content of its file: a secret.
     pub fn to_text(&self) -> Zeroizing<String> {
         Zeroizing::new(hex::encode(self.bytes()))
     }
@@ -84,7 +84,8 @@ impl MasterKey {
         self.bytes().ct_eq(other.bytes()).into()
     }
 
-    /// Writes it to `path`, in the place of what is there; power-safe when it returns. A crash leaves what was there.
+    /// Writes the key to `path`, over any file there. The key is power-safe when this returns. A crash leaves the old
+    /// file or the new one.
     pub fn write(&self, path: &Path) -> Result<()> {
         let temporary = path.with_extension("key.new");
         let written = match fs::remove_file(&temporary) {
@@ -106,11 +107,11 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// `None`: there is no such file. `forbidden` are the bits that its mode may not have.
+/// Reads a key file; `None`: there is no such file. `forbidden`: the bits that its mode may not have.
 fn read(path: &Path, forbidden: u32) -> Result<Option<MasterKey>> {
     let opened = OpenOptions::new()
         .read(true)
-        // Not blocking, lest a FIFO in its place hold up the boot.
+        // Non-blocking, so that a FIFO in its place does not block the boot.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
     let file = match opened {
@@ -151,7 +152,7 @@ fn create(path: &Path, outside: &dyn Outside) -> Result<Option<MasterKey>> {
 
     let written = write_temporary(&temporary, &key);
     let linked = written.and_then(|()| fs::hard_link(&temporary, path));
-    // Already gone, or swept by the next boot.
+    // It may be gone already; otherwise the next boot removes it.
     let _ = fs::remove_file(&temporary);
     match linked {
         Ok(()) => {
@@ -160,7 +161,7 @@ fn create(path: &Path, outside: &dyn Outside) -> Result<Option<MasterKey>> {
             Ok(Some(key))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-        // The winner swept our temporary file away. Where the directory is what is missing, there is no winner.
+        // The winner removed our temporary file. If the directory itself is missing, there is no winner.
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => Ok(None),
         Err(error) => Err(key_file(path, "made")(error)),
     }
@@ -180,15 +181,15 @@ fn sync_directory_of(path: &Path) -> Result<()> {
     File::open(&directory).and_then(|directory| directory.sync_all()).map_err(key_file(&directory, "flushed"))
 }
 
-/// Removes temporary files that a crash left. Only once the key is there: a process that is still making one finds out
-/// when it comes to linking, and takes the key that is there instead.
+/// Removes temporary files that a crash left. Called only when the key exists: a process that is still making one
+/// notices when it links, and takes the existing key.
 fn sweep(path: &Path) {
     let (directory, prefix) = temporary_names(path);
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(&prefix) && name.ends_with(TEMPORARY) {
-            // A left-over that stays hurts nobody; the next boot tries again.
+            // A left-over file is harmless; the next boot tries again.
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -196,7 +197,7 @@ fn sweep(path: &Path) {
 
 const TEMPORARY: &str = ".tmp";
 
-/// The directory of `path`, and how the names of temporary files in it begin.
+/// The directory of `path`, and the prefix of temporary files in it.
 fn temporary_names(path: &Path) -> (PathBuf, String) {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

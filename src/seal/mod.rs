@@ -1,9 +1,9 @@
 //! Secrets at rest: the key ring, sealing and opening, and the libsodium secretbox form.
 //!
-//! Three layers: the *master key* ([`MasterKey`], outside the records) seals *data keys*, which stand in the records; a
-//! data key seals values, and each value says in front which key that was, so that a new data key can take over while
-//! the old values are still being resealed. This room stores nothing but the master key's file, and knows nothing of
-//! what it seals.
+//! Three layers: the *master key* ([`MasterKey`], outside the records) seals *data keys*, which are in the records; a
+//! data key seals values. Each value begins with the number of its data key, so that a new data key can take over while
+//! the old values are still being resealed. This room stores only the master key's file, and must not know what it
+//! seals.
 
 mod error;
 mod master_key;
@@ -22,7 +22,7 @@ pub use ring::{KeyRing, key_of};
 
 pub type Result<T> = std::result::Result<T, SealError>;
 
-/// Sealed bytes as they stand at rest: opaque to everything but this room.
+/// Sealed bytes as they are stored; only this room can read them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Sealed(Vec<u8>);
@@ -57,7 +57,8 @@ impl fmt::Debug for Sealed {
     }
 }
 
-/// Where a sealed value stands. It is the associated data of the seal, so a value moved elsewhere does not open.
+/// The place of a sealed value in the records. It is the associated data of the seal, so a value moved elsewhere does
+/// not open.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Place {
     pub table: String,
@@ -71,13 +72,13 @@ impl Place {
     }
 }
 
-/// The number of a data key of the ring; it stands in front of every value sealed with that key.
+/// The number of a data key of the ring. Every value sealed with that key begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct KeyId(pub u32);
 
 impl KeyId {
-    /// Stands for the secretbox key: older than any data key, whose numbers begin at 1.
+    /// The secretbox key: older than any data key, whose numbers begin at 1.
     pub const SECRETBOX: Self = Self(0);
 }
 
@@ -87,7 +88,7 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// For messages; not the form that is sealed in, which tells `a/b` + `c` from `a` + `b/c`.
+/// For messages. The sealed form differs: it tells `a/b` + `c` from `a` + `b/c`.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.table, self.column, self.id.escape_debug())

@@ -1,4 +1,4 @@
-//! A text sealed under a passphrase: what a backup keeps its keys in.
+//! A text sealed under a passphrase: the form in which a backup keeps its keys.
 //!
 //! ```text
 //! codex-authd sealed under a passphrase, 1
@@ -7,9 +7,9 @@
 //! <base64 of the ciphertext and its tag>
 //! ```
 //!
-//! The first three lines, as they stand there, and a digest of what the text belongs to are the associated data: no byte
-//! of the text can be another, and it opens beside nothing else. How much work the passphrase is to be given is read from
-//! the text, and bounded before any of it is done.
+//! The first three lines, to the letter, and a digest of what the text belongs to are the associated data. So no byte
+//! of the text can change, and it opens beside nothing else. The work for the passphrase is read from the text, and
+//! checked against bounds before any of it is done.
 
 use std::str::FromStr;
 
@@ -28,10 +28,10 @@ const VERSION: &str = "1";
 const SALT: usize = 16;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// The largest text that is looked at: a configuration is some kilobytes.
+/// The largest text that is accepted: a configuration is some kilobytes.
 pub const MAX_SEALED_BYTES: usize = 4 * 1024 * 1024;
 
-/// The work that a guess costs.
+/// The work that one guess costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Work {
     memory_kib: u32,
@@ -39,11 +39,11 @@ struct Work {
     lanes: u32,
 }
 
-/// Three times what OWASP's Password Storage Cheat Sheet asks for at least: it is done once in a day, not at each sign-in.
+/// Three times the minimum of OWASP's Password Storage Cheat Sheet: it is done once a day, not at each sign-in.
 const TODAY: Work = Work { memory_kib: 64 * 1024, passes: 3, lanes: 1 };
-/// What that sheet asks for: less was not written by us.
+/// The minimum of that sheet. We never wrote a text with less.
 const LEAST: Work = Work { memory_kib: 19 * 1024, passes: 2, lanes: 1 };
-/// More would be somebody's who wants this machine to stand still.
+/// A text with more would be an attempt to block this machine.
 const MAX_WORK: Work = Work { memory_kib: 512 * 1024, passes: 16, lanes: 8 };
 
 impl Work {
@@ -64,7 +64,7 @@ impl Work {
     }
 }
 
-/// Takes some tenths of a second and 64 MiB. `beside`: of what the text belongs to.
+/// Takes some tenths of a second and 64 MiB. `beside`: the digest of what the text belongs to.
 pub fn seal_under(passphrase: &str, beside: &Digest, plain: &[u8], outside: &dyn Outside) -> Result<String> {
     let (salt, nonce): ([u8; SALT], [u8; NONCE]) = (random(outside), random(outside));
     let Work { memory_kib, passes, lanes } = TODAY;
@@ -81,7 +81,8 @@ pub fn seal_under(passphrase: &str, beside: &Digest, plain: &[u8], outside: &dyn
     Ok(format!("{head}{}\n", BASE64_STANDARD.encode(sealed)))
 }
 
-/// As long. A wrong passphrase, a text that was changed and one that belongs to something else are the same to it.
+/// Takes as long as sealing. It cannot tell apart a wrong passphrase, a changed text, and a text that belongs to
+/// something else.
 pub fn open_under(passphrase: &str, beside: &Digest, text: &str) -> Result<Zeroizing<Vec<u8>>> {
     let SealedParts { head, work, salt, nonce, sealed } = SealedParts::of(text)?;
     let key = work.key(passphrase, &salt)?;
@@ -105,7 +106,7 @@ struct SealedParts<'a> {
 
 impl<'a> SealedParts<'a> {
     fn of(text: &'a str) -> Result<Self> {
-        const NOT_OURS: SealError = SealError::Malformed("it is no text that was sealed under a passphrase");
+        const NOT_OURS: SealError = SealError::Malformed("it is not a text that was sealed under a passphrase");
         if text.len() > MAX_SEALED_BYTES {
             return Err(SealError::Malformed("it is too long"));
         }
@@ -129,7 +130,7 @@ impl<'a> SealedParts<'a> {
             lanes: number("lanes=", lanes)?,
         };
         if !work.is_bearable() {
-            return Err(SealError::Malformed("it asks for more or for less work than is ever asked for"));
+            return Err(SealError::Malformed("its work parameters are outside the accepted range"));
         }
         let words: Vec<&str> = cipher.split(' ').collect();
         let ["xchacha20poly1305", nonce] = words[..] else {
@@ -150,7 +151,7 @@ fn number(name: &str, word: &str) -> Result<u32> {
 
 fn bytes(name: &str, word: &str) -> Result<Vec<u8>> {
     let value = word.strip_prefix(name).and_then(|value| BASE64_STANDARD.decode(value).ok());
-    value.ok_or(SealError::Malformed("a part of it is no base64"))
+    value.ok_or(SealError::Malformed("a part of it is not base64"))
 }
 
 #[cfg(test)]
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn a_byte_of_any_part_that_is_another_is_found() {
         let ends: Vec<usize> = SEALED.match_indices(['\n', ' ', '=']).map(|(place, _)| place).collect();
-        // The bounds of each part, and one byte within it.
+        // The bytes around each boundary between two parts.
         let places = ends.iter().flat_map(|end| [end.saturating_sub(2), end.saturating_sub(1), *end, end + 1]);
         for place in places.filter(|place| *place < SEALED.len()) {
             let mut bytes = SEALED.clone().into_bytes();
@@ -204,7 +205,7 @@ mod tests {
         }
         assert!(open_under(PASSPHRASE, &beside(), &format!("{}\n", *SEALED)).is_err());
         assert!(refusal(PASSPHRASE, &beside(), SEALED.trim_end()).contains("cut off"));
-        assert!(refusal(PASSPHRASE, &beside(), "").contains("no text that was sealed"));
+        assert!(refusal(PASSPHRASE, &beside(), "").contains("not a text that was sealed"));
         assert!(refusal(PASSPHRASE, &beside(), &SEALED.replacen(", 1", ", 2", 1)).contains("does not know"));
     }
 

@@ -1,8 +1,8 @@
-//! The key ring: the data keys in plain, in memory, and sealing and opening with them.
+//! The key ring: the data keys in plain, in memory. It seals and opens values.
 //!
-//! A sealed value is `format (1 byte) ‖ key id (4, big-endian) ‖ nonce (24) ‖ ciphertext ‖ tag (16)`, XChaCha20-Poly1305.
-//! Format, key id and place are the associated data, so none of them can be exchanged. Nonces are random: with 192 bits
-//! no two will meet.
+//! A sealed value is `format (1 byte) ‖ key id (4, big-endian) ‖ nonce (24) ‖ ciphertext ‖ tag (16)`,
+//! XChaCha20-Poly1305. Format, key id and place are the associated data, so none of them can be exchanged. Nonces are
+//! random: with 192 bits, no two will be equal.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ const TAG: usize = 16;
 
 type Key = Zeroizing<[u8; 32]>;
 
-/// Immutable: a rotation makes a new ring, and whoever holds the old one can still open what it knew.
+/// Immutable: a rotation makes a new ring, and a holder of the old one can still open older values.
 #[derive(Clone)]
 pub struct KeyRing {
     keys: BTreeMap<KeyId, Key>,
@@ -42,7 +42,7 @@ impl KeyRing {
             }
             let (format, stated) = header(sealed)?;
             if format != DATA_KEY || stated != *id {
-                return Err(SealError::Malformed("it should be a data key of its own number"));
+                return Err(SealError::Malformed("it is not a data key with its own number"));
             }
             let plain =
                 open_with(master.bytes(), &data_key_place(*id), sealed).map_err(|_| SealError::WrongMasterKey(*id))?;
@@ -54,7 +54,7 @@ impl KeyRing {
         Ok(Self { keys: ring, active, secretbox_key: None })
     }
 
-    /// A fresh data key, sealed for its record at `sealing_keys/key/<id>`.
+    /// A new data key, sealed for its record at `sealing_keys/key/<id>`.
     pub fn new_key(master: &MasterKey, id: KeyId, outside: &dyn Outside) -> Result<Sealed> {
         if id == KeyId::SECRETBOX {
             return Err(SealError::ReservedKeyId);
@@ -63,13 +63,13 @@ impl KeyRing {
         seal_with(master.bytes(), DATA_KEY, id, &data_key_place(id), key.as_slice(), outside)
     }
 
-    /// With the key for values in the secretbox form. That form is not bound to a place: while a ring has this key, one
-    /// who can write to the records can put one such value in the place of another.
+    /// Adds the key for values in the secretbox form. That form is not bound to a place: while a ring has this key, an
+    /// attacker with write access to the records can exchange such values.
     pub fn with_secretbox_key(self, key: Zeroizing<[u8; 32]>) -> Self {
         Self { secretbox_key: Some(key), ..self }
     }
 
-    /// The key that seals: the highest.
+    /// The key that seals: the one with the highest number.
     pub fn active(&self) -> KeyId {
         self.active
     }
@@ -89,7 +89,7 @@ impl KeyRing {
         let id = key_of(sealed)?;
         if id == KeyId::SECRETBOX {
             let key = self.secretbox_key.as_ref().ok_or_else(|| SealError::NoSecretboxKey { place: place.clone() })?;
-            let text = str::from_utf8(sealed.as_bytes()).map_err(|_| SealError::Malformed("it is no text"))?;
+            let text = str::from_utf8(sealed.as_bytes()).map_err(|_| SealError::Malformed("it is not a text"))?;
             return secretbox::open(key, text).map_err(|_| SealError::DoesNotOpen { place: place.clone() });
         }
         let key = self.keys.get(&id).ok_or_else(|| SealError::UnknownKey { place: place.clone(), key: id })?;
@@ -103,14 +103,14 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-/// Which key a value is sealed with; [`KeyId::SECRETBOX`] for the secretbox form. Needs no ring, and proves nothing: only
-/// opening does.
+/// The key that a value is sealed with; [`KeyId::SECRETBOX`] for the secretbox form. Needs no ring, and proves nothing:
+/// only opening does.
 pub fn key_of(sealed: &Sealed) -> Result<KeyId> {
     if sealed.as_bytes().starts_with(secretbox::PREFIX.as_bytes()) {
         return Ok(KeyId::SECRETBOX);
     }
     match header(sealed)? {
-        (VALUE, KeyId::SECRETBOX) => Err(SealError::Malformed("its key has a number that none has")),
+        (VALUE, KeyId::SECRETBOX) => Err(SealError::Malformed("its key has the number 0, which is reserved")),
         (VALUE, id) => Ok(id),
         (DATA_KEY, _) => Err(SealError::Malformed("it is a data key where a value should be")),
         _ => Err(SealError::Malformed("it has a format that this version does not know")),
@@ -157,7 +157,7 @@ fn open_with(key: &[u8; 32], place: &Place, sealed: &Sealed) -> Result<Zeroizing
         .map_err(|_| SealError::DoesNotOpen { place: place.clone() })
 }
 
-/// Each part of the place with its length in front, so that no two places read the same.
+/// Each part of the place is preceded by its length, so that no two places give the same bytes.
 fn associated_data(format: u8, id: KeyId, place: &Place) -> Vec<u8> {
     let mut data = vec![format];
     data.extend_from_slice(&id.0.to_be_bytes());

@@ -1,4 +1,4 @@
-//! libsodium's secretbox as text, which is what an existing database holds:
+//! libsodium's secretbox as text, the form in an existing database:
 //! `sbox:v1:` + base64(nonce (24) ‖ tag (16) ‖ ciphertext), XSalsa20-Poly1305.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -14,7 +14,7 @@ const NONCE: usize = 24;
 
 pub fn open(key: &[u8; 32], text: &str) -> Result<Zeroizing<Vec<u8>>> {
     let encoded = text.strip_prefix(PREFIX).ok_or(SealError::Malformed("it does not begin with sbox:v1:"))?;
-    let bytes = BASE64_STANDARD.decode(encoded).map_err(|_| SealError::Malformed("it is no base64"))?;
+    let bytes = BASE64_STANDARD.decode(encoded).map_err(|_| SealError::Malformed("it is not base64"))?;
     let (nonce, sealed) = bytes.split_at_checked(NONCE).ok_or(SealError::Malformed("it is too short"))?;
     XSalsa20Poly1305::new(key.into())
         .decrypt(Nonce::from_slice(nonce), sealed)

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::outside::Outside;
 
-/// Not random, but never twice the same.
+/// Not random, but never the same twice.
 #[derive(Default)]
 struct Counting(AtomicU8);
 
@@ -64,7 +64,7 @@ mod values {
             ("xb", "cd", "ef"),
             ("ab", "xd", "ef"),
             ("ab", "cd", "xf"),
-            // The same letters, cut elsewhere.
+            // The same letters, divided elsewhere.
             ("abc", "d", "ef"),
             ("ab", "cde", "f"),
             ("abcd", "", "ef"),
@@ -164,7 +164,7 @@ mod data_keys {
         assert!(KeyRing::unlock(&master, &[(KeyId(3), key.clone())]).is_ok());
         let error = KeyRing::unlock(&MasterKey::from_bytes([8; 32]), &[(KeyId(3), key.clone())]).unwrap_err();
         assert!(matches!(error, SealError::WrongMasterKey(KeyId(3))), "{error}");
-        // Under another number it is another key's record, which is no fault of the master key.
+        // With another number it is another key's record; the master key is not at fault.
         assert!(matches!(KeyRing::unlock(&master, &[(KeyId(4), key)]), Err(SealError::Malformed(_))));
     }
 
@@ -453,7 +453,7 @@ mod master_key_file {
         assert!(error.to_string().contains("missing/master.key"), "{error}");
     }
 
-    /// Lets another process make its key at the worst moment: after it was seen that there is none.
+    /// Lets another process make its key at the worst moment: after this one saw that there is none.
     struct Overtaken<'a>(&'a Path);
 
     impl Outside for Overtaken<'_> {
@@ -483,21 +483,21 @@ mod master_key_file {
         let (state, credentials) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let path = state.path().join("master.key");
         let load = || MasterKey::load_or_create(&path, Some(credentials.path()), &Counting::default());
-        // None there: the file.
+        // There is no credential: the file is used.
         let (from_file, created) = load().unwrap();
         assert!(created);
-        // What the unit puts there where nobody brought one.
+        // The unit's placeholder for a missing credential.
         write(&credentials.path().join("master.key"), b"\0", 0o440);
         let (again, created) = load().unwrap();
         assert!(!created && again.is(&from_file));
         fs::remove_file(credentials.path().join("master.key")).unwrap();
-        // As systemd shows it to a user of its own, through an ACL.
+        // The mode that systemd sets for a user other than root, through an ACL.
         write(&credentials.path().join("master.key"), "cd".repeat(32).as_bytes(), 0o440);
         let (from_credential, created) = load().unwrap();
         assert!(!created);
         assert_eq!(from_credential.bytes(), &[0xCD; 32]);
         assert_ne!(from_credential.bytes(), from_file.bytes());
-        // One that is there but bad is no reason to take another key.
+        // A bad credential must not make it take another key.
         fs::set_permissions(credentials.path().join("master.key"), fs::Permissions::from_mode(0o444)).unwrap();
         assert!(matches!(load(), Err(SealError::KeyFileIsOpen { .. })));
     }

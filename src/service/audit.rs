@@ -1,9 +1,8 @@
-//! Who asks, what is noted of it, and the audit log read back.
+//! The audit log: appends entries that stand alone, lists entries and verifies the chain.
 //!
-//! A change and its entry are one transaction of the records: there is none without the other. What changes nothing (a
-//! refusal, a secret that was shown) is appended by itself, before the answer leaves; refusals of one kind once a minute
-//! (`security_events`). Each entry goes to the journal too,
-//! once it is durable.
+//! A change and its entry are one transaction of the records: neither exists without the other. An event that changes
+//! nothing (a refusal, a revealed secret) is appended by itself before the answer leaves. Refusals of one kind are
+//! written once a minute (`security_events`). Each entry goes to the journal too, once it is durable.
 
 use std::sync::Arc;
 
@@ -12,30 +11,29 @@ use crate::model::digest::Digest;
 use crate::service::core::initiator::log_note;
 use crate::service::{Core, Initiator, Result, ServiceError};
 
-/// What following the whole chain found.
+/// The result of verifying the whole chain.
 #[derive(Clone, Copy, Debug)]
 pub struct Verification {
-    /// The last entry that still fits.
+    /// The last valid entry.
     pub good: AuditHead,
     pub broken: Option<BrokenChain>,
-    /// Whether the entry with the hash that was asked for is part of the chain; `None`: none was asked for.
+    /// Whether the chain contains the entry with the given hash; `None`: no hash was given.
     pub noted_found: Option<bool>,
 }
 
 const PAGE_ENTRIES: usize = 1000;
 
-/// The audit log.
 pub struct Audit {
     pub(super) core: Arc<Core>,
 }
 
 impl Audit {
-    /// Entries that `filter` admits, the newest first.
+    /// Entries that match `filter`, newest first.
     pub async fn audit_log(&self, filter: &AuditFilter, limit: usize) -> Result<Vec<AuditEntry>> {
         Ok(self.core.records.audit_list(filter, limit).await?)
     }
 
-    /// The same, and `before` of the next page; `None`: there are no more.
+    /// Like [`Self::audit_log`], with `before` of the next page; `None`: there is no next page.
     pub async fn audit_page(&self, filter: &AuditFilter, limit: usize) -> Result<(Vec<AuditEntry>, Option<u64>)> {
         let mut entries = self.audit_log(filter, limit.saturating_add(1)).await?;
         let is_more = entries.len() > limit;
@@ -44,7 +42,8 @@ impl Audit {
         Ok((entries, next))
     }
 
-    /// Follows the chain from its first entry to the newest. `noted`: a hash that was noted elsewhere, which must be there.
+    /// Verifies the chain from its first entry to the newest. `noted`: a hash that was noted elsewhere and must be in
+    /// the chain.
     pub async fn verify_audit(&self, noted: Option<Digest>) -> Result<Verification> {
         let newest = self.core.records.audit_head().await?;
         let mut good = AuditHead::default();
@@ -72,13 +71,14 @@ impl Audit {
         Ok(Verification { good, broken: None, noted_found })
     }
 
-    /// Notes that somebody known was refused something.
+    /// Notes that an authenticated caller was refused an operation.
     pub async fn note_refusal(&self, by: &Initiator, operation: &str, status: u16) {
         self.note_refused(by.note(self.core.outside.now(), operation).refused(status)).await;
     }
 
-    /// The first refusal of its kind is in the audit log before the answer leaves; what follows it within a minute is one
-    /// entry with a count, as for hosts (`security_events`). It is told to the log where the store is away: there is nothing to undo.
+    /// The first refusal of its kind is in the audit log before the answer leaves. Those that follow within a minute
+    /// become one entry with a count, as for hosts (`security_events`). If the store is away, the refusal is only
+    /// logged: there is nothing to undo.
     pub(in crate::service) async fn note_refused(&self, note: AuditNote) {
         if !self.core.security_events.is_first(&note) {
             return;
@@ -92,7 +92,7 @@ impl Audit {
         }
     }
 
-    /// Notes what changes nothing else, durably.
+    /// Durably notes an event that changes nothing else.
     pub(in crate::service) async fn note_alone(&self, note: AuditNote) -> Result<()> {
         self.core.records.audit_append(std::slice::from_ref(&note)).await?;
         log_note(&note);

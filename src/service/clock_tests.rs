@@ -1,4 +1,4 @@
-//! The wall clock is set by hours while the daemon runs.
+//! Tests of a daemon whose wall clock is set by hours while it runs.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub(in crate::service) struct Clock(Mutex<OffsetDateTime>);
 
 impl Clock {
-    /// As it is now.
+    /// Starts at the present time.
     pub(in crate::service) fn new() -> Self {
         Self(Mutex::new(System.now()))
     }
@@ -148,7 +148,7 @@ async fn the_window_of_an_insecure_host_stays_open_no_longer_because_the_clock_w
         clock.step(hours);
         let refused = areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await;
         assert!(matches!(refused, Err(ServiceError::InsecureClosed)), "{hours} h");
-        // And an admin who opens it by the clock as it is now opens it.
+        // An admin can open it by the clock as it is now.
         areas.hosts.open_window(id, &Initiator::daemon()).await.unwrap();
         areas.admission.admit(&areas.admission.credential(key), HERE, Purpose::Service).await.unwrap();
         clock.step(-hours);
@@ -175,7 +175,7 @@ async fn hosts_that_have_the_login_are_served_by_a_clock_that_was_set_back() {
         areas.login.sync(host.clone(), HERE, &again, QueryVersions::default()).await.unwrap().outcome,
         Outcome::Unchanged
     );
-    // What nobody vouches for is in the future all the same.
+    // A login that is not the canonical one is refused if it is in the future.
     let (ahead, _) = login(clock.now() + Duration::hours(6), "two");
     let ahead = format!("{{\"command\":\"store\",\"auth\":{ahead}}}");
     let refused = areas.login.sync(host, HERE, &ahead, QueryVersions::default()).await;
@@ -219,7 +219,7 @@ async fn nobody_is_blocked_for_longer_because_the_clock_was_set() {
         ));
         clock.step(hours);
         if hours < 0 {
-            // The block runs for as long as it was meant, from wherever the clock stands now.
+            // The block lasts as long as intended, counted from the new time.
             let blocked = areas.admission.admit(&areas.admission.credential("wrong"), HERE, Purpose::Service).await;
             assert!(matches!(blocked, Err(ServiceError::AuthBlocked(_))));
             clock.step(1);

@@ -1,4 +1,4 @@
-//! What a use case can end in other than success. `api/errors.rs` alone turns these into HTTP.
+//! The errors of use cases. Only `api/errors.rs` turns them into HTTP.
 
 use std::net::IpAddr;
 
@@ -20,55 +20,55 @@ pub enum ServiceError {
     KeyMissing,
     #[error("Invalid API key")]
     KeyInvalid,
-    /// The key is good. Its host is told both addresses: see [`RefusedAddress`].
+    /// The key is valid. The answer names both addresses: see [`RefusedAddress`].
     #[error("API key not allowed from this IP")]
     AddressRefused(Box<RefusedAddress>),
     #[error("Insecure host API access disabled")]
     InsecureClosed,
     #[error("Host disabled by administrator")]
     HostDisabled,
-    #[error("The host was temporary and its time is over")]
+    #[error("The host was temporary and has expired")]
     HostExpired,
     #[error("API disabled by administrator{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     ApiDisabled { reason: Option<String> },
     #[error("Client certificate revoked or unknown")]
     CertificateRefused,
-    /// Nobody signed in, where somebody must.
+    /// The operation needs a session, and the request has none.
     #[error("Sign in first: an access token is needed, as `Authorization: Bearer`")]
     SessionRequired,
-    /// Unknown, ended, over, or its user's sessions are: one answer for all.
+    /// The session is unknown, ended or expired, or its user's sessions were ended. One answer for all cases.
     #[error("The session is over or unknown; sign in again")]
     SessionInvalid,
-    /// Unknown user, wrong password, disabled: one answer for all.
+    /// Unknown user, wrong password or disabled user: one answer for all cases.
     #[error("E-mail address or password is wrong")]
     SignInRefused,
-    /// What was found is for the audit log.
+    /// The cause is written to the audit log only.
     #[error("The sign-in was refused; begin it again, and ask an admin to look into the audit log if it stays so")]
     OidcRefused,
-    #[error("Nobody is linked to the identity {subject} of {issuer}; an admin can link it to a user")]
+    #[error("No user is linked to the identity {subject} of {issuer}; an admin can link it to a user")]
     NotLinked { issuer: String, subject: String },
     #[error("The identity provider cannot be reached; try again shortly")]
     ProviderUnavailable,
-    /// Whoever asks is known, and may less.
-    #[error("This is for the role {needs}")]
+    /// The caller is authenticated and lacks the role.
+    #[error("This requires the role {needs}")]
     RoleInsufficient { needs: Role },
-    /// The certificate is tied to another user than who signed in.
-    #[error("The certificate is another user's than the session")]
+    /// The client certificate is tied to one user, and another user is signed in.
+    #[error("The client certificate and the session belong to different users")]
     CertificateOfAnother,
-    /// More wait than can be served.
+    /// Too many sign-ins are waiting.
     #[error("Too many sign-ins at once; try again shortly")]
     Busy,
-    /// Nobody said where hosts find this daemon, and what would be baked into their scripts is a guess that rarely holds.
+    /// `public_base_url` is not set. The guessed address would be baked into hosts' scripts, and it is rarely right.
     #[error(
-        "public_base_url is not set, and hosts would be told {base_url}: {doubt}. Set public_base_url in {file} to the \
-         address by which hosts reach this daemon, then restart it; or say that they do find it there: `hosts add \
+        "public_base_url is not set; hosts would be given {base_url}: {doubt}. Set public_base_url in {file} to the \
+         address by which hosts reach this daemon, then restart it. If hosts do reach it there, say so: `hosts add \
          --allow-short-name`, the box on the dashboard, allow_short_name in the API"
     )]
     BaseUrlGuessed { base_url: String, doubt: &'static str, file: String },
-    /// It is so already, or something else is in its place.
+    /// The requested state exists already, or something else is in its place.
     #[error("{0}")]
     Conflict(String),
-    /// Both are told masked.
+    /// Both accounts are masked.
     #[error(
         "The login is of another account: {present} -> {new}. A host only renews the fleet's login; an admin changes its \
          account with `codex-authd auth upload --change-account FILE` or on the dashboard's upload page"
@@ -85,23 +85,23 @@ pub enum ServiceError {
     HostRateLimited(Throttled),
     /// One host stored more logins than it may.
     #[error(
-        "This host stored {} new logins within an hour, and no more are taken in that hour \
+        "This host stored {} new logins within an hour; more are refused until that hour is over \
          (auth.stores_per_host_per_hour); find out what rewrites its auth.json", .0.limit
     )]
     StoresLimited(Throttled),
-    /// It is too old, and was removed.
+    /// The version was pruned.
     #[error(
         "Version {0} is no longer kept: older versions are removed (auth.keep_versions). `codex-authd auth history --all` \
-         lists those that are"
+         lists the versions that are kept"
     )]
     VersionNotKept(u64),
-    /// The body is no JSON; the text says where.
+    /// The body is not JSON; `reason` says where.
     #[error("Invalid JSON payload")]
     InvalidJson { reason: String },
-    /// Members of the request and what is wrong with each.
+    /// A member of the request is invalid; `message` says why.
     #[error("Validation failed")]
     Invalid { field: String, message: String },
-    /// The request is understood and refused; the text is the answer.
+    /// The request is understood and refused; the text is the answer's message.
     #[error("{0}")]
     Refused(String),
     #[error("{0} not found")]
@@ -110,45 +110,46 @@ pub enum ServiceError {
     Installer(#[from] InstallerRefusal),
     #[error("Runner not configured")]
     RunnerOff,
-    /// The store cannot do it just now; the cause is for the log.
+    /// The store cannot do it now; the cause goes to the log.
     #[error("The store is not available; try again shortly")]
     Unavailable { cause: String },
-    /// The records cannot be reached or written, which is told once and not for every call ([`crate::service::core::health`]).
+    /// The records cannot be reached or written. This is logged once, not for every call
+    /// ([`crate::service::core::health`]).
     #[error("The store is not available; try again shortly")]
     RecordsAway { cause: String },
-    /// The store takes no changes until this process has been replaced, which is told once and not for every call.
+    /// The store takes no changes until this process is restarted. This is logged once, not for every call.
     #[error("The store is not available; try again shortly")]
     StoreFailed { cause: String },
-    /// The records are to be left as they are for now; the reason says why, and what to do.
+    /// The store is at a standstill. The reason says why, and what to do.
     #[error("The store takes no changes: {reason}")]
     StandsStill { since: OffsetDateTime, reason: String },
-    /// What state the daemon is in, told to who asks how it is.
-    #[error("{why}; what is in memory is served, the rest once the store is back")]
+    /// The answer to a readiness check while the daemon is degraded.
+    #[error("{why}; calls that need only memory are served, the others once the store is back")]
     Degraded { since: OffsetDateTime, why: String },
-    /// A fault of ours; the cause is for the log.
+    /// An internal fault; the cause goes to the log.
     #[error("Internal error; the daemon's log says more")]
     Internal { cause: String },
 }
 
-/// A host that calls with its good key from an address that it may not call from.
+/// A host that called with its valid key from an address that is not allowed.
 ///
-/// It may know both. The one that it called from is what this daemon sees, which the host cannot see by itself (NAT, a
-/// proxy), and the one that it is bound to is its own: knowing it lets nobody call from there. The networks of a host are
-/// not told: they show more of the operator's network than the host itself.
+/// The answer may name both addresses. `called_from` is what this daemon sees; behind NAT or a proxy the host cannot
+/// see it. `bound_to` is the host's own address; knowing it lets nobody call from there. The host's networks are left
+/// out: they reveal more of the operator's network than the host itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedAddress {
     pub fqdn: Fqdn,
     pub called_from: IpAddr,
-    /// `None`: it is served from networks instead.
+    /// `None`: the host is served from networks instead.
     pub bound_to: Option<IpAddr>,
 }
 
-/// A limit that was reached, and when it is open again.
+/// A limit that was reached, and when calls are served again.
 #[derive(Clone, Copy, Debug)]
 pub struct Throttled {
     pub limit: u32,
     pub reset_at: OffsetDateTime,
-    /// At least one, so that nobody comes back at once.
+    /// At least 1, so that no client retries at once.
     pub retry_after_seconds: u64,
 }
 

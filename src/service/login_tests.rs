@@ -1,4 +1,4 @@
-//! Who may change the fleet's login, and which of two logins is newer: whole calls, on real records.
+//! Which caller may change the fleet's login, and which of two logins is newer: whole calls, on real records.
 
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
@@ -112,7 +112,7 @@ async fn an_api_key_is_replaced_by_an_admin_only() {
     let canonical = areas.core.canonical().unwrap();
     assert!(canonical.text.contains("last_refresh"), "it is dated by the server");
     let same = store(&areas, &host, &api_key("one")).await.unwrap();
-    assert!(same.outcome.carries_auth(), "with the date that it has by now");
+    assert!(same.outcome.carries_auth(), "it comes back with its present date");
     assert_eq!((same.outcome, same.canonical.unwrap().summary.version), (Outcome::Unchanged, 1));
     let refused = store(&areas, &host, &api_key("two")).await.err();
     assert!(matches!(refused, Some(ServiceError::OtherAccount { .. })), "{refused:?}");
@@ -163,7 +163,7 @@ async fn a_host_with_a_wrong_clock_keeps_its_renewed_login_and_loses_a_spent_one
         assert_eq!(answer.outcome, Outcome::Updated);
         let canonical = answer.canonical.unwrap();
         assert_eq!(canonical.summary.last_refresh, text(now), "dated anew");
-        assert!(answer.outcome.carries_auth(), "the host writes it");
+        assert!(answer.outcome.carries_auth(), "the host gets the login to write");
         let again = call(
             &areas,
             &host,
@@ -171,7 +171,7 @@ async fn a_host_with_a_wrong_clock_keeps_its_renewed_login_and_loses_a_spent_one
         );
         assert_eq!(again.await.unwrap().outcome, Outcome::Valid);
 
-        // The spent one, by whatever clock.
+        // The spent login loses, whatever its date.
         for dated in [start, wrong, now] {
             let mut spent = login(start, dated);
             spent["note"] = "rewritten".into();
@@ -194,7 +194,7 @@ async fn no_host_can_move_the_login_into_the_future() {
         assert_eq!(stored.is_ok(), step == 1, "{step}");
     }
     assert_eq!(areas.core.canonical().unwrap().summary.last_refresh, text(now + Duration::seconds(300)));
-    // With tokens that tell their time of issue not even for so long.
+    // If the tokens contain their time of issue, it cannot move even that far.
     clock.step(1);
     let now = clock.now();
     upload(&areas, &login(now, now), Allowed::default()).await.unwrap();
@@ -238,7 +238,7 @@ async fn what_a_roll_back_or_an_override_replaced_does_not_come_back() {
     assert!(matches!(source, CanonicalSource::Admin { .. }), "{source:?}: it won because it is newer");
 }
 
-/// What another node's canonical version is, a node may not know yet: the records' version decides.
+/// A node may not know another node's canonical version yet: the version in the records decides.
 #[tokio::test]
 async fn a_store_is_decided_against_the_version_that_it_replaces() {
     let (one, clock, directory) = areas().await;
@@ -252,7 +252,7 @@ async fn a_store_is_decided_against_the_version_that_it_replaces() {
     let now = clock.now();
     let change = Allowed { change_account: true, ..Allowed::default() };
     upload(&one, &login_of("account-2", now, now), change).await.unwrap();
-    assert_eq!(canonical_account(&two), "account-1", "it has not heard of it");
+    assert_eq!(canonical_account(&two), "account-1", "node two does not know the change yet");
 
     clock.step(1);
     let now = clock.now();
@@ -264,7 +264,7 @@ async fn a_store_is_decided_against_the_version_that_it_replaces() {
     assert_eq!(canonical_account(&two), "account-2");
     clock.step(1);
     let renewed = login(clock.now(), clock.now());
-    assert_eq!(store(&two, &on_two, &renewed).await.unwrap().outcome, Outcome::Updated, "it is asked once more");
+    assert_eq!(store(&two, &on_two, &renewed).await.unwrap().outcome, Outcome::Updated, "the store is decided again");
 }
 
 #[tokio::test]
@@ -278,7 +278,7 @@ async fn members_of_one_host_reach_nobody_even_from_an_old_version() {
     let stored = store(&areas, &host, &given).await.unwrap();
     assert!(!stored.canonical.unwrap().text.contains("of-this"));
 
-    // A version of before.
+    // A version of an earlier release.
     clock.step(1);
     given["last_refresh"] = text(clock.now()).into();
     let old = AuthDocument::from_canonical(given.to_string(), &DocumentRules::default()).unwrap();

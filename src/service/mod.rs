@@ -1,19 +1,19 @@
 //! The use cases: retrieve, store, enrol, redeem, rotate.
 //!
-//! A method of an area takes plain values and answers with plain values; it knows neither HTTP nor SQL. The records are the
-//! truth and decide what must happen once. Hot state answers a call that must not wait for the records.
+//! A method of an area takes and returns plain values; it knows neither HTTP nor SQL. The records are the durable
+//! truth, and decide what must happen only once. Hot state answers calls that must not wait for the records.
 //!
-//! Every change goes through [`Core::commit`]: this node applies it before the method answers, so the next call on this node
-//! finds it. After the commit a method cannot fail any more. A crash between the change and its application is repaired by
-//! the next start, which catches up with the records before it listens.
+//! Every change goes through [`Core::commit`]: this node applies it before the method answers, so the next call on this
+//! node finds it. After the commit a method cannot fail any more. After a crash between the change and its application,
+//! the next start catches up with the records before it listens.
 //!
-//! [`Core`] is what every use case needs. On it stands one struct per area, in this order; an area calls only the areas below
-//! it, because [`Areas::on`] gives it no others:
+//! [`Core`] holds what every use case needs. Each area is one struct on top of it, in this order. An area calls only
+//! the areas below it, because [`Areas::on`] gives it no others:
 //!
 //! 1. [`Status`]: overview, metrics, `doctor`
 //! 2. [`Transfer`]: backup, restore, migration
 //! 3. [`Probes`]: proving the canonical login
-//! 4. [`Admission`]: who calls, and from where
+//! 4. [`Admission`]: the owner of a credential, and whether a call is served
 //! 5. [`Login`]: retrieve, store, versions of the canonical login
 //! 6. [`Trust`]: authorities, admin certificates, data keys
 //! 7. [`People`]: users, sessions, sign-in
@@ -55,14 +55,14 @@ pub use self::trust::Trust;
 
 pub type Result<T> = std::result::Result<T, ServiceError>;
 
-/// What the wiring gives the areas, where it is configured.
+/// What the wiring gives the areas; `None`: not configured.
 #[derive(Default)]
 pub struct Adapters {
     /// Opens stores, for [`Transfer`].
     pub stores: Option<Arc<dyn transfer::Stores>>,
-    /// Makes probes; `None`: none are made.
+    /// Makes probes; `None`: no probes are made.
     pub prober: Option<Arc<dyn Prober>>,
-    /// Users may sign in with it.
+    /// The identity provider with which users may sign in.
     pub provider: Option<Arc<Provider>>,
 }
 
@@ -96,7 +96,7 @@ area!(
 );
 
 impl Areas {
-    /// Starts the core and wires the areas up: the first call finds everything.
+    /// Starts the core and wires the areas up. Nothing is missing for the first call.
     pub async fn start(parts: Parts, adapters: Adapters) -> Result<Self> {
         let (core, has_caught_up) = Core::start(parts).await?;
         let areas = Self::on(core, adapters);

@@ -97,7 +97,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
             tokio::spawn(async move {
                 let mut told = Vec::new();
                 loop {
-                    // Nearly in order, as of hosts that refresh at about the same time.
+                    // Nearly in order, as from hosts that refresh at about the same time.
                     let number = next.fetch_add(1, Ordering::SeqCst) ^ 5;
                     if number >= STORES {
                         return told;
@@ -105,7 +105,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
                     let answer = store(&areas, &host, number).await.unwrap();
                     let served = areas.core.canonical().unwrap().last_refresh.clone();
                     let own = Instant::parse(&instant(number)).unwrap();
-                    assert!(served >= own, "whatever became of it, nothing older is served from here on");
+                    assert!(served >= own, "nothing older is served after the answer, whatever it was");
                     let canonical = answer.canonical.unwrap();
                     match answer.outcome {
                         Outcome::Updated => {
@@ -131,7 +131,7 @@ async fn racing_stores_stand_in_one_line_and_the_newest_wins() {
     assert_eq!(numbers, (1..=line.len() as u64).collect::<Vec<_>>(), "no gap");
     assert!(line.is_sorted_by(|a, b| a.last_refresh < b.last_refresh), "each is newer than the one before it");
     let stands: HashSet<_> = line.iter().map(|summary| summary.last_refresh.clone()).collect();
-    assert_eq!(told, stands, "whoever was told so stands in the history, and nobody else does");
+    assert_eq!(told, stands, "the history has exactly the stores that were answered `updated`");
     let newest = instant(STORES - 1);
     assert_eq!(line.last().map(|summary| summary.last_refresh.clone()), Some(newest.clone()));
     assert_eq!(areas.core.canonical().unwrap().summary.last_refresh, newest);
@@ -147,7 +147,7 @@ async fn a_store_is_served_at_once_and_after_a_restart() {
         assert_eq!(store(&areas, &host, 1).await.unwrap().outcome, Outcome::Updated);
         let canonical = areas.core.canonical().unwrap();
         assert_eq!(canonical.summary.version, 1);
-        // Hot state has not heard of it yet. A catching up changes nothing that is served.
+        // Hot state does not have it yet. A catch-up changes nothing that is served.
         assert_eq!(areas.core.hot.epoch(), known);
         areas.core.catch_up().await.unwrap();
         assert!(areas.core.hot.epoch() > known);
@@ -192,7 +192,7 @@ async fn a_store_that_the_disk_did_not_take_is_neither_acknowledged_nor_served()
     }
 }
 
-/// The list follows what hosts do and what admins change, and knows what a restart finds.
+/// The list of hosts follows their activity and admins' changes, also across a restart.
 #[tokio::test]
 async fn the_list_of_hosts_follows() {
     use crate::service::core::directory::{ListQuery, ListedHost};

@@ -1,4 +1,4 @@
-//! Versions that are kept and removed, what one host may store, and what belongs to one host alone.
+//! Versions that are kept and pruned, what one host may store, and what belongs to one host alone.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -49,7 +49,7 @@ async fn upload(areas: &Areas, auth: &str) {
     areas.login.upload(&format!(r#"{{"auth":{auth}}}"#), &Initiator::daemon()).await.unwrap();
 }
 
-/// What the caller of `sync` is given.
+/// What the calling host receives.
 fn delivered(areas: &Areas, sync: &Sync) -> (String, Digest) {
     let host = sync.host.as_ref().map(|host| &*host.host);
     let canonical = sync.canonical.as_deref().unwrap();
@@ -92,7 +92,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     // Codex has added it to the file; the login is the same.
     let answer = store(&areas, &a, &with_identity(&auth, IDENTITY)).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Unchanged);
-    assert_eq!(areas.core.canonical().unwrap().summary.version, 1, "no version was made of it");
+    assert_eq!(areas.core.canonical().unwrap().summary.version, 1, "no new version was made");
     let expected = format!(r#"{},"agent_identity":{IDENTITY}}}"#, canonical.text.strip_suffix('}').unwrap());
     let given = retrieve(&areas, &a, shared).await;
     assert_eq!(given.outcome, Outcome::Outdated, "its file lacks the identity");
@@ -100,14 +100,14 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     assert_eq!(text, expected);
     assert_eq!(retrieve(&areas, &a, own).await.outcome, Outcome::Valid);
 
-    // Nobody else.
+    // No other host gets it.
     let of_b = retrieve(&areas, &b, shared).await;
     assert_eq!((of_b.outcome, delivered(&areas, &of_b).0), (Outcome::Valid, canonical.text.to_string()));
     assert_eq!(retrieve(&areas, &b, own).await.outcome, Outcome::Outdated);
     let revealed = areas.login.reveal_canonical(&Initiator::daemon()).await.unwrap().unwrap();
     assert!(!revealed.text.contains("canary"));
 
-    // A newer login of another host takes nothing from this one, and a store of this one without it neither.
+    // Neither a newer login of another host nor a store of this host without the identity removes it.
     clock.step(1);
     store(&areas, &b, &login(clock.now(), "two").0).await.unwrap();
     let (text, _) = delivered(&areas, &retrieve(&areas, &a, own).await);
@@ -117,14 +117,14 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
     assert_eq!(answer.outcome, Outcome::Updated);
     assert!(delivered(&areas, &answer).0.contains(IDENTITY), "the answer to its own store has it");
 
-    // Another one takes its place, also with an older login.
+    // A new identity replaces it, also with an older login.
     let (old, _) = login(clock.now() - Duration::hours(9), "old");
     let answer = store(&areas, &a, &with_identity(&old, r#""second-canary""#)).await.unwrap();
     assert_eq!(answer.outcome, Outcome::Outdated);
     let (text, _) = delivered(&areas, &answer);
     assert!(text.ends_with(r#","agent_identity":"second-canary"}"#), "{text}");
 
-    // A key for another machine, perhaps.
+    // The new key may be for another machine.
     let again = register(&areas, "a.test").await;
     let answer = retrieve(&areas, &again, areas.core.canonical().unwrap().summary.digest).await;
     assert_eq!(answer.outcome, Outcome::Valid);
@@ -157,7 +157,7 @@ async fn an_agent_identity_outlasts_restarts_rotations_and_is_known_to_every_nod
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     let one = node(&directory, "one", records, clock).await;
     assert_eq!(retrieve(&one, &key, own).await.outcome, Outcome::Valid);
-    // Nothing of it stands anywhere in the clear.
+    // It is stored nowhere in the clear.
     for file in walk(directory.path()) {
         let bytes = std::fs::read(&file).unwrap();
         assert!(memchr::memmem::find(&bytes, b"canary-of-one-host").is_none(), "{}", file.display());
@@ -253,7 +253,7 @@ async fn logins_of_another_account_count_against_a_hosts_hour() {
     assert!(matches!(limited, Err(ServiceError::StoresLimited(_))), "{limited:?}");
 }
 
-/// There the login itself is the member of that name.
+/// In that kind of login, the member of this name is the login itself.
 #[tokio::test]
 async fn an_agent_identity_takes_the_place_of_no_login() {
     let (areas, clock, _directory) = areas().await;
@@ -326,12 +326,12 @@ async fn a_store_has_old_versions_removed() {
         let report = |outcome: Result<()>| looked.send_modify(|rounds| *rounds += outcome.map_or(0, |()| 1));
         pruning.login.look_after_versions(std::time::Duration::from_millis(1), stopping, report).await;
     });
-    // At the start; what was stored before is looked after once more.
+    // Once at the start, and once more for the stores before it.
     bounded(looks.wait_for(|rounds| *rounds >= 2)).await.unwrap();
     assert_eq!(kept(&areas).await, [3, 2, 1]);
     clock.step(31 * 24);
     upload(&areas, &login(clock.now(), "new").0).await;
-    // The next hour is farther away than the bound.
+    // The hourly round is farther away than the bound of this wait.
     bounded(looks.wait_for(|rounds| *rounds >= 3)).await.unwrap();
     assert_eq!(kept(&areas).await, [4, 3]);
     stop.send_replace(true);
@@ -375,7 +375,7 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
     for _ in 0..3 {
         let auth = newer(&clock);
         assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Updated);
-        // What makes no version is not counted.
+        // A store that makes no version is not counted.
         for _ in 0..5 {
             assert_eq!(store(&areas, &a, &auth).await.unwrap().outcome, Outcome::Unchanged);
             let old = login(first - Duration::DAY, "old").0;
@@ -392,12 +392,12 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
         }
         other => panic!("{other:?}"),
     }
-    // An agent identity is a write as well.
+    // An agent identity is a write, too, so it is counted.
     let same = areas.core.canonical().unwrap().text.to_string();
     let refused = store(&areas, &a, &with_identity(&same, IDENTITY)).await.map(drop);
     assert!(matches!(refused, Err(ServiceError::StoresLimited(_))));
     assert_eq!(retrieve(&areas, &a, Digest::of(b"")).await.outcome, Outcome::Outdated, "it is served all the same");
-    // Others, and admins.
+    // Other hosts and admins may still store.
     assert_eq!(store(&areas, &b, &auth).await.unwrap().outcome, Outcome::Updated);
     for _ in 0..9 {
         let auth = newer(&clock);

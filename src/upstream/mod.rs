@@ -1,4 +1,5 @@
-//! What the daemon asks of the outside world. Called by background jobs only, never on the way of a call.
+//! Requests to services outside. `releases` runs in background jobs only; `oidc` also while a browser waits for its
+//! sign-in.
 
 pub mod oidc;
 pub mod releases;

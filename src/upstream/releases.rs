@@ -1,11 +1,11 @@
-//! The newest release of Codex, as its publisher names it.
+//! Reads the newest release of Codex from its publisher.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// An answer about one release is some 100 KiB; what is longer is none.
+/// An answer about one release has some 100 KiB; a longer one is refused.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub struct Releases {
 }
 
 impl Releases {
-    /// `None` where there is nothing to ask.
+    /// `None` if no URL is configured.
     pub fn new(url: &str) -> Option<Self> {
         if url.is_empty() {
             return None;

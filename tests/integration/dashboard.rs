@@ -225,7 +225,7 @@ async fn what_cannot_be_a_login_is_refused_in_words() {
     };
     let good = auth_json("2025-11-20T09:27:43Z", 1).to_string();
     for (file, pasted, status, words) in [
-        (&b""[..], "", 422, "Choose a file, or paste what is in it."),
+        (&b""[..], "", 422, "Choose a file, or paste its content."),
         (b"{}", "{}", 422, "send one of them"),
         (b"{\"tokens\": ", "", 400, "Invalid JSON payload."),
         (b"{}", "", 422, "last_refresh"),
@@ -452,7 +452,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.says("#login", "2025-11-20T09:27:43.373506211Z").await;
     browser.says("#login", &browser.fingerprint).await;
     browser.open(&daemon.admin_url("/login")).await;
-    browser.fill("Or what is in it", &login).await;
+    browser.fill("Or its content", &login).await;
     browser.press("Upload").await;
     browser.says("[role=status]", "Nothing changed").await;
 

@@ -227,7 +227,7 @@ async fn a_daemon_that_starts_without_its_database_serves_what_it_last_knew() {
     assert_eq!(retrieve(&daemon, &"e".repeat(64)).await, 401);
     let ready: Value = daemon.client().get(daemon.hosts_url("/readyz")).send().await.unwrap().json().await.unwrap();
     assert_eq!(ready["code"], "degraded");
-    assert!(ready["message"].as_str().unwrap().contains("what is served is of 20"), "{ready}");
+    assert!(ready["message"].as_str().unwrap().contains("answers are as of 20"), "{ready}");
     let mallory = RawClient::with_certificate(&daemon, &daemon.state.path().join("admin-mallory"), "mallory");
     let refused = mallory.call(daemon.client().get(daemon.admin_url("/admin/hosts"))).await;
     assert_eq!(refused, Outcome::Closed, "revoked before, and let in now");

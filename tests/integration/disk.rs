@@ -79,7 +79,7 @@ fn a_start_on_a_full_or_read_only_disk_says_so_in_one_sentence() {
             assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
             assert_eq!(said.trim_end().lines().count(), 1, "{said}");
             assert!(said.contains(daemon.state_dir().to_str().unwrap()) && said.contains(reason), "{said}");
-            assert!(said.contains("on a disk with room"), "it says what to do: {said}");
+            assert!(said.contains("have free disk space"), "it says what to do: {said}");
         }
     };
     let balloon = disk.fill();

@@ -120,7 +120,7 @@ fn while_no_daemon_runs_its_state_is_told_of_all_the_same() {
     assert!(daemon.stop().success());
     let found = doctor(&daemon, &[]);
     found.is("daemon", "missing", "does not run", "systemctl start codex-authd");
-    found.is("login", "weak", "none yet", "codex-authd auth upload");
+    found.is("login", "weak", "no login yet", "codex-authd auth upload");
     found.is("admins", "weak", "nobody has a certificate", "codex-authd admin-cert");
     found.is("state directory", "good", "format 5", "");
     found.is("checksums", "good", "rows of the records", "");
@@ -270,8 +270,8 @@ fn no_codex_and_an_upstream_that_refuses_or_hangs_are_told_and_keep_nothing_from
     let found = doctor(&daemon, &[]);
     assert_eq!(found.code, 0, "{}", found.text);
     found.is("runner codex", "weak", "there is no Codex at /nowhere/codex", "npm install -g @openai/codex");
-    found.is("token_url", "weak", "no connection", "let this machine out");
-    found.is("releases_url", "weak", "no answer in time", "let this machine out");
+    found.is("token_url", "weak", "no connection", "permit this connection");
+    found.is("releases_url", "weak", "no answer in time", "permit this connection");
 }
 
 #[test]

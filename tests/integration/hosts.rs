@@ -459,7 +459,7 @@ async fn a_stop_lets_the_call_in_flight_finish() {
     slow.send(sent).await;
     daemon.signal(Signal::SIGTERM);
     let begun = Instant::now();
-    while !daemon.log().contains("stopping: calls in flight") {
+    while !daemon.log().contains("stopping: finishing calls in flight") {
         assert!(begun.elapsed() < BOUND, "it does not stop");
         pause();
     }

@@ -156,7 +156,7 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
         host.write_program("sparse/npm", "#!/bin/sh\necho /nonexistent\n", 0o755);
         assert_still_good(&install(), "codex cannot be installed: there is npm, but no node that runs", remedy);
         host.write_program("sparse/node", "#!/bin/sh\necho v14.21.3\n", 0o755);
-        let old = "codex cannot be installed: codex from npm needs Node.js 16 or later, and this is 14.21.3";
+        let old = "codex cannot be installed: codex from npm needs Node.js 16 or later, but this is 14.21.3";
         assert_still_good(&install(), old, remedy);
         host.write_program("sparse/node", "#!/bin/sh\necho v16.20.2\n", 0o755);
         if is_root("mounts of the test's own") {
@@ -164,7 +164,7 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
             std::fs::create_dir(host.file(".local")).unwrap();
             let ran = within(&host, r#"mount -t tmpfs -o size=8m none "$HOME/.local""#, &registered.command);
             let full = format!(
-                "codex cannot be installed: {} has 8 MiB left, and 450 are needed",
+                "codex cannot be installed: {} has 8 MiB left, but 450 are needed",
                 host.file(".local").display()
             );
             assert_still_good(&ran, &full, "make room");

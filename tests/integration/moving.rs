@@ -512,7 +512,7 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
         ("cut off", text[..text.len() - 20].to_owned(), manifest.clone(), ""),
         ("nothing", String::new(), manifest.clone(), ""),
         ("another format", text.clone(), manifest.replace("\"format\": 2", "\"format\": 3"), "format 3"),
-        ("no manifest", text.clone(), "{}".into(), "no manifest"),
+        ("no manifest", text.clone(), "{}".into(), "not a backup manifest"),
     ];
     let refuse = |name: &str, directory: &Path, more: &[&str]| {
         let mut arguments = vec!["restore", directory.to_str().unwrap(), "--yes"];

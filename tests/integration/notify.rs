@@ -132,6 +132,6 @@ fn a_database_that_does_not_answer_holds_up_the_start_with_the_managers_patience
     assert_eq!(output.status.code(), Some(1), "there is nothing it could start from");
     let told = manager.told();
     assert!(told.iter().filter(|message| message.contains("EXTEND_TIMEOUT_USEC")).count() > 1, "{told:#?}");
-    assert!(told.iter().any(|message| message.contains("STATUS=starting: the database is asked")), "{told:#?}");
+    assert!(told.iter().any(|message| message.contains("STATUS=starting: connecting to the database")), "{told:#?}");
     assert!(!told.iter().any(|message| message.contains("READY=1")), "{told:#?}");
 }

@@ -422,7 +422,7 @@ fn answers_that_are_not_whole_change_nothing() {
                 let ran = host.run(&["x"]);
                 assert_eq!(ran.code, Some(0), "the login of a moment ago is good enough: {shown:?} {ran:?}");
                 assert_eq!(host.auth().as_ref(), Some(&canonical), "{shown:?}");
-                assert!(ran.err.contains("going on with the login"), "{shown:?} {ran:?}");
+                assert!(ran.err.contains("continuing with the login"), "{shown:?} {ran:?}");
                 assert!(!host.file("canary").exists());
                 assert_eq!(litter(host), Vec::<PathBuf>::new());
             }

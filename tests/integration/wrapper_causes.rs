@@ -69,9 +69,9 @@ fn a_ca_file_that_cannot_be_used_is_named_with_what_to_do() {
     let canonical = daemon.set_canonical(&login(10));
     for (variable, content, said) in [
         ("CURL_CA_BUNDLE", None, "is not there"),
-        ("CURL_CA_BUNDLE", Some("garbage\n"), "holds no certificate (PEM)"),
+        ("CURL_CA_BUNDLE", Some("garbage\n"), "contains no certificate (PEM)"),
         ("CURL_CA_BUNDLE", Some(&*authority("127.0.0.1").0), "does not vouch for it"),
-        ("SSL_CERT_FILE", Some("garbage\n"), "holds no certificate (PEM)"),
+        ("SSL_CERT_FILE", Some("garbage\n"), "contains no certificate (PEM)"),
         ("SSL_CERT_FILE", Some(&*authority("127.0.0.1").0), "does not vouch for it"),
         ("SSL_CERT_DIR", Some("garbage\n"), "is no directory"),
     ] {

@@ -416,8 +416,8 @@ fn only_a_failed_verification_is_distrust() {
         host.write_program("bin/curl", &format!("#!/bin/sh\ncat >/dev/null\nprintf 000\nexit {code}\n"), 0o755);
         let ran = host.run(&["x"]);
         assert_eq!(ran.code, Some(0), "the login of a moment ago is good enough: {code}: {ran:?}");
-        assert!(!ran.err.contains("trusted") && ran.err.contains("going on with the login"), "{code}: {ran:?}");
-        let local = ran.err.contains("something of this machine");
+        assert!(!ran.err.contains("trusted") && ran.err.contains("continuing with the login"), "{code}: {ran:?}");
+        let local = ran.err.contains("a problem on this machine");
         assert_eq!(local, matches!(code, 26 | 53 | 54 | 58 | 59 | 66 | 82), "{code}: {ran:?}");
     }
 }

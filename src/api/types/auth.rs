@@ -1,4 +1,4 @@
-//! What `POST /auth` takes and answers.
+//! The request and answer of `POST /auth`.
 
 use poem_openapi::Object;
 use serde::{Deserialize, Serialize};
@@ -74,13 +74,13 @@ pub struct AuthAnswer {
 }
 
 impl AuthAnswer {
-    /// It holds `auth` as its last member, where there is one.
+    /// If there is an `auth`, it is the last member.
     pub fn of(hosts: &Hosts, login: &Login, sync: Sync) -> Result<Self, ServiceError> {
         let Sync { outcome, canonical, stored, host: told } = sync;
         let (host, canonical) = (told.as_ref().map(|told| &*told.host), canonical.as_deref());
         let delivery = canonical.filter(|_| outcome.carries_auth()).map(|it| match login.deliver(it, host) {
-            // A store is durable by now, and nothing may turn it into a failure: a host whose agent identity cannot be
-            // opened is answered without it.
+            // A store is durable by now, so nothing may turn it into a failure. If the host's agent identity cannot be
+            // opened, the answer omits it.
             Err(_) if stored => login.deliver(it, None),
             delivered => delivered,
         });

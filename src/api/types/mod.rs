@@ -1,3 +1,3 @@
-//! Bodies of requests and answers that several files of this room use.
+//! Request and answer bodies that several files of this room use.
 
 pub mod auth;

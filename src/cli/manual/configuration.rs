@@ -1,7 +1,8 @@
-//! codex-authd-config(5), made of `packaging/config.toml`: every key there, with its default, its meaning, its variable.
+//! codex-authd-config(5), generated from `packaging/config.toml`: every key with its default, meaning and environment
+//! variable.
 //!
-//! The file's own form is what is read: a block of comments, then the key, commented out, or a section. A test of
-//! `config` holds it to every key there is.
+//! It parses the format of that file: a block of comments, then a key (commented out) or a section. A test of `config`
+//! checks that the file has every key.
 
 use clap_mangen::roff::{Roff, bold, roman};
 
@@ -11,7 +12,7 @@ const PACKAGED: &str = include_str!("../../../packaging/config.toml");
 
 enum Line<'a> {
     Section(&'a str),
-    /// A key, and its default.
+    /// A key and its default.
     Key(&'a str, &'a str),
     Comment(&'a str),
     Blank,
@@ -40,8 +41,8 @@ pub fn page() -> std::io::Result<Vec<u8>> {
     roff.text([bold(DEFAULT_PATH)]);
     roff.control("SH", ["DESCRIPTION"]);
     roff.text([roman(
-        "A TOML file, read by the daemon at its start and by every command. No file at all is a good one: each key has a \
-         default. A key that is not known is refused, and so is a variable that begins with CODEX_AUTHD_ and names none.",
+        "A TOML file, read by the daemon at its start and by every command. The file is optional, because each key has a \
+         default. An unknown key is refused, and so is a variable that begins with CODEX_AUTHD_ and matches no key.",
     )]);
     roff.control("SH", ["GENERAL"]);
     let mut text = Vec::new();
@@ -59,7 +60,7 @@ pub fn page() -> std::io::Result<Vec<u8>> {
                 paragraph(&mut roff, &text);
                 text.clear();
             }
-            // The head of the file, which is about the file itself, belongs to no key.
+            // The comment at the head of the file describes the file, and belongs to no key.
             Line::Blank => {
                 paragraph(&mut roff, &text);
                 text.clear();
@@ -74,7 +75,7 @@ pub fn page() -> std::io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Lines of one paragraph; the last one, in parentheses, names the variable.
+/// Writes lines as one paragraph. The last line, in parentheses, is the variable.
 fn paragraph(roff: &mut Roff, lines: &[&str]) {
     for line in lines {
         roff.text([roman(*line)]);

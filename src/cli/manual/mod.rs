@@ -1,8 +1,8 @@
-//! `codex-authd man DIR`: the manual pages, made of the command line itself and of the packaged configuration file, so
-//! that they cannot tell of anything that is not there.
+//! `codex-authd man DIR`: writes the manual pages, generated from the command line parser and the packaged
+//! configuration file, so that they match the program.
 //!
-//! One page for the program, one for each of its commands with all that the command can do, and one for the
-//! configuration. The same bytes whenever and wherever they are made. A crash leaves some of the pages: make them again.
+//! There is one page for the program, one for each command with its subcommands, and one for the configuration. The
+//! same version always writes the same bytes. A crash leaves some of the pages: run it again.
 
 mod configuration;
 mod sections;
@@ -16,13 +16,13 @@ use clap_mangen::roff::Roff;
 
 use super::CliError;
 
-/// When the texts last changed in earnest: a page has a date, and not that of its making.
+/// The date of the last large change of the texts. A page needs a date, but not the date of its generation.
 const DATE: &str = "2026-11-26";
 const MANUAL: &str = "codex-authd";
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Where they are written; made where it is missing
+    /// Directory for the pages; it is created if it is missing
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     directory: PathBuf,
 }
@@ -37,12 +37,12 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<(), CliError> {
         std::fs::write(&path, text).map_err(failed(path))?;
     }
     let names: Vec<&String> = pages.iter().map(|(name, _)| name).collect();
-    let sentence = format!("{} pages are in {}; `man -l FILE` shows one.", names.len(), directory.display());
+    let sentence = format!("Wrote {} pages to {}; show one with `man -l FILE`.", names.len(), directory.display());
     super::print::done(json, &serde_json::json!({ "directory": directory, "pages": names }), &sentence)?;
     Ok(())
 }
 
-/// The name of each page's file, and the page.
+/// Returns the file name and the content of each page.
 fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
@@ -93,7 +93,7 @@ fn of_command(command: &Command) -> std::io::Result<(String, Vec<u8>)> {
     Ok((man.get_filename(), page))
 }
 
-/// What a command can do besides: a part of its page. What holds for every command stands once, at the end of it.
+/// Writes a subcommand as a section of its command's page. Options of all commands are listed only once, at the end.
 fn part(action: &Command, page: &mut Vec<u8>) -> std::io::Result<()> {
     let own = action.clone().mut_args(|argument| {
         let everywhere = argument.is_global_set() || argument.get_id() == "help";
@@ -108,12 +108,12 @@ fn part(action: &Command, page: &mut Vec<u8>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What stands below the heading: as part of a page it has another one.
+/// Removes the heading of a section: within a page it gets another one.
 fn body(section: &str) -> &str {
     section.split_once(".SH ").and_then(|(_, rest)| rest.split_once('\n')).map_or("", |(_, body)| body)
 }
 
-/// The list of values that an argument may have begins a line too many.
+/// clap_mangen puts an extra line break before the list of possible values.
 fn options(man: &Man) -> std::io::Result<String> {
     Ok(text_of(man, Man::render_options_section)?.replace("\n.br\n\n.br\n", "\n.br\n"))
 }

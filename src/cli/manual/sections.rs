@@ -1,18 +1,18 @@
-//! What stands at the end of every page of a command: examples, how it ends, files, environment, what else to read.
+//! The last sections of each command's page: examples, exit status, files, environment, and references.
 
 use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::config::DEFAULT_PATH;
 
-/// Commands as they are typed, each with what it does. Every command has one.
+/// Example commands, each with its effect. Every command has at least one.
 const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "codex-authd",
         &[
-            ("codex-authd doctor", "Say what is wrong, and the command that mends it."),
+            ("codex-authd doctor", "Show problems, and the command that solves each."),
             ("codex-authd admin-cert alice --out alice.p12", "Make the certificate that opens the dashboard."),
             ("codex-authd auth upload ~/.codex/auth.json", "Make the login of this machine the canonical one."),
-            ("codex-authd hosts add build-7.example.com", "Make a host; its installer command is printed."),
+            ("codex-authd hosts add build-7.example.com", "Register a host, and print its installer command."),
         ],
     ),
     ("serve", &[("codex-authd serve --config ./config.toml", "Run the daemon in the foreground until SIGTERM.")]),
@@ -40,86 +40,92 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "users",
         &[
-            ("codex-authd users add grace@example.com --role member", "Somebody who installs hosts of their own."),
-            ("codex-authd users disable grace@example.com", "End her sessions, everywhere, within a second."),
+            ("codex-authd users add grace@example.com --role member", "A user who can install own hosts."),
+            ("codex-authd users disable grace@example.com", "End all sessions of this user within a second."),
         ],
     ),
     (
         "link-identity",
         &[(
             "codex-authd link-identity --issuer https://id.example.com --subject 248289761001 --user grace@example.com",
-            "Let the provider's 248289761001 sign in as grace@example.com.",
+            "Let the provider's user 248289761001 sign in as grace@example.com.",
         )],
     ),
-    ("identities", &[("codex-authd identities list", "Say who at the provider is which user here.")]),
-    ("sessions", &[("codex-authd sessions list --user grace@example.com", "Say where somebody is signed in.")]),
+    ("identities", &[("codex-authd identities list", "List the links between users of the provider and users here.")]),
+    ("sessions", &[("codex-authd sessions list --user grace@example.com", "List the sessions of a user.")]),
     (
         "hosts",
         &[
-            ("codex-authd hosts add build-7.example.com", "Make a host; run the printed command on it."),
-            ("codex-authd hosts list --state unbound", "Say which hosts have never called."),
-            ("codex-authd hosts networks build-7.example.com 192.0.2.0/24", "Serve it from this network only."),
-            ("codex-authd hosts remove build-7.example.com", "Refuse its key from here on."),
+            ("codex-authd hosts add build-7.example.com", "Register a host; run the printed command on it."),
+            ("codex-authd hosts list --state unbound", "List the hosts that have never called."),
+            ("codex-authd hosts networks build-7.example.com 192.0.2.0/24", "Serve the host from this network only."),
+            ("codex-authd hosts remove build-7.example.com", "Refuse the host's key from now on."),
         ],
     ),
     (
         "auth",
         &[
-            ("codex-authd auth upload ~/.codex/auth.json --probe", "Upload a login, and have Codex prove it."),
-            ("codex-authd auth rollback 3", "Bring version 3 back, as a new version."),
+            ("codex-authd auth upload ~/.codex/auth.json --probe", "Upload a login, and prove it by running Codex."),
+            ("codex-authd auth rollback 3", "Restore version 3, as a new version."),
         ],
     ),
-    ("certificates", &[("codex-authd certificates revoke 3fa9", "Let in no more whoever shows that certificate.")]),
-    (
-        "authorities",
-        &[("codex-authd authorities prepare server", "Begin to roll over the authority that hosts trust.")],
-    ),
-    ("installers", &[("codex-authd installers list --outstanding", "Say which can still be redeemed.")]),
-    ("audit", &[("codex-authd audit verify", "Say whether the log is whole, and its last hash: note it elsewhere.")]),
+    ("certificates", &[("codex-authd certificates revoke 3fa9", "Refuse this certificate from now on.")]),
+    ("authorities", &[("codex-authd authorities prepare server", "Start to replace the authority that hosts trust.")]),
+    ("installers", &[("codex-authd installers list --outstanding", "List the installers that can still be redeemed.")]),
+    ("audit", &[("codex-authd audit verify", "Verify the log, and print its last hash: note it elsewhere.")]),
     ("api", &[("codex-authd api disable --reason 'moving house'", "Serve no host until `codex-authd api enable`.")]),
     (
         "runner",
         &[
-            ("codex-authd runner run", "Say whether the canonical login works."),
-            ("codex-authd runner doctor", "Say what that needs, and what is missing."),
+            ("codex-authd runner run", "Check whether the canonical login works."),
+            ("codex-authd runner doctor", "Show what probes need, and what is missing."),
         ],
     ),
-    ("keys", &[("codex-authd keys rotate", "Seal all secrets anew, while the daemon runs.")]),
+    ("keys", &[("codex-authd keys rotate", "Seal all secrets with a new key, while the daemon runs.")]),
     ("backup", &[("codex-authd backup /var/backups/codex-authd/today", "Copy all records.")]),
-    ("restore", &[("codex-authd restore /var/backups/codex-authd/today", "Bring them back.")]),
-    ("migrate", &[("codex-authd migrate --to-file /root/database-url", "Move into the database that the file names.")]),
-    ("metrics", &[("codex-authd metrics | grep hosts", "Say how many hosts there are, by state.")]),
+    ("restore", &[("codex-authd restore /var/backups/codex-authd/today", "Restore all records from that backup.")]),
+    (
+        "migrate",
+        &[(
+            "codex-authd migrate --to-file /root/database-url",
+            "Move all records into the database whose URL is in the file.",
+        )],
+    ),
+    ("metrics", &[("codex-authd metrics | grep hosts", "Show the number of hosts by state.")]),
     (
         "doctor",
         &[
-            ("codex-authd doctor", "Say what is wrong, and the command that mends it."),
+            ("codex-authd doctor", "Show problems, and the command that solves each."),
             ("codex-authd doctor --json", "The same for a program; exit status 1 if something does not work."),
         ],
     ),
 ];
 
 const FILES: &[(&str, &str)] = &[
-    (DEFAULT_PATH, "The configuration; see codex-authd-config(5). No package changes it."),
+    (DEFAULT_PATH, "The configuration; see codex-authd-config(5). Packages never change it."),
     ("/usr/share/codex-authd/config.toml", "Every key of the configuration, with its meaning and its default."),
     ("/var/lib/codex-authd", "The state directory: records, hot state, keys, certificates. Mode 0700."),
     ("/var/lib/codex-authd/pki/server-ca.crt", "The authority that hosts and browsers trust."),
-    ("/run/codex-authd/control.sock", "Where the commands find the daemon; root and its own user are let in."),
+    ("/run/codex-authd/control.sock", "The daemon's control socket, for root and for the daemon's own user."),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[
-    ("CODEX_AUTHD_CONFIG", "The configuration file, where --config is not given."),
-    ("CODEX_AUTHD_SECTION__KEY", "A key of the configuration; it wins over the file."),
+    ("CODEX_AUTHD_CONFIG", "The configuration file, if --config is not given."),
+    ("CODEX_AUTHD_SECTION__KEY", "A key of the configuration; it overrides the file."),
     ("CODEX_OIDC_KEY", "A key of the section [oidc]."),
     (
         "CREDENTIALS_DIRECTORY",
-        "Set by systemd: the files master.key, database.password, oidc.client_secret and backup.passphrase in it are taken \
-         before others.",
+        "Set by systemd: the files master.key, database.password, oidc.client_secret and backup.passphrase in it have \
+         priority.",
     ),
-    ("RUST_LOG", "How much the daemon logs: error, warn, info (the default), debug or trace."),
-    ("NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS", "Set by systemd: how the daemon tells that it works; its sockets."),
+    ("RUST_LOG", "The log level of the daemon: error, warn, info (the default), debug or trace."),
+    (
+        "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS",
+        "Set by systemd: status and watchdog notifications, and the listening sockets.",
+    ),
 ];
 
-/// What the program's own page tells first.
+/// Writes the description on the program's own page.
 pub fn description(page: &mut Vec<u8>) -> std::io::Result<()> {
     let mut roff = Roff::default();
     roff.control("SH", ["DESCRIPTION"]);
@@ -127,22 +133,22 @@ pub fn description(page: &mut Vec<u8>) -> std::io::Result<()> {
         bold("codex-authd"),
         roman(
             " keeps one canonical Codex auth.json and gives it to every host that may have it. An admin uploads a login \
-             once; each host runs cdx instead of codex, which pulls the canonical login before Codex starts and brings a \
-             newer one back.",
+             once. Each host runs cdx instead of codex. cdx pulls the canonical login before Codex starts, and sends a \
+             newer one back afterwards.",
         ),
     ]);
     roff.control("PP", []);
     roff.text([
         bold("codex-authd serve"),
         roman(
-            " is the daemon. The other commands speak to it through its control socket; all but metrics work while it \
-             does not run as well, on its state directory, and then have to be run by root or its own user.",
+            " is the daemon. The other commands use its control socket. If no daemon runs, all commands but metrics work \
+             directly on the state directory; then root or the daemon's own user must run them.",
         ),
     ]);
     roff.to_writer(page)
 }
 
-/// The sections after the options; `commands` are the pages that the program's own refers to.
+/// Writes the sections after the options. `commands` are the pages that the program's own page refers to.
 pub fn end(page: &mut Vec<u8>, name: &str, commands: &[String]) -> std::io::Result<()> {
     let mut roff = Roff::default();
     roff.control("SH", ["EXAMPLES"]);
@@ -155,9 +161,9 @@ pub fn end(page: &mut Vec<u8>, name: &str, commands: &[String]) -> std::io::Resu
     roff.control("SH", ["EXIT STATUS"]);
     for (status, meaning) in [
         ("0", "Done."),
-        ("1", "Refused or failed; what happened, and what to do next, is on standard error."),
-        ("2", "The command line cannot be understood."),
-        ("141", "Nobody reads the answer any more; what was asked for was done."),
+        ("1", "Refused or failed; the reason, and what to do next, are on standard error."),
+        ("2", "The command line is invalid."),
+        ("141", "The reader of the output has gone; the command was executed."),
     ] {
         roff.control("TP", []);
         roff.text([bold(status)]);

@@ -1,4 +1,4 @@
-// Shows the buttons that copy, where there is a clipboard; without it the text is selected by hand.
+// Shows the copy buttons if the browser has a clipboard. Otherwise the user selects the text by hand.
 for (const button of document.querySelectorAll('button[data-copy]')) {
   const source = document.getElementById(button.dataset.copy);
   const told = document.getElementById('copied');
@@ -9,7 +9,7 @@ for (const button of document.querySelectorAll('button[data-copy]')) {
       () => { told.textContent = 'Copied.'; },
       () => {
         getSelection().selectAllChildren(source);
-        told.textContent = 'The browser does not let it be copied. It is selected: press Ctrl+C or Command+C.';
+        told.textContent = 'The browser refused to copy. The text is selected: press Ctrl+C or Command+C.';
       },
     );
   });

@@ -1,11 +1,11 @@
-//! A power cut at any moment of a store's life, on a disk in memory.
+//! Cuts the power at any moment of a store's life, on a disk in memory.
 //!
-//! The disk notes every write, change of length and sync in their order. A cut leaves what was synced, and of what came
-//! after the last sync any part: each sector of 512 bytes of each write, and each change of length, for itself. On every
-//! such disk the store must open, hold what was acknowledged, and of what was under way all or nothing; the same after a
-//! second cut, in the middle of that opening.
+//! The disk records every write, change of length and sync in order. A cut keeps everything before the last sync. Of
+//! what came after, it keeps any part: each sector of 512 bytes of each write, and each change of length,
+//! independently. On every such disk the store must open and hold all acknowledged commits. A commit in progress must
+//! be there completely or not at all. The same must hold after a second cut during that opening.
 //!
-//! `AUTHD_POWER_CUTS` and `AUTHD_POWER_SEED` make more, or the same again.
+//! `AUTHD_POWER_CUTS` sets the number of cuts, `AUTHD_POWER_SEED` repeats a run.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ struct Recorded {
 }
 
 impl Recorder {
-    /// With these bytes on it, and nothing noted yet.
+    /// A disk with these bytes and no recorded events.
     fn holding(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new(Recorded { bytes, events: Vec::new() })))
     }
@@ -81,7 +81,7 @@ impl StorageBackend for Recorder {
     }
 }
 
-/// `reaches` says of each sector of a write whether it gets there.
+/// `reaches` decides for each sector of a write whether it reaches the disk.
 fn apply(disk: &mut Vec<u8>, event: &Event, mut reaches: impl FnMut(usize) -> bool) {
     match event {
         Event::Write { at, bytes } => {
@@ -125,7 +125,7 @@ fn left(before: &[u8], events: &[Event], cut: usize, random: &mut Random) -> Vec
     let synced = events[..cut].iter().rposition(|event| matches!(event, Event::Synced)).map_or(0, |at| at + 1);
     let mut disk = before.to_vec();
     events[..synced].iter().for_each(|event| apply(&mut disk, event, |_| true));
-    // Of some cuts nearly everything gets there, of others nearly nothing.
+    // Some cuts keep nearly everything, others nearly nothing.
     let eighths = random.below(9);
     for event in &events[synced..cut] {
         match event {
@@ -138,7 +138,7 @@ fn left(before: &[u8], events: &[Event], cut: usize, random: &mut Random) -> Vec
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// The rows after each commit, and how many events there were when it was acknowledged.
+/// The rows after each commit, and the number of events when it was acknowledged.
 struct Life {
     events: Vec<Event>,
     acknowledged: Vec<(usize, Model)>,
@@ -147,7 +147,7 @@ struct Life {
 fn live(random: &mut Random) -> Life {
     let recorder = Recorder::default();
     let mut disk = Redb::on(recorder.clone(), NAME).unwrap();
-    // A file gets its name only now: a cut before leaves none.
+    // The file gets its name only now: a cut before this point leaves no file.
     let begun = recorder.events().len();
     let mut model = Model::new();
     let mut acknowledged = vec![(begun, model.clone())];
@@ -175,7 +175,7 @@ fn live(random: &mut Random) -> Life {
     Life { events: recorder.events(), acknowledged }
 }
 
-/// Opens what a cut left. Also what the opening did to the disk.
+/// Opens the disk that a cut left. Returns its rows, and the events of this opening.
 fn opened(bytes: Vec<u8>) -> (std::result::Result<Model, DiskError>, Vec<Event>) {
     let recorder = Recorder::holding(bytes);
     let rows = Redb::on(recorder.clone(), NAME).and_then(|mut disk| {
@@ -212,6 +212,6 @@ fn what_was_committed_survives_a_power_cut_at_any_moment() {
             assert!(is_one(&rows).is_some(), "second cut of {number} after {cut} events: lost or torn");
         }
     }
-    println!("{cuts} cuts, {second} of them twice; of {under_way} more was there than was acknowledged");
+    println!("{cuts} cuts, {second} of them twice; {under_way} kept a commit that was not acknowledged");
     assert!(under_way > 0, "no cut came between a commit and its acknowledgement");
 }

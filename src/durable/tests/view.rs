@@ -1,4 +1,4 @@
-//! What is read while changes wait, are being written, and are written.
+//! Reads while changes are pending, in flight and committed.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn write(store: &Store, change: impl FnOnce(&mut Staged<'_>)) {
     store.write(change).unwrap();
 }
 
-/// Changed, removed and added before and behind whoever reads, with flushes in between.
+/// Rows before and behind the reader are changed, removed and added, with flushes in between.
 #[test]
 fn a_reader_sees_the_moment_it_began_at() {
     let dir = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ fn a_reader_sees_the_moment_it_began_at() {
 enum Step {
     Insert(u8, u8),
     Remove(u8),
-    /// What waits is begun to be written.
+    /// Starts to write the pending rows.
     Begin,
     Flush,
 }
@@ -91,8 +91,8 @@ impl View for Memory {
 }
 
 proptest! {
-    /// Whatever waits, is being written and is written: get, scan and range, from either end and from both, say what a
-    /// plain map says.
+    /// For any mix of pending, in-flight and committed rows, get, scan and range agree with a plain map. They are read
+    /// from either end and from both.
     #[test]
     fn reads_agree_with_a_map(steps in prop::collection::vec(step(), 0..120), ends in prop::collection::vec(any::<bool>(), 50),
                               from in 0u8..42, to in 0u8..42) {

@@ -1,4 +1,4 @@
-//! Whatever is done to the files of the cache: it opens, knows what the records know, and nothing of the outbox is lost.
+//! Whatever damages the files of the cache, it opens and catches up with the records, and the outbox loses nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,17 @@ use super::*;
 use crate::durable::PANICS;
 
 const HOSTS: u64 = 60;
-/// Batches that wait, of one call each.
+/// The number of waiting batches, with one call each.
 const WAITING: u64 = 5;
 
-/// What is known of a prepared state.
+/// A prepared state and what it must contain.
 struct Prepared {
     dir: tempfile::TempDir,
     records: Embedded,
     node: Uuid,
 }
 
-/// Host 1 is removed, host 2 got another key, the kill switch is on, and what the outbox holds is of host 3.
+/// Host 1 is removed, host 2 has a new key, the kill switch is on, and the batches in the outbox are of host 3.
 async fn prepared() -> Prepared {
     let dir = tempfile::tempdir().unwrap();
     let records = records(&dir);
@@ -25,7 +25,7 @@ async fn prepared() -> Prepared {
         records.host_register(&registration(id, &format!("h{id}.test"), &id.to_string()), &noted()).await.unwrap();
     }
     let mut login = new_canonical("1");
-    // As large as any that is taken.
+    // At least as large as any accepted login.
     login.body = sealed(1, &"x".repeat(100_000));
     replaced(records.canonical_replace(&ReplaceCondition::Version(None), &login, &noted()).await.unwrap());
     let hot = open(&dir);
@@ -52,27 +52,27 @@ impl Prepared {
         copy
     }
 
-    /// Opens it, and looks whether everything is as it has to be once it has caught up. Says why it was set aside.
+    /// Opens the copy and checks its content after it has caught up. Returns why the cache was set aside, if it was.
     async fn holds(&self, dir: &Path) -> Option<String> {
         let hot = Hot::open(dir, &System).unwrap();
         assert!(hot.epoch() <= self.records.epoch().await.unwrap());
         follow(&hot, &self.records).await;
-        assert!(hot.host_by_key(&key("1")).unwrap().is_none(), "a removed host is let in");
-        assert!(hot.host_by_key(&key("2")).unwrap().is_none(), "a replaced key is let in");
+        assert!(hot.host_by_key(&key("1")).unwrap().is_none(), "a removed host is accepted");
+        assert!(hot.host_by_key(&key("2")).unwrap().is_none(), "a replaced key is accepted");
         assert_eq!(hot.host_by_key(&key("2 anew")).unwrap().map(|host| host.id), Some(HostId(2)));
         for id in 3..=HOSTS {
             let found = hot.host_by_key(&key(&id.to_string())).unwrap();
-            assert_eq!(found.map(|host| host.id), Some(HostId(id)), "a host is not let in");
+            assert_eq!(found.map(|host| host.id), Some(HostId(id)), "a host is refused");
         }
         assert_eq!(hot.host_states().unwrap().total(), HOSTS - 1);
         assert_eq!(hot.canonical().as_deref(), self.records.canonical_fetch().await.unwrap().as_ref());
         assert!(hot.settings().api_disabled, "the kill switch is off");
         assert_eq!(hot.node(), self.node);
         let waiting: Vec<_> = hot.outbox_next(100).await.unwrap().into_iter().map(|(number, _)| number).collect();
-        assert_eq!(waiting, (1..=WAITING).collect::<Vec<_>>(), "what waited is not there once");
+        assert_eq!(waiting, (1..=WAITING).collect::<Vec<_>>(), "each waiting batch must be there once");
         let calls = hot.host_by_id(HostId(3)).unwrap().unwrap().activity().api_calls;
         let asked = hot.hosts_without_activity().unwrap().contains(&HostId(3));
-        assert!(calls == WAITING || asked, "{calls} calls of host 3, and nobody asks the records");
+        assert!(calls == WAITING || asked, "{calls} calls of host 3, and the records are not asked");
         assert_eq!(hot.broken(), None);
         hot.set_aside().map(|aside| aside.cause.clone())
     }
@@ -100,7 +100,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// A generator of the same numbers from the same seed.
+/// A generator that gives the same numbers for the same seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -123,11 +123,11 @@ async fn flips(prepared: &Prepared, cases: u64) -> Vec<Option<String>> {
         let cache = dir.path().join(CACHE);
         let mut all = files(&cache);
         all.retain(|path| std::fs::metadata(path).unwrap().len() > 0);
-        // Most of them in the log, which has nearly all there is.
+        // Most of the flips go into the log, which holds nearly everything.
         let path =
             if case % 4 == 0 { all.swap_remove(numbers.below(all.len() as u64) as usize) } else { cache.join("db") };
         let mut bytes = std::fs::read(&path).unwrap();
-        // sled makes its files longer than what is in them.
+        // sled makes its files longer than their content.
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last as u64 + 1);
         for _ in 0..=numbers.below(3) {
             let at = numbers.below(used) as usize;
@@ -138,7 +138,7 @@ async fn flips(prepared: &Prepared, cases: u64) -> Vec<Option<String>> {
     }
     let panicked = causes.iter().flatten().filter(|cause| cause.contains("panicked")).count();
     let found = causes.iter().flatten().count();
-    println!("{cases} cases: {found} set aside, {panicked} of them since sled panicked");
+    println!("{cases} cases: {found} set aside, {panicked} of them because sled panicked");
     causes
 }
 
@@ -153,7 +153,7 @@ async fn bits_that_flip_in_hot_state_after_a_kill_lose_nothing() {
     let prepared = prepared().await;
     let hot = open(&prepared.dir);
     hot.settled().await.unwrap();
-    // As a kill leaves it.
+    // The state that a kill leaves.
     let copy = prepared.copied();
     drop(hot);
     for store in [CACHE, OUTBOX] {
@@ -187,8 +187,8 @@ async fn files_that_are_truncated_or_gone_lose_nothing() {
     }
     let dir = prepared.copied();
     std::fs::remove_dir_all(dir.path().join(CACHE)).unwrap();
-    assert_eq!(prepared.holds(dir.path()).await, None, "whoever removes it is not told that it is damaged");
-    // And something else in its place, or in the place of one of its files.
+    assert_eq!(prepared.holds(dir.path()).await, None, "a removed cache must not be reported as damaged");
+    // A file or directory of the wrong type in its place, or in the place of one of its files.
     for name in ["", "db", "lock", "conf", "blobs"] {
         let dir = prepared.copied();
         let path = dir.path().join(CACHE).join(name);
@@ -199,12 +199,12 @@ async fn files_that_are_truncated_or_gone_lose_nothing() {
             std::fs::remove_file(&path).unwrap();
             std::fs::create_dir_all(path.join("foreign")).unwrap();
         }
-        println!("something else in the place of {name:?}");
+        println!("wrong type of file in place of {name:?}");
         assert!(prepared.holds(dir.path()).await.is_some(), "{name}");
     }
 }
 
-/// As an older copy of the directory is: all of it is in order.
+/// An older copy of the directory: it is consistent in itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_cache_is_not_taken_for_the_one_that_was_closed() {
     let prepared = prepared().await;
@@ -246,7 +246,7 @@ async fn how_the_cache_was_left_decides_whether_it_is_used() {
             assert_eq!(left, Some(Left { boot: ours.clone(), state: LeftState::Open }), "{name}");
         }
         assert_eq!(set_aside(dir.path()).len(), usize::from(is_set_aside), "{name}");
-        // That one closed it.
+        // That open also closed it.
         let outbox = Store::durable(&dir.path().join(OUTBOX), OUTBOX).unwrap();
         let left = super::super::trust::left(&outbox).unwrap();
         let trusted = super::super::trust::trust(left, other);
@@ -267,7 +267,7 @@ async fn a_panic_while_it_runs_is_an_error_and_the_next_process_sets_it_aside() 
         let known = hot.host_by_key(&key("3")).map(|found| found.is_some());
         PANICS.set(false);
         assert!(unknown.is_err(), "{unknown:?}");
-        assert!(known.is_ok_and(|known| known), "what is in memory is served");
+        assert!(known.is_ok_and(|known| known), "a host in memory is served");
         let cause = hot.broken().unwrap();
         assert!(cause.contains("a test asked for it"), "{cause}");
         assert!(!hot.healthy() && hot.failure().unwrap().cause.contains("a test asked for it"));
@@ -275,7 +275,7 @@ async fn a_panic_while_it_runs_is_an_error_and_the_next_process_sets_it_aside() 
     }
     let cause = prepared.holds(prepared.dir.path()).await;
     assert!(cause.as_ref().is_some_and(|cause| cause.contains("a test asked for it")), "{cause:?}");
-    assert_eq!(prepared.holds(prepared.dir.path()).await, None, "and only once");
+    assert_eq!(prepared.holds(prepared.dir.path()).await, None, "it is set aside only once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,14 +315,14 @@ async fn counts_that_the_cache_missed_are_counted_once() {
     };
     let behind = with(&older.path().join("new"));
     for _ in 0..2 {
-        assert_eq!(calls(&behind), (WAITING + 3, false), "as a kill leaves it");
+        assert_eq!(calls(&behind), (WAITING + 3, false), "the state that a kill leaves");
     }
     let outbox = prepared.dir.path().join(OUTBOX);
     {
-        // Else the older cache is not even looked at.
+        // Otherwise the older cache would not be used.
         let store = Store::durable(&outbox, OUTBOX).unwrap();
         super::super::trust::leave(&store, super::super::trust::boot().as_deref(), LeftState::Open).unwrap();
         store.commit_blocking().unwrap();
     }
-    assert_eq!(calls(&with(&outbox)), (0, true), "they are forgotten: the records are asked");
+    assert_eq!(calls(&with(&outbox)), (0, true), "the batches are removed: the records are asked");
 }

@@ -1,4 +1,4 @@
-//! What one client can take from the others: nothing. Raw clients that do what no library would.
+//! Tests that one client cannot take resources from others. The raw clients do what no library would.
 
 use bytes::Bytes;
 use poem::http::StatusCode;
@@ -53,7 +53,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Begins HTTP/2, with so large a window for each answer.
+/// Begins HTTP/2, with this window size for each answer.
 async fn begin_http2(stream: &mut TcpStream, window: u32) {
     let mut setting = vec![0, 4];
     setting.extend(window.to_be_bytes());
@@ -76,7 +76,7 @@ async fn next_frame(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<
     Some((head[3], payload))
 }
 
-/// Sends `bytes` again and again until the server has closed the connection; what it sent as data, and how long it took.
+/// Sends `bytes` repeatedly until the server closes the connection. Returns the data received and the time taken.
 async fn until_closed(stream: TcpStream, bytes: Vec<u8>) -> (String, Duration) {
     let begun = Instant::now();
     let (mut reader, mut writer) = stream.into_split();
@@ -202,7 +202,7 @@ async fn an_address_whose_connections_are_all_busy_gets_no_more_and_others_do() 
             .write_all(b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n")
             .await
             .unwrap();
-        // "100 Continue" comes when the handler is reading the body.
+        // "100 Continue" arrives when the handler reads the body.
         timeout(BOUND, stream.read(&mut [0; 256])).await.expect("it is asked for its body").unwrap();
         open.push(stream);
     }
@@ -217,7 +217,7 @@ async fn an_address_whose_connections_are_all_busy_gets_no_more_and_others_do() 
         stream.write_all(b"123456789").await.unwrap();
         let mut answer = [0; 256];
         let count = timeout(BOUND, stream.read(&mut answer)).await.expect("an answer").unwrap();
-        assert!(answer[..count].starts_with(b"HTTP/1.1 200"), "what was under way goes on");
+        assert!(answer[..count].starts_with(b"HTTP/1.1 200"), "requests under way are finished");
     }
 }
 
@@ -329,7 +329,7 @@ fn few_bytes() -> Limits {
 
 #[tokio::test]
 async fn answers_that_nobody_takes_are_bounded_and_others_are_answered() {
-    // One copy of its own for each answer.
+    // Each answer has its own copy.
     let endpoint = poem::endpoint::make_sync(|_| vec![b'x'; MIB / 2]);
     let (address, counters) = plain(few_bytes(), endpoint);
     let mut open = Vec::new();
@@ -351,7 +351,7 @@ async fn answers_that_nobody_takes_are_bounded_and_others_are_answered() {
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 5"), "{answer}");
     drop(open);
     eventually("all are gone", || counters.open.load(Ordering::Relaxed) == 0).await;
-    // A task of the server's gives back what it had, a moment after its connection is gone.
+    // A server task releases its memory a moment after its connection is closed.
     let begun = Instant::now();
     loop {
         let mut again = connect_from(ATTACKER, address).await;
@@ -361,7 +361,7 @@ async fn answers_that_nobody_takes_are_bounded_and_others_are_answered() {
         if answer.starts_with(b"HTTP/1.1 200") && answer.len() > MIB / 2 {
             break;
         }
-        assert!(begun.elapsed() < BOUND, "its share is never given back");
+        assert!(begun.elapsed() < BOUND, "the memory is never released");
     }
 }
 
@@ -390,7 +390,7 @@ async fn request_bodies_in_memory_are_bounded_and_others_are_heard() {
     for _ in 0..10 {
         let mut stream = connect_from(ATTACKER, address).await;
         stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n").await.unwrap();
-        // All but its end, so that the handler waits with it.
+        // All but the last byte, so that the handler waits.
         stream.write_all(&vec![b'x'; MIB]).await.unwrap();
         open.push(stream);
     }
@@ -417,7 +417,7 @@ async fn request_bodies_in_memory_are_bounded_and_others_are_heard() {
     assert!(answers[0] >= 3 && answers[1] >= 6, "{answers:?}");
 }
 
-/// Refuses before the body is read, as the limits do.
+/// Refuses before the body is read, as the rate limits do.
 #[poem::handler]
 fn refuse() -> Response {
     (StatusCode::TOO_MANY_REQUESTS, "{\"code\":\"rate_limited\"}").into_response()

@@ -1,4 +1,4 @@
-//! How connections end: cut by their certificate, out of patience, or in a stop that cuts nobody off.
+//! Tests of how connections end: cut by certificate, cut by a time-out, or in a stop that cuts off no client.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -16,14 +16,14 @@ fn admin_with(house: &House, gate: Gate, limits: Limits) -> TlsAcceptor {
     TlsAcceptor::guarded(listening(), house.admin(), limits, gate).unwrap()
 }
 
-/// The other side has closed it.
+/// Waits until the server closes the connection.
 async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut buffer = [0; 1024];
     let end = async { while matches!(stream.read(&mut buffer).await, Ok(count) if count > 0) {} };
     timeout(BOUND, end).await.expect("it is closed");
 }
 
-/// Begins HTTP/2 by hand, and asks on stream 1; returns when the answer's head is there.
+/// Begins HTTP/2 by hand and sends a request on stream 1. Returns when the answer's head arrives.
 async fn ask_http2(stream: &mut TlsStream<TcpStream>) {
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     // :method GET, :scheme https, :path /, :authority x
@@ -114,7 +114,7 @@ async fn a_certificate_that_is_not_admitted_is_closed_after_its_handshake_and_co
     }
     assert_eq!(counters.refused.load(Ordering::Relaxed), 2);
     assert_eq!(served.calls.load(Ordering::SeqCst), 2);
-    eventually("nobody is left", || connections.is_empty()).await;
+    eventually("no connection is left", || connections.is_empty()).await;
     revoked.lock().unwrap().clear();
     assert!(get(served.address, house.client(&TLS13, Some(&alice))).await.is_ok());
 }
@@ -152,7 +152,7 @@ async fn a_thousand_connections_leave_nothing_behind() {
             streams.push(stream.await.unwrap());
         }
         eventually("all are known", || connections.len() == 50).await;
-        // Half of the rounds end here, half at the clients'.
+        // In half of the rounds the server closes, in the other half the clients.
         if round % 2 == 0 {
             assert_eq!(connections.cut(&alice.fingerprint), 50);
             for stream in &mut streams {
@@ -230,8 +230,8 @@ async fn a_stop_serves_who_is_in_a_handshake_and_who_is_just_through_it() {
     let name = TlsName::try_from("localhost").unwrap();
     let mut begun = TlsConnector::from(config).connect(name, begun).await.expect("the handshake goes on");
     assert!(!server.is_finished());
-    ask(&mut begun, "\"https\" None").await.expect("who was in the handshake is served");
-    ask(&mut through, "\"https\" None").await.expect("who was just through it is served");
+    ask(&mut begun, "\"https\" None").await.expect("the client in its handshake is served");
+    ask(&mut through, "\"https\" None").await.expect("the client that had finished it is served");
     timeout(BOUND, server).await.expect("it stops").unwrap().unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 }

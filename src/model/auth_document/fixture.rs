@@ -1,4 +1,4 @@
-//! Logins that Codex can load, for tests.
+//! Test fixtures: logins that Codex can load.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::jwt::AUTH_CLAIM;
 
-/// A token with these claims and a signature that nobody checks.
+/// A token with these claims and a dummy signature.
 pub(crate) fn jwt(claims: &Value) -> String {
     format!("eyJhbGciOiJSUzI1NiJ9.{}.c2lnbmF0dXJl", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
-/// A ChatGPT login as Codex writes it; `tag` tells one set of tokens from another, `issued_at` is in seconds since 1970.
+/// A ChatGPT login as Codex writes it. `tag` makes the set of tokens distinct. `issued_at`: seconds since 1970.
 pub(crate) fn chatgpt(account: &str, user: &str, tag: &str, issued_at: Option<i64>, last_refresh: &str) -> Value {
     let token = |kind: &str| {
         let mut claims = json!({ "jti": format!("{kind}-{tag}") });
@@ -36,7 +36,7 @@ pub(crate) fn chatgpt(account: &str, user: &str, tag: &str, issued_at: Option<i6
     })
 }
 
-/// The agent identity that Codex registers for a host, with this private key.
+/// An agent identity with this private key, as Codex registers it for a host.
 pub(crate) fn agent(private_key: &str) -> Value {
     json!({
         "agent_runtime_id": "runtime", "agent_private_key": private_key, "account_id": "account", "plan_type": "pro",

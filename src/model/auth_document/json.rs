@@ -1,8 +1,8 @@
-//! JSON that keeps what a digest depends on: the order of members and the spelling of numbers.
+//! A JSON reader and writer that keep the order of members and the spelling of numbers, because digests depend on them.
 //!
-//! One pass over the text, whatever its shape: this file walks brackets, commas and colons, and leaves the strings and
-//! numbers to `serde_json`, so that there is one opinion on what those are. Refused beyond what `serde_json` refuses:
-//! duplicate members, at any depth and after unescaping, and nesting deeper than [`MAX_DEPTH`].
+//! Reading takes one pass over any text. This module handles brackets, commas and colons. `serde_json` parses the
+//! strings and numbers, so both accept the same ones. Refused in addition to what `serde_json` refuses: duplicate
+//! members, at any depth and after unescaping, and nesting deeper than [`MAX_DEPTH`].
 
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
@@ -15,7 +15,7 @@ pub(super) const MAX_DEPTH: usize = 64;
 pub(super) enum Node<'a> {
     Null,
     Bool(bool),
-    /// As it was spelled.
+    /// In its original spelling.
     Number(&'a str),
     /// Decoded.
     String(Zeroizing<String>),
@@ -23,13 +23,13 @@ pub(super) enum Node<'a> {
     Object(Members<'a>),
 }
 
-/// The members of an object, in their order, each name once.
+/// The members of an object, in their original order. Names are unique.
 pub(super) struct Members<'a>(pub(super) Vec<Member<'a>>);
 
 pub(super) struct Member<'a> {
     pub(super) name: String,
     pub(super) value: Node<'a>,
-    /// The value as it was spelled; empty for a value that was made here.
+    /// The value's original text; empty for a value made by the daemon.
     pub(super) raw: &'a str,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Members<'a> {
         self.0.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
-    /// Whether the member is there and not null.
+    /// Whether the member exists and is not null.
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| !matches!(value, Node::Null))
     }
@@ -60,7 +60,7 @@ impl<'a> Members<'a> {
         self.0.iter_mut().find(|member| member.name == name).map(|member| &mut member.value)
     }
 
-    /// Replaces the value in its place, or appends the member.
+    /// Replaces the value of an existing member, or appends the member.
     pub(super) fn set(&mut self, name: &str, value: Node<'a>) {
         let made = Member { name: name.to_owned(), value, raw: "" };
         match self.0.iter_mut().find(|member| member.name == name) {
@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
             }
         }
         if has_duplicate(&members) {
-            return Err(self.wrong("a member appears twice in the object that ends"));
+            return Err(self.wrong("a member name appears twice in the object ending"));
         }
         Ok(Node::Object(Members(members)))
     }
@@ -159,7 +159,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// After an element: `true` at the end, `false` after a comma, with the next element in front.
+    /// Called after an element. `true`: the container ended. `false`: a comma and space were skipped, and the next
+    /// element follows.
     fn ends_with(&mut self, close: u8) -> Result<bool, DocumentError> {
         self.skip_space();
         if self.take(close) {
@@ -177,7 +178,7 @@ impl<'a> Reader<'a> {
         let mut end = self.at + 1;
         loop {
             match rest.next() {
-                None => return Err(self.wrong("a string does not end that begins")),
+                None => return Err(self.wrong("unterminated string starting")),
                 Some(b'"') => break,
                 Some(b'\\') => {
                     rest.next();
@@ -187,7 +188,7 @@ impl<'a> Reader<'a> {
             }
         }
         let text = serde_json::from_str(self.text.get(self.at..=end).unwrap_or_default())
-            .map_err(|_| self.wrong("a string with a bad escape, control character or unpaired surrogate begins"))?;
+            .map_err(|_| self.wrong("bad escape, control character or unpaired surrogate in the string starting"))?;
         self.at = end + 1;
         Ok(text)
     }
@@ -198,10 +199,10 @@ impl<'a> Reader<'a> {
             self.at += 1;
         }
         let number = self.since(from);
-        // IgnoredAny checks the grammar without making a number of it, so any size will do.
+        // IgnoredAny checks the grammar without converting the number, so any size is accepted.
         match serde_json::from_str::<IgnoredAny>(number) {
             Ok(_) => Ok(Node::Number(number)),
-            Err(_) => Err(self.wrong("a malformed number ends")),
+            Err(_) => Err(self.wrong("malformed number ending")),
         }
     }
 
@@ -250,16 +251,16 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Sorted, because an object may have a hundred thousand members.
+/// Sorts the names, because an object may have 100,000 members.
 fn has_duplicate(members: &[Member<'_>]) -> bool {
     let mut names: Vec<&str> = members.iter().map(|member| &*member.name).collect();
     names.sort_unstable();
     names.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-/// Writes a node compactly. `read_from` is the length of the text it was read from.
+/// Writes a node compactly. `read_from`: the length of the text it was read from.
 pub(super) fn write(node: &Node<'_>, read_from: usize) -> Zeroizing<String> {
-    // Roomy enough for what the rules can add, so that the text does not move and leave copies behind that nobody wipes.
+    // Large enough for what the rules can add. A reallocation would leave copies that are not wiped.
     let mut out = Zeroizing::new(String::with_capacity(2 * read_from + 256));
     write_node(node, &mut out);
     out
@@ -391,7 +392,7 @@ mod tests {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(read(&nested(64)).is_ok());
         assert_eq!(read(&nested(65)).err(), Some(DocumentError::Json("nested too deeply at line 1 column 65".into())));
-        // Levels that are left are given back.
+        // Leaving a level frees it again.
         assert!(read(&format!("[{}]", vec![nested(63); 70].join(","))).is_ok());
     }
 
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(fault("{\n  \"a\": secret}"), "expected a value at line 2 column 8");
         assert_eq!(fault(""), "a value is missing at line 1 column 1");
         assert_eq!(fault("{\"a\":1"), "expected a comma or the closing bracket at line 1 column 7");
-        assert_eq!(fault("\"secret"), "a string does not end that begins at line 1 column 1");
+        assert_eq!(fault("\"secret"), "unterminated string starting at line 1 column 1");
     }
 
     #[test]
@@ -422,7 +423,8 @@ mod tests {
         assert!(read(&"\"\\".repeat(mebibyte / 2)).is_err());
         assert!(read(&"1".repeat(mebibyte)).is_ok());
         assert!(read(&format!("\"{}\"", "\\n".repeat(mebibyte / 2))).is_ok());
-        // Unoptimised, on a busy machine; a quadratic pass over any of these takes minutes.
+        // The limit allows for an unoptimised build on a busy machine. A quadratic pass over any of these takes
+        // minutes.
         assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     }
 

@@ -1,4 +1,4 @@
-//! The claims of a token. They are read and not verified: only the issuer's servers can judge a token.
+//! Reads the claims of a token without verifying them: only the issuer's servers can verify a token.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -8,13 +8,13 @@ use zeroize::Zeroizing;
 
 pub(super) const AUTH_CLAIM: &str = "https://api.openai.com/auth";
 
-/// The claims; `None` where the text is no JWT with an object in it.
+/// The claims. `None` if the text is not a JWT that contains a JSON object.
 pub(super) fn claims(token: &str) -> Option<Value> {
     let claims: Value = serde_json::from_slice(&payload(token)?).ok()?;
     claims.is_object().then_some(claims)
 }
 
-/// Whether Codex reads it as an `id_token`: three parts that are not empty, and claims of the types that it expects.
+/// Whether Codex accepts it as an `id_token`: three non-empty parts, and claims of the types that Codex expects.
 pub(super) fn is_id_token(token: &str) -> bool {
     payload(token).is_some_and(|payload| serde_json::from_slice::<IdClaims>(&payload).is_ok())
 }
@@ -27,9 +27,9 @@ fn payload(token: &str) -> Option<Zeroizing<Vec<u8>>> {
     BASE64_URL_SAFE_NO_PAD.decode(payload?).ok().map(Zeroizing::new)
 }
 
-/// As Codex declares them; a claim of another type makes the whole file unreadable.
+/// The claims as Codex declares them. A claim of another type makes the whole file unreadable for Codex.
 #[derive(Deserialize)]
-#[allow(dead_code)] // Only their types count.
+#[allow(dead_code)] // Only the types matter.
 struct IdClaims {
     #[serde(default)]
     email: Option<String>,

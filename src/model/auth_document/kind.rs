@@ -1,4 +1,4 @@
-//! Which kind of login a document is, as Codex decides it.
+//! Determines the kind of a login by Codex's rules.
 
 use super::json::{Members, Node};
 
@@ -14,7 +14,7 @@ pub enum LoginKind {
     BedrockAccessKeys,
 }
 
-/// `auth_mode` and the kind it stands for.
+/// The values of `auth_mode` and their kinds.
 const MODES: [(&str, LoginKind); 7] = [
     ("chatgpt", LoginKind::ChatGpt),
     ("chatgptAuthTokens", LoginKind::ChatGptTokens),
@@ -25,7 +25,7 @@ const MODES: [(&str, LoginKind); 7] = [
     ("bedrockAccessKeys", LoginKind::BedrockAccessKeys),
 ];
 
-/// Without `auth_mode` the first of these members that is there decides; with none of them it is a ChatGPT login.
+/// Without `auth_mode`, the first of these members that exists decides. Without any of them, it is a ChatGPT login.
 const INFERRED: [(&str, LoginKind); 4] = [
     ("personal_access_token", LoginKind::PersonalAccessToken),
     ("bedrock_api_key", LoginKind::BedrockApiKey),
@@ -35,29 +35,29 @@ const INFERRED: [(&str, LoginKind); 4] = [
 
 /// How the kind of a document is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// By `auth_mode`.
+pub(super) enum DetectedKind {
+    /// Stated by `auth_mode`.
     Stated(LoginKind),
     Inferred(LoginKind),
-    /// `auth_mode` is none that Codex reads from a file.
+    /// Codex does not read this `auth_mode` from a file.
     Unknown,
 }
 
 impl LoginKind {
-    pub(super) fn told_by(document: &Members<'_>) -> Told {
+    pub(super) fn detect(document: &Members<'_>) -> DetectedKind {
         match document.get("auth_mode") {
             None | Some(Node::Null) => {
                 let inferred = INFERRED.iter().find(|(member, _)| document.has(member));
-                Told::Inferred(inferred.map_or(Self::ChatGpt, |(_, kind)| *kind))
+                DetectedKind::Inferred(inferred.map_or(Self::ChatGpt, |(_, kind)| *kind))
             }
             Some(mode) => {
                 let known = MODES.iter().find(|(name, _)| mode.as_str() == Some(*name));
-                known.map_or(Told::Unknown, |(_, kind)| Told::Stated(*kind))
+                known.map_or(DetectedKind::Unknown, |(_, kind)| DetectedKind::Stated(*kind))
             }
         }
     }
 
-    /// Whether Codex writes a `last_refresh` for it, and sends nothing without one.
+    /// Whether Codex writes a `last_refresh` for this kind. If so, Codex sends no request without one.
     pub(super) fn has_date(self) -> bool {
         matches!(self, Self::ChatGpt | Self::ChatGptTokens)
     }
@@ -75,7 +75,7 @@ impl LoginKind {
     }
 }
 
-impl Told {
+impl DetectedKind {
     pub(super) fn kind(self) -> Option<LoginKind> {
         match self {
             Self::Stated(kind) | Self::Inferred(kind) => Some(kind),

@@ -1,19 +1,19 @@
-//! Whether Codex can load a document and finds a login in it (measured with `codex login status` and `codex exec`).
+//! Checks that Codex can load a document and finds a login in it (measured with `codex login status` and `codex exec`).
 //!
-//! One member of the wrong type makes the whole file unreadable to Codex, so the types of all members that it knows are
-//! checked, and then the member that holds the login of this kind. What a token is worth is not checked.
+//! One member of the wrong type makes the whole file unreadable for Codex. So the types of all members that Codex knows
+//! are checked, then the member that holds the login of this kind. Whether a token is valid is not checked.
 
 use super::json::{Members, Node};
-use super::kind::{LoginKind, Told};
+use super::kind::{DetectedKind, LoginKind};
 use super::{DocumentError, jwt, token};
 
-/// Members of `agent_identity`, where it is an object.
+/// The required text members of an `agent_identity` object.
 const AGENT_TEXTS: [&str; 5] = ["agent_runtime_id", "agent_private_key", "account_id", "chatgpt_user_id", "plan_type"];
 
 pub(super) fn check(document: &Members<'_>) -> Result<LoginKind, DocumentError> {
-    let kind = match LoginKind::told_by(document) {
-        Told::Stated(kind) | Told::Inferred(kind) => kind,
-        Told::Unknown => {
+    let kind = match LoginKind::detect(document) {
+        DetectedKind::Stated(kind) | DetectedKind::Inferred(kind) => kind,
+        DetectedKind::Unknown => {
             return refuse(
                 "auth_mode",
                 "must be chatgpt, chatgptAuthTokens, apikey, personalAccessToken, agentIdentity, bedrockApiKey or \
@@ -83,7 +83,7 @@ fn check_tokens(tokens: &At<'_, '_>) -> Result<(), DocumentError> {
     Ok(())
 }
 
-/// A JWT, or an object with the host's key.
+/// Checks `agent_identity`: a JWT, or an object with the host's key.
 fn check_agent(top: &At<'_, '_>) -> Result<(), DocumentError> {
     match top.members.get("agent_identity") {
         None | Some(Node::Null | Node::String(_)) => Ok(()),
@@ -101,7 +101,7 @@ fn check_agent(top: &At<'_, '_>) -> Result<(), DocumentError> {
     }
 }
 
-/// An object of the document and where it is.
+/// An object of the document, with its path.
 struct At<'m, 'a> {
     path: &'static str,
     members: &'m Members<'a>,
@@ -134,7 +134,7 @@ impl<'m, 'a> At<'m, 'a> {
         }
     }
 
-    /// A text that is not blank.
+    /// Requires a text that is not blank.
     fn secret(&self, name: &str) -> Result<(), DocumentError> {
         if token::trim(self.text(name)?).is_empty() { self.refuse(name, "must not be blank") } else { Ok(()) }
     }
@@ -165,7 +165,7 @@ mod tests {
         chatgpt("account-1", "user-1", "one", None, DATE)
     }
 
-    /// The login with one member, named by a JSON pointer, set or, for `None`, taken out.
+    /// The login with the member at a JSON pointer set, or removed for `None`.
     fn with(pointer: &str, value: Option<Value>) -> Value {
         let mut login = login();
         let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Each was tried with `codex login status` 0.169.0, which ends with an error.
+    /// Measured: `codex login status` 0.169.0 fails on each of these.
     #[test]
     fn what_codex_cannot_load_is_refused_and_the_member_named() {
         for mode in [json!("bogus"), json!("chatgpt_auth_tokens"), json!("headers"), json!(5), json!("ChatGPT")] {
@@ -217,7 +217,7 @@ mod tests {
         refused_at(&with("/tokens/access_token", Some(json!(" "))), "auth.tokens.access_token");
         for members in [json!({ "issuer": "https://a" }), json!({ "client_id": "b" })] {
             let DocumentError::Field { path, .. } =
-                parse(&with("/tokens/oauth_provenance", Some(members))).expect_err("half of it was taken")
+                parse(&with("/tokens/oauth_provenance", Some(members))).expect_err("half of it was accepted")
             else {
                 panic!()
             };
@@ -278,7 +278,7 @@ mod tests {
             assert_eq!((parsed.targets().len(), parsed.text().contains("auths")), (targets, targets > 0), "{document}");
             let stored = AuthDocument::from_canonical(parsed.text(), &DocumentRules::default()).unwrap();
             assert_eq!(stored.targets().len(), targets);
-            assert!(parse(&serde_json::from_str(parsed.text()).unwrap()).is_ok(), "what is served is taken again");
+            assert!(parse(&serde_json::from_str(parsed.text()).unwrap()).is_ok(), "the served text is accepted again");
         }
         let tokens_only = with("/auth_mode", Some(json!("chatgptAuthTokens")));
         assert!(!parse(&tokens_only).unwrap().is_undated());
@@ -327,7 +327,7 @@ mod tests {
         let largest = filled(64 * 1024);
         let parsed = parse(&largest).unwrap();
         assert_eq!(parse(&filled(64 * 1024 + 1)).unwrap_err(), DocumentError::TooLarge { bytes: 64 * 1024 + 1 });
-        assert!(parsed.text().len() > 64 * 1024, "what was added does not count");
+        assert!(parsed.text().len() > 64 * 1024, "the added members do not count");
         assert!(AuthDocument::parse_stored(parsed.text(), NOW, &DocumentRules::default()).is_ok());
         assert!(parsed.dated(NOW).is_ok());
         let junk = "{".repeat(64 * 1024 + 1);

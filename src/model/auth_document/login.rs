@@ -1,4 +1,4 @@
-//! Whose login a document is, and when its access token was issued.
+//! The kind, account and user of a login, and the time at which its access token was issued.
 //!
 //! | kind | account | user |
 //! | --- | --- | --- |
@@ -6,8 +6,8 @@
 //! | agent identity | `account_id` | `chatgpt_user_id` and `agent_runtime_id` |
 //! | API key, personal access token, Bedrock | the SHA-256 of the key | |
 //!
-//! So a login that is a key is renewed only by the same key. Documents that are taken without `auth.strict` tell their
-//! kind by `auth_mode` alone: what is inferred there is not compared.
+//! So only the same key renews a login that is a key. Without `auth.strict`, only `auth_mode` determines the kind. An
+//! inferred kind is not compared then.
 
 use std::fmt;
 
@@ -15,11 +15,11 @@ use serde_json::Value;
 
 use super::json::{Members, Node};
 use super::jwt::{self, AUTH_CLAIM};
-use super::kind::{LoginKind, Told};
+use super::kind::{DetectedKind, LoginKind};
 use super::{DocumentError, DocumentRules, top_level_members};
 use crate::model::digest::Digest;
 
-/// `Debug` and `Display` mask what names an account.
+/// `Debug` and `Display` mask accounts and users.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LoginFacts {
     kind: Option<LoginKind>,
@@ -29,16 +29,16 @@ pub struct LoginFacts {
 }
 
 impl LoginFacts {
-    /// Of a document that was stored.
+    /// Reads the facts of a stored document.
     pub fn read(text: &str, rules: &DocumentRules) -> Result<Self, DocumentError> {
         Ok(Self::of(&top_level_members(text)?, rules))
     }
 
     pub(super) fn of(document: &Members<'_>, rules: &DocumentRules) -> Self {
-        let kind = match LoginKind::told_by(document) {
-            Told::Inferred(LoginKind::ChatGpt | LoginKind::ChatGptTokens) if !rules.strict => None,
-            Told::Inferred(_) if !rules.strict => return Self::unknown(),
-            told => told.kind(),
+        let kind = match LoginKind::detect(document) {
+            DetectedKind::Inferred(LoginKind::ChatGpt | LoginKind::ChatGptTokens) if !rules.strict => None,
+            DetectedKind::Inferred(_) if !rules.strict => return Self::unknown(),
+            detected => detected.kind(),
         };
         let text = |member: &str| document.get(member).and_then(Node::as_str);
         let inside = |object: &str, member: &str| match document.get(object) {
@@ -95,7 +95,7 @@ impl LoginFacts {
         Self { kind, account, user, issued_at: None }
     }
 
-    /// Seconds since 1970, by the issuer's clock.
+    /// When the access token was issued, in seconds since 1970, by the issuer's clock.
     pub fn issued_at(&self) -> Option<i64> {
         self.issued_at
     }
@@ -104,8 +104,9 @@ impl LoginFacts {
         self.account.is_some()
     }
 
-    /// Whether this is the same login as `present`, at most renewed: the same kind, account and user, as far as `present`
-    /// tells them. What `present` tells must be told here too.
+    /// Whether this is the same login as `present`, possibly renewed. Kind, account and user must be equal. If
+    /// `present` lacks an account or a user, any is accepted. If only `self` lacks it, they differ. An unknown kind
+    /// equals any.
     pub fn renews(&self, present: &Self) -> bool {
         let same_kind = self.kind.is_none() || present.kind.is_none() || self.kind == present.kind;
         same_kind
@@ -134,7 +135,7 @@ impl fmt::Debug for LoginFacts {
     }
 }
 
-/// The first and the last four characters, where that leaves most of the text hidden.
+/// Shows the first and last four characters, or fewer so that at least half of a short text stays hidden.
 struct Masked<'a>(&'a str);
 
 impl fmt::Display for Masked<'_> {
@@ -163,7 +164,7 @@ const ACCOUNT: &str = "chatgpt_account_id";
 const USER: &str = "chatgpt_user_id";
 const OLD_USER: &str = "user_id";
 
-/// Of the access token and of the ID token.
+/// The claims of the access token and of the ID token.
 fn token_claims(document: &Members<'_>) -> [Option<Value>; 2] {
     let Some(Node::Object(tokens)) = document.get("tokens") else { return [None, None] };
     ["access_token", "id_token"].map(|name| tokens.get(name).and_then(Node::as_str).and_then(jwt::claims))
@@ -178,7 +179,7 @@ fn text_of(value: &Value) -> Option<String> {
 }
 
 fn seconds(value: &Value) -> Option<i64> {
-    // Some issuers write a fraction.
+    // Some issuers write fractional seconds.
     value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64))
 }
 
@@ -210,7 +211,7 @@ mod tests {
         assert!(!of("account-2", "user-1").renews(&present));
         assert!(!of("account-1", "user-2").renews(&present));
         let nobody = of("", "");
-        assert!(!nobody.has_account() && !nobody.renews(&present), "what the present one tells must be told");
+        assert!(!nobody.has_account() && !nobody.renews(&present), "an account of the present login must be matched");
         assert!(present.renews(&nobody) && nobody.renews(&nobody));
     }
 
@@ -219,14 +220,14 @@ mod tests {
         let mut document = chatgpt("account-2", "user-1", "tag", None, DATE);
         document["tokens"]["account_id"] = "account-1".into();
         assert!(!facts(&document).renews(&of("account-1", "user-1")));
-        // Where only the other token tells it.
+        // Only the other token has the claims.
         let mut document = chatgpt("account-1", "user-1", "tag", None, DATE);
         document["tokens"]["access_token"] = "opaque".into();
         assert_eq!(facts(&document), of("account-1", "user-1"));
         let mut document = chatgpt("account-1", "user-1", "tag", None, DATE);
         document["tokens"]["id_token"] = jwt(&json!({})).into();
         assert_eq!(facts(&document), of("account-1", "user-1"));
-        // The subject, where no other user is told.
+        // The subject counts if there is no other user claim.
         let subject = |subject: &str| {
             let token = jwt(&json!({ "sub": subject, AUTH_CLAIM: { "chatgpt_account_id": "account-1" } }));
             facts(&json!({ "tokens": { "id_token": token, "access_token": token, "refresh_token": "r" } }))
@@ -261,12 +262,12 @@ mod tests {
         ] {
             assert!(same.renews(&one) && !other.renews(&one));
             assert!(!one.renews(&chatgpt) && !chatgpt.renews(&one));
-            // Not even in the place of a login that tells no account.
+            // It does not even renew a login without an account.
             assert!(!one.renews(&of("", "")));
         }
         let mut access_only = super::super::fixture::chatgpt("account-1", "user-1", "a", None, DATE);
         access_only["auth_mode"] = "chatgptAuthTokens".into();
-        assert!(!facts(&access_only).renews(&chatgpt), "nobody could renew it any more");
+        assert!(!facts(&access_only).renews(&chatgpt), "it could no longer be renewed");
         let agent = |runtime: &str, task: &str| {
             facts(&json!({ "auth_mode": "agentIdentity", "agent_identity": {
                 "account_id": "a", "chatgpt_user_id": "u", "agent_runtime_id": runtime, "task_id": task,
@@ -283,7 +284,7 @@ mod tests {
         let key = read(json!({ "OPENAI_API_KEY": "sk-1" }));
         assert!(key.renews(&opaque) && opaque.renews(&key));
         let account = read(chatgpt("account-1", "user-1", "a", None, DATE));
-        assert!(!key.renews(&account) && !opaque.renews(&account), "an account that is told counts all the same");
+        assert!(!key.renews(&account) && !opaque.renews(&account), "an account in the claims is still compared");
     }
 
     #[test]

@@ -1,11 +1,10 @@
-//! The auth document: a Codex `auth.json`, checked and brought into the canonical text that is hashed and served.
+//! The auth document: a Codex `auth.json`, checked and converted to the canonical text that is hashed and served.
 //!
-//! The canonical text is the document as it was sent, written compactly: member order and the spelling of numbers stay,
-//! only the member `auths` is rewritten ([`targets`]), and members of one host or one sign-in are taken out
-//! ([`host_members`]). Its digest is the SHA-256 of exactly that text, so that a host can
-//! check what it was given with `sha256sum`.
+//! The canonical text is the document as it was sent, written compactly. Member order and the spelling of numbers stay.
+//! The member `auths` is rewritten ([`targets`]), and members of one host or one sign-in are removed
+//! ([`host_members`]). The digest is the SHA-256 of exactly this text, so a host can check its copy with `sha256sum`.
 //!
-//! This room knows nothing of hosts, storage or HTTP: what it refuses it refuses with a path and a sentence.
+//! This module knows nothing of hosts, storage or HTTP. Its errors have a path and a sentence.
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -41,7 +40,7 @@ pub use targets::Target;
 pub use text::DocumentText;
 pub use token::DocumentRules;
 
-/// How long a document may be that is sent to us. A login takes about 5 KiB.
+/// The longest document that is accepted. A login takes about 5 KiB.
 pub const MAX_DOCUMENT_BYTES: usize = 64 * 1024;
 
 /// A document that may become, or is, the canonical one. `Debug` shows none of its secrets.
@@ -52,18 +51,18 @@ pub struct AuthDocument {
     last_refresh: Instant,
     targets: Vec<Target>,
     login: LoginFacts,
-    /// It was sent without a `last_refresh`.
+    /// Whether it was sent without a `last_refresh`.
     is_undated: bool,
     agent_identity: Option<Zeroizing<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
-    /// Not JSON, or JSON that two readers could understand differently (duplicate members, unpaired surrogates) or that
-    /// is nested too deeply. The text says what is wrong and where, and quotes nothing of the document.
+    /// Not JSON, or JSON that is ambiguous (duplicate members, unpaired surrogates) or nested too deeply. The text
+    /// names the fault and its position, and quotes nothing of the document.
     #[error("Invalid JSON payload")]
     Json(String),
-    /// A member breaks a rule. `path` is where, as the wire names it (`auth.last_refresh`).
+    /// A member breaks a rule. `path`: its path in the request (`auth.last_refresh`).
     #[error("{path}: {message}")]
     Field { path: String, message: String },
     #[error("The login is {bytes} bytes long; at most {MAX_DOCUMENT_BYTES} (64 KiB) are taken")]
@@ -77,11 +76,11 @@ impl DocumentError {
 }
 
 impl AuthDocument {
-    /// Checks a document as it was sent and brings it into its canonical form. Of several faults the first is named, in
-    /// the order: size, JSON, `last_refresh`, what Codex cannot load, `auths`, then target by target as they were sent.
+    /// Checks a document as it was sent and converts it to its canonical form. The error is the first fault in this
+    /// order: size, JSON, `last_refresh`, members that Codex cannot load, `auths`, then each target in the order sent.
     ///
-    /// A kind of login that Codex writes without a date (an API key) gets the date `now`. Whether a date is in the future
-    /// is for [`decide`]: that depends on the canonical login.
+    /// A kind of login that Codex writes without a date (an API key) gets the date `now`. [`decide`] checks for dates
+    /// in the future, because that depends on the canonical login.
     pub fn parse(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
         if text.len() > MAX_DOCUMENT_BYTES {
             return Err(DocumentError::TooLarge { bytes: text.len() });
@@ -89,10 +88,10 @@ impl AuthDocument {
         Self::parse_stored(text, now, rules)
     }
 
-    /// The same for a document that was stored, whatever its length: what we add may carry it over the limit.
+    /// Like [`Self::parse`], for a stored document. Without the size limit, because added members may exceed it.
     pub fn parse_stored(text: &str, now: OffsetDateTime, rules: &DocumentRules) -> Result<Self, DocumentError> {
         let mut members = top_level_members(text)?;
-        let needs_date = !rules.strict || kind::LoginKind::told_by(&members).kind().is_none_or(|kind| kind.has_date());
+        let needs_date = !rules.strict || kind::LoginKind::detect(&members).kind().is_none_or(|kind| kind.has_date());
         let is_undated = !needs_date && !members.has("last_refresh");
         if is_undated {
             members.set("last_refresh", Node::string(rfc3339(now)?));
@@ -112,8 +111,8 @@ impl AuthDocument {
         Ok(Self { digest: Digest::of(text.as_bytes()), text, last_refresh, targets, login, is_undated, agent_identity })
     }
 
-    /// A document that was stored. Its text is taken as the canonical one, byte for byte, and the rules for what may be
-    /// sent (dates, tokens) are not applied again: they may have changed since.
+    /// Reads a stored document. Its text is the canonical one, byte for byte. The rules for dates and tokens are not
+    /// applied again, because they may have changed since.
     pub fn from_canonical(text: impl Into<String>, rules: &DocumentRules) -> Result<Self, DocumentError> {
         let text = Zeroizing::new(text.into());
         let members = top_level_members(&text)?;
@@ -125,20 +124,20 @@ impl AuthDocument {
         Ok(Self { digest, text, last_refresh, targets, login, is_undated: false, agent_identity: None })
     }
 
-    /// The same login with the date `at`.
+    /// Returns the same login with the date `at`.
     pub fn dated(&self, at: OffsetDateTime) -> Result<Self, DocumentError> {
         let at = Instant::parse(&rfc3339(at)?).map_err(|error| DocumentError::field(LAST_REFRESH, error))?;
         self.spelled(&at)
     }
 
-    /// The same login with the date `at`, spelled as that is.
+    /// Returns the same login with the date `at` in the spelling of `at`.
     fn spelled(&self, at: &Instant) -> Result<Self, DocumentError> {
         let text = redated(&self.text, at.text())?;
         let digest = Digest::of(text.as_bytes());
         Ok(Self { text, digest, last_refresh: at.clone(), is_undated: false, ..self.clone() })
     }
 
-    /// The canonical text: what is hashed, sealed and served.
+    /// The canonical text, which is hashed, sealed and served.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -151,23 +150,23 @@ impl AuthDocument {
         &self.last_refresh
     }
 
-    /// Whose login it is.
+    /// The kind, account and user of the login.
     pub fn login(&self) -> &LoginFacts {
         &self.login
     }
 
-    /// Whether it was sent without a date, and has that of its arrival.
+    /// Whether it was sent without a date. Then its date is the time of its arrival.
     pub fn is_undated(&self) -> bool {
         self.is_undated
     }
 
-    /// The targets of `auths`, by name; none for a login without a token that could be given to one.
+    /// The targets of `auths`, sorted by name. Empty for a login without a token for a target.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
 
-    /// The sender's `agent_identity`, which is not in [`Self::text`]: its JSON text as spelled. `None` if absent or null,
-    /// and where it is the login itself (`auth_mode` `agentIdentity`). A private key.
+    /// The sender's `agent_identity`, a private key, which is not in [`Self::text`]: its JSON text in the original
+    /// spelling. `None` if it is absent, null, or the login itself (`auth_mode` `agentIdentity`).
     pub fn agent_identity(&self) -> Option<&str> {
         self.agent_identity.as_deref().map(String::as_str)
     }
@@ -183,8 +182,8 @@ impl fmt::Debug for AuthDocument {
     }
 }
 
-/// The text of a stored document without the members of one host or one sign-in; `None` if it has none. Versions that
-/// were stored before these were taken out still hold them.
+/// The text of a stored document without the members of one host or one sign-in. `None` if it has none of them. Old
+/// versions still have them, because they were stored before the daemon removed these members.
 pub fn without_host_members(text: &str) -> Result<Option<Zeroizing<String>>, DocumentError> {
     let mut members = top_level_members(text)?;
     if !host_members::has_any(&members) {
@@ -194,7 +193,7 @@ pub fn without_host_members(text: &str) -> Result<Option<Zeroizing<String>>, Doc
     Ok(Some(json::write(&Node::Object(members), text.len())))
 }
 
-/// A document with another `last_refresh`, everything else as it was spelled.
+/// Returns the document with another `last_refresh`. Everything else keeps its spelling.
 pub fn redated(text: &str, last_refresh: &str) -> Result<Zeroizing<String>, DocumentError> {
     let mut members = top_level_members(text)?;
     match members.0.iter_mut().find(|member| member.name == "last_refresh") {

@@ -1,14 +1,14 @@
-//! The document that Codex wrote in the place of one that it was given: what it dropped is put back.
+//! Restores the members that Codex dropped when it rewrote a document.
 //!
-//! Codex keeps the members it knows and drops the others, `auths` among them. Refreshed tokens are taken by it whoever they
-//! belong to; whoever gave it the document has to check that ([`LoginFacts::renews`](super::LoginFacts::renews)).
+//! Codex keeps the members it knows and drops the others, including `auths`. It accepts refreshed tokens of any
+//! account, so the caller has to check the account ([`LoginFacts::renews`](super::LoginFacts::renews)).
 
 use zeroize::Zeroizing;
 
 use super::json::{self, Member, Members, Node};
 use super::{DocumentError, top_level_members};
 
-/// Members that Codex itself writes: where one is missing, Codex has taken it out.
+/// Members that Codex itself writes. If one is missing, Codex has removed it on purpose.
 const OF_CODEX: [&str; 8] = [
     "auth_mode",
     "OPENAI_API_KEY",
@@ -20,7 +20,7 @@ const OF_CODEX: [&str; 8] = [
     "bedrock_access_keys",
 ];
 
-/// `new`, with what `old` had beside it. A target of `old` that has its access token gets the new one.
+/// Returns `new` with the other members of `old`. A target of `old` that has the old access token gets the new one.
 pub fn refreshed(old: &str, new: &str) -> Result<Zeroizing<String>, DocumentError> {
     let (before, mut after) = (top_level_members(old)?, top_level_members(new)?);
     let tokens = access_token(&before).zip(access_token(&after)).map(|(old, new)| (old.to_owned(), new.to_owned()));

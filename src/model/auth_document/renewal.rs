@@ -1,11 +1,12 @@
-//! Whether a document takes the place of the canonical login: whose it is, which of the two is newer, and its date.
+//! Decides whether a document replaces the canonical login, by account, order and date.
 //!
-//! 1. **Account.** Only the same kind, account and user renew a login ([`LoginFacts::renews`]); an admin may change it.
-//! 2. **Order.** Where both access tokens tell when they were issued, that decides: it is the issuer's clock. Else
-//!    `last_refresh` decides, which is the clock of a host.
-//! 3. **Date.** A date more than 300 s ahead of now is never taken as it is. A newer token is dated anew: to now, and in any
-//!    case later than the canonical login, so that the dates of the versions only rise. The canonical login's own instant
-//!    is known and no claim about the future.
+//! 1. **Account.** Only the same kind, account and user renew a login ([`LoginFacts::renews`]). An admin may change
+//!    them.
+//! 2. **Order.** If both access tokens contain their time of issue, it decides, because it comes from the issuer's
+//!    clock. Otherwise `last_refresh` decides, which comes from a host's clock.
+//! 3. **Date.** A date more than 300 s in the future is never accepted as it is. A login with a newer token gets a new
+//!    date instead: now, or just after the canonical login's date if that is later. So the dates of versions only rise.
+//!    The canonical login's own date is always accepted.
 
 use time::{Duration, OffsetDateTime};
 
@@ -22,26 +23,26 @@ pub struct Present<'a> {
     pub digest: Digest,
     pub last_refresh: &'a Instant,
     pub login: &'a LoginFacts,
-    /// When an admin made it the canonical login although it was older (a roll-back, an override). Tokens that were issued
-    /// before are older than it: the login that it replaced must not come back from a host.
+    /// When an admin made it canonical although it was older (a rollback or an override). Tokens issued before count as
+    /// older, so that no host brings the replaced login back.
     pub decided_at: Option<OffsetDateTime>,
 }
 
-/// What the caller may do beside renewing the login.
+/// What the caller may do in addition to renewing the login.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     pub change_account: bool,
-    /// The document wins even if it is older.
+    /// The document replaces the canonical login even if it is older.
     pub even_if_older: bool,
 }
 
 #[derive(Debug)]
 pub enum Verdict {
-    /// It takes the place of the canonical login; dated anew if need be.
+    /// It replaces the canonical login. It has a new date if needed.
     Replaces(Box<AuthDocument>),
     Unchanged,
     Outdated,
-    /// It is of another account, and the caller may not change that.
+    /// It belongs to another account, and the caller may not change the account.
     OtherAccount,
 }
 
@@ -76,7 +77,7 @@ pub fn decide(
         document.dated(present.last_refresh.after().max(now)).map(replaces)
     };
     if !document.login().renews(present.login) {
-        // There is no order between the logins of two accounts.
+        // Logins of two accounts have no order.
         return if allowed.change_account { take() } else { Ok(Verdict::OtherAccount) };
     }
     if document.is_undated() {
@@ -102,7 +103,7 @@ pub fn decide(
 }
 
 impl Present<'_> {
-    /// Before this, a token is older. `None` where it cannot be told: a token that claims to be issued in the future says
+    /// Tokens issued before this time are older. `None` if the time is unknown or in the future: such a time says
     /// nothing about the order.
     fn issued_at(&self, now: OffsetDateTime) -> Option<i64> {
         let own = self.login.issued_at().filter(|issued| *issued <= (now + MAX_ISSUER_CLOCK_AHEAD).unix_timestamp())?;
@@ -129,7 +130,7 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-29 12:00 UTC);
     const RENEWAL: Allowed = Allowed { change_account: false, even_if_older: false };
 
-    /// Issued and dated so many seconds after noon.
+    /// A login issued and dated the given number of seconds after `NOW`.
     fn login(issued: Option<i64>, dated: i64) -> AuthDocument {
         login_of("account-1", issued, dated)
     }
@@ -146,7 +147,7 @@ mod tests {
         Present { digest: document.digest(), last_refresh, login, decided_at: None }
     }
 
-    /// How many seconds after noon the new version is dated; else what became of it.
+    /// The date of the new version in seconds after `NOW`; otherwise the verdict.
     fn decided(document: &AuthDocument, present: Option<Present<'_>>, allowed: Allowed) -> Result<f64, &'static str> {
         match decide(document, present, allowed, NOW) {
             Ok(Verdict::Replaces(taken)) => {
@@ -171,7 +172,7 @@ mod tests {
         const DAY: i64 = 24 * HOUR;
         let canonical = login(Some(-2 * HOUR), -2 * HOUR);
         for (issued, dated, expected) in [
-            // A renewed login, whatever the host's clock says.
+            // A renewed login, for any host clock.
             (-HOUR, -HOUR, Ok(-3600.0)),
             (-HOUR, -DAY, Ok(0.0)),
             (-HOUR, HOUR, Ok(0.0)),
@@ -179,11 +180,11 @@ mod tests {
             (-HOUR, 300, Ok(300.0)),
             (-HOUR, 301, Ok(0.0)),
             (-HOUR, -2 * HOUR, Ok(0.0)),
-            // A spent one.
+            // A spent login.
             (-3 * HOUR, -HOUR, Err("outdated")),
             (-3 * HOUR, DAY, Err("outdated")),
             (-3 * HOUR, -DAY, Err("outdated")),
-            // The same instant of issue: the date decides, unless it cannot be right.
+            // The same time of issue: the date decides, unless it is too far in the future.
             (-2 * HOUR, -HOUR, Ok(-3600.0)),
             (-2 * HOUR, -3 * HOUR, Err("outdated")),
             (-2 * HOUR, DAY, Err("outdated")),
@@ -216,10 +217,10 @@ mod tests {
             let new = login(issued, dated);
             assert_eq!(decided(&new, Some(present(&canonical)), RENEWAL), expected, "{issued:?} {dated}");
         }
-        // Steps of 300 s beyond the canonical date lead nowhere.
+        // Repeated steps of 300 s cannot move the date further ahead.
         let ratcheted = login(None, 500);
         assert_eq!(decided(&ratcheted, Some(present(&login(None, 300))), RENEWAL), Err("bad date"));
-        // By a clock that was set back the canonical one is in the future: it is known all the same.
+        // After the clock was set back, the canonical login is in the future. It is still recognized as unchanged.
         let ahead = login(None, 5 * 3600);
         assert_eq!(decided(&ahead, Some(present(&ahead)), RENEWAL), Err("unchanged"));
     }
@@ -237,7 +238,7 @@ mod tests {
         let canonical = login(Some(-60), -60);
         assert_eq!(decided(&login(Some(301), -30), Some(present(&canonical)), RENEWAL), Err("bad token"));
         assert_eq!(decided(&login(Some(300), -30), Some(present(&canonical)), RENEWAL), Ok(-30.0));
-        // One that is canonical all the same, by a clock that was set back, does not refuse what is renewed.
+        // A canonical login can be in the future after the clock was set back. It does not block a renewal.
         let ahead = login(Some(86_400), -60);
         assert_eq!(decided(&login(Some(-10), -10), Some(present(&ahead)), RENEWAL), Ok(-10.0));
         assert_eq!(decided(&ahead, Some(present(&ahead)), RENEWAL), Err("unchanged"));
@@ -252,12 +253,12 @@ mod tests {
             assert_eq!(decided(&other, Some(present(&canonical)), allowed), Err("other account"));
         }
         let allowed = Allowed { change_account: true, ..RENEWAL };
-        assert_eq!(decided(&other, Some(present(&canonical)), allowed), Ok(0.0), "dated later than what it replaces");
+        assert_eq!(decided(&other, Some(present(&canonical)), allowed), Ok(0.0), "dated later than the replaced one");
         let newer = login_of("account-2", Some(-30), -30);
         assert_eq!(decided(&newer, Some(present(&canonical)), allowed), Ok(-30.0));
-        // It allows nothing else.
+        // The permission allows nothing else.
         assert_eq!(decided(&login(Some(-90), -90), Some(present(&canonical)), allowed), Err("outdated"));
-        assert_eq!(decided(&other, None, RENEWAL), Ok(-86_400.0), "the first one may be anybody's");
+        assert_eq!(decided(&other, None, RENEWAL), Ok(-86_400.0), "the first login may be of any account");
     }
 
     #[test]
@@ -275,7 +276,7 @@ mod tests {
             let expected = Err("outdated");
             assert_eq!(decided(&login(Some(-60), dated), Some(winner), RENEWAL), expected, "{dated}");
         }
-        assert_eq!(decided(&login(Some(1), 1), Some(winner), RENEWAL), Ok(1.0), "what is renewed after it wins");
+        assert_eq!(decided(&login(Some(1), 1), Some(winner), RENEWAL), Ok(1.0), "a later renewal wins");
     }
 
     #[test]

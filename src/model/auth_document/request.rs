@@ -1,28 +1,28 @@
-//! The body of a request around a document: its members, each with its raw text, so that the document inside can be
-//! taken exactly as it was sent.
+//! Reads the body of a request around a document. Each member keeps its raw text, so the document inside stays exactly
+//! as it was sent.
 
 use zeroize::Zeroizing;
 
 use super::DocumentError;
 use super::json::{self, Member, Members, Node};
 
-/// The members of a request's body, in their order. No `Debug`: they may hold a whole document.
+/// The members of a request's body, in their order. It has no `Debug`, because a member may be a whole document.
 pub struct RequestMembers<'a>(Members<'a>);
 
-/// Reads a body. An empty one, and one that is no object, counts as an empty object; broken JSON is refused, and so is,
-/// anywhere in it, what a document is refused for.
+/// Reads a body. An empty body, or one that is not an object, counts as an empty object. Invalid JSON is refused, as
+/// are duplicate members and the other JSON faults that a document is refused for.
 pub fn split_request(body: &str) -> Result<RequestMembers<'_>, DocumentError> {
     if body.trim_matches([' ', '\t', '\n', '\r']).is_empty() {
         return Ok(RequestMembers(Members(Vec::new())));
     }
-    // One level more than a document: the body around it.
+    // One level more than a document, for the body around it.
     match json::read_nested(body, json::MAX_DEPTH + 1)? {
         Node::Object(members) => Ok(RequestMembers(members)),
         _ => Ok(RequestMembers(Members(Vec::new()))),
     }
 }
 
-/// The text of an uploaded document: `raw` itself, or, where it is a JSON string, the text inside.
+/// The text of an uploaded document. If `raw` is a JSON string, it is the string's content; otherwise `raw` itself.
 pub fn uploaded_text(raw: &str) -> Result<Zeroizing<String>, DocumentError> {
     match json::read_nested(raw, json::MAX_DEPTH + 1)? {
         Node::String(text) => Ok(text),
@@ -39,17 +39,17 @@ impl<'a> RequestMembers<'a> {
         self.member(name).is_some()
     }
 
-    /// A member as it was spelled, without the space around it.
+    /// A member's raw text, without the space around it.
     pub fn raw(&self, name: &str) -> Option<&'a str> {
         self.member(name).map(|member| member.raw)
     }
 
-    /// A member's text, unescaped, if it is a string.
+    /// A member's unescaped text, if it is a string.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.member(name).and_then(|member| member.value.as_str())
     }
 
-    /// Every member's name with its value as it was spelled, in their order.
+    /// Every member's name and raw value, in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.0.0.iter().map(|member| (&*member.name, member.raw))
     }

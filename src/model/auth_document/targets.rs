@@ -1,4 +1,4 @@
-//! The member `auths`: which token goes to which target. The one part of a document that is rewritten.
+//! The member `auths`, which maps targets to tokens. It is the only member of a document that is rewritten.
 
 use crate::model::secret::Secret;
 
@@ -21,7 +21,8 @@ const DEFAULT_TARGET: &str = "api.openai.com";
 const DEFAULT_TOKEN_TYPE: &str = "bearer";
 const NOT_TARGETS: &str = "auths must be an object of targets";
 
-/// Members with other names that were in use; the first that holds something counts. None of them is kept as it is.
+/// Canonical names of members, with all names that were in use. The first one with a non-blank text counts. All of them
+/// are replaced by the canonical name.
 const ALIASES: [(&str, &[&str]); 4] = [
     ("token_type", &["token_type", "type"]),
     ("organization", &["organization", "org", "default_organization", "default_org"]),
@@ -29,8 +30,8 @@ const ALIASES: [(&str, &[&str]); 4] = [
     ("api_base", &["api_base", "base_url"]),
 ];
 
-/// Checks `auths` and puts its canonical form in its place; where it is missing, null or empty it is made from the
-/// document's own token. A login without such a token (a personal access token, say) has no `auths`.
+/// Checks `auths` and replaces it by its canonical form. If it is missing, null or empty, it is made from the
+/// document's own token. A login without such a token (for example a personal access token) has no `auths`.
 pub(super) fn canonicalise(document: &mut Members<'_>, rules: &DocumentRules) -> Result<Vec<Target>, DocumentError> {
     let found = match document.0.iter_mut().find(|member| member.name == "auths") {
         Some(member) => std::mem::replace(&mut member.value, Node::Null),
@@ -61,7 +62,7 @@ pub(super) fn canonicalise(document: &mut Members<'_>, rules: &DocumentRules) ->
     Ok(read)
 }
 
-/// The targets of a document that is canonical already.
+/// The targets of a document that is already canonical.
 pub(super) fn read(document: &Members<'_>) -> Result<Vec<Target>, DocumentError> {
     match document.get("auths") {
         None => Ok(Vec::new()),
@@ -70,7 +71,7 @@ pub(super) fn read(document: &Members<'_>) -> Result<Vec<Target>, DocumentError>
     }
 }
 
-/// One target, from the document's first token that is not blank.
+/// Makes one target from the document's first token that is not blank.
 fn synthesise<'a>(document: &Members<'a>) -> Option<Members<'a>> {
     let access_token = match document.get("tokens") {
         Some(Node::Object(tokens)) => tokens.get("access_token"),
@@ -143,7 +144,7 @@ fn is_alias(name: &str) -> bool {
     ALIASES.iter().any(|(_, aliases)| aliases.contains(&name))
 }
 
-/// `0`, `1`, `17`: what a list's elements are called where lists and objects are one thing.
+/// `0`, `1`, `17`: names of list elements in languages where lists and objects are one type.
 fn is_list_index(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_digit()) && (name == "0" || !name.starts_with('0'))
 }

@@ -5,7 +5,7 @@ use time::macros::datetime;
 use super::*;
 
 const NOW: OffsetDateTime = datetime!(2025-11-29 12:00 UTC);
-/// Most of these documents are no logins that Codex could load; [`strict`](super::loadable) has tests of its own.
+/// Codex could not load most of these documents. The strict rules are tested in [`loadable`](super::loadable).
 const LENIENT: DocumentRules = DocumentRules { min_token_length: 24, strict: false };
 const TOKEN: &str = "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6";
 
@@ -39,7 +39,7 @@ fn refused(document: &str, path: &str, message: &str) {
 }
 
 mod recorded {
-    //! The documents of the recorded exchanges, with what the former service answered.
+    //! The documents of the recorded exchanges, with the answers of the former service.
 
     use super::*;
 
@@ -89,7 +89,7 @@ mod recorded {
                 "dca25cb611fb92e0cfcaacbd997f45fe55b333eb469a239f3b46de33eaf57150",
             ),
             (
-                // As recorded, but for `"a":{}`, of which the former service made `[]`.
+                // As recorded, except `"a":{}`, which the former service changed to `[]`.
                 "store_auths_entries",
                 r#"{"last_refresh":"2025-11-21T11:00:00Z","auths":{"z.example.com":{"type":"Bearer","token":" zP1LrokTx6cvlAjtn66VcYgTg6u4fdlXubxOzzy9GOqutpxCtHUupX--OxKNOUu4n ","org":"o1","extra":1,"nested":{"x":1}},"api.openai.com":{"token":"aDA9ghrJ0InCOlqBlPPCFBLWvwUd3SfeqVOWZZPRqM3rzMVvpK6wtpPgdq16d5CEO","base_url":"https://x/"}},"custom":{"b":1,"a":[]},"uni":"\u00e9/\u20ac /"}"#,
                 "d5e3c0cdce22e7bdf76388b7eeec85cbeac9e25316249a77ff8b1a492d7848a2",
@@ -248,7 +248,7 @@ fn given_targets_must_be_an_object_of_named_objects() {
         let auths = format!(r#"{{"a.example":{{"token":{token}}}}}"#);
         refused(&with_auths(&auths), "auth.auths.a.example.token", "token is required");
     }
-    // Digits that no list would be numbered with are a name.
+    // Digits that are not a list index are a valid name.
     assert!(parse(&with_auths(&format!(r#"{{"007":{{"token":"{TOKEN}"}},"1a":{{"token":"{TOKEN}"}}}}"#))).is_ok());
 }
 
@@ -287,7 +287,7 @@ fn other_names_for_the_members_of_an_entry_are_understood() {
         auths_of(&format!(r#"{{"t":{{"token":"{TOKEN}","base_url":"b","api_base":""}}}}"#)),
         format!(r#"{{"t":{{"api_base":"b","token":"{TOKEN}","token_type":"bearer"}}}}"#)
     );
-    // Blank, or no text: gone, under any of their names.
+    // Members that are blank or not a text are removed, under any of their names.
     assert_eq!(
         auths_of(&format!(r#"{{"t":{{"token":"{TOKEN}","org":" ","project":5,"base_url":null}}}}"#)),
         format!(r#"{{"t":{{"token":"{TOKEN}","token_type":"bearer"}}}}"#)
@@ -348,7 +348,7 @@ fn a_document_that_two_readers_could_read_differently_is_refused() {
 
 #[test]
 fn a_stored_document_is_taken_byte_for_byte() {
-    // Not what would be written today: a short token, a date ahead of every clock, space in between.
+    // Today's rules would refuse this: a short token, a date far in the future, space between members.
     let text = r#"{"last_refresh":"2099-01-01T00:00:00Z", "auths":{"t":{"token":"old","token_type":"x"}}}"#;
     let document = AuthDocument::from_canonical(text, &LENIENT).expect("it was stored");
     assert_eq!(document.text(), text);
@@ -378,7 +378,7 @@ fn members_of_one_host_or_sign_in_are_taken_out() {
     assert_eq!((without.agent_identity(), without.text().contains("agent_identity")), (None, false));
     assert_eq!(parsed(&format!("{{{rest}}}")).agent_identity(), None);
 
-    // An agent's login is its identity.
+    // An agent identity that is the login itself stays.
     let login = format!(r#"{{"auth_mode":"agentIdentity","agent_identity":"header.claims.signature",{rest}}}"#);
     let document = parsed(&login);
     assert_eq!((document.text(), document.agent_identity()), (login.as_str(), None));
@@ -452,7 +452,7 @@ fn an_uploaded_document_may_stand_in_a_string() {
 
 #[test]
 fn a_hostile_document_takes_linear_time() {
-    // Whatever was stored: what is sent is shorter.
+    // For stored documents of any length; a sent document is limited.
     let parsed = |text: &str| AuthDocument::parse_stored(text, NOW, &LENIENT).unwrap();
     let started = std::time::Instant::now();
     let many_targets: Vec<_> = (0..15_000).map(|number| format!(r#""t{number}":{{"token":"{TOKEN}"}}"#)).collect();
@@ -464,7 +464,7 @@ fn a_hostile_document_takes_linear_time() {
         parsed(&with_auths(&format!(r#"{{"t":{{{members},"token":"{TOKEN}"}}}},{members}"#))).targets().len(),
         1
     );
-    // Unoptimised, on a busy machine; a quadratic pass takes minutes.
+    // The limit allows for an unoptimised build on a busy machine. A quadratic pass takes minutes.
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
@@ -504,9 +504,9 @@ proptest! {
         all.push(format!("\"OPENAI_API_KEY\":\"{TOKEN}\""));
         all.insert(at.index(all.len() + 1), format!("\"auths\": {{{}}}", targets.join(",")));
         let text = format!("{{ {} }}", all.join("\n,"));
-        // Names made at random may collide; that is refused, and tested above.
+        // Random names may collide. Such documents are refused, which is tested above.
         if let Ok(document) = parse(&text) {
-            // What `json::write` makes room for.
+            // The capacity that `json::write` reserves.
             prop_assert!(document.text().len() <= 2 * text.len() + 256);
             let again = parsed(document.text());
             prop_assert_eq!(again.text(), document.text());

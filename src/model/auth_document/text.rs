@@ -1,4 +1,4 @@
-//! The text of a document as answers hold it.
+//! The text of a document inside an answer.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use zeroize::Zeroize as _;
 
-/// The text of a document. It was checked once, so answers hold it as it is. It is wiped when it is dropped.
+/// The text of a checked document, which is written into answers unchanged. It is wiped when dropped.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DocumentText(Box<RawValue>);

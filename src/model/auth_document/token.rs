@@ -1,12 +1,12 @@
-//! What a token must look like to be taken for a real one.
+//! Checks that a token looks like a real one.
 
-/// What an operator can set about documents.
+/// The operator's settings for documents.
 #[derive(Clone, Copy, Debug)]
 pub struct DocumentRules {
-    /// Shortest token that is taken, in bytes. Below [`DocumentRules::FLOOR`] counts as the floor.
+    /// The shortest accepted token, in bytes. Values below [`DocumentRules::FLOOR`] count as the floor.
     pub min_token_length: usize,
-    /// Only what Codex can load is taken, and an API key is an account of its own. Without it, as in the former service, any
-    /// document with a token is taken.
+    /// `true`: accepts only documents that Codex can load, and treats each API key as its own account. `false`: accepts
+    /// any document with a token, as the former service did.
     pub strict: bool,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum BadToken {
     TooUniform,
 }
 
-/// Checks a trimmed token; the first rule that it breaks is named.
+/// Checks a trimmed token. The error is the first broken rule.
 pub(super) fn check(token: &str, rules: &DocumentRules) -> Result<(), BadToken> {
     let min_length = rules.min_token_length.max(DocumentRules::FLOOR);
     if token.is_empty() {
@@ -68,8 +68,8 @@ pub(super) fn check(token: &str, rules: &DocumentRules) -> Result<(), BadToken> 
     Ok(())
 }
 
-/// Cuts off blanks, tabs, line ends, vertical tabs and NULs: the space that the former service cut, so that both write
-/// the same canonical text. Wider kinds of space stay, and a token that has them is refused.
+/// Trims blanks, tabs, line ends, vertical tabs and NULs. The former service trimmed the same ones, so both write the
+/// same canonical text. Other white space stays, and a token that has it is refused.
 pub(super) fn trim(text: &str) -> &str {
     text.trim_matches([' ', '\t', '\n', '\r', '\0', '\x0b'])
 }

@@ -32,7 +32,7 @@ pub async fn every_change_is_noted_once_in_an_unbroken_chain(store: Store) {
     assert_eq!(follow(&store).await, expected);
     let stored =
         &store.audit_list(&AuditFilter { action: Some("store".into()), ..<_>::default() }, 9).await.unwrap()[0];
-    assert_eq!(stored.note.target.as_deref(), Some("1"), "the number of the version that was made");
+    assert_eq!(stored.note.target.as_deref(), Some("1"), "the target is the number of the new version");
 }
 
 pub async fn what_changes_nothing_is_not_noted(store: Store) {
@@ -163,23 +163,23 @@ pub async fn authorities_move_through_their_slots_and_never_skip_one(store: Stor
     use AuthoritySlot::{Active, Next, Old};
     let (activate, retire) = (|number| AuthorityStep::Activate(id(number)), |number| AuthorityStep::Retire(id(number)));
     assert_eq!((roll(activate(1)).await, roll(retire(1)).await), (None, None));
-    assert_eq!(roll(prepare(2, 3)).await, None, "another one is active than the one that certified it");
+    assert_eq!(roll(prepare(2, 3)).await, None, "the active authority is not the one that certified it");
     assert_eq!(slots(roll(prepare(2, 1)).await), Some(vec![(1, Active), (2, Next)]));
     assert_eq!(roll(prepare(3, 1)).await, None, "the slot is taken");
     assert_eq!(roll(retire(1)).await, None);
-    assert_eq!(roll(activate(3)).await, None, "another one is prepared");
+    assert_eq!(roll(activate(3)).await, None, "another authority is prepared");
     assert_eq!(slots(roll(activate(2)).await), Some(vec![(1, Old), (2, Active)]));
     assert_eq!(roll(activate(2)).await, None);
     assert_eq!(slots(roll(prepare(3, 2)).await), Some(vec![(1, Old), (2, Active), (3, Next)]));
-    assert_eq!(roll(activate(3)).await, None, "the old one is still trusted");
-    assert_eq!(roll(retire(2)).await, None, "another one is old");
+    assert_eq!(roll(activate(3)).await, None, "the slot of the old authority is taken");
+    assert_eq!(roll(retire(2)).await, None, "another authority is old");
     assert_eq!(slots(roll(retire(1)).await), Some(vec![(2, Active), (3, Next)]));
     assert_eq!(slots(roll(activate(3)).await), Some(vec![(2, Old), (3, Active)]));
     let slots = slots(store.authority_list().await.ok()).unwrap();
     assert_eq!(slots, [(2, AuthoritySlot::Old), (3, AuthoritySlot::Active)]);
     assert_eq!(store.changes_since(epoch).await.unwrap().authorities.unwrap().len(), 2);
-    assert_eq!(follow(&store).await.len(), 6, "what was refused is not noted");
-    // The sealed key of the retired one is no longer held.
+    assert_eq!(follow(&store).await.len(), 6, "a refused step has no entry");
+    // The sealed key of the retired authority is no longer held.
     let values = store.sealed_value_list_before(KeyId(2), 100).await.unwrap();
     assert!(values.iter().all(|(place, _)| place.id != Uuid::from_bytes([1; 16]).to_string()), "{values:?}");
 }

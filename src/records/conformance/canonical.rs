@@ -58,13 +58,13 @@ pub async fn version_numbers_have_no_gap_under_racing_writers(store: Store) {
     assert_eq!(versions, (1..=10).rev().collect::<Vec<_>>());
 }
 
-/// The way of a store: decided against one version, and decided again where another one is canonical by now.
+/// How a store operation decides: against one version, and again if another one has become canonical.
 pub async fn racing_writers_that_decide_again_make_one_line(store: Store) {
     const RACERS: usize = 64;
     let answers = race(RACERS, |number| {
         let store = Arc::clone(&store);
         async move {
-            // Eight to a nanosecond, in no order.
+            // Eight calls for each nanosecond, in no order.
             let own = format!("2026-11-21T12:00:00.{:09}Z", 1 + number * 29 % RACERS / 8);
             let new = NewCanonical { last_refresh: own.clone(), ..new_canonical("1") };
             let mut expected = None;
@@ -75,7 +75,7 @@ pub async fn racing_writers_that_decide_again_make_one_line(store: Store) {
                         return Some(version);
                     }
                     Replacement::Conflict(present) => {
-                        let present = present.expect("one is canonical by now").summary;
+                        let present = present.expect("a conflict has a canonical version").summary;
                         assert_ne!(Some(present.version), expected, "it conflicts with another version");
                         if present.last_refresh >= own {
                             return None;
@@ -96,7 +96,7 @@ pub async fn racing_writers_that_decide_again_make_one_line(store: Store) {
     let mut replaced: Vec<_> = answers.into_iter().flatten().collect();
     replaced.sort_by_key(|version| version.summary.version);
     let made: Vec<_> = replaced.iter().map(|version| version.summary.version).collect();
-    assert_eq!(made, numbers, "exactly those that were answered so are in the line");
+    assert_eq!(made, numbers, "exactly the acknowledged versions are stored");
     for version in replaced {
         assert_eq!(store.canonical_fetch_version(version.summary.version).await.unwrap(), Some(version));
     }
@@ -120,8 +120,8 @@ pub async fn a_retried_replacement_answers_as_it_did_then(store: Store) {
     );
     let again = store.canonical_replace(&ReplaceCondition::Version(None), &new, &noted()).await.unwrap();
     assert_eq!(replaced(again.clone()), replaced(first));
-    assert!(matches!(again, Replacement::Replaced { epoch: Epoch(0), .. }), "it is not canonical any more");
-    assert_eq!(store.canonical_fetch().await.unwrap().unwrap().summary.version, 2, "and changes nothing");
+    assert!(matches!(again, Replacement::Replaced { epoch: Epoch(0), .. }), "the version is no longer canonical");
+    assert_eq!(store.canonical_fetch().await.unwrap().unwrap().summary.version, 2, "a repeated call changes nothing");
 }
 
 pub async fn versions_come_back_as_stored_and_the_newest_comes_first(store: Store) {
@@ -165,7 +165,7 @@ pub async fn a_large_body_comes_back_whole(store: Store) {
     }
 }
 
-/// Makes versions that were stored at these seconds; the last one is canonical.
+/// Makes versions that were stored at these seconds; the last one becomes canonical.
 async fn make_versions(store: &Store, stored_at: &[i64]) -> Vec<CanonicalVersion> {
     let mut made = Vec::new();
     for (number, seconds) in (0..).zip(stored_at) {
@@ -202,25 +202,25 @@ pub async fn versions_are_listed_page_by_page(store: Store) {
 pub async fn versions_that_nothing_keeps_are_pruned(store: Store) {
     let made = make_versions(&store, &[0, 10, 20, 30, 40, 50]).await;
     let (epoch, note) = (store.epoch().await.unwrap(), note("auth.prune"));
-    // Fewer than are kept; all of them lately.
+    // Retentions that keep all six versions.
     for kept in [retention(6, 99), retention(60, 99), retention(1, 0)] {
         assert_eq!(store.canonical_prune(&kept, 10, &note).await.unwrap(), [] as [u64; 0]);
     }
     let filter = AuditFilter { action: Some("auth.prune".into()), ..<_>::default() };
-    assert_eq!(store.audit_list(&filter, 9).await.unwrap(), [], "nothing was removed, and nothing is noted");
+    assert_eq!(store.audit_list(&filter, 9).await.unwrap(), [], "nothing was removed, so there is no entry");
 
-    assert_eq!(store.canonical_prune(&retention(2, 99), 3, &note).await.unwrap(), [1, 2, 3], "as many as it may");
+    assert_eq!(store.canonical_prune(&retention(2, 99), 3, &note).await.unwrap(), [1, 2, 3], "as many as the limit");
     assert_eq!(store.canonical_prune(&retention(2, 99), 3, &note).await.unwrap(), [4]);
     assert_eq!(store.canonical_prune(&retention(2, 99), 3, &note).await.unwrap(), [] as [u64; 0]);
     assert_eq!(numbers(&store).await, [6, 5]);
     assert_eq!(store.canonical_fetch_version(4).await.unwrap(), None);
     assert_eq!(store.canonical_fetch_version(5).await.unwrap().as_ref(), Some(&made[4]));
     assert_eq!(store.canonical_fetch().await.unwrap().as_ref(), Some(&made[5]));
-    assert_eq!(store.epoch().await.unwrap(), epoch, "nodes cache the canonical version only");
+    assert_eq!(store.epoch().await.unwrap(), epoch, "nodes cache only the canonical version");
     let noted = store.audit_list(&filter, 9).await.unwrap();
     let targets: Vec<_> = noted.iter().map(|entry| entry.note.target.as_deref()).collect();
     assert_eq!(targets, [Some("4-4"), Some("1-3")]);
-    // The numbers go on.
+    // The numbers continue after the pruned versions.
     let new = NewCanonical { at: at(60), ..new_canonical("7") };
     let next =
         replaced(store.canonical_replace(&ReplaceCondition::Version(Some(6)), &new, &self::noted()).await.unwrap());
@@ -234,7 +234,7 @@ pub async fn the_canonical_version_is_never_pruned(store: Store) {
         assert_eq!(numbers(&store).await, [3]);
         assert_eq!(store.canonical_fetch().await.unwrap().as_ref(), Some(&made[2]));
     }
-    // A copy may say that an older one is canonical.
+    // In a copy the canonical version may be older than the newest one.
     let mut rows = copying::export(&store).await;
     let newer = CanonicalVersion {
         id: Uuid::new_v4(),
@@ -253,7 +253,7 @@ pub async fn the_canonical_version_is_never_pruned(store: Store) {
     assert_eq!(store.canonical_fetch().await.unwrap().as_ref(), Some(&made[2]));
 }
 
-/// Numbers and times differ in their order where the clock was set.
+/// After the clock was set, numbers and times differ in their order.
 pub async fn a_version_stored_lately_is_kept_whatever_its_number(store: Store) {
     make_versions(&store, &[50, 10, 60, 20, 30]).await;
     assert_eq!(store.canonical_prune(&retention(1, 50), 10, &noted()).await.unwrap(), [2, 4]);
@@ -276,7 +276,7 @@ pub async fn what_is_sealed_of_a_pruned_version_holds_no_data_key(store: Store) 
     let place = Place::new("auth_payloads", "body", old.id);
     assert!(
         !store.sealed_value_replace(&place, &old.body, &sealed(2, "body")).await.unwrap(),
-        "a rotation that had read it goes on"
+        "a rotation that had read the value continues"
     );
     let place = Place::new("auth_entries", "token", format!("{}/api.openai.com/v1", old.id));
     assert!(!store.sealed_value_replace(&place, &old.entries[0].token, &sealed(2, "entry")).await.unwrap());

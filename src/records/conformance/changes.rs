@@ -55,10 +55,10 @@ pub async fn settings_change_only_where_told(store: Store) {
         assert_eq!(store.settings_change(&clear, &noted()).await.unwrap(), None, "there is no mark");
         for seconds in [5, 6] {
             let older = SettingsChange::BackupVerified(VerifiedBackup { made_at: at(seconds), has_keys: true });
-            assert_eq!(store.settings_change(&older, &noted()).await.unwrap(), None, "a newer one is noted");
+            assert_eq!(store.settings_change(&older, &noted()).await.unwrap(), None, "a newer one is recorded");
         }
         let same = SettingsChange::PublicUrl("https://a.test".into());
-        assert_eq!(store.settings_change(&same, &noted()).await.unwrap(), None, "it is the newest");
+        assert_eq!(store.settings_change(&same, &noted()).await.unwrap(), None, "it is the newest address already");
     })
     .await;
     let mark = SettingsChange::MarkRestored(RestoredLogin { version: 4, backup_of: at(2) });
@@ -70,7 +70,7 @@ pub async fn settings_change_only_where_told(store: Store) {
     .await;
 }
 
-/// Each step of it is made once, by whoever is first.
+/// Each step of it happens once, in the first call.
 pub async fn host_trust_is_recorded_once(store: Store) {
     let begin = |old_wrappers_trust_system| {
         SettingsChange::BeginHostTrust(HostTrust { old_wrappers_trust_system, ..HostTrust::NONE })
@@ -113,7 +113,7 @@ pub async fn racing_changes_of_the_settings_undo_nothing(store: Store) {
     settings_race(&[Arc::clone(&store)]).await;
 }
 
-/// The kill switch is turned on while releases are noted and a mark is cleared, each by any of the nodes.
+/// The kill switch is turned on while releases are recorded and a mark is cleared, on any of the nodes.
 pub async fn settings_race(nodes: &[Store]) {
     for round in 0..20_u64 {
         let mark = SettingsChange::MarkRestored(RestoredLogin { version: round, backup_of: at(0) });
@@ -201,7 +201,7 @@ pub async fn only_what_changed_is_told(store: Store) {
     store.host_change(HostId(2), &HostChange::default(), at(1), &noted()).await.unwrap();
     store.host_change(HostId(2), &HostChange::default(), at(2), &noted()).await.unwrap();
     let one = store.changes_since(all.epoch).await.unwrap();
-    assert_eq!(one.hosts, [store.host_fetch(HostId(2)).await.unwrap().unwrap()], "each once, as it is now");
+    assert_eq!(one.hosts, [store.host_fetch(HostId(2)).await.unwrap().unwrap()], "each row once, in its present state");
     assert!(one.install_tokens.is_empty() && one.canonical.is_none() && one.settings.is_none());
 
     store.installer_redeem(&token("3"), &key("3"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
@@ -227,7 +227,7 @@ pub async fn only_what_changed_is_told(store: Store) {
 
     let ahead = store.changes_since(Epoch(u64::MAX)).await.unwrap();
     assert!(is_empty(&ahead));
-    assert_eq!(ahead.epoch, store.epoch().await.unwrap(), "so that a node sees it is ahead");
+    assert_eq!(ahead.epoch, store.epoch().await.unwrap(), "a node must see that it is ahead");
 }
 
 pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
@@ -242,7 +242,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
             loop {
                 let changes = store.changes_since(epoch).await.unwrap();
                 assert!(changes.epoch >= epoch);
-                assert!(changes.epoch > epoch || is_empty(&changes), "what is told is told with a new epoch");
+                assert!(changes.epoch > epoch || is_empty(&changes), "changes come with a new epoch");
                 told += changes.hosts.len();
                 let ids: HashSet<_> = changes.hosts.iter().map(|host| host.id).collect();
                 assert_eq!(ids.len(), changes.hosts.len(), "each row once");
@@ -251,7 +251,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
                 canonical = changes.canonical.or(canonical);
                 assert!(
                     hosts.values().all(|host: &Host| tokens.contains_key(&keys_token(host))),
-                    "a host is told together with the token that was made with its key"
+                    "a host comes together with the token of its key's registration"
                 );
                 epoch = changes.epoch;
                 if changes.settings.is_some() {
@@ -281,7 +281,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
         }
     })
     .await;
-    // The end is told through what is followed, so that the follower has seen all before it.
+    // The follower stops at this change, so it has seen all changes before it.
     store.settings_change(&kill_switch(true), &noted()).await.unwrap();
     let (hosts, tokens, canonical, told) = follower.await.unwrap();
     let all = store.changes_since(Epoch(0)).await.unwrap();
@@ -289,7 +289,7 @@ pub async fn a_follower_misses_nothing_among_racing_writers(store: Store) {
     assert_eq!(tokens.len(), 160);
     assert_eq!(tokens, all.install_tokens.into_iter().map(|token| (token.digest, token)).collect());
     assert_eq!(canonical, all.canonical);
-    assert!(told <= 160, "a host is told at most once for each change of it");
+    assert!(told <= 160, "a host is reported at most once per change");
 }
 
 /// The token of the registration that gave the host its present key.

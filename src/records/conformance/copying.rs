@@ -5,7 +5,7 @@ use super::probes::{claim, outcome};
 use super::*;
 use crate::records::copy::{Row, Table, Tally};
 
-/// Some of everything, with times finer than every store keeps.
+/// Fills the store with rows of every table, with times finer than every store keeps.
 pub async fn furnish(store: &Store) {
     let fine = (at(0) + 123_456_789.nanoseconds()).to_offset(offset!(+2));
     let authority = |number: u8, role, slot| Authority {
@@ -33,7 +33,7 @@ pub async fn furnish(store: &Store) {
         let identity = ExternalIdentity { linked_at: fine, ..identity };
         assert_eq!(store.identity_link(&identity, &noted()).await.unwrap(), LinkOutcome::Linked);
     }
-    // One in force, one that is over with its generation, and one that ended.
+    // One valid session, one whose generation is over, and one that ended.
     for session in [through(session(1, 2), "a "), session(3, 7), session(2, 2)] {
         let session = Session { last_used_at: fine, ..session };
         assert_eq!(store.session_begin(&session, &noted()).await.unwrap(), SessionOutcome::Begun);
@@ -65,7 +65,7 @@ pub async fn furnish(store: &Store) {
             _ => drop(store.host_register(&registration, &noted()).await.unwrap()),
         }
     }
-    // With their host 1.
+    // The user's host 1 is disabled too.
     store.user_change(UserId(7), &UserChange::Disable { keep_hosts: false }, fine, Some(&noted())).await.unwrap();
     let change = HostChange {
         expires_at: Some(Some(fine)),
@@ -80,7 +80,7 @@ pub async fn furnish(store: &Store) {
         .telemetry_append(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, Some("0.1")), seen(4, 1, 5, None)])
         .await
         .unwrap();
-    // Of one that stays, one whose key is forgotten, and one that may be brought back.
+    // The identities of a host that stays, of one whose key is purged, and of one that may be restored.
     for id in [1, 3, 4] {
         let (key, identity) = (key(&id.to_string()), sealed(1, &format!("identity {id}")));
         assert!(store.host_set_agent_identity(HostId(id), &key, &identity, &noted()).await.unwrap());
@@ -97,7 +97,7 @@ pub async fn furnish(store: &Store) {
         let condition = ReplaceCondition::Version((tag == "2").then_some(1));
         replaced(store.canonical_replace(&condition, &new, &noted()).await.unwrap());
     }
-    // One that ended, one that was cut short, and one that is under way.
+    // One finished probe, one cut short, and one running.
     let found = ProbeOutcome { finished_at: fine, adopted: Some(2), ..outcome(ProbeState::Fail, 0) };
     for (number, found) in [(1, Some(found)), (2, None), (3, None)] {
         let until = if number == 3 { fine + 100.seconds() } else { fine };
@@ -150,7 +150,7 @@ fn counts(rows: &[Row]) -> std::collections::BTreeMap<Table, copy::Count> {
     tally.counts()
 }
 
-/// To the microsecond, which is what every store keeps.
+/// Truncates to the microsecond, which every store keeps.
 fn cut(at: Option<OffsetDateTime>) -> Option<i128> {
     at.map(|at| at.unix_timestamp_nanos() / 1000)
 }
@@ -166,7 +166,7 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     let tables: Vec<_> = rows.iter().map(Row::table).collect();
     assert!(tables.is_sorted());
     for (table, count) in counts(&rows) {
-        assert!(count.rows > 0, "nothing of {}", table.name());
+        assert!(count.rows > 0, "no rows of {}", table.name());
     }
     let before = store.state().await.unwrap();
     let activity = store.host_activity(HostId(2)).await.unwrap();
@@ -192,10 +192,10 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     assert_eq!(
         store.changes_since(filling.above).await.unwrap().hosts.len(),
         6,
-        "to a node that knew the store before"
+        "for a node that knew the store before"
     );
 
-    // It goes on as it would have: names, tokens, numbers, the chain, what is sealed with which key.
+    // The filled store continues: names, tokens, numbers, the chain, and the data key of each value.
     assert_eq!(store.host_list().await.unwrap().len(), 4);
     assert_eq!(store.host_fetch_by_name(&fqdn("h4.test")).await.unwrap().unwrap().id, HostId(6));
     assert_eq!(store.host_list_removed().await.unwrap().iter().map(|host| host.id).collect::<Vec<_>>(), [HostId(4)]);
@@ -210,7 +210,7 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
     let fresh = store.installer_redeem(&token("6"), &key("6"), at(5), ip("192.0.2.2"), &noted()).await.unwrap();
     assert!(matches!(fresh, Redemption::Redeemed { .. }), "{fresh:?}");
     store.telemetry_append(Uuid::from_bytes([7; 16]), 41, &[seen(2, 3, 5, None)]).await.unwrap();
-    assert_eq!(store.host_activity(HostId(2)).await.unwrap(), activity, "that batch was applied before");
+    assert_eq!(store.host_activity(HostId(2)).await.unwrap(), activity, "the batch was applied before the copy");
     let next = replaced(
         store.canonical_replace(&ReplaceCondition::Version(Some(2)), &new_canonical("3"), &noted()).await.unwrap(),
     );
@@ -233,14 +233,15 @@ pub async fn what_was_copied_out_and_in_is_the_same(store: Store) {
         [3, 2, 1]
     );
     let known = ProbeClaim { id: Uuid::from_bytes([2; 16]), ..claim(2, ProbeTrigger::Store) };
-    assert_eq!(store.probe_claim(&known, None).await.unwrap(), ClaimOutcome::Begun, "it had begun");
+    assert_eq!(store.probe_claim(&known, None).await.unwrap(), ClaimOutcome::Begun, "the probe began before the copy");
     assert_eq!(told.users.as_ref().map(Vec::len), Some(2));
     assert_eq!(told.sessions.len(), 3);
     people_are_who_they_were(&store).await;
     let identity = |host: &Host| host.agent_identity.clone();
     assert_eq!(store.host_fetch(HostId(1)).await.unwrap().as_ref().and_then(identity), Some(sealed(1, "identity 1")));
     assert_eq!(store.host_list_removed().await.unwrap().first().and_then(identity), Some(sealed(1, "identity 4")));
-    // Five hosts' keys and two agent identities, two authorities', the server's, and three versions with a token each.
+    // API keys of five hosts, two agent identities, keys of two authorities, the server key, and three versions with a
+    // token each.
     assert_eq!(store.sealed_value_list_before(KeyId(2), 100).await.unwrap().len(), 5 + 2 + 2 + 1 + 3 * 2);
     assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
     let mut head = AuditHead::default();
@@ -265,12 +266,12 @@ async fn people_are_who_they_were(store: &Store) {
     assert!(!store.user_add(&user(9, "ada@example.test"), &noted()).await.unwrap());
     let sessions = store.session_list().await.unwrap();
     let known: Vec<_> = sessions.iter().map(|it| (it.id.as_bytes()[0], it.ended_at.is_some(), it.generation)).collect();
-    assert_eq!(known, [(3, false, 3), (2, true, 3), (1, false, 3)], "what had ended stays ended");
+    assert_eq!(known, [(3, false, 3), (2, true, 3), (1, false, 3)], "an ended session stays ended");
     let ended = store.session_end(session(2, 2).id, at(5), &noted()).await.unwrap();
     assert_eq!(ended, None);
     assert!(store.session_end(session(1, 2).id, at(5), &noted()).await.unwrap().is_some());
     let begun = store.session_begin(&Session { token: token("other"), ..session(1, 2) }, &noted()).await.unwrap();
-    assert_eq!(begun, SessionOutcome::Known, "a sign-in is not done again");
+    assert_eq!(begun, SessionOutcome::Known, "a sign-in is not repeated");
     let linked = store.identity_fetch(ISSUER, "a ").await.unwrap().unwrap();
     assert_eq!(linked.user, UserId(2));
     let certificates = store.certificate_list().await.unwrap();
@@ -309,7 +310,7 @@ pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
     let rows = [Row::Hosts(host(1, "h1.test", "a")), Row::Versions(Box::new(version))];
     store.fill_append(&first, &rows).await.unwrap();
 
-    // Nobody takes it for a store, or for an empty one.
+    // No call takes it for a complete store, or for an empty one.
     is_unavailable(store.is_initialised()).await;
     is_unavailable(store.state()).await;
     is_unavailable(store.check()).await;
@@ -327,7 +328,7 @@ pub async fn a_filling_that_was_cut_short_is_begun_again(store: Store) {
     assert!(store.fill_begin(&second, false).await.unwrap());
     is_unavailable(store.fill_append(&first, &rows)).await;
     is_unavailable(store.fill_finish(&first, &noted())).await;
-    assert_eq!(export(&store).await.len(), 2, "heads and settings");
+    assert_eq!(export(&store).await.len(), 2, "only heads and settings");
     fill(&store, &second, &rows[..1]).await;
     store.fill_finish(&second, &noted()).await.unwrap();
     is_unavailable(store.fill_finish(&second, &noted())).await;
@@ -427,7 +428,7 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
         }
     }
     assert_eq!(export(&store).await, before);
-    assert_eq!(store.host_list().await.unwrap().len(), 4, "reads go on");
+    assert_eq!(store.host_list().await.unwrap().len(), 4, "reads still work");
 
     let other = Standstill { reason: "with other words".into(), ..standstill };
     store.standstill_set(Some(&other), &note("stand_still")).await.unwrap();
@@ -435,10 +436,14 @@ pub async fn records_that_stand_still_refuse_every_change(store: Store) {
     store.standstill_set(None, &note("go_on")).await.unwrap();
     assert_eq!(store.state().await.unwrap().standstill, None);
     store.telemetry_append(Uuid::from_bytes([7; 16]), 42, &[seen(2, 1, 9, None)]).await.unwrap();
-    assert_eq!(store.host_activity(HostId(2)).await.unwrap().api_calls, 4, "it was not lost, and is there once");
+    assert_eq!(
+        store.host_activity(HostId(2)).await.unwrap().api_calls,
+        4,
+        "the batch was not lost, and is applied once"
+    );
 }
 
-/// Each registration is one host and one entry: a copy that has more of the one than of the other saw half a change.
+/// Each registration is one host and one entry. A copy with unequal numbers of them has seen half a change.
 pub async fn a_copy_is_of_one_moment(store: Store) {
     let writers: Vec<_> = (0..3_u64)
         .map(|writer| {

@@ -48,7 +48,7 @@ pub async fn registering_for_another_id_changes_nothing(store: Store) {
     let first = store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     let epoch = store.epoch().await.unwrap();
     let answer = store.host_register(&registration(2, "h1.test", "b"), &noted()).await.unwrap();
-    assert_eq!(answer, first, "the host as it was, so that the caller can seal for its id");
+    assert_eq!(answer, first, "the unchanged host, so that the caller can seal for its id");
     assert_eq!(store.epoch().await.unwrap(), epoch);
     assert_eq!(store.host_fetch(HostId(2)).await.unwrap(), None);
     let redemption = store.installer_redeem(&token("b"), &key("b"), at(1), ip("192.0.2.1"), &noted()).await.unwrap();
@@ -63,9 +63,9 @@ pub async fn a_registration_done_twice_is_done_once(store: Store) {
     let again = store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert_eq!(again, first);
     let redemption = store.installer_redeem(&token("a"), &key("a"), at(2), ip("192.0.2.1"), &noted()).await.unwrap();
-    assert_eq!(redemption, Redemption::AlreadyUsed, "a repeated call must not bring a spent token back to life");
+    assert_eq!(redemption, Redemption::AlreadyUsed, "a repeated call must not revive a spent token");
 
-    // A repeated call that arrives late does not undo what came after it.
+    // A repeated call that arrives late does not undo a later registration.
     let later = store.host_register(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
     assert_eq!(store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap(), later);
     assert_eq!(store.host_fetch(HostId(1)).await.unwrap().unwrap(), later);
@@ -182,12 +182,12 @@ pub async fn a_roaming_host_is_bound_anew_and_another_is_not(store: Store) {
     assert_eq!(bound(&store, "a", "192.0.2.3").await, ["192.0.2.2", "2001:db8:2::2"]);
 }
 
-/// The host after a call with the key of `tag` from `address`.
+/// Binds the key of `tag` to `address`; returns the host after it.
 async fn bind(store: &Store, tag: &str, address: &str) -> Option<Host> {
     store.host_bind_ip(HostId(1), &key(tag), ip(address), 64, at(1), &note("bind")).await.unwrap()
 }
 
-/// The addresses that the key is bound to after that.
+/// Binds the key of `tag` to `address`; returns the addresses that the host is bound to.
 async fn bound(store: &Store, tag: &str, address: &str) -> Vec<String> {
     let host = bind(store, tag, address).await.unwrap();
     assert_eq!(store.host_fetch(HostId(1)).await.unwrap().as_ref(), Some(&host));
@@ -196,7 +196,7 @@ async fn bound(store: &Store, tag: &str, address: &str) -> Vec<String> {
 
 pub async fn a_host_is_bound_to_one_address_of_each_family(store: Store) {
     for (tag, first, second) in [("a", "192.0.2.1", "2001:db8::1"), ("b", "2001:db8::1", "192.0.2.1")] {
-        // A new key is bound to nothing.
+        // A new key is bound to no address.
         let made = store.host_register(&registration(1, "h1.test", tag), &noted()).await.unwrap();
         assert_eq!(made.rules.bound().next(), None);
         assert_eq!(bound(&store, tag, first).await, [first]);
@@ -226,7 +226,7 @@ pub async fn an_ipv6_address_in_the_bound_network_changes_nothing(store: Store) 
     assert_eq!(bound(&store, "a", "2001:db8:0:2::1").await, ["2001:db8:0:2::1"]);
     let one = ip("2001:db8:0:2::2");
     let host = store.host_bind_ip(HostId(1), &key("a"), one, 128, at(1), &noted()).await.unwrap().unwrap();
-    assert_eq!(host.rules.bound_ip, Some(one), "with a prefix of 128 bits each address is one");
+    assert_eq!(host.rules.bound_ip, Some(one), "with a prefix of 128 bits each address is its own network");
 }
 
 pub async fn racing_first_contacts_of_both_families_bind_one_each(store: Store) {
@@ -276,7 +276,7 @@ pub async fn a_removed_host_comes_back_as_it_was(store: Store) {
     assert_eq!(store.host_activity(HostId(1)).await.unwrap().api_calls, 7);
     assert_eq!(store.host_list_removed().await.unwrap(), []);
     let redemption = store.installer_redeem(&token("a"), &key("a"), at(21), ip("192.0.2.1"), &noted()).await.unwrap();
-    assert_eq!(redemption, Redemption::Unknown, "its installers stay revoked");
+    assert_eq!(redemption, Redemption::Unknown, "its installer tokens stay revoked");
 }
 
 pub async fn a_removed_host_whose_name_is_taken_stays_removed(store: Store) {
@@ -308,7 +308,7 @@ pub async fn an_agent_identity_is_kept_for_the_hosts_own_key(store: Store) {
     assert_eq!(host.agent_identity, None);
     store.host_register(&registration(2, "h2.test", "b"), &noted()).await.unwrap();
     let known = store.epoch().await.unwrap();
-    // As long as the longest that a host may bring, sealed.
+    // As long as the longest sealed identity that a host may bring.
     let long = Sealed::from_bytes([sealed(1, "").as_bytes(), &[7; 16 * 1024]].concat());
     for identity in [sealed(1, "one"), long.clone()] {
         let before = store.epoch().await.unwrap();
@@ -317,8 +317,8 @@ pub async fn an_agent_identity_is_kept_for_the_hosts_own_key(store: Store) {
         assert!(store.epoch().await.unwrap() > before);
     }
     let told = store.changes_since(known).await.unwrap();
-    assert_eq!(told.hosts, [Host { agent_identity: Some(long.clone()), ..host }], "nodes are told, and of nobody else");
-    // The same again, another key, another host's key, no host.
+    assert_eq!(told.hosts, [Host { agent_identity: Some(long.clone()), ..host }], "nodes learn of this host only");
+    // The same value again, an unknown key, another host's key, an unknown host.
     let (epoch, entries) = (store.epoch().await.unwrap(), store.audit_head().await.unwrap());
     assert!(store.host_set_agent_identity(HostId(1), &key("a"), &long, &noted()).await.unwrap());
     for (id, of) in [(1, "x"), (1, "b"), (3, "a")] {
@@ -329,7 +329,7 @@ pub async fn an_agent_identity_is_kept_for_the_hosts_own_key(store: Store) {
     assert_eq!(store.host_fetch(HostId(2)).await.unwrap().unwrap().agent_identity, None);
     let noted = store.audit_list(&AuditFilter { action: Some("identity".into()), ..<_>::default() }, 9).await.unwrap();
     assert_eq!(noted.len(), 2);
-    // A change of rules leaves it alone.
+    // A change of rules keeps the identity.
     let changed = store.host_change(HostId(1), &HostChange::default(), at(2), &self::noted()).await.unwrap().unwrap();
     assert_eq!(changed.agent_identity.as_ref(), Some(&long));
 }
@@ -346,14 +346,14 @@ pub async fn an_agent_identity_goes_with_the_key_and_with_the_host(store: Store)
     store.host_remove(HostId(2), at(10), &noted()).await.unwrap();
     assert!(!store.host_set_agent_identity(HostId(2), &key("b"), &sealed(1, "late"), &noted()).await.unwrap());
     let Restoration::Restored(host) = store.host_restore(HostId(2), at(0), at(11), &noted()).await.unwrap() else {
-        panic!("it was not restored");
+        panic!("the host was not restored");
     };
-    assert_eq!(host.agent_identity, Some(sealed(1, "b")), "it comes back with its host");
+    assert_eq!(host.agent_identity, Some(sealed(1, "b")), "the identity is restored with its host");
 
     store.host_remove(HostId(2), at(12), &noted()).await.unwrap();
     let place = Place::new("hosts", "agent_identity", 2);
     let left = store.sealed_value_list_before(KeyId(9), 10).await.unwrap();
-    assert!(left.contains(&(place.clone(), sealed(1, "b"))), "it may be brought back");
+    assert!(left.contains(&(place.clone(), sealed(1, "b"))), "the host may be restored");
     store.host_purge_removed(at(13)).await.unwrap();
     let left = store.sealed_value_list_before(KeyId(9), 10).await.unwrap();
     assert_eq!(left, [(Place::new("hosts", "api_key", 1), sealed(1, "key c"))]);

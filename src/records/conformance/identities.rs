@@ -25,7 +25,7 @@ pub async fn an_identity_is_linked_to_one_user(store: Store) {
         let kept = store.identity_fetch(ISSUER, "0").await.unwrap().unwrap();
         let other = ExternalIdentity { email: None, linked_at: at(99), ..kept.clone() };
         assert_eq!(link(&store, &other).await, LinkOutcome::Linked);
-        assert_eq!(store.identity_fetch(ISSUER, "0").await.unwrap(), Some(kept), "it stays as it is");
+        assert_eq!(store.identity_fetch(ISSUER, "0").await.unwrap(), Some(kept), "the link stays as it is");
         assert_eq!(link(&store, &identity(ISSUER, "new", 9)).await, LinkOutcome::NoUser);
         assert_eq!(store.identity_fetch(ISSUER, "new").await.unwrap(), None);
     })
@@ -34,7 +34,7 @@ pub async fn an_identity_is_linked_to_one_user(store: Store) {
     let bare = ExternalIdentity { email: None, ..identity(ISSUER, "new", 1) };
     assert_eq!(link(&store, &bare).await, LinkOutcome::Linked);
     assert_eq!(store.identity_fetch(ISSUER, "new").await.unwrap(), Some(bare));
-    assert_eq!(store.epoch().await.unwrap(), epoch, "nodes do not cache it");
+    assert_eq!(store.epoch().await.unwrap(), epoch, "nodes do not cache identities");
 }
 
 pub async fn issuer_and_subject_are_compared_byte_by_byte(store: Store) {
@@ -73,7 +73,7 @@ pub async fn issuer_and_subject_are_compared_byte_by_byte(store: Store) {
         _ => None,
     });
     expected.sort_by(|a, b| (&a.issuer, &a.subject).cmp(&(&b.issuer, &b.subject)));
-    assert_eq!(copied.collect::<Vec<_>>(), expected, "in the order of the keys");
+    assert_eq!(copied.collect::<Vec<_>>(), expected, "a copy is in the order of the keys");
     let before = store.identity_list().await.unwrap().len();
     assert!(store.identity_unlink("https://idp.test", "a", at(9), &noted()).await.unwrap().is_some());
     assert_eq!(store.identity_list().await.unwrap().len(), before - 1);

@@ -35,14 +35,17 @@ pub async fn a_token_is_redeemed_only_for_the_key_that_its_host_has(store: Store
     })
     .await;
     let good = store.installer_redeem(&token("a"), &key("a"), at(1), ip("192.0.2.1"), &noted()).await;
-    assert!(matches!(good.unwrap(), Redemption::Redeemed { .. }), "it is not spent by that");
+    assert!(matches!(good.unwrap(), Redemption::Redeemed { .. }), "a call with another key does not spend the token");
 }
 
 pub async fn an_expired_installer_token_is_refused(store: Store) {
     store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     assert_eq!(redeem(&store, "a", 1800).await, Redemption::Expired);
     assert_eq!(redeem(&store, "a", 1801).await, Redemption::Expired);
-    assert!(matches!(redeem(&store, "a", 1799).await, Redemption::Redeemed { .. }), "asking does not spend it");
+    assert!(
+        matches!(redeem(&store, "a", 1799).await, Redemption::Redeemed { .. }),
+        "a refused call does not spend the token"
+    );
 }
 
 pub async fn an_unknown_installer_token_is_unknown(store: Store) {
@@ -89,7 +92,7 @@ pub async fn a_revoked_installer_token_is_gone(store: Store) {
 
     store.host_register(&registration(1, "h1.test", "b"), &noted()).await.unwrap();
     store.installer_redeem(&token("b"), &key("b"), at(7), ip("192.0.2.1"), &noted()).await.unwrap();
-    assert_eq!(store.installer_revoke(&token("b"), at(8), &noted()).await.unwrap(), None, "it is spent");
+    assert_eq!(store.installer_revoke(&token("b"), at(8), &noted()).await.unwrap(), None, "the token is spent");
 }
 
 pub async fn tokens_are_listed_the_newest_first(store: Store) {
@@ -120,7 +123,7 @@ pub async fn a_removal_and_a_redemption_race_to_one_outcome(store: Store) {
         let token = store.installer_list().await.unwrap().into_iter().find(|it| it.host == HostId(round + 1)).unwrap();
         match redeeming.await.unwrap() {
             Redemption::Redeemed { host, .. } => {
-                assert_eq!(host.removed_at, None, "it was there at that moment");
+                assert_eq!(host.removed_at, None, "the token was redeemed before the removal");
                 assert!(token.redeemed_at.is_some() && token.revoked_at.is_none());
             }
             Redemption::Unknown => assert!(token.redeemed_at.is_none() && token.revoked_at.is_some()),

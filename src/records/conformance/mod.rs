@@ -33,13 +33,13 @@ use crate::model::people::{Email, UserId};
 use crate::records::*;
 use crate::seal::{KeyId, Place, Sealed};
 
-/// An empty store, and what must outlive it.
+/// An empty store, and the parts that must outlive it.
 pub struct Fixture {
     pub records: Arc<dyn Records>,
     pub keep: Box<dyn Any + Send>,
 }
 
-/// Hands every case to the macro `$then`, after `$make`.
+/// Passes every case to the macro `$then`, after `$make`.
 macro_rules! every_case {
     ($then:ident, $($make:path)?) => {
         $crate::records::conformance::$then! {
@@ -157,7 +157,7 @@ macro_rules! every_case {
     };
 }
 
-/// `conformance_tests!(make)`, with `async fn make() -> Fixture`: the whole suite as tests of the module it stands in.
+/// `conformance_tests!(make)`, with `async fn make() -> Fixture`: makes the whole suite tests of the calling module.
 macro_rules! conformance_tests {
     ($make:path) => {
         $crate::records::conformance::every_case!(as_tests, $make);
@@ -223,9 +223,9 @@ pub fn fqdn(text: &str) -> Fqdn {
     text.parse().unwrap()
 }
 
-/// Bytes of the form that the seal gives, with the key's id in front.
+/// Bytes in the form of a sealed value, with the key's id in front.
 pub fn sealed(key: u32, tag: &str) -> Sealed {
-    // As long as a real one at least: nonce and tag.
+    // At least as long as a real one: nonce and tag.
     Sealed::from_bytes([&[1][..], &key.to_be_bytes(), &[0; 40], tag.as_bytes()].concat())
 }
 
@@ -334,11 +334,11 @@ pub fn seen(host: u64, calls: u64, when: i64, client_version: Option<&str>) -> T
 pub fn replaced(replacement: Replacement) -> CanonicalVersion {
     match replacement {
         Replacement::Replaced { version, .. } => version,
-        Replacement::Conflict(present) => panic!("somebody was first: {present:?}"),
+        Replacement::Conflict(present) => panic!("another call was first: {present:?}"),
     }
 }
 
-/// Runs `count` calls at once and gives back what each of them got.
+/// Runs `count` calls at once and returns their results.
 pub async fn race<T, F>(count: usize, call: impl Fn(usize) -> F) -> Vec<T>
 where
     T: Send + 'static,

@@ -33,7 +33,7 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
         assert_eq!(host_of(again), expected);
         let foreign = register(&store, &registration(1, "h1.test", "a"), owner(2, 2)).await;
         assert_eq!(foreign, RegistrationOutcome::NotTheirs);
-        // Sealed for another id than the host has.
+        // Sealed for an id that is not the host's.
         let other = register(&store, &registration(7, "h1.test", "b"), owner(1, 2)).await;
         assert_eq!(host_of(other), expected);
         assert_eq!(
@@ -45,7 +45,7 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
             RegistrationOutcome::NotTheirs
         );
         let taken = store.host_register_owned(&registration(1, "h2.test", "b"), &owner(1, 2), &noted()).await;
-        assert!(taken.is_err(), "the id is another name's");
+        assert!(taken.is_err(), "another host has the id");
     })
     .await;
     let again = host_of(register(&store, &registration(1, "h1.test", "b"), owner(1, 2)).await);
@@ -58,7 +58,7 @@ pub async fn a_host_is_its_owners_from_then_on(store: Store) {
     store.host_register(&registration(2, "admins.test", "d"), &noted()).await.unwrap();
     changes_nothing(&store, async {
         let refused = register(&store, &registration(2, "admins.test", "e"), owner(1, 9)).await;
-        assert_eq!(refused, RegistrationOutcome::NotTheirs, "it is nobody's");
+        assert_eq!(refused, RegistrationOutcome::NotTheirs, "the host has no owner");
     })
     .await;
     assert_eq!(store.host_fetch(HostId(2)).await.unwrap().unwrap().owner, None);
@@ -70,7 +70,7 @@ pub async fn an_admin_who_registers_a_users_host_takes_it(store: Store) {
     add(&store, 1, "ada@example.test").await;
     host_of(register(&store, &registration(1, "h1.test", "a"), owner(1, 1)).await);
     store.host_bind_ip(HostId(1), &key("a"), ip("192.0.2.1"), 64, at(1), &noted()).await.unwrap();
-    // Disabled with the user, and not by an admin: who registers it now wants it served.
+    // The host was disabled with the user, and not by an admin. An admin who registers it wants it served.
     disable(&store, 1, false).await;
     let taken = store.host_register(&registration(1, "h1.test", "b"), &note("take")).await.unwrap();
     assert_eq!((taken.owner, taken.key_digest), (None, key("b")));
@@ -85,12 +85,12 @@ pub async fn an_admin_who_registers_a_users_host_takes_it(store: Store) {
         let refused = register(&store, &registration(1, "h1.test", "c"), owner(1, 1)).await;
         assert_eq!(refused, RegistrationOutcome::NotTheirs);
         let removed = store.host_remove_owned(HostId(1), UserId(1), at(3), &noted()).await.unwrap();
-        assert_eq!(removed, None, "it is not theirs any more");
+        assert_eq!(removed, None, "the host is no longer the user's");
     })
     .await;
-    // It does not count as theirs.
+    // The host no longer counts for the user.
     host_of(register(&store, &registration(2, "h2.test", "d"), owner(1, 1)).await);
-    // One that is nobody's is taken from nobody.
+    // A host without an owner is registered again: the entry names no user.
     store.host_register(&registration(1, "h1.test", "e"), &note("again")).await.unwrap();
     assert!(store.audit_list_from(1, 100).await.unwrap().last().unwrap().note.details.is_empty());
 }
@@ -126,7 +126,7 @@ async fn enable(store: &Store, user: u64) -> ChangedUser {
 pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
     add(&store, 1, "ada@example.test").await;
     add(&store, 2, "bob@example.test").await;
-    // 1 is served, 2 was disabled by an admin, 3 is removed and can come back, 4 is another user's, 5 is nobody's.
+    // Host 1 is served, 2 was disabled by an admin, 3 is removed and restorable, 4 is another user's, 5 has no owner.
     for (id, user) in [(1, 1), (2, 1), (3, 1), (4, 2)] {
         host_of(register(&store, &registration(id, &format!("h{id}.test"), &id.to_string()), owner(user, 9)).await);
     }
@@ -148,7 +148,7 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
 
     let kept = disable(&store, 1, true).await;
     assert_eq!((kept.hosts, states().await), (vec![], before.into()));
-    // Asked again, for the hosts too.
+    // The user is disabled again, now with the hosts.
     let epoch = store.epoch().await.unwrap();
     let disabled = disable(&store, 1, false).await;
     assert_eq!(disabled.host_count(), 1);
@@ -156,7 +156,7 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
     let told = store.changes_since(epoch).await.unwrap();
     let mut ids: Vec<_> = told.hosts.iter().map(|host| (host.id.0, host.rules.disabled, host.updated_at)).collect();
     ids.sort_unstable();
-    assert_eq!(ids, [(1, true, at(8)), (3, true, at(8))], "other nodes hear of it with the user");
+    assert_eq!(ids, [(1, true, at(8)), (3, true, at(8))], "other nodes learn of the hosts together with the user");
     let mut changed = disabled.hosts;
     changed.sort_by_key(|host| host.id);
     let mut known = told.hosts;
@@ -175,9 +175,9 @@ pub async fn hosts_are_disabled_and_enabled_with_their_user(store: Store) {
 
     let enabled = enable(&store, 1).await;
     assert_eq!(enabled.host_count(), 2);
-    assert_eq!(states().await, before, "those that an admin disabled stay disabled");
+    assert_eq!(states().await, before, "a host that an admin disabled stays disabled");
 
-    // An admin's decision while the user is disabled stands.
+    // A decision by an admin while the user is disabled is kept.
     disable(&store, 1, false).await;
     store.host_change(HostId(1), &switch(true), at(10), &noted()).await.unwrap();
     store.host_change(HostId(3), &switch(false), at(10), &noted()).await.unwrap();
@@ -241,7 +241,7 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
         assert_eq!(register(&store, &new("new"), owner(3, 0)).await, RegistrationOutcome::TooMany);
     })
     .await;
-    // What is removed makes room, and comes back as theirs.
+    // A removed host makes room. A restored host is the user's again.
     store.host_remove(first.id, at(2), &noted()).await.unwrap();
     host_of(register(&store, &new("new"), owner(1, 3)).await);
     changes_nothing(&store, async {
@@ -255,7 +255,7 @@ pub async fn an_owner_has_as_many_hosts_as_they_may(store: Store) {
         assert_eq!(
             register(&store, &again(second, "more"), owner(1, 3)).await,
             RegistrationOutcome::TooMany,
-            "they have four"
+            "the user has four hosts"
         );
     })
     .await;
@@ -316,7 +316,7 @@ pub async fn a_certificate_is_tied_to_a_user_and_untied(store: Store) {
     .await;
     assert_eq!(tie(&b, None).await, Some(AdminCertificate { user: None, ..b.clone() }));
     let revoked = store.certificate_revoke(&a.fingerprint, at(2), &noted()).await.unwrap();
-    assert_eq!(revoked, Some(AdminCertificate { revoked_at: Some(at(2)), ..tied }), "it stays tied");
+    assert_eq!(revoked, Some(AdminCertificate { revoked_at: Some(at(2)), ..tied }), "the certificate keeps its user");
     assert_eq!(store.certificate_list().await.unwrap()[0], revoked.unwrap());
 }
 
@@ -342,7 +342,7 @@ pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store
     let second = AdminCertificate { user: Some(UserId(1)), ..certificate("second", 1) };
     assert_eq!(renew("old", "second", 1, None).await, Some(second.clone()));
     let told = store.changes_since(before.0).await.unwrap();
-    assert_eq!(told.certificates, Some(vec![old.clone(), second.clone()]), "the old one stays as it is");
+    assert_eq!(told.certificates, Some(vec![old.clone(), second.clone()]), "the old certificate stays as it is");
     assert_eq!(position(&store).await.1, before.1 + 1);
     changes_nothing(&store, async {
         assert_eq!(renew("old", "second", 1, Some(at(9))).await, Some(second.clone()), "once");
@@ -354,7 +354,7 @@ pub async fn a_renewed_certificate_takes_the_user_of_the_one_before(store: Store
     let revoked = AdminCertificate { revoked_at: Some(at(3)), ..second };
     assert_eq!(store.certificate_list().await.unwrap(), [old, revoked, third]);
     changes_nothing(&store, async {
-        assert_eq!(renew("second", "fourth", 4, None).await, None, "it is revoked");
+        assert_eq!(renew("second", "fourth", 4, None).await, None, "the certificate is revoked");
     })
     .await;
 }

@@ -19,7 +19,7 @@ pub fn user(id: u64, address: &str) -> User {
     }
 }
 
-/// One that began with a password, of the generation that [`user`] has.
+/// A session that began with a password, with the generation of [`user`].
 pub fn session(id: u8, user: u64) -> Session {
     Session {
         id: Uuid::from_bytes([id; 16]),
@@ -79,7 +79,7 @@ pub async fn position(store: &Store) -> (Epoch, u64) {
     (store.epoch().await.unwrap(), store.audit_head().await.unwrap().number)
 }
 
-/// Runs what has to change nothing: no epoch, no entry, and the same copy.
+/// Checks that `work` changes nothing: neither epoch nor audit log nor the rows of a copy.
 pub async fn changes_nothing<T>(store: &Store, work: impl Future<Output = T>) -> T {
     let (before, copied) = (position(store).await, copying::export(store).await);
     let answer = work.await;
@@ -103,11 +103,11 @@ pub async fn users_are_added_once_and_listed_by_address(store: Store) {
 
     changes_nothing(&store, async {
         let other = User { id: UserId(3), ..first.clone() };
-        assert!(!store.user_add(&other, &note("add")).await.unwrap(), "the address is another's");
+        assert!(!store.user_add(&other, &note("add")).await.unwrap(), "another user has the address");
         let again = User { role: Role::Member, ..first.clone() };
-        assert!(store.user_add(&again, &note("add")).await.unwrap(), "it was added");
+        assert!(store.user_add(&again, &note("add")).await.unwrap(), "the user was added before");
         let moved = user(2, "eve@example.test");
-        assert!(store.user_add(&moved, &note("add")).await.is_err(), "a taken id is never another's");
+        assert!(store.user_add(&moved, &note("add")).await.is_err(), "a taken id is never given to another address");
     })
     .await;
     assert_eq!(store.user_list().await.unwrap(), [first, last]);
@@ -154,11 +154,11 @@ pub async fn a_user_changes_only_where_told_and_turns_the_generation(store: Stor
     }
     changes_nothing(&store, async {
         let rehashed = UserChange::Rehashed { old: hash("b"), new: hash("d") };
-        assert_eq!(change(&store, 1, rehashed).await, None, "the password is another one by now");
+        assert_eq!(change(&store, 1, rehashed).await, None, "the password has been replaced meanwhile");
         assert_eq!(change(&store, 2, UserChange::Disable { keep_hosts: false }).await, None);
     })
     .await;
-    // A rehash is nobody's doing.
+    // A rehash has no actor, so it writes no entry.
     let rehashed = UserChange::Rehashed { old: hash("c"), new: hash("d") };
     let before = position(&store).await;
     assert!(store.user_change(UserId(1), &rehashed, at(10), None).await.unwrap().is_some());
@@ -171,7 +171,7 @@ pub async fn a_user_changes_only_where_told_and_turns_the_generation(store: Stor
     assert_eq!(
         changes_nothing(&store, change(&store, 2, rehashed)).await,
         None,
-        "who has no password has no other one"
+        "a user without a password gets none by a rehash"
     );
 }
 
@@ -201,18 +201,22 @@ pub async fn a_session_begins_once_and_of_the_user_as_it_is(store: Store) {
         for generation in [3, disabled.generation] {
             assert_eq!(begin(&store, &Session { generation, ..session(2, 1) }).await, SessionOutcome::Refused);
         }
-        assert_eq!(begin(&store, &first).await, SessionOutcome::Begun, "it had begun, and is over with its generation");
+        assert_eq!(
+            begin(&store, &first).await,
+            SessionOutcome::Begun,
+            "the session began before, and ended with its generation"
+        );
     })
     .await;
     assert_eq!(begin(&store, &session(2, 2)).await, SessionOutcome::Begun, "another user's");
     let enabled = change(&store, 1, UserChange::Enable).await.unwrap();
-    assert!(enabled.generation > first.generation, "what was over stays over");
+    assert!(enabled.generation > first.generation, "an ended session stays ended");
     assert_eq!(
         begin(&store, &Session { generation: enabled.generation, ..session(3, 1) }).await,
         SessionOutcome::Begun
     );
     let ids: Vec<_> = store.session_list().await.unwrap().into_iter().map(|session| session.id.as_bytes()[0]).collect();
-    assert_eq!(ids, [3, 2, 1], "the newest first");
+    assert_eq!(ids, [3, 2, 1], "newest first");
 }
 
 pub async fn racing_sign_ins_of_one_id_begin_one_session(store: Store) {
@@ -230,7 +234,8 @@ pub async fn racing_sign_ins_of_one_id_begin_one_session(store: Store) {
     assert_eq!(actions(&store).await[1..], ["begin"]);
 }
 
-/// Whichever is first: after the entry of what turned the generation there is none of a session of the one before.
+/// In either order: after the entry of the change that ends a generation, there is no entry of a session of that
+/// generation.
 pub async fn no_session_begins_of_a_generation_that_is_over(store: Store) {
     let mut outcomes = [0, 0];
     for round in 0..30_u64 {
@@ -283,8 +288,16 @@ pub async fn a_session_through_a_provider_needs_its_identity(store: Store) {
     add(&store, 2, "bob@example.test").await;
     link(&store, &identity(ISSUER, "bob", 2)).await;
     changes_nothing(&store, async {
-        assert_eq!(begin(&store, &through(session(1, 1), "ada")).await, SessionOutcome::Refused, "it was never linked");
-        assert_eq!(begin(&store, &through(session(1, 1), "bob")).await, SessionOutcome::Refused, "it is another's");
+        assert_eq!(
+            begin(&store, &through(session(1, 1), "ada")).await,
+            SessionOutcome::Refused,
+            "the identity was never linked"
+        );
+        assert_eq!(
+            begin(&store, &through(session(1, 1), "bob")).await,
+            SessionOutcome::Refused,
+            "the identity is another user's"
+        );
     })
     .await;
     link(&store, &identity(ISSUER, "ada", 1)).await;
@@ -297,10 +310,14 @@ pub async fn a_session_through_a_provider_needs_its_identity(store: Store) {
     assert_eq!((unlinked, user.generation), (identity(ISSUER, "ada", 1), 4));
     let told = store.changes_since(before.0).await.unwrap().users.unwrap();
     let generations: Vec<_> = told.iter().map(|user| (user.generation, user.updated_at)).collect();
-    assert_eq!(generations, [(4, at(9)), (3, at(0))], "and the sessions that began with it are over");
+    assert_eq!(generations, [(4, at(9)), (3, at(0))], "the sessions of the user have ended");
     changes_nothing(&store, async {
         let now = Session { generation: 4, ..through(session(2, 1), "ada") };
-        assert_eq!(begin(&store, &now).await, SessionOutcome::Refused, "whoever looked before it was taken away");
+        assert_eq!(
+            begin(&store, &now).await,
+            SessionOutcome::Refused,
+            "the sign-in was decided before the identity was unlinked"
+        );
         assert_eq!(store.identity_unlink(ISSUER, "ada", at(10), &note("unlink")).await.unwrap(), None);
     })
     .await;
@@ -328,7 +345,11 @@ pub async fn a_session_ends_once(store: Store) {
     assert_eq!(store.changes_since(before).await.unwrap().sessions, std::slice::from_ref(&expected));
     changes_nothing(&store, async {
         assert_eq!(store.session_end(Uuid::new_v4(), at(50), &note("end")).await.unwrap(), None);
-        assert_eq!(begin(&store, &session(1, 1)).await, SessionOutcome::Begun, "it began, and stays ended");
+        assert_eq!(
+            begin(&store, &session(1, 1)).await,
+            SessionOutcome::Begun,
+            "the session began before, and stays ended"
+        );
     })
     .await;
     assert_eq!(actions(&store).await[1..], ["begin", "begin", "end"]);
@@ -359,9 +380,13 @@ pub async fn when_a_session_was_used_is_kept_and_told_to_nobody(store: Store) {
     assert!(store.changes_since(before.0).await.unwrap().sessions.is_empty());
     let known = store.session_list().await.unwrap();
     let used = |session: &Session| known.iter().find(|known| known.id == session.id).unwrap().last_used_at;
-    assert_eq!([1, 2, 3].map(|number| used(&session(number, 1))), [at(101), at(2), at(3)], "a later time only");
+    assert_eq!(
+        [1, 2, 3].map(|number| used(&session(number, 1))),
+        [at(101), at(2), at(3)],
+        "only a later time is stored"
+    );
     assert!(many.iter().all(|session| used(session) == at(200)));
-    // To whom it is told for another reason, it is told too.
+    // A change for another reason also reports the time of use.
     store.session_end(id(1), at(300), &noted()).await.unwrap();
     let told = store.changes_since(before.0).await.unwrap().sessions;
     assert_eq!(told, [Session { last_used_at: at(101), ended_at: Some(at(300)), ..session(1, 1) }]);
@@ -377,13 +402,13 @@ pub async fn sessions_that_are_over_are_forgotten(store: Store) {
     let before = position(&store).await;
     assert_eq!(changes_nothing(&store, store.session_purge(at(49))).await.unwrap(), 0);
     assert_eq!(store.session_purge(at(50)).await.unwrap(), 1);
-    assert_eq!(store.session_purge(at(1004)).await.unwrap(), 2, "one that ended, and one that was to");
+    assert_eq!(store.session_purge(at(1004)).await.unwrap(), 2, "one ended session, and one expired session");
     assert_eq!(store.session_list().await.unwrap(), [session(4, 1)]);
     assert_eq!(position(&store).await, before);
     let told = store.changes_since(Epoch(0)).await.unwrap().sessions;
     assert_eq!(told, [session(4, 1)]);
     assert_eq!(store.session_end(session(1, 1).id, at(60), &noted()).await.unwrap(), None);
-    assert_eq!(begin(&store, &session(1, 1)).await, SessionOutcome::Begun, "its id is as a new one");
+    assert_eq!(begin(&store, &session(1, 1)).await, SessionOutcome::Begun, "the id of a purged session counts as new");
 }
 
 pub async fn only_what_changed_of_people_is_told(store: Store) {
@@ -399,14 +424,14 @@ pub async fn only_what_changed_of_people_is_told(store: Store) {
     assert_eq!((other.users, other.sessions, other.hosts.len()), (None, vec![], 1));
     let disabled = change(&store, 1, UserChange::Disable { keep_hosts: false }).await.unwrap();
     let told = store.changes_since(other.epoch).await.unwrap();
-    assert_eq!((told.users, told.sessions), (Some(vec![disabled]), vec![]), "its sessions need no row");
+    assert_eq!((told.users, told.sessions), (Some(vec![disabled]), vec![]), "the user's sessions need no row");
     store.session_end(session(1, 1).id, at(9), &noted()).await.unwrap();
     let ended = store.changes_since(told.epoch).await.unwrap();
     let told: Vec<_> = ended.sessions.iter().map(|session| (session.id.as_bytes()[0], session.ended_at)).collect();
     assert_eq!((ended.users, told), (None, vec![(1, Some(at(9)))]));
 }
 
-/// Each sign-in is one session and one entry: a copy that has more of the one than of the other saw half a change.
+/// Each sign-in is one session and one entry. A copy with unequal numbers of them has seen half a change.
 pub async fn a_session_is_noted_in_the_transaction_that_begins_it(store: Store) {
     add(&store, 1, "ada@example.test").await;
     let writing = tokio::spawn({

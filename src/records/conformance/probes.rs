@@ -4,7 +4,7 @@ use super::*;
 use crate::model::audit::AuditHead;
 use crate::records::copy::{Row, Table};
 
-/// A lease of a minute.
+/// A claim with a lease of one minute.
 pub fn claim(seconds: i64, trigger: ProbeTrigger) -> ProbeClaim {
     claim_at(at(seconds), trigger)
 }
@@ -13,7 +13,7 @@ fn claim_at(at: OffsetDateTime, trigger: ProbeTrigger) -> ProbeClaim {
     ProbeClaim { id: Uuid::new_v4(), node: Uuid::new_v4(), version: 7, trigger, at, until: at + 60.seconds() }
 }
 
-/// The probe that was begun with it.
+/// The probe that this claim began.
 fn begun(claim: &ProbeClaim) -> Probe {
     let ProbeClaim { id, node, version, trigger, at, until } = *claim;
     Probe { id, node, version, trigger, started_at: at, until, outcome: None }
@@ -57,7 +57,7 @@ pub async fn racing_claims_begin_one_probe(store: Store) {
         ends(&store, claim, &outcome(ProbeState::Ok, round)).await;
     }
     assert_eq!(store.probe_list(99).await.unwrap().len(), 10);
-    assert_eq!(noted_actions(&store).await, ["begin"; 10], "who was not let in changed nothing");
+    assert_eq!(noted_actions(&store).await, ["begin"; 10], "a refused claim changed nothing");
 }
 
 pub async fn a_claim_that_is_repeated_has_begun_once(store: Store) {
@@ -72,7 +72,7 @@ pub async fn a_claim_that_is_repeated_has_begun_once(store: Store) {
         ends(&store, &claim, &outcome(ProbeState::Ok, 1)).await;
         begins(&store, &claim).await;
         let finished = Probe { outcome: Some(outcome(ProbeState::Ok, 1)), ..begun(&claim) };
-        assert_eq!(store.probe_list(1).await.unwrap(), [finished], "and is left as it is");
+        assert_eq!(store.probe_list(1).await.unwrap(), [finished], "the repeated claim leaves the probe as it is");
     }
     assert_eq!(noted_actions(&store).await, ["begin"; 2]);
 }
@@ -84,14 +84,14 @@ pub async fn a_lease_that_is_over_is_taken_over(store: Store) {
     assert_eq!(store.probe_claim(&early, None).await.unwrap(), ClaimOutcome::Busy(begun(&first)));
     begins(&store, &second).await;
 
-    // Whoever had it was only slow, and may still tell; that changes nothing for the one that is under way now.
+    // The first claimer was only slow and may still write its outcome. That does not change the running probe.
     ends(&store, &first, &outcome(ProbeState::Fail, 70)).await;
     let third = claim(80, ProbeTrigger::Admin);
     assert_eq!(store.probe_claim(&third, None).await.unwrap(), ClaimOutcome::Busy(begun(&second)));
     ends(&store, &second, &outcome(ProbeState::Ok, 81)).await;
     begins(&store, &third).await;
 
-    // The newest does not hide an older one that is under way: where a clock runs ahead, its lease is over earlier.
+    // The newest probe does not hide an older running one. If a clock runs ahead, the newest lease may end earlier.
     let ahead = ProbeClaim { until: at(141), ..claim(140, ProbeTrigger::Admin) };
     begins(&store, &ahead).await;
     ends(&store, &ahead, &outcome(ProbeState::Ok, 140)).await;
@@ -112,12 +112,12 @@ pub async fn a_lease_made_by_a_clock_that_was_set_back_is_over(store: Store) {
     assert_eq!(store.probe_claim(&before, None).await.unwrap(), ClaimOutcome::Busy(begun(&ahead)));
     let back = ProbeClaim { at: at(940) - 1.microseconds(), ..before };
     begins(&store, &back).await;
-    assert_eq!(ids(&store).await, [back.id, ahead.id], "the order is that of the claims");
+    assert_eq!(ids(&store).await, [back.id, ahead.id], "probes must be in the order of the claims");
     assert_eq!(store.probe_summary(at(0)).await.unwrap().latest, Some(begun(&back)));
 }
 
 pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
-    // Both of one day in UTC, and not where the second node's clock shows it.
+    // Both times are on one UTC day, although the second node's local date differs.
     let (morning, evening) = (datetime!(2026-11-26 00:00 UTC), datetime!(2026-11-27 01:59:59.999999 +02:00));
     let answers = race(12, |number| {
         let store = Arc::clone(&store);
@@ -132,7 +132,7 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
     assert_eq!(won.len(), 1, "{won:?}");
     assert!(lost.iter().all(|(_, answer)| *answer == ClaimOutcome::NotDue), "{lost:?}");
     assert_eq!(noted_actions(&store).await, ["begin"]);
-    // However it ended: it was begun, and here it was cut short.
+    // The outcome does not matter: the daily probe has begun, and here it was cut short.
     let asked = claim_at(evening - 10.seconds(), ProbeTrigger::Admin);
     begins(&store, &asked).await;
     let again = claim_at(evening, ProbeTrigger::Daily);
@@ -146,7 +146,7 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
     assert_eq!(
         store.probe_claim(&midnight, None).await.unwrap(),
         ClaimOutcome::Busy(begun(&other)),
-        "due, and not begun"
+        "the daily probe is due, but another one is running"
     );
     ends(&store, &other, &outcome(ProbeState::Ok, 0)).await;
     begins(&store, &midnight).await;
@@ -155,13 +155,13 @@ pub async fn a_daily_probe_is_begun_once_a_utc_day(store: Store) {
 
 pub async fn what_a_probe_found_is_written_once(store: Store) {
     let found = outcome(ProbeState::Ok, 3);
-    assert!(!store.probe_finish(Uuid::new_v4(), &found, Some(&note("end"))).await.unwrap(), "nobody knows it");
+    assert!(!store.probe_finish(Uuid::new_v4(), &found, Some(&note("end"))).await.unwrap(), "the id is unknown");
     let claim = claim(0, ProbeTrigger::Upload);
     begins(&store, &claim).await;
     let answers = race(12, |number| {
         let store = Arc::clone(&store);
         let state = ProbeState::ALL[number % 3];
-        // Two halves of a character on both sides of the end.
+        // The limit cuts a character of two bytes in the middle.
         let reason =
             Some(format!("{}{}\u{e9}{}", state.as_str(), "x".repeat(4095 - state.as_str().len()), "y".repeat(9)));
         let found = ProbeOutcome { reason, adopted: Some(8), ..outcome(state, 3) };
@@ -237,7 +237,7 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
     let trigger_of = |number| if number == 3 { ProbeTrigger::Daily } else { ProbeTrigger::Store };
     let mut made = Vec::new();
     for number in 0..1100 {
-        // Each is over when the next one comes.
+        // Each lease ends when the next claim comes.
         let claim = ProbeClaim { until: at(number), ..claim(number, trigger_of(number)) };
         begins(&store, &claim).await;
         let outcome = ends_with(number);
@@ -248,7 +248,7 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
     }
     let kept = store.probe_list(usize::MAX).await.unwrap();
     assert_eq!(kept.len(), 1000);
-    // 1, 2, 3 and 5 stay for what they tell, in favour of the four that are the next oldest.
+    // 1, 2, 3 and 5 stay because the summary needs them. In exchange the four next oldest are dropped.
     let expected = [1, 2, 3, 5].into_iter().chain(104..1100).map(|number| made[number].clone()).rev();
     assert!(kept.iter().eq(&expected.collect::<Vec<_>>()), "{:?}", &kept[990..]);
     let summary = store.probe_summary(at(0)).await.unwrap();
@@ -257,7 +257,7 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
     assert_eq!((summary.latest, summary.latest_finished), (Some(made[1099].clone()), Some(made[5].clone())));
     assert_eq!((summary.latest_adoption, summary.validations, summary.adoptions), (Some(made[1].clone()), 2, 1));
 
-    // What nothing is told of any more goes; what is gone is not known, and its id is as a new one.
+    // A probe that the summary no longer needs is dropped. A dropped probe is unknown, and its id counts as new.
     let newer = claim(2000, ProbeTrigger::Store);
     begins(&store, &newer).await;
     let found = ProbeOutcome { adopted: Some(10), ..outcome(ProbeState::Ok, 2001) };
@@ -269,7 +269,7 @@ pub async fn a_thousand_probes_are_kept_and_what_the_summary_tells(store: Store)
     assert!(!store.probe_finish(made[1].id, &found, None).await.unwrap());
 }
 
-/// Each claim is one probe and one entry: a copy that has more of the one than of the other saw half a change.
+/// Each claim is one probe and one entry. A copy with unequal numbers of them has seen half a change.
 pub async fn a_probe_is_noted_in_the_transaction_that_begins_or_ends_it(store: Store) {
     let writing = tokio::spawn({
         let store = Arc::clone(&store);

@@ -48,7 +48,11 @@ pub async fn racing_first_boots_have_one_winner(store: Store) {
     let winners: Vec<_> = won.iter().enumerate().filter(|(_, won)| **won).map(|(number, _)| number).collect();
     assert_eq!(winners.len(), 1);
     let winner = &seeds[winners[0]];
-    assert_eq!(by_id(store.authority_list().await.unwrap()), by_id(winner.authorities.clone()), "nobody else's");
+    assert_eq!(
+        by_id(store.authority_list().await.unwrap()),
+        by_id(winner.authorities.clone()),
+        "only the winner's authorities"
+    );
     assert_eq!(store.server_key_fetch().await.unwrap().as_ref(), Some(&winner.server_key));
 }
 
@@ -63,12 +67,12 @@ pub async fn data_keys_are_added_once_and_listed(store: Store) {
 pub async fn a_data_key_in_use_or_the_highest_stays(store: Store) {
     let seed = seed("s");
     store.initialise(&seed, &noted()).await.unwrap();
-    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "the only one");
+    assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "it is the only data key");
     store.sealing_key_add(&key(2), &noted()).await.unwrap();
     store.sealing_key_add(&key(300), &noted()).await.unwrap();
     assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap(), "three values are sealed with it");
     assert!(!store.sealing_key_remove(KeyId(300)).await.unwrap(), "the highest");
-    assert!(!store.sealing_key_remove(KeyId(7)).await.unwrap(), "there is none");
+    assert!(!store.sealing_key_remove(KeyId(7)).await.unwrap(), "there is no such data key");
     assert!(store.sealing_key_remove(KeyId(2)).await.unwrap());
     for (place, value) in store.sealed_value_list_before(KeyId(300), 100).await.unwrap() {
         assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
@@ -165,7 +169,7 @@ pub async fn resealing_a_value_that_changed_does_nothing(store: Store) {
 pub async fn a_removed_hosts_key_is_no_longer_held(store: Store) {
     store.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     store.host_remove(HostId(1), at(1), &noted()).await.unwrap();
-    assert_eq!(store.sealed_value_list_before(KeyId(9), 10).await.unwrap().len(), 1, "it may be brought back");
+    assert_eq!(store.sealed_value_list_before(KeyId(9), 10).await.unwrap().len(), 1, "the host may be restored");
     assert!(!store.sealing_key_remove(KeyId(1)).await.unwrap());
     store.host_purge_removed(at(2)).await.unwrap();
     assert_eq!(store.sealed_value_list_before(KeyId(9), 10).await.unwrap(), []);

@@ -11,7 +11,7 @@ pub async fn a_batch_is_applied_once(store: Store) {
     store.telemetry_append(node, 3, &batch).await.unwrap();
     let activity = store.host_activity(HostId(1)).await.unwrap();
     assert_eq!((activity.api_calls, activity.last_seen), (3, Some(at(12))));
-    assert_eq!(activity.client_version.as_deref(), Some("0.1"), "what is not told stays");
+    assert_eq!(activity.client_version.as_deref(), Some("0.1"), "a value that is not reported stays");
     assert_eq!(activity.digests.as_slice(), [key("0.1")]);
     assert_eq!(store.host_activity(HostId(2)).await.unwrap().api_calls, 5);
     store.telemetry_append(node, 5, &batch).await.unwrap();
@@ -48,6 +48,6 @@ pub async fn telemetry_of_no_host_is_dropped(store: Store) {
     store.telemetry_append(Uuid::new_v4(), 1, &[seen(1, 3, 1, None)]).await.unwrap();
     store.host_remove(HostId(1), at(1), &noted()).await.unwrap();
     store.telemetry_append(Uuid::new_v4(), 1, &[seen(1, 1, 1, None), seen(2, 1, 1, None)]).await.unwrap();
-    assert_eq!(store.host_activity(HostId(1)).await.unwrap().api_calls, 3, "what it had when it was removed");
+    assert_eq!(store.host_activity(HostId(1)).await.unwrap().api_calls, 3, "the count from before the removal");
     assert_eq!(store.host_activity(HostId(2)).await.unwrap(), HostActivity::default());
 }

@@ -1,4 +1,4 @@
-//! What changed after an epoch: a range of the change index, each row once.
+//! The changes after an epoch: a range of the change index, each row once.
 
 use uuid::Uuid;
 

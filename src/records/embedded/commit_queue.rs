@@ -1,11 +1,11 @@
 //! Concurrent changes, ordered by a key and committed together.
 //!
-//! While one round is being made durable, new changes wait for the next. Within a round the lowest key goes first.
-//! Stores of logins put the latest first: it becomes canonical, and the others lose at once. They are concurrent, so
-//! any order is correct.
+//! While one round is being made durable, new changes wait for the next. Within a round the lowest key goes first. For
+//! stores of logins this is the latest one: it becomes canonical, and the others lose at once. The changes are
+//! concurrent, so any order is correct.
 //!
-//! A change sees what earlier changes of its round have staged by [`Staged::get`], not by its scans. A round is one
-//! batch: a crash leaves all of it or nothing, and no caller has been answered.
+//! By [`Staged::get`] a change sees what earlier changes of its round have staged; by scans it does not. A round is one
+//! batch. A crash leaves all of it or nothing; no caller has been answered by then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,7 +25,7 @@ pub(super) struct CommitQueue<K, T> {
 
 struct Pending<K, T> {
     changes: Vec<QueuedChange<K, T>>,
-    /// A worker runs, and will look here again before it ends.
+    /// A worker runs, and will check the queue again before it ends.
     is_served: bool,
 }
 
@@ -40,7 +40,7 @@ impl<K: Ord + Send + 'static, T: Send + 'static> CommitQueue<K, T> {
         Self { pending: Arc::new(Mutex::new(Pending { changes: Vec::new(), is_served: false })) }
     }
 
-    /// Applies `change` in its turn. Its result is power-safe when this returns. It is applied even if the caller goes
+    /// Applies `change` in its turn. On return its result survives a power cut. It is applied even if the caller goes
     /// away.
     pub(super) async fn commit(
         &self,
@@ -61,7 +61,7 @@ impl<K: Ord + Send + 'static, T: Send + 'static> CommitQueue<K, T> {
     }
 }
 
-/// Serves the queue. However it ends, the next change starts another one.
+/// Serves the queue. However it ends, the next change starts a new worker.
 struct Worker<K, T> {
     pending: Arc<Mutex<Pending<K, T>>>,
     ended: bool,
@@ -84,7 +84,8 @@ impl<K: Ord, T> Worker<K, T> {
         lock(&self.pending).changes.len()
     }
 
-    /// All queued changes, lowest key first. With none, the next change starts a worker of its own.
+    /// Takes all queued changes, lowest key first. If there are none, the worker ends, and the next change starts
+    /// another.
     fn round(&mut self) -> Vec<QueuedChange<K, T>> {
         let mut pending = lock(&self.pending);
         let mut round = std::mem::take(&mut pending.changes);
@@ -97,7 +98,8 @@ impl<K: Ord, T> Worker<K, T> {
 
 async fn serve<K: Ord + Send, T: Send>(data: Arc<Store>, mut worker: Worker<K, T>) {
     loop {
-        // Callers that only wait for a processor join this round. With none, the task ends: it holds the database open.
+        // Callers that only wait for a processor join this round. If none does, the task ends, because it holds the
+        // database open.
         let mut there = 0;
         for _ in 0..MAX_GATHER_YIELDS {
             let now = worker.count();
@@ -120,7 +122,7 @@ async fn serve<K: Ord + Send, T: Send>(data: Arc<Store>, mut worker: Worker<K, T
     }
 }
 
-/// One batch for all: common rows are written once. If one change fails, each is applied by itself.
+/// One batch for all changes, so shared rows are written once. If one change fails, each is applied by itself.
 fn apply<K, T>(data: &Store, round: &[QueuedChange<K, T>]) -> Vec<Result<T>> {
     let all = |staged: &mut Staged<'_>| round.iter().map(|waiter| (waiter.change)(staged)).collect::<Result<Vec<_>>>();
     match data.write(all) {
@@ -139,7 +141,7 @@ mod tests {
 
     type Rounds = CommitQueue<u8, Option<Vec<u8>>>;
 
-    /// Adds a letter to a row, and says what stood there before; a letter that is none fails.
+    /// Appends a letter to a row and returns the previous content. Fails for a character that is not a letter.
     fn append(letter: u8) -> impl Fn(&mut Staged<'_>) -> Result<Option<Vec<u8>>> + Send + 'static {
         move |staged| {
             let before = staged.get("row")?.map(|row| row.to_vec());
@@ -152,7 +154,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = Arc::new(Store::durable(dir.path(), "records").unwrap());
         let queue = Arc::new(Rounds::new());
-        // One thread: all of them wait before the first round begins.
+        // There is one thread, so all changes are queued before the first round begins.
         let tasks: Vec<_> = letters
             .iter()
             .map(|&letter| {

@@ -84,7 +84,7 @@ impl HostRecords for Embedded {
             for row in data.scan(rows::REMOVED_HOST) {
                 let id = rows::read_removed_host(&row?.0)?;
                 let marked: Option<Marked<Host>> = rows::get(data, rows::host(id))?;
-                // Restored since the index was read.
+                // Skips a host that was restored after the index was read.
                 hosts.extend(marked.map(|marked| marked.row).filter(|host| host.removed_at.is_some()));
             }
             hosts.sort_by_key(|host| std::cmp::Reverse((host.removed_at, host.id)));
@@ -129,7 +129,7 @@ impl HostRecords for Embedded {
                 }
             }
             hosts.sort_by(|a, b| (&a.fqdn, b.created_at).cmp(&(&b.fqdn, a.created_at)));
-            // A removed host and its successor of the same name.
+            // Drops a removed host if its successor of the same name was read too.
             hosts.dedup_by(|later, earlier| later.fqdn == earlier.fqdn);
             Ok(hosts)
         })
@@ -329,14 +329,14 @@ pub(super) fn register_owned(
     put_registered(staged, registration, present, Some(owner.user), note).map(of_owner)
 }
 
-/// The host, if this call was done before. Doing it again could revive a spent token or a replaced key.
+/// The host, if this call was made before. Repeating it could revive a spent token or a replaced key.
 fn registered_before(staged: &Staged<'_>, registration: &Registration) -> Result<Option<Host>> {
     let token: Option<Marked<InstallToken>> = rows::get(staged, rows::token(&registration.token.digest))?;
     let Some(token) = token else { return Ok(None) };
     hosts::by_id(staged, token.row.host)?.map(Some).ok_or_else(|| taken("installer token"))
 }
 
-/// Registers over `present`, the host with the name, or makes a new one; `owner` owns it from here on.
+/// Registers over `present`, the host with the name, or makes a new host. `owner` then owns it.
 fn put_registered(
     staged: &mut Staged<'_>,
     registration: &Registration,
@@ -362,7 +362,7 @@ fn put_registered(
     Ok(host)
 }
 
-/// With `owner`: only if the user owns it.
+/// With `owner`: removes the host only if the user owns it.
 pub(super) fn remove(
     staged: &mut Staged<'_>,
     id: HostId,
@@ -377,7 +377,7 @@ pub(super) fn remove(
     let epoch = transaction::bump(staged)?;
     hosts::put(staged, &host, epoch)?;
     staged.remove(rows::host_name(&host.fqdn));
-    // Its key and its activity stay, for a restore.
+    // Its key and its activity stay, so that it can be restored.
     staged.insert(rows::removed_host(id), "");
     hosts::revoke_pending_tokens(staged, id, at, epoch)?;
     transaction::note(staged, note)?;

@@ -57,7 +57,7 @@ impl LoginRecords for Embedded {
 
     async fn canonical_prune(&self, retention: &Retention, limit: usize, audit: &AuditNote) -> Result<Vec<u64>> {
         let kept = *retention;
-        // The search reads every summary, outside the change, which decides again.
+        // This search reads every summary, before the change. The change then decides again.
         let found = self.read_much(move |data| prunable(data, &kept, limit)).await?;
         if found.is_empty() {
             return Ok(found);
@@ -120,7 +120,7 @@ fn prunable(data: &Snapshot, retention: &Retention, limit: usize) -> Result<Vec<
     Ok(found)
 }
 
-/// Removes those of `found` that still exist and that nothing keeps.
+/// Removes those of `found` that still exist and that neither rule keeps.
 fn prune(staged: &mut Staged<'_>, found: &[u64], retention: &Retention, note: &AuditNote) -> Result<Vec<u64>> {
     let canonical = versions::pointer(staged)?.map(|pointer| pointer.row);
     let Some(kept_from) = kept_from(staged.scan(rows::VERSION_SUMMARY), retention)? else { return Ok(Vec::new()) };
@@ -139,7 +139,7 @@ fn prune(staged: &mut Staged<'_>, found: &[u64], retention: &Retention, note: &A
     Ok(pruned)
 }
 
-/// The lowest of the newest versions, which are kept at any age; `None`: there are fewer.
+/// The lowest number of the newest versions, which are kept at any age. `None`: there are fewer versions.
 fn kept_from(
     summaries: impl DoubleEndedIterator<Item = durable::Result<(Bytes, Bytes)>>,
     retention: &Retention,
@@ -150,7 +150,7 @@ fn kept_from(
 }
 
 fn highest(staged: &Staged<'_>, pointer: Option<&Marked<u64>>) -> Result<u64> {
-    // A version staged earlier in this batch is canonical, and no scan sees it.
+    // A version staged earlier in this batch is canonical, but scans do not see it.
     let pointer = pointer.map(|pointer| pointer.row).unwrap_or_default();
     let stored = match staged.scan(rows::VERSION_SUMMARY).next_back().transpose()? {
         Some((key, value)) => rows::decode::<CanonicalSummary>(&key, &value)?.version,

@@ -1,12 +1,12 @@
-//! The records in a file of the state directory: the default, with nothing to install.
+//! The records in a file of the state directory. This is the default and needs no installation.
 //!
-//! All rows are in **one** table under prefixed keys ([`rows`]), so each change is one transaction: a crash or power
+//! All rows are in **one** table under prefixed keys ([`rows`]), so each change is one transaction. A crash or power
 //! cut at any line leaves its rows, their indexes and the epoch, or none of them. Changes run one at a time
 //! ([`Store::write`]), so "exactly one" and "without a gap" hold without a retry. Each read sees the rows of one moment
 //! ([`Snapshot`]).
 //!
-//! Every answer rests on durable rows: changes and reads await [`Store::settled`]. A power cut can therefore not take
-//! back a canonical version, or an "already used", that a reader has seen. The price: a read may wait for a running
+//! Every answer depends on durable rows only: changes and reads await [`Store::settled`]. So a power cut cannot take
+//! back a canonical version, or an "already used", that a caller has seen. The cost: a read may wait for a running
 //! flush. After a failed flush every call is refused until another process opens the records.
 
 mod audit;
@@ -45,7 +45,8 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the records in `dir`, making it where it is missing. Reading them again takes time: not for an async task.
+    /// Opens the records in `dir`; creates them if they are missing. Reading them takes time: do not call it in an
+    /// async task.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self::on(Store::durable(dir, "records")?))
     }
@@ -59,12 +60,12 @@ impl Embedded {
         }
     }
 
-    /// `false` once a change could not be made safe; every call is refused from then on.
+    /// `false` once a change could not be made safe. From then on every call is refused.
     pub fn healthy(&self) -> bool {
         self.data.healthy()
     }
 
-    /// `observe` is told how long each flush takes.
+    /// Calls `observe` with the duration of each flush.
     pub fn on_flush(&self, observe: impl Fn(std::time::Duration) + Send + Sync + 'static) {
         self.data.on_flush(observe);
     }
@@ -77,10 +78,10 @@ impl Embedded {
         .await
     }
 
-    /// Also at a standstill and during a fill.
+    /// Runs a change even at a standstill and during a fill.
     async fn change_anyway<T>(&self, change: impl FnOnce(&mut Staged<'_>) -> Result<T>) -> Result<T> {
         let outcome = self.data.write(change);
-        // An outcome without a write may still rest on a write that is not durable yet.
+        // An outcome without a write may depend on a write that is not durable yet.
         self.data.settled().await?;
         outcome
     }
@@ -91,7 +92,7 @@ impl Embedded {
         answer
     }
 
-    /// For reads of many rows: off the async threads.
+    /// For reads of many rows: runs outside the async threads.
     async fn read_much<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Snapshot) -> Result<T> + Send + 'static,

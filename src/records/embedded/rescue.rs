@@ -1,8 +1,8 @@
 //! The readable rows of damaged records, as the rows of a backup.
 //!
 //! [`salvage`] copies the readable rows into a scratch store, which is then exported. Rows that a restore cannot take
-//! are given apart: rows that refer to an unreadable host or user, and audit entries behind a gap, since each is
-//! chained to the one before.
+//! are passed separately. These are rows that refer to an unreadable host or user, and audit entries after a gap, since
+//! each entry is chained to the one before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,7 +25,7 @@ pub struct Rescue {
     _scratch: Store,
 }
 
-/// The rows in an export of damaged records, and those known to be missing.
+/// The exported rows of damaged records, and the rows known to be missing.
 #[derive(Debug, Default)]
 pub struct RescueReport {
     pub exported: BTreeMap<Table, u64>,
@@ -62,12 +62,12 @@ impl Rescue {
         transaction::epoch(&self.snapshot).unwrap_or_default()
     }
 
-    /// A store whose settings were never changed has no such row either.
+    /// `false` also if the settings were never changed.
     pub fn has_settings(&self) -> bool {
         settings::present(&self.snapshot).is_ok_and(|settings| settings.is_some())
     }
 
-    /// Passes each row that a restore can take to `take`, and each other one to `leave`.
+    /// Passes each row that a restore can take to `take`, and every other row to `leave`.
     pub fn rows(
         &self,
         mut take: impl FnMut(&Row) -> std::io::Result<()>,
@@ -124,7 +124,7 @@ impl Rescue {
         Ok(written.map(|()| report))
     }
 
-    /// The heads as the rows themselves show them; the row of the heads may be lost.
+    /// Computes the heads from the rows themselves: the row of the heads may be lost.
     fn heads(&self) -> Result<(Heads, RescueReport)> {
         let mut report = RescueReport::default();
         let mut chain = AuditHead::default();
@@ -164,7 +164,7 @@ impl Rescue {
     }
 }
 
-/// Which rows a restore can take, given the rows before.
+/// Decides which rows a restore can take, given the rows before.
 #[derive(Default)]
 struct RestoreFilter {
     last_entry: u64,

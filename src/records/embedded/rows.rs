@@ -34,17 +34,17 @@ pub(super) const CERTIFICATE: &str = "certificate/";
 pub(super) const HOST: &str = "host/";
 /// Removed hosts that can be restored.
 pub(super) const REMOVED_HOST: &str = "removed-host/";
-/// Of hosts that are not removed: owner's id, then the host's.
+/// Index of hosts that are not removed: owner's id, then the host's.
 const OWNED_HOST: &str = "owned-host/";
-/// Of hosts that are not removed: name → id.
+/// Index of hosts that are not removed: name → id.
 pub(super) const HOST_NAME: &str = "host-name/";
 /// Marked.
 pub(super) const TOKEN: &str = "token/";
-/// Tokens neither redeemed nor revoked: host id, then digest.
+/// Index of tokens that are neither redeemed nor revoked: host id, then digest.
 const PENDING_TOKEN: &str = "pending-token/";
 pub(super) const VERSION: &str = "version/";
 pub(super) const VERSION_SUMMARY: &str = "version-summary/";
-/// By number, which is the order of the claims.
+/// Key: its number, which follows the order of the claims.
 pub(super) const PROBE: &str = "probe/";
 /// Id of a probe → its number.
 const PROBE_ID: &str = "probe-id/";
@@ -53,7 +53,7 @@ pub(super) const USER: &str = "user/";
 const USER_EMAIL: &str = "user-email/";
 /// Marked.
 pub(super) const SESSION: &str = "session/";
-/// By issuer and subject.
+/// Key: issuer and subject.
 pub(super) const IDENTITY: &str = "identity/";
 /// Entries of the audit log.
 pub(super) const AUDIT: &str = "audit/";
@@ -130,7 +130,7 @@ pub(super) fn removed_host(id: HostId) -> Vec<u8> {
     key(REMOVED_HOST, &[&id.0.to_be_bytes()])
 }
 
-/// The number or id behind a prefix.
+/// The number or id after a prefix.
 pub(super) fn id_behind<const N: usize>(prefix: &str, key: &[u8]) -> Result<[u8; N]> {
     let id = key.get(prefix.len()..).and_then(|id| id.try_into().ok());
     id.ok_or_else(|| corrupt(prefix.trim_end_matches('/'), "its key is wrong"))
@@ -144,7 +144,7 @@ pub(super) fn owned_hosts(owner: UserId) -> Vec<u8> {
     key(OWNED_HOST, &[&owner.0.to_be_bytes()])
 }
 
-/// The host of a row below [`owned_hosts`].
+/// The host of a row under [`owned_hosts`].
 pub(super) fn read_owned_host(prefix: &[u8], key: &[u8]) -> Result<HostId> {
     let id = key.get(prefix.len()..).and_then(|id| id.try_into().ok());
     id.map(|id| HostId(u64::from_be_bytes(id))).ok_or_else(|| corrupt("owned-host", "its key is wrong"))
@@ -215,8 +215,8 @@ pub(super) fn session(id: Uuid) -> Vec<u8> {
     key(SESSION, &[id.as_bytes()])
 }
 
-/// Issuer and subject may be any text. Two NULs end the issuer; a NUL in it is followed by 0xff, which is not UTF-8. So
-/// keys sort as the pairs do, and each pair has its own key.
+/// Issuer and subject may be any text. Two NULs end the issuer. A NUL in the issuer is followed by 0xff, which is not
+/// UTF-8. So keys sort as the pairs do, and each pair has its own key.
 pub(super) fn identity(issuer: &str, subject: &str) -> Vec<u8> {
     let issuer = issuer.as_bytes().split(|byte| *byte == 0).collect::<Vec<_>>().join(&[0, 0xff][..]);
     key(IDENTITY, &[&issuer, &[0, 0], subject.as_bytes()])
@@ -252,7 +252,7 @@ pub(super) fn changed_after(epoch: Epoch) -> (Vec<u8>, Vec<u8>) {
     (key(CHANGED, &[&epoch.0.saturating_add(1).to_be_bytes()]), end_of(CHANGED))
 }
 
-/// Kind and id of a row of the change index.
+/// The kind and the id of a row of the change index.
 pub(super) fn read_changed(key: &[u8]) -> Result<(u8, &[u8])> {
     let rest = key.get(CHANGED.len() + 8..).ok_or_else(|| corrupt("a change", "its key is too short"))?;
     let (kind, id) = rest.split_first().ok_or_else(|| corrupt("a change", "its key is too short"))?;
@@ -305,7 +305,7 @@ pub(super) fn put(staged: &mut Staged<'_>, key: impl Into<Vec<u8>>, row: &impl S
     Ok(())
 }
 
-/// All rows under `prefix`, in order of their keys.
+/// All rows under `prefix`, in key order.
 pub(super) fn all<T: DeserializeOwned>(data: &Snapshot, prefix: &str) -> Result<Vec<T>> {
     data.scan(prefix).map(|row| row.map_err(Into::into).and_then(|(key, value)| decode(&key, &value))).collect()
 }
@@ -335,7 +335,7 @@ fn key(prefix: &str, parts: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-/// The first key after those with `prefix`, which ends in `/`.
+/// The first key after all keys with `prefix`, which ends in `/`.
 fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
@@ -344,7 +344,7 @@ fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// For messages: the prefix, which holds no id and no secret.
+/// The prefix of the key, for messages: it contains no id and no secret.
 fn table_of(key: &[u8]) -> String {
     String::from_utf8_lossy(key.split(|byte| *byte == b'/').next().unwrap_or_default()).into_owned()
 }

@@ -81,7 +81,7 @@ impl RecordStore for Embedded {
         if self.following_fails.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(RecordsError::Unavailable("a test cut this node off".into()));
         }
-        // Nearly every poll finds nothing and needs no other thread.
+        // Nearly every poll finds nothing, and then needs no other thread.
         let now = self.epoch().await?;
         if now <= epoch {
             return Ok(Changes { epoch: now, ..Changes::default() });

@@ -66,7 +66,7 @@ async fn everything_is_there_when_opened_again() {
     assert_eq!(store.host_activity(HostId(1)).await.unwrap().api_calls, 2);
 }
 
-/// Importing is yet to come; what it will have written is written here by hand.
+/// There is no import yet; the test writes the imported key itself.
 #[tokio::test]
 async fn registering_again_kills_an_imported_key_too() {
     let dir = tempfile::tempdir().unwrap();
@@ -111,7 +111,7 @@ async fn no_answer_rests_on_what_the_disk_did_not_take() {
     let redemption = store.installer_redeem(&token("a"), &host_key("a"), at(2), ip("192.0.2.1"), &noted()).await;
     assert!(matches!(redemption, Err(RecordsError::Failed(_))), "{redemption:?}");
     failing.store(false, Ordering::SeqCst);
-    // "It is used already", and the spent token as a change, are just what a power cut might take back.
+    // A power cut might take back "already used", and the spent token in the changes.
     assert!(!store.healthy());
     assert!(store.installer_redeem(&token("a"), &host_key("a"), at(3), ip("192.0.2.1"), &noted()).await.is_err());
     assert!(store.changes_since(Epoch(0)).await.is_err());
@@ -119,13 +119,14 @@ async fn no_answer_rests_on_what_the_disk_did_not_take() {
     assert!(store.host_list().await.is_err());
 }
 
-/// What a rotation asks for must not depend on how many hosts there are. Ranges, not seconds: this machine may be busy.
+/// The cost of a rotation's query must not depend on the number of hosts. Compares two durations, since this machine
+/// may be busy.
 #[tokio::test]
 async fn a_great_many_hosts_are_no_burden() {
     let hosts = if std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1") { 100_000 } else { 5_000 };
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();
-    // In batches of many, past the flusher: what is measured is not how fast they were made.
+    // Registers in large batches without waiting for the flusher: their speed is not measured.
     for from in (1..=hosts).step_by(1000) {
         let register = |staged: &mut Staged<'_>| -> Result<()> {
             for id in from..from + 1000 {
@@ -147,6 +148,6 @@ async fn a_great_many_hosts_are_no_burden() {
         assert!(store.sealed_value_list_before(KeyId(2), 100).await.unwrap().is_empty());
     }
     let few = begun.elapsed();
-    println!("{hosts} hosts: listed and reloaded in {all:?}, 100 looks for old seals in {few:?}");
-    assert!(few < all, "a hundred looks ({few:?}) cost more than reading everything twice ({all:?})");
+    println!("{hosts} hosts: listed and reloaded in {all:?}, 100 searches for old seals in {few:?}");
+    assert!(few < all, "a hundred searches ({few:?}) cost more than reading everything twice ({all:?})");
 }

@@ -1,5 +1,5 @@
-//! What a change writes besides its own rows: the epoch, the change index, the audit log. And whether the store takes
-//! changes at all.
+//! The rows that every change writes besides its own: the epoch, the change index, the audit log. Also the check
+//! whether the store takes changes.
 //!
 //! A marked row carries the epoch that last changed it and has one entry in the change index, at that epoch. Changing
 //! the row again moves the entry.
@@ -13,7 +13,7 @@ use crate::model::audit::{AuditHead, AuditNote};
 use crate::records::rules::being_filled;
 use crate::records::{Epoch, Filling, RecordsError, Result, Standstill};
 
-/// What the change index tells apart, by the byte in its keys.
+/// The kinds of rows in the change index, identified by a byte in its keys.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -39,7 +39,7 @@ pub(super) fn epoch(source: &impl RowSource) -> Result<Epoch> {
     Ok(rows::get(source, rows::EPOCH)?.unwrap_or_default())
 }
 
-/// The epoch of the staged change; called once for each.
+/// The epoch of the staged change. Call it once per change.
 pub(super) fn bump(staged: &mut Staged<'_>) -> Result<Epoch> {
     let next = Epoch(epoch(staged)?.0 + 1);
     rows::put(staged, rows::EPOCH, &next)?;
@@ -67,7 +67,7 @@ pub(super) fn mark_set(staged: &mut Staged<'_>, kind: Kind, now: Epoch) -> Resul
     rows::put(staged, key, &now)
 }
 
-/// Stages an audit entry, after those that this change staged before.
+/// Stages an audit entry, after the entries that this change has staged before.
 pub(super) fn note(staged: &mut Staged<'_>, note: &AuditNote) -> Result<()> {
     let head: AuditHead = rows::get(staged, rows::AUDIT_HEAD)?.unwrap_or_default();
     let entry = head.chain(note.clone());

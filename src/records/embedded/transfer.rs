@@ -1,7 +1,7 @@
 //! Exports, fills and standstills of the whole store.
 //!
-//! An export reads a snapshot, so changes go on meanwhile. A fill writes its marker to [`StoreRow`] first and removes
-//! it last. A crash in between leaves a store that every call refuses; the next fill empties it first.
+//! An export reads a snapshot, so changes continue meanwhile. A fill writes its marker to [`StoreRow`] first and
+//! removes it last. A crash in between leaves a store that refuses every call; the next fill empties it first.
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -22,10 +22,10 @@ use crate::records::{
 };
 use crate::seal::{Place, Sealed};
 
-/// Called with the error of an unreadable row. Its own error ends the export.
+/// Called with the error of an unreadable row. If it returns an error, the export ends with it.
 pub(super) type OnUnreadable<'a> = &'a mut dyn FnMut(Table, RecordsError) -> Result<()>;
 
-/// Rows removed by one change.
+/// Number of rows removed by one change.
 const WIPE_BATCH_ROWS: usize = 1000;
 
 #[async_trait]
@@ -170,14 +170,14 @@ fn begin(staged: &mut Staged<'_>, filling: &Filling, replaces: bool) -> Result<b
     if holds_something && stored.filling.is_none() && !replaces {
         return Ok(false);
     }
-    // A node may know the epochs that an earlier fill was to exceed.
+    // A node may know epochs that an earlier fill was meant to exceed.
     let earlier = stored.filling.map(|filling| filling.above).unwrap_or_default();
     let filling = Filling { id: filling.id, above: filling.above.max(epoch).max(earlier) };
     rows::put(staged, rows::STORE, &StoreRow { filling: Some(filling), ..StoreRow::default() })?;
     Ok(true)
 }
 
-/// Returns whether there may be more.
+/// Removes some rows; returns whether there may be more.
 fn wipe_some(staged: &mut Staged<'_>, filling: &Filling) -> Result<bool> {
     fill_epoch(staged, filling)?;
     let keys =
@@ -187,7 +187,7 @@ fn wipe_some(staged: &mut Staged<'_>, filling: &Filling) -> Result<bool> {
     Ok(!keys.is_empty())
 }
 
-/// The epoch of everything in the filled store.
+/// The epoch of all rows in the filled store.
 fn fill_epoch(source: &impl RowSource, filling: &Filling) -> Result<Epoch> {
     match transaction::store_row(source)?.filling {
         Some(present) if present.id == filling.id => Ok(Epoch(present.above.0 + 1)),

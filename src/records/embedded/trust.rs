@@ -277,7 +277,7 @@ impl SealedRow {
         }
     }
 
-    /// Writes the row back and marks what nodes cache of it.
+    /// Writes the row back and marks the part of it that nodes cache.
     fn put(self, staged: &mut Staged<'_>) -> Result<()> {
         let epoch = transaction::bump(staged)?;
         match self {

@@ -3,14 +3,14 @@
 //! - 1 to 2: the number itself is new; the rows are the same.
 //! - 2 to 3: adds rows of probes, and versions made by a probe.
 //! - 3 to 4: adds rows of users, sessions and identities.
-//! - 4 to 5: another file (`durable`). Versions were written in pieces and are one row each now ([`piece_of`]); every other
+//! - 4 to 5: another file (`durable`). A version was written in pieces and is one row now ([`piece_of`]); every other
 //!   row is the same.
 //!
-//! A row that only gained members needs no step: they have defaults.
+//! A row that only gained members needs no step: new members have defaults.
 
 use super::rows;
 
-/// Up to format 4: the row that `key` is a piece of, and the number of the piece. `None`: a whole row.
+/// Up to format 4: the row that `key` is a piece of, and the number of the piece. `None`: `key` is a whole row.
 pub fn piece_of(key: &[u8]) -> Option<(&[u8], u32)> {
     let number = key.strip_prefix(rows::VERSION.as_bytes())?;
     let (id, piece) = number.split_at_checked(size_of::<u64>())?;

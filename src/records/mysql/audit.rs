@@ -29,7 +29,7 @@ impl AuditRecords for MySql {
                 let page = if filter.actor.is_some() { PAGE_ROWS } else { limit - found.len() };
                 let entries = page_before(connection, filter, before, page).await?;
                 let (read, last) = (entries.len(), entries.last().map(|entry| entry.number));
-                // The actor's name is made of several columns, so it is filtered here.
+                // The actor's name consists of several columns, so it is filtered here.
                 found.extend(entries.into_iter().filter(|entry| filter.admits(entry)).take(limit - found.len()));
                 before = last;
                 if read < page || found.len() >= limit {

@@ -1,4 +1,4 @@
-//! What changed after an epoch, read in one snapshot.
+//! The changes after an epoch, read in one snapshot.
 
 use mysql_async::Conn;
 

@@ -1,11 +1,11 @@
 //! A bounded pool of connections to the database. A connection that failed is never reused.
 //!
-//! Not the driver's pool: it cleans up a connection by talking to the server, so a frozen or unreachable server would
-//! hold its slot until TCP times out.
+//! The driver's pool is not used: it cleans up a connection by talking to the server. So a frozen or unreachable server
+//! would hold the slot until TCP times out.
 //!
 //! **A daemon that vanishes** in a change (power or network lost) holds the lock that every change needs, and the
-//! server does not notice. So `wait_timeout` is as long as we would wait for an answer; then the server rolls back, and
-//! the others go on.
+//! server does not notice. So `wait_timeout` is as long as we would wait for an answer. After it the server rolls back,
+//! and the others continue.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,16 +26,17 @@ pub(super) enum Problem {
     /// It conflicted with another transaction and was rolled back. It may be retried.
     Conflict(String),
     Records(RecordsError),
-    /// The disk of the database is full; it was rolled back.
+    /// The disk of the database is full; the transaction was rolled back.
     NoRoom(String),
     /// The outcome and the state of the connection are unknown.
     Lost(String),
 }
 
 /// Deadlock (also a failed Galera certification, at a statement or the commit); lock wait timeout; rollback by Group
-/// Replication; TiDB: two kinds of write conflict, two of "try again". After each of them nothing was done.
+/// Replication. TiDB: two kinds of write conflict, two of "try again". After each of them the transaction had no
+/// effect.
 ///
-/// Not 1180, an error during the commit: a Galera node that lost the others at that moment sends it.
+/// Not 1180, an error during the commit: a Galera node sends it if it loses the other nodes at that moment.
 const CONFLICTS: [u16; 7] = [1213, 1205, 3101, 8005, 9007, 8002, 8022];
 
 /// Two inserts of the same key.
@@ -49,7 +50,7 @@ impl From<mysql_async::Error> for Problem {
         match error {
             mysql_async::Error::Server(error) if CONFLICTS.contains(&error.code) => Self::Conflict(error.to_string()),
             mysql_async::Error::Server(error) if NO_ROOM.contains(&error.code) => {
-                Self::NoRoom(format!("its disk is full: {}; make room there", error.message))
+                Self::NoRoom(format!("the disk of the database is full: {}; make room there", error.message))
             }
             error => Self::Lost(explanation(&error)),
         }
@@ -60,17 +61,19 @@ impl From<mysql_async::Error> for Problem {
 fn explanation(error: &mysql_async::Error) -> String {
     match error {
         mysql_async::Error::Io(IoError::Tls(cause)) => certificate_refused(cause),
-        mysql_async::Error::Io(IoError::Io(cause)) if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => {
+        mysql_async::Error::Io(IoError::Io(cause))
+            if cause.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) =>
+        {
             certificate_refused(cause)
         }
         mysql_async::Error::Io(IoError::Io(cause)) => format!("the connection to the database failed: {cause}"),
         mysql_async::Error::Driver(mysql_async::DriverError::NoClientSslFlagFromServer) => {
-            "the database's server does not encrypt: give it a certificate, or set database.tls = false where nobody can \
-             listen"
+            "the database server does not offer TLS: give it a certificate, or set database.tls = false if nobody can \
+             listen on the connection"
                 .into()
         }
         mysql_async::Error::Server(ServerError { code: 1044 | 1045, message, .. }) => format!(
-            "the database lets this user not in ({message}): check user, password and name in database.url; a user that \
+            "the database refused this user ({message}): check user, password and name in database.url; a user that \
              must encrypt (REQUIRE SSL) needs database.tls = true"
         ),
         mysql_async::Error::Server(ServerError { code: 1047, message, .. }) => format!(
@@ -88,12 +91,12 @@ fn is_out_of_descriptors(error: &std::io::Error) -> bool {
 
 fn certificate_refused(cause: impl std::fmt::Display) -> String {
     format!(
-        "the certificate of the database's server was not accepted ({cause}): set database.ca to the authority that signed \
+        "the database server's certificate was not accepted ({cause}): set database.ca to the authority that signed \
          it, and use a name in database.url that it was issued for"
     )
 }
 
-/// The end of the time that a call has.
+/// The time at which a call must end.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline {
     at: Instant,
@@ -125,14 +128,14 @@ impl From<Problem> for RecordsError {
         match problem {
             Problem::Records(error) => error,
             Problem::Conflict(cause) => {
-                Self::Unavailable(format!("others hold what this needs, or were first again and again: {cause}"))
+                Self::Unavailable(format!("the change conflicted again and again, or a lock timed out: {cause}"))
             }
             Problem::NoRoom(cause) | Problem::Lost(cause) => Self::Unavailable(cause),
         }
     }
 }
 
-/// How long to wait before a descriptor is asked for again.
+/// How long to wait before the next try for a file descriptor.
 const DESCRIPTOR_RETRY: Duration = Duration::from_millis(50);
 
 pub(super) type Outcome<T> = std::result::Result<T, Problem>;
@@ -151,16 +154,16 @@ fn parse(url: &str) -> Option<Opts> {
 
 impl Connections {
     pub fn new(options: &Options) -> Result<Self> {
-        // The driver's message about a wrong address may contain the password.
+        // The driver's message for an invalid URL may contain the password.
         let parsed = parse(&options.url).ok_or_else(|| {
-            RecordsError::Unavailable("database.url is no mysql://user:password@host:port/name".into())
+            RecordsError::Unavailable("database.url is not of the form mysql://user:password@host:port/name".into())
         })?;
         let tls = (options.tls == Tls::Required && parsed.socket().is_none()).then(|| match &options.ca {
             Some(ca) => SslOpts::default().with_root_certs(vec![ca.clone().into()]).with_disable_built_in_roots(true),
             None => SslOpts::default(),
         });
         let options_of_ours = OptsBuilder::from_opts(parsed)
-            // Only a configured socket, not one that the driver finds.
+            // Use only a configured socket, not one that the driver finds.
             .prefer_socket(false)
             .tcp_keepalive(Some(Duration::from_secs(30)))
             .stmt_cache_size(128)
@@ -174,17 +177,17 @@ impl Connections {
         })
     }
 
-    /// Names this process among all that use the database.
+    /// The id of this process among all that use the database.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// For a call that begins now.
+    /// The deadline of a call that begins now.
     pub fn deadline(&self) -> Deadline {
         Deadline { at: Instant::now() + self.timeout, allowed: self.timeout }
     }
 
-    /// A connection that answered a moment ago.
+    /// Returns a connection that has just answered.
     pub async fn lease(&self, deadline: Deadline) -> Result<Lease<'_>> {
         Ok(deadline.bound(self.take()).await?)
     }
@@ -196,7 +199,7 @@ impl Connections {
             let connection = lease.connection.insert(idle);
             match connection.ping().await {
                 Ok(()) => return Ok(lease),
-                // The server was restarted, or closed it.
+                // The server was restarted, or it closed the connection.
                 Err(_) => lease.connection = None,
             }
         }
@@ -207,15 +210,15 @@ impl Connections {
     async fn connect(&self) -> Outcome<Conn> {
         let mut connection = self.open().await?;
         let seconds = self.seconds();
-        // A value that does not fit is an error and not truncated.
+        // A value that does not fit must be an error; it must not be truncated.
         connection.query_drop("SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'").await?;
         connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
-        // Networks and digests of a host are read as one text.
+        // A host's networks, or its digests, are read as one text.
         connection.query_drop("SET SESSION group_concat_max_len = 65536").await?;
         connection.query_drop(format!("SET SESSION innodb_lock_wait_timeout = {seconds}")).await?;
         self.set_wait_timeout(&mut connection, self.timeout).await?;
         if is_of_a_cluster(&mut connection).await? {
-            // Reads wait for everything that other nodes have committed.
+            // Reads wait until this node has applied what other nodes have committed.
             connection.query_drop("SET SESSION wsrep_sync_wait = 3").await?;
         }
         Ok(connection)
@@ -248,7 +251,7 @@ impl Connections {
         self.timeout
     }
 
-    /// For one step of a longer call.
+    /// Bounds one step of a longer call by the timeout.
     pub async fn in_time<T>(&self, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         self.deadline().bound(work).await
     }
@@ -257,7 +260,8 @@ impl Connections {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection used last. Idle ones are closed before the server does so, which would log each.
+    /// Returns the connection that was used last. Closes stale connections before the server does, which would log each
+    /// one.
     fn reuse(&self) -> Option<Conn> {
         let stale = Instant::now() - Duration::from_secs(self.seconds());
         let (found, old) = {
@@ -270,7 +274,7 @@ impl Connections {
         found.map(|idle| idle.connection)
     }
 
-    /// Disconnects within the timeout. A dropped connection would first wait for its last answer, without a bound.
+    /// Disconnects within the timeout. A dropped connection would first wait for its last answer, without a limit.
     fn close(&self, connection: Conn) {
         let deadline = self.deadline();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -279,7 +283,7 @@ impl Connections {
     }
 }
 
-/// The oldest first.
+/// An unused connection. The list has the oldest first.
 struct Idle {
     connection: Conn,
     since: Instant,
@@ -316,7 +320,7 @@ impl Lease<'_> {
 }
 
 impl Drop for Lease<'_> {
-    /// Also if the caller was cancelled.
+    /// Closes a connection that was not given back, for example because the caller was cancelled.
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.connections.close(connection);
@@ -330,7 +334,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs in a process of its own, which has to live with very few file descriptors.
+    /// This test runs in its own process, with very few file descriptors.
     const ALONE: &str = "AUTHD_TEST_FEW_FILES";
 
     #[test]
@@ -362,10 +366,10 @@ mod tests {
             let lease = connections.lease(connections.deadline());
             tokio::pin!(lease);
             let early = tokio::time::timeout(10 * DESCRIPTOR_RETRY, &mut lease).await;
-            assert!(early.is_err(), "it did not wait: {:?}", early.map(|lease| lease.err()));
+            assert!(early.is_err(), "the call did not wait: {:?}", early.map(|lease| lease.err()));
             drop(files);
             tokio::select! {
-                lease = &mut lease => panic!("nobody has answered yet: {:?}", lease.err()),
+                lease = &mut lease => panic!("the server has not answered yet: {:?}", lease.err()),
                 accepted = server.accept() => accepted.unwrap(),
             };
         });

@@ -1,6 +1,7 @@
-//! Every row of the database as of one moment, page by page.
+//! Reads every row of the database as of one moment, page by page.
 //!
-//! One transaction with a consistent snapshot. Each statement has the configured timeout; the whole export has none.
+//! The export is one transaction with a consistent snapshot. Each statement has the configured timeout; the whole
+//! export has none.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use crate::model::host::{HostActivity, HostId};
 use crate::records::Result;
 use crate::records::copy::{Activity, Chunks, Heads, OutboxPosition, Row};
 
-/// Rows read with one statement.
+/// Rows read by one statement.
 pub(super) const PAGE_ROWS: usize = 500;
 
-/// Versions read with one statement; they are large.
+/// Versions read by one statement; they are large.
 pub(super) const PAGE_VERSIONS: usize = 20;
 
 /// How long a chunk may wait for the receiver.
@@ -33,7 +34,7 @@ pub(super) async fn export(
     connection: &mut Conn,
     chunks: mpsc::Sender<Vec<Row>>,
 ) -> Outcome<()> {
-    // The receiver may take a while for each chunk; the server must not close the connection meanwhile.
+    // The receiver may take long for each chunk. The server must not close the connection meanwhile.
     connections.in_time(connections.set_wait_timeout(connection, CHUNK_TIMEOUT)).await?;
     connections.in_time(transaction::begin_snapshot(connection)).await?;
     let read = Export { connections, connection, chunks: Chunks::new(chunks) }.run().await;

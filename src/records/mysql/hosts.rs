@@ -249,7 +249,7 @@ impl HostRecords for MySql {
     }
 }
 
-/// What a registration is decided by, read with one statement.
+/// The data for deciding a registration, read by one statement.
 struct RegistrationState {
     /// The host of the token, if the token is known.
     pub host: Option<HostId>,
@@ -310,7 +310,7 @@ pub(super) async fn register_owned(
     put_registered(change, registration, present, Some(owner.user), note).await.map(of_owner)
 }
 
-/// This call was done before. Doing it again could revive a spent token or a replaced key.
+/// The host of a call that was made before. Repeating it could revive a spent token or a replaced key.
 async fn registered_before(change: &mut Change<'_>, host: HostId) -> Outcome<Host> {
     Ok(hosts::by_id(change.connection, host).await?.ok_or_else(|| taken("installer token"))?)
 }
@@ -324,7 +324,7 @@ fn is_named(host: &Host, registration: &Registration) -> bool {
     host.removed_at.is_none() && host.fqdn == registration.fqdn
 }
 
-/// Registers over the host with the name, if `known` has it, or makes a new one; `owner` owns it from here on.
+/// Registers over the host with the name, if `known` contains it, or makes a new host. `owner` then owns it.
 async fn put_registered(
     change: &mut Change<'_>,
     registration: &Registration,
@@ -355,7 +355,7 @@ async fn put_registered(
     Ok(host)
 }
 
-/// With `owner`: only if the user owns it.
+/// With `owner`: removes the host only if the user owns it.
 pub(super) async fn remove(
     change: &mut Change<'_>,
     id: HostId,
@@ -368,7 +368,7 @@ pub(super) async fn remove(
     let at = rows::truncated(at);
     host.removed_at = Some(at);
     host.updated_at = at;
-    // Its key and its activity stay, for a restore.
+    // Its key and its activity stay, so that it can be restored.
     hosts::update(change, &host).await?;
     installers::revoke_pending(change, id, at).await?;
     change.note(note);

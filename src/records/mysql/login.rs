@@ -32,7 +32,7 @@ impl LoginRecords for MySql {
             if let Some(number) = known.number {
                 let version = versions::fetch(change.connection, number)
                     .await?
-                    .ok_or_else(|| rows::corrupt(versions::TABLE, "a version left"))?;
+                    .ok_or_else(|| rows::corrupt(versions::TABLE, "a version is missing"))?;
                 let epoch = if present == Some(number) { change.heads.canonical_epoch } else { Epoch(0) };
                 return Ok(Replacement::Replaced { version, epoch });
             }
@@ -118,7 +118,7 @@ impl LoginRecords for MySql {
     }
 }
 
-/// What a replacement is decided by, read with one statement.
+/// The data for deciding a replacement, read by one statement.
 struct ReplacementState {
     /// The number of the version with this id.
     number: Option<u64>,

@@ -59,9 +59,9 @@ pub struct Options {
     pub tls: Tls,
     /// PEM of the authorities that may sign the server's certificate; `None`: those of the system.
     pub ca: Option<PathBuf>,
-    /// The maximum.
+    /// The maximum number of connections.
     pub connections: usize,
-    /// Of one call: waiting for a connection, connecting, and the transaction with its retries.
+    /// The time for one call: waiting for a connection, connecting, and the transaction with its retries.
     pub timeout: Duration,
 }
 
@@ -76,10 +76,10 @@ pub struct MySql {
     connections: Connections,
     /// Set once the tables are migrated.
     prepared: tokio::sync::OnceCell<()>,
-    /// Changes of this node wait here, not in the database, where each would hold a connection.
+    /// Changes of this node wait here. In the database each waiting change would hold a connection.
     turn: tokio::sync::Mutex<()>,
     conflicts: AtomicU64,
-    /// The last time that a change did not fit, and the message.
+    /// When a change last did not fit on the database's disk, and the message.
     no_room: Mutex<Option<(Instant, String)>>,
 }
 
@@ -95,7 +95,8 @@ impl MySql {
         })
     }
 
-    /// Migrates the tables, without a timeout. If the database is away now, the first call that reaches it does so.
+    /// Migrates the tables, without a timeout. If the database cannot be reached now, the first call that reaches it
+    /// migrates.
     pub async fn prepare(&self) -> Result<()> {
         self.prepared.get_or_try_init(|| schema::migrate(&self.connections)).await.copied()
     }
@@ -109,10 +110,10 @@ impl MySql {
 
     async fn turn(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, ()>> {
         let turn = deadline.bound(async { Ok(self.turn.lock().await) }).await;
-        turn.map_err(|_| RecordsError::Unavailable("the changes before this one take too long".into()))
+        turn.map_err(|_| RecordsError::Unavailable("earlier changes of this daemon took too long".into()))
     }
 
-    /// Remembers a change that did not fit.
+    /// Remembers that a change did not fit on the database's disk.
     fn fitted<T>(&self, outcome: connections::Outcome<T>) -> Result<T> {
         if let Err(Problem::NoRoom(cause)) = &outcome {
             *self.no_room.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), cause.clone()));
@@ -120,17 +121,17 @@ impl MySql {
         outcome.map_err(RecordsError::from)
     }
 
-    /// The message, if a change did not fit lately.
+    /// The message, if a change did not fit in the last [`FULL_DISK_HOLD`].
     fn no_room(&self) -> Option<String> {
         let known = self.no_room.lock().unwrap_or_else(PoisonError::into_inner);
         known.as_ref().filter(|(at, _)| at.elapsed() < FULL_DISK_HOLD).map(|(_, cause)| cause.clone())
     }
 
-    /// After a standstill was written: waits for running telemetry, which does not take the lock of `heads`.
+    /// Call it after a standstill was written. Waits for running telemetry, which does not take the lock of `heads`.
     async fn telemetry_is_through(&self) -> Result<()> {
         let deadline = self.connections.deadline();
         if transaction!(self, deadline, |connection| transfer::wait_for_telemetry(connection).await)? {
-            // Locks hold on one node of a cluster. On the others telemetry ends with its timeout and the server's.
+            // Locks hold on one node of a cluster. On other nodes telemetry ends with its timeout and the server's.
             tokio::time::sleep(self.connections.timeout() + Duration::from_secs(2)).await;
         }
         Ok(())
@@ -145,10 +146,10 @@ impl MySql {
     }
 }
 
-/// How long the database counts as full after a change did not fit. Smaller changes may still fit meanwhile.
+/// How long the database counts as full after a change did not fit. Meanwhile smaller changes may still fit.
 const FULL_DISK_HOLD: Duration = Duration::from_secs(10);
 
-/// How often a change is tried that conflicts with another one.
+/// How often a conflicting change is tried.
 const MAX_ATTEMPTS: u32 = 20;
 
 #[cfg(test)]

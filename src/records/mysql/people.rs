@@ -1,7 +1,7 @@
 //! Users, their sessions, and the identities of providers that are linked to them.
 //!
 //! An operator may insert identities by hand at any time. `session_touch` and `session_purge` do not write `heads`:
-//! each decides by the row that it writes.
+//! each of them depends only on the rows that it writes.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use crate::records::{
     ChangedUser, ExternalIdentity, LinkOutcome, PeopleRecords, Result, Session, SessionOutcome, User, UserChange,
 };
 
-/// Sessions updated with one statement.
+/// Sessions updated by one statement.
 const SESSIONS_PER_UPDATE: usize = 500;
 
 #[async_trait]
@@ -207,7 +207,7 @@ pub(super) async fn touch_sessions(change: &mut Change<'_>, used: &[(Uuid, Offse
         last.entry(*id).and_modify(|known| *known = (*known).max(*at)).or_insert(*at);
     }
     for some in last.into_iter().collect::<Vec<_>>().chunks(SESSIONS_PER_UPDATE) {
-        // Cast, or it would be compared as text.
+        // Without the cast the values would be compared as text.
         let cases = " WHEN ? THEN CAST(? AS DATETIME(6))".repeat(some.len());
         let statement = format!(
             "UPDATE sessions SET last_used_at = GREATEST(last_used_at, CASE id{cases} END) WHERE id IN {}",

@@ -1,8 +1,8 @@
 //! Probes by number, which is the order of the claims.
 //!
 //! A claim without an audit note does not write `heads`. On a cluster, where a lock holds on one node only, two claims
-//! insert the same number, and the second commit is refused. A standstill waits for claims on other nodes as it waits
-//! for their telemetry.
+//! insert the same number, and the second commit is refused. A standstill waits for claims on other nodes as for their
+//! telemetry.
 
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable as _;
@@ -76,7 +76,7 @@ impl ProbeRecords for MySql {
     }
 }
 
-/// The condition for the probes with a mark.
+/// The SQL condition for probes with a mark.
 const fn marked(mark: ProbeMark) -> &'static str {
     match mark {
         ProbeMark::Finished => "state IS NOT NULL",
@@ -87,7 +87,7 @@ const fn marked(mark: ProbeMark) -> &'static str {
     }
 }
 
-/// Columns: the number of the newest probe, and of the newest of each mark.
+/// SQL columns: the number of the newest probe, and of the newest one with each mark.
 fn newest() -> String {
     let marks = ProbeMark::ALL.map(|mark| format!("(SELECT MAX(number) FROM probes WHERE {})", marked(mark)));
     format!("(SELECT MAX(number) FROM probes), {}", marks.join(", "))
@@ -100,7 +100,7 @@ pub(super) async fn claim(
 ) -> Outcome<ClaimOutcome> {
     let claim = ProbeClaim { at: rows::truncated(claim.at), until: rows::truncated(claim.until), ..claim.clone() };
     let day = claim.at.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
-    // Probes that may refuse it, and the one with its id.
+    // Reads the probes that may refuse the claim, and the one with its id.
     let statement = "WHERE id = ? OR (state IS NULL AND lease_until > ?) OR (caused_by = 'daily' AND started_at >= ?) \
                      ORDER BY number DESC";
     let known =
@@ -131,7 +131,7 @@ pub(super) async fn claim(
 struct KeptProbes {
     count: u64,
     newest: u64,
-    /// The numbers of those that stay at any age.
+    /// The numbers of the probes that are kept at any age.
     stay: Vec<u64>,
 }
 
@@ -147,7 +147,7 @@ async fn kept(connection: &mut Conn) -> Outcome<KeptProbes> {
     Ok(KeptProbes { count, newest, stay })
 }
 
-/// By number, after `after`.
+/// Probes in the order of their numbers, after `after`.
 pub(super) async fn page(connection: &mut Conn, after: u64, limit: usize) -> Outcome<Vec<NumberedProbe>> {
     select(connection, "WHERE number > ? ORDER BY number LIMIT ?", vec![after.into(), (limit as u64).into()]).await
 }

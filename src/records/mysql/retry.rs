@@ -1,10 +1,10 @@
 //! Runs a change or a read on a connection, within the configured time. A transaction that conflicts with another one
-//! is tried again from the beginning, up to [`MAX_ATTEMPTS`](super::MAX_ATTEMPTS) times.
+//! is retried from the beginning, up to [`MAX_ATTEMPTS`](super::MAX_ATTEMPTS) times.
 //!
-//! Macros, because each body borrows the connection that the macro leases.
+//! These are macros because each body borrows the connection that the macro leases.
 
-/// Runs `$body`, in which `$change` is a `&mut Change`, as one transaction. `begin_anyway` also runs it at a standstill
-/// and during a fill.
+/// Runs `$body`, in which `$change` is a `&mut Change`, as one transaction. With `begin_anyway` it runs even at a
+/// standstill and during a fill.
 macro_rules! change {
     ($self:ident, |$change:ident| $body:expr) => {
         change!($self, begin, |$change| $body)

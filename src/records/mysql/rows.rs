@@ -1,4 +1,4 @@
-//! Values as the tables hold them, and back.
+//! Conversion between Rust values and the values in the tables.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub(super) fn corrupt(table: &str, cause: impl std::fmt::Display) -> RecordsErro
     RecordsError::Corrupt(format!("{table}: {cause}"))
 }
 
-/// The columns of a row, one after the other.
+/// The columns of a row, read one after the other.
 pub(super) struct Columns {
     table: &'static str,
     values: std::vec::IntoIter<Value>,
@@ -54,14 +54,14 @@ impl Columns {
         match value {
             Value::UInt(number) => Ok(number),
             Value::Int(number) => number.try_into().map_err(|error| self.corrupt(error)),
-            _ => Err(self.corrupt("no number where one should be")),
+            _ => Err(self.corrupt("a column is not a number")),
         }
     }
 
     fn read_bytes(&self, value: Value) -> Result<Vec<u8>> {
         match value {
             Value::Bytes(bytes) => Ok(bytes),
-            _ => Err(self.corrupt("no text where one should be")),
+            _ => Err(self.corrupt("a column is not text")),
         }
     }
 
@@ -76,7 +76,7 @@ impl Columns {
 
     fn read_time(&self, value: Value) -> Result<OffsetDateTime> {
         let Value::Date(year, month, day, hour, minute, second, micros) = value else {
-            return Err(self.corrupt("no time where one should be"));
+            return Err(self.corrupt("a column is not a time"));
         };
         let read = || {
             let date = Date::from_calendar_date(year.into(), Month::try_from(month)?, day)?;
@@ -195,13 +195,14 @@ pub(super) fn places(rows: usize, columns: usize) -> String {
     vec![row; rows].join(", ")
 }
 
-/// As the tables store it.
+/// A time as the tables store it.
 pub(super) fn truncated(mut at: OffsetDateTime) -> OffsetDateTime {
     truncate(&mut at);
     at
 }
 
-/// The end of a statement, with its values, for at most `limit` rows after the key `after`, in the order of `column`.
+/// The end of a statement, with its values, that selects at most `limit` rows after the key `after`, in the order of
+/// `column`.
 pub(super) fn page_after(column: &str, after: Option<Value>, limit: usize) -> (String, Vec<Value>) {
     let condition = if after.is_some() { format!("WHERE {column} > ? ") } else { String::new() };
     let values = after.into_iter().chain([(limit as u64).into()]).collect();

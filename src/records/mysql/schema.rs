@@ -1,17 +1,18 @@
-//! The tables: made and changed by numbered files, `migrations/NNNN_name.sql`, each once.
+//! The tables are created and changed by numbered files, `migrations/NNNN_name.sql`. Each file is applied once.
 //!
-//! Each daemon applies the missing ones at boot. Daemons that boot together take turns: the one that migrates holds a
-//! lease, a row with an end time that every statement extends. (A `GET_LOCK` holds on one Galera node only, and the
+//! Each daemon applies the missing ones at boot. Daemons that boot together take turns. The one that migrates holds a
+//! lease: a row with an end time that every statement extends. (A `GET_LOCK` holds on one Galera node only, and the
 //! first `CREATE TABLE` releases a row lock.)
 //!
 //! DDL cannot be rolled back, so a crash leaves a migration half applied and not recorded. The next daemon waits for
-//! the lease to end and applies it from the beginning. Therefore **every statement of a migration may run again** (`IF
-//! NOT EXISTS`, `INSERT IGNORE`), also concurrently, if a lease ended too early. MySQL has no `ADD COLUMN IF NOT
-//! EXISTS`: an existing column counts as done, and everything added with it is in the same statement. So does an
-//! existing key.
+//! the end of the lease and applies it from the beginning. Therefore **every statement of a migration must be
+//! repeatable** (`IF NOT EXISTS`, `INSERT IGNORE`), also concurrently, if a lease ended too early. MySQL has no `ADD
+//! COLUMN IF NOT EXISTS`: an existing column counts as added. So everything added with it is in the same statement. An
+//! existing key counts as added too.
 //!
-//! Each applied migration is recorded with the SHA-256 of its file. A database with an unknown migration was used by a
-//! newer version; one with another checksum was made by an edited file. Both are refused and left as they are.
+//! Each applied migration is recorded with the SHA-256 of its file. An unknown migration means that a newer version
+//! used the database. Another checksum means that the file was edited. In both cases the database is refused and left
+//! unchanged.
 
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ const LEASE_SECONDS: u32 = 60;
 /// How long to wait for another daemon that migrates.
 const LEASE_WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// What one statement may take: changing a large table takes a while.
+/// Limit for one statement: changing a large table takes a while.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 const TABLES: [&str; 2] = [
@@ -117,8 +118,8 @@ async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
         let (version, name, checksum) = (columns.number()?, columns.text()?, columns.digest()?);
         let Some(place) = missing.iter().position(|migration| u64::from(migration.version) == version) else {
             return Err(refused(format!(
-                "the database was brought to migration {version} ({name}) by a newer codex-authd; this one knows \
-                 {} of them: install that version, or use another database",
+                "migration {version} ({name}) of the database was applied by a newer codex-authd; this one knows \
+                 {} migrations: install the newer version, or use another database",
                 MIGRATIONS.len()
             )));
         };
@@ -134,7 +135,7 @@ async fn missing(connection: &mut Conn) -> Outcome<Vec<&'static Migration>> {
 
 /// The health of the server and its schema.
 pub(super) async fn examine(connection: &mut Conn) -> Outcome<ServerHealth> {
-    let corrupt = || Problem::from(rows::corrupt("server", "it does not say what time it is"));
+    let corrupt = || Problem::from(rows::corrupt("server", "it did not return its version and time"));
     let told: Option<(String, i64, Option<u32>)> = connection
         .query_first("SELECT VERSION(), UNIX_TIMESTAMP(), (SELECT MAX(version) FROM schema_migrations)")
         .await?;
@@ -162,24 +163,24 @@ async fn wait_for_lease(connections: &Connections, connection: &mut Conn, holder
     loop {
         match connections.in_time(take_lease(connection, holder)).await {
             Ok(true) => return Ok(()),
-            // Two nodes of a cluster tried at once.
+            // Another node of the cluster may have tried at the same moment.
             Ok(false) | Err(Problem::Conflict(_)) => {}
             Err(problem) => return Err(problem),
         }
         if begun.elapsed() > LEASE_WAIT_TIMEOUT {
             return Err(Problem::Lost(format!(
-                "another daemon has been bringing the tables to a new version for {LEASE_WAIT_TIMEOUT:?} (schema_lease)"
+                "another daemon has been migrating the tables for more than {LEASE_WAIT_TIMEOUT:?} (schema_lease)"
             )));
         }
         if !told {
             told = true;
-            log::info!(event = "migration_awaited"; "another daemon is bringing the tables to this version: waiting");
+            log::info!(event = "migration_awaited"; "another daemon is migrating the tables: waiting");
         }
         tokio::time::sleep(LEASE_POLL_INTERVAL).await;
     }
 }
 
-/// By the clock of the database, which all daemons share.
+/// The lease uses the clock of the database, which all daemons share.
 async fn take_lease(connection: &mut Conn, holder: Uuid) -> Outcome<bool> {
     connection
         .query_drop(
@@ -200,9 +201,9 @@ async fn give_back(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
 }
 
 async fn apply(connection: &mut Conn, holder: Uuid) -> Outcome<()> {
-    // The daemon that held the lease has done some of it.
+    // The daemon that held the lease before may have applied some of them.
     for migration in missing(connection).await? {
-        log::info!(event = "migrating", version = migration.version, name = migration.name; "bringing the tables to a new version");
+        log::info!(event = "migrating", version = migration.version, name = migration.name; "migrating the tables");
         for statement in migration.statements() {
             if !take_lease(connection, holder).await? {
                 return Err(Problem::Lost("another daemon took over the migration".into()));
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!(statements, ["CREATE TABLE a (\n  b INT\n)", "INSERT IGNORE INTO a VALUES (';', 1)"]);
     }
 
-    /// This makes a crash in the middle harmless.
+    /// Repeatable statements make a crash during a migration harmless.
     #[test]
     fn every_statement_may_be_run_again() {
         for migration in &MIGRATIONS {

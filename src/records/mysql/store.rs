@@ -41,7 +41,7 @@ impl RecordStore for MySql {
             return Err(RecordsError::Unavailable(cause));
         }
         transaction!(self, self.connections.deadline(), |connection| {
-            // A write, rolled back.
+            // Tries a write and rolls it back.
             let change = Change::begin(connection).await?;
             let tried = change.connection.query_drop("UPDATE heads SET epoch = epoch + 1 WHERE id = 0").await;
             change.connection.query_drop("ROLLBACK").await?;
@@ -50,7 +50,7 @@ impl RecordStore for MySql {
     }
 
     fn failure(&self) -> Option<StoreFailure> {
-        // A database that is away comes back; nothing has to be opened again.
+        // A database that cannot be reached comes back; nothing has to be opened again.
         None
     }
 

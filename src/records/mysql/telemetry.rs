@@ -1,6 +1,6 @@
-//! What hosts' calls leave behind; each batch is applied once.
+//! Telemetry of hosts. Each batch is applied once.
 //!
-//! Audit entries stand in one chain, so a batch that has any is a change like any other and takes the lock of `heads`.
+//! Audit entries form one chain, so a batch with any of them is a change like any other and takes the lock of `heads`.
 //! A batch of sightings alone, the usual case, takes no such lock and delays no change. This is safe:
 //!
 //! - *Once*: the node's row of `outbox_positions` is locked first and advanced in the same transaction.
@@ -29,7 +29,7 @@ use crate::records::{Result, Telemetry};
 
 const TABLE: &str = "host_auth_states";
 
-/// Hosts read and written with one statement.
+/// Hosts read and written by one statement.
 const HOSTS_PER_STATEMENT: usize = 500;
 
 const STATE: &str = "host_id, api_calls, last_seen, last_refresh, client_version, wrapper_version, wrapper_fetched_at";
@@ -39,7 +39,7 @@ pub(super) fn is_noted(batch: &[Telemetry]) -> bool {
     batch.iter().any(|telemetry| matches!(telemetry, Telemetry::Noted { .. }))
 }
 
-/// A batch that [`is_noted`].
+/// Applies a batch that [`is_noted`].
 pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     if !move_on(change.connection, node, seq).await? {
         return Ok(());
@@ -52,7 +52,7 @@ pub(super) async fn append(change: &mut Change<'_>, node: Uuid, seq: u64, batch:
     apply(change.connection, batch).await
 }
 
-/// A batch of sightings, as a transaction of its own.
+/// Applies a batch of sightings, as a transaction of its own.
 pub(super) async fn append_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telemetry]) -> Outcome<()> {
     connection.query_drop("START TRANSACTION").await?;
     let applied = apply_apart(connection, node, seq, batch).await;
@@ -63,12 +63,12 @@ async fn apply_apart(connection: &mut Conn, node: Uuid, seq: u64, batch: &[Telem
     if !move_on(connection, node, seq).await? {
         return Ok(());
     }
-    // After the node's row is locked: see `wait_for_others`.
+    // The check must come after the lock of the node's row: see `wait_for_others`.
     transaction::check_writable(connection).await?;
     apply(connection, batch).await
 }
 
-/// After a standstill was committed: waits for the batches that began before.
+/// Call it after a standstill was committed. Waits for the batches that began before.
 pub(super) async fn wait_for_others(connection: &mut Conn) -> Outcome<()> {
     let _: Vec<Row> = connection.exec("SELECT seq FROM outbox_positions ORDER BY node FOR UPDATE", ()).await?;
     Ok(())
@@ -206,7 +206,7 @@ pub(super) async fn activities(
     which: &str,
     values: Vec<Value>,
 ) -> Outcome<BTreeMap<HostId, HostActivity>> {
-    // The digests in one column: one statement reads one moment.
+    // The digests are read as one column, so that one statement reads everything as of one moment.
     let statement = format!(
         "SELECT {STATE}, (SELECT GROUP_CONCAT(HEX(digest) ORDER BY place SEPARATOR ',') FROM host_auth_digests \
          WHERE host_auth_digests.host_id = host_auth_states.host_id) FROM host_auth_states {which}"
@@ -223,7 +223,7 @@ fn read(row: Row) -> Result<(HostId, HostActivity)> {
     Ok((id, HostActivity { digests, ..activity }))
 }
 
-/// Everything except the digests.
+/// Reads everything except the digests.
 fn read_state(columns: &mut Columns) -> Result<(HostId, HostActivity)> {
     let id = HostId(columns.number()?);
     let activity = HostActivity {

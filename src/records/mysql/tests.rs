@@ -1,4 +1,4 @@
-//! Against a real MariaDB, which the test starts.
+//! Tests against a real MariaDB, which each test starts.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ async fn open(options: &Options) -> Result<MySql> {
     Ok(records)
 }
 
-/// All in one test: a server costs seconds, and each test is a process of its own.
+/// One test for the whole suite: a server takes seconds to start, and each test is a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_conformance_suite_holds_on_mariadb() {
     let server = MariaDb::start();
@@ -53,10 +53,10 @@ async fn the_conformance_suite_holds_on_mariadb() {
             failed.push(name);
         }
     }
-    assert!(failed.is_empty(), "these fail on MariaDB: {failed:?}");
+    assert!(failed.is_empty(), "these cases fail on MariaDB: {failed:?}");
 }
 
-/// Into a database and back, each time the same rows, and the same counts and digests of them.
+/// Copies into a database and back. The rows, and their counts and digests, stay the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_moves_from_one_store_to_the_other_stays_the_same() {
     use crate::records::conformance::copying::{export, fill, furnish};
@@ -75,13 +75,13 @@ async fn what_moves_from_one_store_to_the_other_stays_the_same() {
         fill(store, &filling, &rows).await;
         assert_eq!(export(store).await, rows);
         store.fill_finish(&filling, &conformance::note("migrate")).await.unwrap();
-        assert!(!store.fill_begin(&filling, false).await.unwrap(), "it holds something now");
+        assert!(!store.fill_begin(&filling, false).await.unwrap(), "the filled store is not empty");
     }
     assert_eq!(database.host_list().await.unwrap(), back.host_list().await.unwrap());
     assert_eq!(database.audit_head().await.unwrap(), back.audit_head().await.unwrap());
 }
 
-/// A node that has not heard of a rotation yet.
+/// Simulates a node that has not read a rotation yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_sealed_with_a_key_that_is_gone_is_refused() {
     let server = MariaDb::start();
@@ -99,7 +99,7 @@ async fn what_is_sealed_with_a_key_that_is_gone_is_refused() {
     records.host_register(&with_the_new_one, &conformance::noted()).await.unwrap();
 }
 
-/// Each with connections of its own, as daemons have: what they have in common is the database alone.
+/// Each node has connections of its own, like a daemon. The nodes share only the database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_redeem_once_and_probe_once_and_leave_one_chain() {
     let server = MariaDb::start();
@@ -162,7 +162,7 @@ async fn ten_daemons_that_boot_at_once_migrate_once() {
     for boot in boots {
         boot.unwrap();
     }
-    // Each of the file's statements reached the server once.
+    // Each statement of the file reached the server once.
     let made = server
         .query("SELECT argument FROM mysql.general_log WHERE argument LIKE 'CREATE TABLE IF NOT EXISTS hosts %'")
         .await;
@@ -184,7 +184,7 @@ async fn tables_of_another_making_are_refused_and_left_alone() {
     assert!(refusal().await.contains("was edited"), "{}", refusal().await);
 }
 
-/// A daemon that died in the middle: its lease ends, and what it had begun is done again.
+/// A daemon died during a migration: its lease ends, and its migration is applied again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_was_cut_short_is_done_again() {
     let server = MariaDb::start();
@@ -197,7 +197,7 @@ async fn a_migration_that_was_cut_short_is_done_again() {
         .await;
     let begun = std::time::Instant::now();
     let records = open(&options).await.unwrap();
-    assert!(begun.elapsed() >= Duration::from_secs(1), "it did not wait for the lease to end");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "the migration did not wait for the end of the lease");
     assert_eq!(records.audit_head().await.unwrap().number, 0);
 }
 
@@ -253,8 +253,8 @@ fn a_wrong_address_is_refused_without_its_password() {
     }
 }
 
-/// Two of a cluster write at once, each with a lock that the other does not see: what the second one decided was
-/// decided by what is no longer true.
+/// Two nodes of a cluster write at once, each with a lock that the other does not see. The second one decides by a
+/// state that is no longer true.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     let cluster = galera::Galera::start().await;
@@ -267,18 +267,18 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     let deadline = two.connections.deadline();
     let registration = conformance::registration(1, "h1.test", "a");
     for round in ["a registration", "the removal of a key"] {
-        // Everything but the commit, on the one node.
+        // Everything but the commit, on the first node.
         let mut lease = two.connections.lease(deadline).await.unwrap();
         let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
         let registered = hosts::register(&mut late, &registration, &conformance::noted()).await;
-        // All of it on the other.
+        // The whole change on the other node.
         match round {
             "a registration" => {
                 let other = conformance::registration(2, "h2.test", "b");
                 let other = Registration { api_key: conformance::sealed(2, "b"), ..other };
                 one.host_register(&other, &conformance::noted()).await.unwrap();
             }
-            // With which the first one has just sealed something.
+            // The registration has just sealed its key with this data key.
             _ => assert!(one.sealing_key_remove(KeyId(1)).await.unwrap()),
         }
         let refused = late.end(registered).await;
@@ -286,7 +286,7 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
         assert!(matches!(refused, Err(Problem::Conflict(_))), "{refused:?}");
         drop(lease);
     }
-    // Two claims write the same number, with nothing else that both of them write.
+    // Two claims write the same probe number. This is the only row that both write.
     let [late_claim, claim] = [(); 2].map(|()| conformance::probes::claim(0, ProbeTrigger::Store));
     let mut lease = two.connections.lease(deadline).await.unwrap();
     let mut late = transaction::Change::begin(lease.connection().unwrap()).await.unwrap();
@@ -299,7 +299,7 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     drop(lease);
     let busy = two.probe_claim(&late_claim, None).await.unwrap();
     assert!(matches!(&busy, ClaimOutcome::Busy(probe) if probe.id == claim.id), "{busy:?}");
-    // As it is done: again, until nobody was first.
+    // The production path: retries until there is no conflict.
     let (mut racing, hosts) = (tokio::task::JoinSet::new(), 40);
     let nodes = [Arc::new(one), Arc::new(two)];
     for number in 0..hosts {
@@ -313,7 +313,7 @@ async fn on_a_cluster_the_second_of_two_changes_is_refused_and_tried_again() {
     }
     racing.join_all().await;
     let conflicts = nodes[0].conflicts() + nodes[1].conflicts();
-    println!("{hosts} registrations on two nodes met {conflicts} times");
+    println!("{hosts} registrations on two nodes, {conflicts} conflicts");
     assert!(conflicts > 0);
     assert_eq!(nodes[0].host_list().await.unwrap().len(), hosts + 1);
 }
@@ -327,14 +327,14 @@ async fn whoever_loses_every_race_is_told_that_the_records_are_not_available() {
     let begun = std::time::Instant::now();
     let refused = lost().await;
     assert!(
-        matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("again and again")),
+        matches!(&refused, Err(RecordsError::Unavailable(cause)) if cause.contains("conflicted again and again")),
         "{refused:?}"
     );
     assert_eq!(records.conflicts(), u64::from(MAX_ATTEMPTS) - 1);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
-/// Its machine lost its power, or its network: the server hears nothing of it.
+/// The machine lost power or network, and the server does not notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_vanishes_in_the_middle_of_a_change_keeps_the_others_waiting_for_seconds_only() {
     let server = MariaDb::start();

@@ -11,13 +11,13 @@ use crate::model::audit::{AuditEntry, AuditHead, AuditNote};
 use crate::records::rules::being_filled;
 use crate::records::{Epoch, Filling, RecordsError, Result, Standstill, StoreState};
 
-/// Both rows at once, so that they belong together.
+/// Reads both rows in one statement, so that they are consistent.
 const HEADS: &str = "SELECT heads.epoch, canonical_version, canonical_epoch, settings_epoch, certificates_epoch, \
                      authorities_epoch, users_epoch, sessions_epoch, audit_number, audit_hash, incarnation, \
                      standstill_reason, standstill_since, filling, filling_above FROM heads \
                      JOIN store_state ON store_state.id = heads.id WHERE heads.id = 0";
 
-/// The sets that nodes read as a whole, and the sessions, which they read if one changed.
+/// The sets that nodes read as a whole. Also the sessions: nodes read them only if one changed.
 #[derive(Clone, Copy)]
 pub(super) enum Set {
     Canonical,
@@ -103,7 +103,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Also at a standstill and during a fill.
+    /// Begins a change even at a standstill and during a fill.
     pub async fn begin_anyway(connection: &'a mut Conn) -> Outcome<Self> {
         connection.query_drop("START TRANSACTION").await?;
         let (heads, condition) = match read_heads(connection, format!("{HEADS} FOR UPDATE")).await {
@@ -116,7 +116,7 @@ impl<'a> Change<'a> {
         Ok(Self { connection, heads, condition, before: heads, notes: Vec::new() })
     }
 
-    /// The epoch of this change: the same for every call.
+    /// The epoch of this change. Every call returns the same one.
     pub fn epoch(&mut self) -> Epoch {
         self.heads.epoch = Epoch(self.before.epoch.0 + 1);
         self.heads.epoch
@@ -136,7 +136,7 @@ impl<'a> Change<'a> {
         epoch
     }
 
-    /// Chains an audit entry to those before; written at the end.
+    /// Chains an audit entry to those before. It is written when the change ends.
     pub fn note(&mut self, note: &AuditNote) {
         let entry = self.heads.audit.chain(note.clone());
         self.heads.audit = AuditHead { number: entry.number, hash: entry.hash };
@@ -202,15 +202,15 @@ pub(super) async fn heads(connection: &mut Conn) -> Outcome<HeadsRow> {
     Ok(read_heads(connection, HEADS.into()).await?.0)
 }
 
-/// Not prepared: a Galera node without a majority answers a text statement with 1047, and a prepared one with a lock
-/// error.
+/// Not a prepared statement: a Galera node without a majority answers a text statement with 1047, but a prepared one
+/// with a lock error.
 pub(super) async fn epoch(connection: &mut Conn) -> Outcome<Epoch> {
     let epoch: Option<u64> = connection.query_first("SELECT epoch FROM heads WHERE id = 0").await?;
     Ok(Epoch(epoch.ok_or_else(|| rows::corrupt("heads", "its row is missing"))?))
 }
 
 pub(super) async fn state(connection: &mut Conn) -> Outcome<StoreState> {
-    // For its error on a Galera node without a majority.
+    // Called for its error on a Galera node without a majority.
     epoch(connection).await?;
     let (heads, incarnation, condition) = read_heads(connection, HEADS.into()).await?;
     let standstill = match condition {
@@ -221,7 +221,7 @@ pub(super) async fn state(connection: &mut Conn) -> Outcome<StoreState> {
     Ok(StoreState { epoch: heads.epoch, incarnation, standstill })
 }
 
-/// Fails if the store takes no changes; for transactions without the lock.
+/// Fails if the store takes no changes. For transactions that do not hold the lock.
 pub(super) async fn check_writable(connection: &mut Conn) -> Outcome<()> {
     Ok(read_heads(connection, HEADS.into()).await?.2.check()?)
 }
@@ -231,7 +231,7 @@ pub(super) async fn check_whole(connection: &mut Conn) -> Outcome<()> {
     state(connection).await.map(|_| ())
 }
 
-/// Reads from here on see one moment. Set for the session, and back: Vitess has no other way.
+/// Later reads see one moment. The level is set for the session and then set back: Vitess has no other way.
 pub(super) async fn begin_snapshot(connection: &mut Conn) -> Outcome<()> {
     connection.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
     Ok(connection.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?)

@@ -1,7 +1,7 @@
 //! Fills and standstills of the whole database.
 //!
-//! A fill marks `store_state` in its first transaction and clears it in its last. Each transaction in between checks
-//! the marker under the lock of `heads`. A crash leaves a store that every call refuses; the next fill empties it
+//! A fill marks `store_state` in its first transaction and clears the mark in its last. Each transaction in between
+//! checks the mark under the lock of `heads`. A crash leaves a store that refuses every call; the next fill empties it
 //! first.
 
 use async_trait::async_trait;
@@ -63,7 +63,7 @@ impl TransferRecords for MySql {
 
     async fn copy_export(&self, chunks: mpsc::Sender<Vec<Row>>) -> Result<()> {
         let mut lease = self.lease(self.connections.deadline()).await?;
-        // Each statement has the timeout; the export takes as long as the receiver.
+        // Each statement has the timeout. The whole export may take as long as the receiver.
         let exporting = async { export::export(&self.connections, lease.connection()?, chunks).await };
         let outcome = exporting.await;
         lease.end(outcome).map_err(RecordsError::from)
@@ -81,7 +81,7 @@ impl TransferRecords for MySql {
     async fn fill_append(&self, filling: &Filling, rows: &[Row]) -> Result<()> {
         change!(self, begin_anyway, |change| {
             let epoch = fill_epoch(change, filling)?;
-            // Rows of one table are written together; versions, which are large, one by one.
+            // Rows of one table are written together. Versions are large and are written one by one.
             let together = |a: &Row, b: &Row| a.table() == b.table() && !matches!(a, Row::Versions(_));
             for rows in rows.chunk_by(together) {
                 put(change, rows, epoch).await?;
@@ -109,7 +109,8 @@ impl TransferRecords for MySql {
     }
 }
 
-/// After a standstill was written: waits for running telemetry. Returns whether other nodes of a cluster may have more.
+/// Call it after a standstill was written. Waits for running telemetry; returns whether other nodes of a cluster may
+/// have more.
 pub(super) async fn wait_for_telemetry(connection: &mut Conn) -> Outcome<bool> {
     connection.query_drop("START TRANSACTION").await?;
     let waited = telemetry::wait_for_others(connection).await;
@@ -125,7 +126,7 @@ async fn begin(change: &mut Change<'_>, filling: &Filling, replaces: bool) -> Ou
     if holds_something && !matches!(change.condition, StoreCondition::BeingFilled(_)) && !replaces {
         return Ok(false);
     }
-    // A node may know the epochs that an earlier fill was to exceed.
+    // A node may know epochs that an earlier fill was meant to exceed.
     let earlier = match &change.condition {
         StoreCondition::BeingFilled(earlier) => earlier.above,
         _ => Epoch(0),
@@ -163,7 +164,7 @@ async fn wipe_some(change: &mut Change<'_>, filling: &Filling) -> Outcome<bool> 
     Ok(false)
 }
 
-/// The epoch of everything in the filled store.
+/// The epoch of all rows in the filled store.
 fn fill_epoch(change: &Change<'_>, filling: &Filling) -> Result<Epoch> {
     match &change.condition {
         StoreCondition::BeingFilled(present) if present.id == filling.id => Ok(Epoch(present.above.0 + 1)),

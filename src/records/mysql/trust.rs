@@ -170,7 +170,8 @@ impl TrustRecords for MySql {
                 }
             }
             change.run("DELETE FROM sealing_keys WHERE id = ?", vec![id.0.into()]).await?;
-            // No node caches it, but a concurrent use of this key on another node of a cluster must conflict.
+            // No node caches the key. But a concurrent use of it on another node of a cluster must conflict, so this
+            // writes `heads`.
             change.epoch();
             Ok(true)
         })
@@ -220,7 +221,7 @@ impl TrustRecords for MySql {
     }
 }
 
-/// Marks what nodes cache of it.
+/// Marks the part of the value's row that nodes cache.
 async fn mark_resealed(change: &mut Change<'_>, holder: &SealedColumn, id: &[Value]) -> Outcome<()> {
     let epoch = change.epoch();
     match holder.table {
@@ -232,7 +233,7 @@ async fn mark_resealed(change: &mut Change<'_>, holder: &SealedColumn, id: &[Val
             change.mark(Set::Authorities);
         }
         "auth_payloads" | "auth_entries" => {
-            // In both tables the first part is the payload's id.
+            // In both tables the id begins with the payload's id.
             let payload = id.first().cloned().unwrap_or(Value::NULL);
             let statement = "SELECT version FROM auth_payloads WHERE id = ?";
             let version: Option<u64> = change.connection.exec_first(statement, (payload,)).await?;

@@ -1,4 +1,4 @@
-//! What went wrong with a sandbox, for people: which part is missing on this machine, and the command that mends it.
+//! Errors of a sandbox, for people: the part that this machine does not provide, and the command that enables it.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-/// A part of the isolation. By its number it is told over the socket.
+/// A part of the isolation. Its number is sent over the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
@@ -71,19 +71,19 @@ pub enum SandboxError {
     #[error("cannot start {launcher} as the launcher of a sandbox: {cause}", launcher = launcher.display())]
     Start { launcher: PathBuf, cause: io::Error },
     #[error(
-        "the sandbox died before it told how its program ended; look for the OOM killer in the kernel's log (dmesg)"
+        "the sandbox died before it reported how its program ended; look for the OOM killer in the kernel's log (dmesg)"
     )]
     Died,
     #[error("the sandbox was not built within {0} seconds; the machine may be overloaded: try again")]
     Slow(u64),
-    #[error("the sandbox said what cannot be understood; this is a fault of codex-authd")]
+    #[error("the sandbox sent a message that the daemon cannot read; this is a bug in codex-authd")]
     Nonsense,
     #[error("the connection to the sandbox failed: {0}")]
     Io(#[from] io::Error),
 }
 
 impl SandboxError {
-    /// Of what the sandbox told.
+    /// Builds the error from the failure that the sandbox reported.
     pub(super) fn failed(part: Part, errno: i32, what: &str, program: PathBuf) -> Self {
         let errno = Errno::from_raw(errno);
         let cause = format!("cannot {what}: {}", errno.desc());
@@ -108,14 +108,14 @@ fn of_program(errno: Errno) -> &'static str {
     }
 }
 
-/// What the kernel was told about namespaces.
+/// The kernel's settings for namespaces.
 #[derive(Default)]
 pub(super) struct Kernel {
-    /// Sysctls that are there.
+    /// The sysctls that exist on this machine.
     pub values: Vec<(&'static str, u64)>,
 }
 
-/// A sysctl, what is wrong with it when it has that value, and a value that is right.
+/// A sysctl, a test for a wrong value, and a right value.
 type Switch = (&'static str, fn(u64) -> bool, &'static str);
 
 const SWITCHES: [Switch; 9] = [
@@ -140,7 +140,7 @@ impl Kernel {
         Self { values }
     }
 
-    /// The commands that set right what is switched off.
+    /// Commands that correct the sysctls with a wrong value.
     fn commands(&self) -> Vec<String> {
         let wrong = |name: &str, is_wrong: fn(u64) -> bool| {
             self.values.iter().any(|(known, value)| *known == name && is_wrong(*value))
@@ -150,7 +150,7 @@ impl Kernel {
     }
 }
 
-/// The next thing to do about it.
+/// The next step for the operator.
 pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
     let commands = kernel.commands();
     let refused = matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS);
@@ -174,10 +174,10 @@ pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
             "a kernel of 5.10 or later with all namespaces and seccomp is needed".to_owned()
         }
         (Part::Cgroup, _) => {
-            "delegate a cgroup (`Delegate=memory pids` in the unit), or start the daemon anew".to_owned()
+            "delegate a cgroup (`Delegate=memory pids` in the unit), or start the daemon again".to_owned()
         }
-        (_, Errno::ENOMEM) => "the machine has no memory left for it: free some, then try again".to_owned(),
-        _ => "`codex-authd runner doctor` tells what this machine can isolate".to_owned(),
+        (_, Errno::ENOMEM) => "the machine is out of memory: free some, then try again".to_owned(),
+        _ => "`codex-authd runner doctor` shows what this machine can isolate".to_owned(),
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
         assert!(debian.contains("`sysctl -w kernel.unprivileged_userns_clone=1`"), "{debian}");
         let none = told(Part::Namespaces, Errno::ENOSPC, &[("user.max_user_namespaces", 0)]);
         assert!(none.contains("`sysctl -w user.max_user_namespaces=10000`"), "{none}");
-        // There the namespace is given, and what it is for is refused.
+        // Ubuntu permits the namespace, and refuses the mounts in it.
         let ubuntu = [("kernel.apparmor_restrict_unprivileged_userns", 1), ("user.max_user_namespaces", 96551)];
         let ubuntu = told(Part::Mounts, Errno::EACCES, &ubuntu);
         assert!(ubuntu.contains("AppArmor profile with `userns,`"), "{ubuntu}");

@@ -1,17 +1,19 @@
-//! Which system calls the program may make: a list of those, everything else fails as if the kernel did not have it
-//! (`ENOSYS`), so that calls of tomorrow, and those of the other ABIs, are out too.
+//! System call filters (seccomp): a list of permitted calls. Every other call fails with `ENOSYS`, as if the kernel did
+//! not have it. So future calls and the calls of other ABIs are refused too.
 //!
-//! Measured with Codex 0.169. What is missing on purpose: everything that asks the kernel for more than a process, a file
-//! of its own or a connection (`ptrace`, `mount`, `bpf`, `keyctl`, `userfaultfd`, `perf_event_open`, `io_uring_*`,
-//! modules, `kexec`, `unshare`, `setns` …), what changes ids, and memory that no limit counts (`memfd_create`, shared
-//! anonymous mappings, System V memory), larger buffers of sockets and pipes, and new sessions, each of which the
-//! scheduler may give a share of its own.
+//! The list was measured with Codex 0.169. Deliberately missing:
+//! - everything that asks the kernel for more than a process, an own file or a connection (`ptrace`, `mount`, `bpf`,
+//!   `keyctl`, `userfaultfd`, `perf_event_open`, `io_uring_*`, modules, `kexec`, `unshare`, `setns` …);
+//! - changes of ids;
+//! - memory that no limit counts (`memfd_create`, shared anonymous mappings, System V memory);
+//! - larger buffers of sockets and pipes;
+//! - new sessions: the scheduler may give each one a share of its own.
 //!
-//! There are two on top of each other: that of the first process, and that of the program, which is stricter. Where the
-//! program is to be alone it may start threads and no process, and its threads share one table of open files. Then what
-//! the kernel limits for one process is limited for the whole sandbox: memory, open files, and so the buffers of sockets.
+//! Two filters are stacked: one for the first process, and a stricter one for the program. With `one_process`, the
+//! program may start threads but no process, and its threads share one table of open files. Then each limit of one
+//! process is a limit of the whole sandbox: memory, open files, and so the buffers of sockets.
 //!
-//! They are compiled before the clone; installing them allocates nothing.
+//! Filters are compiled before the clone. Installing them allocates nothing.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -39,14 +41,14 @@ impl Program {
     }
 }
 
-/// Whose calls are filtered.
+/// The process whose calls are filtered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filtered {
-    /// It starts the program, and may put the program's filter in force.
+    /// Starts the program, and may install the program's filter.
     FirstProcess,
     /// A program that may start others.
     Program,
-    /// A program that may start threads only.
+    /// A program that may start only threads.
     LoneProgram,
 }
 
@@ -70,7 +72,8 @@ fn rules(whose: Filtered) -> Result<Rules, seccompiler::BackendError> {
         rules.insert(call, alternatives);
         Ok::<_, seccompiler::BackendError>(())
     };
-    // Threads and processes, in the namespaces that are there. clone3 hides its flags from a filter: it is out.
+    // Threads and processes, in the existing namespaces only. A filter cannot see the flags of clone3, so it is not
+    // permitted.
     let clones = if whose == Filtered::LoneProgram {
         masked(0, NAMESPACES | THREAD, THREAD)?
     } else {
@@ -97,7 +100,7 @@ fn rules(whose: Filtered) -> Result<Rules, seccompiler::BackendError> {
     when(
         libc::SYS_setsockopt,
         vec![
-            // No program in the kernel's hands, and no more of the kernel's memory than each socket has anyway.
+            // No BPF program in the kernel, and no larger buffers than the default of each socket.
             vec![
                 equal(1, libc::SOL_SOCKET)?,
                 differs(2, libc::SO_SNDBUF)?,
@@ -114,15 +117,15 @@ fn rules(whose: Filtered) -> Result<Rules, seccompiler::BackendError> {
         ],
     )?;
     when(libc::SYS_fcntl, vec![vec![differs(1, libc::F_SETPIPE_SZ)?]])?;
-    // Of a terminal only what it is; none is there, and none may be fed (TIOCSTI, TIOCLINUX).
+    // Only queries about a terminal. The sandbox has none, and input must not be injected (TIOCSTI, TIOCLINUX).
     let ioctls = [libc::TCGETS, libc::TIOCGWINSZ, libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX];
     let ioctls = ioctls.into_iter().map(|request| Ok(vec![number(1, request)?])).collect::<Result<_, _>>()?;
     when(libc::SYS_ioctl, ioctls)?;
-    // Memory that is shared and of no file is counted by no limit of a process.
+    // Shared memory without a file is not counted by any limit of a process.
     let shared = u64::from(libc::MAP_SHARED.cast_unsigned());
     let anonymous = u64::from(libc::MAP_ANONYMOUS.cast_unsigned());
     when(libc::SYS_mmap, vec![vec![masked(3, shared, 0)?], vec![masked(3, anonymous, 0)?]])?;
-    // Limits are read, not set.
+    // Limits may be read, not set.
     let null = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
     when(libc::SYS_prlimit64, vec![vec![null]])?;
     let options = PRCTL.iter().map(|option| Ok(vec![equal(0, *option)?])).collect::<Result<_, _>>()?;
@@ -138,10 +141,10 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
 
-/// What a thread shares with its process, its open files above all.
+/// What a thread shares with its process, above all its open files.
 const THREAD: u64 = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
 
-/// What starts a process besides `clone`.
+/// Calls that start a process, besides `clone`.
 #[cfg(target_arch = "x86_64")]
 const PROCESSES: &[c_long] = &[libc::SYS_fork, libc::SYS_vfork];
 #[cfg(not(target_arch = "x86_64"))]
@@ -153,7 +156,7 @@ fn equal(argument: u8, value: i32) -> Condition {
     number(argument, value.cast_unsigned().into())
 }
 
-/// The kernel looks at the low half of these, so only that counts.
+/// The kernel reads only the low 32 bits of these arguments, so only those are compared.
 fn number(argument: u8, value: u64) -> Condition {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
 }
@@ -305,7 +308,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sysinfo,
 ];
 
-/// What newer architectures no longer have.
+/// Calls that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_open,

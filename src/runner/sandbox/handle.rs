@@ -1,7 +1,8 @@
-//! The daemon's end of a sandbox: starts the launcher, hands it the plan, and hears what the first process tells.
+//! The daemon's end of a sandbox: starts the launcher, sends it the plan, and receives the reports of the first
+//! process.
 //!
-//! The socket is what keeps the sandbox alive: when it is closed, by a drop or by the death of the daemon, everything
-//! inside is killed. Nothing is stored.
+//! The socket keeps the sandbox alive. When it closes, by a drop or by the death of the daemon, everything inside is
+//! killed. Nothing is stored.
 
 use std::io::{self, ErrorKind};
 use std::net::TcpListener;
@@ -22,12 +23,12 @@ use super::launcher::SOCKET;
 use super::wire::{self, HEADER, Kind};
 use super::{Ending, Plan, SandboxError, sys};
 
-/// How long building may take on a machine that is very busy.
+/// Time limit for building, on a very busy machine.
 const BUILD_SECONDS: u64 = 20;
-/// How long a sandbox that was asked to end may take to tell what it watched.
+/// How long an ending sandbox may take to report the watched file.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A sandbox that was built, from the daemon's side. Dropping it kills it.
+/// A built sandbox. Dropping it kills it.
 pub struct Sandbox {
     child: Child,
     socket: UnixStream,
@@ -39,19 +40,19 @@ pub struct Sandbox {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What is watched holds now, whole (at most 1 MiB; else it is not told).
+    /// The watched file has this new content, complete. A file of more than 1 MiB is not reported.
     Watched(Zeroizing<Vec<u8>>),
-    /// The last one. What is watched comes before it, if it changed since it was last told.
+    /// The last event. If the watched file changed since its last report, `Watched` comes first.
     Ended(Ending),
 }
 
 impl Sandbox {
-    /// Starts `launcher`, this executable, and waits until everything is built and the program about to run.
+    /// Starts `launcher` (this executable), and waits until everything is built and the program is ready to run.
     pub async fn start(launcher: &Path, plan: &Plan) -> Result<Self, SandboxError> {
         Self::start_with(launcher, plan, Stdio::piped(), Stdio::piped()).await
     }
 
-    /// The same, with the program's outputs on the caller's own.
+    /// Like `start`, but the program inherits the caller's outputs.
     pub async fn start_attached(launcher: &Path, plan: &Plan) -> Result<Self, SandboxError> {
         Self::start_with(launcher, plan, Stdio::inherit(), Stdio::inherit()).await
     }
@@ -66,7 +67,7 @@ impl Sandbox {
         command.fd_mappings(vec![mapping]).map_err(|e| failed(io::Error::other(e)))?;
         let mut command = Command::from(command);
         let child = command.spawn().map_err(failed)?;
-        // With it goes our copy of the launcher's end.
+        // This also closes our copy of the launcher's end of the socket.
         drop(command);
         let mut sandbox = Self {
             child,
@@ -77,7 +78,7 @@ impl Sandbox {
             ended: None,
         };
         let built = async {
-            // A launcher that dies early has told why, or is told of below.
+            // A launcher that died early has sent the reason, or its death is reported below.
             if let Err(e) = sandbox.socket.write_all(&packed(plan)?).await
                 && e.kind() != ErrorKind::BrokenPipe
             {
@@ -95,22 +96,22 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Listens on `PROXY` inside. Once; it does not block.
+    /// Takes the listener on `PROXY` inside the sandbox. Only once; it is non-blocking.
     pub fn listener(&mut self) -> Option<TcpListener> {
         self.listener.take()
     }
 
-    /// What the program writes. Once.
+    /// Takes the program's outputs. Only once.
     pub fn output(&mut self) -> Option<(ChildStdout, ChildStderr)> {
         self.child.stdout.take().zip(self.child.stderr.take())
     }
 
-    /// Lets the program run: until now nothing of it did.
+    /// Lets the program run. Nothing of it runs before.
     pub fn go(&mut self) -> Result<(), SandboxError> {
         Ok(self.command(wire::GO)?)
     }
 
-    /// What happens next. It may be dropped while it waits, and called anew.
+    /// Returns the next event. Cancel safe: it may be dropped while it waits, and called again.
     pub async fn next(&mut self) -> Result<Event, SandboxError> {
         match self.frame().await? {
             (Kind::Watched, body, _) => Ok(Event::Watched(body)),
@@ -123,14 +124,14 @@ impl Sandbox {
         }
     }
 
-    /// It is to end now, as if its time were up; [`Sandbox::next`] tells how it ends.
+    /// Asks the sandbox to end now, as if its time were up. [`Sandbox::next`] reports how it ends.
     pub fn ask_to_end(&mut self) {
-        // If it is just ending by itself, that is told.
+        // If it is ending by itself, that ending is reported.
         let _ = self.command(wire::END);
     }
 
-    /// Ends it now, as if its time were up, and waits until nothing of it is left. Answers with what `watched` held in
-    /// the end, if that was not told before, and how the program ended.
+    /// Ends the sandbox now, as if its time were up, and waits until all of it is gone. Returns the last content of the
+    /// watched file, if it was not reported before, and how the program ended.
     pub async fn end(mut self) -> Result<(Option<Zeroizing<Vec<u8>>>, Ending), SandboxError> {
         let told = if let Some(ending) = self.ended {
             Ok((None, ending))
@@ -139,7 +140,7 @@ impl Sandbox {
             timeout(OUTPUT_TIMEOUT, self.last_words()).await.unwrap_or(Err(SandboxError::Died))
         };
         let Self { mut child, socket, .. } = self;
-        // Its end kills whatever did not end in its own way.
+        // Closing the socket kills everything that has not ended.
         drop(socket);
         child.wait().await?;
         told
@@ -156,7 +157,7 @@ impl Sandbox {
     }
 
     fn command(&self, byte: u8) -> io::Result<()> {
-        // One byte always has room: never more than two are under way.
+        // One byte always fits: at most two are in flight.
         self.socket.try_write(&[byte]).map(drop)
     }
 
@@ -179,7 +180,7 @@ impl Sandbox {
     }
 }
 
-/// What has arrived of a frame so far.
+/// The received part of a frame.
 #[derive(Default)]
 struct Frame {
     header: [u8; HEADER],
@@ -219,7 +220,7 @@ impl Frame {
     }
 }
 
-/// The plan behind its length, in memory that was never moved.
+/// The plan after its length, in memory that is never moved (it holds a login).
 fn packed(plan: &Plan) -> io::Result<Zeroizing<Vec<u8>>> {
     struct Count(usize);
     impl io::Write for Count {

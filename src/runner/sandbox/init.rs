@@ -1,13 +1,13 @@
-//! The first process of a sandbox: builds it, starts the program in it, and stays as the one whose death is the death of
-//! everything inside.
+//! The first process of a sandbox: builds it, starts the program in it, and stays. When it dies, everything inside
+//! dies.
 //!
-//! It ends, killing all, when the program has ended, when its time is up, when it is asked to, and when the daemon or the
-//! launcher is gone. It has the program's rights and is under its filter by the time anything of the program runs; all it
-//! holds of the host is the daemon's socket and the launcher's pipe.
+//! It kills everything and ends in these cases: the program has ended, its time is up, it is asked to end, or the
+//! daemon or the launcher is gone. Before any of the program runs, this process has only the program's rights and is
+//! under its own filter. It holds only two descriptors of the host: the daemon's socket and the launcher's pipe.
 //!
-//! It runs on a copy of the launcher's memory: nothing here allocates, and no line can panic. A crash at any line takes
-//! the sandbox with it, and the daemon reads the end of its socket; a login that the program had refreshed a moment before,
-//! and that was not told yet, is lost then.
+//! It runs on a copy of the launcher's memory: nothing here allocates, and no line can panic. A crash at any line kills
+//! the sandbox, and the daemon reads the end of its socket. A login that the program refreshed just before, and that
+//! was not reported yet, is lost then.
 #![deny(
     clippy::indexing_slicing,
     clippy::unwrap_used,
@@ -36,46 +36,46 @@ use super::sys::{self, Asker, Reaped};
 use super::wire::{self, Kind};
 use super::{Ending, Part, filter};
 
-/// How long the daemon may take to read what it is told once all is over.
+/// How long the daemon may take to read the last reports.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the daemon may take to let the program run.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it is looked whether what is watched has changed. The kernel would tell (inotify), and takes 15 ms to let go
-/// of that at the end: three times what all the rest takes.
+/// How often the watched file is checked for a change. inotify would report changes, but the kernel takes 15 ms to
+/// release it at the end: three times as long as everything else.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
-/// A program that rewrites its login without end is heard this often, and once more at the end.
+/// The most reports while the program runs, and one more at the end: a program may rewrite its login without end.
 const MAX_WATCHED_REPORTS: u32 = 64;
 
 /// Made by the launcher before the clone.
 pub struct Init {
     pub steps: Vec<Planned>,
     pub program: sys::Program,
-    /// On top of the one that is among the steps.
+    /// Stacked on the filter that is among the steps.
     pub program_filter: filter::Program,
     pub socket: OwnedFd,
-    /// A byte comes by it once the ids are mapped; its end is the launcher's death.
+    /// The launcher writes a byte when the ids are mapped. End of file means that the launcher died.
     pub lifeline: OwnedFd,
     pub time: Duration,
     pub only_build: bool,
     pub watched: Watched,
 }
 
-/// What is told whenever it changes.
+/// The file that is reported whenever it changes.
 pub struct Watched {
     path: CString,
-    /// What the daemon knows, and room for what is there: neither ever grows.
+    /// The content that the daemon knows, and a buffer for the present content. Neither ever grows.
     known: Vec<u8>,
     present: Vec<u8>,
     times: u32,
-    /// Of the file, as it was when it was last looked at.
+    /// The file's stamp when it was last checked.
     stamp: Option<Stamp>,
 }
 
-/// Which file it is, and when it was changed.
+/// Identifies the file and its last change.
 type Stamp = (u64, i64, i64, i64, i64, i64);
 
 impl Watched {
-    /// `content` is what is there at the start.
+    /// `content`: the content at the start.
     pub fn new(path: CString, content: &[u8]) -> Self {
         let mut known = Vec::with_capacity(content.len().max(wire::LARGEST_WATCHED));
         known.extend_from_slice(content);
@@ -83,7 +83,7 @@ impl Watched {
     }
 }
 
-/// In the launcher. What was never touched costs nothing, and has nothing to be wiped.
+/// Runs in the launcher. `present` was never written there, so it need not be wiped.
 impl Drop for Watched {
     fn drop(&mut self) {
         self.known.as_mut_slice().zeroize();
@@ -104,7 +104,7 @@ impl Init {
         if read(&self.lifeline, &mut mapped) != Ok(1) {
             return Err(Gone);
         }
-        // One for all that is inside: the scheduler may give each session a share of the processors.
+        // One session for everything inside: the scheduler may give each session a share of the processors.
         self.done(setsid().map(drop), Part::Limits, "make a session")?;
         let signals = self.done(sys::signals(), Part::Limits, "receive signals")?;
         let mut built = Built::default();
@@ -120,7 +120,7 @@ impl Init {
         drop(listener);
 
         let ending = self.until_over(&signals)?;
-        // Whatever is left of it, in whichever session.
+        // Kills every process that is left, in any session.
         loop {
             sys::kill_all();
             if let Reaped::NoChildren = sys::reap(true) {
@@ -137,10 +137,10 @@ impl Init {
         teller.tell(Kind::Ended, &wire::ended(ending), &[], None)
     }
 
-    /// Waits to be let go, runs the program, and comes back when it is to be over.
+    /// Waits for the permission to run, runs the program, and returns when it must end.
     fn until_over(&mut self, signals: &OwnedFd) -> Result<Ending, Gone> {
         let mut program: Option<pid_t> = None;
-        // A daemon that has forgotten it must not leave it waiting for ever.
+        // If the daemon never answers, it does not wait for ever.
         let mut deadline = Instant::now().checked_add(EXIT_TIMEOUT);
         loop {
             let mut polled = [
@@ -179,7 +179,7 @@ impl Init {
             if program.is_some() {
                 self.look(deadline)?;
             }
-            // Children that lost their parent are reaped as well.
+            // Reaps orphaned processes as well.
             while let Reaped::Child(pid, ending) = sys::reap(false) {
                 if Some(pid) == program {
                     return Ok(ending);
@@ -191,7 +191,7 @@ impl Init {
         }
     }
 
-    /// Whether what is watched is another file, or was written to.
+    /// Reports the watched file if it was replaced or written to.
     fn look(&mut self, deadline: Option<Instant>) -> Result<(), Gone> {
         let stamp = stamp(&self.watched.path);
         if stamp == self.watched.stamp || self.watched.times >= MAX_WATCHED_REPORTS {
@@ -213,9 +213,9 @@ impl Init {
         }
     }
 
-    /// The program, in a process group of its own, with standard input and its two outputs and nothing else.
+    /// Starts the program in its own process group, with standard input and its two outputs and nothing else.
     fn start(&mut self) -> Result<pid_t, Gone> {
-        // Closed by the exec: what comes by it is why there was none.
+        // A successful exec closes the pipe. A failed one sends its error number.
         let (failure, fails) = self.done(pipe2(OFlag::O_CLOEXEC), Part::Program, "make a pipe")?;
         let pid = self.done(sys::clone(0), Part::Program, "start a process")?;
         if pid == 0 {
@@ -230,11 +230,11 @@ impl Init {
             let errno = Errno::from_raw(i32::from_le_bytes(errno));
             return self.fail(Part::Program, errno, "execute the program");
         }
-        // Whoever reads the outputs sees their end with the program's.
+        // Close our copies, so that readers of the outputs see their end when the program ends.
         for output in [1, 2] {
             let null =
                 self.done(open(c"/dev/null", OFlag::O_RDONLY, Mode::empty()), Part::Program, "open /dev/null")?;
-            self.done(sys::place(null.as_fd(), output), Part::Program, "let go of the outputs")?;
+            self.done(sys::place(null.as_fd(), output), Part::Program, "release the outputs")?;
         }
         Ok(pid)
     }
@@ -266,17 +266,17 @@ impl Init {
     }
 }
 
-/// There is nobody left to be told: it is over.
+/// Nobody is left to receive a report: the sandbox must end.
 struct Gone;
 
 fn timeout(deadline: Option<Instant>) -> PollTimeout {
     let Some(deadline) = deadline else { return PollTimeout::NONE };
-    // Rounded up, so that it is past the deadline afterwards.
+    // Rounded up, so that the deadline has passed when poll returns.
     let left = deadline.saturating_duration_since(Instant::now()).saturating_add(Duration::from_micros(999));
     PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
 }
 
-/// Reads what is there; tells it if it is not what the daemon knows.
+/// Reads the watched file, and reports it if the daemon does not know this content.
 fn tell_watched(watched: &mut Watched, teller: &mut Teller) -> Result<(), Gone> {
     let Some(length) = read_watched(&watched.path, &mut watched.present) else { return Ok(()) };
     let Some(content) = watched.present.get(..length) else { return Ok(()) };
@@ -285,7 +285,7 @@ fn tell_watched(watched: &mut Watched, teller: &mut Teller) -> Result<(), Gone> 
     }
     teller.tell(Kind::Watched, content, &[], None)?;
     watched.known.clear();
-    // It fits: no memory is asked for.
+    // The capacity suffices: nothing is allocated.
     watched.known.extend_from_slice(content);
     Ok(())
 }
@@ -295,8 +295,8 @@ fn stamp(path: &CString) -> Option<Stamp> {
     Some((about.st_ino, about.st_size, about.st_mtime, about.st_mtime_nsec, about.st_ctime, about.st_ctime_nsec))
 }
 
-/// How much was read. The program is hostile: a file of another kind, or a larger one, is none. Nor is one that changed
-/// its size meanwhile: it is looked at again.
+/// Returns the number of bytes read. The program is hostile: another kind of file, or a larger one, counts as missing.
+/// So does a file that changed its size meanwhile; it is checked again.
 fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = open(path.as_c_str(), flags, Mode::empty()).ok()?;
@@ -322,11 +322,12 @@ fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
     is_whole.then_some(length)
 }
 
-/// Tells the daemon, which may be slow to listen.
+/// Sends reports to the daemon, which may read slowly.
 struct Teller<'a> {
     socket: BorrowedFd<'a>,
     lifeline: BorrowedFd<'a>,
-    /// When it is given up; while the program runs, when that is killed, after which there are some seconds left.
+    /// The deadline for sending. While the program runs, the program is killed at the deadline, and a few more seconds
+    /// remain.
     until: Option<Instant>,
     killed: bool,
 }

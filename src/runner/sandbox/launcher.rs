@@ -1,9 +1,9 @@
-//! `codex-authd sandbox-exec`: reads the plan from the daemon, makes the steps of it, clones the first process of the
-//! sandbox, and stays until nothing of the sandbox is left.
+//! `codex-authd sandbox-exec`: reads the plan from the daemon, turns it into steps, clones the first process of the
+//! sandbox, and stays until the sandbox is gone.
 //!
-//! It runs before anything else of the program does, on one thread. What it must not do is outlive the daemon: the end of
-//! its socket is its end, and so is a signal; both kill the sandbox first. It writes nothing but the ids of the new user
-//! namespace, and a cgroup where there is one.
+//! It runs before the rest of this program starts, on one thread. It must not outlive the daemon: when its socket
+//! closes or a signal arrives, it kills the sandbox and ends. It writes only the ids of the new user namespace, and a
+//! cgroup if there is one.
 
 use std::ffi::CString;
 use std::fs;
@@ -31,9 +31,9 @@ use super::sys::{self, Asker, Reaped};
 use super::wire::{self, Kind};
 use super::{Part, Plan};
 
-/// The descriptor that the daemon's socket is inherited as.
+/// The file descriptor number of the daemon's socket, inherited.
 pub const SOCKET: i32 = 3;
-/// How long the first process may take to end in its own way once it was asked to.
+/// How long the first process may take to end after it was asked to.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
@@ -44,7 +44,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWNET;
 
-/// To be called at the very start of a process that has done nothing yet.
+/// Must be called at the very start of a process that has done nothing yet.
 pub fn launch() -> ExitCode {
     let socket = sys::inherited(SOCKET).filter(|socket| getsockopt(socket, sockopt::SockType).is_ok());
     let Some(socket) = socket else {
@@ -58,7 +58,7 @@ pub fn launch() -> ExitCode {
     match run(&socket) {
         Ok(()) => ExitCode::SUCCESS,
         Err(LaunchFailure { part, errno, what }) => {
-            // If nobody listens any more, nobody needs to know.
+            // If the daemon no longer reads, the failure need not be reported.
             let start = wire::failed(part, errno as i32);
             let header = wire::header(Kind::Failed, start.len() + what.len());
             _ = sys::send(socket.as_fd(), &[&header, &start, what.as_bytes()].concat(), None);
@@ -102,13 +102,13 @@ fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
     let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(LaunchFailure::new(Part::Limits, "make a pipe"))?;
     let init = init(&plan, &launch, socket, lifeline)?;
     let failed = |what| move |e: io::Error| LaunchFailure::new(Part::Cgroup, what)(errno(&e));
-    // Removed after the child is gone: of what is declared, the last goes first.
+    // Dropped after the child: values drop in reverse order of declaration.
     let cgroup = match &plan.cgroup {
         Some(parent) => Some(Cgroup::make(parent, &plan.limits).map_err(failed("make a cgroup with its limits"))?),
         None => None,
     };
     drop(plan);
-    // The files of a process that cannot be dumped are root's, and so would be those of its child.
+    // The /proc files of a process that is not dumpable belong to root; so would those of its child.
     let dumpable = |yes| sys::set_dumpable(yes).map_err(LaunchFailure::new(Part::Privileges, "prepare the launcher"));
     dumpable(true)?;
     let pid = sys::clone(NAMESPACES).map_err(LaunchFailure::new(Part::Namespaces, "make new namespaces"))?;
@@ -124,13 +124,13 @@ fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
     }
     map_ids(child.0, ids)?;
     dumpable(false)?;
-    release_outputs().map_err(LaunchFailure::new(Part::Limits, "let go of the outputs"))?;
+    release_outputs().map_err(LaunchFailure::new(Part::Limits, "release the outputs"))?;
     write(&life, b"1").map_err(LaunchFailure::new(Part::Limits, "let the sandbox go on"))?;
     wait(&child, socket, &signals);
     Ok(())
 }
 
-/// What is left of the sandbox when this goes, is killed; gone when it is gone.
+/// The first process. Dropping this kills what is left of the sandbox, and waits until it is gone.
 struct Child(Pid);
 
 impl Drop for Child {
@@ -141,8 +141,8 @@ impl Drop for Child {
 }
 
 fn prepare(socket: &UnixStream) -> Result<OwnedFd, Errno> {
-    // If memory runs out this goes first, and with it all that it starts. Where it may not say so, nothing is less safe.
-    // Before all else: these files of a process that cannot be dumped are root's.
+    // If memory runs out, the kernel kills this process first, with everything it starts. If the write is refused,
+    // nothing is less safe. It must come first: these files of a process that is not dumpable belong to root.
     _ = fs::write("/proc/self/oom_score_adj", "1000");
     sys::set_dumpable(false)?;
     sys::block_signals()?;
@@ -212,21 +212,21 @@ fn map_ids(pid: Pid, ids: Ids) -> Result<(), LaunchFailure> {
     put("gid_map", &groups)
 }
 
-/// The program's outputs end with the program, not with this.
+/// Releases this process's copies of the outputs, so that they end with the program.
 fn release_outputs() -> Result<(), Errno> {
     let input = io::stdin();
     sys::place(input.as_fd(), 1)?;
     sys::place(input.as_fd(), 2)
 }
 
-/// Until the first process is dead, or is to be.
+/// Waits until the first process is dead, or must be killed.
 fn wait(child: &Child, socket: &UnixStream, signals: &OwnedFd) {
     let mut patience: Option<Instant> = None;
     loop {
         if let Reaped::Child(..) | Reaped::NoChildren = sys::reap(false) {
             return;
         }
-        // What arrives is for the first process; this one only looks whether the daemon is there.
+        // The data is for the first process. This process only checks that the daemon is alive.
         let mut polled =
             [PollFd::new(socket.as_fd(), PollFlags::empty()), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let timeout = patience.map_or(PollTimeout::NONE, |until| {
@@ -242,7 +242,7 @@ fn wait(child: &Child, socket: &UnixStream, signals: &OwnedFd) {
             return;
         }
         if signalled && sys::asked_to_end(signals.as_fd(), Asker::Anybody) && patience.is_none() {
-            // It tells first what it watches.
+            // The first process reports the watched file before it ends.
             _ = kill(child.0, Signal::SIGTERM);
             patience = Instant::now().checked_add(START_TIMEOUT);
         }

@@ -1,10 +1,11 @@
-//! The sandbox: what is run in it as plain data ([`Plan`]), the process that builds it and becomes the program
-//! (`codex-authd sandbox-exec`), and the daemon's end of it.
+//! The sandbox: its plan as plain data ([`Plan`]), the process that builds it and becomes the program (`codex-authd
+//! sandbox-exec`), and the daemon's end.
 //!
-//! Three processes. The daemon starts the *launcher* (`launcher`) and hands it the plan; the launcher makes a list of
-//! steps of it (`steps`) and clones the *first process* of the sandbox (`init`), which does them (`perform`), starts the
-//! program and watches over it. Whoever of the three dies takes the sandbox along. Nothing is written outside of the
-//! namespaces, but for a cgroup where there is one, so a crash at any line leaves at most that.
+//! There are three processes. The daemon starts the *launcher* (`launcher`) and sends it the plan. The launcher turns
+//! the plan into a list of steps (`steps`) and clones the *first process* of the sandbox (`init`). The first process
+//! performs the steps (`perform`), starts the program and supervises it. If any of the three dies, the sandbox dies.
+//! Nothing is written outside of the namespaces except a cgroup, if there is one; a crash at any line leaves at most
+//! that.
 
 pub(super) mod cgroup;
 mod error;
@@ -27,28 +28,28 @@ pub use error::{Part, SandboxError};
 pub use handle::{Event, Sandbox};
 pub use launcher::launch;
 
-/// What is run, and in what. Everything that is not named here is not in the sandbox.
+/// What to run, and in which environment. The sandbox contains nothing else.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Plan {
-    /// On the host; a program that needs no library. In the sandbox it is `/bin/codex`.
+    /// The path on the host, of a statically linked program. In the sandbox it is `/bin/codex`.
     pub program: PathBuf,
     /// Without the program's name.
     pub arguments: Vec<String>,
-    /// All of it.
+    /// The complete environment.
     pub environment: Vec<(String, String)>,
-    /// The certificates that are trusted, on the host; `/etc/ssl/certs/ca-certificates.crt` in the sandbox.
+    /// The trusted CA bundle on the host. In the sandbox it is `/etc/ssl/certs/ca-certificates.crt`.
     pub ca_bundle: Option<PathBuf>,
     pub home: Vec<HomeFile>,
-    /// Relative to the home: what it holds is told whenever it changes, and at the end.
+    /// A path relative to the home. The content of this file is reported whenever it changes, and at the end.
     pub watched: String,
     pub limits: Limits,
-    /// A cgroup that is ours, in which one for this sandbox is made.
+    /// A cgroup of the daemon, in which this sandbox gets its own.
     pub cgroup: Option<PathBuf>,
     /// Build everything, run nothing.
     pub only_build: bool,
 }
 
-/// A file in the home, 0600.
+/// A file in the home, with mode 0600.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct HomeFile {
     /// Relative to the home, without `..`.
@@ -58,26 +59,26 @@ pub struct HomeFile {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// When everything in the sandbox is killed.
+    /// The time after which everything in the sandbox is killed.
     pub time: Duration,
-    /// Bytes of memory, of a process and, with a cgroup, of all.
+    /// Bytes of memory: of each process, and with a cgroup of all together.
     pub memory: u64,
-    /// The program may start threads and no process: then each limit of a process is one of all.
+    /// The program may start threads but no process. Then each limit of a process is a limit of the whole sandbox.
     pub one_process: bool,
     /// Processes and threads.
     pub processes: u64,
-    /// Of a process. Each may be a socket, with buffers in the kernel's memory of some 200 KiB.
+    /// Open files of each process. Each may be a socket, with some 200 KiB of buffers in kernel memory.
     pub open_files: u64,
-    /// Bytes of the home, and as many of `/tmp`; of one file as well.
+    /// Bytes in the home, in `/tmp`, and in a single file: each up to this size.
     pub disk: u64,
-    /// Files in each.
+    /// Files in the home and in `/tmp`: this many in each.
     pub files: u64,
-    /// CPU seconds of a process.
+    /// CPU seconds of each process.
     pub cpu_seconds: u64,
 }
 
 impl Default for Limits {
-    /// What Codex needs and some more (measured with 0.169: 512 MiB and 64 files are enough, half of that is not).
+    /// The need of Codex and some reserve. Measured with 0.169: 512 MiB and 64 files are enough, half of that is not.
     fn default() -> Self {
         Self {
             time: Duration::from_secs(60),
@@ -92,13 +93,13 @@ impl Default for Limits {
     }
 }
 
-/// The home, as the program sees it.
+/// The path of the home in the sandbox.
 pub const HOME: &str = "/home/probe";
-/// The program, as it sees itself.
+/// The path of the program in the sandbox.
 pub const PROGRAM: &str = "/bin/codex";
-/// The certificates that are trusted, as the program sees them.
+/// The path of the trusted CA bundle in the sandbox.
 pub const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// Where the daemon's proxy listens, on the sandbox's own loopback.
+/// The address of the daemon's proxy, on the sandbox's own loopback interface.
 pub const PROXY: &str = "127.0.0.1:3128";
 const PROXY_PORT: u16 = 3128;
 
@@ -106,8 +107,8 @@ const PROXY_PORT: u16 = 3128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     Exited(i32),
-    /// By this signal.
+    /// The number of the signal.
     Killed(i32),
-    /// It was still there when its time was up.
+    /// It was still running when its time was up.
     OutOfTime,
 }

@@ -1,7 +1,7 @@
-//! Does the steps, in the first process of the sandbox.
+//! Performs the steps, in the first process of the sandbox.
 //!
 //! It runs on a copy of the launcher's memory: nothing here allocates, and no line can panic. A crash at any line ends
-//! the process, and with it the namespaces: nothing was written outside of them.
+//! the process and its namespaces. Nothing was written outside of them.
 #![deny(
     clippy::indexing_slicing,
     clippy::unwrap_used,
@@ -28,13 +28,13 @@ use nix::unistd::{self, chdir, mkdir, pivot_root, sethostname, symlinkat, write}
 use super::steps::{Planned, Step};
 use super::{PROXY_PORT, sys};
 
-/// What the steps leave open.
+/// Results of the steps.
 #[derive(Default)]
 pub struct Built {
     pub listener: Option<OwnedFd>,
 }
 
-/// All of them, up to the first that fails.
+/// Performs the steps in order, and stops at the first failure.
 pub fn perform(steps: &[Planned], built: &mut Built) -> Result<(), (usize, Errno)> {
     for (number, planned) in steps.iter().enumerate() {
         step(&planned.step, built).map_err(|errno| (number, errno))?;
@@ -51,7 +51,7 @@ fn step(step: &Step, built: &mut Built) -> Result<(), Errno> {
         Step::Symlink { target, path } => symlinkat(target.as_c_str(), nix::fcntl::AT_FDCWD, path.as_c_str()),
         Step::Tmpfs { path, options } => tmpfs(path, MsFlags::MS_NOEXEC, options),
         Step::Sysctl { path, value } => match set_sysctl(path, value) {
-            // It is read-only, or hidden, by whoever runs the daemon.
+            // The daemon's surroundings made it read-only or hid it.
             Err(Errno::EROFS | Errno::EACCES | Errno::EPERM | Errno::ENOENT) => Ok(()),
             other => other,
         },
@@ -107,7 +107,7 @@ fn tmpfs(path: &CStr, flags: MsFlags, options: &CStr) -> Result<(), Errno> {
     mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(options))
 }
 
-/// Mounted over the old `/tmp`, it hides nothing once it is the root: what is there on the host is below `/old/tmp`.
+/// Mounts over the old `/tmp`. This hides nothing: after the pivot, the host's `/tmp` is at `/old/tmp`.
 fn new_root() -> Result<(), Errno> {
     tmpfs(c"/tmp", MsFlags::MS_NOEXEC, c"mode=0755,size=1m,nr_inodes=64")?;
     mkdir(c"/tmp/old", Mode::S_IRWXU)?;
@@ -119,7 +119,7 @@ fn bind_file(from: &CStr, to: &CStr, flags: MsFlags) -> Result<(), Errno> {
     let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     drop(open(to, create, Mode::S_IRUSR)?);
     mount(Some(from), to, NOTHING, MsFlags::MS_BIND, NOTHING)?;
-    // Flags that it has on the host are locked: without them the kernel refuses the others.
+    // The flags that the mount has on the host are locked: the kernel refuses a remount without them.
     let present = statfs(to)?.flags();
     let mut flags = flags;
     for (is, flag) in [

@@ -1,7 +1,8 @@
-//! What the first process of a sandbox does to build it, as a list made beforehand: plain data, compared whole by the
-//! tests. Doing it is `perform`.
+//! Makes the list of steps with which the first process builds the sandbox: plain data, which tests compare in full.
+//! `perform` performs the steps.
 //!
-//! Everything the steps need is allocated here. It does no I/O: what the machine is like comes in as [`Launch`].
+//! Everything that the steps need is allocated here. This module does no I/O: facts about the machine come in as
+//! [`Launch`].
 
 #[cfg(test)]
 #[path = "steps_tests.rs"]
@@ -20,21 +21,21 @@ use zeroize::Zeroizing;
 use super::filter::Filtered;
 use super::{CA_BUNDLE, HOME, Limits, PROGRAM, Part, Plan, filter};
 
-/// Whoever built the sandbox as root runs the program as this one.
+/// The user that runs the program if root built the sandbox.
 pub const NOBODY: u32 = 65_534;
-/// Whom an unprivileged user is inside.
+/// The user id inside, if an unprivileged user built the sandbox.
 pub const SOMEBODY: u32 = 1000;
-/// As many processors as the program gets to see: what it reserves for each of its threads would not fit otherwise.
+/// How many processors the program sees. With more, the memory it reserves for each thread would exceed its limit.
 const PROCESSORS: usize = 4;
 
-/// Nobody inside answers a question for a name, and musl waits five seconds for that unless it is told to wait for none
-/// (Codex 0.169 asks for one before it exits, past its proxy).
+/// The sandbox has no name server. Without these options, musl waits five seconds for an answer (Codex 0.169 looks up a
+/// name before it exits, without using its proxy).
 const NO_NAMES: &[u8] = b"options timeout:0 attempts:1\n";
 
-/// How large the buffers of a TCP connection may grow, in the network namespace: not to 10 MiB, as they may by default.
+/// Limits of the buffers of a TCP connection in the network namespace. By default they may grow to 10 MiB.
 const TCP_BUFFERS: [(&str, &[u8]); 2] = [("tcp_rmem", b"4096 131072 262144"), ("tcp_wmem", b"4096 16384 262144")];
 
-/// What the launcher found, and decided by it.
+/// Facts that the launcher found on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     pub ids: Ids,
@@ -44,17 +45,17 @@ pub struct Launch {
     pub ca_bundle: Option<PathBuf>,
 }
 
-/// How ids inside stand for ids outside.
+/// The mapping of ids inside to ids outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ids {
-    /// 0 and 65534 are themselves: built as the one, run as the other.
+    /// 0 and 65534 map to themselves: root builds the sandbox, 65534 runs the program.
     Root,
-    /// One user and one group, whose numbers outside these are.
+    /// One user and one group are mapped, to these numbers outside.
     User { uid: u32, gid: u32 },
 }
 
 impl Ids {
-    /// What is written into `uid_map` and `gid_map`.
+    /// The content of `uid_map` and `gid_map`.
     pub fn maps(self) -> (String, String) {
         match self {
             Self::Root => {
@@ -68,7 +69,7 @@ impl Ids {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// What is mounted here from now on is seen by nobody else.
+    /// Later mounts here are not visible outside.
     PrivateMounts,
     /// A small tmpfs becomes the root; the old root is at `/old`.
     NewRoot,
@@ -76,7 +77,7 @@ pub enum Step {
         path: CString,
         mode: u32,
     },
-    /// A file of the old root, with these flags added to those it has there.
+    /// Binds a file of the old root, and adds these flags to those of its mount.
     Bind {
         from: CString,
         to: CString,
@@ -90,23 +91,23 @@ pub enum Step {
         path: CString,
         options: CString,
     },
-    /// A sysctl of the network namespace, where /proc/sys may be written (in a hardened unit it may not, and there
-    /// is a cgroup).
+    /// A sysctl of the network namespace. It is skipped where /proc/sys is not writable; in a hardened unit it is not,
+    /// but there a cgroup limits the memory.
     Sysctl {
         path: CString,
         value: &'static [u8],
     },
-    /// The old root is gone.
+    /// Unmounts the old root.
     LeaveOldRoot,
     ReadOnlyRoot,
     Names,
     Loopback,
     Listen,
-    /// No descriptor of the host's is left as standard input.
+    /// Replaces standard input, which would be a descriptor of the host.
     NullInput,
     EmptyBoundingSet,
     LockSecurebits,
-    /// Becomes it for good, without any group.
+    /// Switches to these ids for good, without any group.
     Become {
         uid: Uid,
         gid: Gid,
@@ -132,7 +133,7 @@ pub enum Step {
     Filter(filter::Program),
 }
 
-/// What is written into a file: a login, say.
+/// The content of a file, which may be a login.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Content(pub Zeroizing<Vec<u8>>);
 
@@ -142,7 +143,7 @@ impl Debug for Content {
     }
 }
 
-/// A step, and how it is told of when it fails.
+/// A step, and the words for an error message if it fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub step: Step,
@@ -160,7 +161,7 @@ pub enum PlanError {
     Filter(String),
 }
 
-/// All steps, in their order.
+/// Returns all steps in order.
 pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
     let mut list = StepList(Vec::new());
     root(&mut list, plan, launch)?;
@@ -177,7 +178,7 @@ pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
     list.add(Part::Privileges, "drop all capabilities", Step::NoCapabilities);
     home(&mut list, plan)?;
     list.add(Part::Limits, "keep to a few processors", Step::Processors(PROCESSORS));
-    list.add(Part::Limits, "go after everything else", Step::Nice);
+    list.add(Part::Limits, "lower the priority", Step::Nice);
     limits(&mut list, &plan.limits, launch.program_size);
     list.add(Part::Privileges, "give up new privileges", Step::NoNewPrivileges);
     list.add(Part::Privileges, "keep others out of its memory", Step::NotDumpable);
@@ -187,13 +188,13 @@ pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
     Ok(list.0)
 }
 
-/// What the program's calls are filtered by, besides the filter of the first process.
+/// The filter for the program's calls, in addition to the filter of the first process.
 pub fn program_filter(limits: &Limits) -> Result<filter::Program, PlanError> {
     let whose = if limits.one_process { Filtered::LoneProgram } else { Filtered::Program };
     filter::compile(whose).map_err(PlanError::Filter)
 }
 
-/// Where a path of the plan is in the sandbox.
+/// The path in the sandbox for a path of the plan.
 pub fn in_home(path: &str) -> Result<CString, PlanError> {
     let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
     if path.is_empty() || !plain {
@@ -252,7 +253,7 @@ fn root(list: &mut StepList, plan: &Plan, launch: &Launch) -> Result<(), PlanErr
     for device in ["/dev/null", "/dev/full", "/dev/random", "/dev/urandom"] {
         list.bind(Part::Mounts, Path::new(device), device, strict | MsFlags::MS_NOEXEC)?;
     }
-    // No proc file system: the program asks it for its own path, and for nothing else.
+    // No proc file system: the program only reads the link to its own path.
     list.directory(Part::Mounts, "/proc", 0o755)?;
     list.directory(Part::Mounts, "/proc/self", 0o755)?;
     let step = Step::Symlink { target: CString::new(PROGRAM)?, path: c"/proc/self/exe".to_owned() };
@@ -275,7 +276,7 @@ fn root(list: &mut StepList, plan: &Plan, launch: &Launch) -> Result<(), PlanErr
     Ok(())
 }
 
-/// Written by the one who will own it, so that nothing has to be handed over.
+/// Files are written by their later owner, so that no ownership has to change.
 fn home(list: &mut StepList, plan: &Plan) -> Result<(), PlanError> {
     let mut made: Vec<&Path> = Vec::new();
     let watched = Some(plan.watched.as_str());
@@ -299,7 +300,7 @@ fn home(list: &mut StepList, plan: &Plan) -> Result<(), PlanError> {
 }
 
 fn limits(list: &mut StepList, limits: &Limits, program_size: u64) {
-    // What the program maps of its own file is counted as well.
+    // Mappings of the program's own file count as well.
     let address_space = limits.memory.saturating_add(program_size).saturating_add(64 << 20);
     for (resource, value, what) in [
         (Resource::RLIMIT_AS, address_space, "address space"),

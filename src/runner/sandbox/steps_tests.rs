@@ -44,7 +44,7 @@ fn file(path: &str, content: &str, mode: u32) -> Step {
     Step::File { path: CString::new(path).unwrap(), content: Content(Zeroizing::new(content.into())), mode }
 }
 
-/// All of them, for a program that runs as `owner`; with the step that makes it so.
+/// The complete list for a program that runs as `owner`; `becomes` is the step that switches to this user.
 fn whole(owner: u32, becomes: Option<Step>) -> Vec<Step> {
     let limit = |resource, value| Step::Limit { resource, value };
     let device = |path: &str| bind(&format!("/old{path}"), path, MsFlags::MS_NOEXEC);

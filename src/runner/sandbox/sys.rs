@@ -1,7 +1,8 @@
-//! The system calls of the sandbox that nobody wraps, each as a small safe function: the only unsafe code of the crate.
+//! System calls of the sandbox that no crate wraps, each as a small safe function. Other unsafe code is only in
+//! `daemon/memory.rs` and `doctor/unit.rs`.
 //!
-//! All of it but [`receive`] may be called between the clone and the exec: nothing there allocates, locks or panics. It
-//! must not know what it is called for.
+//! All of it except [`receive`] may be called between the clone and the exec: it does not allocate, lock or panic. It
+//! must not know why it is called.
 #![allow(unsafe_code)]
 #![deny(
     clippy::indexing_slicing,
@@ -25,24 +26,24 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::Ending;
 
-/// Takes a descriptor that this process was started with.
+/// Takes a descriptor that this process inherited.
 pub fn inherited(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: asks about a number, whatever it stands for.
+    // SAFETY: only queries a number, which may be any.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: it is open, and the caller, right at the start of the process, is the only one who could own it.
+    // SAFETY: it is open. The caller runs at the start of the process, so nothing else owns it.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Takes the descriptor that a system call has just answered with.
+/// Takes the descriptor that a system call has just returned.
 fn made(number: c_int) -> Result<OwnedFd, Errno> {
     Errno::result(number)?;
-    // SAFETY: the kernel has just put it there for this process, and nobody else knows of it.
+    // SAFETY: the kernel has just made it for this process, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Reads what has arrived, and the descriptor that came with it.
+/// Reads the bytes that have arrived, and the descriptor that came with them.
 pub fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut parts = [IoSliceMut::new(buffer)];
@@ -72,28 +73,28 @@ pub fn close_from(first: RawFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Closes a descriptor whose owner is never heard of again in this process.
+/// Closes a descriptor whose owner is never used again in this process.
 pub fn close_one(number: RawFd) {
-    // SAFETY: the caller, a fresh clone, never comes back to where the owner would use or close it.
+    // SAFETY: the caller is a fresh clone. It never returns to code in which the owner would use or close it.
     unsafe { libc::close(number) };
 }
 
-/// Puts `from` in the place of the descriptor `number`, which is inherited by what is executed.
+/// Replaces the descriptor `number` by `from`. The executed program inherits it.
 pub fn place(from: BorrowedFd, number: RawFd) -> Result<(), Errno> {
-    // SAFETY: only 0, 1 and 2 are replaced, which no object owns.
+    // SAFETY: only 0, 1 and 2 are replaced, and no object owns those.
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), number) }).map(drop)
 }
 
-/// Clones this process, which must have one thread only, as `fork` does. 0 in the child.
+/// Clones this process, which must have only one thread, as `fork` does. Returns 0 in the child.
 pub fn clone(flags: c_int) -> Result<pid_t, Errno> {
     let flags = c_long::from(flags | libc::SIGCHLD);
-    // SAFETY: with no stack of its own the child goes on on a copy of this one. There is one thread, so nothing it has
-    // in memory is held by another.
+    // SAFETY: without its own stack, the child continues on a copy of this one. There is only one thread, so no other
+    // thread holds anything in memory.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0 as c_long, 0 as c_long, 0 as c_long, 0 as c_long) };
     Errno::result(pid).map(|pid| pid_t::try_from(pid).unwrap_or(0))
 }
 
-/// What became of a child.
+/// The state of the children.
 pub enum Reaped {
     Child(pid_t, Ending),
     /// There are children, and none has ended.
@@ -101,11 +102,11 @@ pub enum Reaped {
     NoChildren,
 }
 
-/// `block`: waits until one has ended.
+/// `block`: wait until a child has ended.
 pub fn reap(block: bool) -> Reaped {
     loop {
         let mut status = 0;
-        // SAFETY: `status` is ours to be written.
+        // SAFETY: `status` is a local that the kernel may write.
         let pid = unsafe { libc::waitpid(-1, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
         match pid {
             0 => return Reaped::NoneYet,
@@ -134,12 +135,12 @@ pub fn exit(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// A program and what it is given, laid out as `execve` wants it.
+/// A program, its arguments and its environment, in the layout that `execve` needs.
 pub struct Program {
     path: CString,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
-    // What the pointers point into; never touched again.
+    // The pointers point into these; they are never changed.
     _texts: (Vec<CString>, Vec<CString>),
 }
 
@@ -155,7 +156,7 @@ impl Program {
         }
     }
 
-    /// Becomes it. Comes back only if that failed.
+    /// Replaces this process by the program. Returns only on failure.
     pub fn execute(&self) -> Errno {
         // SAFETY: both lists end with null, and what they point to lives as long as `self`.
         unsafe { libc::execve(self.path.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr()) };
@@ -163,7 +164,7 @@ impl Program {
     }
 }
 
-/// Blocks all signals that can be.
+/// Blocks all signals that can be blocked.
 pub fn block_signals() -> Result<(), Errno> {
     set_mask(true)
 }
@@ -171,13 +172,13 @@ pub fn block_signals() -> Result<(), Errno> {
 fn set_mask(blocked: bool) -> Result<(), Errno> {
     // SAFETY: a signal set is plain data, and is filled before it is used.
     let mut set: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: `set` is ours.
+    // SAFETY: `set` is a local.
     unsafe { if blocked { libc::sigfillset(&raw mut set) } else { libc::sigemptyset(&raw mut set) } };
-    // SAFETY: `set` is whole; the old one is not asked for.
+    // SAFETY: `set` is initialised; the old set is not requested.
     Errno::result(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) }).map(drop)
 }
 
-/// Every signal as in a process that nobody changed anything in.
+/// Resets the handling of every signal to the default.
 pub fn default_signals() -> Result<(), Errno> {
     for number in 1..=64 {
         // SAFETY: no handler of ours is set; the numbers that cannot be changed are refused.
@@ -186,11 +187,11 @@ pub fn default_signals() -> Result<(), Errno> {
     set_mask(false)
 }
 
-/// Told by a descriptor: that a child ended, and that this process is asked to end.
+/// Returns a descriptor that reports ended children and requests to end.
 pub fn signals() -> Result<OwnedFd, Errno> {
     // SAFETY: plain data, filled below.
     let mut set: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: `set` is ours, the numbers are signals.
+    // SAFETY: `set` is a local, the numbers are signals.
     let fd = unsafe {
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
@@ -201,15 +202,15 @@ pub fn signals() -> Result<OwnedFd, Errno> {
     made(fd)
 }
 
-/// Who may ask for the end.
+/// The senders whose signals count as a request to end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
     Anybody,
-    /// Nobody whose process is in this one's pid namespace.
+    /// Only processes outside of this pid namespace.
     Outside,
 }
 
-/// Whether one of the signals that came since the last call asks this process to end.
+/// Reports whether one of the signals since the last call asks this process to end.
 pub fn asked_to_end(signals: BorrowedFd, by: Asker) -> bool {
     let mut asked = false;
     loop {
@@ -221,13 +222,13 @@ pub fn asked_to_end(signals: BorrowedFd, by: Asker) -> bool {
         if usize::try_from(length) != Ok(size) {
             return asked;
         }
-        // Whoever has a number in the sandbox is inside.
+        // A sender inside the sandbox has a process id here; a sender outside has 0.
         let counts = by == Asker::Anybody || info.ssi_pid == 0;
         asked |= info.ssi_signo != libc::SIGCHLD.cast_unsigned() && counts;
     }
 }
 
-/// Sends what the socket takes now, and a descriptor with it.
+/// Sends as many bytes as the socket takes now, with a descriptor.
 pub fn send(socket: BorrowedFd, bytes: &[u8], descriptor: Option<BorrowedFd>) -> Result<usize, Errno> {
     #[repr(C)]
     struct Control {
@@ -250,7 +251,7 @@ pub fn send(socket: BorrowedFd, bytes: &[u8], descriptor: Option<BorrowedFd>) ->
         message.msg_control = (&raw mut control).cast();
         message.msg_controllen = mem::size_of::<Control>() as _;
     }
-    // SAFETY: everything the message points to lives in this function or is `bytes`, which is only read.
+    // SAFETY: everything the message points to lives in this function or is `bytes`, and `bytes` is only read.
     let sent =
         unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     Errno::result(sent).map(|sent| usize::try_from(sent).unwrap_or(0))
@@ -266,7 +267,7 @@ pub fn loopback_up() -> Result<(), Errno> {
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = from.cast_signed() as libc::c_char;
     }
-    // SAFETY: `request` is what both calls expect.
+    // SAFETY: `request` has the type that both calls expect.
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS as _, &raw mut request) })?;
     // SAFETY: the call above filled in this member.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
@@ -285,17 +286,17 @@ fn prctl(option: c_int, value: c_ulong) -> Result<c_int, Errno> {
     Errno::result(unsafe { libc::prctl(option, value, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) })
 }
 
-/// When its parent dies, however it dies, this process is killed.
+/// The kernel kills this process when its parent dies, for any reason.
 pub fn die_with_parent() -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong).map(drop)
 }
 
-/// No capability can be had any more by executing something.
+/// No exec can gain a capability after this.
 pub fn empty_bounding_set() -> Result<(), Errno> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
             Ok(_) => {}
-            // The kernel knows fewer.
+            // The kernel knows fewer capabilities.
             Err(Errno::EINVAL) if capability > 0 => return Ok(()),
             Err(errno) => return Err(errno),
         }
@@ -303,9 +304,9 @@ pub fn empty_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Being root means nothing, for good; changing ids neither takes nor gives capabilities.
+/// Root has no special rights after this, for good. Changes of ids neither remove nor add capabilities.
 pub fn lock_securebits() -> Result<(), Errno> {
-    // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE; these and KEEP_CAPS locked.
+    // NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RAISE; these and KEEP_CAPS are locked.
     prctl(libc::PR_SET_SECUREBITS, 0b1110_1111).map(drop)
 }
 
@@ -318,7 +319,7 @@ pub fn drop_capabilities() -> Result<(), Errno> {
     }
     let header = Header { version: 0x2008_0522, pid: 0 };
     let nothing = [0_u32; 6];
-    // SAFETY: a header of version 3 and its two times three words.
+    // SAFETY: version 3 needs this header and two times three words.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const nothing) }).map(drop)
 }
 
@@ -334,7 +335,7 @@ pub fn set_dumpable(yes: bool) -> Result<(), Errno> {
     prctl(libc::PR_SET_DUMPABLE, c_ulong::from(yes)).map(drop)
 }
 
-/// Keeps this process to the first `count` of the processors that it may use.
+/// Restricts this process to the first `count` processors that it may use.
 pub fn keep_processors(count: usize) -> Result<(), Errno> {
     const WORDS: usize = 128;
     let mut words = [0_u64; WORDS];
@@ -353,11 +354,11 @@ pub fn keep_processors(count: usize) -> Result<(), Errno> {
         }
         *word = kept;
     }
-    // SAFETY: as many bytes are read as there are.
+    // SAFETY: the kernel reads `size` bytes, the size of `words`.
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, words.as_ptr()) }).map(drop)
 }
 
-/// Lets everything else on the machine go first.
+/// Lowers the priority of this process.
 pub fn be_nice() -> Result<(), Errno> {
     // SAFETY: no memory is touched.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, 10) }).map(drop)

@@ -1,26 +1,26 @@
-//! What is said over the socket between the daemon and a sandbox.
+//! The protocol between the daemon and a sandbox.
 //!
-//! Down: the plan, once, behind its length; then single bytes ([`GO`], [`END`]). Up: frames of a length, a kind and
-//! what goes with it. The sandbox's end is written without allocating.
+//! From the daemon: the plan once, after its length; then single bytes ([`GO`], [`END`]). From the sandbox: frames of a
+//! kind, a length and a body. The sandbox's end does not allocate.
 
 use super::{Ending, Part};
 
 /// Lets the program run.
 pub const GO: u8 = b'g';
-/// As if its time were up.
+/// Ends the sandbox, as if its time were up.
 pub const END: u8 = b'e';
 
-/// The most that a plan may take.
+/// The largest plan, in bytes.
 pub const LARGEST_PLAN: usize = 4 << 20;
-/// The most of what is watched that is told.
+/// The largest watched file that is reported, in bytes.
 pub const LARGEST_WATCHED: usize = 1 << 20;
-/// The most that a frame's body takes.
+/// The largest body of a frame, in bytes.
 pub const LARGEST_BODY: usize = LARGEST_WATCHED;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// With the listening socket.
+    /// Carries the listening socket.
     Built = 1,
     Failed = 2,
     Watched = 3,
@@ -34,7 +34,7 @@ pub fn header(kind: Kind, length: usize) -> [u8; HEADER] {
     [kind as u8, a, b, c, d]
 }
 
-/// `None` if it is none.
+/// `None` if the header is invalid.
 pub fn read_header([kind, a, b, c, d]: [u8; HEADER]) -> Option<(Kind, usize)> {
     let kind =
         [Kind::Built, Kind::Failed, Kind::Watched, Kind::Ended].into_iter().find(|known| *known as u8 == kind)?;
@@ -42,13 +42,13 @@ pub fn read_header([kind, a, b, c, d]: [u8; HEADER]) -> Option<(Kind, usize)> {
     (length <= LARGEST_BODY).then_some((kind, length))
 }
 
-/// What stands before the words in a `Failed`.
+/// The start of the body of `Failed`; the message follows.
 pub fn failed(part: Part, errno: i32) -> [u8; 5] {
     let [a, b, c, d] = errno.to_le_bytes();
     [part as u8, a, b, c, d]
 }
 
-/// The part, the number of the error, and the words.
+/// Returns the part, the error number, and the message.
 pub fn read_failed(body: &[u8]) -> Option<(Part, i32, String)> {
     let (start, words) = body.split_first_chunk::<5>()?;
     let [part, a, b, c, d] = *start;

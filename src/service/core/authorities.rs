@@ -1,4 +1,4 @@
-//! The authorities and admins' certificates that are trusted now, as this node knows them.
+//! The authorities and admins' certificates that this node trusts now.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::records::{AdminCertificate, Authority, AuthoritySlot};
 use crate::seal::{KeyRing, Place};
 use crate::service::{Core, Result, ServiceError};
 
-/// Where an authority's key stands sealed.
+/// The place under which an authority's key is sealed.
 pub fn authority_place(id: Uuid) -> Place {
     Place::new("authorities", "private_key", id)
 }
 
-/// Every authority there is, opened.
+/// All authorities, with their keys opened.
 #[derive(Debug)]
 pub struct Authorities(Vec<HeldAuthority>);
 
@@ -70,15 +70,15 @@ impl Authorities {
         &self.0
     }
 
-    /// The certificates of all slots, PEM after PEM: what is trusted. The active one first.
+    /// The certificates of all slots, PEM after PEM, the active one first: all of them are trusted.
     pub fn bundle(&self, role: AuthorityRole) -> String {
         let mut held: Vec<&HeldAuthority> = self.of(role).collect();
         held.sort_by_key(|held| (held.slot != AuthoritySlot::Active, held.slot != AuthoritySlot::Next));
         held.iter().map(|held| held.key.certificate_pem()).collect()
     }
 
-    /// Whether a certificate was signed by an authority that is still trusted. Those of the first format do not say by
-    /// which: then it was the only one there was.
+    /// Whether a certificate was signed by an authority that is still trusted. Certificates of the first format do not
+    /// name their authority: there was only one then.
     pub fn stands_for(&self, certificate: &AdminCertificate) -> bool {
         self.of(AuthorityRole::Client).any(|held| match certificate.authority {
             Some(id) => held.id == id,
@@ -92,7 +92,7 @@ impl Core {
         self.secrets.authorities.load_full()
     }
 
-    /// Takes over who is trusted, as far as it is told, and tells whoever waits for it.
+    /// Puts certificates and authorities in force, if they are given, and notifies [`Core::trust_changes`].
     pub(in crate::service) fn adopt_trust(
         &self,
         certificates: Option<Vec<AdminCertificate>>,
@@ -109,7 +109,7 @@ impl Core {
         Ok(())
     }
 
-    /// Changes whenever the certificates, the authorities, or what hosts trust did.
+    /// Changes with the certificates, the authorities and the trust of hosts.
     pub fn trust_changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.trust_changed.subscribe()
     }

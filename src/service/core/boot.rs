@@ -1,9 +1,9 @@
-//! The first boot, and every one after it: the secrets that the daemon runs on.
+//! Boot: unlocks the secrets that the daemon runs on. The first boot makes them.
 //!
-//! The first boot makes everything there is to make in memory and writes it to the records in one transaction. Before
-//! it only the master key exists, as a file; a crash in between leaves that file, and the next boot goes on with it. A
-//! crash after the transaction leaves a finished first boot. Files derived from the records (the CA certificates in
-//! `pki/`) are written on every boot.
+//! The first boot makes everything in memory and writes it to the records in one transaction. Before that, only the
+//! master key exists, as a file. A crash in between leaves that file, and the next boot goes on with it. A crash after
+//! the transaction leaves a finished first boot. Files derived from the records (the CA certificates in `pki/`) are
+//! written on every boot.
 
 use std::path::Path;
 
@@ -29,16 +29,16 @@ pub struct Secrets {
     pub authorities: ArcSwap<Authorities>,
     /// Admins' certificates as of the boot.
     pub certificates: Vec<AdminCertificate>,
-    /// Of the store as it was found at the boot.
+    /// The incarnation of the store at the boot.
     pub incarnation: Option<Uuid>,
-    /// The records could not be reached: this is what hot state knew of them.
+    /// Whether these come from hot state, because the records could not be reached.
     pub are_from_hot: bool,
     /// PKCS#8 DER. It stays the same when the certificate is renewed: installer commands pin it.
     pub server_key: Zeroizing<Vec<u8>>,
 }
 
-/// Unlocks the records, after having initialised them if nobody has. `master_key` is its file, `credentials` the
-/// directory in which systemd may have put it instead.
+/// Unlocks the records; initialises them first if that was not done yet. `master_key` is the key's file, `credentials`
+/// the directory in which systemd may have put it instead.
 pub async fn unlock(
     records: &dyn Records,
     master_key: &Path,
@@ -49,7 +49,7 @@ pub async fn unlock(
     open(foundation, master, false)
 }
 
-/// The same; where the records cannot be reached, what `hot` knows of them is unlocked.
+/// Like [`unlock`]; if the records cannot be reached, unlocks what `hot` knows of them.
 pub async fn unlock_with_hot(
     records: &dyn Records,
     hot: &Hot,
@@ -59,18 +59,20 @@ pub async fn unlock_with_hot(
 ) -> Result<Secrets> {
     let (foundation, master) = match read(records, master_key, credentials, outside).await {
         Err(ServiceError::RecordsAway { cause }) if records.may_be_away() => {
-            // A cache that was never filled to its end, or is new, knows nobody: to serve from it would be to refuse everybody.
+            // A cache that is new, or was never filled completely, knows no hosts: serving from it would refuse every
+            // host.
             let known = hot.foundation()?.filter(|_| hot.epoch() > Epoch::default());
             let known = known.ok_or_else(|| ServiceError::RecordsAway { cause: cause.clone() })?;
             let master = MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?;
             let reached = hot.reached_at()?.map(|at| at.to_string()).unwrap_or_default();
-            log::warn!(event = "started_without_records", cause = cause.as_str(), reached = reached.as_str(); "the records are not available: starting with what was known of them");
+            log::warn!(event = "started_without_records", cause = cause.as_str(), reached = reached.as_str(); "the records are not available: starting with what hot state knows of them");
             return open(known, master, true);
         }
         read => read?,
     };
     if let Some(identity) = foundation.authorities.iter().map(|authority| authority.id).min() {
-        // Made once, on the first boot: it names these records among all others. Filled from a copy, they are others.
+        // This id was made once, on the first boot, and identifies these records. Records filled from a copy are other
+        // records.
         let identity = match foundation.incarnation {
             Some(incarnation) => format!("{identity}/{incarnation}"),
             None => identity.to_string(),
@@ -89,7 +91,7 @@ async fn read(
     credentials: Option<&Path>,
     outside: &dyn Outside,
 ) -> Result<(BootMaterial, MasterKey)> {
-    // A master key is made only where nothing was sealed yet: a lost one must be put back, not replaced.
+    // A master key is made only if nothing was sealed yet. A lost one must be put back, not replaced.
     let master = if records.is_initialised().await? {
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
     } else {
@@ -98,7 +100,7 @@ async fn read(
         if records.initialise(&seed(&master, outside)?, &note).await? {
             log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
         } else if made {
-            // What it would open is nothing: another daemon on the same database was first, with a key of its own.
+            // The new key opens nothing: another daemon on the same database was first, with its own key.
             std::fs::rename(master_key, master_key.with_extension("key.unused")).map_err(ServiceError::internal)?;
             return Err(lost(master_key));
         }
@@ -114,7 +116,7 @@ async fn read(
         incarnation,
     };
     if records.state().await?.incarnation != incarnation {
-        let cause = "they were restored just now; start the daemon again".into();
+        let cause = "the records were restored just now; start the daemon again".into();
         return Err(ServiceError::RecordsAway { cause });
     }
     Ok((foundation, master))

@@ -1,4 +1,4 @@
-//! The canonical snapshot that calls are answered from: the newest version, opened, swapped as one when it changes.
+//! The canonical version in memory, opened, from which calls are answered. It is swapped as a whole when it changes.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct Canonical {
     pub summary: CanonicalSummary,
     /// `summary.last_refresh`, parsed once.
     pub last_refresh: Instant,
-    /// Whose login it is.
+    /// The account of the login.
     pub(in crate::service) login: LoginFacts,
     /// The canonical text without the members of one host or one sign-in; its SHA-256 is `summary.digest`. The records
     /// hold another digest for a version that was stored with such members.
@@ -24,7 +24,7 @@ pub struct Canonical {
 }
 
 impl Canonical {
-    /// For a document that is to take its place.
+    /// The facts that decide whether a document replaces it.
     pub(in crate::service) fn present(&self) -> Present<'_> {
         let is_decided =
             matches!(self.summary.source, CanonicalSource::Rollback { .. } | CanonicalSource::Override { .. });
@@ -36,24 +36,24 @@ impl Canonical {
         }
     }
 
-    /// For a host that has it.
+    /// What is noted of a host that has this version.
     pub(in crate::service) fn in_hand(&self) -> InHand<'_> {
         InHand { last_refresh: &self.summary.last_refresh, digest: &self.summary.digest }
     }
 }
 
-/// Where the text of a version stands sealed.
+/// The place under which the text of a version is sealed.
 pub fn body_place(id: uuid::Uuid) -> Place {
     Place::new("auth_payloads", "body", id)
 }
 
-/// Where a target's token of a version stands sealed.
+/// The place under which a target's token of a version is sealed.
 pub fn token_place(id: uuid::Uuid, target: &str) -> Place {
     Place::new("auth_entries", "token", format_args!("{id}/{target}"))
 }
 
 impl Core {
-    /// The canonical version as this node knows it; `None` until one was uploaded.
+    /// The canonical version as this node knows it; `None`: none was uploaded yet.
     pub fn canonical(&self) -> Option<Arc<Canonical>> {
         self.canonical.load_full()
     }
@@ -79,7 +79,7 @@ impl Core {
         Ok(Canonical { summary, last_refresh, login, text, as_of })
     }
 
-    /// Serves from `canonical`, which is durable, from here on; unless what is served already is of a later epoch.
+    /// Serves `canonical`, which is durable, from now on, unless a version of a later epoch is served already.
     pub(in crate::service) fn adopt_canonical(&self, canonical: Canonical) {
         let new = Arc::new(canonical);
         self.canonical.rcu(|present| match present {

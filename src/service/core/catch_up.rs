@@ -1,29 +1,29 @@
-//! Keeping hot state equal to the records: what changed after the epoch that hot state has is read and applied.
+//! Keeps hot state equal to the records: reads and applies the changes after the epoch of hot state.
 //!
-//! A crash at any line leaves hot state at an older epoch; the next catching up applies the same changes again, which
-//! changes nothing where they were applied already.
+//! A crash at any line leaves hot state at an older epoch. The next catch-up applies the same changes again, which is
+//! harmless.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::service::{Core, Result, ServiceError};
 
-/// What became of the last one; catchings up are numbered as they are asked for.
+/// The results of past catch-ups. Catch-ups are numbered in the order in which they are asked for.
 #[derive(Default)]
 pub(in crate::service) struct CaughtUp {
-    /// The last one that is served.
+    /// Requests up to this number are served.
     served: u64,
-    /// The last one that waited for one that did not reach the records, and why.
+    /// The last request that waited for a catch-up that did not reach the records, and why it did not.
     away: Option<(u64, String)>,
 }
 
 impl Core {
-    /// Applies what changed in the records. Called after each change of our own by [`Core::commit`] (a store alone takes
-    /// itself over), and by the background poll.
+    /// Applies what changed in the records. Called by [`Core::commit`] after each change of this node, and by the
+    /// background poll. A successful store puts its version in force itself instead.
     ///
-    /// Each waits for a flush or two, so those who queue up are served together: whoever asked before the present one
-    /// began to read has what it read. Whoever waited for one that did not reach the records is not kept waiting for
-    /// another.
+    /// A catch-up waits for a flush or two, so queued callers are served together. A caller that asked before the
+    /// present catch-up began to read shares its result. A caller that waited for one that did not reach the records
+    /// gets that error, and does not wait for another.
     pub async fn catch_up(&self) -> Result<()> {
         let mine = self.catch_ups_asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut last = self.catching_up.lock().await;
@@ -58,9 +58,10 @@ impl Core {
         if changes.epoch == self.hot.epoch() {
             return Ok(());
         }
-        // What is opened comes first: where that fails, hot state stays where it is, and this is done again.
+        // Values that must be opened come first: if that fails, hot state stays at its epoch, and the next catch-up
+        // tries again.
         if changes.authorities.is_some() && self.records.may_be_away() {
-            // A rotation of another node seals the authorities anew.
+            // Another node may have rotated the data keys, which seals the authorities anew.
             self.reload_ring().await?;
         }
         if let Some(version) = &changes.canonical {
@@ -76,14 +77,14 @@ impl Core {
             self.adopt_settings(Arc::new(settings));
         }
         if self.records.may_be_away() {
-            // Who is refused from now on is refused after a crash, too, with the records away.
+            // Whatever is refused from now on must be refused after a crash, too, while the records are away.
             self.hot.settled().await?;
         }
         Ok(())
     }
 
-    /// Starts from what hot state still knows of the last run. What it knows may be sealed with a key that a rotation has
-    /// removed since, or belong to other records (a restored backup): then hot state is emptied, and built anew.
+    /// Starts from what hot state still knows of the last run. It may be sealed with a key that a rotation has removed
+    /// since, or belong to other records (a restored backup). Then hot state is emptied and built anew.
     pub(in crate::service) async fn adopt_hot(&self) -> Result<()> {
         let opened = self.hot.canonical().map(|version| self.open_canonical(&version, self.hot.epoch())).transpose();
         let is_ahead = !self.secrets.are_from_hot && self.hot.epoch() > self.records.epoch().await?;
@@ -91,7 +92,7 @@ impl Core {
             log::warn!(event = "hot_state_rebuilt"; "hot state does not belong to the records: it is built anew");
             self.hot.reset()?;
             if self.secrets.are_from_hot {
-                // Nobody would be known until they are back.
+                // No host would be known until the records are back.
                 return Err(ServiceError::RecordsAway { cause: "hot state cannot be used without the records".into() });
             }
             return Ok(());

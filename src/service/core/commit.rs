@@ -1,11 +1,11 @@
-//! Changes of the records. A committed change is a success.
+//! Commits changes of the records. A committed change is a success.
 //!
-//! [`Core::commit`] runs a change, tells the log of it, and brings this node up to the records before it returns. What
-//! fails after the commit is logged and never answered: the rows that the change wrote are in force on this node all the
-//! same, and the next poll reads the rest. So a key that was revoked is refused from the answer on, whatever fails.
+//! [`Core::commit`] runs a change, logs it, and brings this node up to the records before it returns. A failure after
+//! the commit is logged and never returned. The rows that the change wrote take effect on this node nevertheless, and
+//! the next poll reads the rest. So a revoked key is refused from the answer on, whatever fails.
 //!
-//! A crash after the commit leaves hot state behind the records; the boot catches up before it listens. It must not know
-//! what a change means.
+//! A crash after the commit leaves hot state behind the records; the boot catches up before it listens. This module
+//! must not know what a change means.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::records::{self, AdminCertificate, Authority, ChangedUser, Changes, Ep
 use crate::service::core::initiator::log_note;
 use crate::service::{Core, Result};
 
-/// The rows that a change wrote, as far as a node must have them in force when it answers. Installer tokens are not among
-/// them: the records alone decide whether one is good.
+/// The rows that a change wrote and that a node must put in force before it answers. Installer tokens are not among
+/// them: only the records decide whether one is valid.
 #[derive(Default)]
 pub(in crate::service) struct Written {
     pub hosts: Vec<Host>,
@@ -71,7 +71,7 @@ impl From<&Session> for Written {
 }
 
 impl Core {
-    /// Runs a change of the records. `written` says what its outcome wrote; `None`: it changed nothing.
+    /// Runs a change of the records. `written` returns the rows that its outcome wrote; `None`: nothing changed.
     pub(in crate::service) async fn commit<T>(
         &self,
         note: &AuditNote,
@@ -86,13 +86,13 @@ impl Core {
         .await
     }
 
-    /// The same; the log is not told.
+    /// Like [`Self::commit`], without a log line.
     pub(in crate::service) async fn commit_untold<T>(
         &self,
         change: impl Future<Output = records::Result<T>>,
         written: impl FnOnce(&T) -> Option<Written>,
     ) -> Result<T> {
-        // The change is of a later epoch than this one.
+        // The change has a later epoch than this one.
         let before = self.hot.epoch();
         let outcome = change.await?;
         if let Some(written) = written(&outcome)
@@ -117,11 +117,11 @@ impl Core {
         if (changes.certificates.is_some() || changes.authorities.is_some())
             && let Err(error) = self.adopt_trust(changes.certificates.clone(), changes.authorities.as_deref())
         {
-            log::warn!(event = "not_in_force", cause:% = error; "who is trusted changed, and could not be read on this node");
+            log::warn!(event = "not_in_force", cause:% = error; "the trusted certificates or authorities changed, and could not be read on this node");
         }
         self.members.put_users(users);
         self.members.put_sessions(sessions);
-        // Hot state may have caught up with a later epoch meanwhile: then these rows may be older than what it stores.
+        // Hot state may have caught up with a later epoch meanwhile. Then these rows may be older than the stored ones.
         let stored = self.hot.epoch() == before && self.store_in_hot(&changes).await;
         if !stored {
             self.hot.overrule(&changes);
@@ -138,7 +138,7 @@ impl Core {
             applied => applied,
         };
         if let Err(error) = &stored {
-            log::warn!(event = "hot_state_unwritten", cause:% = error; "what changed could not be written to the hot state: it is in force in memory");
+            log::warn!(event = "hot_state_unwritten", cause:% = error; "a change could not be written to hot state: it is in force in memory");
         }
         stored.is_ok()
     }

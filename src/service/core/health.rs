@@ -1,11 +1,15 @@
-//! Degraded: the store has failed, or is away, so what needs it is refused, while what memory can answer is answered.
+//! The health of the stores. While the store has failed or is away, the daemon is degraded: it answers from memory what
+//! it can, and refuses the rest.
 //!
-//! An embedded store that failed stays so for the life of its process (see `durable`); whoever runs the daemon sees it
-//! here and replaces the process. A database that is away comes back: the poll notices both, and what was kept meanwhile
-//! goes to it. One that is only read (a standby, `read_only`) is noticed by the outbox, or by who asks for readiness, and is
-//! tried with each poll until it takes a change. A store that stands still is served from and takes no changes. Records that were
-//! filled anew under a daemon are others than it knows: it applies nothing of them, and whoever runs it replaces the process.
-//! Nothing is stored here but, now and then, when the records were last reached, for a daemon that starts without them.
+//! An embedded store that failed stays so for the life of its process (see `durable`); the daemon's wiring sees that
+//! here and replaces the process. A database that is away comes back: the poll notices both, and then writes what was
+//! kept meanwhile. A database that can only be read (a standby, `read_only`) is noticed by the outbox or by a readiness
+//! check. Each poll tries it until it takes a change. A store at a standstill is read but takes no changes.
+//! Records that were filled anew under a running daemon are not the ones that it knows: it applies nothing of them, and
+//! the wiring replaces the process.
+//!
+//! Nothing is stored here, except now and then the time when the records were last reached, for a daemon that starts
+//! without them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,19 +30,19 @@ pub struct Failed {
     pub failure: StoreFailure,
 }
 
-/// Records that cannot be reached, or not written.
+/// Records that cannot be reached, or cannot be written.
 pub struct Away {
     pub since: OffsetDateTime,
-    /// When they were reached last; what is served was true then. `None`: not in the life of this hot state, or they can
-    /// be read all the time.
+    /// When the records were last reached; what is served was true then. `None`: never in the life of this hot state,
+    /// or they can be read all the time.
     pub known_at: Option<OffsetDateTime>,
-    /// As it was found last.
+    /// The latest cause.
     pub why: String,
-    /// They can be read and take no change: only a change that is taken says that it is over.
+    /// The records can be read and take no change. Only a change that they take ends this.
     pub unwritten: bool,
 }
 
-/// What an admin is told of either.
+/// Either of the two, as admins see it.
 pub struct Degraded {
     pub since: OffsetDateTime,
     pub why: String,
@@ -46,15 +50,15 @@ pub struct Degraded {
     pub known_at: Option<OffsetDateTime>,
 }
 
-/// What goes on meanwhile, and what does not: for people.
-pub const GOES_ON: &str = "Hosts that are bound get the login as it was last known, and what they do is kept.";
+/// For people: what still works meanwhile, and what does not.
+pub const GOES_ON: &str = "Bound hosts get the login that was last known, and their activity is kept.";
 pub const REFUSED: &str = "Stores, installations, first calls of new hosts and every change of an admin are refused until it is over; \
                            nothing can be revoked.";
 
-/// How often it is noted that the records were reached.
+/// How often the time when the records were reached is stored.
 const REACHED_NOTE_INTERVAL: Duration = Duration::seconds(10);
 
-/// How the stores are, as this node found them last.
+/// The state of the stores as this node last found it.
 pub struct Health {
     records: Arc<dyn Records>,
     hot: Arc<Hot>,
@@ -64,7 +68,7 @@ pub struct Health {
     store_failed: ArcSwapOption<Failed>,
     away: ArcSwapOption<Away>,
     standstill: ArcSwapOption<Standstill>,
-    /// The store is another one than this process was started with, or is about to be: it is to be replaced.
+    /// The store was replaced, or is about to be: this process must be replaced.
     superseded: AtomicBool,
 }
 
@@ -91,7 +95,7 @@ impl Health {
     pub async fn ready(&self) -> Result<()> {
         self.check_degraded()?;
         let checked = self.try_writing().await;
-        // What this very check may have found out.
+        // The check itself may have found a failure.
         self.check_degraded()?;
         checked
     }
@@ -103,21 +107,21 @@ impl Health {
         }
         let failure = self.records.failure().or_else(|| self.hot.failure())?;
         let found = Arc::new(Failed { since: self.outside.now(), failure });
-        // The first who saw it says since when.
+        // The first caller that saw the failure sets its time.
         self.store_failed.compare_and_swap(&None::<Arc<Failed>>, Some(found));
         self.store_failed.load_full()
     }
 
-    /// Why hot state cannot be read any more, if so: a process that takes the place of this one sets it aside.
+    /// Why hot state cannot be read any more, if so. A new process sets it aside.
     pub fn hot_state_broken(&self) -> Option<String> {
         self.hot.broken()
     }
 
-    /// Tells the next process.
+    /// Notes for the next process that hot state is broken.
     pub async fn note_hot_state_broken(&self, cause: &str) {
         if let Err(error) = self.hot.note_broken(cause).await {
-            // It reads every row when it opens hot state, and may find it out by itself.
-            log::warn!(event = "not_noted", cause:% = error; "that hot state is broken could not be noted");
+            // The next process reads every row when it opens hot state, and may notice by itself.
+            log::warn!(event = "not_noted", cause:% = error; "could not note for the next start that hot state is broken");
         }
     }
 
@@ -136,7 +140,7 @@ impl Health {
         self.incarnation
     }
 
-    /// Whether this process is to be replaced, since its store is, or will be, another one.
+    /// Whether this process must be replaced, because its store is, or will be, another one.
     pub fn is_superseded(&self) -> bool {
         self.superseded.load(Ordering::SeqCst)
     }
@@ -145,7 +149,7 @@ impl Health {
         self.superseded.store(true, Ordering::SeqCst);
     }
 
-    /// Takes note of how the store is as a whole; gives its epoch.
+    /// Notes the state of the whole store; returns its epoch.
     pub(in crate::service) fn note_state(&self, state: StoreState) -> Result<Epoch> {
         let StoreState { epoch, incarnation, standstill } = state;
         if incarnation != self.incarnation {
@@ -169,7 +173,7 @@ impl Health {
         Ok(epoch)
     }
 
-    /// Since when and why not everything works, if it does not. Waits for nothing.
+    /// Since when and why the daemon is degraded, if it is. Does not wait.
     pub fn degraded(&self) -> Option<Degraded> {
         if let Some(failed) = self.store_failed() {
             let what = if self.hot.broken().is_some() {
@@ -194,12 +198,12 @@ impl Health {
             };
         };
         if let Some(at) = known_at.filter(|at| *at != since) {
-            why.push_str(&format!(", what is served is of {}", checkup::shown(at)));
+            why.push_str(&format!(", answers are as of {}", checkup::shown(at)));
         }
         Err(ServiceError::Degraded { since, why })
     }
 
-    /// Takes note of whether the records could be reached.
+    /// Notes whether the records could be reached.
     pub(in crate::service) fn note_reached<T>(&self, outcome: std::result::Result<T, RecordsError>) -> Result<T> {
         match &outcome {
             Ok(_) if self.away().is_some_and(|away| away.unwritten) => self.keep_reached(),
@@ -210,11 +214,11 @@ impl Health {
         Ok(outcome?)
     }
 
-    /// Tries whether the records take a change, and takes note of it.
+    /// Tries whether the records take a change, and notes the result.
     pub(in crate::service) async fn try_writing(&self) -> Result<()> {
         let outcome = self.records.check().await;
         match &outcome {
-            // A store that stands still could take one.
+            // A store at a standstill could take one.
             Ok(()) | Err(RecordsError::StandsStill(_)) => self.is_back(),
             Err(RecordsError::Unavailable(why)) => self.is_away(why, true),
             Err(_) => {}
@@ -225,20 +229,21 @@ impl Health {
     /// Tries whether records that took no change, or not every one, take them now.
     pub(in crate::service) async fn look_after_unwritten(&self) {
         if self.records.refused_lately() || self.away().is_some_and(|away| away.unwritten) {
-            // What it finds is noted.
+            // `try_writing` notes the result.
             let _ = self.try_writing().await;
         }
     }
 
     fn is_away(&self, why: &str, unwritten: bool) {
         let known = self.away();
-        // That they cannot be read either may be found out later; that they can be is no news of a change.
+        // Records that take no change may turn out to be unreadable later. The reverse does not hold: a failed write
+        // does not show that they can be read again.
         let unwritten = unwritten && known.as_ref().is_none_or(|known| known.unwritten);
         if known.as_ref().is_some_and(|known| known.why == why && known.unwritten == unwritten) {
             return;
         }
         let since = known.as_ref().map_or_else(|| self.outside.now(), |known| known.since);
-        // What can be read is of now.
+        // Records that can be read are up to date.
         let known_at = if unwritten { Some(since) } else { self.hot.reached_at().ok().flatten() };
         self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), unwritten })));
         if known.is_some() {
@@ -258,7 +263,7 @@ impl Health {
         self.keep_reached();
     }
 
-    /// Now and then, for a daemon that starts without them.
+    /// Stores now and then that the records were reached, for a daemon that starts without them.
     fn keep_reached(&self) {
         if !self.records.may_be_away() {
             return;
@@ -268,7 +273,7 @@ impl Health {
         if known.is_none_or(|known| (now - known).abs() >= REACHED_NOTE_INTERVAL)
             && let Err(error) = self.hot.note_reached(now)
         {
-            log::debug!(event = "not_noted", cause:% = error; "when the records were reached is not noted");
+            log::debug!(event = "not_noted", cause:% = error; "could not note when the records were reached");
         }
     }
 }

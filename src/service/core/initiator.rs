@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use crate::model::audit::{Actor, AuditNote};
 
-/// Who asks for something, and from where.
+/// The actor of a request, and the address that it comes from.
 #[derive(Clone, Debug)]
 pub struct Initiator {
     pub actor: Actor,
@@ -27,7 +27,7 @@ impl Initiator {
     }
 }
 
-/// To the journal.
+/// Writes an audit entry to the journal.
 pub(in crate::service) fn log_note(note: &AuditNote) {
     let AuditNote { actor, from, action, target, outcome, alarm, details, .. } = note;
     let from = from.map(|from| from.to_string()).unwrap_or_default();

@@ -6,8 +6,8 @@ use crate::service::{Core, Result};
 
 impl Core {
     pub(in crate::service) async fn reload_ring(&self) -> Result<KeyId> {
-        // The keys first. A key is removed only after every value was sealed with a newer one, so the server's key, which is
-        // read afterwards, can be opened with these.
+        // Reads the keys first. A key is removed only after every value was sealed with a newer one. So the server's
+        // key, which is read afterwards, can be opened with these keys.
         let keys = self.records.sealing_key_list().await?;
         let server_key = self.records.server_key_fetch().await?.ok_or_else(no_server_key)?;
         self.hot.keep_keys(&keys, &server_key)?;

@@ -1,4 +1,4 @@
-//! The users, and the sessions in force, as this node knows them.
+//! The users and the live sessions, as this node knows them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -17,7 +17,7 @@ pub struct LiveSession {
     pub session: Session,
     /// Unix seconds.
     used_at: AtomicI64,
-    /// Used since the records were told.
+    /// Whether it was used since its last use was written to the records.
     pub(in crate::service) is_news: AtomicBool,
 }
 
@@ -39,9 +39,9 @@ impl LiveSession {
 #[derive(Default)]
 pub struct Members {
     pub users: ArcSwap<HashMap<UserId, Arc<User>>>,
-    /// By the SHA-256 of the token. Ended ones are not here.
+    /// By the SHA-256 of the token. Ended sessions are not included.
     pub sessions: RwLock<HashMap<Digest, Arc<LiveSession>>>,
-    /// Whether the two are what the records hold.
+    /// Whether both were read from the records.
     pub loaded: AtomicBool,
 }
 
@@ -63,7 +63,7 @@ impl Members {
         for session in changed {
             match sessions.get(&session.token) {
                 _ if session.ended_at.is_some() => drop(sessions.remove(&session.token)),
-                // When it was last used here is newer.
+                // The last use on this node may be newer.
                 Some(held) if held.session == session => held.used(session.last_used_at),
                 _ => drop(sessions.insert(session.token, Arc::new(LiveSession::new(session)))),
             }

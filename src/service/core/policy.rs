@@ -1,4 +1,4 @@
-//! What the operator decided, as far as the use cases need it.
+//! The operator's configuration, as far as the use cases need it.
 
 use time::{Duration, OffsetDateTime};
 
@@ -7,14 +7,14 @@ use crate::config::{self, AdminAccess, Config};
 use crate::model::auth_document::DocumentRules;
 use crate::records::HostTrust;
 
-/// What the operator decided, as far as the use cases care.
+/// The operator's configuration, as far as the use cases need it.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// Baked into installers and wrappers; no `/` at the end.
     pub base_url: String,
-    /// Why hosts may not reach `base_url`, where it was guessed; `None`: the operator configured it.
+    /// Why hosts may not reach `base_url`, if it was guessed; `None`: the operator configured it.
     pub base_url_doubt: Option<&'static str>,
-    /// What an operator edits, for messages.
+    /// The file that an operator edits, for messages.
     pub config_file: String,
     /// PEM of our authority, which wrappers trust.
     pub trusted_ca_pem: String,
@@ -26,21 +26,21 @@ pub struct Policy {
     /// How many bits of an IPv6 address name the network that a host is bound to.
     pub ipv6_prefix: u8,
     pub codex_release_url: String,
-    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    /// `TARGET=SHA-256` pairs for that archive, separated by spaces; empty: the digest is not checked.
     pub codex_release_sha256: String,
     pub document_rules: DocumentRules,
     pub versions: VersionPolicy,
     pub people: PeoplePolicy,
 }
 
-/// Which certificate the configuration has hosts be shown.
+/// Which certificate hosts are shown, by the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostCertificate {
-    /// One of our authority. `prepares`: wrappers trust the machine's store all the same, for a switch to come.
+    /// A certificate of our authority. `prepares`: wrappers trust the machine's store as well, for a later switch.
     Ours { prepares: bool },
-    /// The operator's: as soon as no host is cut off by it, or at once.
+    /// The operator's certificate: as soon as no host is cut off by it, or at once.
     Operators { at_once: bool },
-    /// Whatever the proxy shows that speaks TLS in the daemon's place.
+    /// The certificate of the proxy that speaks TLS in the daemon's place.
     OfProxy,
 }
 
@@ -55,20 +55,20 @@ impl HostCertificate {
         self != Self::default()
     }
 
-    /// What hosts trust where nothing is recorded: earlier releases baked either our authority or nothing, and showed what
-    /// was configured.
+    /// What hosts trust if nothing is recorded: earlier releases baked either our authority or nothing, and showed the
+    /// configured certificate.
     pub(in crate::service) fn of_before(self, now: OffsetDateTime) -> HostTrust {
         let since = (!matches!(self, Self::Ours { .. })).then_some(now);
         HostTrust { old_wrappers_trust_system: since.is_some(), system_since: since, switched_at: since }
     }
 }
 
-/// What the operator decided of versions.
+/// The configuration of versions.
 #[derive(Clone, Copy, Debug)]
 pub struct VersionPolicy {
-    /// So many of the newest versions are kept.
+    /// How many of the newest versions are kept.
     pub keep: u64,
-    /// So many new versions are taken from one host within an hour; 0: any number.
+    /// How many new versions one host may store within an hour; 0: any number.
     pub stores_per_host_per_hour: u32,
 }
 
@@ -84,17 +84,17 @@ impl Default for VersionPolicy {
     }
 }
 
-/// What the operator decided of people.
+/// The configuration of people.
 #[derive(Clone, Debug)]
 pub struct PeoplePolicy {
     pub access: AdminAccess,
-    /// Scheme, name and port under which browsers reach this daemon: configured, or listened on.
+    /// Scheme, name and port under which browsers reach this daemon, from the configuration or the listener.
     pub origins: Vec<String>,
     /// A session that was not used for so long is over.
     pub idle: Duration,
-    /// However much it is used.
+    /// A session is over after this time, even if it is used.
     pub lifetime: Duration,
-    /// How many hosts of their own a member may have, where nothing else is said of that member.
+    /// How many hosts of their own a member may have, unless their user says otherwise.
     pub max_hosts: u32,
 }
 
@@ -116,7 +116,7 @@ fn configured_origins(config: &Config) -> Vec<String> {
     config.admin.origins.iter().cloned().chain(urls.into_iter().flatten()).collect()
 }
 
-/// As where nothing is configured.
+/// The policy without any configuration.
 impl Default for PeoplePolicy {
     fn default() -> Self {
         Self::from(&Config::default())

@@ -1,11 +1,12 @@
-//! Refusals and other security events, on their way to the audit log: the first of a kind at once, what follows it within
-//! a minute as one entry with a count. The rule is the same for hosts, strangers and users.
+//! Refusals and other security events, on their way to the audit log. The first of a kind is written at once; those
+//! that follow within a minute become one entry with a count. The rule is the same for hosts, strangers and users.
 //!
-//! Events of hosts' calls go by the outbox (`telemetry`): a crash loses at most those of the last second, which nobody was
-//! promised. The first refusal of a kind to a user or an admin is written by the caller (`audit`). Counts go by the outbox.
+//! Events of hosts' calls go through the outbox (`telemetry`). A crash loses at most those of the last second, which
+//! were not acknowledged. The first refusal of a kind to a user or an admin is written by the caller (`audit`); counts
+//! go through the outbox.
 //!
-//! The number of kinds that are remembered at once is bounded; beyond that only the count of all is kept. Strangers share
-//! one bound, and each known actor has its own: nobody hides another one's refusals.
+//! The number of kinds that are remembered at once is bounded; beyond the bound only their total is counted. Strangers
+//! share one bound, and each known actor has its own: nobody can hide the refusals of somebody else.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,16 +19,17 @@ use crate::records::Telemetry;
 use crate::service::core::initiator::{Initiator, log_note};
 
 const EVENT_WINDOW: Duration = Duration::minutes(1);
-/// Calls read the clock before they come here, so they may come a little out of order; that is no clock set back.
+/// Calls read the clock before they come here, so they may be slightly out of order. That is not a clock that was set
+/// back.
 const MAX_CLOCK_BACK: Duration = Duration::seconds(2);
-/// Each leaves an entry at once, and strangers choose how many there are.
+/// The bound for strangers: each kind writes an entry at once, and strangers choose how many kinds there are.
 const MAX_KINDS_OF_STRANGERS: usize = 256;
-/// Kinds of one user, certificate or host.
+/// The bound for one user, certificate or host.
 const MAX_KINDS_PER_ACTOR: usize = 64;
-/// Known actors with refusals in the same minute.
+/// How many known actors may have refusals in the same minute.
 const MAX_ACTORS: usize = 256;
 
-/// What counts as the same event: a note, without its time.
+/// The kind of an event: a note without its time.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct EventKind(AuditNote);
 
@@ -39,7 +41,7 @@ impl EventKind {
 
 struct EventWindow {
     begun: OffsetDateTime,
-    /// Since the entry that began the window.
+    /// How many events followed the entry that began the window.
     more: u64,
 }
 
@@ -49,20 +51,21 @@ pub struct SecurityEvents(Mutex<State>);
 #[derive(Default)]
 struct State {
     windows: HashMap<Actor, HashMap<EventKind, EventWindow>>,
-    /// Of kinds for which there was no room, since when.
+    /// The number of events of kinds for which there was no room, and since when they are counted.
     unnamed: Option<(u64, OffsetDateTime)>,
     notes: Vec<AuditNote>,
 }
 
 impl SecurityEvents {
-    /// `action` was refused to whoever called from `from`; `target` is a host's name, or empty. It is written by the outbox.
+    /// Notes that `action` was refused to a caller at `from`; `target` is a host's name, or empty. The outbox writes
+    /// it.
     pub fn event(&self, action: &'static str, target: &str, from: IpAddr, alarm: bool, now: OffsetDateTime) {
         let note = Initiator::anybody(from).note(now, action).refused("refused");
         let note = if target.is_empty() { note } else { note.on(target) };
         self.refused(if alarm { note.alarm() } else { note });
     }
 
-    /// The same, with what the note tells besides.
+    /// Like [`Self::event`], for a note with details of its own.
     pub fn refused(&self, note: AuditNote) {
         let mut state = self.lock();
         if state.is_first(&note) {
@@ -71,12 +74,13 @@ impl SecurityEvents {
         }
     }
 
-    /// Whether this refusal is the first of its kind within a minute: the caller writes it. The rest is counted here.
+    /// Whether this refusal is the first of its kind within a minute: then the caller writes it. Later ones are counted
+    /// here.
     pub fn is_first(&self, refusal: &AuditNote) -> bool {
         self.lock().is_first(refusal)
     }
 
-    /// What is to be written now.
+    /// The entries that are to be written now.
     pub fn gather(&self, now: OffsetDateTime) -> Vec<Telemetry> {
         let mut state = self.lock();
         let State { windows, notes, .. } = &mut *state;
@@ -98,7 +102,7 @@ impl SecurityEvents {
 }
 
 impl State {
-    /// Counts the event where it is not the first.
+    /// Counts the event if it is not the first.
     fn is_first(&mut self, note: &AuditNote) -> bool {
         let (kind, now) = (EventKind::of(note), note.at);
         let actors = self.windows.len();
@@ -115,7 +119,7 @@ impl State {
             known = kinds.len();
         }
         let room = match note.actor {
-            // Whoever floods the log with wrong keys hides no alarm in it.
+            // A flood of wrong keys must not hide an alarm.
             Actor::Anybody if note.alarm => 2 * MAX_KINDS_OF_STRANGERS,
             Actor::Anybody => MAX_KINDS_OF_STRANGERS,
             _ if known == 0 && actors >= MAX_ACTORS => 0,
@@ -130,12 +134,12 @@ impl State {
     }
 }
 
-/// The entry with the count, where there is anything to count.
+/// The entry with the count, if there is anything to count.
 fn closing(kind: &EventKind, window: &EventWindow, now: OffsetDateTime) -> Option<AuditNote> {
     (window.more > 0).then(|| kind.0.at(now).with("count", window.more))
 }
 
-/// Whether a minute has gone by. A clock that was set back ends it too.
+/// Whether the minute is over. A clock that was set back ends it too.
 fn is_over(begun: OffsetDateTime, now: OffsetDateTime) -> bool {
     now - begun >= EVENT_WINDOW || begun - now >= MAX_CLOCK_BACK
 }
@@ -210,7 +214,7 @@ mod tests {
         let ada = user(1);
         let first = (0..700).filter(|_| watch.is_first(&refusal(&ada, "removeHost", NOW))).count();
         assert_eq!(first, 1, "one entry is written at once");
-        // One that read the clock a moment before the first one came.
+        // This call read the clock a moment before the first one.
         assert!(!watch.is_first(&refusal(&ada, "removeHost", NOW - Duration::milliseconds(3))));
         // Another operation, status or user is another kind.
         assert!(watch.is_first(&refusal(&ada, "addUser", NOW)));

@@ -8,7 +8,7 @@ use crate::records::{Settings, SettingsChange};
 use crate::service::{Core, Result, ServiceError};
 
 impl Core {
-    /// The kill switch, as hosts are told of it.
+    /// The refusal that hosts get if the kill switch is on.
     pub fn api_disabled(&self) -> Option<ServiceError> {
         let settings = self.settings.load();
         settings.api_disabled.then(|| ServiceError::ApiDisabled { reason: settings.api_disabled_reason.clone() })
@@ -18,7 +18,7 @@ impl Core {
         self.settings.load_full()
     }
 
-    /// `None`: the change does not fit the settings as they are by now.
+    /// Changes the settings. `None`: the change does not fit the present settings.
     pub(in crate::service) async fn change_settings(
         &self,
         note: &AuditNote,
@@ -32,7 +32,7 @@ impl Core {
     pub(in crate::service) fn adopt_settings(&self, settings: Arc<Settings>) {
         let now = settings.host_trust;
         if self.settings.swap(settings).host_trust != now {
-            // Other wrappers are baked from here on.
+            // Wrappers are baked with other values from now on.
             self.policy_revision.fetch_add(1, Ordering::SeqCst);
             self.trust_changed.send_modify(|changes| *changes += 1);
         }

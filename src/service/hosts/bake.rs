@@ -1,9 +1,9 @@
-//! Bakes a host's values into the scripts that run on it: `cdx`, the installer that carries it, and the
-//! first stage that checks the machine before it fetches the installer.
+//! Bakes a host's values into the scripts that run on it: `cdx`, the installer that carries it, and the first stage.
+//! The first stage checks the machine and then fetches the installer.
 //!
-//! A template holds one marked block of assignments; baking replaces values in that block and touches nothing else. What
-//! is baked is quoted so that the shell reads it back as exactly that text and runs none of it, whatever it holds. This
-//! module knows nothing of hosts, keys or storage: it is handed text.
+//! A template holds one marked block of assignments; baking replaces values in that block and touches nothing else.
+//! Each value is quoted: the shell reads back exactly that text and runs none of it. This module must not know hosts,
+//! keys or storage: it gets text.
 
 use std::sync::LazyLock;
 
@@ -16,11 +16,11 @@ use crate::model::version::Version;
 /// The version of the `cdx` that this daemon serves.
 pub const WRAPPER_VERSION: &str = include_str!("../../../wrapper/VERSION").trim_ascii();
 
-/// What a wrapper that trusts the machine's store as well adds to its version: hosts report it with every call.
+/// The version suffix of a wrapper that also trusts the machine's store. Hosts report the version with every call.
 const TRUSTS_SYSTEM: &str = "+system";
 
-/// The first version that always trusts our authority. Those before trust either it or the machine's store, and do not
-/// report which.
+/// The first version that always trusts our authority. Earlier versions trust either our authority or the machine's
+/// store, and do not report which.
 const FIRST_OF_BOTH: &str = "2026.11.30-01";
 
 const WRAPPER: &str = include_str!("../../../wrapper/cdx");
@@ -52,22 +52,22 @@ const START_FUNCTIONS: [(&str, &str); 18] = [
 const BEGIN: &str = "# --- baked: begin";
 const END: &str = "# --- baked: end";
 
-/// Values that are texts of several lines; a line break in any other is a mistake or an attack.
+/// Values that may have several lines. A line break in any other value is a mistake or an attack.
 const TEXTS: [&str; 3] = ["CDX_CA_PEM", "CDX_SCRIPT", "CDX_FUNCTIONS"];
 
 /// What a host's scripts are made of.
 pub struct Values<'a> {
-    /// Where the daemon is, as hosts reach it; a slash at the end is cut.
+    /// The address by which hosts reach the daemon; a trailing slash is removed.
     pub base_url: &'a str,
     pub api_key: &'a Secret,
     pub fqdn: &'a str,
     /// The CA to trust, PEM; empty: the system's trust store.
     pub ca_pem: &'a str,
-    /// Whether a certificate that the machine's store vouches for is trusted as well.
+    /// Whether the machine's trust store is trusted as well.
     pub trusts_system: bool,
     /// A URL of a tar.gz with `{version}` and `{target}` in it; empty: npm installs Codex.
     pub codex_release_url: &'a str,
-    /// `TARGET=SHA-256` of that archive, separated by spaces; empty: it is not compared.
+    /// `TARGET=SHA-256` pairs for that archive, separated by spaces; empty: the digest is not checked.
     pub codex_release_sha256: &'a str,
     /// Empty: `@openai/codex`.
     pub codex_npm: &'a str,
@@ -79,13 +79,13 @@ pub struct Codex<'a> {
     pub release_url: &'a str,
     /// As in [`Values::codex_release_sha256`].
     pub release_sha256: &'a str,
-    /// The version that hosts are told to have; empty: none is known yet.
+    /// The version that hosts should have; empty: not known yet.
     pub version: &'a str,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BakeError {
-    #[error("{0} holds a NUL byte, which no shell can")]
+    #[error("a shell cannot hold the NUL byte in {0}")]
     Nul(String),
     #[error("{0} holds a line break")]
     LineBreak(String),
@@ -95,13 +95,14 @@ pub enum BakeError {
     Unknown(String),
 }
 
-/// The version of a `cdx` as it reports it.
+/// The version that a `cdx` reports.
 pub fn wrapper_version(trusts_system: bool) -> &'static str {
     static OF_BOTH: LazyLock<String> = LazyLock::new(|| format!("{WRAPPER_VERSION}{TRUSTS_SYSTEM}"));
     if trusts_system { &OF_BOTH } else { WRAPPER_VERSION }
 }
 
-/// What a `cdx` trusts that reports this version: our authority, and the machine's store. `None`: it is too old to say so.
+/// Whether a `cdx` that reports this version trusts our authority, and the machine's store. `None`: it is too old to
+/// tell.
 pub fn reported_trust(version: &str) -> Option<(bool, bool)> {
     let date = version.split('+').next().unwrap_or_default();
     let is_date = date.bytes().all(|byte| byte.is_ascii_digit() || b".-".contains(&byte));
@@ -109,7 +110,7 @@ pub fn reported_trust(version: &str) -> Option<(bool, bool)> {
     is_new.then(|| (true, version.ends_with(TRUSTS_SYSTEM)))
 }
 
-/// The host's `cdx`. It carries the API key, so it is as secret as that.
+/// The host's `cdx`. It contains the API key, so it is a secret.
 pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
     let mut baked = vec![
         ("CDX_BASE_URL", values.base_url.trim_end_matches('/')),
@@ -127,7 +128,7 @@ pub fn wrapper(values: &Values<'_>) -> Result<Secret, BakeError> {
     bake(WRAPPER, &baked).map(Secret::new)
 }
 
-/// The installer of a host, its `cdx` within.
+/// The installer of a host, with its `cdx` inside.
 pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
     let script = wrapper(values)?;
     let baked = [
@@ -164,20 +165,20 @@ fn function<'a>(template: &'a str, name: &str) -> Result<&'a str, BakeError> {
     Ok(&text[..end])
 }
 
-/// The SHA-256 of the wrapper with nothing baked in: what a caller without a key is told.
+/// The SHA-256 of the wrapper with nothing baked in, for callers without a key.
 pub fn plain_wrapper_digest() -> Digest {
     Digest::of(WRAPPER.as_bytes())
 }
 
-/// In the place of an installer that there is none of: a script that says why, and fails. To the letter what hosts know
-/// from the former service; what is special within double quotes is left out of the reason.
+/// The script that is served if there is no installer: it prints the reason and fails. Its text is exactly that of the
+/// former service. Characters that are special within double quotes are removed from the reason.
 pub fn refusal(reason: &str) -> String {
     let special = |c: char| c.is_control() || matches!(c, '"' | '$' | '`' | '\\' | '!');
     let reason: String = reason.chars().filter(|c| !special(*c)).collect();
     format!("echo \"{reason}\" >&2\nexit 1\n")
 }
 
-/// Replaces, in the marked block of `template`, the assignments of the names given; the others keep their defaults.
+/// Replaces the assignments of the given names in the marked block of `template`; the others keep their defaults.
 pub fn bake(template: &str, values: &[(&str, &str)]) -> Result<String, BakeError> {
     let (head, rest) = template.split_once(&format!("\n{BEGIN}\n")).ok_or(BakeError::NoBlock)?;
     let (block, tail) = rest.split_once(&format!("\n{END}\n")).ok_or(BakeError::NoBlock)?;
@@ -197,7 +198,7 @@ pub fn bake(template: &str, values: &[(&str, &str)]) -> Result<String, BakeError
         let (_, place) = line.ok_or_else(|| BakeError::Unknown((*name).to_owned()))?;
         *place = Zeroizing::new(sh_quote(value).map_err(|_| BakeError::Nul((*name).to_owned()))?);
     }
-    // One allocation, so that no half-grown copy with the key in it is left behind.
+    // One allocation: a growing string would leave copies of the key in memory.
     let length = template.len() + lines.iter().map(|(name, value)| name.len() + value.len() + 2).sum::<usize>();
     let mut script = String::with_capacity(length);
     for part in [head, "\n", BEGIN, "\n"] {
@@ -214,7 +215,7 @@ pub fn bake(template: &str, values: &[(&str, &str)]) -> Result<String, BakeError
     Ok(script)
 }
 
-/// Text as one word of the shell: within single quotes nothing is special but the single quote itself.
+/// Quotes text as one shell word. Within single quotes, only the single quote is special.
 pub fn sh_quote(text: &str) -> Result<String, BakeError> {
     if text.contains('\0') { Err(BakeError::Nul("the text".to_owned())) } else { Ok(quoted(text)) }
 }
@@ -272,7 +273,7 @@ mod tests {
         }
     }
 
-    /// Runs a script with `CANARY` set to a file that must not come to be.
+    /// Runs a script with `CANARY` set to a file that must not be created.
     fn run(shell: &[&str], script: &str) -> Output {
         let home = tempfile::tempdir().unwrap();
         let canary = home.path().join("canary");
@@ -287,7 +288,7 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A shell that stops early closes its end; what it says then is what the caller looks at.
+        // A shell that stops early closes its stdin, so the write may fail. The caller checks the output.
         let _ = child.stdin.take().unwrap().write_all(script.as_bytes());
         let output = child.wait_with_output().unwrap();
         assert!(!canary.exists(), "the script ran what was baked into it");
@@ -297,7 +298,7 @@ mod tests {
     /// The marked block of a script, followed by a command that prints one of its values and a full stop.
     fn block_printing(script: &str, name: &str) -> String {
         let start = script.find(BEGIN).unwrap();
-        // The last end mark: a value may hold one too.
+        // The last end mark, because a value may hold one too.
         let end = script.rfind(&format!("\n{END}\n")).unwrap();
         format!("{}\nprintf '%s.' \"${name}\"\n", &script[start..=end])
     }
@@ -374,13 +375,13 @@ mod tests {
             let own = function(template, name).unwrap();
             assert!(own.starts_with(&format!("{name}() {{\n")) && functions.contains(own), "{name}: {functions}");
         }
-        // The functions stand on their own.
+        // The functions need nothing else from the scripts.
         let called = "set -u\nmissing_tools\nmissing_for_install\nchoose_place\nprintf '%s' \"$CDX${MISSING+.}\"\n";
         assert!(printed(&run(&["bash"], &format!("{functions}{called}"))).ends_with("/bin/cdx."), "{functions}");
         assert_eq!(function(WRAPPER, "no_such_function"), Err(BakeError::Unknown("no_such_function".into())));
     }
 
-    /// A machine that lacks a tool is told so before anything is fetched.
+    /// A missing tool is reported before anything is fetched.
     #[test]
     fn the_first_stage_fetches_nothing_where_a_tool_is_missing() {
         let codex = Codex { release_url: "", release_sha256: "", version: "" };

@@ -1,4 +1,5 @@
-//! Hosts coming and going: register (again = rotate the key), list, show, remove, and the rules an admin may change.
+//! Host administration: register (again = rotate the key), list, show, remove, restore, and the rules that an admin may
+//! change.
 
 use std::net::IpAddr;
 
@@ -20,22 +21,22 @@ pub const RESTORE_WINDOW: Duration = Duration::days(1);
 /// How many networks a host may be served from.
 const MAX_NETWORKS: usize = 64;
 
-/// How often a registration whose host appeared or vanished meanwhile is tried again.
+/// How often a registration is retried if its host appears or disappears meanwhile.
 const MAX_ID_ATTEMPTS: usize = 8;
 
-/// Where a host's API key stands sealed.
+/// The place under which a host's API key is sealed.
 pub fn api_key_place(id: HostId) -> Place {
     Place::new("hosts", "api_key", id)
 }
 
-/// How a host is registered; by default as it was, or as a new host is.
+/// How a host is registered. By default a known host keeps its settings, and a new one gets the defaults.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostOptions {
     /// `Some(false)`: a shared machine.
     pub secure: Option<bool>,
     /// Until when a temporary host is served.
     pub expires_at: Option<OffsetDateTime>,
-    /// The host finds this daemon at the address that was guessed for it (`Policy::base_url_doubt`).
+    /// The host does reach this daemon at the guessed address (`Policy::base_url_doubt`).
     pub allow_short_name: bool,
 }
 
@@ -45,7 +46,7 @@ pub struct Registered {
     pub installer: Installer,
 }
 
-/// The command that an admin copies. Printed once: the token is kept as a digest only.
+/// The command that an admin copies. It is shown once, because only the digest of the token is kept.
 pub struct Installer {
     pub token: Secret,
     pub url: Secret,
@@ -59,7 +60,7 @@ pub struct HostView {
     pub status: HostStatus,
 }
 
-/// How a host stands, whatever its address and window.
+/// The state of a host, without regard to its address and window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostStatus {
     Active,
@@ -82,7 +83,7 @@ impl HostStatus {
         if host.removed_at.is_some() { Self::Removed } else { Self::of_rules(&host.rules, now) }
     }
 
-    /// Of a host that is there.
+    /// The status of a host that is not removed.
     pub fn of_rules(rules: &HostRules, now: OffsetDateTime) -> Self {
         match rules.served(now, Duration::MAX) {
             Err(NotServed::Disabled) => Self::Disabled,
@@ -93,13 +94,13 @@ impl HostStatus {
 }
 
 impl Hosts {
-    /// Makes a host, or gives a known one a new key; all of its pending installers are dead from here on. A host that a
-    /// user installed for themselves is nobody's from then on.
+    /// Registers a host, or gives a known host a new key. All its pending installers become invalid. A host that a user
+    /// had installed for themselves has no owner afterwards.
     pub async fn register(&self, fqdn: &str, options: HostOptions, by: &Initiator) -> Result<Registered> {
         self.register_for(fqdn, options, None, by).await
     }
 
-    /// The same; with an owner, for them and within their limit.
+    /// Like [`Self::register`]; with an owner, the host is theirs and counts against their limit.
     pub(in crate::service) async fn register_for(
         &self,
         fqdn: &str,
@@ -128,7 +129,7 @@ impl Hosts {
         let mut known = self.core.records.host_fetch_by_name(&fqdn).await?.map(|host| host.id);
         for _ in 0..MAX_ID_ATTEMPTS {
             let id = known.unwrap_or_else(|| HostId::new(&*self.core.outside));
-            // A known host is written over under its own number only, so that this is what happens, or nothing does.
+            // A known host is overwritten only under its own id. So either this note is true, or nothing happens.
             let note = known.iter().fold(note.clone(), |note, _| note.with("rotated", true));
             let registration = Registration {
                 id,
@@ -165,11 +166,11 @@ impl Hosts {
             let host = match registered {
                 RegistrationOutcome::Host(host) => *host,
                 RegistrationOutcome::NotTheirs => {
-                    return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and not yours")));
+                    return Err(ServiceError::Conflict(format!("{fqdn} is a host already, and it is not yours")));
                 }
                 RegistrationOutcome::TooMany => {
                     return Err(ServiceError::Conflict(format!(
-                        "you have {} hosts, which is as many as you may have; remove one, or ask an admin for more",
+                        "you have {} hosts, which is your limit; remove one, or ask an admin for more",
                         owner.map_or(0, |owner| owner.at_most)
                     )));
                 }
@@ -178,7 +179,7 @@ impl Hosts {
                 }
             };
             if !is_new(&host) {
-                // The name belongs to a host with another id: the key must be sealed for that one.
+                // The name belongs to a host with another id: the key must be sealed for that id.
                 known = Some(host.id);
                 continue;
             }
@@ -198,18 +199,19 @@ impl Hosts {
         Ok(self.view(host))
     }
 
-    /// The host of this name; a name that no host can have is nobody's.
+    /// The host of this name. `None` also if no host can have this name.
     pub async fn host_named(&self, name: &str) -> Result<Option<HostView>> {
         let Ok(fqdn) = name.parse::<Fqdn>() else { return Ok(None) };
         Ok(self.core.records.host_fetch_by_name(&fqdn).await?.map(|host| self.view(host)))
     }
 
-    /// Removes a host: its key and its pending installers are refused from here on. For [`RESTORE_WINDOW`] it can be brought back.
+    /// Removes a host: its key and its pending installers are refused from then on. It can be restored for
+    /// [`RESTORE_WINDOW`].
     pub async fn remove(&self, id: HostId, by: &Initiator) -> Result<Host> {
         self.remove_for(id, None, by).await
     }
 
-    /// The same; with an owner, only a host of theirs.
+    /// Like [`Self::remove`]; with an owner, only a host of theirs.
     pub(in crate::service) async fn remove_for(
         &self,
         id: HostId,
@@ -227,13 +229,13 @@ impl Hosts {
         removed.ok_or(ServiceError::NotFound("Host"))
     }
 
-    /// A host takes itself out.
+    /// Removes the calling host.
     pub async fn leave(&self, host: &HotHost, from: IpAddr) -> Result<Host> {
         let actor = Actor::Host { id: host.id, fqdn: host.fqdn.clone() };
         self.remove(host.id, &Initiator { actor, from: Some(from) }).await
     }
 
-    /// The hosts whose removal can still be undone, the last one first.
+    /// The hosts whose removal can still be undone, latest removal first.
     pub async fn removed_hosts(&self) -> Result<Vec<Host>> {
         let since = self.core.outside.now() - RESTORE_WINDOW;
         let removed = self.core.records.host_list_removed().await?;
@@ -254,18 +256,18 @@ impl Hosts {
         match restored.await? {
             Restoration::Restored(host) => {
                 if let Err(error) = self.take_activity(id).await {
-                    log::warn!(event = "activity_unread", cause:% = error; "a host is restored; its counts are read again with the next start");
+                    log::warn!(event = "activity_unread", cause:% = error; "a host is restored, but its counts could not be read; the next start reads them");
                 }
                 Ok(self.view(host))
             }
             Restoration::NameTaken => Err(ServiceError::Conflict(format!(
-                "another host is called {fqdn} by now; remove that one first, or leave this one removed"
+                "another host is now called {fqdn}; remove that one first, or leave this one removed"
             ))),
             Restoration::Unknown => Err(ServiceError::NotFound("Removed host")),
         }
     }
 
-    /// What the records know of what a host did.
+    /// Takes the activity of a host from the records.
     async fn take_activity(&self, id: HostId) -> Result<()> {
         let activity = self.core.records.host_activity(id).await?;
         self.core.hot.set_activities(&[(id, activity.clone())])?;
@@ -273,17 +275,17 @@ impl Hosts {
         Ok(())
     }
 
-    /// Forgets the keys of hosts whose removal cannot be undone any more.
+    /// Forgets the keys of hosts whose removal can no longer be undone.
     pub async fn purge_removed(&self) -> Result<()> {
         let purging = self.core.records.host_purge_removed(self.core.outside.now() - RESTORE_WINDOW);
         let purged = self.core.commit_untold(purging, |purged| (*purged > 0).then(Written::default)).await?;
         if purged > 0 {
-            log::info!(event = "removed_hosts_purged", hosts = purged; "the keys of hosts that were removed a day ago are forgotten");
+            log::info!(event = "removed_hosts_purged", hosts = purged; "forgot the keys of hosts that were removed more than a day ago");
         }
         Ok(())
     }
 
-    /// Forgets the address: the host is bound to the next one that it calls from.
+    /// Forgets the bound address: the host is bound to the next address that it calls from.
     pub async fn clear(&self, id: HostId, by: &Initiator) -> Result<Host> {
         let change = HostChange { bound_ip: Some(None), ..HostChange::default() };
         self.change(id, change, by.note(self.core.outside.now(), "host.clear")).await
@@ -294,14 +296,14 @@ impl Hosts {
         self.change(id, change, by.note(self.core.outside.now(), "host.roaming").with("allow", allow)).await
     }
 
-    /// Switches a host off, or on again; its key stays.
+    /// Disables a host, or enables it again; its key stays.
     pub async fn disable(&self, id: HostId, disabled: bool, by: &Initiator) -> Result<Host> {
         let action = if disabled { "host.disable" } else { "host.enable" };
         let change = HostChange { disabled: Some(disabled), ..HostChange::default() };
         self.change(id, change, by.note(self.core.outside.now(), action)).await
     }
 
-    /// Makes a host temporary, or lasting again (`None`).
+    /// Makes a host temporary, or permanent again (`None`).
     pub async fn set_expiry(&self, id: HostId, expires_at: Option<OffsetDateTime>, by: &Initiator) -> Result<Host> {
         let now = self.core.outside.now();
         if expires_at.is_some_and(|end| end <= now) {
@@ -312,7 +314,7 @@ impl Hosts {
         self.change(id, change, by.note(now, "host.expiry").with("expires_at", told)).await
     }
 
-    /// Serves a host from these networks and from nowhere else; none at all: from the address it is bound to.
+    /// Serves a host only from these networks; without networks, only from its bound address.
     pub async fn set_networks(&self, id: HostId, networks: &[String], by: &Initiator) -> Result<Host> {
         if networks.len() > MAX_NETWORKS {
             return Err(ServiceError::invalid("networks", format!("at most {MAX_NETWORKS}")));
@@ -359,7 +361,7 @@ impl Hosts {
         changed.ok_or(ServiceError::NotFound("Host"))
     }
 
-    /// A host with what this node knows of what it did. Cannot fail: it is also made after a change.
+    /// A host with its activity as this node knows it. Cannot fail, because it is also called after a change.
     pub fn view(&self, host: Host) -> HostView {
         let activity = match self.core.hot.host_by_id(host.id) {
             Ok(hot) => hot.map(|hot| hot.activity()).unwrap_or_default(),
@@ -380,13 +382,13 @@ pub(crate) fn network(text: &str) -> Result<IpNet> {
         let shown: String = text.chars().take(50).collect();
         ServiceError::invalid(
             "networks",
-            format!("{shown:?} is no network: write 192.0.2.0/24, 2001:db8::/64 or one address"),
+            format!("{shown:?} is not a network: write 192.0.2.0/24, 2001:db8::/64 or one address"),
         )
     })
 }
 
-/// A network in v4-mapped form is its v4: the addresses that hosts call from are canonical, and no other form of them
-/// would ever be in it.
+/// Turns a v4-mapped network into its IPv4 network. Callers' addresses are canonical, so none would ever match the
+/// mapped form.
 fn canonical_network(network: IpNet) -> Option<IpNet> {
     match (network, network.addr().to_canonical()) {
         (IpNet::V6(_), address @ IpAddr::V4(_)) => IpNet::new(address, network.prefix_len().checked_sub(96)?).ok(),
@@ -399,22 +401,22 @@ pub fn canonical_address(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// Where the installer of this token is. A GET there spends the token.
+/// The URL of this token's installer. A GET there redeems the token.
 pub(in crate::service) fn installer_url(base_url: &str, token: &str) -> String {
     format!("{base_url}/install/{token}")
 }
 
 fn installer(policy: &crate::service::Policy, token: Secret, expires_at: OffsetDateTime) -> Installer {
     let url = installer_url(&policy.base_url, token.expose());
-    // The host knows no CA of ours yet: the key that the server must have is pinned instead, and the script that comes
-    // back carries the CA. `-k` leaves the chain unchecked; the pin is checked all the same.
+    // The host does not know our CA yet, so the command pins the server's public key. The installer then carries the
+    // CA. `-k` skips the check of the chain; curl still checks the pin.
     let trust = match &policy.server_pin {
         Some(pin) => format!("-k --pinnedpubkey \"sha256//{pin}\" "),
         None => String::new(),
     };
-    // The first stage (`wrapper/start.sh`) fetches the installer by the same command when the machine can be set up.
-    // Without `-f`: a refusal is a script that says why and exits 1. curl writes its last line after the answer, also where
-    // there is none: then the command fails, too.
+    // If the machine can be set up, the first stage (`wrapper/start.sh`) fetches the installer by the same command.
+    // There is no `-f`, because a refusal is a script that prints the reason and exits 1. `-w` appends a last line that
+    // tests the status, even without an answer, so that the command fails then, too.
     let command = format!("curl -sSL {trust}\"{url}/start\" -w '\\n[ %{{http_code}} = 200 ]' | bash");
     Installer { token, url: Secret::new(url), command: Secret::new(command), expires_at }
 }

@@ -1,12 +1,12 @@
-//! Which certificates of the daemon hosts accept, and when hosts can be shown another one.
+//! Which server certificates hosts accept, and when hosts can be shown another one.
 //!
-//! A wrapper always trusts our authority. Once the configuration asks for a certificate that only the machine's trust store
-//! vouches for (the operator's, or a proxy's), wrappers are baked to trust that store as well, and report so with their
-//! version. The operator's certificate is shown when no host is cut off by it. Wrappers of earlier releases trust one of the
-//! two and do not report which: it is recorded when the first daemon of this release starts.
+//! A wrapper always trusts our authority. The configuration may ask for a certificate that only the machine's trust
+//! store vouches for (the operator's, or a proxy's). From then on, wrappers are baked to trust that store as well, and
+//! report so with their version. The operator's certificate is shown when no host is cut off by it. Wrappers of earlier
+//! releases trust one of the two and do not report which: it is recorded when the first daemon of this release starts.
 //!
-//! What is recorded ([`HostTrust`]) is shared by all nodes. Each step is one transaction with a condition; a crash after it
-//! is caught up with by the next start, which asks for the same step and finds it done.
+//! The record ([`HostTrust`]) is shared by all nodes. Each step is one transaction with a condition. After a crash the
+//! next start repeats the step and finds it done.
 
 use crate::model::host::{Fqdn, HostActivity};
 use crate::records::{Host, HostTrust, SettingsChange};
@@ -14,11 +14,11 @@ use crate::service::core::policy::HostCertificate;
 use crate::service::hosts::enrol::HostStatus;
 use crate::service::{Hosts, Initiator, Result, hosts::bake};
 
-/// Hosts that have something in common.
+/// A number of hosts with something in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostGroup {
     pub count: usize,
-    /// A few of them.
+    /// At most `MAX_NAMES` of them.
     pub names: Vec<String>,
 }
 
@@ -54,17 +54,17 @@ impl std::fmt::Display for HostGroup {
 pub struct HostsByTrust {
     pub trust_ours_alone: HostGroup,
     pub trust_system_alone: HostGroup,
-    /// Whether hosts are shown a certificate that the machine's store vouches for.
+    /// Whether hosts are shown a certificate that only the machine's store vouches for.
     pub is_switched: bool,
 }
 
 impl HostsByTrust {
-    /// Those that do not accept what hosts are shown.
+    /// The hosts that do not accept the certificate that they are shown.
     pub fn cut_off(&self) -> &HostGroup {
         if self.is_switched { &self.trust_ours_alone } else { &self.trust_system_alone }
     }
 
-    /// Those that a daemon of this configuration cuts off, and that are not cut off already.
+    /// The hosts that a daemon with this configuration would cut off and that are not cut off yet.
     pub fn newly_cut_off(&self, wanted: HostCertificate) -> Option<&HostGroup> {
         let switches = match wanted {
             HostCertificate::Ours { .. } => false,
@@ -75,20 +75,20 @@ impl HostsByTrust {
         Some(group).filter(|group| switches != self.is_switched && !group.is_empty())
     }
 
-    /// Those for whose sake a daemon of this configuration goes on with our certificate.
+    /// The hosts because of which a daemon with this configuration keeps showing our certificate.
     pub fn held_back(&self, wanted: HostCertificate) -> Option<&HostGroup> {
         let waits = wanted == HostCertificate::Operators { at_once: false } && !self.is_switched;
         Some(&self.trust_ours_alone).filter(|group| waits && !group.is_empty())
     }
 }
 
-/// What a look at the hosts decided.
+/// The result of [`Hosts::settle_host_certificate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
     Ours,
-    /// The operator's certificate is configured, and would cut these hosts off.
+    /// The operator's certificate is configured, but would cut these hosts off.
     HeldBack(HostGroup),
-    /// Hosts are shown the operator's, or a proxy's.
+    /// Hosts are shown the operator's certificate, or a proxy's.
     Switched,
 }
 
@@ -113,14 +113,14 @@ impl Trusted {
 }
 
 impl Hosts {
-    /// As it is recorded; before that, as the configuration says.
+    /// The recorded trust; before anything is recorded, what the configuration implies.
     pub fn host_trust(&self) -> HostTrust {
         let recorded = self.core.settings.load().host_trust;
         recorded.unwrap_or_else(|| self.core.policy().host_certificate.of_before(self.core.outside.now()))
     }
 
-    /// Whether wrappers are baked to trust the machine's store as well. Before anything is recorded, a daemon that is
-    /// configured so bakes as it will from its start on.
+    /// Whether wrappers are baked to trust the machine's store as well. Before anything is recorded, the configuration
+    /// decides.
     pub(in crate::service) fn wrappers_trust_system(&self) -> bool {
         match self.core.settings.load().host_trust {
             Some(recorded) => recorded.system_since.is_some(),
@@ -128,8 +128,9 @@ impl Hosts {
         }
     }
 
-    /// Records what the configuration asks for, as far as hosts can bear it. `starts`: this daemon shows nothing yet.
-    /// `is_shown`: it shows the operator's certificate, and does not go back by itself, whatever hosts appear.
+    /// Records what the configuration asks for. Unless it says `at_once`, the operator's certificate waits while it
+    /// would cut hosts off. `starts`: this daemon shows no certificate yet. `is_shown`: it shows the operator's
+    /// certificate, and does not go back by itself, whatever hosts appear.
     pub async fn settle_host_certificate(&self, starts: bool, is_shown: bool) -> Result<Settled> {
         let wanted = self.core.policy().host_certificate;
         let now = self.core.outside.now();
@@ -143,7 +144,7 @@ impl Hosts {
         let is_switched = self.host_trust().switched_at.is_some();
         match wanted {
             HostCertificate::Ours { .. } => {
-                // Another node may be configured otherwise: what it has recorded since is not taken back.
+                // Another node may be configured otherwise: its later record is not undone.
                 if starts && is_switched {
                     self.change_host_trust("host_trust.switch_back", SettingsChange::Switch(None)).await?;
                 }
@@ -165,7 +166,7 @@ impl Hosts {
         }
     }
 
-    /// Where another node was first, this one reads what that recorded.
+    /// If another node was first, this node reads what that node recorded.
     async fn change_host_trust(&self, action: &str, change: SettingsChange) -> Result<()> {
         let note = Initiator::daemon().note(self.core.outside.now(), action);
         if self.core.change_settings(&note, change).await?.is_none() {
@@ -174,9 +175,9 @@ impl Hosts {
         Ok(())
     }
 
-    /// Counts the hosts that trust one kind of certificate only. Hosts that are disabled or whose time is over are not
-    /// counted: they are refused anyway, and could not fetch another wrapper. Hosts that were never installed have no
-    /// wrapper yet.
+    /// Counts the hosts that trust only one kind of certificate. Disabled and expired hosts are not counted: they are
+    /// refused anyway, and could not fetch another wrapper. Hosts that were never installed are not counted: they have
+    /// no wrapper yet.
     pub async fn hosts_by_trust(&self) -> Result<HostsByTrust> {
         let recorded = self.host_trust();
         let mut found = HostsByTrust { is_switched: recorded.switched_at.is_some(), ..HostsByTrust::default() };
@@ -186,7 +187,7 @@ impl Hosts {
             }
             let mut activity = host.activity;
             let of = |activity: &HostActivity| Trusted::of(&recorded, activity.wrapper_version.as_deref());
-            // Of calls to another node this one knows nothing.
+            // This node does not know about calls to other nodes.
             if !of(&activity).is_of_both() && self.core.records.may_be_away() {
                 let stored = self.core.records.host_activity(host.host.id).await?;
                 if stored.last_seen > activity.last_seen {
@@ -205,20 +206,20 @@ impl Hosts {
         Ok(found)
     }
 
-    /// Notes that a host was given a wrapper: perhaps it is the last one that a switch waits for. It counts once the host
-    /// reports it: until then the host may run the one of before.
+    /// Notes that a host was given a wrapper: a switch may be waiting for this last one. It counts once the host
+    /// reports it; until then the host may run its previous wrapper.
     pub(in crate::service) fn note_wrapper_fetched(&self) {
         self.wrappers_fetched.send_modify(|fetched| *fetched += 1);
     }
 
-    /// Counts the wrappers that hosts were given by this node.
+    /// Counts the wrappers that this node has given to hosts.
     pub fn wrappers_fetched(&self) -> tokio::sync::watch::Receiver<u64> {
         self.wrappers_fetched.subscribe()
     }
 }
 
-/// A host that was registered here and never called has no wrapper. One that moved over from the former service has, whether
-/// or not it has called yet.
+/// A host that was registered here and never called has no wrapper. A host that moved over from the former service has
+/// one, whether or not it has called yet.
 pub(in crate::service) fn has_wrapper(host: &Host, activity: &HostActivity) -> bool {
     host.imported_key_digest.is_some() || activity.last_seen.is_some()
 }

@@ -1,7 +1,7 @@
-//! Redeeming an installer token: once, ever, for a script that makes the machine a host.
+//! Installer tokens: each is redeemed once, for a script that makes the machine a host.
 //!
-//! The script is baked before the token is redeemed, and the token is redeemed only for the key in the script, so that a
-//! fault of ours does not spend it. Nothing that comes after the redemption can fail. A crash between the
+//! The script is baked before the token is redeemed, and the token is redeemed only for the key in the script. So an
+//! internal fault does not spend the token. Nothing that comes after the redemption can fail. A crash between the
 //! redemption and the answer leaves a spent token: the admin registers the host again. The other order could hand the
 //! same key to two machines.
 
@@ -20,7 +20,7 @@ use crate::service::error::InstallerRefusal;
 use crate::service::hosts::enrol::installer_url;
 use crate::service::{Hosts, Initiator, Result, ServiceError, hosts::bake};
 
-/// How long an installer is told apart from none after its end.
+/// How long an expired or used installer is still told apart from an unknown one.
 const INSTALLER_RETENTION: time::Duration = time::Duration::days(30);
 
 pub struct InstallScript {
@@ -29,7 +29,7 @@ pub struct InstallScript {
 }
 
 impl Hosts {
-    /// The script that checks a machine before it fetches the installer. It spends nothing.
+    /// The script that checks a machine before it fetches the installer. It does not redeem the token.
     pub fn start_install(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
         let (pending, _) = self.pending_installer(token, from, self.core.outside.now())?;
         let (policy, url) = (self.core.policy(), installer_url(&pending.base_url, token));
@@ -70,14 +70,14 @@ impl Hosts {
         }
     }
 
-    /// The token and its host, if it can be redeemed as far as hot state knows: no question to the records.
+    /// The token and its host, if hot state allows a redemption. Does not ask the records.
     fn pending_installer(
         &self,
         token: &str,
         from: IpAddr,
         now: OffsetDateTime,
     ) -> Result<(InstallToken, Arc<HotHost>)> {
-        // The token stays good for when hosts are served again.
+        // The token is not spent: it can be redeemed once hosts are served again.
         if let Some(refusal) = self.core.api_disabled() {
             return Err(refusal);
         }
@@ -97,7 +97,8 @@ impl Hosts {
         Ok((pending, host))
     }
 
-    /// Whoever comes second has a command that was meant for somebody else; or came first, and then the host is his.
+    /// Reports that a spent token was used again. Either this caller has a command that was meant for another machine,
+    /// or an intruder redeemed it first and holds the host's key.
     fn used_again(&self, token: &InstallToken, from: IpAddr, now: OffsetDateTime) {
         let host = self.core.hot.host_by_id(token.host).ok().flatten();
         let name = host.as_ref().map_or("", |host| host.fqdn.as_str());
@@ -107,7 +108,7 @@ impl Hosts {
     /// All installers, newest first, each with the name of its host; and the current time.
     pub async fn installers(&self) -> Result<(Vec<(InstallToken, Option<Fqdn>)>, OffsetDateTime)> {
         let mut tokens = self.core.records.installer_list().await?;
-        // A page goes on where another one ended: equal times need an order.
+        // The next page starts after the last entry, so entries with equal times need a fixed order.
         tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), *token.digest.as_bytes()));
         let named = tokens.into_iter().map(|token| {
             let host = self.core.hot.host_by_id(token.host)?;
@@ -116,8 +117,9 @@ impl Hosts {
         Ok((named.collect::<Result<_>>()?, self.core.outside.now()))
     }
 
-    /// The addresses of the daemon that hosts were given, by an installer or by an update of `cdx`: the newest first, at most
-    /// twice [`Settings::MAX_PUBLIC_URLS`]. Records the address of this process if there are hosts that an update may give it.
+    /// The addresses of the daemon that hosts were given by an installer or by an update of `cdx`: newest first, at
+    /// most twice [`Settings::MAX_PUBLIC_URLS`]. If there are hosts, an update may give them the address of this
+    /// process, so it is recorded.
     pub async fn public_urls(&self) -> Result<Vec<String>> {
         let url = self.core.policy().base_url.clone();
         if self.core.host_count() > 0 && self.core.settings().public_urls.first() != Some(&url) {
@@ -137,16 +139,16 @@ impl Hosts {
         Ok(urls)
     }
 
-    /// Forgets in hot state the installers that expired long ago; whoever presents one is told that there is none.
+    /// Forgets, in hot state, installers that expired long ago; from then on they are reported as unknown.
     pub async fn purge_installers(&self) -> Result<()> {
         let (hot, when) = (self.core.hot.clone(), self.core.outside.now() - INSTALLER_RETENTION);
         let purged = tokio::task::spawn_blocking(move || hot.purge_install_tokens(when)).await;
         let purged = purged.map_err(ServiceError::internal)??;
-        log::debug!(event = "installers_purged", installers = purged; "installers that expired long ago are forgotten");
+        log::debug!(event = "installers_purged", installers = purged; "forgot installers that expired long ago");
         Ok(())
     }
 
-    /// An installer that was printed and is not to be redeemed any more.
+    /// Revokes an installer that was not redeemed yet.
     pub async fn revoke_installer(&self, token: &Digest, by: &Initiator) -> Result<InstallToken> {
         let now = self.core.outside.now();
         let note = by.note(now, "installer.revoke").with("installer", token);

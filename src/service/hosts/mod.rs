@@ -1,4 +1,4 @@
-//! Hosts: how they are registered and installed, what is baked for them, and what they have done.
+//! Hosts: registration, installation, the scripts that are baked for them, and their activity.
 
 pub mod bake;
 pub mod enrol;
@@ -27,12 +27,12 @@ impl Hosts {
         Self { core, wrappers_fetched: watch::channel(0).0 }
     }
 
-    /// One page of the hosts that are asked for.
+    /// One page of the hosts that match `query`.
     pub async fn list_hosts(&self, query: ListQuery) -> Result<Page> {
         self.core.directory.look(move |table| table.page(&query)).await
     }
 
-    /// Makes the first page as quick as the others.
+    /// Builds the directory, so that the first page is as quick as the others.
     pub async fn prepare_directory(&self) -> Result<()> {
         self.core.directory.prepare().await
     }

@@ -1,28 +1,29 @@
-//! What hosts' calls leave behind, on its way to the records: counted in memory, gathered into the outbox every second,
+//! Telemetry of hosts' calls on its way to the records: counted in memory, gathered into the outbox every second,
 //! drained from there in batches.
 //!
-//! At most so many hosts are gathered at a time, those that wait longest.
+//! Each round gathers at most `MAX_HOSTS_PER_BATCH` hosts, the longest waiting first.
 //!
-//! A crash loses at most what was counted of a host since it was last gathered (calls and last-seen times, which nobody was
-//! promised); what is in the outbox is power-safe and is drained after the next boot. A batch that reached the records but was not
-//! forgotten here is sent again, and its sequence number makes the second time change nothing. The throttles' counts go
-//! to hot state with it, so that a restart does not forgive.
+//! A crash loses at most what was counted of a host since it was last gathered: calls and last-seen times, which were
+//! not acknowledged. The outbox survives a power cut and is drained after the next boot. A batch that reached the
+//! records but was not forgotten here is sent again; its sequence number makes the second write change nothing. The
+//! throttles' counts go to hot state at the same time, so that a restart does not reset them.
 
 use crate::records::Telemetry;
 use crate::service::{Hosts, Result, ServiceError};
 
 const MAX_BATCHES: usize = 16;
-/// How many hosts are gathered at a time. With a larger fleet at work each host's calls are gathered less often, together,
-/// and what it costs to keep them does not grow with the fleet.
+/// How many hosts are gathered at a time. In a larger busy fleet each host is gathered less often, with more calls at
+/// once. So the cost of storing the counts does not grow with the fleet.
 const MAX_HOSTS_PER_BATCH: usize = 1000;
 
 impl Hosts {
-    /// Counts that hot state has lost, or never had, come from the records.
+    /// Takes from the records the counts that hot state has lost or never had.
     pub(in crate::service) async fn adopt_activity(&self) -> Result<()> {
         match self.drain_outbox().await {
-            // They can be read and not written: what the outbox holds is not counted there yet. The next start does it.
+            // The records can be read but not written, so the outbox's counts are missing there. The next start adopts
+            // them.
             Err(ServiceError::RecordsAway { .. }) => return Ok(()),
-            // What waits in the outbox would be missing: the hosts stay listed for the next start.
+            // The outbox's counts would be missing: the hosts stay listed for the next start.
             Err(ServiceError::StandsStill { .. }) => return Ok(()),
             drained => drained?,
         }
@@ -34,13 +35,13 @@ impl Hosts {
         Ok(())
     }
 
-    /// Moves what was counted of the hosts that wait longest into the outbox; says whether there were any.
+    /// Moves the counts of the longest waiting hosts into the outbox. Returns whether there were any.
     pub async fn gather_telemetry(&self) -> Result<bool> {
         let batch = self.core.hot.gather_seen(MAX_HOSTS_PER_BATCH);
         let any = !batch.is_empty();
         self.note_in_directory(&batch)?;
         self.core.hot.outbox_append(batch).await?;
-        // Apart: entries of the audit log wait for everybody's changes, and nothing else should wait with them.
+        // A separate batch: audit entries wait for all other changes, and the counts should not wait with them.
         self.core.hot.outbox_append(self.core.security_events.gather(self.core.outside.now())).await?;
         Ok(any)
     }
@@ -60,7 +61,8 @@ impl Hosts {
     pub async fn drain_outbox(&self) -> Result<()> {
         let drained = self.drain().await;
         if matches!(drained, Err(ServiceError::RecordsAway { .. })) && self.core.health.away().is_none() {
-            // This may have been in others' way; records that take no change at all are degraded. What it finds is noted.
+            // The failure may be a conflict with another writer; but if the records take no change at all, they are
+            // degraded. `try_writing` finds out, and notes what it finds.
             let _ = self.core.health.try_writing().await;
         }
         drained

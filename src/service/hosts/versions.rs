@@ -9,11 +9,11 @@ use crate::records::{ClientRelease, SettingsChange};
 use crate::service::{Hosts, Initiator, Result, ServiceError, hosts::bake};
 
 pub struct Versions {
-    /// The newest Codex that upstream is known to have released.
+    /// The newest release of Codex that is known.
     pub client_version: Option<String>,
     pub client_version_checked_at: Option<OffsetDateTime>,
     pub wrapper_version: &'static str,
-    /// Of the host's own wrapper; without a host, of the wrapper with nothing baked in.
+    /// The digest of the host's own wrapper; without a host, of the wrapper with nothing baked in.
     pub wrapper_digest: Digest,
 }
 
@@ -32,10 +32,10 @@ impl Hosts {
         })
     }
 
-    /// Keeps what upstream said its newest release is. `tag` is what the release is called there (`rust-v0.169.0`).
+    /// Records the newest release of Codex. `tag`: its name upstream (`rust-v0.169.0`).
     pub async fn note_client_release(&self, tag: &str) -> Result<()> {
         let Some(version) = Version::reported(tag) else {
-            return Err(ServiceError::internal("upstream named a release that is no version"));
+            return Err(ServiceError::internal("the name of upstream's newest release is not a version"));
         };
         let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.core.outside.now() };
         let note = Initiator::daemon().note(release.checked_at, "release.found").on(&release.version);

@@ -24,7 +24,7 @@ impl Hosts {
         Ok(Wrapper { version, digest: script.digest(), script, updated_at: host.updated_at })
     }
 
-    /// The wrapper for the host itself: from here on it trusts the authorities of today.
+    /// The wrapper, downloaded by the host itself: from then on it trusts the authorities of today.
     pub fn download_wrapper(&self, host: &HotHost) -> Result<Wrapper> {
         let wrapper = self.wrapper(host)?;
         host.fetched_wrapper(self.core.outside.now());
@@ -32,10 +32,10 @@ impl Hosts {
         Ok(wrapper)
     }
 
-    /// Kept beside the host: every answer to it names its own wrapper, and baking one costs more than all the rest of the
-    /// call.
+    /// The digest of a host's wrapper, cached beside the host: every answer contains it, and baking a wrapper costs
+    /// more than the rest of the call.
     pub(in crate::service) fn wrapper_digest(&self, host: &HotHost) -> Result<Digest> {
-        // Before the policy is read: what is baked while it changes belongs to the one that is over.
+        // Read before the policy: a digest that is baked while the policy changes belongs to the old revision.
         let revision = self.core.policy_revision.load(Ordering::SeqCst);
         if let Some(digest) = host.wrapper_digest.with(&revision, |digest| *digest) {
             return Ok(digest);

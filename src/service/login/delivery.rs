@@ -1,12 +1,12 @@
-//! How a host receives the canonical login, and what is kept of what it sends back.
+//! What each host receives of the canonical login, and what is stored for that host alone.
 //!
-//! Every host is served `verbatim`: the document as stored. A host that brought an agent identity (a private key that Codex
-//! registered for that host) also gets that back, as the last member, and no other host does; so its digest is another one
-//! than the canonical text's. A host that is to receive something else differs here and nowhere else: [`Login::deliver`]
-//! goes from the canonical version and the host to bytes and digest, [`Login::accept`] goes back.
+//! A host is served the document as stored. A host may bring an agent identity, a private key that Codex registered for
+//! it. That host also gets the identity back, as the last member; no other host does. So its digest differs from the
+//! canonical text's. Any other difference between hosts belongs here and nowhere else: [`Login::deliver`] turns the
+//! canonical version and the host into bytes and digest, [`Login::accept`] goes back.
 //!
-//! An agent identity is durable before the store that brought it goes on: a crash after that leaves the identity without
-//! the login, and the host, which was not answered, stores both again.
+//! An agent identity is durable before the store that brought it goes on. A crash after that leaves the identity
+//! without the login. The host got no answer, so it stores both again.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::service::core::canonical::Canonical;
 use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
-/// What one host is served. `digest` is the SHA-256 of exactly `text`.
+/// The document that one host is served. `digest` is the SHA-256 of exactly `text`.
 pub struct Delivery {
     pub text: Arc<DocumentText>,
     pub digest: Digest,
@@ -30,7 +30,7 @@ pub struct Delivery {
 /// The longest agent identity that is kept.
 const MAX_AGENT_IDENTITY_BYTES: usize = 16 * 1024;
 
-/// Where the agent identity of a host stands sealed.
+/// The place under which a host's agent identity is sealed.
 pub fn agent_identity_place(id: HostId) -> Place {
     Place::new("hosts", "agent_identity", id)
 }
@@ -54,7 +54,7 @@ impl Login {
         Ok(delivery)
     }
 
-    /// The digest of what [`Self::deliver`] gives, without making that for every call.
+    /// The digest of what [`Self::deliver`] returns, without building the document for every call.
     pub fn delivered_digest(&self, canonical: &Canonical, host: Option<&HotHost>) -> Result<Digest> {
         let Some(kept) = host.and_then(|host| host.agent_identity.as_deref()) else {
             return Ok(canonical.summary.digest);
@@ -65,7 +65,7 @@ impl Login {
         }
     }
 
-    /// Keeps what a host's store holds for that host alone. Returns the host with it.
+    /// Stores the part of a host's document that is for that host alone. Returns the host with it.
     pub(in crate::service) async fn accept(
         &self,
         document: &AuthDocument,
@@ -77,23 +77,23 @@ impl Login {
             let message = format!("must be {MAX_AGENT_IDENTITY_BYTES} bytes or less");
             return Err(ServiceError::invalid("auth.agent_identity", message));
         }
-        // One that cannot be opened is replaced.
+        // A stored identity that cannot be opened is replaced.
         if self.open_agent_identity(&host).ok().flatten().as_deref().map(String::as_str) == Some(identity) {
             return Ok(host);
         }
-        // It is a write as a new version is.
+        // It counts against the host's hourly limit, as a new version does.
         self.take_store(host.id)?;
         let sealed =
             self.core.ring.load().seal(&agent_identity_place(host.id), identity.as_bytes(), &*self.core.outside)?;
         let note = by.note(self.core.outside.now(), "host.agent_identity").on(&host.fqdn);
         if !self.core.records.host_set_agent_identity(host.id, &host.key_digest, &sealed, &note).await? {
-            // The host was removed, or was given a new key, since this call was let in.
+            // The host was removed, or was given a new key, since this call was admitted.
             return Err(ServiceError::KeyInvalid);
         }
         log_note(&note);
-        // It is kept: nothing that fails from here on may say otherwise. The next poll catches up.
+        // The identity is durable: nothing from here on may fail the call. The next poll catches up.
         if let Err(error) = self.core.catch_up().await {
-            log::debug!(event = "catch_up_failed", cause:% = error; "an agent identity is kept, and not served yet");
+            log::debug!(event = "catch_up_failed", cause:% = error; "an agent identity is stored, but not served yet");
         }
         Ok(self.core.hot.host_by_id(host.id).ok().flatten().unwrap_or(host))
     }
@@ -102,7 +102,7 @@ impl Login {
     fn open_agent_identity(&self, host: &HotHost) -> Result<Option<Zeroizing<String>>> {
         let Some(kept) = host.agent_identity.as_deref() else { return Ok(None) };
         let opened = self.core.ring.load().open(&agent_identity_place(host.id), &kept.sealed);
-        // Where another node has just rotated the data keys, this node knows the value sealed anew a moment later.
+        // If another node has just rotated the data keys, this node learns the newly sealed value a moment later.
         let plain = opened.map_err(|error| ServiceError::Unavailable {
             cause: format!("the agent identity of {} cannot be opened: {error}", host.fqdn),
         })?;

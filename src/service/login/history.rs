@@ -1,12 +1,12 @@
-//! The canonical login's past: what differs between two versions, and bringing one back.
+//! The history of the canonical login: list versions, compare two of them, and roll back to one.
 //!
-//! A roll-back makes a **new** version with the login of an earlier one and the present instant as its `last_refresh`:
-//! with its own, older one every host that has a newer document would push that back at once. For the same reason a token
-//! that was issued before the roll-back is older than it. The records decide between
-//! a roll-back and a store at the same time; the one that is second is compared with what won, and both stand in the
-//! history. A crash before the records have it changes nothing; after it, the new version is the canonical one.
+//! A roll-back makes a **new** version with the login of an earlier one and the present instant as its `last_refresh`.
+//! With the old `last_refresh`, every host that has a newer document would store that at once. For the same reason a
+//! token that was issued before the roll-back is older than it. The records decide between a roll-back and a store at
+//! the same time. The second one is compared with the winner, and both are in the history. A crash before the
+//! transaction changes nothing; after it, the new version is the canonical one.
 //!
-//! A roll-back cannot bring back what upstream has withdrawn: refresh tokens are good once.
+//! A roll-back cannot bring back a login that upstream has withdrawn: a refresh token is good once.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::records::{CanonicalSource, CanonicalSummary, Epoch, ReplaceCondition}
 use crate::service::core::canonical::Canonical;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
-/// How often a roll-back that lost a race is tried again.
+/// How often a roll-back that lost a race is retried.
 const MAX_ROLLBACK_ATTEMPTS: usize = 16;
 
 /// One member that differs between two versions.
@@ -27,7 +27,8 @@ const MAX_ROLLBACK_ATTEMPTS: usize = 16;
 pub struct Difference {
     /// A JSON pointer (RFC 6901).
     pub path: String,
-    /// What is there, where it is no secret; else a fingerprint: `sha256:` and the first 12 hex digits. `None`: nothing.
+    /// The value, if it is not a secret; else a fingerprint: `sha256:` and the first 12 hex digits. `None`: no such
+    /// member.
     pub before: Option<String>,
     pub after: Option<String>,
 }
@@ -35,19 +36,20 @@ pub struct Difference {
 /// A page of the versions.
 pub struct History {
     pub versions: Vec<CanonicalSummary>,
-    /// `before` of the next page; `None`: there is none.
+    /// `before` of the next page; `None`: there is no next page.
     pub next: Option<u64>,
 }
 
 impl Login {
-    /// The canonical version for an admin who is shown its secrets: noted before it is shown.
+    /// The canonical version with its secrets, for an admin. The audit entry is durable before the secrets are
+    /// returned.
     pub async fn reveal_canonical(&self, by: &Initiator) -> Result<Option<Arc<Canonical>>> {
         let Some(canonical) = self.core.canonical() else { return Ok(None) };
         self.audit.note_alone(by.note(self.core.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
         Ok(Some(canonical))
     }
 
-    /// Up to `limit` of the versions that are kept, those below `before`, newest first, without the secrets.
+    /// Up to `limit` of the kept versions below `before`, newest first, without the secrets.
     pub async fn canonical_history(&self, before: Option<u64>, limit: usize) -> Result<History> {
         let mut versions = self.core.records.canonical_list(before, limit.saturating_add(1)).await?;
         let is_more = versions.len() > limit;
@@ -56,7 +58,7 @@ impl Login {
         Ok(History { versions, next })
     }
 
-    /// What differs between two versions, without the secrets.
+    /// The differences between two versions, without the secrets.
     pub async fn diff(&self, before: u64, after: u64) -> Result<Vec<Difference>> {
         let (before, after) = (self.version(before).await?, self.version(after).await?);
         let parse = |version: &Canonical| serde_json::from_str(&version.text).map_err(ServiceError::internal);
@@ -98,11 +100,11 @@ impl Login {
                 ServiceError::NotFound("Version")
             });
         };
-        // It is compared, and never served.
+        // No epoch: the version is compared, never served.
         self.core.open_canonical(&version, Epoch(0))
     }
 
-    /// The stored document `text`, dated now; in any case later than the present one.
+    /// The stored document `text`, dated now, or just after the present version if that is later.
     fn dated_after(&self, present: &Canonical, text: &str, now: OffsetDateTime) -> Result<AuthDocument> {
         let after = present.last_refresh.after().max(now);
         Ok(AuthDocument::parse_stored(text, now, &self.core.policy.load().document_rules)?.dated(after)?)

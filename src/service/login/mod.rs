@@ -1,4 +1,4 @@
-//! The canonical login: retrieve and store, what each host receives of it, and its versions.
+//! The canonical login: retrieve, store, what each host receives, and versions.
 
 pub mod delivery;
 pub mod history;
@@ -13,14 +13,13 @@ use tokio::sync::Notify;
 use crate::service::probe_queue::ProbeQueue;
 use crate::service::{Audit, Core, Hosts};
 
-/// The canonical login.
 pub struct Login {
     pub(in crate::service) core: Arc<Core>,
     audit: Arc<Audit>,
     hosts: Arc<Hosts>,
     queue: Arc<ProbeQueue>,
     store_budget: store_budget::StoreBudget,
-    /// Turned with every new version.
+    /// Notified of every new version.
     version_stored: Notify,
 }
 

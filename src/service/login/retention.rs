@@ -1,7 +1,7 @@
-//! How many versions of the canonical login are kept, and removing the others.
+//! Retention of the canonical login's versions: prunes those that need not be kept.
 //!
-//! Kept are the canonical version, the newest ones ([`VersionPolicy::keep`]) and all of the last 30 days. The records
-//! decide within each transaction what that is; a crash between two transactions leaves versions that the next round
+//! The canonical version, the newest ones ([`VersionPolicy::keep`]) and all of the last 30 days are kept. The records
+//! apply this rule within each transaction. A crash between two transactions leaves versions that the next round
 //! removes.
 
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::records::Retention;
 use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result};
 
-/// Versions that are younger are kept, however many there are.
+/// Younger versions are kept, however many there are.
 const VERSION_RETENTION: time::Duration = time::Duration::days(30);
 /// How many versions one transaction removes.
 const VERSIONS_PER_BATCH: usize = 100;
-/// Versions grow old without a store.
+/// Versions grow old even if nothing is stored.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
-/// Of many stores, each does not search the versions.
+/// The shortest time between two prunings: a burst of stores must not search the versions each time.
 pub const PRUNE_PAUSE: Duration = Duration::from_secs(60);
 
 impl Login {
@@ -41,7 +41,8 @@ impl Login {
         }
     }
 
-    /// Prunes after stores, `pause` apart or more, and from time to time, until the stop. `report` is given each outcome.
+    /// Prunes after stores, at least `pause` apart, and every `PRUNE_INTERVAL`, until the stop. `report` gets each
+    /// result.
     pub async fn look_after_versions(
         &self,
         pause: Duration,
@@ -59,7 +60,7 @@ impl Login {
                 }
             };
             tokio::select! {
-                // Without a sender it is time to stop as well.
+                // A dropped sender means stop, too.
                 _ = stopping.wait_for(|stop| *stop) => return,
                 () = due => {}
             }

@@ -1,7 +1,7 @@
-//! How many logins one host may store within an hour, so that a host out of order, or one that was taken over, does not
-//! fill the store with versions.
+//! Limits how many logins one host may store within an hour, so that a broken or hostile host does not fill the store
+//! with versions.
 //!
-//! Counted in the memory of each node, for hosts that stored something within the last hour only. A restart forgets it.
+//! Each node counts in memory, only for hosts that stored something within the last hour. A restart resets the counts.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::model::host::HostId;
 use crate::service::error::Throttled;
 
 const BUDGET_WINDOW: Duration = Duration::HOUR;
-/// So many windows are held before those that are over are looked for.
+/// The number of windows at which expired ones are first removed.
 const FIRST_SWEEP_HOSTS: usize = 1024;
 
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub struct StoreBudget(Mutex<Windows>);
 #[derive(Default)]
 struct Windows {
     of_host: HashMap<HostId, BudgetWindow>,
-    /// How many there are when those that are over are next looked for.
+    /// The number of windows at which expired ones are removed next.
     sweep_at: usize,
 }
 
@@ -31,7 +31,7 @@ struct BudgetWindow {
 }
 
 impl BudgetWindow {
-    /// One that begins in the future was begun by a clock that was set back since.
+    /// A window that begins in the future is over: the clock was set back.
     fn is_over(&self, now: OffsetDateTime) -> bool {
         now < self.begun || now - self.begun >= BUDGET_WINDOW
     }
@@ -59,7 +59,7 @@ impl StoreBudget {
         Ok(())
     }
 
-    /// Takes back a store that was counted and made nothing new.
+    /// Takes back a counted store that made no new version.
     pub fn give_back(&self, host: HostId) {
         let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(window) = windows.of_host.get_mut(&host) {

@@ -1,12 +1,12 @@
-//! Retrieve and store: the call that matters most.
+//! Retrieve and store of the canonical login: the most important call.
 //!
-//! A retrieve is answered from memory. A store is answered when it is durable. Whether it takes the place of the canonical
-//! login is decided against one version of that ([`decide`]), and the records replace exactly that version or none: where
-//! another one became canonical meanwhile, it is decided again. A crash before the records have it loses nothing
-//! that was acknowledged; a crash after leaves the new version, which the host finds on its next call.
+//! A retrieve is answered from memory. A store is answered when it is durable. Whether it replaces the canonical login
+//! is decided against one version ([`decide`]). The records replace exactly that version or none: if another version
+//! became canonical meanwhile, the store is decided again. A crash before the transaction loses nothing that was
+//! acknowledged. A crash after it leaves the new version, which the host finds on its next call.
 //!
-//! A store is served from memory once it is durable, without a catching up; hot state follows with the next poll. Each
-//! knows its epoch, so that neither takes the place of what came later.
+//! A new version is served from memory once it is durable, without a catch-up; hot state follows with the next poll.
+//! Each knows its epoch, so that neither replaces a later version.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ use crate::service::core::canonical::{Canonical, body_place, token_place};
 use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
-/// How often a store whose canonical version changed under it is decided again.
+/// How often a store is decided again because the canonical version changed meanwhile.
 const MAX_STORE_ATTEMPTS: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Outcome {
         }
     }
 
-    /// Whether the host is to send its document.
+    /// Whether the host must send its document.
     pub fn asks_for_store(self) -> bool {
         matches!(self, Self::UploadRequired | Self::Missing)
     }
@@ -76,13 +76,13 @@ pub struct Sync {
     pub host: Option<SyncHost>,
 }
 
-/// The calling host, as it is told of itself.
+/// The calling host, as the answer describes it.
 pub struct SyncHost {
     pub host: Arc<HotHost>,
     pub activity: HostActivity,
 }
 
-/// Versions that came as query parameters, for bodies that have none.
+/// Versions from query parameters, for bodies that have none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueryVersions<'a> {
     pub client_version: Option<&'a str>,
@@ -90,17 +90,17 @@ pub struct QueryVersions<'a> {
 }
 
 impl Login {
-    /// `POST /auth` of a host that was let in.
+    /// `POST /auth` of an admitted host.
     pub async fn sync(&self, host: Arc<HotHost>, from: IpAddr, body: &str, query: QueryVersions<'_>) -> Result<Sync> {
         let request = SyncRequest::read(body, query)?;
         match request.command {
             SyncCommand::Retrieve => self.retrieve(host, &request),
-            // Boxed: a retrieve does not carry the room that a store needs.
+            // Boxed, so that a retrieve does not need the memory of a store.
             SyncCommand::Store(document) => Box::pin(self.store_of_host(host, from, &request, document)).await,
         }
     }
 
-    /// Nothing of it waits for a store.
+    /// Must not wait for a store.
     fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>) -> Result<Sync> {
         let now = self.core.outside.now();
         self.queue.note_call(now);
@@ -113,7 +113,7 @@ impl Login {
             .map(|canonical| canonical.in_hand());
         let seen = host.seen(now, in_hand, request.client_version(), request.wrapper_version());
         let mut activity = seen.activity;
-        // The host is told of its last call, not of this one: the recorded service reads before it writes.
+        // The answer describes the host's previous call, not this one: the former service reads before it writes.
         if let Some(before) = seen.replaced_last_refresh {
             activity.last_refresh = before;
         }
@@ -128,7 +128,7 @@ impl Login {
         document: &str,
     ) -> Result<Sync> {
         let document = self.read_document(document)?;
-        // The answer names it. After the store nothing may fail.
+        // The answer contains this digest. It is baked first, because nothing may fail after the store.
         self.hosts.wrapper_digest(&host)?;
         let source = CanonicalSource::Host { id: host.id, fqdn: host.fqdn.clone() };
         let by = Initiator { actor: Actor::Host { id: host.id, fqdn: host.fqdn.clone() }, from: Some(from) };
@@ -146,13 +146,13 @@ impl Login {
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }
 
-    /// An admin's upload: the document itself, or a text that holds it. It wins by the same rule as a host's, unless the
-    /// request allows more.
+    /// An admin's upload: the document, or a text that holds it. It replaces the canonical login by the same rule as a
+    /// host's store, unless the request allows more.
     pub async fn upload(&self, body: &str, by: &Initiator) -> Result<Sync> {
         let request = split_request(body)?;
         if let Some(id) = request.raw("host_id").filter(|id| *id != "null") {
             let id = id.parse().map_err(|_| ServiceError::invalid("host_id", "host_id must be a host's number"))?;
-            // Only who the login was meant for; every host is given the canonical one.
+            // The host must exist, but every host is given the canonical login.
             self.hosts.host(HostId(id)).await?;
         }
         let flag = |name: &str| match request.raw(name) {
@@ -169,7 +169,7 @@ impl Login {
         })
     }
 
-    /// The same, with nothing around the document. `probe`: the canonical login is proved at once.
+    /// Like [`Self::upload`], for the document alone. `probe`: a probe of the canonical login is requested at once.
     pub async fn upload_text(&self, document: &str, allowed: Allowed, probe: bool, by: &Initiator) -> Result<Sync> {
         let mut note = by.note(self.core.outside.now(), "auth.upload");
         let actor = by.actor.to_string();
@@ -188,7 +188,7 @@ impl Login {
         Ok(AuthDocument::parse(text, self.core.outside.now(), &self.core.policy.load().document_rules)?)
     }
 
-    /// Counts a write that a host causes against its hour.
+    /// Counts a write that a host causes against its hourly limit.
     pub(in crate::service) fn take_store(&self, host: HostId) -> Result<()> {
         let limit = self.core.policy.load().versions.stores_per_host_per_hour;
         self.store_budget.take(host, limit, self.core.outside.now()).map_err(|throttled| {
@@ -197,8 +197,8 @@ impl Login {
         })
     }
 
-    /// Stores `document` if it takes the canonical login's place. `Updated`: it was the canonical one, and is durable; by
-    /// now there may be a newer one, which is given back then. A login of another account is refused, with an alarm.
+    /// Stores `document` if it replaces the canonical login. `Updated`: it became canonical, and is durable. If there
+    /// is a newer version by then, that one is returned. A login of another account is refused, with an alarm.
     async fn store(
         &self,
         document: &AuthDocument,
@@ -220,21 +220,21 @@ impl Login {
                 (Verdict::Replaces(document), _) => document,
                 (Verdict::Unchanged, Some(present)) => return Ok((Outcome::Unchanged, Arc::clone(present))),
                 (Verdict::Outdated, Some(present)) => return Ok((Outcome::Outdated, Arc::clone(present))),
-                // Another node's admin may have changed the account a moment ago.
+                // An admin on another node may have changed the account a moment ago.
                 (Verdict::OtherAccount, Some(_)) if !is_caught_up => {
                     self.core.catch_up().await?;
                     is_caught_up = true;
                     continue;
                 }
                 (Verdict::OtherAccount, Some(present)) => {
-                    // The refusal is written to the audit log.
+                    // The refusal counts as a store, because it is written to the audit log.
                     host.map_or(Ok(()), |id| self.take_store(id))?;
                     let (present, new) = (present.login.to_string(), document.login().to_string());
                     let note = note.with("present", &present).with("new", &new);
                     self.audit.note_alone(note.refused("another account").alarm()).await?;
                     return Err(ServiceError::OtherAccount { present, new });
                 }
-                (_, None) => return Err(ServiceError::internal("a login was compared with none")),
+                (_, None) => return Err(ServiceError::internal("a login was compared without a canonical one")),
             };
             let mut note = note.clone();
             if let Some(present) = present.as_ref().filter(|present| !document.login().renews(&present.login)) {
@@ -257,15 +257,15 @@ impl Login {
             if stored?.is_some() {
                 let canonical = self.core.canonical();
                 let canonical =
-                    canonical.ok_or_else(|| ServiceError::internal("a canonical auth was there, and is not"))?;
+                    canonical.ok_or_else(|| ServiceError::internal("the canonical auth disappeared after a store"))?;
                 return Ok((Outcome::Updated, canonical));
             }
         }
         Err(ServiceError::Unavailable { cause: "the canonical auth changed under every attempt to replace it".into() })
     }
 
-    /// Makes `document` the canonical version if the present one meets `condition`: durable, and served, when this returns
-    /// its number; else what is served is what was met in its place.
+    /// Makes `document` the canonical version if the present one meets `condition`. When this returns its number, it is
+    /// durable and served. `None`: another version is canonical, and this node serves that.
     pub(in crate::service) async fn make_canonical(
         &self,
         document: &AuthDocument,
@@ -281,7 +281,7 @@ impl Login {
                 let number = version.summary.version;
                 log_note(&note.on(number));
                 self.version_stored.notify_one();
-                // What was sealed here a moment ago need not be read back: it is served from now on.
+                // The document was sealed here, so it is not read back. It is served from now on.
                 self.core.adopt_canonical(Canonical {
                     summary: version.summary,
                     last_refresh: document.last_refresh().clone(),
@@ -330,7 +330,7 @@ impl Login {
     }
 }
 
-/// The body of a sync, split, with what the query adds to it.
+/// A split request body, with the versions from the query.
 struct SyncRequest<'a> {
     members: RequestMembers<'a>,
     query: QueryVersions<'a>,
@@ -358,7 +358,7 @@ impl<'a> SyncRequest<'a> {
     }
 }
 
-/// `canonical`: and the digest of what the host is delivered of it.
+/// `canonical`: the canonical version, and the digest of what the host receives.
 fn compare(
     canonical: Option<(&Canonical, Digest)>,
     request: &RequestMembers<'_>,
@@ -376,7 +376,7 @@ fn compare(
         .text("last_refresh")
         .filter(|text| !text.trim().is_empty())
         .ok_or_else(|| ServiceError::invalid("last_refresh", "last_refresh is required"))?;
-    // Whoever has the canonical document spells its instant as it does: that one was parsed already.
+    // A host with the canonical document sends its instant in the same spelling, which is parsed already.
     let (canonical, delivered) = canonical.unzip();
     let last_refresh = match canonical.filter(|canonical| canonical.last_refresh.text() == last_refresh) {
         Some(canonical) => Ok(Cow::Borrowed(&canonical.last_refresh)),
@@ -386,7 +386,7 @@ fn compare(
     let last_refresh = last_refresh.map_err(invalid)?;
     let is_ahead = match last_refresh.check(now) {
         Ok(()) => false,
-        // The clock of the host says nothing then. Its document may: it is asked for.
+        // The host's clock is wrong then. Its document may still be right, so it is asked for.
         Err(BadInstant::InFuture) => true,
         Err(error) => return Err(invalid(error)),
     };
@@ -400,7 +400,8 @@ fn compare(
     })
 }
 
-/// Without a command it is a retrieve, unless the body is itself a document: no `auth`, but `last_refresh` and tokens.
+/// Without a command it is a retrieve, unless the body is itself a document: no `auth`, but `last_refresh` and
+/// `tokens`.
 fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<SyncCommand<'a>> {
     let bad = || ServiceError::invalid("command", "command must be \"retrieve\" or \"store\"");
     let auth = request.raw("auth");

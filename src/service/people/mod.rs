@@ -1,11 +1,11 @@
-//! People: users, how they sign in, and what a session of theirs is good for.
+//! People: users, how they sign in, and their sessions.
 //!
-//! Users and sessions are truth of the records. Each node keeps all users and the sessions that are in force in memory,
-//! read whole when it has reached the records for the first time, and follows them by [`Core::catch_up`]: who was
-//! disabled, or whose session was ended, is refused within one poll on every node. A crash costs reading them again; a
-//! node that starts while the records are away lets nobody in by a session until they are back.
+//! Users and sessions live in the records. Each node keeps all users and the live sessions in memory. It reads them
+//! whole when it first reaches the records, and then follows changes by [`Core::catch_up`]. So a disabled user or an
+//! ended session is refused within one poll on every node. After a crash they are read again. A node that starts while
+//! the records are away accepts no session until they are back.
 //!
-//! When a session was last used is kept in memory and written once a minute; a crash costs that minute.
+//! The last use of a session is kept in memory and written once a minute; a crash loses that minute.
 
 pub mod own_hosts;
 pub mod passwords;
@@ -31,7 +31,7 @@ pub struct People {
     pub(in crate::service) core: Arc<Core>,
     audit: Arc<Audit>,
     hosts: Arc<Hosts>,
-    /// The queue for what takes a processor for long.
+    /// The queue for work that keeps a processor busy for long.
     pub(in crate::service) passwords: Passwords,
     provider: Option<provider::SignIns>,
 }
@@ -46,13 +46,13 @@ impl People {
         Self { core, audit, hosts, passwords: Passwords::default(), provider: provider.map(provider::SignIns::new) }
     }
 
-    /// The users who may do everything.
+    /// The users with the role admin that are not disabled.
     pub(in crate::service) fn admins(&self) -> Vec<UserId> {
         let users = self.core.members.users.load();
         users.values().filter(|user| user.role == Role::Admin && !user.disabled).map(|user| user.id).collect()
     }
 
-    /// Tells the log if it takes a sign-in to enter the dashboard, and nobody may.
+    /// Logs a warning if the dashboard requires a sign-in and no user may sign in as an admin.
     pub fn warn_of_no_admin(&self) {
         let signs_in = self.core.policy.load().people.access != AdminAccess::Mtls;
         let is_one = |user: &Arc<User>| user.role == Role::Admin && !user.disabled;
@@ -60,7 +60,7 @@ impl People {
             && self.core.members.loaded.load(Ordering::SeqCst)
             && !self.core.members.users.load().values().any(is_one)
         {
-            log::warn!(event = "no_admin"; "admin.access lets in who signed in, and there is no admin: make one with `codex-authd create-admin`");
+            log::warn!(event = "no_admin"; "admin.access requires a sign-in, and there is no admin: make one with `codex-authd create-admin`");
         }
     }
 

@@ -1,8 +1,8 @@
-//! Passwords: which are taken, and how one is kept and checked.
+//! Passwords: which are accepted, and how they are hashed and checked.
 //!
-//! Kept as Argon2id under the parameters that OWASP's Password Storage Cheat Sheet names; whoever signs in with one that is
-//! kept under weaker parameters has it hashed anew. Checking takes as long for a user who is not there as for a wrong
-//! password. Hashing takes 19 MiB and a processor for some 20 ms, so few are hashed at once and few may wait.
+//! Hashes are Argon2id with the parameters of OWASP's Password Storage Cheat Sheet. A hash with weaker parameters is
+//! replaced at the next sign-in. A check takes as long for an unknown user as for a wrong password. A hash takes 19 MiB
+//! and some 20 ms of processor time, so few are computed at once and few may wait.
 //!
 //! The queue is for all work of that kind: judging the strength of a password, sealing under a passphrase, writing a
 //! PKCS#12. That work never runs on a thread of the async runtime. It keeps its place until it is done, even when the
@@ -24,33 +24,33 @@ use crate::outside::{Outside, random};
 use crate::records::PasswordHash;
 use crate::service::{Result, ServiceError};
 
-/// NIST SP 800-63B, 3.1.1.2, asks for 8 where a password is not all there is, and for more where it is: what is short is
-/// weighed by how easily it is guessed.
+/// NIST SP 800-63B, 3.1.1.2, asks for 8 characters if there is a second factor, and for more if not. Short passwords
+/// are judged by how easily they are guessed.
 const MIN_PASSWORD_CHARACTERS: usize = 8;
-/// What is longer is refused before it is hashed.
+/// Longer passwords are refused before they are hashed.
 const MAX_PASSWORD_BYTES: usize = 1024;
-/// As many guesses as an online attack, throttled, makes in years (zxcvbn's score 3 begins here).
+/// The guesses that a throttled online attack makes in years (zxcvbn's score 3 begins here).
 const MIN_GUESSES: u64 = 100_000_000;
-/// Only so many characters are judged, from the beginning: the time that zxcvbn takes grows much faster than the length
-/// (1.6 s for 1024 bytes), and what these are worth is enough or is not.
+/// How many characters are judged, from the beginning. The time that zxcvbn takes grows much faster than the length
+/// (1.6 s for 1024 bytes), and this many are enough to decide.
 const JUDGED_CHARACTERS: usize = 100;
 
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// Nobody's: what is checked where there is none. Of no password that anybody knows.
+/// Checked if there is no user or no hash. The hash of a password that nobody knows.
 const DECOY: &str = "$argon2id$v=19$m=19456,t=2,p=1$0Up6k/20tRubrVKAyOnxlA$5lfCBxKz3sVAVl70MjI43pssmrqDGUSs3qsHaeI/3zo";
 
-/// Hashed at once.
+/// How many hashes are computed at once.
 const MAX_CONCURRENT: usize = 2;
-/// Waiting for their turn.
+/// How many callers may wait for their turn.
 const MAX_WAITING: usize = 64;
-/// Places, hashed or waiting, that calls of one address can have together. An IPv6 address counts as its /64.
+/// How many places, running or waiting, one address may have. An IPv6 address counts as its /64.
 const MAX_WAITING_PER_ADDRESS: usize = 8;
 
 pub struct Passwords {
-    /// One for each that is hashed or waits for its turn.
+    /// One permit for each caller that runs or waits.
     places: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     shares: Arc<QueueShares>,
@@ -73,7 +73,7 @@ struct Share {
 }
 
 impl Share {
-    /// `None`: the network has as many as it may have.
+    /// `None`: the network has all the places that it may have.
     fn take(shares: &Arc<QueueShares>, network: u128) -> Option<Self> {
         let mut held = shares.lock();
         let places = held.entry(network).or_default();
@@ -99,7 +99,7 @@ impl Drop for Share {
 
 pub struct CheckedPassword {
     pub is_right: bool,
-    /// The same password under today's parameters, where it is kept under others.
+    /// The same password hashed with today's parameters, if the stored hash has weaker ones.
     pub rehashed: Option<PasswordHash>,
 }
 
@@ -114,7 +114,7 @@ impl Default for Passwords {
 }
 
 impl Passwords {
-    /// The hash of a new password, if it may be one. `from`: as for [`Self::turn`].
+    /// The hash of a new password, if that is acceptable. `from`: as for [`Self::turn`].
     pub async fn hash(
         &self,
         password: &str,
@@ -131,8 +131,8 @@ impl Passwords {
         self.turn(from).await?.spend(work).await
     }
 
-    /// Waits until something may be hashed. [`ServiceError::Busy`]: too many do, or too many of this address. `from`: the
-    /// address that asks; `None` on this machine, which has no share of its own.
+    /// Waits for a turn. [`ServiceError::Busy`]: too many callers wait, or too many of this address. `from`: the
+    /// address of the caller; `None`: on this machine, which has no limit of its own.
     pub async fn turn(&self, from: Option<IpAddr>) -> Result<Turn> {
         let share = match from {
             Some(from) => Some(Share::take(&self.shares, share_of(from)).ok_or(ServiceError::Busy)?),
@@ -144,7 +144,7 @@ impl Passwords {
     }
 }
 
-/// One piece of work that takes a processor for long may be done.
+/// The right to do one piece of work that keeps a processor busy for long.
 pub struct Turn {
     _share: Option<Share>,
     _place: OwnedSemaphorePermit,
@@ -152,7 +152,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// `None`: there is no such user, or they have none. It takes as long.
+    /// Checks a password. `known` is `None`: there is no such user, or they have no password. It takes as long then.
     pub async fn check(
         self,
         password: &str,
@@ -160,7 +160,7 @@ impl Turn {
         outside: &dyn Outside,
     ) -> Result<CheckedPassword> {
         if password.len() > MAX_PASSWORD_BYTES {
-            // None was ever taken that long, whoever it is.
+            // No password of this length was ever accepted.
             return Ok(CheckedPassword { is_right: false, rehashed: None });
         }
         let is_there = known.is_some();
@@ -176,8 +176,9 @@ impl Turn {
         .await
     }
 
-    /// Does the work outside the async runtime. The turn goes with it and comes back with the outcome: a caller who hangs up
-    /// does not make room for the next one while the work still runs, and nobody is next before the outcome is known.
+    /// Does the work outside the async runtime. The turn goes with the work and comes back with the outcome. So a
+    /// caller that hangs up makes no room while the work still runs, and the next caller waits until the outcome is
+    /// known.
     pub async fn spend<T: Send + 'static>(self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         let (outcome, _turn) =
             tokio::task::spawn_blocking(move || (work(), self)).await.map_err(ServiceError::internal)?;
@@ -185,19 +186,19 @@ impl Turn {
     }
 }
 
-/// Why it may not be a password.
+/// Why this may not be a password.
 fn judge(password: &str, email: &Email) -> std::result::Result<(), String> {
     let parts: Vec<&str> = email.as_str().split(['@', '.', '-', '_', '+']).filter(|part| part.len() > 2).collect();
     let of_theirs: Vec<&str> = std::iter::once(email.as_str()).chain(parts).collect();
     weigh(password, &of_theirs)
 }
 
-/// Why it may not be a passphrase, which is no one person's.
+/// Why this may not be a passphrase, which belongs to no user.
 pub fn judge_passphrase(passphrase: &str) -> std::result::Result<(), String> {
     weigh(passphrase, &["backup"])
 }
 
-/// Why it may not protect a file with a private key. `name`, whose it is, is easily guessed.
+/// Why this may not protect a file with a private key. `name`: the owner's, which is easily guessed.
 pub fn judge_file_password(password: &str, name: &str) -> std::result::Result<(), String> {
     weigh(password, &[name])
 }
@@ -237,7 +238,7 @@ fn hash(password: &str, salt: &[u8; 16]) -> Result<PasswordHash> {
     Ok(PasswordHash(phc.to_string()))
 }
 
-/// Whether what is kept can be guessed with less work than what would be kept today.
+/// Whether a stored hash costs less work per guess than a hash with today's parameters.
 fn is_weaker(phc: &Phc) -> bool {
     let cost = |name: &str| phc.params.get_decimal(name).unwrap_or(0);
     phc.algorithm.as_str() != "argon2id" || cost("m") < MEMORY_KIB || cost("t") < PASSES
@@ -260,7 +261,7 @@ mod tests {
         waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
-    /// At once: a call that waits is not refused.
+    /// Polls once: a call that waits is not refused.
     fn is_busy(turn: impl Future<Output = Result<Turn>>) -> bool {
         matches!(
             Box::pin(turn).as_mut().poll(&mut Context::from_waker(Waker::noop())),
@@ -357,7 +358,7 @@ mod tests {
         assert_eq!(judged("short"), "short");
         let long: String = "é".repeat(500);
         assert_eq!(judged(&long).chars().count(), JUDGED_CHARACTERS);
-        // What comes later does not count: a common beginning stays common.
+        // Later characters do not count: a common beginning stays common.
         let padded = format!("{}{}", "a".repeat(JUDGED_CHARACTERS), "correct horse battery staple k8#vQ2!pLz");
         assert!(judge(&padded, &email()).is_err());
         assert_eq!(judge(&"Zürich–Käse–Löffel 9 ".repeat(30), &email()), Ok(()));
@@ -379,15 +380,15 @@ mod tests {
         assert!(is_busy(passwords.turn(mapped)));
         let mut others = Box::pin(passwords.turn(other));
         assert!(is_pending(&mut others), "there is a place for another address");
-        // A caller who hangs up gives its share back.
+        // A caller that hangs up gives its share back.
         drop(waiting);
         drop(turns);
         assert!(others.await.is_ok());
         assert!(passwords.turn(greedy).await.is_ok());
-        assert!(passwords.shares.lock().is_empty(), "nothing is remembered of addresses that have no place");
+        assert!(passwords.shares.lock().is_empty(), "addresses without a place are forgotten");
     }
 
-    /// A daemon without a configuration file that moves nowhere.
+    /// A daemon without a configuration file, for which no migration or restore is made.
     struct NoStores;
 
     #[async_trait::async_trait]
@@ -434,7 +435,7 @@ mod tests {
             match turn.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Err(ServiceError::Busy)) => break,
                 Poll::Ready(Err(error)) => panic!("{error}"),
-                // A turn that came at once is kept, too.
+                // A turn that came at once keeps its place, too.
                 Poll::Ready(Ok(turn)) => waiting.push((Some(turn), None)),
                 Poll::Pending => waiting.push((None, Some(turn))),
             }
@@ -463,7 +464,7 @@ mod tests {
         assert!(passwords.turn(Some("2001:db8:0:1::1".parse().unwrap())).await.is_ok());
     }
 
-    /// The work cannot be stopped: whoever hangs up must not make room for more of it.
+    /// The work cannot be stopped, so a caller that hangs up must not make room for more of it.
     #[tokio::test]
     async fn work_keeps_its_place_after_its_caller_hung_up() {
         let passwords = Passwords::default();
@@ -478,7 +479,7 @@ mod tests {
         assert_eq!(passwords.turns.available_permits(), MAX_CONCURRENT - 1);
         assert_eq!(passwords.shares.lock().len(), 1);
         drop(go);
-        // Ends when the work does.
+        // This ends when the work does.
         let both = Arc::clone(&passwords.turns).acquire_many_owned(u32::try_from(MAX_CONCURRENT).unwrap()).await;
         assert!(both.is_ok());
     }

@@ -1,8 +1,9 @@
-//! Signing in through the provider: what the browser keeps in between, and who its answer is here.
+//! Sign-in through the identity provider: what the browser keeps meanwhile, and which user the provider's answer names.
 //!
-//! What a sign-in needs when the browser comes back (state, nonce, verifier, where to go) is sealed and kept by the browser
-//! itself, in a cookie: any node can finish what another one began, and nothing is stored for whoever only asks. A sign-in
-//! is finished once: this node remembers the ids of those that came back, and the records take one session of each.
+//! A sign-in needs data when the browser comes back: state, nonce, verifier, target page. It is sealed in a cookie of
+//! the browser. So any node can finish what another one began, and nothing is stored for sign-ins that never come back.
+//! A sign-in is finished once: this node remembers the ids of those that came back, and the records take one session of
+//! each.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,13 +25,13 @@ use crate::upstream::oidc::{Flow, Identity, Provider, Refusal};
 
 /// How long the provider's pages may take.
 pub const SIGN_IN_TIMEOUT: Duration = Duration::minutes(10);
-/// A cookie of ours is a few hundred bytes.
+/// Longer cookies are refused: ours are a few hundred bytes.
 const MAX_COOKIE_BYTES: usize = 3000;
 const MAX_FINISHED: u64 = 100_000;
 
 pub struct SignIns {
     pub provider: Arc<Provider>,
-    /// Of the last ten minutes.
+    /// The sign-ins that came back within the last ten minutes.
     finished: moka::sync::Cache<Uuid, ()>,
 }
 
@@ -41,21 +42,21 @@ impl SignIns {
     }
 }
 
-/// What the browser keeps, sealed.
+/// The data of a sign-in that the browser keeps, sealed.
 #[derive(Serialize, Deserialize)]
 struct PendingSignIn {
     #[serde(with = "time::serde::timestamp")]
     until: OffsetDateTime,
-    /// A page of the dashboard, with its origin; `None`: the token is answered as JSON.
+    /// The page of the dashboard to go back to, with its origin; `None`: the token is answered as JSON.
     back_to: Option<String>,
     flow: Flow,
 }
 
-/// A sign-in that began.
+/// A sign-in that has begun.
 pub struct Begun {
     /// Where to send the browser.
     pub location: String,
-    /// What it is to keep meanwhile, under [`cookie_tag`].
+    /// The cookie that the browser keeps meanwhile, under [`cookie_tag`].
     pub cookie: String,
     pub tag: String,
 }
@@ -65,21 +66,22 @@ pub struct Finished {
     pub back_to: Option<String>,
 }
 
-/// Why nobody was let in, and whether a page or a program is to be told.
+/// Why a sign-in was refused, and whether the answer goes to a page or to a program.
 pub struct NotFinished {
     pub error: ServiceError,
     pub is_page: bool,
 }
 
-/// Why there is no sign-in that an answer belongs to.
+/// Why an answer belongs to no open sign-in.
 #[derive(Clone, Copy)]
 enum Unopened {
-    /// No state, or one that this browser did not begin.
+    /// The state is missing, or this browser did not begin it.
     Foreign,
     Expired,
 }
 
-/// Tells the cookies of several sign-ins of one browser apart. The state itself stands in addresses; this says nothing of it.
+/// Tells apart the cookies of several sign-ins of one browser. The state itself appears in URLs; this tag does not
+/// reveal it.
 pub fn cookie_tag(state: &str) -> String {
     let mut tag = Digest::of(state.as_bytes()).to_string();
     tag.truncate(16);
@@ -90,7 +92,7 @@ fn place(id: Uuid) -> Place {
     Place::new("sign_ins", "kept", id)
 }
 
-/// What the audit log has as one word, for whoever looks after the daemon.
+/// Logs the full reason of a refusal; the audit log has it as one word.
 fn tell(refusal: Refusal) {
     log::info!(event = "oidc_refused", reason = refusal.as_str(); "a sign-in was refused: {refusal}");
 }
@@ -100,14 +102,14 @@ impl People {
         self.provider.is_some()
     }
 
-    /// Reads the provider's keys again, where there is one.
+    /// Reads the provider's keys again, if there is a provider.
     pub async fn look_after_provider(&self) {
         if let Some(sign_ins) = &self.provider {
             sign_ins.provider.look_after_keys().await;
         }
     }
 
-    /// Whether the browser comes back over TLS: then cookies are for TLS only.
+    /// Whether the browser comes back over TLS; if so, cookies are for TLS only.
     pub fn comes_back_over_tls(&self) -> bool {
         self.provider.as_ref().is_none_or(|sign_ins| sign_ins.provider.redirect_uri().starts_with("https:"))
     }
@@ -117,10 +119,10 @@ impl People {
         self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now())?;
         let (location, flow) = match sign_ins.provider.begin().await {
             Ok(begun) => begun,
-            // Nobody is signing in yet; the log has it.
+            // Not noted in the audit log: the sign-in has not begun. The daemon's log has the cause.
             Err(Refusal::Unavailable) => return Err(ServiceError::ProviderUnavailable),
             Err(refusal) => {
-                // No fault of whoever asks, and nothing that counts against them.
+                // The caller is not at fault, so this does not count as a failure.
                 tell(refusal);
                 self.refuse_sign_in(None, 403, refusal.as_str(), from).await;
                 return Err(ServiceError::OidcRefused);
@@ -135,7 +137,7 @@ impl People {
         Ok(Begun { location: location.to_string(), cookie, tag })
     }
 
-    /// `cookie`: what the browser kept for the state of this answer.
+    /// `cookie`: the browser's cookie for the state of this answer.
     pub async fn finish_sign_in(
         &self,
         cookie: Option<&str>,
@@ -145,7 +147,7 @@ impl People {
     ) -> std::result::Result<Finished, NotFinished> {
         let kept = self.open_kept(cookie, answer);
         let is_page = kept.as_ref().is_ok_and(|(_, kept)| kept.back_to.is_some());
-        // Whoever was refused too often is not noted any more either.
+        // A blocked address is no longer noted either.
         if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now()) {
             return Err(NotFinished { error, is_page });
         }
@@ -163,8 +165,9 @@ impl People {
         ServiceError::OidcRefused
     }
 
-    /// Not a failed sign-in: this browser began none. Any page can make a browser send it, and must not be able to block
-    /// the address of a whole office. Counted per minute in the audit log, because nothing else bounds it.
+    /// Does not count as a failed sign-in: this browser began none. Any page can make a browser send such a request,
+    /// and must not be able to block the address of a whole office. It is counted per minute in the audit log, because
+    /// nothing else bounds it.
     fn foreign_state(&self, from: IpAddr) -> ServiceError {
         self.core.security_events.event("sign_in.foreign_state", "", from, false, self.core.outside.now());
         ServiceError::OidcRefused
@@ -201,8 +204,8 @@ impl People {
     ) -> Result<Finished> {
         let PendingSignIn { back_to, flow, .. } = kept;
         let sign_ins = self.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
-        // Before anything else: however it ends, it is not tried again.
-        // (`or_insert` looks and then writes: of two at once both would be fresh.)
+        // Comes first, so that a sign-in is never tried twice, however it ends. (`or_insert` would check and write in
+        // two steps: two callers at once would both be fresh.)
         if !sign_ins.finished.entry(id).or_insert_with(|| ()).is_fresh() {
             return Err(self.not_finished("state_replayed", from).await);
         }
@@ -228,7 +231,7 @@ impl People {
         };
         let user = match self.known_user(linked.user) {
             Some(user) => Some(user),
-            // It may have been put there a moment ago.
+            // The user may have been added a moment ago.
             None => self.core.records.user_list().await?.into_iter().find(|user| user.id == linked.user).map(Arc::new),
         };
         let Some(user) = user.filter(|user| !user.disabled) else {

@@ -37,7 +37,7 @@ impl World {
         Self { provider: hostile::Provider::start(), clock: Arc::new(Clock::new()), records, directory }
     }
 
-    /// Only the service's clock is turned: tokens are of the system's.
+    /// Only the service's clock is set; tokens follow the system's.
     async fn node(&self, name: &str) -> Areas {
         let settings = Settings {
             issuer: self.provider.issuer(),
@@ -105,7 +105,8 @@ async fn what_one_node_began_another_finishes_and_once_even_if_the_provider_take
     assert_eq!(finish(&two, &begun, &answer).await, "done");
     assert_eq!(finish(&two, &begun, &answer).await, "state_replayed");
     assert_eq!(world.provider.count(TOKEN), 1);
-    // This one knows nothing of it, and asks the provider, which says yes. The records do not.
+    // This node does not know that the sign-in is finished, and asks the provider, which accepts the code. The records
+    // refuse it.
     assert_eq!(finish(&one, &begun, &answer).await, "state_replayed");
     assert_eq!(world.provider.count(TOKEN), 2);
     assert_eq!(world.records.session_list().await.unwrap().len(), 1);

@@ -1,4 +1,4 @@
-//! Sessions: an access token that somebody who signed in was given, and what it is good for now.
+//! Sessions: each is an access token that was given to a user who signed in.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -18,14 +18,14 @@ use crate::records::{Session, SessionOutcome, SignInMethod, User};
 use crate::service::core::members::LiveSession;
 use crate::service::{Initiator, People, Result, ServiceError};
 
-/// What every access token begins with, so that one that was leaked is recognised.
+/// The prefix of every access token, so that a leaked one is recognised.
 pub const PREFIX: &str = "cxa_";
-/// What is kept of what a client calls itself.
+/// How much is kept of the name that a client gives itself.
 const MAX_AGENT_BYTES: usize = 200;
-/// Sessions that are over are listed for so long.
+/// How long ended sessions are still listed.
 const SESSION_RETENTION: time::Duration = time::Duration::days(30);
 
-/// Who presents a token that is good.
+/// The user and the session of a valid token.
 #[derive(Clone)]
 pub struct SignedIn {
     pub user: Arc<User>,
@@ -42,7 +42,7 @@ pub fn actor(user: &User) -> Actor {
     Actor::User { id: user.id, email: user.email.clone() }
 }
 
-/// What a session is begun with.
+/// The data of a new session.
 pub struct Beginning<'a> {
     pub id: Uuid,
     pub method: SignInMethod,
@@ -51,7 +51,7 @@ pub struct Beginning<'a> {
     pub agent: Option<&'a str>,
 }
 
-/// A session that began, and its token, which is kept nowhere.
+/// A new session and its token, which is stored nowhere.
 pub struct NewSession {
     pub token: Secret,
     pub session: Session,
@@ -64,12 +64,12 @@ pub(in crate::service) fn new_token(outside: &dyn Outside) -> Secret {
 }
 
 impl People {
-    /// Who has this token, if it is good now. It is used by this.
+    /// The user of this token, if it is valid now. Counts as a use of the session.
     pub async fn signed_in(&self, token: &str) -> Result<SignedIn> {
         let digest = Digest::of(token.as_bytes());
         match self.held(&digest, self.core.outside.now()) {
             Some(Ok(signed_in)) => Ok(signed_in),
-            // Another node may have seen it used.
+            // The session may have been used on another node.
             Some(Err(IdleSession)) if self.core.records.may_be_away() => {
                 self.core.members.put_sessions(self.core.records.session_list().await?);
                 match self.held(&digest, self.core.outside.now()) {
@@ -84,7 +84,7 @@ impl People {
         }
     }
 
-    /// Whose session this is, if it is in force as far as this node knows.
+    /// The user of this session, if it is live as far as this node knows.
     pub(in crate::service) fn user_of_session(&self, token: &Digest, now: OffsetDateTime) -> Option<UserId> {
         match self.held(token, now) {
             Some(Ok(signed_in)) => Some(signed_in.user.id),
@@ -106,7 +106,7 @@ impl People {
         Some(Ok(SignedIn { user, session: held }))
     }
 
-    /// Begins a session of this user, as they were when it was decided that they may.
+    /// Begins a session. `user`: as they were when the sign-in was allowed.
     pub(in crate::service) async fn begin_session(
         &self,
         user: &Arc<User>,
@@ -149,7 +149,7 @@ impl People {
         }
     }
 
-    /// Ends a session; `of`: only one of this user's.
+    /// Ends a session; `of`: only if it is this user's.
     pub async fn end_session(&self, id: Uuid, of: Option<UserId>, by: &Initiator) -> Result<Session> {
         let found = self.core.records.session_list().await?.into_iter().find(|session| session.id == id);
         let session = found.filter(|session| of.is_none_or(|user| session.user == user));
@@ -163,7 +163,7 @@ impl People {
         ended.ok_or(ServiceError::NotFound("Session"))
     }
 
-    /// Sessions that are kept, the newest first, with whether each is in force; `of`: of this user only.
+    /// The sessions that are kept, newest first, with whether each is live; `of`: only of this user.
     pub async fn sessions(&self, of: Option<UserId>) -> Result<Vec<(Session, bool)>> {
         let now = self.core.outside.now();
         let sessions = self.core.records.session_list().await?;
@@ -183,7 +183,7 @@ impl People {
             .collect())
     }
 
-    /// Tells the records which sessions were used, and forgets those that are over.
+    /// Writes to the records which sessions were used, and forgets expired ones.
     pub async fn keep_sessions(&self) -> Result<()> {
         let now = self.core.outside.now();
         let held: Vec<_> = {
@@ -208,5 +208,5 @@ impl People {
     }
 }
 
-/// It was not used for too long, as far as this node knows.
+/// The session was idle for too long, as far as this node knows.
 struct IdleSession;

@@ -1,7 +1,7 @@
-//! Signing in with a password.
+//! Sign-in with a password.
 //!
-//! Failures count against the address and against the account; an account is blocked only after failures from several
-//! addresses, so that one stranger cannot keep a user out. A refusal says the same whatever is wrong.
+//! Failures count against the address and against the account. An account is blocked only after failures from several
+//! addresses, so that one stranger cannot lock a user out. A refusal says the same whatever is wrong.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ impl People {
         from: IpAddr,
         agent: Option<&str>,
     ) -> Result<NewSession> {
-        // What is no address is nobody's, and takes as long.
+        // A text that is not an e-mail address has no user, and takes as long.
         let email: Option<Email> = email.parse().ok();
         let failing: Vec<Failing<'_>> =
             [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
-        // Before the records are asked: whoever is blocked costs nothing.
+        // Before the records are asked: a blocked caller costs nothing.
         self.check_blocked(&failing, self.core.outside.now())?;
         let user = match &email {
             Some(email) => self.core.records.user_fetch_by_email(email).await?,
@@ -56,10 +56,10 @@ impl People {
         let beginning =
             Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser, from: Some(from), agent };
         let begun = self.begin_session(&Arc::new(user), beginning).await?;
-        begun.ok_or_else(|| ServiceError::internal("a session of a fresh id was there already"))
+        begun.ok_or_else(|| ServiceError::internal("a session with a new id exists already"))
     }
 
-    /// Somebody who signed in gives themselves another password. All of their sessions are over then, this one too.
+    /// Changes the user's own password. All their sessions end, including this one.
     pub async fn set_own_password(
         &self,
         signed_in: &SignedIn,
@@ -75,12 +75,13 @@ impl People {
             self.audit
                 .note_refused(by.note(self.core.outside.now(), "user.password").on(&user.email).refused(422))
                 .await;
-            return Err(ServiceError::invalid("current", "is not your password; without one, ask an admin for one"));
+            return Err(ServiceError::invalid("current", "is not your password; if you have none, ask an admin"));
         }
         self.set_password(user.id, new, by).await
     }
 
-    /// A failure counts for all of `failing`, none of which may be blocked: to look at it is what costs.
+    /// Checks a password. None of `failing` may be blocked; a failure counts against all of them. Blocked callers are
+    /// refused before the costly check.
     async fn check_password(
         &self,
         password: &str,
@@ -90,7 +91,7 @@ impl People {
     ) -> Result<CheckedPassword> {
         self.check_blocked(failing, self.core.outside.now())?;
         let turn = self.passwords.turn(Some(from)).await?;
-        // Of many at once, as many are looked at as of many one after another.
+        // Checked again after the wait, so that many calls at once get no more checks than calls one after another.
         self.check_blocked(failing, self.core.outside.now())?;
         turn.check(password, known, &*self.core.outside).await
     }
@@ -122,8 +123,8 @@ impl People {
         }
     }
 
-    /// Notes in the audit log that nobody was let in. The account is named only where it could be one: whoever types a
-    /// password into the wrong field does not find it there.
+    /// Notes a refused sign-in in the audit log. The account is named only if the text could be one: a password in the
+    /// wrong field must not be written there.
     pub(in crate::service) async fn refuse_sign_in(
         &self,
         account: Option<&str>,

@@ -1,4 +1,4 @@
-//! On the embedded store, with a clock that the test turns.
+//! Sign-in, sessions and users, on the embedded store, with a clock that the test sets.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -83,10 +83,10 @@ async fn a_guesser_is_turned_away_unseen_and_keeps_nobody_else_out() {
     for _ in 0..3 {
         assert!(!blocked(sign_in(&areas, "ada@example.test", "wrong", 1).await));
     }
-    assert!(blocked(sign_in(&areas, "ada@example.test", PASSWORD, 1).await), "the right one is not looked at either");
+    assert!(blocked(sign_in(&areas, "ada@example.test", PASSWORD, 1).await), "a right password is not checked either");
     assert!(blocked(sign_in(&areas, "bob@example.test", PASSWORD, 1).await));
     sign_in(&areas, "ada@example.test", PASSWORD, 2).await.unwrap();
-    // From five addresses as often as each may: the account is blocked, wherever from.
+    // As many failures as are allowed, from five addresses: the account is blocked for every address.
     for from in 2..=5 {
         for _ in 0..3 {
             assert!(!blocked(sign_in(&areas, "ada@example.test", "wrong", from).await), "{from}");
@@ -157,7 +157,7 @@ async fn whatever_ends_all_sessions_of_a_user_ends_them_for_good() {
     areas.people.disable_user(ada.id, false, &by).await.unwrap();
     assert!(!good(&areas, &session).await);
     areas.people.enable_user(ada.id, &by).await.unwrap();
-    assert!(!good(&areas, &session).await, "it comes back with nobody");
+    assert!(!good(&areas, &session).await, "the session stays ended");
 
     let session = sign_in(&areas, "ada@example.test", PASSWORD, 1).await.unwrap();
     areas.people.set_password(ada.id, OTHER, &by).await.unwrap();
@@ -169,7 +169,7 @@ async fn whatever_ends_all_sessions_of_a_user_ends_them_for_good() {
     areas.people.unlink_identity("https://id.test", "7", &by).await.unwrap();
     assert!(!good(&areas, &session).await);
 
-    // Another role counts at once, and ends nothing.
+    // A new role counts at once, and ends no session.
     areas.people.set_role(bob.id, Role::Viewer, &by).await.unwrap();
     assert_eq!(areas.people.signed_in(others.token.expose()).await.unwrap().user.role, Role::Viewer);
     areas.people.end_session(others.session.id, Some(bob.id), &by).await.unwrap();
@@ -191,7 +191,7 @@ async fn a_user_gives_themselves_another_password_with_the_present_one_only() {
         assert!(good(&areas, &session).await);
     }
     set(PASSWORD, OTHER).await.unwrap();
-    assert!(!good(&areas, &session).await, "a thief's would be over as well");
+    assert!(!good(&areas, &session).await, "a stolen session would end, too");
     assert!(sign_in(&areas, "ada@example.test", PASSWORD, 2).await.is_err());
     let session = sign_in(&areas, "ada@example.test", OTHER, 1).await.unwrap();
     let signed_in = areas.people.signed_in(session.token.expose()).await.unwrap();
@@ -266,7 +266,7 @@ async fn a_password_that_is_kept_under_weaker_parameters_is_hashed_anew_by_a_sig
     let session = sign_in(&areas, "ada@example.test", PASSWORD, 1).await.unwrap();
     let rehashed = areas.people.user(ada.id).await.unwrap().password.unwrap();
     assert!(rehashed.0.contains("m=19456,t=2,p=1"), "{}", rehashed.0);
-    assert!(good(&areas, &session).await, "that ends nothing");
+    assert!(good(&areas, &session).await, "a new hash ends no session");
     sign_in(&areas, "ada@example.test", PASSWORD, 1).await.unwrap();
 }
 
@@ -343,7 +343,7 @@ async fn bad_users_are_refused_by_name_and_a_second_one_of_an_address_as_well() 
     assert!(matches!(&taken, Err(ServiceError::Conflict(why)) if why.contains(ada.email.as_str())), "{taken:?}");
 }
 
-/// What a node knows of when a session was used elsewhere is what the records know.
+/// A node learns from the records when a session was used on another node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_another_node_saw_used_is_not_idle_here() {
     use crate::records::mysql::tests::mariadb::MariaDb;
@@ -370,5 +370,5 @@ async fn a_session_that_another_node_saw_used_is_not_idle_here() {
     clock.step(2);
     assert!(good(&two, &used).await);
     assert!(!good(&two, &idle).await);
-    assert!(!good(&two, &idle).await, "and stays so");
+    assert!(!good(&two, &idle).await, "the session stays idle");
 }

@@ -1,4 +1,4 @@
-//! Users, and the identities of a provider that are linked to them: what admins do with them.
+//! Users, and the identities of a provider that are linked to them, as admins manage them.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use crate::records::{AdminCertificate, ChangedUser, ExternalIdentity, LinkOutcom
 use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, People, Result, ServiceError};
 
-/// More hosts than one person has machines.
+/// The highest limit that can be set: more than one person has machines.
 const MAX_HOSTS: u32 = 10_000;
-/// How often a number that is another's already is made anew.
+/// How often a new id is drawn if the last one is taken.
 const MAX_ID_ATTEMPTS: usize = 8;
 
 impl People {
-    /// Makes a user. Without a password they sign in through the provider only.
+    /// Makes a user. Without a password they can sign in through the provider only.
     pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &Initiator) -> Result<User> {
         let email = read_email(email)?;
         let password = match password {
@@ -50,7 +50,7 @@ impl People {
         Err(ServiceError::internal("no free number for a user"))
     }
 
-    /// By e-mail address.
+    /// All users, by e-mail address.
     pub async fn users(&self) -> Result<Vec<User>> {
         Ok(self.core.records.user_list().await?)
     }
@@ -65,7 +65,7 @@ impl People {
         self.core.records.user_fetch_by_email(&email).await?.ok_or(ServiceError::NotFound("User"))
     }
 
-    /// As this node knows them: for names beside what is told.
+    /// The user as this node knows them: for names beside other data.
     pub fn known_user(&self, id: UserId) -> Option<Arc<User>> {
         self.core.members.users.load().get(&id).cloned()
     }
@@ -75,7 +75,7 @@ impl People {
         Ok(self.change_user(id, UserChange::Role(role), note).await?.user)
     }
 
-    /// All sessions of a user who is disabled are over, and stay so when they are enabled again. Their own hosts are
+    /// Disables a user. All their sessions end for good, even if the user is enabled again. Their own hosts are
     /// disabled with them, unless `keep_hosts`.
     pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &Initiator) -> Result<ChangedUser> {
         let note = by
@@ -84,12 +84,12 @@ impl People {
         self.change_user(id, UserChange::Disable { keep_hosts }, note).await
     }
 
-    /// Hosts that were disabled with them are enabled.
+    /// Enables a user, and the hosts that were disabled with them.
     pub async fn enable_user(&self, id: UserId, by: &Initiator) -> Result<ChangedUser> {
         self.change_user(id, UserChange::Enable, by.note(self.core.outside.now(), "user.enable")).await
     }
 
-    /// All sessions of the user are over.
+    /// Sets a password. All sessions of the user end.
     pub async fn set_password(&self, id: UserId, password: &str, by: &Initiator) -> Result<User> {
         let user = self.user(id).await?;
         let hash = self.passwords.hash(password, &user.email, by.from, &*self.core.outside).await?;
@@ -117,7 +117,7 @@ impl People {
         Ok(self.core.records.identity_list().await?)
     }
 
-    /// From now on whoever the provider says is this subject signs in as the user.
+    /// Links an identity: from then on, a sign-in at the provider with this subject signs in as the user.
     pub async fn link_identity(
         &self,
         issuer: &str,
@@ -152,7 +152,7 @@ impl People {
         }
     }
 
-    /// All sessions of its user are over.
+    /// Unlinks an identity. All sessions of its user end.
     pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &Initiator) -> Result<ExternalIdentity> {
         let now = self.core.outside.now();
         let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
@@ -169,7 +169,8 @@ impl People {
         Ok(identity)
     }
 
-    /// Says whose a certificate is; whoever shows it has that user's role. `None`: nobody's in particular, an admin's.
+    /// Ties a certificate to a user: it then has that user's role. `None`: it belongs to no user and has an admin's
+    /// rights.
     pub async fn tie_certificate(
         &self,
         fingerprint: &Digest,

@@ -1,9 +1,9 @@
-//! What is to be probed next, and when: pure, on a clock that does not run back.
+//! Decides which probe is made next, and when. Pure, on a monotonic clock.
 //!
-//! Whoever asks while a probe of the same login is under way shares its result; whoever asks while another is waited for
-//! is answered with it. After a failure nothing starts by itself for a minute, and one is made again after a quarter of an
-//! hour. An admin is never kept waiting. Nothing here outlives the process: what was asked for and not done is asked for
-//! again by what the records say (`super`).
+//! A request that comes while a probe of the same login runs shares its result. A request that comes while another one
+//! waits is answered together with it. After a failure nothing starts by itself for a minute, and the probe is retried
+//! after 15 minutes. A request of an admin never waits. Nothing here outlives the process: the next start repeats the
+//! requests that the records call for (`super`).
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use uuid::Uuid;
 use crate::records::{ProbeState, ProbeTrigger};
 use crate::service::Initiator;
 
-/// After a failure nothing starts by itself for so long.
+/// How long nothing starts by itself after a failure.
 pub const QUIET_AFTER_FAILURE: Duration = Duration::from_secs(60);
-/// And then it is tried again.
+/// How long after a failure the probe is retried.
 pub const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Default)]
 pub struct Board {
-    /// Counts up with each that asks.
+    /// Counts the requests.
     asked: u64,
-    /// Up to whom they have been answered.
+    /// Requests up to this number are answered.
     answered: u64,
     wanted: Option<WantedProbe>,
     running: Option<Running>,
@@ -31,18 +31,18 @@ pub struct Board {
     retry_at: Option<Instant>,
 }
 
-/// A probe that somebody asked for.
+/// A requested probe.
 #[derive(Clone, Debug)]
 pub struct WantedProbe {
     pub trigger: ProbeTrigger,
     /// The admin who asked.
     pub by: Option<Initiator>,
     pub not_before: Instant,
-    /// Of the last who asked for it.
+    /// The number of the last request for it.
     pub ticket: u64,
-    /// Another node's, whose result is waited for.
+    /// Another node's probe, whose result is awaited.
     pub sharing: Option<Uuid>,
-    /// An admin has said that the login is good though it came back from a backup.
+    /// An admin has confirmed that the login is good although it came back from a backup.
     pub of_restored: bool,
 }
 
@@ -51,13 +51,13 @@ pub struct WantedProbe {
 pub struct Running {
     pub trigger: ProbeTrigger,
     pub since: OffsetDateTime,
-    /// The version that it is of, and those that it made.
+    /// The probed version, and those that this probe adopted.
     pub versions: Vec<u64>,
     ticket: u64,
 }
 
 impl Board {
-    /// `version`: the canonical one. Gives the ticket.
+    /// `version`: the canonical one. Returns the ticket.
     pub fn ask(
         &mut self,
         trigger: ProbeTrigger,
@@ -86,12 +86,12 @@ impl Board {
         ticket
     }
 
-    /// When something is to be done next.
+    /// When the next probe is due.
     pub fn due(&self) -> Option<Instant> {
         self.wanted.iter().map(|wanted| wanted.not_before).chain(self.retry_at).min()
     }
 
-    /// What is to be done at `now`.
+    /// The probe that is due at `now`.
     pub fn take(&mut self, now: Instant) -> Option<WantedProbe> {
         if let Some(wanted) = self.wanted.take_if(|wanted| wanted.not_before <= now) {
             self.retry_at = None;
@@ -109,7 +109,7 @@ impl Board {
         })
     }
 
-    /// It could not be begun just now.
+    /// A due probe could not begin: it waits until `not_before`.
     pub fn put_back(&mut self, wanted: WantedProbe, not_before: Instant) {
         let wanted = WantedProbe { not_before, ..wanted };
         self.wanted = Some(match self.wanted.take() {
@@ -129,12 +129,12 @@ impl Board {
         self.running = Some(Running { trigger, since, versions: vec![version], ticket });
     }
 
-    /// The probe under way made a version.
+    /// The running probe adopted a login as this version.
     pub fn made(&mut self, version: u64) {
         self.running.iter_mut().for_each(|running| running.versions.push(version));
     }
 
-    /// The probe under way is over.
+    /// The running probe has ended.
     pub fn ended(&mut self, state: ProbeState, now: Instant) {
         if let Some(running) = self.running.take() {
             self.answer(running.ticket);
@@ -150,12 +150,12 @@ impl Board {
         }
     }
 
-    /// Nothing had to be done.
+    /// Answers the requests up to `ticket`.
     pub fn answer(&mut self, ticket: u64) {
         self.answered = self.answered.max(ticket);
     }
 
-    /// What failed before this process began is tried again in so long.
+    /// Schedules a retry of a failure from before this process.
     pub fn retry_in(&mut self, wait: Duration, now: Instant) {
         self.retry_at = Some(now + wait);
     }
@@ -177,12 +177,12 @@ impl Board {
     }
 }
 
-/// Whether it keeps quiet after a failure.
+/// Whether a probe of this trigger waits after a failure.
 fn is_patient(trigger: ProbeTrigger) -> bool {
     weight(trigger) < weight(ProbeTrigger::Upload)
 }
 
-/// Whose probe it is called where several ask for one.
+/// If several requests share a probe, the trigger with the highest weight names it.
 fn weight(trigger: ProbeTrigger) -> u8 {
     match trigger {
         ProbeTrigger::Daily => 0,
@@ -218,7 +218,7 @@ mod tests {
         assert!(!board.is_wanted() && board.answered() == 0);
         board.made(8);
         let adopted = board.ask(ProbeTrigger::Admin, None, false, Some(8), now);
-        assert!(!board.is_wanted(), "what the probe made is being proved as well");
+        assert!(!board.is_wanted(), "the running probe also proves the version that it adopted");
         let other = board.ask(ProbeTrigger::Store, None, false, Some(9), now);
         board.ended(ProbeState::Ok, now);
         assert!(board.answered() >= shared && board.answered() == adopted && board.answered() < other);
@@ -248,12 +248,12 @@ mod tests {
         board.ask(ProbeTrigger::Admin, None, false, Some(2), now + Duration::from_secs(6));
         let wanted = run(&mut board, 2, now + Duration::from_secs(6), ProbeState::Unavailable);
         assert_eq!(wanted.trigger, ProbeTrigger::Admin, "an admin does not wait");
-        assert!(board.take(now + RETRY_AFTER_FAILURE).is_none(), "the retry counts from the last one");
+        assert!(board.take(now + RETRY_AFTER_FAILURE).is_none(), "the retry counts from the last failure");
         let retried = run(&mut board, 2, now + Duration::from_secs(6) + RETRY_AFTER_FAILURE, ProbeState::Ok);
         assert_eq!(retried.trigger, ProbeTrigger::Retry);
         assert_eq!(board.due(), None);
         board.ask(ProbeTrigger::Store, None, false, Some(3), now);
-        assert_eq!(board.due(), Some(now), "what works is not waited for");
+        assert_eq!(board.due(), Some(now), "nothing waits after a success");
     }
 
     #[test]

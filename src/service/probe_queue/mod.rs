@@ -1,7 +1,7 @@
 //! Requests for probes: made by hosts' calls and by admins, taken by the worker.
 //!
-//! The queue stands below both areas that use it: the login makes requests, the probes take them. A crash loses them; the
-//! next start makes those again that the records call for.
+//! The queue is below both areas that use it: `login` makes requests, `probes` takes them. A crash loses them; the next
+//! start repeats those that the records call for.
 
 pub(in crate::service) mod board;
 
@@ -18,7 +18,7 @@ use board::Board;
 
 pub struct ProbeQueue {
     core: Arc<Core>,
-    /// Without a prober nothing is asked for.
+    /// Without a prober, requests are ignored.
     is_enabled: bool,
     board: Mutex<Board>,
     pub(in crate::service) changed: Notify,
@@ -52,7 +52,7 @@ impl ProbeQueue {
         ticket
     }
 
-    /// A host calls: the first of a UTC day has the login proved.
+    /// Notes a call of a host. The first one of a UTC day requests a probe.
     pub(in crate::service) fn note_call(&self, now: OffsetDateTime) {
         let day = now.unix_timestamp().div_euclid(SECONDS_PER_DAY);
         if self.day.load(Ordering::Relaxed) != day && self.day.swap(day, Ordering::Relaxed) != day {

@@ -1,10 +1,10 @@
-//! A login that Codex refreshed in a probe becomes the canonical one.
+//! Makes a login that Codex refreshed in a probe the canonical one.
 //!
-//! The refresh token of the version that was probed is spent from the moment upstream answered, so the new login counts
-//! whatever the probe finds, and whatever the clocks say: as long as that version is the canonical one, the new one takes
-//! its place, dated anew if need be. Where the records do not take it just now, it waits, in hot state as well, so that it
-//! is there at the next start whatever becomes of this process. Where a host or an admin was quicker, the newer of the two
-//! logins wins, as always. Tokens of another account or user, or of none, are never taken.
+//! The refresh token of the probed version is spent from the moment upstream answered. So the new login counts,
+//! whatever the finding of the probe and the clocks. While the probed version is canonical, the new login replaces it,
+//! with a new date if necessary. If the records do not take it yet, it is also kept in hot state, so that the next
+//! start finds it even after a crash. If a host or an admin was quicker, the newer of the two logins wins, as always.
+//! Tokens of another account or user, or of none, are never taken.
 
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -17,20 +17,20 @@ use crate::service::core::canonical::Canonical;
 use crate::service::probes::{WRITE_RETRY_INTERVAL, stopped_for_long};
 use crate::service::{Initiator, Probes, Result, ServiceError};
 
-/// How often one that lost a race is tried again.
+/// How often an adoption that lost a race is retried.
 const MAX_ADOPT_ATTEMPTS: usize = 16;
 
 pub enum Adopted {
-    /// It is the canonical version of this number.
+    /// The login is the canonical version of this number.
     Version(u64),
-    /// A later one is canonical by now.
+    /// A later login is canonical by now.
     Overtaken,
-    /// It cannot be taken, and why.
+    /// The login is refused, and why.
     Refused(String),
 }
 
 impl Probes {
-    /// `from` is the version that was probed, or that the probe made before.
+    /// `from` is the probed version, or the one that this probe adopted before.
     async fn adopt(&self, from: &Canonical, login: &str) -> Result<Adopted> {
         let text = refreshed(&from.text, login)?;
         for _ in 0..MAX_ADOPT_ATTEMPTS {
@@ -73,7 +73,8 @@ impl Probes {
         Ok(Adopted::Refused(why))
     }
 
-    /// Until the records take it: nobody else has it. `None`: it is no login, or the daemon has to stop.
+    /// Retries until the records take the login: there is no other copy. `None`: it cannot be stored, or the daemon has
+    /// to stop.
     pub(in crate::service) async fn adopt_at_last(
         &self,
         from: &Canonical,
@@ -89,15 +90,15 @@ impl Probes {
                     if kept.is_some()
                         && let Err(error) = self.core.hot.forget_refreshed()
                     {
-                        // It is taken up again at the next start, and found to be overtaken.
-                        log::debug!(event = "login_kept", cause:% = error; "a login that is stored waits in hot state all the same");
+                        // The next start takes it up again, and finds it overtaken.
+                        log::debug!(event = "login_kept", cause:% = error; "a login is stored, but hot state still keeps it as waiting");
                     }
                     return Some(adopted);
                 }
                 Err(error) => error,
             };
             if !may_pass(&error) {
-                log::error!(event = "login_refused", cause:% = error; "what Codex wrote in the probe is no login that can be stored: {error}");
+                log::error!(event = "login_refused", cause:% = error; "Codex wrote a login in the probe that cannot be stored: {error}");
                 return None;
             }
             if kept.is_none() {
@@ -117,14 +118,14 @@ impl Probes {
         }
     }
 
-    /// In hot state, for records that are away.
+    /// Keeps the login in hot state while the records do not take it.
     async fn keep_refreshed(&self, from: &Canonical, login: &str) -> Result<()> {
         let of = from.summary.version;
         let login = self.core.ring.load().seal(&refreshed_place(of), login.as_bytes(), &*self.core.outside)?;
         Ok(self.core.hot.keep_refreshed(&Refreshed { of, login }).await?)
     }
 
-    /// What waits in hot state since before this start.
+    /// Adopts a login that has waited in hot state since before this start.
     pub(in crate::service) async fn take_up_refreshed(&self) -> Result<()> {
         let Some(refreshed) = self.core.hot.refreshed()? else { return Ok(()) };
         match self.adopt_kept(&refreshed).await {
@@ -142,7 +143,7 @@ impl Probes {
 
     async fn adopt_kept(&self, Refreshed { of, login }: &Refreshed) -> Result<Adopted> {
         let from = match self.login.version(*of).await {
-            // The canonical version is always kept: another one is canonical since long.
+            // The canonical version is always kept, so this one was replaced long ago.
             Err(ServiceError::VersionNotKept(_)) => return Ok(Adopted::Overtaken),
             from => from?,
         };
@@ -151,7 +152,7 @@ impl Probes {
     }
 }
 
-/// Whether the same may be taken later.
+/// Whether a retry may succeed.
 fn may_pass(error: &ServiceError) -> bool {
     matches!(
         error,

@@ -1,14 +1,14 @@
-//! Proving the canonical login: when a probe is made, by whom, and what follows from what it finds.
+//! Probes of the canonical login: when one is made, by which node, and what follows from its finding.
 //!
-//! A probe is made after every store of a host, once a UTC day on the first call of a host, and when an admin asks; after a
-//! failure it is tried again. No call waits for one. One worker on each node makes them, one at a time ([`board`]); of all
-//! nodes the records let one ([`ProbeRecords::probe_claim`]).
+//! A probe is made after every store of a host, once a UTC day on the first call of a host, and when an admin asks.
+//! After a failure it is retried. No call waits for a probe. One worker on each node makes them, one at a time
+//! ([`board`]). The records let only one node make a probe at a time ([`ProbeRecords::probe_claim`]).
 //!
-//! How a crash ends: before the claim, nothing happened (the records' last finding decides what the next start retries).
-//! Between the claim and the finding, the probe stays unfinished; the next start on this node finishes it as cut short, and
-//! other nodes may begin one when the lease is over. A login that Codex refreshed is stored the moment it is told
-//! ([`adopt`]); where the records do not take it, it waits in hot state, sealed, for them or for the next start. What
-//! upstream gave Codex and had not reached us is lost with the process, and the next probe says so.
+//! A crash before the claim leaves nothing: the last finding in the records decides what the next start retries. A
+//! crash between the claim and the finding leaves an unfinished probe. The next start on this node finishes it as cut
+//! short, and other nodes may begin one when the lease is over. A login that Codex refreshed is stored as soon as the
+//! probe reports it ([`adopt`]). If the records do not take it, it waits in hot state, sealed, for them or for the next
+//! start. A refresh that had not been reported is lost with the process, and the next probe says so.
 //!
 //! [`ProbeRecords::probe_claim`]: crate::records::ProbeRecords::probe_claim
 
@@ -46,25 +46,25 @@ pub struct Probes {
     prober: Option<Arc<dyn Prober>>,
 }
 
-/// A lease is longer than a probe may take by so much.
+/// How much longer a lease is than the longest probe.
 const LEASE_MARGIN: Duration = Duration::from_secs(60);
-/// How often it is looked whether another node's probe is over.
+/// How often this node checks whether another node's probe is over.
 const SHARED_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is looked whether everybody is answered.
+/// How often it is checked whether all requests are answered.
 const ANSWER_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Records that are away are asked again after so long.
+/// The wait before records that are away are asked again.
 const RECORDS_RETRY_INTERVAL: Duration = Duration::from_secs(30);
-/// What was found, or refreshed, is written as soon as the records take it.
+/// The wait between attempts to write a finding or a refreshed login.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a finding is kept for records that are away.
+/// How long a finding is kept while the records do not take it.
 const FINDING_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A daemon that is to stop waits so long for the probe under way, and as long for what it tells at its end.
+/// How long a stopping daemon waits for the running probe, and again for what the probe reports at its end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
-/// How often it is looked whether another node has left a failure alone.
+/// How often this node checks whether another node has abandoned a failure.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(60);
-/// It has been left alone if nobody has tried again for so long: the node that found it does after 15 minutes.
+/// A failure is abandoned if nobody has retried it for so long: the node that found it retries after 15 minutes.
 const ABANDONED_AFTER: time::Duration = time::Duration::minutes(20);
-/// How many of the last probes are looked at.
+/// How many of the last probes are searched.
 const RECENT_PROBES: usize = 20;
 const STOPPED: &str = "the daemon was stopped before Codex had answered";
 
@@ -79,8 +79,9 @@ impl Probes {
         Self { core, audit, login, queue, prober }
     }
 
-    /// An admin asks for a probe. Gives a number: when [`RunnerView::answered`] has reached it, the answer is there.
-    /// `of_restored`: also if the login came back from a backup, because nothing was refreshed since.
+    /// Requests a probe for an admin. Returns a ticket: the answer is there when [`RunnerView::answered`] has reached
+    /// it. `of_restored`: probe also a login that came back from a backup; the admin confirms that nothing was
+    /// refreshed since.
     pub fn ask_for_probe(&self, by: &Initiator, of_restored: bool) -> Result<u64> {
         if self.prober.is_none() {
             return Err(ServiceError::RunnerOff);
@@ -92,24 +93,24 @@ impl Probes {
         Ok(self.queue.ask(ProbeTrigger::Admin, Some(by.clone()), of_restored))
     }
 
-    /// What the machine and the configuration let the runner do.
+    /// Checks whether the machine and the configuration let the runner work.
     pub async fn examine_runner(&self) -> Result<Vec<Check>> {
         let prober = self.prober.as_ref().ok_or(ServiceError::RunnerOff)?;
         Ok(prober.examine().await)
     }
 
-    /// Makes the probes that are asked for, and tries again what has failed, until the stop.
+    /// Makes the requested probes, and retries failures, until the stop.
     pub async fn make_probes(&self, stopping: watch::Receiver<bool>) {
         self.work(stopping, true).await;
     }
 
-    /// Makes the probes that are asked for and no other: in a process that ends with its command, and that must not end
-    /// in the middle of a probe which nobody waits for.
+    /// Makes the requested probes only. For a process that ends with its command: it must not end in the middle of a
+    /// probe that nobody waits for.
     pub async fn make_asked_probes(&self, stopping: watch::Receiver<bool>) {
         self.work(stopping, false).await;
     }
 
-    /// Until whoever has asked this process for a probe is answered.
+    /// Waits until every request to this process is answered.
     pub async fn all_answered(&self) {
         loop {
             let (asked, answered) = {
@@ -149,7 +150,7 @@ impl Probes {
         }
     }
 
-    /// What a forerunner of this process has left.
+    /// Takes up what an earlier process of this node left.
     async fn take_up_probes(&self, tries_again: bool) -> Result<()> {
         self.take_up_refreshed().await?;
         let now = self.core.outside.now();
@@ -182,7 +183,7 @@ impl Probes {
         Ok(())
     }
 
-    /// A node that has gone away does not try again what it has found to fail.
+    /// Retries the failure of a node that has gone away and does not retry it itself.
     async fn look_after_others(&self) {
         let now = self.core.outside.now();
         let Ok(summary) = self.core.records.probe_summary(now).await else { return };
@@ -194,7 +195,7 @@ impl Probes {
         }
     }
 
-    /// When, and by which node, the canonical login was found not to work, if that is the last that is known of it.
+    /// When and by which node the canonical login was found not to work, if that is the latest finding.
     fn unproved(&self, last: Option<&Probe>) -> Option<(OffsetDateTime, Uuid)> {
         let canonical = self.core.canonical()?.summary.version;
         let probe = last.filter(|probe| concerns(probe, canonical))?;
@@ -207,7 +208,7 @@ impl Probes {
             Ok(Begin::Now(id, canonical)) => self.make_probe(prober, &wanted, id, canonical, stopping).await,
             Ok(Begin::Never) => self.queue.board().answer(wanted.ticket),
             Ok(Begin::After(sharing)) => {
-                log::debug!(event = "probe_elsewhere", shared = sharing.is_some(); "another node is at a probe");
+                log::debug!(event = "probe_elsewhere", shared = sharing.is_some(); "another node is making a probe");
                 self.queue.board().put_back(WantedProbe { sharing, ..wanted }, Instant::now() + SHARED_POLL_INTERVAL);
             }
             Err(error) => {
@@ -227,7 +228,7 @@ impl Probes {
         if let Some(id) = wanted.sharing
             && let Some(other) = self.core.records.probe_list(RECENT_PROBES).await?.iter().find(|probe| probe.id == id)
         {
-            // Not claimed before its end is seen: it might end in between, and be made again.
+            // No claim before the end of that probe is seen: it might end in between, and be repeated.
             if other.is_under_way(now) {
                 return Ok(Begin::After(Some(id)));
             }
@@ -280,7 +281,7 @@ impl Probes {
         self.queue.board().ended(state, Instant::now());
     }
 
-    /// To its end; with the version that a login became which Codex refreshed.
+    /// Follows a probe to its end. Returns the finding, and the version of the last refreshed login that was adopted.
     async fn follow(
         &self,
         probing: &mut dyn Probing,
@@ -334,7 +335,7 @@ impl Probes {
             match self.core.records.probe_finish(id, outcome, note.as_ref()).await {
                 Ok(_) => return note.iter().for_each(crate::service::core::initiator::log_note),
                 Err(error) if Instant::now() >= until => {
-                    log::warn!(event = "finding_unwritten", cause:% = error; "what a probe found could not be written: {error}");
+                    log::warn!(event = "finding_unwritten", cause:% = error; "the finding of a probe could not be written: {error}");
                     return;
                 }
                 Err(_) => {}
@@ -347,16 +348,16 @@ impl Probes {
     }
 }
 
-/// What becomes of a wish.
+/// What happens to a requested probe.
 enum Begin {
     Now(Uuid, Arc<Canonical>),
-    /// Another node is at it; of the same version, its result will do.
+    /// Another node is making a probe. `Some`: of the same version, so its result is shared.
     After(Option<Uuid>),
     Never,
 }
 
-/// A failure after the daemon was asked to stop says nothing about the login: the stop may be its cause. The signal that
-/// stops the daemon reaches the sandbox too where both are in one process group.
+/// A failure after the daemon was asked to stop says nothing about the login: the stop may be its cause. If both are in
+/// one process group, the signal that stops the daemon also reaches the sandbox.
 fn cut_short(finding: Finding) -> Finding {
     match finding {
         Finding::Fails(_) => Finding::Unavailable(STOPPED.into()),
@@ -375,14 +376,14 @@ fn spoiled(finding: Finding, refused: Option<String>) -> Finding {
     }
 }
 
-/// Whether a probe says something of this version.
+/// Whether a finding of this probe applies to this version.
 fn concerns(probe: &Probe, version: u64) -> bool {
     probe.version == version || probe.outcome.as_ref().is_some_and(|outcome| outcome.adopted == Some(version))
 }
 
 fn failure(version: u64, outcome: &ProbeOutcome) -> AuditNote {
     let note = Initiator::daemon().note(outcome.finished_at, "runner.probe").on(version).refused("fail").alarm();
-    // The whole of it stands with the probe.
+    // The probe keeps the whole reason.
     let first = outcome.reason.iter().flat_map(|reason| reason.lines()).next().unwrap_or_default();
     note.with("reason", first)
 }
@@ -402,13 +403,13 @@ fn tell(version: u64, outcome: &ProbeOutcome) {
     }
 }
 
-/// The stop was some time ago.
+/// Waits for the stop, and then for `STOP_TIMEOUT`.
 async fn stopped_for_long(mut stopping: watch::Receiver<bool>) {
     stopped(&mut stopping).await;
     tokio::time::sleep(STOP_TIMEOUT).await;
 }
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // Without a sender it is time to stop as well.
+    // A dropped sender means stop, too.
     let _ = stopping.wait_for(|stop| *stop).await;
 }

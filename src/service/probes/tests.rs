@@ -27,7 +27,7 @@ struct Stage {
     begun: AtomicUsize,
 }
 
-/// A probe that the test plays.
+/// A probe whose events the test sends.
 struct Played {
     login: String,
     told: mpsc::UnboundedSender<Told>,
@@ -70,7 +70,7 @@ impl Probing for Play {
     }
 }
 
-/// A daemon's part that makes probes.
+/// The part of a daemon that makes probes.
 struct Node {
     areas: Areas,
     stage: Arc<Stage>,
@@ -202,14 +202,14 @@ async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_as
     clock.step(1);
     assert_eq!(store(&node, &host, &login("two", now(&clock))).await, "updated", "no call waits for a probe");
     let probe = node.next_probe().await;
-    assert!(probe.login.contains("rt_two_"), "what is proved is the canonical login");
+    assert!(probe.login.contains("rt_two_"), "the canonical login is proved");
     probe.told.send(Told::Found(Finding::Works)).unwrap();
     let view = node.state(WORKS).await;
     assert_eq!((view.probes[0].version, view.probes[0].trigger), (2, ProbeTrigger::Store));
 
     clock.step(1);
     upload(&node, &login("three", now(&clock))).await;
-    assert_eq!(node.areas.probes.runner(1).await.unwrap().state, RunnerState::Never, "nobody has tried this one");
+    assert_eq!(node.areas.probes.runner(1).await.unwrap().state, RunnerState::Never, "it was never probed");
     node.areas
         .login
         .upload_text(&login("four", now(&clock)), Allowed::default(), true, &Initiator::daemon())
@@ -220,7 +220,7 @@ async fn what_a_host_brings_is_proved_and_what_an_admin_uploads_is_not_unless_as
     assert_eq!(view.probes[0].trigger, ProbeTrigger::Upload);
     let noted = node.areas.audit.audit_log(&AuditFilter::default(), 1).await.unwrap();
     assert_eq!((noted[0].note.action.as_str(), noted[0].note.alarm), ("runner.probe", true));
-    assert_eq!(noted[0].note.details["reason"], "no", "a line is enough there");
+    assert_eq!(noted[0].note.details["reason"], "no", "the audit log has the first line only");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -245,7 +245,7 @@ async fn the_first_call_of_a_day_has_the_login_proved_once() {
         assert_eq!(node.begun(), day);
         clock.step(24);
     }
-    // A day that was had already, by a clock that was set back: the records know.
+    // The clock was set back to a day that had its probe already. The records know that.
     clock.step(-24);
     call(&node, &host, &retrieve).await;
     let ticket = node.areas.probes.queue.board().asked();
@@ -265,7 +265,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     upload(&node, &first.to_string()).await;
     let ticket = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     let probe = node.next_probe().await;
-    // The clock of the one who wrote it is behind: it still has to take the place of what it was made of.
+    // The clock of the writer is behind. The new login must still replace the version that it was made from.
     let refreshed = login("two", now(&clock) - time::Duration::HOUR);
     probe.told.send(Told::Refreshed(Zeroizing::new(refreshed))).unwrap();
     within(async {
@@ -276,13 +276,13 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
     .await;
     assert!(node.areas.probes.runner(0).await.unwrap().underway.is_some(), "the probe goes on");
     let shared = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
-    // And once more, from what it has now.
+    // A second refresh, from the refreshed login.
     clock.step(1);
     probe.told.send(Told::Refreshed(Zeroizing::new(login("three", now(&clock))))).unwrap();
     probe.told.send(Told::Found(Finding::Fails("no".into()))).unwrap();
     let view = within(node.answered(shared.max(ticket))).await;
     assert_eq!((view.state, view.latest.unwrap().outcome.unwrap().adopted), (FAILS, Some(3)));
-    assert_eq!(node.begun(), 1, "who asked meanwhile shares the result");
+    assert_eq!(node.begun(), 1, "a request made meanwhile shares the result");
     let canonical = node.areas.core.canonical().unwrap();
     assert_eq!(canonical.summary.source, CanonicalSource::Runner { of: 2 });
     assert!(canonical.text.contains("rt_three_"));
@@ -295,7 +295,7 @@ async fn a_login_that_codex_refreshed_is_canonical_at_once_even_if_the_probe_fai
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_of_another_account_or_of_none_are_not_taken() {
-    // Not in the place of a login that tells no account either.
+    // They do not replace a login without an account either.
     for (present, account, outcome) in
         [("acc-1", "acc-2", "another account"), ("acc-1", "", "no account"), ("", "", "no account")]
     {
@@ -342,7 +342,7 @@ async fn of_two_nodes_one_probes_and_the_other_shares_what_it_finds() {
     let two = Node::of(node(&directory, "hot-2", records, clock.clone()).await);
     let probe = one.asked_for().await;
     let ticket = two.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
-    // It has asked the records, and waits for the other.
+    // It has asked the records, and waits for the other node's probe.
     within(async {
         while two.areas.probes.queue.board().due().is_none_or(|due| due <= Instant::now()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -393,7 +393,7 @@ async fn a_refreshed_login_that_no_store_took_is_there_at_the_next_start() {
     .await;
     let kept = serde_json::to_string(&first.areas.core.hot.refreshed().unwrap().unwrap()).unwrap();
     assert!(!kept.contains("rt_two_"), "it is sealed");
-    // As if it were killed: nothing is told to it any more.
+    // As if the process were killed: the worker gets no stop.
     first.worker.abort();
     assert!(first.worker.await.unwrap_err().is_cancelled());
     drop(first.areas);
@@ -423,7 +423,7 @@ async fn a_command_tries_nothing_again_that_failed_before_it() {
     node.areas.probes.take_up_probes(false).await.unwrap();
     assert_eq!(board().due(), None, "its process would end in the middle of a probe");
     node.areas.probes.take_up_probes(true).await.unwrap();
-    assert!(board().due().is_some_and(|due| due <= Instant::now()), "a daemon does");
+    assert!(board().due().is_some_and(|due| due <= Instant::now()), "a daemon retries");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -466,7 +466,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     drop(first.areas);
     let next = Node::of(node(&directory, "hot", records, clock.clone()).await);
     let view = within(async {
-        // The state says nothing: the probe that the stop cut short has left the same one.
+        // The state does not tell the two probes apart: the one that the stop cut short left the same state.
         loop {
             let view = next.areas.probes.runner(1).await.unwrap();
             if view.latest.as_ref().is_some_and(|probe| probe.id == id) {
@@ -487,7 +487,7 @@ async fn a_stop_ends_the_probe_and_the_next_start_finishes_what_a_crash_left() {
     .await;
 }
 
-/// As a restore leaves it, for whoever looks into the records.
+/// Sets the mark in the records as a restore does.
 async fn mark(records: &Arc<dyn Records>, version: u64, backup_of: OffsetDateTime) {
     let mark = SettingsChange::MarkRestored(RestoredLogin { version, backup_of });
     records.settings_change(&mark, &Initiator::daemon().note(backup_of, "test")).await.unwrap();
@@ -502,13 +502,13 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
     upload(&node, &login("one", now(&clock))).await;
-    // What was found before the backup says nothing of what happened since.
+    // A finding from before the backup says nothing about the time since.
     node.asked_for().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;
     clock.step(1);
     mark(&records, 1, now(&clock)).await;
 
-    // It has not heard of it yet, and asks the records before it begins.
+    // This node does not know the mark yet, and asks the records before it begins.
     let ticket = node.areas.probes.ask_for_probe(&Initiator::daemon(), false).unwrap();
     within(node.answered(ticket)).await;
     assert_eq!(node.begun(), 1);
@@ -527,9 +527,9 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     node.areas.probes.queue.want_probe(ProbeTrigger::Retry);
     let ticket = node.areas.probes.queue.board().asked();
     within(node.answered(ticket)).await;
-    assert_eq!(node.begun(), 1, "none starts by itself");
+    assert_eq!(node.begun(), 1, "no probe starts by itself");
 
-    // Found not to work, it stays what it is, and is not tried again by itself.
+    // After a failure the mark stays, and nothing is retried by itself.
     clock.go_on(time::Duration::MINUTE);
     node.areas.probes.ask_for_probe(&Initiator::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Fails("spent".into()))).unwrap();
@@ -537,7 +537,7 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     assert!(node.areas.probes.restored_login().is_some());
     assert!(node.areas.probes.ask_for_probe(&Initiator::daemon(), false).is_err());
 
-    // Found to work, it is a login like any other.
+    // After a success it is a login like any other.
     node.areas.probes.ask_for_probe(&Initiator::daemon(), true).unwrap();
     node.next_probe().await.told.send(Told::Found(Finding::Works)).unwrap();
     node.state(WORKS).await;

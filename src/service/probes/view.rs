@@ -1,4 +1,4 @@
-//! What is known of the runner, for who looks.
+//! The state of the runner, for the API and the dashboard.
 
 use time::{Duration, OffsetDateTime};
 
@@ -12,29 +12,29 @@ pub struct RunnerView {
     pub state: RunnerState,
     /// The probe that the state comes from.
     pub latest: Option<Probe>,
-    /// The login came back from a backup, and is not tried by itself.
+    /// Set if the login came back from a backup and no probe of it starts by itself.
     pub restored: Option<RestoredLogin>,
-    /// On this node.
+    /// The running probe of this node.
     pub underway: Option<Underway>,
-    /// Whether one is asked for on this node and has not begun.
+    /// Whether a probe is requested on this node and has not begun.
     pub is_wanted: bool,
-    /// How many have asked this daemon for a probe, and up to whom they are answered.
+    /// How many probes were requested from this daemon. Requests up to `answered` have their answer.
     pub asked: u64,
     pub answered: u64,
     /// `None`: the records are away.
     pub summary: Option<ProbeSummary>,
     /// The newest first.
     pub probes: Vec<Probe>,
-    /// Whether older ones are kept.
+    /// Whether there are older probes.
     pub has_more_probes: bool,
     pub time: std::time::Duration,
 }
 
-/// What is known of the canonical login.
+/// The state of the canonical login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunnerState {
     Known(ProbeState),
-    /// Nobody has tried it.
+    /// It was never probed.
     Never,
     /// Probes are switched off.
     Off,
@@ -67,9 +67,9 @@ pub struct Underway {
 }
 
 impl Probes {
-    /// With up to `limit` of the last probes.
+    /// The state of the runner, with up to `limit` of the last probes.
     pub async fn runner(&self, limit: usize) -> Result<RunnerView> {
-        // Before the records are asked: who is told that it is answered finds the answer there.
+        // Read before the records: if a request is answered by now, they hold the answer.
         let mut view = self.underway();
         let found = match self.read_probes(limit).await {
             Ok(found) => Some(found),
@@ -82,13 +82,13 @@ impl Probes {
         let finished = summary.as_ref().and_then(|summary| summary.latest_finished.clone());
         let version = self.core.canonical().map(|canonical| canonical.summary.version);
         let restored = self.restored_login();
-        // What was found before the backup says nothing of what happened since.
+        // A finding from before the backup says nothing about the time since.
         let is_after = |probe: &Probe| {
             restored
                 .as_ref()
                 .is_none_or(|it| probe.outcome.as_ref().is_some_and(|found| found.finished_at > it.backup_of))
         };
-        // That nothing can be tried here is so whichever the login is.
+        // `Unavailable` is true of every login: no probe can be made here.
         let latest = finished.filter(|probe| {
             let is_so = state_of(probe) == Some(ProbeState::Unavailable);
             (is_so || version.is_some_and(|version| concerns(probe, version))) && is_after(probe)
@@ -103,7 +103,7 @@ impl Probes {
         Ok(RunnerView { latest, restored, summary, probes, has_more_probes, ..view })
     }
 
-    /// What this node knows by itself.
+    /// What this node knows without the records.
     fn underway(&self) -> RunnerView {
         let board = self.queue.board();
         let underway = board.running().map(|running| Underway {
@@ -127,7 +127,7 @@ impl Probes {
         }
     }
 
-    /// With one probe more than asked for, where there is one.
+    /// Returns one probe more than `limit`, if there is one.
     async fn read_probes(&self, limit: usize) -> Result<(ProbeSummary, Vec<Probe>)> {
         let summary = self.core.records.probe_summary(self.core.outside.now() - Duration::DAY).await?;
         let probes =

@@ -1,5 +1,5 @@
-//! What only the daemon knows of whether it is well: its clock beside the records, the database, certificates, who gets
-//! in, the login, what probes need. The rules are `model/checkup`'s.
+//! The checks of `doctor` that only the daemon can make: its clock against the records, the database, certificates,
+//! access of admins, the login, what probes need. The rules are in `model/checkup`.
 
 use time::{Duration, OffsetDateTime};
 
@@ -13,9 +13,9 @@ use crate::service::probes::RunnerState;
 use crate::service::trust::certificates::CertificateState;
 use crate::service::{ServiceError, Status};
 
-/// Whoever looks when something is wrong is not kept waiting by it.
+/// A check must answer even if what it looks at hangs.
 const CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// An authority has to be rolled over while every host still calls.
+/// Early enough for a roll-over: hosts learn of a new authority only while they can still call.
 const AUTHORITY_EXPIRY_WARNING: Duration = Duration::days(90);
 
 impl Status {
@@ -29,7 +29,7 @@ impl Status {
         checks.push(self.examine_host_trust().await);
         checks.push(checkup::admins(self.known_admins()));
         if self.core.settings.load().api_disabled {
-            checks.push(Check::missing("kill switch", "no host is served: it is thrown", "codex-authd api enable"));
+            checks.push(Check::missing("kill switch", "it is on: no host is served", "codex-authd api enable"));
         }
         checks.push(checkup::login(&self.known_login().await, now));
         checks.push(checkup::backup(
@@ -41,7 +41,7 @@ impl Status {
         checks
     }
 
-    /// Reads every row of an embedded store. It takes a while and a thread, so there is one at a time.
+    /// Reads every row of an embedded store. It takes a while and a thread, so only one runs at a time.
     pub async fn verify_records(&self) -> Option<Check> {
         const NAME: &str = "checksums";
         let Ok(_one_at_a_time) = self.verifying.try_lock() else {
@@ -56,7 +56,7 @@ impl Status {
             Ok(Some(rows)) => {
                 Some(Check::good(NAME, format!("the checksum of each of the {rows} rows of the records is right")))
             }
-            // On a full disk the store cannot be read. It is not damaged.
+            // On a full disk the store cannot be read, but it is not damaged.
             Err(RecordsError::Unavailable(cause) | RecordsError::Failed(cause)) => Some(Check::weak(
                 NAME,
                 format!("the rows of the records could not be verified: {cause}"),
@@ -142,9 +142,9 @@ impl Status {
         let authorities = self.core.authorities();
         let active = authorities.in_slot(role, AuthoritySlot::Active)?;
         let (name, what, remedy) = match role {
-            AuthorityRole::Server => ("server authority", "what hosts trust", "codex-authd authorities prepare server"),
+            AuthorityRole::Server => ("server authority", "hosts' authority", "codex-authd authorities prepare server"),
             AuthorityRole::Client => {
-                ("client authority", "what signs admins", "codex-authd authorities prepare client")
+                ("client authority", "admins' authority", "codex-authd authorities prepare client")
             }
         };
         Some(checkup::ends(name, what, active.key.not_after(), now, AUTHORITY_EXPIRY_WARNING, remedy))
@@ -200,7 +200,7 @@ impl Status {
         let access = self.people.people_policy().access;
         let admins = self.people.admins();
         let certificates = self.core.certificates.load();
-        // One that is tied to a user opens what the user may.
+        // A certificate that is tied to a user opens what that user may do.
         let opens = certificates
             .values()
             .filter(|one| self.trust.is_in_force(one) && one.user.is_none_or(|user| admins.contains(&user)));
@@ -236,7 +236,7 @@ impl Status {
         LoginFinding { version: Some(canonical.summary.version), access_ends, probed, reason, restored }
     }
 
-    /// Hosts are served without probes, too.
+    /// A failed check of the runner is only a warning here: hosts are served without probes, too.
     async fn examine_probes(&self) -> Vec<Check> {
         match self.probes.examine_runner().await {
             Ok(checks) => checks.into_iter().map(as_part_of_all).collect(),

@@ -1,5 +1,5 @@
-//! What the metrics ask of the service when somebody looks. It answers with what it can find out, above all while the
-//! store is in trouble: a daemon that is degraded must still say so.
+//! The readings for the metrics, taken when they are asked for. A reading that fails is left out: a degraded daemon
+//! must still say that it is degraded.
 
 use crate::metrics::{CanonicalReading, CertificateReading, Readings};
 use crate::model::authority::AuthorityRole;
@@ -8,11 +8,11 @@ use crate::records::{AdminCertificate, AuthoritySlot};
 use crate::service::core::authorities::HeldAuthority;
 use crate::service::{Result, ServiceError, Status};
 
-/// A store that does not answer keeps nobody waiting who wants to know whether it does.
+/// A store that hangs must not delay the answer that says so.
 const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
-/// How many admins' certificates are told of, those that end soonest first.
+/// How many admins' certificates are reported, those that end soonest first.
 const MAX_CERTIFICATES: usize = 500;
-/// A certificate that ended is told of for so long, so that somebody notices.
+/// How long an expired certificate is still reported, so that somebody notices.
 const EXPIRED_SHOWN_FOR: time::Duration = time::Duration::days(7);
 
 impl Status {
@@ -69,7 +69,7 @@ impl Status {
     }
 }
 
-/// The one that signs; the others end later, or are on their way out.
+/// Only the active authority: `next` ends later, and `old` is about to be retired.
 fn of_authority(held: &HeldAuthority) -> Option<CertificateReading> {
     let kind = match held.role {
         AuthorityRole::Server => "server_authority",

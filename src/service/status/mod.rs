@@ -17,7 +17,7 @@ pub struct Status {
     people: Arc<People>,
     trust: Arc<Trust>,
     probes: Arc<Probes>,
-    /// One reads every row at a time.
+    /// One verification of all rows at a time.
     verifying: Mutex<()>,
 }
 

@@ -1,4 +1,4 @@
-//! The fleet at a glance.
+//! The overview of the fleet.
 
 use std::collections::HashMap;
 
@@ -11,9 +11,9 @@ use crate::service::{Result, ServiceError, Status};
 
 pub struct Overview {
     pub hosts: usize,
-    /// How old the logins are that hosts have in hand, on average, in days; `None`: no host has one, as far as is known.
+    /// The average age of the logins that hosts have in hand, in days; `None`: no host is known to have one.
     pub average_age_days: Option<f64>,
-    /// When the newest entry of the audit log was written; `None` while the log cannot be read, too.
+    /// When the newest entry of the audit log was written; `None` also while the log cannot be read.
     pub noted_at: Option<OffsetDateTime>,
     pub degraded: Option<Degraded>,
 }
@@ -36,14 +36,14 @@ impl Status {
         }
         match self.core.health.note_reached(self.core.records.audit_list(&AuditFilter::default(), 1).await) {
             Ok(newest) => Ok(newest.first().map(|entry| entry.note.at)),
-            // Whoever looks when something is wrong is to see what.
+            // The overview must work while the store is in trouble.
             Err(ServiceError::RecordsAway { .. } | ServiceError::StoreFailed { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
 
-/// Of so many hosts with each `last_refresh`, in days.
+/// The average age in days. `hosts`: how many hosts have each `last_refresh`.
 fn average_age(hosts: &HashMap<&str, usize>, now: OffsetDateTime) -> Option<f64> {
     const DAY: f64 = 86_400.0;
     let now = now.unix_timestamp_nanos() as f64 / 1e9;

@@ -1,7 +1,7 @@
-//! Everything that can be known of a backup before anything is changed: the manifest, every table's count and digest, the
-//! chain of the audit log, that the canonical version is there, and, with the key, that all that is sealed opens.
+//! Checks a backup before anything is changed: the manifest, every table's count and digest, the chain of the audit
+//! log, and the presence of the canonical version. With the key, it also checks that every sealed value opens.
 //!
-//! It reads files and nothing else: no store, no state directory, no daemon.
+//! It reads only the files of the backup: no store, no state directory, no daemon.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,13 +22,13 @@ use crate::service::login::delivery::agent_identity_place;
 use crate::service::transfer::{FORMAT, Manifest, OLDEST_FORMAT, Step, Teller};
 use crate::service::{Result, ServiceError};
 
-/// The rows of a backup, open: whoever opened it may be allowed more than who reads it.
+/// The rows of a backup, as an open file: the process that opened it may have more rights than the one that reads it.
 pub struct Rows {
     file: File,
     path: PathBuf,
 }
 
-/// The longest line that is read: a version has a megabyte at most.
+/// The longest line that is accepted: a version has a megabyte at most.
 const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 
 impl Rows {
@@ -40,7 +40,7 @@ impl Rows {
         self.file
     }
 
-    /// From the first one.
+    /// Calls `take` with each line, from the first one on.
     pub(in crate::service) fn each_line(&self, mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
         let failed = |error| ServiceError::Refused(format!("cannot read {}: {error}", self.path.display()));
         (&self.file).rewind().map_err(failed)?;
@@ -68,15 +68,15 @@ impl Rows {
     }
 }
 
-/// What was found in a backup that is as it was made.
+/// The contents of a backup that passed the check.
 pub struct Checked {
     pub settings: Settings,
     pub canonical: Option<u64>,
-    /// How many values in it are sealed.
+    /// How many sealed values it has.
     pub sealed: u64,
 }
 
-/// Without a key what is sealed is counted, and not opened.
+/// Checks a backup. Without a key, sealed values are counted but not opened.
 pub async fn check(manifest: &Manifest, rows: &Rows, key: Option<&MasterKey>, teller: &Teller) -> Result<Checked> {
     if !(OLDEST_FORMAT..=FORMAT).contains(&manifest.format) {
         let Manifest { format, version, .. } = manifest;
@@ -103,7 +103,7 @@ struct Check {
     last: Option<Table>,
     heads: Option<(Option<u64>, AuditHead)>,
     settings: Settings,
-    /// It comes before the keys that open it.
+    /// Kept until the end, because it comes before the keys that open it.
     server_key: Option<Sealed>,
     keys: Vec<(KeyId, Sealed)>,
     ring: Option<KeyRing>,
@@ -119,7 +119,7 @@ impl Check {
             let row: Row =
                 serde_json::from_str(line).map_err(|error| damaged(format!("a row cannot be read ({error})")))?;
             if self.last.is_some_and(|last| last > row.table()) {
-                return Err(damaged(format!("rows of {} stand in the wrong place", row.table().name())));
+                return Err(damaged(format!("rows of {} are in the wrong place", row.table().name())));
             }
             self.last = Some(row.table());
             self.tally.add(row.table(), line);
@@ -137,7 +137,7 @@ impl Check {
                 return Err(damaged(format!("the rows of {} do not have the digest in the manifest", table.name())));
             }
         }
-        let (canonical, audit) = self.heads.ok_or_else(|| damaged("it does not say where it stood"))?;
+        let (canonical, audit) = self.heads.ok_or_else(|| damaged("its heads are missing"))?;
         if audit != self.chain {
             return Err(damaged(format!("the audit log ends at entry {}", self.chain.number)));
         }
@@ -182,7 +182,7 @@ impl Check {
         if let Some(plain) = self.opens(&body_place(version.id), &version.body)?
             && Digest::of(&plain) != version.summary.digest
         {
-            return Err(damaged(format!("version {number} is another login")));
+            return Err(damaged(format!("the login of version {number} does not have its digest")));
         }
         for entry in &version.entries {
             self.opens(&token_place(version.id, &entry.target), &entry.token)?;

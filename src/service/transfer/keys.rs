@@ -1,8 +1,8 @@
-//! The keys of a backup, sealed under a passphrase: what a machine that has nothing else is restored with.
+//! The keys of a backup, sealed under a passphrase, so that an empty machine can be restored.
 //!
-//! In it are the master key and the text of the configuration file, which may hold a password. It is bound to the manifest
-//! it was made for, and that to the rows: keys and rows of two backups do not go together. Only who has the master key can
-//! make it, and that is the daemon: it hands out the sealed text and never the key.
+//! The sealed text holds the master key and the text of the configuration file, which may hold a password. It is bound
+//! to its manifest, and the manifest to the rows: keys and rows of two backups do not fit together. Making it needs the
+//! master key, so the daemon makes it: it hands out the sealed text and never the key.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -13,31 +13,32 @@ use crate::service::core::initiator::log_note;
 use crate::service::people::passwords::judge_passphrase;
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
-/// The master key, and the configuration file where there was one.
+/// The master key, and the configuration file if there was one.
 pub struct Keys {
     pub master_key: MasterKey,
     pub configuration: Option<Zeroizing<String>>,
 }
 
-/// As it is sealed.
+/// The plaintext of the sealed keys.
 #[derive(Serialize, Deserialize)]
 struct Plain {
     master_key: Zeroizing<String>,
     configuration: Option<Zeroizing<String>>,
 }
 
-/// `manifest`: of the manifest's file. Takes some tenths of a second.
+/// `manifest`: the digest of the manifest's file. Takes some tenths of a second.
 pub fn open(passphrase: &str, manifest: &Digest, sealed: &str) -> Result<Keys> {
     let refused = |error: SealError| ServiceError::Refused(format!("the keys of the backup do not open: {error}"));
     let plain = passphrase::open_under(passphrase, manifest, sealed).map_err(refused)?;
-    // Not its words, which may be of what is secret.
-    let unreadable = || refused(SealError::Malformed("what is in it is of another version"));
+    // The error of the parser is left out: it may quote a secret.
+    let unreadable = || refused(SealError::Malformed("their content is of another version"));
     let Plain { master_key, configuration } = serde_json::from_slice(&plain).map_err(|_| unreadable())?;
     Ok(Keys { master_key: MasterKey::from_text(&master_key).ok_or_else(unreadable)?, configuration })
 }
 
 impl Transfer {
-    /// Seals the keys of this daemon for the backup whose manifest has this digest. It is noted before they leave.
+    /// Seals the keys of this daemon for the backup whose manifest has this digest. The audit entry is written before
+    /// they leave.
     pub async fn seal_backup_keys(
         &self,
         by: &Initiator,

@@ -1,13 +1,13 @@
-//! Moving house: everything into another, empty store.
+//! Migration: copies everything into another, empty store.
 //!
-//! 1. The other store is begun to be filled: whether it can be, is known before anything else.
-//! 2. The present store stands still: it acknowledges nothing that the other one would not have. Reads and retrieves go on;
-//!    telemetry waits in the outbox, whose position moves along, and so arrives once.
-//! 3. Every row is copied, read back and compared; then the other store is made whole.
-//! 4. The present store goes on standing still: daemons are to be started on the other one.
+//! 1. Filling the other store begins first: if it cannot be filled, that is known before anything else happens.
+//! 2. The present store stands still: it acknowledges nothing that the other store would lack. Reads and retrieves go
+//!    on. Telemetry waits in the outbox; its position is copied too, so each batch arrives once.
+//! 3. Every row is copied, read back and compared; then the other store is marked as complete.
+//! 4. The present store keeps standing still: daemons must be started on the other one.
 //!
-//! Whatever fails in between lets the present store go on. A crash does not: it stands still, and says what to do; migrating
-//! again begins anew, [`Transfer::abort_migration`] takes it back.
+//! If a step fails, the present store takes changes again. After a crash it still stands still, and its reason says
+//! what to do: migrating again begins anew, [`Transfer::abort_migration`] ends the standstill.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -20,10 +20,10 @@ use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Moved {
-    /// Where it is now, without secrets.
+    /// The name of the new store, without secrets.
     pub to: String,
     pub tables: Vec<Compared>,
-    /// What the operator is to do.
+    /// What the operator must do next.
     pub next: String,
 }
 
@@ -51,13 +51,13 @@ impl Transfer {
             Err(_) => self.stand_still(by, None, "state.migrate_failed", &opened.name).await,
         };
         if let Err(error) = after {
-            // It stands still with the words from before, which say what to do as well.
-            log::warn!(event = "standstill_unchanged", cause:% = error; "the store stands still as it did during the migration");
+            // The store keeps the earlier reason, which also says what to do.
+            log::warn!(event = "standstill_unchanged", cause:% = error; "the standstill could not be updated: the store stands still as during the migration");
         }
         moved
     }
 
-    /// Lets a store go on that stands still; says whether it did.
+    /// Ends a standstill. Returns whether there was one.
     pub async fn abort_migration(&self, by: &Initiator) -> Result<bool> {
         let _one_at_a_time = self.begin_moving()?;
         let stands_still = self.core.records.state().await?.standstill.is_some();
@@ -75,13 +75,13 @@ impl Transfer {
         filling: Filling,
         teller: &Teller,
     ) -> Result<Moved> {
-        // It stands still: no node will ever know a later epoch.
+        // The store stands still, so no node will ever know a later epoch.
         let filling = Filling { above: self.core.records.epoch().await?, ..filling };
         begin(opened, &filling).await?;
         let about = self.about_rows().await?;
         let mut export = Export::begin(&self.core.records);
         let tables = fill_from(&opened.records, &opened.name, &filling, &mut export.chunks, about, teller).await?;
-        // One that failed ended the rows too early.
+        // A failed export ends the rows too early; this reports it.
         export.end().await?;
         let note = by.note(self.core.outside.now(), "state.migrate").on(&opened.name).with("from", from);
         finish(&opened.records, &filling, &note).await?;
@@ -114,14 +114,14 @@ impl Transfer {
         Ok(())
     }
 
-    /// Takes note of it here at once; the poll would, too.
+    /// Learns of the standstill at once, before the next poll.
     async fn look(&self) {
         if let Err(error) = self.core.catch_up().await {
             log::debug!(event = "not_caught_up", cause:% = error; "the poll will look again");
         }
     }
 
-    /// Other words for why it stands still.
+    /// Replaces the reason of the standstill.
     async fn restate(&self, reason: &str) -> Result<()> {
         let Some(present) = self.core.records.state().await?.standstill else { return Ok(()) };
         let standstill = Standstill { reason: reason.into(), ..present };

@@ -1,10 +1,10 @@
-//! The records as a whole, moved: a copy for a backup, a backup put back, another store in the place of this one.
+//! Backup, restore and migration of all the records.
 //!
-//! All three are the same walk: rows come from a store or a backup chunk by chunk, are counted and digested as they pass,
-//! go into a store that is being filled, and are read back and compared before that store is made whole ([`fill_from`]).
-//! What a crash leaves is told by each of them; a store that is half filled says so itself (`records`).
+//! All three work alike. Rows come in chunks from a store or a backup, and are counted and digested on the way. They go
+//! into a store that is being filled, and are read back and compared before that store is marked as complete
+//! ([`fill_from`]). The module of each says what a crash leaves; a half-filled store is marked as such (`records`).
 //!
-//! How a store is opened, and how one takes the place of another, is the wiring's affair: [`Stores`].
+//! This module does not know how a store is opened or replaced: the wiring does ([`Stores`]).
 
 mod backup;
 pub mod check;
@@ -33,38 +33,38 @@ pub use check::Rows;
 pub use migrate::Moved;
 pub use restore::{Backup, Restored};
 
-/// Where a migration goes. The URL holds a secret.
+/// The target of a migration. The URL holds a secret.
 #[derive(Clone)]
 pub enum Target {
     Embedded,
     Database { url: String, tls: Option<bool>, ca: Option<PathBuf> },
 }
 
-/// A store beside the present one, and how it is called in sentences: without secrets.
+/// A store beside the present one, and its name for messages, without secrets.
 pub struct Opened {
     pub records: Arc<dyn Records>,
     pub name: String,
-    /// What the operator is to do for daemons to run on it.
+    /// What the operator must do so that daemons run on it.
     pub next: String,
 }
 
 /// What the wiring does for these use cases.
 #[async_trait]
 pub trait Stores: Send + Sync {
-    /// The store that daemons of this configuration run on.
+    /// The name of the store that daemons with this configuration run on.
     fn present(&self) -> String;
     async fn open(&self, target: &Target) -> Result<Opened>;
-    /// Where a restore is filled into, empty, if it is to take the place of the present store with the next start; `None`:
-    /// the present store itself is filled.
+    /// An empty store for a restore, which replaces the present store at the next start; `None`: the present store
+    /// itself is filled.
     async fn open_beside(&self) -> Result<Option<Arc<dyn Records>>>;
-    /// From here on the next start puts what [`Stores::open_beside`] gave, which nobody holds any more, in the place of the
-    /// present store, and the key, where there is one, in the place of the master key.
+    /// Makes the next start replace the present store with the one from [`Stores::open_beside`], and the master key
+    /// with this one, if there is one. Nobody may hold the new store open any more.
     async fn promote(&self, master_key: Option<&MasterKey>) -> Result<()>;
-    /// A file for a backup on its way in; it is there for nobody else, and removed afterwards.
+    /// A path for an incoming backup. Nobody else uses the file, and it is removed afterwards.
     fn spool(&self) -> PathBuf;
     /// The text of the configuration file that this daemon runs with; `None`: it runs without one.
     fn configuration(&self) -> Result<Option<Zeroizing<String>>>;
-    /// The master key is not a file that could be replaced.
+    /// Whether the master key is a systemd credential, not a file that could be replaced.
     fn master_key_is_a_credential(&self) -> bool;
 }
 
@@ -83,7 +83,7 @@ impl Transfer {
     }
 }
 
-/// What it is at.
+/// The current step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
@@ -96,11 +96,11 @@ pub enum Step {
 pub struct Progress {
     pub step: Step,
     pub rows: u64,
-    /// About so many there will be.
+    /// About how many rows there are in all.
     pub of: u64,
 }
 
-/// Who asked, and sees how far it is. Once they have gone away it ends, as far as it can.
+/// Reports progress to the client. Once the client has disconnected, the operation ends where it still can.
 #[derive(Clone)]
 pub struct Teller(mpsc::Sender<Progress>);
 
@@ -111,14 +111,14 @@ impl Teller {
     }
 
     async fn tell(&self, step: Step, rows: u64, of: u64) -> Result<()> {
-        let gone = |_| ServiceError::Refused("whoever asked for it has gone away: it was not finished".into());
+        let gone = |_| ServiceError::Refused("the client disconnected, so the operation was not finished".into());
         self.0.send(Progress { step, rows, of: of.max(rows) }).await.map_err(gone)
     }
 }
 
 type Counts = BTreeMap<Table, Count>;
 
-/// A table on both sides.
+/// The counts of a table on both sides.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Compared {
     pub table: Table,
@@ -134,12 +134,12 @@ fn compare(from: &Counts, to: &Counts) -> Result<Vec<Compared>> {
     let unequal: Vec<_> = compared.iter().filter(|table| table.from != table.to).map(|it| it.table.name()).collect();
     if !unequal.is_empty() || compared.len() != from.len() {
         let tables = unequal.join(", ");
-        return Err(ServiceError::Refused(format!("what was read back is not equal to what was copied: {tables}")));
+        return Err(ServiceError::Refused(format!("the rows read back differ from the copied rows: {tables}")));
     }
     Ok(compared)
 }
 
-/// An export that runs.
+/// A running export.
 struct Export {
     chunks: mpsc::Receiver<Vec<Row>>,
     running: JoinHandle<std::result::Result<(), RecordsError>>,
@@ -152,7 +152,7 @@ impl Export {
         Self { chunks, running: tokio::spawn(async move { from.copy_export(sender).await }) }
     }
 
-    /// Once there are no more chunks: whether that was all.
+    /// Ends an export that sends no more chunks. Fails if it did not send everything.
     async fn end(self) -> std::result::Result<(), RecordsError> {
         drop(self.chunks);
         let ended = |error| RecordsError::Unavailable(format!("the copying ended early: {error}"));
@@ -160,8 +160,8 @@ impl Export {
     }
 }
 
-/// Fills `target` with what `chunks` brings, reads it back and compares, and makes it whole. Whatever goes wrong before the
-/// last step leaves a store that says it is half filled.
+/// Fills `target` with the rows of `chunks`, reads them back and compares. Until [`finish`] the store counts as half
+/// filled.
 async fn fill_from(
     target: &Arc<dyn Records>,
     name: &str,
@@ -187,7 +187,7 @@ async fn fill_from(
     compare(&from.counts(), &to.counts())
 }
 
-/// Of two stores, the one that failed is named.
+/// Names the store that failed: there are two.
 fn of(name: &str, error: RecordsError) -> ServiceError {
     ServiceError::Refused(format!("{name}: {error}"))
 }
@@ -195,7 +195,7 @@ fn of(name: &str, error: RecordsError) -> ServiceError {
 async fn finish(target: &Arc<dyn Records>, filling: &Filling, note: &AuditNote) -> Result<()> {
     target.fill_finish(filling, note).await.map_err(|error| match error {
         RecordsError::Unavailable(cause) => ServiceError::Refused(format!(
-            "whether the last step was done is not known ({cause}): look whether a daemon starts on it, or do it again"
+            "it is not known whether the last step was done ({cause}): see whether a daemon starts on it, or repeat it"
         )),
         error => error.into(),
     })

@@ -1,16 +1,16 @@
-//! A backup put back.
+//! Restores a backup.
 //!
-//! All of it is checked first ([`crate::service::transfer::check`]). Nothing was changed until then. Then
+//! The whole backup is checked first ([`crate::service::transfer::check`]). Nothing is changed until then. Then
 //!
-//! - an embedded store is filled beside the present one, and takes its place with the next start, which follows at once;
-//!   a crash before that leaves the present store in use, and what was filled is removed by the next try;
-//! - a database is emptied and filled; meanwhile, and after a crash in between, it says so, daemons serve what they know,
-//!   and restoring again begins anew. All of them replace themselves once it is whole.
+//! - an embedded store is filled beside the present one, and replaces it at the next start, which follows at once. A
+//!   crash before that leaves the present store in use, and the next attempt removes the other one;
+//! - a database is emptied and filled. Until that is done, also after a crash, it is marked as half filled, daemons
+//!   serve what they know, and restoring again begins anew. Once it is complete, all daemons restart.
 //!
-//! The login in it may have been refreshed since: the store is marked before it is made whole, so that no daemon redeems a
-//! token that was spent ([`crate::records::RestoredLogin`]).
+//! The login in the backup may have been refreshed since. So the store is marked before it is complete, and no daemon
+//! redeems a token that was spent ([`crate::records::RestoredLogin`]).
 //!
-//! The service is not needed for it, so that it can be done where no daemon could start.
+//! A restore does not need the service, so that it works where no daemon can start.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,33 +28,33 @@ use crate::service::transfer::check::{Rows, check, damaged};
 use crate::service::transfer::{Compared, Manifest, Stores, Teller, fill_from, finish};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
-/// What is to be put back, and the key that it is opened with.
+/// The backup to restore, and the key that opens it.
 pub struct Backup {
     pub manifest: Manifest,
     pub rows: Rows,
-    /// The key that came with it; else the present one is to open it.
+    /// The key that came with the backup; `None`: the present one must open it.
     pub master_key: Option<MasterKey>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Restored {
     pub tables: Vec<Compared>,
-    /// Of the store as it is from here on: daemons that have this one run on what was restored.
+    /// The incarnation of the restored store: daemons with this one run on the restored records.
     pub incarnation: Uuid,
-    /// It takes its place with the next start.
+    /// Whether the restored store replaces the present one at the next start.
     pub is_to_be_promoted: bool,
-    /// The canonical version, which is not proved before it is known to be good still.
+    /// The canonical version. No probe of it starts by itself until it is known to be good.
     #[serde(default)]
     pub restored_version: Option<u64>,
 }
 
 impl Transfer {
-    /// Where a backup that comes in is kept until it is put back.
+    /// The path of an incoming backup until it is restored.
     pub fn restore_spool(&self) -> Result<PathBuf> {
         Ok(self.stores()?.spool())
     }
 
-    /// Puts a backup back and has this process, and all others on the same store, replaced.
+    /// Restores a backup. This process, and all others on the same store, are replaced.
     pub async fn restore_backup(&self, by: &Initiator, backup: Backup, teller: &Teller) -> Result<Restored> {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
@@ -67,7 +67,7 @@ impl Transfer {
     }
 }
 
-/// `present_key`: the master key that is there, if there is one.
+/// `present_key`: the present master key, if there is one.
 pub async fn restore(
     records: &Arc<dyn Records>,
     stores: &dyn Stores,
@@ -96,7 +96,7 @@ pub async fn restore(
                        on each, and restore then";
         return Err(ServiceError::Refused(refusal.into()));
     }
-    // What is there may itself be half filled, and then says nothing of its epoch but to the filling itself.
+    // The present store may itself be half filled. Then only the filling can read its epoch.
     let known = records.epoch().await.unwrap_or_default();
     let id = uuid::Builder::from_random_bytes(random(outside)).into_uuid();
     let filling = Filling { id, above: manifest.epoch.max(known) };
@@ -109,13 +109,13 @@ pub async fn restore(
     let filled = fill_from(target, &stores.present(), &filling, &mut chunks, of, teller).await;
     drop(chunks);
     let read = reading.await.map_err(ServiceError::internal)?;
-    // Where the filling failed, the reading did because of it.
+    // If the filling failed, the reading failed because of it.
     let tables = filled?;
     read?;
     if tables.iter().any(|table| manifest.count(table.table) != Some(table.from)) {
         return Err(ServiceError::Refused("the backup was changed while it was read".into()));
     }
-    // Over the settings as they were: what was compared is what is in the backup.
+    // Replaces the settings only now: what was compared must be what is in the backup.
     let restored_login = checked.canonical.map(|version| RestoredLogin { version, backup_of: manifest.created_at });
     let marked = Row::Settings(Settings { restored_login, ..checked.settings });
     target.fill_append(&filling, &[marked]).await?;
@@ -133,7 +133,7 @@ pub async fn restore(
     Ok(Restored { tables, incarnation: id, is_to_be_promoted, restored_version })
 }
 
-/// What the present store would acknowledge from here on would be gone: it stands still until the next start.
+/// The present store stands still until the next start: any change that it acknowledged would be lost.
 async fn promote(
     records: &Arc<dyn Records>,
     stores: &dyn Stores,
@@ -141,7 +141,7 @@ async fn promote(
     by: &Initiator,
     outside: &dyn Outside,
 ) -> Result<()> {
-    // One that cannot be read, or was never begun, acknowledges nothing.
+    // A store that cannot be read, or was never initialised, acknowledges nothing.
     if !records.is_initialised().await.unwrap_or_default() {
         return stores.promote(key).await;
     }

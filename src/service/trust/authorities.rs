@@ -1,13 +1,14 @@
-//! The authorities as they are used now, and rolling one over without cutting anybody off.
+//! Rolls an authority over without cutting anybody off.
 //!
-//! An authority stands in one of three slots. All of them are trusted: hosts are given the certificates of every slot of
-//! the server authority, and admins' certificates of every slot of the client authority are let in. Only `active` signs.
-//! 1. *prepare* makes a new one, `next`: what is baked from here on trusts it. For hosts baked before, its key is also
-//!    certified by the active one, and that certificate goes along in the handshake from step 2 on.
-//! 2. *activate*: `next` signs from here on, the one before is `old` and still trusted.
-//! 3. *retire*: `old` is trusted no more. Refused while somebody still depends on it, unless it is forced.
+//! An authority is in one of three slots, and all three are trusted. Hosts are given the certificates of every slot of
+//! the server authority. Admins' certificates of every slot of the client authority are admitted. Only `active` signs.
 //!
-//! Each step is one transaction of the records; a crash after it is caught up with by the next boot.
+//! 1. *prepare* makes a new authority, `next`. Wrappers baked from then on trust it. For wrappers baked before, the
+//!    active authority also certifies its key, and that certificate is sent in the handshake from step 2 on.
+//! 2. *activate*: `next` becomes `active` and signs; the one before becomes `old` and stays trusted.
+//! 3. *retire*: `old` is no longer trusted. Refused while a host or an admin depends on it, unless it is forced.
+//!
+//! Each step is one transaction of the records. After a crash the next boot catches up.
 
 use time::OffsetDateTime;
 
@@ -54,7 +55,7 @@ impl Trust {
         .await
     }
 
-    /// `force`: also where hosts are cut off that do not know the new one yet.
+    /// `force`: even if hosts are cut off that do not know the new authority yet.
     pub async fn activate_authority(&self, role: AuthorityRole, force: bool, by: &Initiator) -> Result<()> {
         let authorities = self.core.authorities();
         let Some(next) = authorities.in_slot(role, AuthoritySlot::Next) else {
@@ -63,14 +64,14 @@ impl Trust {
         if authorities.in_slot(role, AuthoritySlot::Old).is_some() {
             return Err(ServiceError::Conflict("the old authority is still trusted: retire it first".into()));
         }
-        // An authority of the first format may not certify another: its hosts must have heard of the new one.
+        // An authority of the first format may not certify another. So its hosts must know the new one.
         if role == AuthorityRole::Server && next.cross_certificate_pem.is_none() && !force {
             self.refuse_if_hosts_depend(next.created_at).await?;
         }
         self.roll(role, AuthorityStep::Activate(next.id), "authority.activate", by).await
     }
 
-    /// `force`: also where hosts or admins are cut off that know, or have certificates of, the old one only.
+    /// `force`: even if hosts that know only the old authority are cut off, or admins with its certificates.
     pub async fn retire_authority(&self, role: AuthorityRole, force: bool, by: &Initiator) -> Result<()> {
         let authorities = self.core.authorities();
         let Some(old) = authorities.in_slot(role, AuthoritySlot::Old) else {
@@ -104,7 +105,7 @@ impl Trust {
         self.roll(role, AuthorityStep::Retire(old.id), "authority.retire", by).await
     }
 
-    /// Hosts whose wrapper was fetched before `since` do not know the authority that was made then.
+    /// Refuses if a host fetched its wrapper before `since`: it does not know the authority that was made then.
     async fn refuse_if_hosts_depend(&self, since: Option<OffsetDateTime>) -> Result<()> {
         let hosts = self.hosts.hosts().await?;
         // A host that was never installed has nothing to update.

@@ -1,4 +1,4 @@
-//! Admins' client certificates: issued by our client authority, listed by what was recorded of them.
+//! Admins' client certificates: issue, renew, revoke and list them.
 
 use time::{Duration, OffsetDateTime};
 
@@ -12,11 +12,11 @@ use crate::service::core::commit::Written;
 use crate::service::people::passwords::judge_file_password;
 use crate::service::{Initiator, Result, ServiceError, Trust};
 
-/// How long an admin's certificate holds.
+/// How long an admin's certificate is valid by default.
 pub const DEFAULT_DAYS: u32 = 365;
 const MAX_DAYS: u32 = 825;
 
-/// A certificate that ends within this time is warned about.
+/// A certificate that expires within this time causes a warning.
 const EXPIRY_WARNING: Duration = Duration::days(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl CertificateState {
     }
 }
 
-/// A fresh certificate with its key, which is handed out here and kept nowhere.
+/// A new certificate with its key. The key is returned only here, and stored nowhere.
 pub struct IssuedCertificate {
     pub record: AdminCertificate,
     pub certificate_pem: String,
@@ -63,9 +63,9 @@ pub struct Pkcs12 {
 #[derive(Clone, Copy, Default)]
 pub struct CertificateOptions<'a> {
     pub days: Option<u32>,
-    /// Whether to make no PKCS#12, which takes a processor for about a second.
+    /// Makes no PKCS#12, which takes about a second of processor time.
     pub without_pkcs12: bool,
-    /// Of the PKCS#12; without one it is made.
+    /// The password of the PKCS#12; `None`: one is generated.
     pub password: Option<&'a str>,
 }
 
@@ -85,10 +85,11 @@ impl Trust {
         Ok(made)
     }
 
-    /// Issues a certificate of the same name in succession of another, tied to the same user. The old one holds until its
-    /// end, or is revoked in the same transaction.
+    /// Issues a successor of a certificate, with its name and user. The old one is valid until its end, or is revoked
+    /// in the same transaction.
     ///
-    /// The certificate that asks is not revoked by this: that would close the connection before the answer has arrived.
+    /// The certificate of the caller cannot be revoked by this: that would close the connection before the answer has
+    /// arrived.
     pub async fn renew_certificate(
         &self,
         old: &Digest,
@@ -124,7 +125,7 @@ impl Trust {
         Ok(IssuedCertificate { record: renewed, ..made })
     }
 
-    /// The certificate as this node knows it, revoked at that time at the latest.
+    /// The certificate as this node knows it, revoked at `at` or earlier.
     fn revoked_at(&self, fingerprint: &Digest, at: OffsetDateTime) -> Option<AdminCertificate> {
         let known = self.core.certificates.load().get(fingerprint).cloned()?;
         Some(AdminCertificate { revoked_at: Some(known.revoked_at.unwrap_or(at)), ..known })
@@ -164,7 +165,7 @@ impl Trust {
             let is_given = given.is_some();
             let password = given.unwrap_or_else(|| Secret::new_install_token(&*self.core.outside));
             let ca_pem = authority_pem.clone();
-            // The key of the file is derived from the password with a great many rounds.
+            // Slow: the key of the file is derived from the password with many rounds.
             let packing = move || pack(&issued, &ca_pem, password, is_given);
             Some(self.people.passwords.turn(by.from).await?.spend(packing).await?)
         };
@@ -184,7 +185,7 @@ impl Trust {
         Ok(self.core.records.certificate_list().await?)
     }
 
-    /// The certificate is let in no more, on open connections either.
+    /// Revokes a certificate. It is no longer admitted, on open connections either.
     pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &Initiator) -> Result<AdminCertificate> {
         let now = self.core.outside.now();
         let name = self.certificate_name(fingerprint).await?;
@@ -194,8 +195,8 @@ impl Trust {
         revoked.ok_or_else(|| ServiceError::Conflict("the certificate is revoked already".into()))
     }
 
-    /// The certificate with this fingerprint, if whoever shows it is to be let in: we issued it, it is neither revoked nor
-    /// over, and its authority is still trusted.
+    /// The certificate with this fingerprint, if it is to be admitted: we issued it, it is neither revoked nor expired,
+    /// and its authority is still trusted.
     pub fn admitted_certificate(&self, fingerprint: &Digest) -> Option<AdminCertificate> {
         let certificates = self.core.certificates.load();
         certificates.get(fingerprint).filter(|certificate| self.is_in_force(certificate)).cloned()
@@ -218,7 +219,7 @@ impl Trust {
         }
     }
 
-    /// Tells the log which certificates are about to end.
+    /// Logs the certificates that expire soon.
     pub fn warn_of_expiring_certificates(&self) {
         for certificate in self.core.certificates.load().values() {
             if self.state_of(certificate) == CertificateState::Expiring {
@@ -228,7 +229,7 @@ impl Trust {
     }
 }
 
-/// `is_given`: somebody chose the password, which may be a weak one.
+/// `is_given`: a person chose the password, so it may be weak.
 fn pack(issued: &ClientCertificate, ca_pem: &str, password: Secret, is_given: bool) -> Result<Pkcs12> {
     let refused = |reason: String| ServiceError::invalid("password", reason);
     if is_given {

@@ -1,12 +1,12 @@
 //! Rotating the data keys while the daemon runs.
 //!
 //! 1. A new key is added to the records, sealed under the master key.
-//! 2. The ring with it is put in force: everything written from here on is sealed with it.
-//! 3. What is sealed with older keys is sealed again, value by value, each replaced only if it is still what was read.
+//! 2. The ring with it takes effect: everything written from then on is sealed with it.
+//! 3. Values sealed with older keys are sealed again, one by one. Each is replaced only if it is still what was read.
 //! 4. Older keys that nothing is sealed with are removed.
 //!
-//! A crash after 1, 2 or 3 leaves a ring with several keys, which opens everything; the next boot sees that and goes on
-//! at 3. A value written with an old ring just before 2 keeps its key from being removed at 4, and 3 is done again.
+//! A crash after 1, 2 or 3 leaves a ring with several keys, which opens everything. The next boot sees that and goes on
+//! at 3. A value written with an old ring just before 2 keeps its key from being removed at 4; then 3 is repeated.
 
 use crate::records::SealingKey;
 use crate::seal::{KeyId, KeyRing};
@@ -14,7 +14,8 @@ use crate::service::core::initiator::log_note;
 use crate::service::{Initiator, Result, ServiceError, Trust};
 
 const VALUES_PER_BATCH: usize = 256;
-/// Rounds of resealing before it is left to the next boot; one is enough unless writers with an old ring interfere.
+/// Rounds of resealing before the rest is left to the next boot. One is enough unless writers with an old ring
+/// interfere.
 const MAX_RESEAL_ROUNDS: usize = 16;
 
 pub struct Rotation {
@@ -45,7 +46,7 @@ impl Trust {
         Ok(rotation)
     }
 
-    /// Goes on with a rotation that a crash cut short. Nothing to do on an ordinary boot.
+    /// Resumes a rotation that a crash cut short. Does nothing on an ordinary boot.
     pub async fn resume_rotation(&self) -> Result<()> {
         let _one_at_a_time = self.rotating.lock().await;
         if self.core.health.standstill().is_some() {
@@ -70,8 +71,8 @@ impl Trust {
                 break;
             }
         }
-        // Hot state holds sealed values too: it takes over the resealed ones while the ring still opens the others. Where
-        // that fails the ring goes on opening all of them.
+        // Hot state holds sealed values too. It takes over the resealed ones while the ring still opens the old ones.
+        // If that fails, the ring goes on opening all of them.
         let followed = async {
             self.core.catch_up().await?;
             self.core.reload_ring().await

@@ -10,7 +10,6 @@ use tokio::sync::Mutex;
 
 use crate::service::{Core, Hosts, People};
 
-/// Authorities, admins' certificates and data keys.
 pub struct Trust {
     pub(in crate::service) core: Arc<Core>,
     hosts: Arc<Hosts>,

@@ -1,4 +1,4 @@
-//! What the provider says of itself (OpenID Connect Discovery 1.0), as far as a sign-in needs it.
+//! The provider's discovery document (OpenID Connect Discovery 1.0), as far as a sign-in needs it.
 
 use openidconnect::core::{
     CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType,
@@ -71,13 +71,13 @@ impl AdditionalProviderMetadata for OfResponse {}
 
 pub(super) struct Document {
     pub client: Client,
-    /// Where the keys are.
+    /// The URL of the provider's keys.
     pub keys: String,
-    /// Its answers by way of the browser name it.
+    /// Whether the provider adds its issuer (`iss`) to answers through the browser.
     pub names_itself: bool,
 }
 
-/// Where the document of this issuer is.
+/// The URL of the discovery document of this issuer.
 pub(super) fn address(issuer: &str) -> String {
     format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))
 }
@@ -86,7 +86,7 @@ impl Document {
     pub fn read(body: &[u8], settings: &Settings) -> Result<Self, (Refusal, HttpFailure)> {
         let unfit = |words: &str| (Refusal::Unavailable, HttpFailure::new(words));
         let metadata: Metadata =
-            serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks what every one has"))?;
+            serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks a required member"))?;
         if metadata.issuer().as_str() != settings.issuer {
             let words = issuers("its discovery document", &settings.issuer, metadata.issuer().as_str());
             return Err((Refusal::IssuerOfDiscovery, HttpFailure::new(words)));
@@ -105,7 +105,7 @@ impl Document {
         let auth_type = auth_type(&metadata, settings.client_secret.is_some());
         let secret = settings.client_secret.as_ref().map(|secret| ClientSecret::new(secret.expose().to_owned()));
         let redirect =
-            RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| unfit("oidc.redirect_uri is no URL"))?;
+            RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| unfit("oidc.redirect_uri is not a URL"))?;
         let client =
             openidconnect::Client::from_provider_metadata(metadata, ClientId::new(settings.client_id.clone()), secret)
                 .set_token_uri(token_endpoint)
@@ -115,14 +115,14 @@ impl Document {
     }
 }
 
-/// What is told there is secret, or decides who somebody is.
+/// Endpoints receive secrets, or decide the identity of a user. So they must use https, except on loopback.
 fn is_fit(endpoint: &Url, issuer: &Url) -> bool {
     let is_safe = endpoint.scheme() == "https"
         || endpoint.scheme() == "http" && issuer.scheme() == "http" && is_loopback(issuer) && is_loopback(endpoint);
     is_safe && endpoint.username().is_empty() && endpoint.password().is_none() && endpoint.fragment().is_none()
 }
 
-/// How we say who we are at the token endpoint: in the header, unless the provider takes it in the body only.
+/// How this client authenticates at the token endpoint: in the header, unless the provider accepts only the body.
 fn auth_type(metadata: &Metadata, is_confidential: bool) -> AuthType {
     let offered = metadata.token_endpoint_auth_methods_supported();
     let is_offered = |method| offered.is_some_and(|offered| offered.contains(&method));

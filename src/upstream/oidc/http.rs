@@ -1,6 +1,6 @@
-//! Asking the provider: no redirects, everything within a time and a size, and nothing but JSON.
+//! HTTP requests to the provider: no redirects, limits of time and size, and only JSON.
 //!
-//! A failure is told in words of our own. Of the answer nothing gets into them.
+//! Failures are described in our own words. They contain nothing from the answer.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use serde::de::IgnoredAny;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HttpLimits {
     pub connect: Duration,
-    /// A request with its answer.
+    /// The time for a request and its answer.
     pub whole: Duration,
-    /// Bytes of one answer.
+    /// The most bytes of one answer.
     pub most_answer: usize,
-    /// The keys are read again at most this often because of a key nobody knows.
+    /// The shortest time between two reads of the keys because of an unknown key.
     pub between_rereads: Duration,
 }
 
@@ -29,7 +29,7 @@ impl HttpLimits {
     };
 }
 
-/// What went wrong, for the operator's log.
+/// The failure, for the operator's log.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct HttpFailure(pub String);
@@ -47,7 +47,7 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// A provider on this machine is not asked through a proxy.
+    /// A provider on this machine is reached without a proxy.
     pub fn new(limits: &HttpLimits, is_loopback: bool) -> Result<Self, reqwest::Error> {
         let builder = reqwest::Client::builder()
             .connect_timeout(limits.connect)
@@ -61,13 +61,13 @@ impl Http {
 
     pub async fn get(&self, url: &str) -> Result<Vec<u8>, HttpFailure> {
         let request = Request::get(url).header("accept", "application/json").body(Vec::new());
-        let answer = self.call(request.map_err(|_| HttpFailure::new("its address is no URL"))?).await?;
+        let answer = self.call(request.map_err(|_| HttpFailure::new("its address is not a URL"))?).await?;
         if answer.status() == StatusCode::OK { Ok(answer.into_body()) } else { Err(unexpected(answer.status())) }
     }
 
-    /// An answer, or one that says what is wrong with the request (RFC 6749, 5.2); its body is JSON.
+    /// Returns a successful answer, or an error answer of the provider (RFC 6749, 5.2). Its body is JSON.
     pub async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpFailure> {
-        let request = request.try_into().map_err(|_| HttpFailure::new("its address is no URL"))?;
+        let request = request.try_into().map_err(|_| HttpFailure::new("its address is not a URL"))?;
         let mut answer = self.client.execute(request).await.map_err(in_words)?;
         let status = answer.status();
         if !matches!(
@@ -79,7 +79,7 @@ impl Http {
         let kind = answer.headers().get(CONTENT_TYPE).cloned();
         let is_json = kind.as_ref().and_then(|kind| kind.to_str().ok()).is_some_and(is_json);
         if !is_json {
-            return Err(HttpFailure::new(format!("its answer ({status}) is no JSON")));
+            return Err(HttpFailure::new(format!("its answer ({status}) is not JSON")));
         }
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(in_words)? {
@@ -89,7 +89,7 @@ impl Http {
             body.extend_from_slice(&chunk);
         }
         if serde_json::from_slice::<IgnoredAny>(&body).is_err() {
-            return Err(HttpFailure::new(format!("its answer ({status}) is broken JSON")));
+            return Err(HttpFailure::new(format!("its answer ({status}) is invalid JSON")));
         }
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -114,9 +114,9 @@ fn in_words(error: reqwest::Error) -> HttpFailure {
         return HttpFailure::new("it takes too long");
     }
     if !error.is_connect() {
-        return HttpFailure::new("the connection broke, or what came was no HTTP");
+        return HttpFailure::new("the connection broke, or the answer was not HTTP");
     }
-    // Why there is no connection is said by the system and by TLS, not by whoever answers.
+    // The system or TLS gives the cause of a failed connection; the server's answer is not in it.
     let mut cause: &dyn std::error::Error = &error;
     while let Some(deeper) = cause.source() {
         cause = deeper;

@@ -1,7 +1,7 @@
-//! What is kept of the provider: its document and its keys, each good for a time.
+//! The cache of the provider's document and keys, each with a time to live.
 //!
-//! Sign-ins read without waiting for each other. Whatever has to be read is read once for all who wait for it, in a task of
-//! its own, so that a browser that goes away takes nothing from the others. Ages are measured by a clock that nobody sets.
+//! Sign-ins read the cache without blocking each other. A missing part is fetched once for all waiting sign-ins, in a
+//! task of its own. So a browser that disconnects does not stop the fetch for the others. Ages use the monotonic clock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -24,14 +24,14 @@ pub(super) struct Kept {
     between_rereads: Duration,
     document: Place<Document>,
     keys: Place<Keys>,
-    /// When the keys were last read because of a key nobody knew, and what came of it.
+    /// The time and the result of the last fetch of the keys that an unknown key caused.
     reread: Mutex<Option<(Instant, Result<(), Refusal>)>>,
     pub parts: CacheParts,
 }
 
 struct Place<T> {
     value: ArcSwapOption<(Instant, Arc<T>)>,
-    /// Held while it is read; when that last failed.
+    /// Locked during a fetch. Holds the time and the reason of the last failure.
     reading: Mutex<Option<(Instant, Refusal)>>,
 }
 
@@ -68,7 +68,7 @@ impl Kept {
         by_itself(async move { kept.read_document(asked).await }).await
     }
 
-    /// The key that a token with this header is signed with.
+    /// Returns the key that signed a token with this header.
     pub async fn key(self: &Arc<Self>, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
         let keys = match self.keys.younger_than(self.settings.keys_ttl) {
             Some(keys) => keys,
@@ -87,7 +87,7 @@ impl Kept {
         by_itself(async move { kept.reread(&header).await }).await
     }
 
-    /// Before anything is over. What cannot be read now is kept until it is.
+    /// Refreshes both parts before they expire. If a fetch fails, the old value stays until it expires.
     pub async fn look_after(&self) {
         let (ttl, refresh) = (self.settings.keys_ttl, self.settings.keys_refresh);
         let soon_over = ttl.saturating_sub(refresh.saturating_mul(2));
@@ -117,7 +117,7 @@ impl Kept {
     }
 
     async fn read_keys(&self, asked: Instant) -> Result<Arc<Keys>, Refusal> {
-        // The token came from an endpoint of the document, so there is one, if it has not just got too old.
+        // The token came from an endpoint of the document, so a document exists, unless it has just expired.
         self.read_document(asked).await?;
         let mut failed = self.keys.reading.lock().await;
         if let Some(keys) = self.keys.younger_than(self.settings.keys_ttl) {
@@ -129,8 +129,8 @@ impl Kept {
         read
     }
 
-    /// A key that is not among those kept: they may have been changed since. Whoever makes up names gets one reading in a
-    /// while for all of them.
+    /// Handles an unknown key: the provider may have changed its keys. Invented key names cause at most one fetch per
+    /// interval, for all together.
     async fn reread(&self, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
         let mut last = self.reread.lock().await;
         let found = || {
@@ -177,7 +177,7 @@ impl Kept {
     }
 }
 
-/// What failed after this one asked has failed for it too.
+/// A fetch that failed after this sign-in asked counts as this sign-in's failure too.
 fn shared(failed: Option<(Instant, Refusal)>, asked: Instant) -> Result<(), Refusal> {
     match failed {
         Some((at, refusal)) if at >= asked => Err(refusal),
@@ -185,11 +185,11 @@ fn shared(failed: Option<(Instant, Refusal)>, asked: Instant) -> Result<(), Refu
     }
 }
 
-/// To its end, whoever waits for it.
+/// Runs the work to its end, even if the caller goes away.
 async fn by_itself<T: Send + 'static>(
     work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
 ) -> Result<T, Refusal> {
-    // It ends early only with the process.
+    // The task ends early only with the process.
     tokio::spawn(work).await.unwrap_or(Err(Refusal::Unavailable))
 }
 
@@ -200,7 +200,8 @@ pub(super) enum Part {
     Exchange = 4,
 }
 
-/// Which parts of the provider could not be used when they were last asked. The log hears of the first and of the last.
+/// The parts of the provider that failed at their last use. Only the first failure, and the recovery of the last part,
+/// are logged.
 #[derive(Default)]
 pub(super) struct CacheParts(AtomicU8);
 
@@ -208,7 +209,7 @@ impl CacheParts {
     pub fn works(&self, part: Part) {
         let bit = part as u8;
         if self.0.fetch_and(!bit, Ordering::AcqRel) == bit {
-            log::info!(event = "oidc_available"; "the provider of sign-ins can be used again");
+            log::info!(event = "oidc_available"; "the identity provider can be used again");
         }
     }
 
@@ -219,7 +220,7 @@ impl CacheParts {
                 Part::Keys => "its keys",
                 Part::Exchange => "its token endpoint",
             };
-            log::warn!(event = "oidc_unavailable", part, cause:% = cause; "the provider of sign-ins cannot be used ({part}): {cause}");
+            log::warn!(event = "oidc_unavailable", part, cause:% = cause; "the identity provider cannot be used ({part}): {cause}");
         }
     }
 

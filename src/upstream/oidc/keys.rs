@@ -1,7 +1,7 @@
-//! The provider's keys: which of a set may be used at all, and which one signed a token.
+//! The provider's keys: which ones may be used, and which one signed a token.
 //!
-//! Only RSA keys of 2048 to 4096 bits that are for signatures; what `alg`, `use` or `key_ops` keep for something else is
-//! left alone, and so is a key whose private half is in the set, because then everybody can sign with it.
+//! Accepted are RSA signature keys of 2048 to 4096 bits. A key that `alg`, `use` or `key_ops` reserve for another
+//! purpose is ignored. So is a key that contains its private half, because then anyone can sign with it.
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use openidconnect::JsonWebKey as _;
@@ -14,12 +14,12 @@ use super::http::HttpFailure;
 use super::token::TokenHeader;
 
 const MIN_RSA_BITS: usize = 2048;
-/// Longer ones only cost time; the library takes none.
+/// Longer keys cost time, and the library does not accept them.
 const MAX_RSA_BITS: usize = 4096;
-/// Of the public exponent, in bytes.
+/// The longest public exponent, in bytes.
 const MAX_EXPONENT_BYTES: usize = 4;
 
-/// Those of a set that may be used.
+/// The usable keys of a key set.
 pub(super) struct Keys(Vec<CoreJsonWebKey>);
 
 impl Keys {
@@ -28,15 +28,15 @@ impl Keys {
         struct Set {
             keys: Vec<Value>,
         }
-        let set: Set = serde_json::from_slice(body).map_err(|_| HttpFailure::new("its set of keys is none"))?;
+        let set: Set = serde_json::from_slice(body).map_err(|_| HttpFailure::new("its key set cannot be read"))?;
         let keys: Vec<_> = set.keys.into_iter().filter_map(usable).collect();
         if keys.is_empty() {
-            return Err(HttpFailure::new("among its keys is none that can be used: an RSA key of 2048 to 4096 bits"));
+            return Err(HttpFailure::new("it has no usable key: an RSA key of 2048 to 4096 bits is needed"));
         }
         Ok(Self(keys))
     }
 
-    /// The one key that this header means. Without a name it can mean the only key there is.
+    /// Returns the only key that matches this header. Without a `kid`, the set must have exactly one key.
     pub fn of(&self, header: &TokenHeader) -> Option<&CoreJsonWebKey> {
         let is_meant = |key: &&CoreJsonWebKey| {
             header.kid.as_ref().is_none_or(|kid| key.key_id().is_some_and(|id| id.as_str() == kid))

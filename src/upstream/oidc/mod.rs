@@ -1,9 +1,9 @@
-//! The provider that people sign in with, by OpenID Connect: authorization code with PKCE (S256), state and nonce.
+//! The identity provider, by OpenID Connect: authorization code with PKCE (S256), state and nonce.
 //!
-//! It begins a sign-in (where to send the browser) and finishes one (who that is, proved by an ID token). It knows nothing
-//! of users, sessions and browsers. The provider's document and keys are read when they are first needed and kept in
-//! memory; a crash costs reading them again. Nothing that comes from the provider is believed before it is checked, and
-//! nothing of it gets into an error: an error is a [`Refusal`] with a stable name, and words of our own.
+//! It begins a sign-in (where to send the browser) and finishes one (the identity, proved by an ID token). It knows
+//! nothing of users, sessions and browsers. The provider's document and keys are fetched at first use and cached in
+//! memory; after a crash they are fetched again. Data from the provider is checked before it is used, and none of it
+//! gets into an error. An error is a [`Refusal`] with a stable name and our own message.
 
 mod document;
 mod http;
@@ -40,18 +40,18 @@ use crate::outside::{Outside, random};
 pub struct Settings {
     pub issuer: String,
     pub client_id: String,
-    /// `None`: a public client.
+    /// `None` for a public client.
     pub client_secret: Option<Secret>,
     pub redirect_uri: String,
-    /// That an ID token may name beside `client_id`.
+    /// Other audiences that an ID token may name besides `client_id`.
     pub trusted_audiences: Vec<String>,
-    /// For how long keys that were read are good.
+    /// How long fetched keys may be used.
     pub keys_ttl: Duration,
-    /// After which they are read again, in the background.
+    /// The interval of the refresh in the background.
     pub keys_refresh: Duration,
 }
 
-/// What a sign-in needs when the browser comes back. Kept by the caller, sealed.
+/// The data that a sign-in needs when the browser comes back. The caller keeps it, sealed.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 pub struct Flow {
     /// 256 random bits, base64url.
@@ -60,33 +60,35 @@ pub struct Flow {
     pub verifier: String,
 }
 
-/// What the browser brings back. What is not there is `None`; nothing of it is trusted.
+/// The parameters that the browser brings back. A missing one is `None`; none is trusted.
 #[derive(Default)]
 pub struct Answer {
     pub code: Option<Secret>,
     pub state: Option<Secret>,
     pub iss: Option<String>,
-    /// The provider says that there is no code.
+    /// The provider reports an error instead of a code.
     pub error: Option<String>,
 }
 
-/// Who signed in, as the provider says and proved.
+/// The user who signed in, as the provider proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub issuer: String,
     pub subject: String,
-    /// For people to read; it decides nothing.
+    /// Only for display; it decides nothing.
     pub email: Option<String>,
 }
 
-/// Why there is no provider with these settings.
+/// Why these settings do not make a provider.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
-    #[error("oidc.issuer is no URL: set it to the provider's URL as it names itself")]
+    #[error("oidc.issuer is not a URL: set it to the issuer URL of the provider")]
     Issuer,
-    #[error("oidc.redirect_uri is no URL: set it to where this service is found by browsers, with /auth/oidc/callback")]
+    #[error(
+        "oidc.redirect_uri is not a URL: set it to the URL of this service for browsers, followed by /auth/oidc/callback"
+    )]
     RedirectUri,
-    #[error("the client for talking to the provider cannot be made: {0}")]
+    #[error("the HTTP client for the provider cannot be made: {0}")]
     Client(#[from] reqwest::Error),
 }
 
@@ -97,7 +99,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Opens nothing: the provider is asked when it is first needed.
+    /// Opens no connection: the provider is contacted at first use.
     pub fn new(settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
         Self::within(HttpLimits::REAL, settings, outside)
     }
@@ -109,12 +111,12 @@ impl Provider {
         Ok(Self { issuer, outside, kept: Arc::new(Kept::new(settings, http, &limits)) })
     }
 
-    /// Where the browser comes back to.
+    /// The URL to which the browser comes back.
     pub fn redirect_uri(&self) -> &str {
         &self.kept.settings.redirect_uri
     }
 
-    /// Where to send the browser, and what to keep until it comes back.
+    /// Returns the URL for the browser, and the data to keep until it comes back.
     pub async fn begin(&self) -> Result<(Url, Flow), Refusal> {
         let document = self.kept.document().await?;
         let flow = Flow { state: self.random(), nonce: self.random(), verifier: self.random() };
@@ -129,7 +131,7 @@ impl Provider {
         Ok((url, flow))
     }
 
-    /// Who came back.
+    /// Finishes a sign-in, and returns the identity of the user.
     pub async fn finish(&self, flow: &Flow, answer: &Answer) -> Result<Identity, Refusal> {
         let state = answer.state.as_ref().ok_or(Refusal::StateMissing)?;
         if !bool::from(state.expose().as_bytes().ct_eq(flow.state.as_bytes())) {
@@ -155,22 +157,22 @@ impl Provider {
         expected.check(&token, key)
     }
 
-    /// To be called every `keys_refresh`, in the background: what is kept of the provider is read before it is over.
+    /// To be called in the background every `keys_refresh`: refreshes the document and the keys before they expire.
     pub async fn look_after_keys(&self) {
         self.kept.look_after().await;
     }
 
-    /// The code for an ID token.
+    /// Exchanges the code for an ID token.
     async fn exchange(&self, document: &Document, code: &Secret, flow: &Flow) -> Result<(Token, TokenHeader), Refusal> {
         let seen = Arc::new(OnceLock::new());
         let (http, header) = (self.kept.http.clone(), seen.clone());
-        // Owned, so that the compiler sees that it may go to another thread.
+        // Owned values, so that the future is `Send`.
         let client = move |request: HttpRequest| {
             let (http, header) = (http.clone(), header.clone());
             async move {
                 let answer = http.call(request).await?;
                 if answer.status().is_success() {
-                    // The library would look for a key first.
+                    // Checked here, because the library would look up a key first.
                     if let Some(found) = TokenHeader::in_answer(answer.body())? {
                         let _ = header.set(found);
                     }
@@ -194,7 +196,7 @@ impl Provider {
             Err(RequestTokenError::Request(Stopped::Failed(failure))) => (Refusal::Unavailable, Some(failure)),
             Err(RequestTokenError::ServerResponse(error)) => match error.error() {
                 CoreErrorResponseType::InvalidClient | CoreErrorResponseType::UnauthorizedClient => {
-                    let failure = HttpFailure::new("it does not take oidc.client_id or oidc.client_secret");
+                    let failure = HttpFailure::new("it rejects oidc.client_id or oidc.client_secret");
                     (Refusal::ClientRefused, Some(failure))
                 }
                 _ => (Refusal::CodeRefused, None),
@@ -202,7 +204,7 @@ impl Provider {
             Err(RequestTokenError::Parse(_, body)) if seen.get().is_some() => {
                 (token::why_unreadable(&Zeroizing::new(body)), None)
             }
-            Err(_) => (Refusal::Unavailable, Some(HttpFailure::new("its answer is none of a token endpoint"))),
+            Err(_) => (Refusal::Unavailable, Some(HttpFailure::new("its answer is not valid for a token endpoint"))),
         };
         match failure {
             Some(failure) => self.kept.parts.fails(Part::Exchange, &failure),
@@ -211,13 +213,13 @@ impl Provider {
         Err(refusal)
     }
 
-    /// 256 bits.
+    /// Returns 256 random bits, base64url.
     fn random(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>(&*self.outside)))
     }
 }
 
-/// Why the token endpoint's answer never got to the library.
+/// Why the token endpoint's answer was not given to the library.
 #[derive(Debug, thiserror::Error)]
 enum Stopped {
     #[error(transparent)]

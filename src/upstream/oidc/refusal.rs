@@ -1,19 +1,19 @@
-//! Why a sign-in was not finished: for the audit log a name that stays, for the operator's log a sentence.
+//! Why a sign-in failed: a stable name for the audit log, and a sentence for the operator's log.
 
-/// Characters of a name that somebody else chose, in the log.
+/// The longest part of a foreign name in the log, in characters.
 const MAX_NAMED_CHARS: usize = 255;
 
-/// Two issuers that must be equal and are not. Both are written out: only so does an operator see what to change.
+/// The message for two issuers that differ. It contains both, so that an operator sees what to change.
 pub(super) fn issuers(place: &str, configured: &str, named: &str) -> String {
     let named: String = named.chars().filter(|letter| !letter.is_control()).take(MAX_NAMED_CHARS).collect();
     let hint = if configured.trim_end_matches('/') == named.trim_end_matches('/') {
-        "they differ by a slash at the end; "
+        "they differ only in a slash at the end; "
     } else {
         ""
     };
     format!(
-        "{place} names the issuer {named:?}, but oidc.issuer is {configured:?}: {hint}if the provider is the right one, \
-         set oidc.issuer to what it names"
+        "{place} names the issuer {named:?}, but oidc.issuer is {configured:?}: {hint}if this is the right provider, \
+         set oidc.issuer to the name above"
     )
 }
 
@@ -22,18 +22,20 @@ pub(super) fn tell_issuers(place: &str, configured: &str, named: &str) {
     log::warn!(event = "oidc_issuer_mismatch", configured, named:? = named.chars().take(MAX_NAMED_CHARS).collect::<String>(); "{sentence}");
 }
 
-/// Nothing of what the provider or the browser sent is in it.
+/// Contains nothing that the provider or the browser sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
-    #[error("the provider cannot be used now: it cannot be reached, or answers what cannot be read; try again later")]
+    #[error("the provider cannot be used now: it cannot be reached, or its answers cannot be read; try again later")]
     Unavailable,
-    #[error("the provider's discovery document names another issuer than oidc.issuer: set that to the letter as there")]
+    #[error(
+        "the provider's discovery document names another issuer than oidc.issuer: copy it exactly into oidc.issuer"
+    )]
     IssuerOfDiscovery,
     #[error("the browser came back with the answer of another provider, or without the provider's name")]
     IssuerOfResponse,
-    #[error("the ID token is another issuer's")]
+    #[error("the ID token is from another issuer")]
     IssuerOfToken,
-    #[error("the user, or the provider, said no to the sign-in")]
+    #[error("the user or the provider denied the sign-in")]
     Denied,
     #[error("the browser came back without a code")]
     CodeMissing,
@@ -41,25 +43,29 @@ pub enum Refusal {
     StateMissing,
     #[error("the browser came back with the state of another sign-in")]
     StateForeign,
-    #[error("the provider did not take the code: it is used, over, or of another sign-in; begin again")]
+    #[error(
+        "the provider did not accept the code: it was used already, has expired, or is from another sign-in; begin again"
+    )]
     CodeRefused,
-    #[error("the provider does not take this service's client id or secret: see oidc.client_id and oidc.client_secret")]
+    #[error("the provider rejects this service's client id or secret: check oidc.client_id and oidc.client_secret")]
     ClientRefused,
-    #[error("the provider gave no ID token: allow this client the scope openid there")]
+    #[error("the provider sent no ID token: allow the scope openid for this client there")]
     TokenMissing,
     #[error("the ID token cannot be read")]
     TokenUnreadable,
-    #[error("the ID token is not signed with RS256, RS384 or RS512: have the provider sign with RS256 for this client")]
+    #[error("the ID token is not signed with RS256, RS384 or RS512: configure RS256 for this client at the provider")]
     Algorithm,
-    #[error("the ID token is signed with a key that is not among the provider's keys that may be used")]
+    #[error("the ID token is signed with a key that is not one of the provider's usable keys")]
     UnknownKey,
     #[error("the signature of the ID token is wrong")]
     Signature,
-    #[error("the ID token is for others beside this client: name them in oidc.trusted_audiences if they are trusted")]
+    #[error(
+        "the ID token has other audiences besides this client: add them to oidc.trusted_audiences if they are trusted"
+    )]
     Audience,
     #[error("the ID token was made for another client")]
     AuthorizedParty,
-    #[error("the ID token is over: compare the clocks of provider and service")]
+    #[error("the ID token has expired: compare the clocks of provider and service")]
     Expired,
     #[error("the ID token is not valid yet: compare the clocks of provider and service")]
     NotYetValid,
@@ -67,11 +73,11 @@ pub enum Refusal {
     IssuedInFuture,
     #[error("the ID token was issued longer ago than a sign-in takes: compare the clocks of provider and service")]
     IssuedTooLongAgo,
-    #[error("the ID token is of another sign-in")]
+    #[error("the ID token is from another sign-in")]
     Nonce,
-    #[error("the ID token says not who signed in")]
+    #[error("the ID token does not name the user")]
     SubjectMissing,
-    #[error("the ID token's subject is longer than 255 bytes, or no plain text, so that it cannot be linked")]
+    #[error("the ID token's subject is longer than 255 bytes or has control characters, so it cannot be linked")]
     SubjectUnfit,
 }
 
@@ -103,7 +109,7 @@ impl Refusal {
         Self::SubjectUnfit,
     ];
 
-    /// In the audit log; it stays what it is.
+    /// The name in the audit log. It must never change.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unavailable => "unavailable",

@@ -1,4 +1,4 @@
-//! Against a provider that misbehaves in one way at a time.
+//! Tests with a provider that misbehaves in one way at a time.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use time::OffsetDateTime;
 use super::*;
 use crate::outside::System;
 
-// The integration tests use the rest.
+// Only the integration tests use the rest.
 #[allow(dead_code)]
 #[path = "../../../tests/integration/support/provider.rs"]
 pub(crate) mod hostile;
 
 #[path = "../../../tests/integration/support/authority.rs"]
 mod authority;
-// Likewise.
+// Only the integration tests use the rest.
 #[allow(dead_code)]
 #[path = "../../../tests/integration/support/http.rs"]
 mod https;
@@ -31,7 +31,7 @@ use hostile::{AUTHORIZE, CLIENT, DISCOVERY, Fault, KEYS, SECRET, TOKEN};
 
 const CALLBACK: &str = "https://auth.test/auth/oidc/callback";
 
-/// A clock that is ahead of the system's.
+/// A clock ahead of the system's clock.
 #[derive(Default)]
 struct Clock(Mutex<time::Duration>);
 
@@ -70,7 +70,7 @@ fn settings(provider: &hostile::Provider) -> Settings {
     }
 }
 
-/// Patient enough for a busy machine; what is to be too slow never comes.
+/// Long enough for a busy machine. A test of a timeout uses an answer that never comes.
 const LIMITS: HttpLimits =
     HttpLimits { connect: Duration::from_secs(2), whole: Duration::from_secs(2), ..HttpLimits::REAL };
 
@@ -91,7 +91,7 @@ impl World {
         Self { provider, clock, client, browser }
     }
 
-    /// What the browser brings back from there.
+    /// Follows the URL, and returns the parameters that the browser brings back.
     async fn visit(&self, url: &Url) -> Answer {
         let response = self.browser.get(url.clone()).send().await.unwrap();
         assert_eq!(response.status(), 302, "{}", response.text().await.unwrap());
@@ -133,7 +133,7 @@ impl World {
 }
 
 thread_local! {
-    /// What was logged on this thread, on which a test runs whole.
+    /// The log of this thread; a test runs entirely on one thread.
     static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -285,7 +285,7 @@ async fn nothing_that_is_secret_gets_into_the_log() {
     let mut secrets = Vec::new();
     for fault in [None, Some(Fault::Status(500)), Some(Fault::Cut), Some(Fault::Gone), Some(Fault::Redirect)] {
         if let Some(fault) = &fault {
-            // Each is news to the log.
+            // Each recovery and each failure is logged.
             world.provider.mend(TOKEN);
             world.assert_is_ada(&world.sign_in().await);
             world.provider.fault(TOKEN, fault.clone());

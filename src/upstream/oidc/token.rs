@@ -1,7 +1,7 @@
-//! Whether an ID token says who signed in here and now, and who that is (OpenID Connect Core 1.0, 3.1.3.7).
+//! Verifies an ID token, and returns the identity in it (OpenID Connect Core 1.0, 3.1.3.7).
 //!
-//! The library compares issuer, audience, signature, expiry and nonce. What it leaves to others is looked at here: the
-//! algorithm before there is a key, the party the token was made for, and the times.
+//! The library checks issuer, audience, signature, expiry and nonce. This module checks the rest: the algorithm (before
+//! a key is chosen), the authorized party, and the times.
 
 use std::str::FromStr as _;
 use std::time::SystemTime;
@@ -33,7 +33,7 @@ const ALGORITHMS: [(&str, CoreJwsSigningAlgorithm); 3] = [
     ("RS512", CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512),
 ];
 
-/// Claims that the library knows nothing of.
+/// Claims that the library does not know.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Extra {
     nbf: Option<serde_json::Number>,
@@ -43,7 +43,7 @@ impl AdditionalClaims for Extra {}
 
 pub(super) type Token = IdToken<Extra, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
 
-/// What a token says of its signature. It is looked at before anything else of the token, and before any key.
+/// The header of a token. It is checked before anything else of the token, and before a key is chosen.
 #[derive(Clone, Debug)]
 pub(super) struct TokenHeader {
     pub alg: CoreJwsSigningAlgorithm,
@@ -51,7 +51,7 @@ pub(super) struct TokenHeader {
 }
 
 impl TokenHeader {
-    /// Of the ID token in an answer of the token endpoint; `None`: there is none in it.
+    /// Reads the header of the ID token in an answer of the token endpoint; `None` if there is no ID token.
     pub fn in_answer(body: &[u8]) -> Result<Option<Self>, Refusal> {
         token_in(body)?.map(|token| Self::of(&token)).transpose()
     }
@@ -69,7 +69,7 @@ impl TokenHeader {
     }
 }
 
-/// What is no answer at all has none in it; the library says so.
+/// An answer without an ID token gives `None`; the library reports other errors.
 fn token_in(body: &[u8]) -> Result<Option<String>, Refusal> {
     let answer: Value = serde_json::from_slice(body).map_err(|_| Refusal::TokenUnreadable)?;
     match answer.get("id_token") {
@@ -84,7 +84,7 @@ fn part<T: serde::de::DeserializeOwned>(token: &str, position: usize) -> Option<
     serde_json::from_slice(&bytes).ok()
 }
 
-/// Why the library could not read this answer. Nothing of it is believed: it is refused one way or the other.
+/// Explains why the library could not read this answer. The answer is refused in any case.
 pub(super) fn why_unreadable(body: &[u8]) -> Refusal {
     let claims: Option<Value> = token_in(body).ok().flatten().and_then(|token| part(&token, 1));
     let has = |name| claims.as_ref().is_some_and(|claims| claims.get(name).is_some_and(Value::is_string));
@@ -103,7 +103,7 @@ pub(super) struct ExpectedClaims<'a> {
 }
 
 impl ExpectedClaims<'_> {
-    /// Who signed in, by a token that `key` is to have signed.
+    /// Returns the identity in a token that `key` must have signed.
     pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, Refusal> {
         let now = SystemTime::from(self.now);
         let settings = self.settings;
@@ -144,14 +144,14 @@ impl ExpectedClaims<'_> {
         if subject.len() > MAX_IDENTITY_PART_BYTES || subject.chars().any(char::is_control) {
             return Err(Refusal::SubjectUnfit);
         }
-        // An address that the provider does not vouch for would only mislead whoever reads it.
+        // An address that the provider has not verified would mislead people.
         let email = claims.email().filter(|_| claims.email_verified() != Some(false));
         let email = email.and_then(|email| Email::from_str(email.as_str()).ok()).map(String::from);
         Ok(Identity { issuer: self.settings.issuer.clone(), subject: subject.to_owned(), email })
     }
 }
 
-/// As the token names it; nothing of the token is verified yet.
+/// The issuer in the token, which is not verified yet.
 fn issuer_of(token: &Token) -> String {
     let claims: Option<Value> = part(&token.to_string(), 1);
     claims.and_then(|claims| claims.get("iss")?.as_str().map(String::from)).unwrap_or_default()

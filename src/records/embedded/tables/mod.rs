@@ -1,4 +1,4 @@
-//! Rows together with their indexes and marks. Decides nothing: the files above do, within a transaction.
+//! Rows together with their indexes and marks. This module decides nothing: the files above do, within a transaction.
 
 pub mod authorities;
 pub mod hosts;

@@ -8,7 +8,7 @@ use crate::records::embedded::rows::{self, Marked, RowSource};
 use crate::records::embedded::transaction::{self, Kind};
 use crate::records::{Epoch, ExternalIdentity, Result, Session, User};
 
-/// Writes a session and its mark, which was at `old`.
+/// Writes a session and moves its mark from `old` to `epoch`.
 pub fn put_session(staged: &mut Staged<'_>, session: &Session, old: Option<Epoch>, epoch: Epoch) -> Result<()> {
     transaction::mark(staged, Kind::Session, session.id.as_bytes(), old, epoch);
     rows::put(staged, rows::session(session.id), &Marked { epoch, row: session })

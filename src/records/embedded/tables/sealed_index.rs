@@ -1,7 +1,7 @@
 //! The index of sealed values by data key.
 //!
-//! Each sealed value has one entry, written in the same batch as the value. So a rotation finds its remaining work, and
-//! whether a key is in use, at the beginning of a range. The number of hosts does not matter.
+//! Each sealed value has one entry, written in the same batch as the value. So a rotation reads only the beginning of a
+//! range to find its remaining work, or whether a key is in use. The number of hosts does not matter.
 
 use crate::durable::Staged;
 use crate::records::Result;
@@ -19,13 +19,13 @@ pub fn update(staged: &mut Staged<'_>, place: &Place, old: Option<&Sealed>, new:
     }
 }
 
-/// The data key of a value. The secretbox form, and an unknown form, count as older than every key: a rotation finds
-/// them.
+/// The data key of a value. The secretbox form and an unknown form count as older than every key, so that a rotation
+/// finds them.
 fn key_of(value: &Sealed) -> KeyId {
     crate::seal::key_of(value).unwrap_or(KeyId::SECRETBOX)
 }
 
-/// Joined by NULs: no name of a table or column contains one. An id may be anything.
+/// The parts are joined by NULs: no name of a table or column contains one. An id may contain any byte.
 fn write_place(place: &Place) -> Vec<u8> {
     [place.table.as_bytes(), place.column.as_bytes(), place.id.as_bytes()].join(&0)
 }

@@ -1,6 +1,6 @@
-//! kill -9 at any moment: whatever was acknowledged is there.
+//! kill -9 at any moment: every acknowledged change is still there.
 //!
-//! The child is this very test binary, told by an environment variable to be one.
+//! The child is this test binary; an environment variable tells it to act as the child.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -26,7 +26,7 @@ async fn whatever_was_acknowledged_survives_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let mut all = Acknowledged::default();
     for round in 0..12 {
-        // Sometimes before anything was acknowledged: while the store is being opened.
+        // Some rounds kill before anything was acknowledged, while the store is being opened.
         let after = [0, 1, 150, 40, 7, 300, 90, 2, 200, 25, 60, 400][round];
         kill_child_after(dir.path(), round, after, &mut all);
         let store = Embedded::open(dir.path()).unwrap();
@@ -58,7 +58,7 @@ fn kill_child_after(dir: &Path, round: usize, after: usize, all: &mut Acknowledg
         }
         acknowledged += 1;
         if acknowledged > after && !killed {
-            // Everything it wrote to the pipe until it died is still read: that was acknowledged too.
+            // Everything that it wrote to the pipe before it died is still read: those changes were acknowledged too.
             child.kill().unwrap();
             killed = true;
         }
@@ -82,7 +82,7 @@ async fn check(store: &Embedded, all: &Acknowledged) {
         assert_eq!(version.summary.digest.to_string(), *digest);
         assert_eq!(version.body.as_bytes().len(), BODY);
     }
-    // What was not acknowledged is there whole or not at all: rows, indexes and epoch agree.
+    // A change that was not acknowledged is there completely or not at all: rows, indexes and epoch agree.
     let present = store.canonical_fetch().await.unwrap();
     assert_eq!(present.as_ref().map(|present| &present.summary), history.first());
     let changes = store.changes_since(Epoch(0)).await.unwrap();

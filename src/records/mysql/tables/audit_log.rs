@@ -31,7 +31,7 @@ const COLUMNS: [&str; 14] = [
     "hash",
 ];
 
-/// Entries written with one statement.
+/// Entries written by one statement.
 const ROWS_PER_INSERT: usize = 100;
 
 pub async fn write(connection: &mut Conn, entries: &[AuditEntry]) -> Outcome<()> {
@@ -91,7 +91,7 @@ fn read(row: Row) -> Result<AuditEntry> {
     let (number, at, kind) = (columns.number()?, columns.time()?, columns.text()?);
     let (name, fingerprint) = (columns.optional_text()?, columns.optional_digest()?);
     let (uid, host) = (columns.optional_number()?, columns.optional_number()?);
-    let missing = || rows::corrupt(TABLE, format!("entry {number} does not say which {kind} it was"));
+    let missing = || rows::corrupt(TABLE, format!("entry {number} does not identify its {kind}"));
     let uid = || uid.and_then(|uid| u32::try_from(uid).ok()).ok_or_else(missing);
     let actor = match kind.as_str() {
         "certificate" => {
@@ -109,7 +109,7 @@ fn read(row: Row) -> Result<AuditEntry> {
         },
         "anybody" => Actor::Anybody,
         "daemon" => Actor::Daemon,
-        _ => return Err(rows::corrupt(TABLE, format!("entry {number} is of a kind written by another version"))),
+        _ => return Err(rows::corrupt(TABLE, format!("entry {number} has a kind of actor from another version"))),
     };
     let from = columns.optional_parsed()?;
     let (action, target, outcome, alarm) =

@@ -12,7 +12,7 @@ use crate::records::{Epoch, Host, Result};
 
 const TABLE: &str = "hosts";
 
-/// The networks in one column: one statement reads one moment.
+/// The networks are read as one column, so that one statement reads everything as of one moment.
 const SELECT: &str = "SELECT id, fqdn, key_digest, imported_key_digest, api_key, secure, allow_roaming_ips, bound_ip, \
                       bound_ip_other, insecure_enabled_until, insecure_grace_until, disabled, disabled_with_user, \
                       expires_at, created_at, updated_at, removed_at, owner, agent_identity, \
@@ -50,7 +50,7 @@ pub async fn by_id(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
     Ok(select(connection, "WHERE id = ? AND removed_at IS NULL", vec![id.0.into()]).await?.pop())
 }
 
-/// Also a removed host.
+/// Finds removed hosts too.
 pub async fn fetch_any(connection: &mut Conn, id: HostId) -> Outcome<Option<Host>> {
     Ok(select(connection, "WHERE id = ?", vec![id.0.into()]).await?.pop())
 }
@@ -69,7 +69,7 @@ pub async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<Host>> 
     select(connection, "WHERE epoch > ? ORDER BY epoch", vec![since.0.into()]).await
 }
 
-/// By id after `after`, removed ones included.
+/// Hosts in the order of their ids, after `after`, removed ones included.
 pub async fn page(connection: &mut Conn, after: Option<HostId>, limit: usize) -> Outcome<Vec<Host>> {
     let (page, values) = rows::page_after("id", after.map(|after| after.0.into()), limit);
     select(connection, &page, values).await
@@ -153,7 +153,7 @@ pub async fn insert(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
     insert_all(change, &[host], epoch).await
 }
 
-/// With their networks and empty activity.
+/// Inserts hosts with their networks and empty activity.
 pub async fn insert_all(change: &mut Change<'_>, hosts: &[&Host], epoch: Epoch) -> Outcome<()> {
     let places = rows::places(hosts.len(), WRITTEN.len());
     let statement = format!("INSERT INTO hosts ({}) VALUES {places}", WRITTEN.join(", "));
@@ -164,7 +164,7 @@ pub async fn insert_all(change: &mut Change<'_>, hosts: &[&Host], epoch: Epoch) 
     insert_networks(change, hosts).await
 }
 
-/// Everything except the networks.
+/// Updates everything except the networks.
 pub async fn update(change: &mut Change<'_>, host: &Host) -> Outcome<()> {
     let epoch = change.epoch();
     let set: Vec<_> = WRITTEN[..WRITTEN.len() - 1].iter().map(|column| format!("{column} = ?")).collect();
@@ -182,7 +182,7 @@ async fn insert_networks(change: &mut Change<'_>, hosts: &[&Host]) -> Outcome<()
         networks.map(|(place, network)| [host.id.0.into(), place.into(), network.to_string().into()]).collect()
     };
     let all: Vec<_> = hosts.iter().flat_map(|host| of(host)).collect();
-    // A statement takes at most 65535 values.
+    // A statement may have at most 65535 values.
     for some in all.chunks(1000) {
         let places = rows::places(some.len(), 3);
         let statement = format!("INSERT INTO host_networks (host_id, place, network) VALUES {places}");

@@ -13,7 +13,7 @@ pub const TABLE: &str = "external_identities";
 
 pub const COLUMNS: &str = "issuer, subject, user_id, external_identities.email, linked_at";
 
-/// By issuer and subject, after `after`.
+/// Identities in the order of issuer and subject, after `after`.
 pub async fn page(
     connection: &mut Conn,
     after: Option<ExternalIdentity>,
@@ -61,7 +61,7 @@ pub async fn insert_all(change: &mut Change<'_>, identities: &[&ExternalIdentity
     );
     let values = Params::Positional(identities.iter().flat_map(written).collect());
     match change.connection.exec_drop(statement, values).await {
-        // An operator inserted it since it was looked for.
+        // An operator inserted the identity after the lookup.
         Err(mysql_async::Error::Server(error)) if error.code == DUPLICATE_KEY => {
             Err(Problem::Conflict(error.to_string()))
         }

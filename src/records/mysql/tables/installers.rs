@@ -20,7 +20,7 @@ pub async fn by_digest(connection: &mut Conn, digest: &Digest) -> Outcome<Option
     Ok(select(connection, "WHERE digest = ?", vec![rows::digest(digest)]).await?.pop())
 }
 
-/// By digest, after `after`.
+/// Tokens in the order of their digests, after `after`.
 pub async fn page(connection: &mut Conn, after: Option<Digest>, limit: usize) -> Outcome<Vec<InstallToken>> {
     let (page, values) = rows::page_after("digest", after.map(|after| rows::digest(&after)), limit);
     select(connection, &page, values).await

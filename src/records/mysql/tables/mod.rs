@@ -1,4 +1,4 @@
-//! How the rows of each table are read and written. Decides nothing: the files above do, within a transaction.
+//! Reads and writes the rows of each table. This module decides nothing: the files above do, within a transaction.
 
 pub mod audit_log;
 pub mod authorities;

@@ -27,7 +27,7 @@ pub const SEALED_COLUMNS: [SealedColumn; 6] = [
 /// The ids of the data keys, as a column of a larger statement.
 pub const KEY_IDS: &str = "(SELECT GROUP_CONCAT(id) FROM sealing_keys)";
 
-/// A column of sealed values. The column `…_key` has their data keys.
+/// A column of sealed values. A column named `…_key` contains their data keys.
 pub struct SealedColumn {
     pub table: &'static str,
     pub column: &'static str,
@@ -49,7 +49,7 @@ impl SealedColumn {
         Ok(Place::new(self.table, self.column, id))
     }
 
-    /// The condition that finds the row of a place; `None`: no such id is possible.
+    /// The condition that finds the row of a place; `None`: the id is not possible.
     pub fn find(&self, id: &str) -> Option<(&'static str, Vec<Value>)> {
         match self.which {
             RowKey::Number => Some(("id = ?", vec![id.parse::<u64>().ok()?.into()])),
@@ -67,7 +67,7 @@ impl SealedColumn {
 enum RowKey {
     Number,
     Id,
-    /// Payload and target.
+    /// Keyed by payload and target.
     Entry,
 }
 
@@ -90,15 +90,15 @@ pub async fn insert(change: &mut Change<'_>, key: &SealingKey) -> Outcome<()> {
 pub struct KeyIds(Vec<KeyId>);
 
 impl KeyIds {
-    /// From [`KEY_IDS`].
+    /// Reads the value of [`KEY_IDS`].
     pub fn read(columns: &mut Columns) -> Result<Self> {
         let ids = columns.optional_text()?.unwrap_or_default();
         let ids = ids.split(',').filter(|id| !id.is_empty()).map(|id| id.parse().map(KeyId));
         Ok(Self(ids.collect::<std::result::Result<_, _>>().map_err(|error| rows::corrupt("sealing_keys", error))?))
     }
 
-    /// Refuses a value sealed with a removed data key: a node that has not read a rotation yet would write a value that
-    /// no node can open later. Without data keys everything passes.
+    /// Refuses a value sealed with a removed data key. A node that has not read a rotation yet would otherwise write a
+    /// value that no node can open later. If there are no data keys, everything passes.
     pub fn check<'a>(&self, values: impl IntoIterator<Item = &'a Sealed>) -> Result<()> {
         for value in values {
             let Ok(id) = crate::seal::key_of(value) else { continue };

@@ -33,7 +33,7 @@ pub async fn changed(connection: &mut Conn, since: Epoch) -> Outcome<Vec<Session
     select(connection, "WHERE epoch > ? ORDER BY epoch", vec![since.0.into()]).await
 }
 
-/// By id, after `after`.
+/// Sessions in the order of their ids, after `after`.
 pub async fn page(connection: &mut Conn, after: Option<Uuid>, limit: usize) -> Outcome<Vec<Session>> {
     let (page, values) = rows::page_after("id", after.map(rows::id), limit);
     select(connection, &page, values).await
@@ -51,7 +51,7 @@ fn read(row: Row) -> Result<Session> {
     let method = match (method.as_str(), columns.optional_text()?.zip(columns.optional_text()?)) {
         ("password", _) => SignInMethod::Password,
         ("oidc", Some((issuer, subject))) => SignInMethod::Oidc { issuer, subject },
-        _ => return Err(rows::corrupt(TABLE, "a way to sign in that was written by another version")),
+        _ => return Err(rows::corrupt(TABLE, "a sign-in method written by another version")),
     };
     Ok(Session {
         id,

@@ -1,4 +1,4 @@
-//! The row of settings, which holds the server key too.
+//! The row of settings, which also holds the server key.
 
 use mysql_async::prelude::Queryable as _;
 use mysql_async::{Conn, Row};
@@ -16,7 +16,7 @@ pub async fn put_server_key(change: &mut Change<'_>, key: &Sealed) -> Outcome<()
     change.run("UPDATE settings SET server_key = ?, server_key_key = ? WHERE id = 0", values).await
 }
 
-/// Also during a fill.
+/// Works also during a fill.
 pub async fn initialised(connection: &mut Conn) -> Outcome<bool> {
     Ok(row(connection, "initialised").await?.truth()?)
 }

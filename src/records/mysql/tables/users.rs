@@ -10,7 +10,7 @@ use crate::records::{PasswordHash, Result, User};
 
 const TABLE: &str = "users";
 
-/// The columns that [`read`] takes, in this order.
+/// The columns that [`read`] expects, in this order.
 pub const COLUMNS: &str = "users.id, users.email, users.role, users.password, users.disabled, users.generation, \
                            users.max_hosts, users.created_at, users.updated_at";
 
@@ -23,7 +23,7 @@ pub async fn by_id(connection: &mut Conn, id: UserId) -> Outcome<Option<User>> {
     Ok(select(connection, "WHERE id = ?", vec![id.0.into()]).await?.pop())
 }
 
-/// By id, after `after`.
+/// Users in the order of their ids, after `after`.
 pub async fn page(connection: &mut Conn, after: Option<UserId>, limit: usize) -> Outcome<Vec<User>> {
     let (page, values) = rows::page_after("id", after.map(|after| after.0.into()), limit);
     select(connection, &page, values).await

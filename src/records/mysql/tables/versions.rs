@@ -11,7 +11,7 @@ use crate::records::{AuthEntry, CanonicalSource, CanonicalSummary, CanonicalVers
 
 pub const TABLE: &str = "auth_payloads";
 
-/// Entries written with one statement.
+/// Entries written by one statement.
 const ENTRIES_PER_INSERT: usize = 100;
 
 pub const SUMMARY_COLUMNS: &str = "version, digest, last_refresh, source_kind, source_by, source_version, \
@@ -47,7 +47,7 @@ pub async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> Outcome<
             values,
         )
         .await?;
-    // Usually few, but their number has no bound, and that of a statement's values has.
+    // Usually there are few entries, but their number is unlimited. The number of a statement's values is limited.
     for (chunk, entries) in (0_u64..).zip(new.entries.chunks(ENTRIES_PER_INSERT)) {
         let mut values = Vec::with_capacity(entries.len() * 9);
         let first = chunk * ENTRIES_PER_INSERT as u64;
@@ -74,7 +74,7 @@ pub async fn insert(change: &mut Change<'_>, new: &CanonicalVersion) -> Outcome<
     Ok(())
 }
 
-/// Only resealing changes a version, so its parts need not be read at one moment.
+/// Only resealing changes a version, so its parts need not be read in one snapshot.
 pub async fn fetch(connection: &mut Conn, number: u64) -> Outcome<Option<CanonicalVersion>> {
     let statement = format!("SELECT {SUMMARY_COLUMNS}, id, body FROM auth_payloads WHERE version = ?");
     let row: Option<Row> = connection.exec_first(statement, (number,)).await?;
@@ -98,7 +98,7 @@ pub fn read_summary(columns: &mut Columns) -> Result<CanonicalSummary> {
         ("rollback", Some(by), Some(of), ..) => CanonicalSource::Rollback { by, of },
         ("runner", _, Some(of), ..) => CanonicalSource::Runner { of },
         ("host", _, _, Some(id), Some(fqdn)) => CanonicalSource::Host { id: HostId(id), fqdn },
-        _ => return Err(rows::corrupt(TABLE, format!("version {version} does not say where it came from"))),
+        _ => return Err(rows::corrupt(TABLE, format!("version {version} has an incomplete or unknown source"))),
     };
     Ok(CanonicalSummary { version, digest, last_refresh, source, stored_at: columns.time()? })
 }

@@ -1,4 +1,4 @@
-//! People: what only a database can be asked, and what several daemons do to them at once.
+//! People: cases that need a database, or several daemons.
 
 use super::conformance::people::{ISSUER, identity, session, through, user};
 use super::conformance::{at, note, noted, race, registration};
@@ -16,7 +16,8 @@ async fn an_identity_that_was_put_there_by_hand_signs_in() {
     }
     assert_eq!(records.identity_fetch(ISSUER, "a").await.unwrap(), None);
     let before = System.now() - Duration::from_secs(60);
-    // One apart by case, one by a space at its end: with a collation that pads, the latter would be the same key.
+    // Subjects that differ only in case, or only in a final space. With a padding collation the latter would be the
+    // same key.
     server.query(&format!("{INSERT} ('{ISSUER}', 'a', 1, 'Ada@Idp.Test'), ('{ISSUER}', 'a ', 2, NULL)")).await;
     server.query(&format!("{INSERT} ('{ISSUER}', 'A', 2, NULL)")).await;
     let longest = "x".repeat(255);
@@ -44,11 +45,11 @@ async fn an_identity_that_was_put_there_by_hand_signs_in() {
     assert_eq!(records.identity_link(&identity(ISSUER, "a", 1), &noted()).await.unwrap(), LinkOutcome::Linked);
     let taken = records.identity_link(&identity(ISSUER, "a", 2), &noted()).await.unwrap();
     assert_eq!(taken, LinkOutcome::Taken(UserId(1)));
-    assert_eq!(find("a").await.unwrap(), found, "it stays as it was put there");
+    assert_eq!(find("a").await.unwrap(), found, "the inserted identity stays as it is");
 
     let begin = async |session: Session| records.session_begin(&session, &noted()).await.unwrap();
     assert_eq!(begin(through(session(1, 1), "a")).await, SessionOutcome::Begun);
-    assert_eq!(begin(through(session(2, 1), "a ")).await, SessionOutcome::Refused, "it is another's");
+    assert_eq!(begin(through(session(2, 1), "a ")).await, SessionOutcome::Refused, "the identity is another user's");
     server.query("DELETE FROM authd.external_identities WHERE subject = 'A'").await;
     assert_eq!(begin(through(session(2, 2), "A")).await, SessionOutcome::Refused);
     let unlinked = records.identity_unlink(ISSUER, "a", at(9), &noted()).await.unwrap();
@@ -56,7 +57,7 @@ async fn an_identity_that_was_put_there_by_hand_signs_in() {
     assert_eq!(find("a ").await.unwrap().user, UserId(2));
 }
 
-/// Somebody puts it there by hand between our look and our write.
+/// An operator inserts the identity between the lookup and the write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_identity_that_is_put_there_meanwhile_is_seen() {
     let server = MariaDb::start();
@@ -82,7 +83,7 @@ async fn a_database_of_before_there_were_people_gets_them() {
     let records = open(&options).await.unwrap();
     let host = records.host_register(&registration(1, "h1.test", "a"), &noted()).await.unwrap();
     drop(records);
-    // As it was, but for one table, which whoever was cut short had changed already.
+    // The state before migration 4, except for one table that an interrupted migration has changed already.
     for statement in [
         "DROP TABLE authd.external_identities",
         "DROP TABLE authd.sessions",
@@ -105,7 +106,7 @@ async fn a_database_of_before_there_were_people_gets_them() {
     assert_eq!((all.hosts.len(), all.users.map(|users| users.len())), (2, Some(1)));
 }
 
-/// Each with connections of its own: what they have in common is the database alone.
+/// Each node has connections of its own. The nodes share only the database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_agree_on_who_is_who() {
     let server = MariaDb::start();
@@ -154,7 +155,7 @@ async fn three_nodes_agree_on_who_is_who() {
     assert_eq!(actions.last(), Some(&"turn"));
 }
 
-/// On a cluster a lock holds on its node only: what was decided by what is no longer true must be refused at the
+/// On a cluster a lock holds on its node only. A change that was decided by an outdated state must be refused at the
 /// commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster_no_session_begins_of_a_user_who_is_being_disabled() {
@@ -173,7 +174,7 @@ async fn on_a_cluster_no_session_begins_of_a_user_who_is_being_disabled() {
     drop(lease);
     assert_eq!(two.session_begin(&session(1, 1), &noted()).await.unwrap(), SessionOutcome::Refused);
 
-    // Told that it was used while it is ended on the other: either order, and it stays ended.
+    // One node reports the use of a session while the other ends it. In either order it stays ended.
     let enabled = one.user_change(UserId(1), &UserChange::Enable, at(9), None).await.unwrap().unwrap();
     let session = Session { generation: enabled.user.generation, ..session(1, 1) };
     assert_eq!(one.session_begin(&session, &noted()).await.unwrap(), SessionOutcome::Begun);

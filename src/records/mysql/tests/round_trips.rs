@@ -1,4 +1,4 @@
-//! How often a change asks the database something: each is a way over the network and back.
+//! How many statements a change sends to the database. Each is a round trip over the network.
 
 use super::conformance::people::{ISSUER, identity, session, through, user};
 use super::conformance::probes::{claim, outcome};
@@ -6,7 +6,7 @@ use super::conformance::{at, ip, new_canonical, noted, registration, seen};
 use super::*;
 use crate::records::{AuthEntry, ProbeState, ProbeTrigger};
 
-/// What reached the server while `work` was done.
+/// The statements that reached the server during `work`.
 async fn asked<T>(server: &MariaDb, work: impl Future<Output = Result<T>>) -> Vec<String> {
     server.query("TRUNCATE mysql.general_log").await;
     server.query("SET GLOBAL general_log = 1").await;
@@ -25,7 +25,7 @@ async fn a_change_asks_the_database_few_things() {
     let records = open(&options(server.create("authd").await)).await.unwrap();
     let sealing_key = SealingKey { id: KeyId(1), sealed: conformance::sealed(0, "key"), created_at: at(0) };
     records.sealing_key_add(&sealing_key, &noted()).await.unwrap();
-    // Everything twice: the second time no statement has to be prepared any more.
+    // Everything runs twice: in the second round no statement has to be prepared.
     for round in 0..2 {
         let name = format!("h{round}.test");
         let first = registration(round + 1, &name, &format!("a{round}"));

@@ -1,4 +1,4 @@
-//! Telemetry stands aside of the one order of changes: nobody waits for it, and still each batch counts once.
+//! Telemetry does not take part in the order of changes: no change waits for it, and each batch still counts once.
 
 use mysql_async::prelude::Queryable as _;
 
@@ -27,13 +27,13 @@ async fn sightings_wait_for_no_change_and_entries_do() {
         records.telemetry_append(node, seq, &[seen(1, 1, 1, Some("0.1"))]).await.unwrap();
     }
     assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 20);
-    assert!(!entries.is_finished(), "an entry has one place in the chain");
+    assert!(!entries.is_finished(), "an audit entry must wait for the lock of `heads`");
     changing.query_drop("ROLLBACK").await.unwrap();
     entries.await.unwrap().unwrap();
     assert_eq!(records.audit_head().await.unwrap().number, 2);
 }
 
-/// The other node has looked, and is about to write.
+/// A batch on another node has checked the store and is about to write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     let server = MariaDb::start();
@@ -54,16 +54,16 @@ async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     let waits = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
     let begun = std::time::Instant::now();
     while mysql_async::from_row::<u64>(server.query(waits).await.remove(0)) == 0 {
-        assert!(!standing.is_finished(), "it waits for nobody");
+        assert!(!standing.is_finished(), "the standstill did not wait for the batch");
         assert!(begun.elapsed() < Duration::from_secs(10));
-        // The server looks anew only when nobody has asked for a tenth of a second.
+        // The server refreshes this table only if it was not read for a tenth of a second.
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
     assert_eq!(records.state().await.unwrap().standstill, Some(standstill));
     under_way.query_drop("UPDATE host_auth_states SET api_calls = 5").await.unwrap();
     under_way.query_drop("COMMIT").await.unwrap();
     standing.await.unwrap().unwrap();
-    // What comes now stays where it is.
+    // From now on the store takes no telemetry.
     let refused = records.telemetry_append(node, 3, &[seen(1, 1, 2, None)]).await;
     assert!(matches!(refused, Err(RecordsError::StandsStill(_))), "{refused:?}");
     assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 5);
@@ -72,7 +72,7 @@ async fn a_store_stands_still_once_the_telemetry_under_way_is_through() {
     assert_eq!(records.host_activity(HostId(1)).await.unwrap().api_calls, 6);
 }
 
-/// Each node sends each batch twice, at once, and hosts come and go meanwhile.
+/// Each node sends each batch twice at once, while hosts are registered and removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
     const NODES: usize = 4;
@@ -113,7 +113,7 @@ async fn of_nodes_that_saw_the_same_hosts_every_batch_counts_once() {
         assert_eq!(activity.digests.as_slice().len(), 3, "host {id}");
         assert_eq!(activity.last_seen, Some(at(BATCHES as i64 - 1)), "host {id}");
     }
-    // Removed now and then: what was dropped is not counted, and nothing is counted twice.
+    // The host was removed now and then: a dropped batch is not counted, and no batch is counted twice.
     assert!(first.host_activity(HostId(40)).await.unwrap().api_calls <= NODES as u64 * BATCHES);
-    println!("{} batches were tried again", nodes.iter().map(|(records, _)| records.conflicts()).sum::<u64>());
+    println!("{} batches were retried", nodes.iter().map(|(records, _)| records.conflicts()).sum::<u64>());
 }

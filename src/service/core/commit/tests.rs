@@ -1,6 +1,6 @@
-//! Every method of the service that changes something, with a node that is cut off from what changed, or whose hot state
-//! cannot be written: each answers success, and is in force on this node at once, and on every node after the next
-//! catching up.
+//! Every method of the service that changes something, on a node that cannot read what changed, or whose hot state
+//! cannot be written. Each must answer success. The change must be in force on this node at once, and on every node
+//! after the next catch-up.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ async fn is_served(areas: &Areas, key: &str, from: &str) -> bool {
     areas.admission.admit(&areas.admission.credential(key), ip(from), Purpose::Service).await.is_ok()
 }
 
-/// Runs one change of a node that is cut off, and checks that `$in_force` holds when it answers, and on both nodes once
+/// Runs one change on a node that is cut off. Checks that `$in_force` holds when it answers, and on both nodes after
 /// they have caught up.
 macro_rules! step {
     ($world:ident, $call:expr, |$areas:ident| $in_force:expr) => {{
@@ -85,7 +85,7 @@ macro_rules! step {
         if $world.is_cut_off {
             $world.areas.core.catch_up().await.unwrap();
             let $areas = &$world.areas;
-            assert!($in_force, "{what}: not in force after the next catching up");
+            assert!($in_force, "{what}: not in force after the next catch-up");
         }
         $world.other.core.catch_up().await.unwrap();
         let $areas = &$world.other;
@@ -269,7 +269,7 @@ async fn settings_and_login_change(world: &World) {
         world.clock.go_on(Duration::minutes(1));
     }
     step!(world, areas.login.roll_back(1, by), |it| version(it) == Some(3));
-    // The other node, which shares an embedded store in this test only, would not hear of a new data key.
+    // The other node would not learn of a new data key: the two share an embedded store in this test only.
     world.cut_off(true);
     areas.trust.rotate_keys(by).await.unwrap();
     world.cut_off(false);
@@ -296,7 +296,7 @@ async fn a_committed_change_is_answered_and_in_force_though_the_node_cannot_foll
     walk(&World::new(healthy).await).await;
 }
 
-/// The rows of a change are known; whatever else another call has read meanwhile must not be lost by putting them in force.
+/// Putting the rows of a change in force must not undo a later change that another call has read meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_of_a_change_that_others_have_overtaken_are_read_again() {
     let world = World::new(healthy).await;
@@ -306,7 +306,7 @@ async fn rows_of_a_change_that_others_have_overtaken_are_read_again() {
     let disabled = areas.hosts.disable(id, true, &Initiator::daemon()).await.unwrap();
     areas.hosts.disable(id, false, &Initiator::daemon()).await.unwrap();
     assert!(is_served(areas, &key, "192.0.2.1").await);
-    // The first of the two comes late.
+    // The first of the two changes comes late.
     areas.core.put_in_force(before, (&disabled).into()).await;
     areas.core.catch_up().await.unwrap();
     assert!(is_served(areas, &key, "192.0.2.1").await, "the later change was lost");
@@ -327,7 +327,7 @@ async fn a_committed_change_is_in_force_though_hot_state_cannot_be_written() {
         assert!(is_served(&world.areas, key, "192.0.2.1").await);
     }
     failing.store(true, Ordering::SeqCst);
-    // Something to be written, which fails.
+    // Writing this to hot state fails.
     world.host("filler.test").await;
     assert!(world.areas.core.hot.settled().await.is_err());
     assert!(world.areas.core.catch_up().await.is_ok(), "there is nothing to write");

@@ -1,8 +1,8 @@
-//! The list of hosts, page by page: kept in memory, so that no page waits for the records or reads them.
+//! The list of hosts, in memory, so that no page waits for the records or reads them.
 //!
-//! It is built from hot state when it is first asked for (the daemon asks once it is ready), and follows from then on what
-//! [`Core::catch_up`] applies and what hosts were seen doing, the latter once a second. What happens while it is being
-//! built is kept, and put on top. Nothing is stored here: a crash costs the building.
+//! It is built from hot state when it is first asked for (the daemon asks once it is ready). From then on it follows
+//! what [`Core::catch_up`] applies, and once a second what hosts were seen doing. Changes during the building are kept
+//! and applied after it. Nothing is stored here: after a crash the list is built again.
 
 mod table;
 
@@ -19,7 +19,7 @@ use crate::service::{Result, ServiceError};
 pub struct Directory {
     hot: Arc<Hot>,
     state: RwLock<State>,
-    /// One building at a time.
+    /// Only one caller builds at a time.
     building: tokio::sync::Mutex<()>,
 }
 
@@ -27,8 +27,8 @@ pub struct Directory {
 enum State {
     #[default]
     Absent,
-    /// What happened since the building began. Each says how something is, not how it changed: what the building has
-    /// seen already may be said again.
+    /// Changes since the building began. Each holds a whole new value, not a difference, so one that the building has
+    /// seen already may be applied again.
     Building(Vec<News>),
     Ready(Table),
 }
@@ -43,24 +43,24 @@ impl Directory {
         Self { hot, state: RwLock::default(), building: tokio::sync::Mutex::new(()) }
     }
 
-    /// Looks at the table, which is built where that was not done yet.
+    /// Reads from the table, after building it if necessary.
     pub(in crate::service) async fn look<T: Send + 'static>(
         self: &Arc<Self>,
         look: impl FnOnce(&Table) -> T + Send + 'static,
     ) -> Result<T> {
         self.prepare().await?;
         let directory = Arc::clone(self);
-        // Some milliseconds with a great many hosts: not for a thread that answers hosts.
+        // This takes some milliseconds with very many hosts, so it does not run on a thread that answers hosts.
         let seen = tokio::task::spawn_blocking(move || {
             match &*directory.state.read().unwrap_or_else(PoisonError::into_inner) {
                 State::Ready(table) => Some(look(table)),
                 State::Absent | State::Building(_) => None,
             }
         });
-        seen.await.map_err(ServiceError::internal)?.ok_or_else(|| ServiceError::internal("the directory is not there"))
+        seen.await.map_err(ServiceError::internal)?.ok_or_else(|| ServiceError::internal("the list is not built"))
     }
 
-    /// Builds the table, where that was not done yet.
+    /// Builds the table if that was not done yet.
     pub async fn prepare(&self) -> Result<()> {
         let _alone = self.building.lock().await;
         if self.is_ready() {
@@ -84,12 +84,12 @@ impl Directory {
         Ok(())
     }
 
-    /// To be told of all hosts that change, in their order, after hot state has them.
+    /// Takes over changed hosts. Must be called for all of them, in order, after hot state has them.
     pub(in crate::service) fn put(&self, hosts: &[Host]) {
         self.tell(hosts.iter(), |table, host| table.put(host), |host| News::Host(Box::new(host.clone())));
     }
 
-    /// To be told what hosts did, all of it and not what was added.
+    /// Takes over the activity of hosts: whole values, not additions.
     pub(in crate::service) fn set_activity(&self, activities: impl IntoIterator<Item = (HostId, HostActivity)>) {
         self.tell(
             activities.into_iter(),
@@ -99,7 +99,7 @@ impl Directory {
     }
 
     fn tell<T>(&self, mut told: impl Iterator<Item = T>, apply: impl Fn(&mut Table, T), keep: impl Fn(T) -> News) {
-        // Not longer than for a few at once: whoever asks for a page waits.
+        // Only a few per lock: requests for a page wait meanwhile.
         loop {
             let mut state = self.write();
             let some = told.by_ref().take(CHANGES_PER_LOCK);
@@ -118,7 +118,7 @@ impl Directory {
         }
     }
 
-    /// `table` has what there was when the building began.
+    /// `table`: the hosts when the building began.
     fn finish(&self, mut table: Table) {
         let mut state = self.write();
         if let State::Building(news) = std::mem::take(&mut *state) {

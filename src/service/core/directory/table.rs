@@ -1,8 +1,8 @@
-//! All hosts in memory by name. A page of the admins' list is cut from it. Pure: it does not know where hosts come from or
-//! what time it is.
+//! All hosts in memory, by name. Pages of the admins' list are cut from it. Pure: it does not know where hosts come
+//! from or what time it is.
 //!
-//! A page costs one walk over the hosts and one sort of those that match. Hosts with equal keys are in the order of their
-//! names, so no host is on two pages of one list, and none is left out.
+//! A page costs one walk over the hosts and one sort of those that match. Hosts with equal keys are ordered by name, so
+//! no host is on two pages of one list, and none is left out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use crate::records::Host;
 /// Separates the parts of a searched text; no part contains it.
 const SEPARATOR: char = '\n';
 
-/// A host as it stands in a list.
+/// A host as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedHost {
     pub id: HostId,
@@ -44,11 +44,11 @@ pub enum Sort {
 pub enum HostState {
     /// Served, as far as its own rules go.
     Active,
-    /// No address yet: its key was not used.
+    /// Bound to no address yet: its key was not used.
     Unbound,
     /// A shared machine.
     Insecure,
-    /// Switched off by an admin.
+    /// Disabled by an admin.
     Disabled,
 }
 
@@ -58,7 +58,7 @@ pub struct ListQuery {
     pub offset: usize,
     pub sort: Sort,
     pub descending: bool,
-    /// Part of the name, the address or the client version, in capitals or not.
+    /// Part of the name, an address or the client version; case does not matter.
     pub search: Option<String>,
     pub state: Option<HostState>,
 }
@@ -72,9 +72,9 @@ impl Default for ListQuery {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub hosts: Vec<ListedHost>,
-    /// How many hosts there are.
+    /// The number of all hosts.
     pub total: usize,
-    /// How many of them are what was asked for.
+    /// The number of hosts that match the query.
     pub matching: usize,
 }
 
@@ -86,12 +86,12 @@ pub struct Table {
 
 struct Row {
     host: ListedHost,
-    /// Name, addresses and client version in lower case: what a search looks into.
+    /// Name, addresses and client version in lower case: the text that is searched.
     searched: String,
 }
 
 impl Table {
-    /// Takes over a host as the records have it now. A host that is removed there is removed here.
+    /// Takes over a host from the records. A host that is removed there is removed here.
     pub fn put(&mut self, host: &Host) {
         let known = self.remove(host.id);
         if host.removed_at.is_some() {
@@ -103,7 +103,8 @@ impl Table {
         self.insert(ListedHost::new(host, known.map(|known| known.activity).unwrap_or_default()));
     }
 
-    /// A name belongs to one host: the one that had it before is gone, even if its removal is not known here yet.
+    /// Inserts a host. A name belongs to one host: an earlier host of that name is gone, even if its removal is not
+    /// known here yet.
     pub fn insert(&mut self, host: ListedHost) {
         if let Some(other) = self.by_name.get(&host.fqdn) {
             if other.host.created_at > host.created_at {
@@ -130,7 +131,7 @@ impl Table {
         self.by_name.remove(&name).map(|row| row.host)
     }
 
-    /// Which `last_refresh` hosts have in hand, and how many have it.
+    /// How many hosts have each `last_refresh` in hand.
     pub fn last_refreshes(&self) -> HashMap<&str, usize> {
         let mut counts = HashMap::new();
         for last_refresh in self.by_name.values().filter_map(|row| row.host.activity.last_refresh.as_deref()) {
@@ -159,7 +160,7 @@ impl Table {
         Page { hosts, total, matching: count }
     }
 
-    /// In the order of their names.
+    /// The matching hosts, by name.
     fn matching(&self, query: &ListQuery) -> Vec<&ListedHost> {
         let needle = query.search.as_deref().map(str::to_lowercase).unwrap_or_default();
         let finder = memchr::memmem::Finder::new(needle.as_bytes());

@@ -51,7 +51,7 @@ fn many() -> Vec<(Host, HostActivity)> {
         .collect()
 }
 
-/// The plain way to the same list.
+/// The same list by a simpler way.
 fn sorted_in_full(hosts: &[(Host, HostActivity)], sort: Sort, descending: bool) -> Vec<String> {
     let mut all: Vec<_> = hosts.iter().collect();
     all.sort_by(|a, b| a.0.fqdn.cmp(&b.0.fqdn));
@@ -195,7 +195,7 @@ fn what_changes_is_found_as_it_is_now() {
     table.put(&changed);
     assert_eq!(searched(&table, "0.2.77"), ["b.test"]);
     let page = table.page(&ListQuery { state: Some(HostState::Insecure), ..ListQuery::default() });
-    assert_eq!(page.hosts[0].activity, activity(5, Some(1), Some("0.1")), "what it did is kept");
+    assert_eq!(page.hosts[0].activity, activity(5, Some(1), Some("0.1")), "its activity is kept");
 
     table.set_activity(HostId(2), activity(6, Some(9), Some("0.2-beta")));
     table.set_activity(HostId(99), activity(6, Some(9), None));
@@ -207,14 +207,14 @@ fn what_changes_is_found_as_it_is_now() {
         table.put(&Host { removed_at: Some(at(1)), ..host(id, "c.test") });
     }
     assert_eq!(names(&table.page(&ListQuery::default())), ["a.test", "b.test", "d.test"]);
-    // The name is another host's now, and the place is used again.
+    // The name belongs to another host now, and is listed again.
     table.put(&host(5, "c.test"));
     assert_eq!(names(&table.page(&ListQuery::default())), ["a.test", "b.test", "c.test", "d.test"]);
     table.put(&host(6, "c.test"));
     let page = table.page(&ListQuery::default());
     assert_eq!((names(&page), page.hosts[2].id), (vec!["a.test", "b.test", "c.test", "d.test"], HostId(6)));
     table.set_activity(HostId(5), activity(100, None, None));
-    assert_eq!(table.page(&by_calls).hosts[0].id, HostId(2), "the host before it is forgotten");
+    assert_eq!(table.page(&by_calls).hosts[0].id, HostId(2), "the earlier host of that name is forgotten");
 }
 
 #[test]

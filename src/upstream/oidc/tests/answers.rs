@@ -1,4 +1,4 @@
-//! What the browser brings back, what the provider says of itself, and answers that are none.
+//! Tests of the browser's parameters, of the discovery document, and of invalid answers.
 
 use super::*;
 
@@ -29,7 +29,7 @@ async fn an_answer_of_another_issuer_is_refused_before_the_code_goes_anywhere() 
     for iss in [None, Some(String::new()), Some("https://evil.test".into()), Some(format!("{issuer}/"))] {
         let answer = Answer { iss, ..world.visit(&url).await };
         assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::IssuerOfResponse));
-        // Also where it says no.
+        // Also with an error of the provider.
         let answer = Answer { error: Some("access_denied".into()), code: None, ..answer };
         assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::IssuerOfResponse));
     }
@@ -81,7 +81,7 @@ async fn a_code_that_was_got_without_our_challenge_is_good_for_nothing() {
     let answer = world.visit(&stripped).await;
     assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeRefused));
     assert_eq!(world.provider.last(TOKEN).unwrap().form.get("code_verifier"), Some(&flow.verifier));
-    // And one of another sign-in, under our state.
+    // And the code of another sign-in with our state.
     let (others, _) = world.client.begin().await.unwrap();
     let answer = Answer { state: Some(Secret::new(flow.state.clone())), ..world.visit(&others).await };
     assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeRefused));
@@ -129,7 +129,7 @@ async fn endpoints_are_taken_only_where_nobody_can_listen() {
     }
 }
 
-/// Each with how it is answered instead.
+/// Faults that replace a valid answer.
 fn faults() -> [Fault; 16] {
     const DEEP: &str = match std::str::from_utf8(&[b'['; 100_000]) {
         Ok(text) => text,
@@ -195,7 +195,7 @@ async fn a_server_that_cannot_prove_its_name_is_asked_nothing() {
     assert_eq!(client.begin().await.err(), Some(Refusal::Unavailable));
     assert!(server.calls().is_empty());
     assert!(logged("oidc_unavailable")[0].contains("UnknownIssuer"), "{:?}", logged("oidc_unavailable"));
-    // It has a runtime of its own.
+    // The server has a runtime of its own.
     tokio::task::spawn_blocking(move || drop(server)).await.unwrap();
 }
 
@@ -222,7 +222,7 @@ async fn the_log_hears_once_that_the_provider_is_away_and_once_that_it_is_back()
         world.assert_is_ada(&world.sign_in().await);
     }
     assert_eq!((logged("oidc_unavailable").len(), logged("oidc_available").len()), (1, 1));
-    // Another part while the first is away says nothing new.
+    // A second part that fails while the first one fails is not logged.
     world.provider.fault(TOKEN, Fault::Gone);
     assert_eq!(world.sign_in().await, Err(Refusal::Unavailable));
     world.provider.fault(KEYS, Fault::Gone);

@@ -1,4 +1,4 @@
-//! Keys: which are taken, how long they are kept, and how often they are asked for.
+//! Tests of keys: which are accepted, how long they are cached, and how often they are fetched.
 
 use futures_util::future::join_all;
 
@@ -48,7 +48,7 @@ async fn a_flood_of_unknown_keys_makes_one_request() {
     assert_eq!(world.provider.count(KEYS), 2);
     assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
     assert_eq!(world.provider.count(KEYS), 2);
-    // Whoever has a good key is not held up.
+    // A sign-in with a known key is not delayed.
     kid(&world, Some("first"));
     world.assert_is_ada(&world.sign_in().await);
 }
@@ -189,7 +189,7 @@ async fn the_background_discovers_renews_and_drops_what_is_gone() {
     world.provider.rotate("second");
     world.client.look_after_keys().await;
     assert_eq!(world.provider.count(KEYS), 2);
-    // The provider took the first key away: whoever stole it is not let in.
+    // The provider withdrew the first key: a thief of that key must not get in.
     world.provider.set().sign_with(&key);
     let fresh = hostile::signing::RsaKey::new("second").public();
     world.provider.set().keys = Some(Box::new(move |keys| *keys = vec![fresh.clone()]));
@@ -221,7 +221,7 @@ async fn keys_for_something_else_are_not_used() {
             keys.push(good.clone());
         }));
         assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey), "{what}");
-        // Alone in the set it is as if there were none.
+        // If it is the only key of the set, the set counts as unusable.
         let world = World::new();
         world.provider.set().keys = Some(Box::new(move |keys| change(&mut keys[0])));
         let expected = if what == "alg of another" { Refusal::UnknownKey } else { Refusal::Unavailable };

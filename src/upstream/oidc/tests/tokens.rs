@@ -1,4 +1,4 @@
-//! ID tokens that must not be taken, each with its reason.
+//! Tests of ID tokens that must be refused, each with its reason.
 
 use super::*;
 
@@ -19,7 +19,7 @@ async fn the_three_algorithms_are_taken_and_no_other() {
     let mut bad = vec![Signing::None, Signing::Es256, Signing::Ps256, Signing::Hs256(SECRET.into())];
     bad.extend(world.provider.key().spellings().into_iter().map(Signing::Hs256));
     let requests = world.provider.count(KEYS);
-    // Nobody knows its key, and nobody asks.
+    // The key is unknown, and no fetch is made.
     world.provider.set().header = Some(Box::new(|header| {
         header.insert("kid".into(), "unknown".into());
     }));
@@ -58,7 +58,7 @@ async fn a_header_that_asks_for_more_is_refused() {
         }));
         assert_refused(&world, Refusal::TokenUnreadable, name).await;
     }
-    // A key that the token brings itself is not looked at.
+    // A key inside the token is ignored.
     let brought = hostile::signing::RsaKey::new("first").public();
     world.provider.set().header = Some(Box::new(move |header| {
         header.insert("jwk".into(), brought.clone());
@@ -296,7 +296,7 @@ async fn a_token_that_is_missing_or_in_pieces_is_refused() {
         }));
         assert_refused(&world, Refusal::TokenUnreadable, &format!("cut {position}")).await;
     }
-    // Only the token that was signed is looked at.
+    // An empty signature is refused.
     world.provider.set().answer = Some(Box::new(|answer| {
         answer["id_token"] = json!(answer["id_token"].as_str().unwrap().rsplit_once('.').unwrap().0.to_owned() + ".");
     }));
