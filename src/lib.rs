@@ -19,8 +19,8 @@ pub mod hot;
 pub mod listener;
 pub mod metrics;
 pub mod model;
-pub mod outside;
 pub mod pki;
+pub mod platform;
 pub mod records;
 #[cfg(test)]
 mod rooms;

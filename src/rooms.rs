@@ -34,7 +34,7 @@ fn rooms() -> Vec<Room> {
     rows
 }
 
-/// `cli/` and `outside.rs` are the modules `cli` and `outside`.
+/// `cli/` and `platform.rs` are the modules `cli` and `platform`.
 fn in_backticks(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(|name| name.trim_end_matches('/').trim_end_matches(".rs").into()).collect()
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2119,SC2120
-# Sourced by scripts that make one check after another: each prints one line, and what is wrong below it.
+# Sourced by scripts that make a series of checks. Each check prints one line, and its errors below it.
 failed=0
 begin() { printf '%s … ' "$1"; }
 good() { echo "${1:-good}"; }
@@ -8,9 +8,9 @@ bad() {
   echo "BAD"
   printf '%s\n' "$@" | sed 's/^/    /'
 }
-# What was printed is what is wrong.
+# Takes the errors as one text; an empty text is good.
 quiet() { if [ -z "$1" ]; then good; else bad "$1"; fi; }
-# Whether a command fails and says this; prints what is wrong.
+# Checks that a command fails and prints this text; prints the error otherwise.
 refused() {
   local wanted=$1 said
   shift

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the real Codex CLI for the tests, outside the clone and once; prints the path of the binary.
-#   AUTHD_TEST_CACHE   where it goes (default ~/.cache/codex-authd-tests)
+#   AUTHD_TEST_CACHE   the directory for it (default ~/.cache/codex-authd-tests)
 set -euo pipefail
 
 version=0.169.0
@@ -17,7 +17,7 @@ if [ ! -x "$binary" ]; then
   work=$(mktemp -d "$cache/installing.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   npm install --global --no-fund --no-audit --prefix "$work" "@openai/codex@$version" </dev/null >&2
-  # Somebody else may have been quicker; then theirs is as good.
+  # Another process may have installed it first; its copy is equally good.
   mv "$work" "$home" 2>/dev/null || [ -x "$binary" ]
 fi
 printf '%s\n' "$binary"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the real OpenID provider of the sign-in tests, outside the clone and once; prints the directory it is in.
-#   AUTHD_TEST_CACHE   where it goes (default ~/.cache/codex-authd-tests)
+# Installs the real OpenID provider of the sign-in tests, outside the clone and once; prints its directory.
+#   AUTHD_TEST_CACHE   the directory for it (default ~/.cache/codex-authd-tests)
 set -euo pipefail
 cd "$(dirname "$0")/oidc-provider"
 
@@ -18,7 +18,7 @@ if [ ! -d "$home" ]; then
   trap 'rm -rf "$work"' EXIT
   cp package.json package-lock.json "$work"
   (cd "$work" && npm ci --omit=dev --ignore-scripts --no-fund --no-audit </dev/null >&2)
-  # Somebody else may have been quicker; then theirs is as good.
+  # Another process may have installed it first; its copy is equally good.
   mv -T "$work" "$home" 2>/dev/null || [ -d "$home" ]
 fi
 printf '%s\n' "$home"

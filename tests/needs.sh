@@ -1,79 +1,79 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: Debian packages, the Codex CLI and an OpenID provider (npm), the
-# OpenAPI validator (PyPI), cargo's tools (crates.io); nothing from anywhere else. All but Debian's are pinned and outside
-# the clone.
+# OpenAPI validator (PyPI), cargo's tools (crates.io). Nothing comes from anywhere else. All but Debian's packages have a
+# fixed version and are kept outside the clone.
 #   needs.sh           installs
-#   needs.sh --table   what there is, with its size and why, as a table of Markdown; a package with what it depends on and
-#                      no row above has, a minimal Debian aside
-#   AUTHD_TEST_CACHE   where they go
+#   needs.sh --table   prints everything with size and reason, as a Markdown table. A package counts with those dependencies
+#                      that no row above and no minimal Debian has.
+#   AUTHD_TEST_CACHE   the directory for the other tools
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}
 mkdir -p "$cache"
 
-# What is looked for (a command, or a file), its Debian package, and why it is needed.
+# A command or a file to look for, its Debian package, and the reason.
 debian='
-cc                        gcc                   compiles the C of the cryptography, and programs that tests run in sandboxes
-/usr/lib/x86_64-linux-gnu/libc.a|/usr/lib/aarch64-linux-gnu/libc.a libc6-dev programs without libraries stand in for Codex in its sandbox
+cc                        gcc                   compiles the C code of the cryptography, and programs that tests run in sandboxes
+/usr/lib/x86_64-linux-gnu/libc.a|/usr/lib/aarch64-linux-gnu/libc.a libc6-dev links static programs that replace Codex in its sandbox
 curl                      curl                  runs the commands that the dashboard prints
 tar                       tar                   the installer unpacks Codex
-openssl                   openssl               certificates and clients that are not ours
-shellcheck                shellcheck            lint of every shell script
-strace                    strace                what the sandbox and the durable writes ask of the kernel
-npm                       npm                   installs Codex and the OpenID provider, and is a step of the installer
+openssl                   openssl               independent certificates and clients
+shellcheck                shellcheck            lints every shell script
+strace                    strace                records the system calls of the sandbox and of durable writes
+npm                       npm                   installs Codex and the OpenID provider; the installer runs it too
 node                      nodejs                runs the OpenID provider
 python3                   python3               runs the OpenAPI validator and generated clients
-/usr/lib/python3*/ensurepip python3-venv        the place of the validator
+/usr/lib/python3*/ensurepip python3-venv        the virtual environment of the validator
 busybox                   busybox               a shell that is not bash, for the wrapper
-script                    bsdutils              a terminal for commands that ask
+script                    bsdutils              a terminal for commands with a prompt
 setsid                    util-linux            sessions without a terminal, and entering namespaces
-mount                     mount                 file systems that are full, or not writable
-mkfs.ext4                 e2fsprogs             a disk whose power is cut
+mount                     mount                 file systems that are full or read-only
+mkfs.ext4                 e2fsprogs             the file system for power cut tests
 chromium                  chromium              the dashboard in a real browser
-chromedriver              chromium-driver       drives it
+chromedriver              chromium-driver       drives the browser
 certutil                  libnss3-tools         gives the browser an admin certificate
 mariadbd                  mariadb-server-core   the database
-my_print_defaults         mariadb-client-core   asked by the scripts of the cluster
+my_print_defaults         mariadb-client-core   the scripts of the cluster need it
 /usr/lib/galera/libgalera_smm.so galera-4       a cluster of databases
-rsync                     rsync                 brings a node of the cluster its state
-ip                        iproute2              networks of tests, and pulled cables
+rsync                     rsync                 copies the state to a node of the cluster
+ip                        iproute2              test networks, and their interruption
 dpkg-deb                  dpkg                  packs and reads .deb
-dpkg-shlibdeps            dpkg-dev              the libraries that a .deb depends on
-objcopy                   binutils              takes the symbols out of the program
+dpkg-shlibdeps            dpkg-dev              finds the libraries that a .deb depends on
+objcopy                   binutils              strips symbols from the program
 rpm                       rpm                   reads, installs and signs .rpm
-rpm2archive               rpm2cpio              what an .rpm holds
-lintian                   lintian               lint of .deb
-rpmlint                   rpmlint               lint of .rpm
-apt-ftparchive            apt-utils             the indexes of the repository for apt
-createrepo_c              createrepo-c          the indexes of the repository for dnf
+rpm2archive               rpm2cpio              lists the content of an .rpm
+lintian                   lintian               lints .deb
+rpmlint                   rpmlint               lints .rpm
+apt-ftparchive            apt-utils             makes indexes of the repository for apt
+createrepo_c              createrepo-c          makes indexes of the repository for dnf
 gpg                       gpg                   signs the repository
-gpg-agent                 gpg-agent             holds the key that signs
-gpgv                      gpgv                  checks what was signed
+gpg-agent                 gpg-agent             holds the signing key
+gpgv                      gpgv                  checks signatures
 dnf                       dnf                   reads the repository as Fedora and RHEL do
-aarch64-linux-gnu-gcc     gcc-aarch64-linux-gnu makes a program for another architecture, to be packed
-/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross links it
-faketime                  faketime              packs at another time, for the same bytes
+aarch64-linux-gnu-gcc     gcc-aarch64-linux-gnu builds a program for another architecture, for the packages
+/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross the C library for it
+faketime                  faketime              packs at another date, to compare the bytes
 systemd-analyze           systemd               checks the units
-debootstrap               debootstrap           makes the Debian that is booted
+debootstrap               debootstrap           makes the Debian system that is booted
 systemd-nspawn            systemd-container     boots it
 man                       man-db                shows the manual pages
-mandoc                    mandoc                lint of them
-groff                     groff-base            formats them
-zsh                       zsh                   its completions
+mandoc                    mandoc                lints the manual pages
+groff                     groff-base            formats the manual pages
+zsh                       zsh                   tests the zsh completions
 apparmor_parser           apparmor              compiles the profile
 '
-# Unpacked into the cache and not installed, since they would start a server: DIRECTORY PACKAGE FILE WHY
+# Unpacked into the cache and not installed, because they would start a server: DIRECTORY PACKAGE FILE WHY
 unpacked='
-mariadb-server mariadb-server usr/bin/wsrep_sst_rsync how a node of a cluster gets its state
+mariadb-server mariadb-server usr/bin/wsrep_sst_rsync the script that copies the state to a cluster node
 prometheus     prometheus     usr/bin/promtool        checks the alerts
 nginx          nginx          usr/sbin/nginx          a reverse proxy in front of the daemon
-nginx-stream   libnginx-mod-stream usr/lib/nginx/modules/ngx_stream_module.so its module that passes TLS through
+nginx-stream   libnginx-mod-stream usr/lib/nginx/modules/ngx_stream_module.so the nginx module that passes TLS through
 caddy          caddy          usr/bin/caddy           another reverse proxy
 '
 openapi_validator=0.9.0
 cargo_deny=0.20.2
 
-# A pattern with a slash is a file; "|" stands between two.
+# A pattern with a slash is a file; "|" separates two files.
 is_there() {
   local pattern
   case $1 in
@@ -111,10 +111,10 @@ if [ "${1:-}" = --table ]; then
   directory_row "@openai/codex (npm)" "$(dirname "$(dirname "$(tests/install-codex.sh)")")" "the real Codex"
   directory_row "oidc-provider (npm)" "$(tests/install-oidc-provider.sh)" "a real OpenID provider"
   directory_row "openapi-spec-validator (PyPI)" "$cache/python" "validates the OpenAPI document"
-  directory_row "cargo-deny (crates.io)" "$cache/tools" "licences and sources of what is linked"
-  directory_row "cargo-deb, cargo-generate-rpm (crates.io)" "$cache/packagers" "packs; packaging/package.sh installs them"
+  directory_row "cargo-deny (crates.io)" "$cache/tools" "checks licences and sources of the dependencies"
+  directory_row "cargo-deb, cargo-generate-rpm (crates.io)" "$cache/packagers" "make the packages; packaging/package.sh installs them"
   for root in "$cache"/rootfs-*/; do
-    directory_row "Debian $(sed -n 's/^VERSION_CODENAME=//p' "$root/etc/os-release") (debootstrap)" "$root" "the machine that the packages are installed on"
+    directory_row "Debian $(sed -n 's/^VERSION_CODENAME=//p' "$root/etc/os-release") (debootstrap)" "$root" "the machine for the tests of installed packages"
   done
   exit
 fi
@@ -122,7 +122,7 @@ fi
 missing=()
 while read -r what package why; do
   [ -n "$what" ] || continue
-  [ -n "$why" ] || { echo "needs.sh: nothing says what $package is for" >&2; exit 1; }
+  [ -n "$why" ] || { echo "needs.sh: $package has no reason" >&2; exit 1; }
   is_there "$what" || missing+=("$package")
 done <<<"$debian"
 if ((${#missing[@]})); then
@@ -144,9 +144,10 @@ if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   python3 -m venv "$cache/python"
   "$cache/python/bin/pip" install -q --disable-pip-version-check "openapi-spec-validator==$openapi_validator"
 fi
-# Minutes to build, once.
+# Built once, with little optimisation: it runs for a second.
 if ! command -v cargo-deny >/dev/null && [ ! -x "$cache/tools/bin/cargo-deny" ]; then
-  cargo install --locked --quiet --root "$cache/tools" "cargo-deny@$cargo_deny"
+  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    cargo install --locked --quiet --root "$cache/tools" "cargo-deny@$cargo_deny"
 fi
 tests/install-codex.sh >/dev/null
 tests/install-oidc-provider.sh >/dev/null

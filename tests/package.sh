@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What is in dist/: the .deb and the .rpm hold the same, nothing of the machine that made them, and nothing that lintian and
-# rpmlint have to say; they are packed to the same bytes again; their scripts work where systemd does not run.
+# Checks the packages in dist/: the .deb and the .rpm hold the same files, nothing of the build machine, and no finding of
+# lintian and rpmlint. Packing again gives the same bytes. Their scripts work without a running systemd.
 # The life of an installed machine is another test (tests/integration/appliance). Needs root for the installations.
-#   package.sh [DIRECTORY [PROGRAM]]   another one than dist; what it was packed from, where not from target/release
-#   AUTHD_TEST_ROOT          a Debian that may be copied (default: each that the test above has made); without one nothing
+#   package.sh [DIRECTORY [PROGRAM]]   the packages, if not dist; the packed program, if not that of target/release
+#   AUTHD_TEST_ROOT          a Debian that may be copied (default: each that the other test has made); without one nothing
 #                            is installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ dpkg-deb -e "$deb" "$work/control"
 mkdir "$work/rpm"
 rpm2archive - <"$rpm" | tar -xzf - -C "$work/rpm"
 
-begin "the same files in both, but for what each family has its own way for"
+begin "the same files in both, except those that each family stores differently"
 files() { (cd "$1" && find . -type f -exec sha256sum {} + | sed 's/^\([0-9a-f]*\)  \.\(.*\)$/\2 \1/'); }
 own() {
   grep -vE '^/usr/share/(doc/codex-authd/(copyright|changelog\.gz)|licenses/codex-authd/LICENSE|lintian/overrides/codex-authd) '
@@ -33,14 +33,14 @@ files "$work/deb" | own | sed 's|/zsh/vendor-completions/|/zsh/site-functions/|'
 files "$work/rpm" | own | sort >"$work/rpm.list"
 quiet "$(diff "$work/deb.list" "$work/rpm.list" || true)"
 
-begin "the libraries that dpkg finds, and the changes of this version"
+begin "the libraries that dpkg finds, and the changelog of this version"
 mkdir -p "$work/shlibs/debian"
 touch "$work/shlibs/debian/control"
 found=$(cd "$work/shlibs" && dpkg-shlibdeps -O "$work/deb/usr/bin/codex-authd" 2>/dev/null | sed -n 's/^shlibs:Depends=.*\(libc6 ([^)]*)\).*/\1/p')
 wrong=
 grep -qF "$found" <<<"$(dpkg-deb --field "$deb" Depends)" || wrong="$found is missing: $(dpkg-deb --field "$deb" Depends)"
 grep -qF "($version)" <<<"$(zcat "$work/deb/usr/share/doc/codex-authd/changelog.gz" | sed -n 1p)" || wrong+="another version in the changelog of the .deb"
-# Both are made of the same lines.
+# Both changelogs are made from the same lines.
 deb_lines=$(zcat "$work/deb/usr/share/doc/codex-authd/changelog.gz" | grep -c '^  \* ')
 [ "$(rpm -qp --changelog "$rpm" 2>/dev/null | grep -c '^- ')" = "$deb_lines" ] || wrong+="not the same changes in both"
 [ "$(rpm -qp --qf '%{PACKAGER}' "$rpm" 2>/dev/null)" = "$(dpkg-deb --field "$deb" Maintainer)" ] || wrong+="not the same maintainer in both"
@@ -56,21 +56,21 @@ deb_modes=$(dpkg-deb --fsys-tarfile "$deb" | tar --numeric-owner -tvf - | awk '$
   | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" || true)
 quiet "$rpm_modes$deb_modes"
 
-begin "nothing in /etc: no file that an operator edits is asked about, renamed or replaced"
+begin "nothing in /etc: no upgrade asks about, renames or replaces a file that an operator edits"
 conffiles=$(cat "$work/control/conffiles" 2>/dev/null; rpm -qpc "$rpm" 2>/dev/null)
 in_etc=$(find "$work/deb" "$work/rpm" -path '*/etc/*' ! -type d)
 quiet "$conffiles$in_etc"
 
-begin "no systemd is let in that reads no /etc/credstore"
+begin "the packages require a systemd that reads /etc/credstore"
 needed=
 deb_needs=$(dpkg-deb -f "$deb" Depends)
 rpm_needs=$(rpm -qpR "$rpm" 2>/dev/null)
-# Whole items: no other package may stand in for it.
+# Compares whole items: no alternative package may satisfy it.
 grep -qx ' *systemd (>= 252)' <<<"${deb_needs//,/$'\n'}" || needed="the .deb: $deb_needs"
 grep -qxF 'systemd >= 252' <<<"$rpm_needs" || needed="$needed the .rpm: $(grep systemd <<<"$rpm_needs" || echo "no systemd")"
 quiet "$needed"
 
-begin "the packaged configuration is the daemon's own defaults"
+begin "the packaged configuration holds the daemon's defaults"
 set_keys=$(grep -vE '^(#.*|\[[a-z]+\]|)$' "$work/deb/usr/share/codex-authd/config.toml" || true)
 checked=$("$work/deb/usr/bin/codex-authd" check-config --config "$work/deb/usr/share/codex-authd/config.toml" 2>&1) && checked=
 quiet "$set_keys$checked"
@@ -98,7 +98,7 @@ rpm -qp --scripts "$rpm" 2>/dev/null >"$work/rpm.scripts"
 told=$(grep -ho "found\" -gt [0-9]*" "$work/control/preinst" "$work/rpm.scripts" | sort -u)
 if [ "$told" = "found\" -gt $writes" ]; then good "$writes"; else bad "the daemon writes $writes, the scripts say: $told"; fi
 
-begin "shellcheck of the scripts as they are packed"
+begin "shellcheck of the packed scripts"
 quiet "$(shellcheck -s sh "$work"/control/{preinst,postinst,prerm,postrm} target/package/rpm/*.sh 2>&1 || true)"
 
 begin "lintian"
@@ -115,29 +115,29 @@ sed "s|/usr/bin/codex-authd|$work/deb/usr/bin/codex-authd|" systemd/codex-authd-
 cp systemd/codex-authd.socket systemd/codex-authd-backup.timer "$work"
 verified=$(systemd-analyze verify --man=no "$work"/codex-authd*.{service,socket,timer} 2>&1 || true)
 exposure=$(systemd-analyze security --offline=yes "$work/codex-authd.service" | sed -n 's/.*exposure level.*: \([0-9.]*\) .*/\1/p')
-# 2.0 is not to be had while the sandbox of probes is the daemon's child; the unit says what is left.
+# 2.0 is not possible while the sandbox of probes is the daemon's child; the unit lists the permissions that are left.
 if [ -z "$verified" ] && awk -v e="$exposure" 'BEGIN { exit !(e > 0 && e <= 2.2) }'; then
   good "systemd-analyze security: $exposure"
 else bad "exposure $exposure" "$verified"; fi
 
-begin "AppArmor: the profile is loaded where the parser knows it, and nowhere else"
-# A directory of its own instead of /etc.
+begin "AppArmor: the profile is loaded only if the parser knows it"
+# Uses a test directory instead of /etc.
 mkdir -p "$work/apparmor/etc/apparmor.d" "$work/apparmor/bin"
 ln -s "$work/deb/usr" "$work/apparmor/usr"
 { sed "s|/etc/apparmor.d|$work/apparmor&|; s|/usr/share|$work/deb&|; s|/sys/kernel|/none|" packaging/scripts/apparmor.sh; echo apparmor_profile; } >"$work/apparmor/run"
 as_parser() { printf '#!/bin/sh\nexit %s\n' "$1" >"$work/apparmor/bin/apparmor_parser"; chmod +x "$work/apparmor/bin/apparmor_parser"; PATH="$work/apparmor/bin:$PATH" sh -e "$work/apparmor/run"; }
 said=
-as_parser 0 && [ -f "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="not put there where the parser takes it"
-as_parser 1 && [ ! -e "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="$said; left there where the parser refuses it"
-real=$(apparmor_parser -QTK packaging/apparmor 2>&1) && real="this machine's parser takes it" || real="this machine's parser refuses it: $(tail -n 1 <<<"$real")"
+as_parser 0 && [ -f "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="not installed although the parser accepts it"
+as_parser 1 && [ ! -e "$work/apparmor/etc/apparmor.d/codex-authd" ] || said="$said; still installed although the parser refuses it"
+real=$(apparmor_parser -QTK packaging/apparmor 2>&1) && real="this machine's parser accepts it" || real="this machine's parser refuses it: $(tail -n 1 <<<"$real")"
 if [ -z "$said" ]; then good "$real"; else bad "$said"; fi
 
-begin "packed again with another umask, time zone and clock, from files of another date: the same bytes"
-# As a later check-out has them.
+begin "packing again with another umask, time zone and clock, from files of another date, gives the same bytes"
+# A later check-out gives them another date.
 touch CHANGELOG.md docs/SECURITY.md
 clock=()
-if command -v faketime >/dev/null; then clock=(faketime '2031-05-06 07:08:09'); else skipped "another clock: there is no faketime"; fi
-# As they were packed: the date is that of the commit.
+if command -v faketime >/dev/null; then clock=(faketime '2031-05-06 07:08:09'); else skipped "another clock: faketime is not installed"; fi
+# The values of the first packing: the date is that of the commit.
 SOURCE_DATE_EPOCH=$(rpm -qp --qf '%{BUILDTIME}' "$rpm" 2>/dev/null)
 AUTHD_VENDOR=$(rpm -qp --qf '%{VENDOR}' "$rpm" 2>/dev/null)
 AUTHD_MAINTAINER=$(dpkg-deb --field "$deb" Maintainer)

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# The refusal tests, round after round, while both cores are busy: a test that waits for its time-out now and then is seen
-# here. It needs the tests built (`cargo nextest run --no-run`), ends at the first round that is not green, and tries
-# nothing again.
-#   AUTHD_REFUSAL_ROUNDS   how many rounds (default 100)
-#   AUTHD_REFUSAL_TESTS    which tests, as a filter of nextest's (default: those of refused connections)
+# Runs the refusal tests in many rounds while all cores are busy. This finds a test that sometimes waits for its timeout.
+# Build the tests first (`cargo nextest run --no-run`). The script ends at the first round that fails, without a retry.
+#   AUTHD_REFUSAL_ROUNDS   the number of rounds (default 100)
+#   AUTHD_REFUSAL_TESTS    the tests, as a nextest filter (default: those of refused connections)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=${AUTHD_REFUSAL_ROUNDS:-100}
 names='no_admin_operation_answers|every_operation_refuses|every_stranger_hears|is_a_refusal'
 tests=${AUTHD_REFUSAL_TESTS:-"test(/^refusals::.*($names)/)"}
-# How many rounds the test that counts refusals makes by itself is its own default.
+# One of the tests reads this variable too; it shall use its own default.
 unset AUTHD_REFUSAL_ROUNDS
 
 busy=()
@@ -33,4 +32,4 @@ for round in $(seq "$rounds"); do
 done
 grep -h 'Summary' "$log"
 rm -f "$log"
-echo "$rounds rounds, all green, the slowest took $slowest ms"
+echo "$rounds rounds, all passed, the slowest took $slowest ms"

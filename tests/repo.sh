@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Versions from git, packages of another architecture, and the signed repository: what is in it, and that dnf takes what is
-# signed and nothing else. apt's part is another test, on a booted machine (tests/integration/appliance/repository.rs).
-#   repo.sh [DIRECTORY [PROGRAM]]   the packages, where not in dist; what writes the manual pages, where not target/release
+# Checks versions from git, packages of another architecture, and the signed repository: its content, and that dnf accepts
+# only signed content. The test of apt is on a booted machine (tests/integration/appliance/repository.rs).
+#   repo.sh [DIRECTORY [PROGRAM]]   the packages, if not in dist; the program that writes the manual pages, if not that of
+#                                   target/release
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C.UTF-8
@@ -22,14 +23,14 @@ mkdir -p "$tree/packaging"
 cp packaging/version.sh "$tree/packaging"
 export GIT_CONFIG_GLOBAL=/dev/null GIT_{AUTHOR,COMMITTER}_NAME=test GIT_{AUTHOR,COMMITTER}_EMAIL=test@localhost
 in_tree() { git -C "$tree" "$@" >/dev/null; }
-# NUMBER, and an hour of the day: a commit.
+# Makes a commit: NUMBER, and an hour of the day.
 commit() {
   printf '[package]\nname = "codex-authd"\nversion = "%s"\n' "$1" >"$tree/Cargo.toml"
   in_tree add .
   GIT_COMMITTER_DATE="2026-11-30T$2:00:00+02:00" in_tree commit --quiet --allow-empty -m "$1"
 }
 versions=() wrong=
-# What it is called, as a pattern.
+# Compares its version with a pattern.
 called() {
   versions+=("$("$tree/packaging/version.sh")")
   [[ ${versions[-1]} =~ ^$1$ ]] || wrong+="wanted $1, have ${versions[-1]}"$'\n'
@@ -45,7 +46,7 @@ commit 0.2.0 11
 called '0\.2\.0\+git20261130\.090000\.g[0-9a-f]{10}'
 git clone --quiet --depth 1 "file://$tree" "$work/shallow"
 git -C "$work/shallow" fetch --quiet --depth 1 origin 'refs/tags/*:refs/tags/*'
-[ "$("$work/shallow/packaging/version.sh")" = "${versions[-1]}" ] || wrong+="a shallow clone calls it otherwise"$'\n'
+[ "$("$work/shallow/packaging/version.sh")" = "${versions[-1]}" ] || wrong+="a shallow clone gives another version"$'\n'
 echo changed >>"$tree/Cargo.toml"
 called '0\.2\.0\+git20261130\.090000\.g[0-9a-f]{10}\.dirty'
 commit 0.2.1 12
@@ -69,9 +70,9 @@ begin "packages for another architecture"
 here=$(dpkg --print-architecture)
 case $here in amd64) other=arm64 gnu=aarch64 ;; *) other=amd64 gnu=x86_64 ;; esac
 if ! command -v "$gnu-linux-gnu-gcc" >/dev/null; then
-  skipped "$gnu-linux-gnu-gcc is not installed, which makes a program for $other"
+  skipped "$gnu-linux-gnu-gcc is not installed; it builds a program for $other"
 else
-  # It stands in for the real one, which takes a quarter of an hour to build: what is packed and named is looked at.
+  # It replaces the real program, which takes a quarter of an hour to build. The test checks content and names.
   echo 'int main(void) { return 0; }' | "$gnu-linux-gnu-gcc" -g -Wl,--build-id -x c -o "$work/foreign" -
   AUTHD_NATIVE_PROGRAM=$program ARCH=$other packaging/package.sh "$work/foreign" "$work/foreign-dist" >"$work/said" 2>&1 \
     || { bad "$(<"$work/said")"; exit 1; }
@@ -90,7 +91,7 @@ else
   quiet "$wrong"
 fi
 
-begin "no repository without a key, without a URL, or of packages that name nobody"
+begin "no repository without a key, without a URL, or of packages without a maintainer"
 make_repo() { packaging/repo.sh "$dist" "$work/repo"; }
 wrong=$(refused "gpg --quick-generate-key" env -u AUTHD_REPO_KEY packaging/repo.sh "$dist" "$work/repo")
 gpg --batch --quiet --pinentry-mode loopback --passphrase '' --quick-generate-key "archive of a test <archive@codex-authd.test>" rsa2048 sign 1d 2>/dev/null
@@ -99,7 +100,7 @@ export AUTHD_REPO_KEY
 wrong+=$(refused "AUTHD_REPO_URL is ''" make_repo)
 wrong+=$(AUTHD_REPO_URL=https://codex-authd.invalid/ refused "which is a placeholder" make_repo)
 wrong+=$(AUTHD_REPO_KEY=${AUTHD_REPO_KEY//[0-9]/A} AUTHD_REPO_URL=https://127.0.0.1 refused "no secret key" make_repo)
-# Nobody serves it there: dnf reads the files.
+# No server listens there: dnf reads the files.
 export AUTHD_REPO_URL=http://127.0.0.1:1
 if dpkg-deb -f "$(echo "$dist"/codex-authd_*_"$here".deb)" Maintainer | grep -q '\.invalid>'; then
   wrong+=$(refused "names a maintainer or a homepage that is a placeholder" make_repo)
@@ -108,8 +109,8 @@ fi
 export AUTHD_REPO_ALLOW_PLACEHOLDERS=1
 quiet "$wrong"
 
-begin "a repository: what is signed covers every file"
-# Whatever the index names is there and is that, as a reader of it goes on from the signature.
+begin "a repository: the signatures cover every file"
+# Follows the signature like a client: every file that the index names exists and has that digest.
 verify() {
   local arch index
   local stable=$work/repo/dists/stable keys=$work/repo/codex-authd-archive-keyring.gpg
@@ -126,20 +127,20 @@ verify() {
       grep -qx "SHA256: $(sha256sum <"$file" | cut -d ' ' -f 1)" "$index/Packages" || echo "$file is not what the index says"
     done)
   done
-  [ -z "$(find "$work/repo" -name '.new-*')" ] || echo "something half made is left"
+  [ -z "$(find "$work/repo" -name '.new-*')" ] || echo "a temporary file is left"
 }
 offered() { sed -n "s/^Version: //p" "$work/repo/dists/stable/main/binary-$here/Packages" | sort; }
 wrong=$(make_repo 2>&1 >/dev/null || echo failed)
 wrong+=$(verify)
 version=$(dpkg-deb -f "$(echo "$dist"/codex-authd_*_"$here".deb)" Version)
 [ "$(offered | grep -cFx "$version")" = 2 ] || wrong+="the program and its symbols are not offered: $(offered)"
-rpm --dbpath "$work/rpmdb" --import "$work/repo/rpm/RPM-GPG-KEY-codex-authd" 2>/dev/null || wrong+="rpm takes the key for none"
+rpm --dbpath "$work/rpmdb" --import "$work/repo/rpm/RPM-GPG-KEY-codex-authd" 2>/dev/null || wrong+="rpm does not accept the key"
 for file in "$work"/repo/rpm/*/*.rpm; do
   grep -q 'digests signatures OK' <<<"$(rpmkeys --dbpath "$work/rpmdb" --checksig "$file" 2>/dev/null)" || wrong+="$file is not signed"
 done
 quiet "$wrong"
 
-begin "lintian of the keyring; it holds the key and the sources, and no other file of apt's"
+begin "lintian of the keyring; it contains the key and the sources, and no other apt file"
 keyring=$(echo "$work"/repo/pool/codex-authd-archive-keyring_*_all.deb)
 wrong=$(lintian --allow-root --fail-on none --display-level '>=info' "$keyring" 2>&1 || true)
 dpkg-deb -x "$keyring" "$work/keyring"
@@ -150,12 +151,12 @@ grep -q "Signed-By: /usr/share/keyrings/codex-authd-archive-keyring.gpg" "$work/
 grep -rlE 'PRIVATE KEY' "$work/repo" && wrong+="a secret key is published"
 quiet "$wrong"
 
-begin "made again: the same; with another version: both are offered; with other bytes of one version: refused"
+begin "made again: the same; with another version: both are offered; with a version of other bytes: refused"
 before=$(cd "$work/repo" && find . -name 'Packages*' -o -path '*/by-hash/*' -type f -o -name '*.rpm' -o -name '*.deb' | sort | xargs sha256sum)
 wrong=$(make_repo 2>&1 >/dev/null || echo failed)
 again=$(cd "$work/repo" && find . -name 'Packages*' -o -path '*/by-hash/*' -type f -o -name '*.rpm' -o -name '*.deb' | sort | xargs sha256sum)
 [ "$before" = "$again" ] || wrong+=$(diff <(echo "$before") <(echo "$again") || true)
-# VERSION and a line of its description: a package with nothing in it.
+# Makes an empty package: VERSION and a line of its description.
 empty_deb() {
   rm -rf "$work/empty" "$work/next"
   mkdir -p "$work/empty/DEBIAN" "$work/next"
@@ -167,30 +168,30 @@ wrong+=$(packaging/repo.sh "$work/next" "$work/repo" 2>&1 >/dev/null || echo fai
 wrong+=$(verify)
 [ "$(offered | grep -cFx -e "$version" -e 99.0.0)" = 3 ] || wrong+="not all are offered: $(offered)"
 [ -z "$(comm -23 <(grep by-hash <<<"$before" | sort) <(cd "$work/repo" && find . -path '*/by-hash/*' -type f -print0 | xargs -0 sha256sum | sort))" ] \
-  || wrong+="a reader that began before cannot end: a by-hash file is gone"
+  || wrong+="a client that began before cannot finish: a by-hash file is gone"
 empty_deb 99.0.0 second
 wrong+=$(refused "is published with other contents already" packaging/repo.sh "$work/next" "$work/repo")
 wrong+=$(verify)
 quiet "$wrong"
 
-begin "nothing that names a file comes before it"
-# In the order in which files appear, from the system's calls.
+begin "a file appears before the index that names it"
+# The order in which files appear, from the system calls.
 strace --quiet=all --follow-forks --trace=rename,renameat,renameat2 --output "$work/calls" packaging/repo.sh "$dist" "$work/order" >/dev/null
 order=$(sed -n "s|.*\"$work/order/\([^\"]*\)\"[^\"]*= 0\$|\1|p" "$work/calls" | grep -v '^\.new-' | awk '
   /\.(deb|rpm)$/ { print 1; next }
   /\/by-hash\// || /\/repodata\/[0-9a-f]+-/ { print 2; next }
   /(Release|InRelease|Release\.gpg|repomd\.xml|repomd\.xml\.asc)$/ { print 4; next }
   /^dists\// { print 3; next }')
-[ "$(wc -l <<<"$order")" -gt 20 ] && wrong= || wrong="only $(wc -l <<<"$order") files were seen to appear"
+[ "$(wc -l <<<"$order")" -gt 20 ] && wrong= || wrong="only $(wc -l <<<"$order") files appeared"
 [ "$order" = "$(sort <<<"$order")" ] || wrong+="the order was $(uniq -c <<<"$order" | paste -sd ' ')"
 quiet "$wrong"
 
-begin "dnf takes what is signed"
-# A machine of the other family: it provides whatever the packages need.
+begin "dnf accepts signed content"
+# A package that replaces the distribution: it provides everything that the packages need.
 arch=$(rpm --eval '%_arch')
 rpm=$(echo "$dist"/codex-authd-[0-9]*."$arch".rpm)
 {
-  printf 'Name: distribution\nVersion: 1\nRelease: 1\nSummary: stands in for a distribution\nLicense: none\nBuildArch: noarch\n'
+  printf 'Name: distribution\nVersion: 1\nRelease: 1\nSummary: replaces a distribution\nLicense: none\nBuildArch: noarch\n'
   rpm -qp --requires "$rpm" 2>/dev/null | grep -vE '^(rpmlib|config)\(' | sed 's/ [>=]* .*//' | sort -u | sed 's/^systemd$/systemd = 999/; s/^/Provides: /'
   printf '%%description\nIt does.\n%%files\n'
 } >"$work/distribution.spec"
@@ -199,7 +200,7 @@ rpmbuild --quiet -bb --define "_topdir $work/rpmbuild" --define "_rpmdir $work/d
 createrepo_c --quiet "$work/distribution"
 sed "s|$AUTHD_REPO_URL|file://$work/repo|; s|\$basearch|$arch|" "$work/repo/rpm/codex-authd.repo" >"$work/codex-authd.repo"
 printf '[distribution]\nname=distribution\nbaseurl=file://%s\ngpgcheck=0\n' "$work/distribution" >"$work/distribution.repo"
-# On a machine that knows nothing yet.
+# Runs dnf on a machine without any key or cache.
 in_dnf() {
   rm -rf "$work/machine"
   mkdir -p "$work/machine/log"
@@ -213,7 +214,7 @@ said=$(in_dnf install codex-authd) && wrong= || wrong=$said
 grep -q "^- " <<<"$(rpm --root "$work/machine" -q --changelog codex-authd 2>/dev/null)" || wrong+="no changelog"
 quiet "$wrong"
 
-begin "dnf refuses another index, one without a signature, another package, and one that is not signed"
+begin "dnf refuses a changed index, an unsigned index, a changed package, and an unsigned package"
 copy=$work/copy
 of_copy() {
   rm -rf "$copy"
@@ -238,7 +239,7 @@ wrong+=$(refused "is not signed" in_dnf install codex-authd)
 of_copy
 createrepo_c --quiet "$copy"
 sign_index
-# Signed again by hand, it is taken: it was not refused for something else.
+# Signed again, it is accepted: so the refusals had no other reason.
 said=$(in_dnf install codex-authd) || wrong+=$said
 quiet "$wrong"
 exit "$failed"

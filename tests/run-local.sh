@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make run`: a daemon in the foreground with its state in ./var, on 127.0.0.1.
+# `make run`: starts a daemon in the foreground with its state in ./var, on 127.0.0.1.
 set -euo pipefail
 binary=$(realpath "$1")
 state=$PWD/var

@@ -9,7 +9,7 @@ use std::time::Instant;
 use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::digest::Digest;
 use codex_authd::model::host::{HostId, RecentDigests};
-use codex_authd::outside::{Outside as _, System};
+use codex_authd::platform::{Clock as _, System};
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::{NewInstallToken, Registration, Telemetry, prelude::*};
 use codex_authd::seal::Sealed;

@@ -8,7 +8,7 @@ use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::digest::Digest;
 use codex_authd::model::host::HostId;
 use codex_authd::model::secret::Secret;
-use codex_authd::outside::{Outside as _, System};
+use codex_authd::platform::{Clock as _, System};
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::{NewInstallToken, Records, Registration, Telemetry, prelude::*};
 use codex_authd::service::core::boot;

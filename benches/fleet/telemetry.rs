@@ -12,7 +12,7 @@ use codex_authd::model::audit::{Actor, AuditNote};
 use codex_authd::model::auth_document::DocumentRules;
 use codex_authd::model::digest::Digest;
 use codex_authd::model::host::HostId;
-use codex_authd::outside::{Outside as _, System};
+use codex_authd::platform::{Clock as _, System};
 use codex_authd::records::{Records, Telemetry};
 use codex_authd::service::{Adapters, Areas, Parts, Policy, core::boot};
 use time::Duration;
@@ -90,7 +90,7 @@ impl Node {
             hot: hot.clone(),
             throttle: Throttle::new(limits),
             metrics: Arc::new(Metrics::new(&codex_authd::api::operations(), System.now())?),
-            outside: Arc::new(System),
+            platform: Arc::new(System),
             policy,
             secrets,
         };

@@ -20,7 +20,7 @@ use crate::model::auth_document::DocumentRules;
 use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
 use crate::model::forwarded::TrustedProxies;
-use crate::outside::Outside;
+use crate::platform::{Clock, SecureRandom};
 use crate::records::conformance::{at, noted};
 use crate::records::embedded::Embedded;
 use crate::records::{HostChange, Records};
@@ -34,11 +34,13 @@ struct Turned {
     asked: AtomicU64,
 }
 
-impl Outside for Turned {
+impl Clock for Turned {
     fn now(&self) -> OffsetDateTime {
         *self.now.lock().unwrap()
     }
+}
 
+impl SecureRandom for Turned {
     fn fill(&self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(32) {
             let asked = self.asked.fetch_add(1, Ordering::SeqCst);
@@ -48,7 +50,7 @@ impl Outside for Turned {
 }
 
 pub struct World {
-    outside: Arc<Turned>,
+    platform: Arc<Turned>,
     records: Arc<dyn Records>,
     pub areas: Arc<Areas>,
     pub listener: BoxEndpoint<'static>,
@@ -86,23 +88,23 @@ fn policy(base_url: &str) -> Policy {
 impl World {
     pub async fn new(limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let outside = Arc::new(Turned { now: Mutex::new(at(0)), asked: AtomicU64::new(0) });
+        let platform = Arc::new(Turned { now: Mutex::new(at(0)), asked: AtomicU64::new(0) });
         let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
-        let hot = Arc::new(Hot::open(&directory.path().join("hot"), &*outside).unwrap());
+        let hot = Arc::new(Hot::open(&directory.path().join("hot"), &*platform).unwrap());
         let master = directory.path().join("master.key");
-        let secrets = Arc::new(boot::unlock(&*records, &master, None, &*outside).await.unwrap());
+        let secrets = Arc::new(boot::unlock(&*records, &master, None, &*platform).await.unwrap());
         let parts = Parts {
             records: records.clone(),
             hot,
             throttle: Throttle::new(limits),
-            outside: outside.clone(),
+            platform: platform.clone(),
             policy: policy("https://auth.example.test:8443"),
             secrets,
             metrics: Arc::new(Metrics::new(&crate::api::operations(), at(0)).unwrap()),
         };
         let areas = Arc::new(Areas::start(parts, Adapters::default()).await.unwrap());
         let listener = super::hosts_listener(areas.clone(), Arc::new(TrustedProxies::new(Vec::new(), None))).boxed();
-        Self { outside, records, areas, listener, keys: Vec::new(), _directory: directory }
+        Self { platform, records, areas, listener, keys: Vec::new(), _directory: directory }
     }
 
     pub async fn add_host(&mut self, name: &str, secure: Option<bool>) {
@@ -116,7 +118,7 @@ impl World {
     }
 
     fn turn_clock(&self, by: Duration) {
-        *self.outside.now.lock().unwrap() += by;
+        *self.platform.now.lock().unwrap() += by;
     }
 
     /// One secure host and one shared host.
@@ -287,7 +289,7 @@ async fn each_answer_follows_every_change() {
     ] {
         world.turn_clock(Duration::seconds(1));
         for host in world.records.host_list().await.unwrap() {
-            world.records.host_change(host.id, &change, world.outside.now(), &noted()).await.unwrap();
+            world.records.host_change(host.id, &change, world.platform.now(), &noted()).await.unwrap();
         }
         world.areas.core.catch_up().await.unwrap();
         world.retrieves(KINDS).await;

@@ -21,7 +21,7 @@ use crate::api::{BackupRead, KeysRequest, Line, SealedKeys};
 use crate::config::Config;
 use crate::daemon::owner::as_caller;
 use crate::model::digest::Digest;
-use crate::outside::{Outside as _, System};
+use crate::platform::{Clock as _, System};
 use crate::records::copy::{Row, Table, Tally};
 use crate::service::transfer::Manifest;
 

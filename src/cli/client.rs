@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::state::{State, is_in_use};
 use crate::daemon::{DaemonError, prober, tls};
-use crate::outside::System;
+use crate::platform::System;
 use crate::service::Areas;
 
 #[derive(Debug, thiserror::Error)]
@@ -206,8 +206,8 @@ fn read<T: DeserializeOwned>(status: StatusCode, answer: &[u8]) -> Result<T, Cli
 
 /// The endpoint that a daemon with this state would serve on its control socket.
 async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + use<>, Arc<Areas>), DaemonError> {
-    let outside = Arc::new(System);
-    let state = State::open(config, outside.clone()).await?;
+    let platform = Arc::new(System);
+    let state = State::open(config, platform.clone()).await?;
     let mut bound =
         Bound { hosts: config.listen.hosts, admin: config.listen.admin, control: config.listen.control.clone() };
     // If the system chose the port, the last daemon's port is the best guess.
@@ -216,7 +216,7 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
     {
         bound = last;
     }
-    let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*outside)?;
+    let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*platform)?;
     let prober = prober::prober(config, Err("a command has no delegated cgroup".into()));
     let areas = Arc::new(state.start_areas(policy, prober, None).await?);
     areas.trust.resume_rotation().await?;

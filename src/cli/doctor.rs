@@ -11,7 +11,7 @@ use crate::api::Checks;
 use crate::config::{Config, ConfigError};
 use crate::doctor::{self, Places, Presence, Seen, View};
 use crate::model::check::Check;
-use crate::outside::System;
+use crate::platform::System;
 
 pub fn run(
     view: &View,

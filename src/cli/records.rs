@@ -13,7 +13,7 @@ use super::{CliError, print};
 use crate::config::Config;
 use crate::daemon::owner::as_caller;
 use crate::daemon::{DaemonError, state};
-use crate::outside::{Outside as _, System};
+use crate::platform::{Clock as _, System};
 use crate::records::RecordsError;
 use crate::records::copy::{Table, Tally};
 use crate::service::transfer::{FORMAT, Manifest};

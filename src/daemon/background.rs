@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::tls::Tls;
 use crate::config::Config;
-use crate::outside::Outside;
+use crate::platform::Platform;
 use crate::service::login::retention::PRUNE_PAUSE;
 use crate::service::{Areas, ServiceError};
 use crate::upstream::releases::Releases;
@@ -46,7 +46,7 @@ pub fn start(
     config: &Config,
     areas: Arc<Areas>,
     tls: Arc<Tls>,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     stopping: watch::Receiver<bool>,
 ) -> Jobs {
     let mut jobs = JoinSet::new();
@@ -71,7 +71,7 @@ pub fn start(
         async move { report_use("outbox", areas.hosts.drain_outbox().await) }
     }));
     jobs.spawn(every(RENEWAL_INTERVAL, stopping.clone(), move || {
-        let (tls, now) = (tls.clone(), outside.now());
+        let (tls, now) = (tls.clone(), platform.now());
         async move {
             if tls.is_due(now) {
                 report("certificate_renewal", tls.reload());

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::DaemonError;
 use crate::config::Config;
 use crate::model::secret::Secret;
-use crate::outside::Outside;
+use crate::platform::Platform;
 use crate::upstream::oidc::{Provider, Settings};
 
 /// Opens no connection: the provider may start after the daemon.
-pub fn provider(config: &Config, outside: Arc<dyn Outside>) -> Result<Option<Arc<Provider>>, DaemonError> {
+pub fn provider(config: &Config, platform: Arc<dyn Platform>) -> Result<Option<Arc<Provider>>, DaemonError> {
     let oidc = &config.oidc;
     if !oidc.is_configured() {
         return Ok(None);
@@ -25,6 +25,6 @@ pub fn provider(config: &Config, outside: Arc<dyn Outside>) -> Result<Option<Arc
         keys_refresh: Duration::from_secs(oidc.jwks_cache_refresh.into()),
     };
     log::info!(event = "oidc", issuer = settings.issuer.as_str(), redirect_uri = settings.redirect_uri.as_str(); "users sign in through an identity provider");
-    let provider = Provider::new(settings, outside).map_err(|error| DaemonError::Provider(error.to_string()))?;
+    let provider = Provider::new(settings, platform).map_err(|error| DaemonError::Provider(error.to_string()))?;
     Ok(Some(Arc::new(provider)))
 }

@@ -24,7 +24,7 @@ use crate::listener::{
 };
 use crate::metrics::{Connections, Listener, Metrics};
 use crate::model::forwarded::{Header, TrustedProxies};
-use crate::outside::{Outside, System};
+use crate::platform::{Platform, System};
 use crate::runner::delegation;
 use crate::service::Areas;
 
@@ -55,10 +55,10 @@ impl Running {
         if recovery.is_successor() {
             recovery::reread_stores(&config.state_dir);
         }
-        let outside: Arc<dyn Outside> = Arc::new(System);
+        let platform: Arc<dyn Platform> = Arc::new(System);
         let shares = descriptors::share_out(config);
         wait_until_free(&config.state_dir, COMMAND_WAIT_TIMEOUT).await;
-        let state = State::open(config, outside.clone()).await?;
+        let state = State::open(config, platform.clone()).await?;
         // After the lock: it removes leftovers, and another daemon's cgroups must not be removed. As root, if the
         // daemon is root: cgroups are not files of the state.
         let cgroup = as_caller(delegation::prepare);
@@ -70,7 +70,7 @@ impl Running {
             control: config.listen.control.clone(),
         };
         sockets.warn_of_others(&config.listen, recovery.is_successor());
-        let tls = Arc::new(Tls::new(config, &bound, &state.secrets, outside.clone())?);
+        let tls = Arc::new(Tls::new(config, &bound, &state.secrets, platform.clone())?);
         make_parent(&config.listen.control, &config.state_dir)?;
         let control = ControlAcceptor::bind(
             &config.listen.control,
@@ -81,7 +81,7 @@ impl Running {
         let watched = tls.clone();
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
         let prober = prober::prober(config, cgroup);
-        let provider = provider::provider(config, outside.clone())?;
+        let provider = provider::provider(config, platform.clone())?;
         let areas = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider).await?);
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone() };
         certificates.begin(&areas).await?;
@@ -126,13 +126,13 @@ impl Running {
         let acceptor = acceptor.map_err(DaemonError::Listener)?;
         watch(&state.metrics, Listener::Admin, acceptor.counters());
         let drain = acceptor.drain();
-        let dashboard = Dashboard::new(areas.clone(), outside.clone());
+        let dashboard = Dashboard::new(areas.clone(), platform.clone());
         let admin_endpoint = api::admin_listener(areas.clone(), |route| dashboard.mount(route));
         let admin_server = tokio::spawn(run(Server::new(acceptor), admin_endpoint, drain, stopping.clone()));
         let drain = control.drain();
         let control_endpoint = api::admin_over_control(areas.clone());
         let control_server = tokio::spawn(run(Server::new(control), control_endpoint, drain, stopping.clone()));
-        let mut jobs = background::start(config, areas.clone(), tls.clone(), outside, stopping.clone());
+        let mut jobs = background::start(config, areas.clone(), tls.clone(), platform, stopping.clone());
         jobs.add(certificates.follow(areas.clone(), admins, stopping));
         let servers = vec![hosts_server, admin_server, control_server];
         Ok(Self { areas, _state: state, tls, bound, sockets, stop, servers, jobs })

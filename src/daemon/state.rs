@@ -37,7 +37,7 @@ use crate::hot::throttle::{Limits, Throttle};
 use crate::hot::{self, Hot, HotError};
 use crate::metrics::{Metrics, MetricsError, Store};
 use crate::model::audit::Actor;
-use crate::outside::{Outside, System};
+use crate::platform::{Clock as _, Platform, System};
 use crate::records::embedded::Embedded;
 use crate::records::embedded::rescue::Rescue;
 use crate::records::mysql::{MySql, Options, Tls};
@@ -121,14 +121,14 @@ pub struct State {
     records: Arc<dyn Records>,
     hot: Arc<Hot>,
     throttle: Limits,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     stores: Arc<Beside>,
     _lock: Arc<StateLock>,
 }
 
 impl State {
     /// Opens the state of `config`. The first time, it is created.
-    pub async fn open(config: &Config, outside: Arc<dyn Outside>) -> Result<Self, StateError> {
+    pub async fn open(config: &Config, platform: Arc<dyn Platform>) -> Result<Self, StateError> {
         let directory = &config.state_dir;
         make_private(directory)?;
         let lock = Arc::new(StateLock::take(directory)?);
@@ -136,14 +136,14 @@ impl State {
         recovery::check_disk(directory).map_err(failed)?;
         promotion::apply(directory).map_err(failed)?;
         prepare_format(directory).await?;
-        let metrics = Arc::new(Metrics::new(&crate::api::operations(), outside.now())?);
+        let metrics = Arc::new(Metrics::new(&crate::api::operations(), platform.now())?);
         manager::status(if config.database.url.is_empty() {
             "starting: opening the records"
         } else {
             "starting: connecting to the database"
         });
         // Both at once: with many hosts, most of a start is spent here.
-        let (records_path, hot_path, for_hot) = (directory.join("records"), directory.clone(), outside.clone());
+        let (records_path, hot_path, for_hot) = (directory.join("records"), directory.clone(), platform.clone());
         let database = database(config).map(|options| MySql::new(&options)).transpose()?;
         let is_embedded = database.is_none();
         let records =
@@ -172,7 +172,7 @@ impl State {
         hot.on_flush(metrics.flush_observer(Store::Hot), metrics.flush_observer(Store::Outbox));
         let credentials = credentials::directory();
         let secrets =
-            boot::unlock_with_hot(&*records, &hot, &directory.join("master.key"), credentials.as_deref(), &*outside)
+            boot::unlock_with_hot(&*records, &hot, &directory.join("master.key"), credentials.as_deref(), &*platform)
                 .await
                 .map_err(StateError::Unlock)?;
         let limits = &config.limits;
@@ -184,7 +184,7 @@ impl State {
             auth_fail_block_seconds: limits.auth_fail_block_seconds,
         };
         let stores = Arc::new(Beside::new(config));
-        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, outside, stores, _lock: lock })
+        Ok(Self { secrets: Arc::new(secrets), records, hot, throttle, metrics, platform, stores, _lock: lock })
     }
 
     /// Whether hosts were last shown a certificate other than ours, if that is recorded. Without the records, hot state
@@ -208,7 +208,7 @@ impl State {
             hot: self.hot.clone(),
             throttle: Throttle::new(self.throttle),
             metrics: self.metrics.clone(),
-            outside: self.outside.clone(),
+            platform: self.platform.clone(),
             policy,
             secrets: self.secrets.clone(),
         };

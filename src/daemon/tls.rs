@@ -15,11 +15,11 @@ use crate::config::urls::origin_of;
 use crate::config::{AdminAccess, Config, DEFAULT_PATH, Switch};
 use crate::model::auth_document::DocumentRules;
 use crate::model::authority::AuthorityRole;
-use crate::outside::Outside;
 use crate::pki::{
     self, LiveConfig, PkiError, ServerIdentities, ServerIdentity, ServerKey, ServerName, admin_config, hosts_config,
     issue_server_certificate, names_for, server_config,
 };
+use crate::platform::Platform;
 use crate::records::AuthoritySlot;
 use crate::service::Policy;
 use crate::service::core::boot::Secrets;
@@ -32,7 +32,7 @@ pub struct Tls {
     /// Whether hosts are shown the operator's certificate.
     shows_operators: AtomicBool,
     secrets: Arc<Secrets>,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     hosts: LiveConfig,
     admin: LiveConfig,
     in_force: Mutex<InForce>,
@@ -75,15 +75,15 @@ impl Tls {
         config: &Config,
         bound: &Bound,
         secrets: &Arc<Secrets>,
-        outside: Arc<dyn Outside>,
+        platform: Arc<dyn Platform>,
     ) -> Result<Self, PkiError> {
         let listeners = Listeners::of(config, bound)?;
-        let made = make(&listeners, false, secrets, &*outside)?;
+        let made = make(&listeners, false, secrets, &*platform)?;
         Ok(Self {
             listeners,
             shows_operators: AtomicBool::new(false),
             secrets: secrets.clone(),
-            outside,
+            platform,
             hosts: LiveConfig::new(made.hosts),
             admin: LiveConfig::new(made.admin),
             in_force: Mutex::new(made.in_force),
@@ -102,7 +102,7 @@ impl Tls {
     pub fn reload(&self) -> Result<(), PkiError> {
         // One reload at a time, so that the latest decision is in force last.
         let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = make(&self.listeners, self.shows_operators(), &self.secrets, &*self.outside)?;
+        let made = make(&self.listeners, self.shows_operators(), &self.secrets, &*self.platform)?;
         self.hosts.swap(made.hosts);
         self.admin.swap(made.admin);
         *in_force = made.in_force;
@@ -175,11 +175,11 @@ pub fn offline_policy(
     bound: &Bound,
     secrets: &Secrets,
     is_switched: Option<bool>,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
 ) -> Result<Policy, PkiError> {
     let is_operators = matches!(host_certificate(config), HostCertificate::Operators { .. });
     let shows_operators = is_operators && is_switched.unwrap_or(true);
-    let pin = make(&Listeners::of(config, bound)?, shows_operators, secrets, outside)?.in_force.pin;
+    let pin = make(&Listeners::of(config, bound)?, shows_operators, secrets, platform)?.in_force.pin;
     Ok(policy(config, bound, secrets, config.listen.hosts_tls.then_some(pin)))
 }
 
@@ -291,15 +291,15 @@ fn make(
     Listeners { own, access, names, public }: &Listeners,
     shows_operators: bool,
     secrets: &Secrets,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
 ) -> Result<Made, PkiError> {
-    let now = outside.now();
+    let now = platform.now();
     let key = ServerKey::from_pkcs8(&secrets.server_key)?;
     let authorities = secrets.authorities.load();
     let authority =
         authorities.in_slot(AuthorityRole::Server, AuthoritySlot::Active).ok_or(PkiError::AuthorityMismatch)?;
     let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let certificate = issue_server_certificate(&authority.key, &key, &names, now, outside)?;
+    let certificate = issue_server_certificate(&authority.key, &key, &names, now, platform)?;
     // Hosts that trust only the previous authority are shown the cross certificate to the new one.
     let cross = authority.cross_certificate_pem.as_deref();
     let ours = ServerIdentity::issued_across(&certificate, cross, &key)?;
@@ -324,14 +324,14 @@ fn make(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outside::System;
+    use crate::platform::{Clock, SecureRandom, System};
     use crate::records::embedded::Embedded;
     use crate::service::core::boot;
 
     /// The system's outside, except for the date, which the test sets.
-    struct Clock(Mutex<OffsetDateTime>);
+    struct TestClock(Mutex<OffsetDateTime>);
 
-    async fn tls_at(clock: &Arc<Clock>, directory: &std::path::Path) -> Tls {
+    async fn tls_at(clock: &Arc<TestClock>, directory: &std::path::Path) -> Tls {
         let records = Embedded::open(&directory.join("records")).unwrap();
         let secrets = boot::unlock(&records, &directory.join("master.key"), None, &**clock).await.unwrap();
         let config = Config::default();
@@ -343,7 +343,7 @@ mod tests {
     async fn a_certificate_of_a_clock_that_ran_ahead_is_issued_anew_once_it_is_set_back() {
         let directory = tempfile::tempdir().unwrap();
         let right = System.now();
-        let clock = Arc::new(Clock(Mutex::new(right)));
+        let clock = Arc::new(TestClock(Mutex::new(right)));
         let tls = tls_at(&clock, directory.path()).await;
         *clock.0.lock().unwrap() = right + time::Duration::days(100);
         assert!(tls.is_due(clock.now()));
@@ -356,11 +356,13 @@ mod tests {
         }
     }
 
-    impl Outside for Clock {
+    impl Clock for TestClock {
         fn now(&self) -> OffsetDateTime {
             *self.0.lock().unwrap()
         }
+    }
 
+    impl SecureRandom for TestClock {
         fn fill(&self, buffer: &mut [u8]) {
             System.fill(buffer);
         }
@@ -370,7 +372,7 @@ mod tests {
     async fn the_certificate_is_renewed_at_two_thirds_of_its_life_over_the_same_key() {
         let directory = tempfile::tempdir().unwrap();
         let records = Embedded::open(&directory.path().join("records")).unwrap();
-        let clock = Arc::new(Clock(Mutex::new(System.now())));
+        let clock = Arc::new(TestClock(Mutex::new(System.now())));
         let master_key = directory.path().join("master.key");
         let secrets = Arc::new(boot::unlock(&records, &master_key, None, &*clock).await.unwrap());
         let config = Config::default();

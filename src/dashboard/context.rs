@@ -59,7 +59,7 @@ impl PageContext {
 
     /// Keeps `value` for this caller. Returns the id for `take`.
     pub(super) fn keep<T>(&self, store: impl Fn(&Dashboard) -> &FlashStore<T>, value: T) -> String {
-        store(&self.dashboard).put(&self.principal, value, &*self.dashboard.outside)
+        store(&self.dashboard).put(&self.principal, value, &*self.dashboard.platform)
     }
 
     pub(super) fn take<T>(&self, store: impl Fn(&Dashboard) -> &FlashStore<T>, id: &str) -> Option<T> {

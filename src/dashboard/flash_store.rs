@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::api::guards::Principal;
 use crate::model::digest::Digest;
-use crate::outside::{Outside, random};
+use crate::platform::{Platform, random};
 
 const LIFETIME: Duration = Duration::minutes(5);
 const MAX_ENTRIES: usize = 256;
@@ -30,9 +30,9 @@ impl<T> FlashStore<T> {
     }
 
     /// Keeps `value` for `principal`. Returns the id for `take`.
-    pub fn put(&self, principal: &Principal, value: T, outside: &dyn Outside) -> String {
-        let id = hex::encode(random::<16>(outside));
-        let now = outside.now();
+    pub fn put(&self, principal: &Principal, value: T, platform: &dyn Platform) -> String {
+        let id = hex::encode(random::<16>(platform));
+        let now = platform.now();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|_, entry| now < entry.until);
         if entries.len() >= MAX_ENTRIES
@@ -65,16 +65,18 @@ mod tests {
     use super::*;
     use crate::model::audit::Actor;
     use crate::model::people::Role;
-    use crate::outside::System;
+    use crate::platform::{Clock, SecureRandom, System};
     use crate::service::Initiator;
 
     struct At(OffsetDateTime);
 
-    impl Outside for At {
+    impl Clock for At {
         fn now(&self) -> OffsetDateTime {
             self.0
         }
+    }
 
+    impl SecureRandom for At {
         fn fill(&self, buffer: &mut [u8]) {
             System.fill(buffer);
         }

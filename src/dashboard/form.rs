@@ -18,7 +18,7 @@ use super::context::{PageContext, PageError};
 use crate::api::bodies::{MAX_BODY, MAX_STRANGERS_BODY, bound_of};
 use crate::api::errors::Failure;
 use crate::api::guards::Principal;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 use crate::service::ServiceError;
 
 /// The field of every form that holds the token.
@@ -32,8 +32,8 @@ const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 pub struct Tokens(hmac::Key);
 
 impl Tokens {
-    pub fn new(outside: &dyn Outside) -> Self {
-        let key = Zeroizing::new(random::<32>(outside));
+    pub fn new(rng: &dyn SecureRandom) -> Self {
+        let key = Zeroizing::new(random::<32>(rng));
         Self(hmac::Key::new(hmac::HMAC_SHA256, &*key))
     }
 

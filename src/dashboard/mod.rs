@@ -37,7 +37,7 @@ use crate::api::errors;
 use crate::api::guards::Principal;
 use crate::config::AdminAccess;
 use crate::model::people::Role;
-use crate::outside::Outside;
+use crate::platform::Platform;
 use crate::service::Areas;
 
 use context::{PageContext, PageError};
@@ -45,7 +45,7 @@ use context::{PageContext, PageError};
 /// The state that all pages share.
 pub struct Dashboard {
     areas: Arc<Areas>,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     tokens: form::Tokens,
     flashes: flash_store::FlashStore<String>,
     installers: flash_store::FlashStore<new_host::ShownInstaller>,
@@ -54,15 +54,15 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    pub fn new(areas: Arc<Areas>, outside: Arc<dyn Outside>) -> Arc<Self> {
+    pub fn new(areas: Arc<Areas>, platform: Arc<dyn Platform>) -> Arc<Self> {
         Arc::new(Self {
-            tokens: form::Tokens::new(&*outside),
+            tokens: form::Tokens::new(&*platform),
             flashes: flash_store::FlashStore::new(),
             installers: flash_store::FlashStore::new(),
             renewed: flash_store::FlashStore::new(),
             downloads: flash_store::FlashStore::new(),
             areas,
-            outside,
+            platform,
         })
     }
 
@@ -122,7 +122,7 @@ impl Dashboard {
     }
 
     fn now(&self) -> OffsetDateTime {
-        self.outside.now()
+        self.platform.now()
     }
 }
 

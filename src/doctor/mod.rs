@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::owner::OwnerIdentity;
 use crate::model::check::Check;
-use crate::outside::Outside;
+use crate::platform::Clock;
 
 pub use credentials::Places;
 pub use installation::{Holder, StateFound};
@@ -84,7 +84,7 @@ pub fn presence(config: &Config, view: &View, places: &Places) -> Presence {
 }
 
 /// `file`: the configuration file. Call it with the caller's rights, while the process has one thread.
-pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, outside: &dyn Outside) -> Seen {
+pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, clock: &dyn Clock) -> Seen {
     let mut presence = presence(config, view, places);
     let mut checks = view.checks();
     checks.push(installation::configuration(file, config, identity(config, view).as_ref()));
@@ -95,7 +95,7 @@ pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, 
     checks.extend(presence.state.checks(is_running || is_starting || failed_starts > 0));
     checks.extend(installation::set_aside(&config.state_dir));
     checks.extend(installation::disk(&config.state_dir));
-    checks.extend(installation::newest_file(&config.state_dir, outside.now()));
+    checks.extend(installation::newest_file(&config.state_dir, clock.now()));
     checks.push(installation::time_service(Path::new("/run/systemd/timesync")));
     let sockets = view.unit().and_then(|unit| unit.sockets);
     let port = |name, configured, at: usize| Port { name, configured, socket: sockets.map(|sockets| sockets[at]) };
@@ -141,7 +141,7 @@ fn is_listening(path: &Path) -> bool {
 }
 
 /// Makes the checks that need the network.
-pub async fn examine(config: &Config, seen: &Seen, outside: &dyn Outside) -> Vec<Check> {
+pub async fn examine(config: &Config, seen: &Seen, clock: &dyn Clock) -> Vec<Check> {
     let Seen { bound, ports: [hosts, admin], .. } = seen;
     let answers = async {
         match bound {
@@ -154,9 +154,9 @@ pub async fn examine(config: &Config, seen: &Seen, outside: &dyn Outside) -> Vec
     };
     let (mut checks, certificate, public, upstream) = tokio::join!(
         answers,
-        served::certificate(config, bound.as_ref(), outside),
-        served::public(config, outside),
-        reach::upstream(config, outside),
+        served::certificate(config, bound.as_ref(), clock),
+        served::public(config, clock),
+        reach::upstream(config, clock),
     );
     checks.extend(certificate);
     checks.extend(public);

@@ -10,14 +10,14 @@ use time::format_description::well_known::Rfc2822;
 use crate::config::Config;
 use crate::model::check::{Check, Verdict};
 use crate::model::checkup;
-use crate::outside::Outside;
+use crate::platform::Clock;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks each external address that the daemon and its probes use. The clock is compared with the first answer that
 /// has a date.
-pub async fn upstream(config: &Config, outside: &dyn Outside) -> Vec<Check> {
+pub async fn upstream(config: &Config, clock: &dyn Clock) -> Vec<Check> {
     let issuer = config
         .oidc
         .is_configured()
@@ -36,7 +36,7 @@ pub async fn upstream(config: &Config, outside: &dyn Outside) -> Vec<Check> {
     let asked = [token, releases, provider];
     let date = asked.iter().flatten().find_map(|(_, date)| *date);
     let mut checks: Vec<Check> = asked.into_iter().flatten().map(|(check, _)| check).collect();
-    checks.extend(date.map(|date| checkup::clock_and_other("upstream clock", outside.now(), date, "upstream")));
+    checks.extend(date.map(|date| checkup::clock_and_other("upstream clock", clock.now(), date, "upstream")));
     checks
 }
 
@@ -126,7 +126,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::outside::System;
+    use crate::platform::System;
 
     async fn asked(url: &str) -> (Check, Option<OffsetDateTime>) {
         crate::pki::tls::install_default_provider();

@@ -12,8 +12,8 @@ use crate::daemon::listen_file::Bound;
 use crate::daemon::owner::as_caller;
 use crate::model::check::Check;
 use crate::model::checkup;
-use crate::outside::Outside;
 use crate::pki::{ServerIdentity, ServerName, Shown};
+use crate::platform::Clock;
 
 const CERTIFICATE: &str = "certificate";
 const PUBLIC: &str = "public_base_url";
@@ -25,8 +25,8 @@ const EXPIRY_WARNING: Duration = Duration::days(21);
 const RENEWAL_OVERDUE: Duration = Duration::days(25);
 
 /// Checks how long the certificate of the hosts' listener is valid. If no daemon runs, it checks the configured file.
-pub async fn certificate(config: &Config, bound: Option<&Bound>, outside: &dyn Outside) -> Vec<Check> {
-    let now = outside.now();
+pub async fn certificate(config: &Config, bound: Option<&Bound>, clock: &dyn Clock) -> Vec<Check> {
+    let now = clock.now();
     let mut checks = Vec::new();
     let mut own_ends = None;
     let renew = "install a new one at tls.certificate and tls.private_key, then systemctl reload codex-authd";
@@ -111,7 +111,7 @@ async fn shown_here(config: &Config, address: SocketAddr) -> Result<Shown, Strin
 }
 
 /// Checks whether the address that is baked into wrappers is reachable, as seen from this machine.
-pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
+pub async fn public(config: &Config, clock: &dyn Clock) -> Option<Check> {
     let base = config.public_base_url.as_str();
     if base.is_empty() {
         return Some(Check::weak(
@@ -143,7 +143,7 @@ pub async fn public(config: &Config, outside: &dyn Outside) -> Option<Check> {
             format!("the server at {host}:{port} has a certificate that is not for {host}"),
             "systemctl restart codex-authd (its own certificate then gets the name), or use a certificate with the name",
         ),
-        Ok((shown, _)) if shown.not_after <= outside.now() => Check::missing(
+        Ok((shown, _)) if shown.not_after <= clock.now() => Check::missing(
             PUBLIC,
             format!("the server at {host}:{port} has an expired certificate"),
             "renew that certificate",

@@ -9,7 +9,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Limit for the message of a panic, counted in characters.
-const MAX_MESSAGE_BYTES: usize = 300;
+const MAX_MESSAGE_CHARACTERS: usize = 300;
 
 thread_local! {
     /// How many calls of this thread are inside [`caught`].
@@ -50,7 +50,8 @@ fn said(panic: &PanicHookInfo<'_>) -> String {
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_BYTES).collect();
+    let text: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARACTERS).collect();
     match panic.location() {
         Some(at) => format!("{text} ({}:{})", at.file().rsplit('/').next().unwrap_or_default(), at.line()),
         None => text,

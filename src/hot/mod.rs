@@ -44,7 +44,7 @@ use uuid::Uuid;
 use crate::durable::{DurableError, Staged, Store};
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
-use crate::outside::Outside;
+use crate::platform::{Platform, SecureRandom};
 use crate::records::{CanonicalVersion, Changes, Epoch, Host, InstallToken, Settings, StoreFailure, Telemetry};
 
 use cache_store::{CacheStore, Change};
@@ -93,11 +93,11 @@ pub const OUTBOX: &str = "outbox";
 
 impl Hot {
     /// Opens hot state in `state_dir`; creates what is missing. A damaged cache is set aside, and the new one is empty.
-    pub fn open(state_dir: &Path, outside: &dyn Outside) -> Result<Self> {
+    pub fn open(state_dir: &Path, platform: &dyn Platform) -> Result<Self> {
         let outbox = Store::durable(&state_dir.join(OUTBOX), OUTBOX)?;
         let (directory, boot) = (state_dir.join(CACHE), trust::boot());
-        let (cache, set_aside) = opening::open(&directory, &outbox, boot.as_deref(), outside.now())?;
-        let mut hot = Self::on(cache, outbox, directory, outside)?;
+        let (cache, set_aside) = opening::open(&directory, &outbox, boot.as_deref(), platform.now())?;
+        let mut hot = Self::on(cache, outbox, directory, platform)?;
         hot.set_aside = set_aside;
         hot.closing.boot = boot;
         Ok(hot)
@@ -108,15 +108,15 @@ impl Hot {
     pub(crate) fn on_failing_disk(
         state_dir: &Path,
         failing: Arc<std::sync::atomic::AtomicBool>,
-        outside: &dyn Outside,
+        rng: &dyn SecureRandom,
     ) -> Result<Self> {
         let directory = state_dir.join(CACHE);
         let cache = CacheStore::new(Store::durable_on_failing_disk(&directory, CACHE, failing)?);
-        Self::on(cache, Store::durable(&state_dir.join(OUTBOX), OUTBOX)?, directory, outside)
+        Self::on(cache, Store::durable(&state_dir.join(OUTBOX), OUTBOX)?, directory, rng)
     }
 
-    fn on(cache: CacheStore, outbox: Store, directory: PathBuf, outside: &dyn Outside) -> Result<Self> {
-        let node = outbox::node(&outbox, outside)?;
+    fn on(cache: CacheStore, outbox: Store, directory: PathBuf, rng: &dyn SecureRandom) -> Result<Self> {
+        let node = outbox::node(&outbox, rng)?;
         states::count_if_missing(&cache)?;
         let canonical = cache.get(CANONICAL)?;
         let settings: Option<Settings> = cache.get(SETTINGS)?;

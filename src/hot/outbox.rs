@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Change, Hot, HotError, Result, decode, get, get_staged, hosts, put};
 use crate::durable::Store;
 use crate::model::host::HostActivity;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 use crate::records::Telemetry;
 
 pub(super) const BATCH: &[u8] = b"outbox/";
@@ -160,11 +160,11 @@ fn count(change: &mut Change<'_, '_>, telemetry: &Telemetry) -> Result<()> {
 }
 
 /// The node's id; creates it if there is none. No batch is sent under it before it is safe: see [`Hot::outbox_next`].
-pub(super) fn node(outbox: &Store, outside: &dyn Outside) -> Result<Uuid> {
+pub(super) fn node(outbox: &Store, rng: &dyn SecureRandom) -> Result<Uuid> {
     if let Some(node) = get(outbox, NODE)? {
         return Ok(node);
     }
-    let node = uuid::Builder::from_random_bytes(random(outside)).into_uuid();
+    let node = uuid::Builder::from_random_bytes(random(rng)).into_uuid();
     outbox.write(|staged| put(staged, NODE, &node))?;
     Ok(node)
 }

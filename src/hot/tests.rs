@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::outside::System;
+use crate::platform::System;
 use crate::records::conformance::{
     self, at, fqdn, ip, kill_switch, new_canonical, noted, registration, replaced, sealed, seen, token,
 };

@@ -26,12 +26,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::{Limits, PlainAcceptor, Server, TlsAcceptor, client_fingerprint, control_peer};
 use crate::model::authority::AuthorityRole;
-use crate::outside::{Outside as _, System};
 use crate::pki::tls::provider;
 use crate::pki::{
     AuthorityKey, ClientCertificate, LiveConfig, ServerIdentity, ServerKey, ServerName, admin_config, authority,
     issue_client_certificate, issue_server_certificate, server_config, server_key, spki_pin,
 };
+use crate::platform::{Clock as _, System};
 
 /// Only a broken test takes this long.
 const BOUND: Duration = Duration::from_secs(30);

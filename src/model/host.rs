@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use crate::model::digest::Digest;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// A host's id: random, never 0, 53 bits so that every JSON reader keeps it exact. The daemon makes it, not the
 /// database, so a retried insert is harmless.
@@ -18,8 +18,8 @@ use crate::outside::{Outside, random};
 pub struct HostId(pub u64);
 
 impl HostId {
-    pub fn new(outside: &dyn Outside) -> Self {
-        Self((u64::from_be_bytes(random(outside)) >> 11).max(1))
+    pub fn new(rng: &dyn SecureRandom) -> Self {
+        Self((u64::from_be_bytes(random(rng)) >> 11).max(1))
     }
 }
 

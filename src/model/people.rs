@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// A user's id: random, never 0, 53 bits so that every JSON reader keeps it exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -13,8 +13,8 @@ use crate::outside::{Outside, random};
 pub struct UserId(pub u64);
 
 impl UserId {
-    pub fn new(outside: &dyn Outside) -> Self {
-        Self((u64::from_be_bytes(random(outside)) >> 11).max(1))
+    pub fn new(rng: &dyn SecureRandom) -> Self {
+        Self((u64::from_be_bytes(random(rng)) >> 11).max(1))
     }
 }
 

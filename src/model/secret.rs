@@ -5,7 +5,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use crate::model::digest::Digest;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// A secret in plain text. `Debug` shows `***`; there is no `Display` and no `Serialize`.
 #[derive(Clone)]
@@ -26,13 +26,13 @@ impl Secret {
     }
 
     /// A fresh API key: 256 random bits as 64 hex digits.
-    pub fn new_api_key(outside: &dyn Outside) -> Self {
-        Self::new(hex::encode(Zeroizing::new(random::<32>(outside))))
+    pub fn new_api_key(rng: &dyn SecureRandom) -> Self {
+        Self::new(hex::encode(Zeroizing::new(random::<32>(rng))))
     }
 
     /// A fresh installer token, in the form of a version 4 UUID (122 random bits).
-    pub fn new_install_token(outside: &dyn Outside) -> Self {
-        Self::new(uuid::Builder::from_random_bytes(random(outside)).into_uuid().to_string())
+    pub fn new_install_token(rng: &dyn SecureRandom) -> Self {
+        Self::new(uuid::Builder::from_random_bytes(random(rng)).into_uuid().to_string())
     }
 }
 

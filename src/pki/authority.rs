@@ -12,7 +12,7 @@ use super::key::EcKey;
 use super::leaf::{Validity, new_serial, params, parse, read_pem};
 use super::{PkiError, Result};
 use crate::model::authority::AuthorityRole;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 const AUTHORITY_LIFETIME: Duration = Duration::days(3653);
 
@@ -25,8 +25,8 @@ pub struct NewAuthority {
     pub private_key: Zeroizing<Vec<u8>>,
 }
 
-pub fn create(role: AuthorityRole, now: OffsetDateTime, outside: &dyn Outside) -> Result<NewAuthority> {
-    let id = uuid::Builder::from_random_bytes(random(outside)).into_uuid();
+pub fn create(role: AuthorityRole, now: OffsetDateTime, rng: &dyn SecureRandom) -> Result<NewAuthority> {
+    let id = uuid::Builder::from_random_bytes(random(rng)).into_uuid();
     let key = EcKey::generate()?;
     let kind = match role {
         AuthorityRole::Server => "server",
@@ -35,7 +35,7 @@ pub fn create(role: AuthorityRole, now: OffsetDateTime, outside: &dyn Outside) -
     // The id's first group tells an old authority from a new one in a browser's or a keychain's list.
     let short = &id.simple().to_string()[..8];
     let name = format!("codex-authd {kind} CA {short}");
-    let mut params = params(&name, Validity::new(now, AUTHORITY_LIFETIME), new_serial(outside));
+    let mut params = params(&name, Validity::new(now, AUTHORITY_LIFETIME), new_serial(rng));
     // A server authority may certify its successor.
     let below = match role {
         AuthorityRole::Server => 1,
@@ -54,7 +54,7 @@ pub fn cross_certify(
     active: &AuthorityKey,
     made: &NewAuthority,
     now: OffsetDateTime,
-    outside: &dyn Outside,
+    rng: &dyn SecureRandom,
 ) -> Result<Option<String>> {
     const WHAT: &str = "authority's certificate";
     let may_certify = parse(WHAT, &active.certificate)?
@@ -70,7 +70,7 @@ pub fn cross_certify(
         parse(WHAT, &der)?.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(String::from);
     let name = name.ok_or_else(|| PkiError::BadCertificate { what: WHAT, reason: "it has no name".into() })?;
     let validity = Validity::new(now, AUTHORITY_LIFETIME).within(active.not_after, now)?;
-    let mut params = params(&name, validity, new_serial(outside));
+    let mut params = params(&name, validity, new_serial(rng));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = EcKey::from_pkcs8("authority's key", &made.private_key)?;
@@ -134,7 +134,7 @@ mod tests {
     use x509_parser::extensions::ParsedExtension;
 
     use super::*;
-    use crate::outside::System;
+    use crate::platform::System;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00.5 UTC);
 

@@ -10,7 +10,7 @@ use super::leaf::{Validity, new_serial, params};
 use super::{PkiError, Result};
 use crate::model::digest::Digest;
 use crate::model::secret::Secret;
-use crate::outside::Outside;
+use crate::platform::SecureRandom;
 
 const MAX_DAYS: u32 = 3650;
 
@@ -36,7 +36,7 @@ pub fn issue_client_certificate(
     name: &str,
     days: u32,
     now: OffsetDateTime,
-    outside: &dyn Outside,
+    rng: &dyn SecureRandom,
 ) -> Result<ClientCertificate> {
     if !is_printable_name(name) {
         return Err(PkiError::BadName);
@@ -45,7 +45,7 @@ pub fn issue_client_certificate(
         return Err(PkiError::BadLifetime { days, max: MAX_DAYS });
     }
     let validity = Validity::new(now, Duration::days(days.into())).within(ca.not_after(), now)?;
-    let serial = new_serial(outside);
+    let serial = new_serial(rng);
     let key = EcKey::generate()?;
     let mut params = params(name, validity, serial);
     params.is_ca = IsCa::ExplicitNoCa;
@@ -82,8 +82,8 @@ mod tests {
     use super::super::leaf::parse;
     use super::*;
     use crate::model::authority::AuthorityRole;
-    use crate::outside::System;
     use crate::pki::authority;
+    use crate::platform::System;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00 UTC);
 

@@ -146,11 +146,11 @@ mod tests {
 
     use super::*;
     use crate::model::authority::AuthorityRole;
-    use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::key::EcKey;
     use crate::pki::names::ServerName;
     use crate::pki::server::{self, issue_server_certificate, spki_pin};
+    use crate::platform::{Clock as _, System};
 
     struct Files {
         directory: tempfile::TempDir,

@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{PkiError, Result};
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// A certificate is valid from this long before it is made, because the clocks of hosts and browsers may be behind
 /// ours.
@@ -53,8 +53,8 @@ pub(super) fn params(common_name: &str, validity: Validity, serial: [u8; 16]) ->
 }
 
 /// 128 bits, of which the first two are fixed: never negative, never shorter than 16 bytes.
-pub(super) fn new_serial(outside: &dyn Outside) -> [u8; 16] {
-    let mut serial: [u8; 16] = random(outside);
+pub(super) fn new_serial(rng: &dyn SecureRandom) -> [u8; 16] {
+    let mut serial: [u8; 16] = random(rng);
     serial[0] = serial[0] & 0x3f | 0x40;
     serial
 }

@@ -61,9 +61,9 @@ mod tests {
 
     use super::*;
     use crate::model::authority::AuthorityRole;
-    use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::client::issue_client_certificate;
+    use crate::platform::{Clock as _, System};
 
     fn issued(name: &str) -> (AuthorityKey, ClientCertificate) {
         let made = authority::create(AuthorityRole::Client, System.now(), &System).unwrap();

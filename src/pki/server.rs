@@ -16,7 +16,7 @@ use super::leaf::{Validity, new_serial, params, parse, read_pem};
 use super::names::ServerName;
 use super::{PkiError, Result};
 use crate::model::digest::Digest;
-use crate::outside::Outside;
+use crate::platform::SecureRandom;
 
 const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::days(90);
 
@@ -66,13 +66,13 @@ pub fn issue_server_certificate(
     key: &ServerKey,
     names: &[ServerName],
     now: OffsetDateTime,
-    outside: &dyn Outside,
+    rng: &dyn SecureRandom,
 ) -> Result<ServerCertificate> {
     let first = names.first().ok_or(PkiError::NoNames)?;
     let validity = Validity::new(now, SERVER_CERTIFICATE_LIFETIME).within(ca.not_after(), now)?;
     // The common name is for people (clients read the alternative names) and holds 64 characters at most.
     let common_name: String = first.to_string().chars().take(64).collect();
-    let mut params = params(&common_name, validity, new_serial(outside));
+    let mut params = params(&common_name, validity, new_serial(rng));
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -121,8 +121,8 @@ mod tests {
 
     use super::*;
     use crate::model::authority::AuthorityRole;
-    use crate::outside::System;
     use crate::pki::authority;
+    use crate::platform::System;
 
     const NOW: OffsetDateTime = datetime!(2026-11-21 12:00:00 UTC);
 

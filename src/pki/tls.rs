@@ -150,10 +150,10 @@ fn alpn() -> Vec<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::model::authority::AuthorityRole;
-    use crate::outside::{Outside as _, System};
     use crate::pki::authority::{self, AuthorityKey};
     use crate::pki::names::ServerName;
     use crate::pki::server::{self, issue_server_certificate};
+    use crate::platform::{Clock as _, System};
 
     fn identity() -> ServerIdentity {
         identity_for(&["localhost"])

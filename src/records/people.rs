@@ -15,7 +15,7 @@ use super::{Host, Records, RecordsError, Result};
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::digest::Digest;
 use crate::model::people::{Email, Role, UserId};
-use crate::outside::{Outside as _, System};
+use crate::platform::{Clock as _, System};
 
 #[async_trait]
 pub trait PeopleRecords: Send + Sync {

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::{Result, SealError};
 use crate::config::credentials;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// The name within systemd's credentials directory.
 const CREDENTIAL: &str = "master.key";
@@ -33,12 +33,12 @@ impl MasterKey {
     /// second part is true if the key is new.
     ///
     /// A new master key cannot open data keys that the records hold already: in that case call [`MasterKey::load`].
-    pub fn load_or_create(path: &Path, credential_dir: Option<&Path>, outside: &dyn Outside) -> Result<(Self, bool)> {
+    pub fn load_or_create(path: &Path, credential_dir: Option<&Path>, rng: &dyn SecureRandom) -> Result<(Self, bool)> {
         for _ in 0..ROUNDS {
             if let Some(key) = Self::load(path, credential_dir)? {
                 return Ok((key, false));
             }
-            if let Some(key) = create(path, outside)? {
+            if let Some(key) = create(path, rng)? {
                 return Ok((key, true));
             }
         }
@@ -145,10 +145,10 @@ fn parse(bytes: &[u8]) -> Option<MasterKey> {
 }
 
 /// `None`: another process was first.
-fn create(path: &Path, outside: &dyn Outside) -> Result<Option<MasterKey>> {
-    let key = MasterKey(Zeroizing::new(random(outside)));
+fn create(path: &Path, rng: &dyn SecureRandom) -> Result<Option<MasterKey>> {
+    let key = MasterKey(Zeroizing::new(random(rng)));
     let (directory, prefix) = temporary_names(path);
-    let temporary = directory.join(format!("{prefix}{}{TEMPORARY}", hex::encode(random::<8>(outside))));
+    let temporary = directory.join(format!("{prefix}{}{TEMPORARY}", hex::encode(random::<8>(rng))));
 
     let written = write_temporary(&temporary, &key);
     let linked = written.and_then(|()| fs::hard_link(&temporary, path));

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::{Result, SealError};
 use crate::model::digest::Digest;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 const FORMAT: &str = "codex-authd sealed under a passphrase, ";
 const VERSION: &str = "1";
@@ -65,8 +65,8 @@ impl Work {
 }
 
 /// Takes some tenths of a second and 64 MiB. `beside`: the digest of what the text belongs to.
-pub fn seal_under(passphrase: &str, beside: &Digest, plain: &[u8], outside: &dyn Outside) -> Result<String> {
-    let (salt, nonce): ([u8; SALT], [u8; NONCE]) = (random(outside), random(outside));
+pub fn seal_under(passphrase: &str, beside: &Digest, plain: &[u8], rng: &dyn SecureRandom) -> Result<String> {
+    let (salt, nonce): ([u8; SALT], [u8; NONCE]) = (random(rng), random(rng));
     let Work { memory_kib, passes, lanes } = TODAY;
     let head = format!(
         "{FORMAT}{VERSION}\nargon2id memory_kib={memory_kib} passes={passes} lanes={lanes} salt={}\n\
@@ -159,7 +159,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::outside::System;
+    use crate::platform::System;
 
     const PASSPHRASE: &str = "correct horse battery staple";
 

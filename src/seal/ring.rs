@@ -12,7 +12,7 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
 use super::{KeyId, MasterKey, Place, Result, SealError, Sealed, secretbox};
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 /// A value sealed with a data key.
 const VALUE: u8 = 1;
@@ -55,12 +55,12 @@ impl KeyRing {
     }
 
     /// A new data key, sealed for its record at `sealing_keys/key/<id>`.
-    pub fn new_key(master: &MasterKey, id: KeyId, outside: &dyn Outside) -> Result<Sealed> {
+    pub fn new_key(master: &MasterKey, id: KeyId, rng: &dyn SecureRandom) -> Result<Sealed> {
         if id == KeyId::SECRETBOX {
             return Err(SealError::ReservedKeyId);
         }
-        let key = Zeroizing::new(random::<32>(outside));
-        seal_with(master.bytes(), DATA_KEY, id, &data_key_place(id), key.as_slice(), outside)
+        let key = Zeroizing::new(random::<32>(rng));
+        seal_with(master.bytes(), DATA_KEY, id, &data_key_place(id), key.as_slice(), rng)
     }
 
     /// Adds the key for values in the secretbox form. That form is not bound to a place: while a ring has this key, an
@@ -74,15 +74,15 @@ impl KeyRing {
         self.active
     }
 
-    pub fn seal(&self, place: &Place, plain: &[u8], outside: &dyn Outside) -> Result<Sealed> {
+    pub fn seal(&self, place: &Place, plain: &[u8], rng: &dyn SecureRandom) -> Result<Sealed> {
         let key = self.keys.get(&self.active).ok_or(SealError::NoKeys)?;
-        seal_with(key, VALUE, self.active, place, plain, outside)
+        seal_with(key, VALUE, self.active, place, plain, rng)
     }
 
     /// Seals in the secretbox form, for a database that the former service reads as well.
-    pub fn seal_as_secretbox(&self, place: &Place, plain: &[u8], outside: &dyn Outside) -> Result<Sealed> {
+    pub fn seal_as_secretbox(&self, place: &Place, plain: &[u8], rng: &dyn SecureRandom) -> Result<Sealed> {
         let key = self.secretbox_key.as_ref().ok_or_else(|| SealError::NoSecretboxKey { place: place.clone() })?;
-        Ok(Sealed::from_bytes(secretbox::seal(key, plain, outside)?.into_bytes()))
+        Ok(Sealed::from_bytes(secretbox::seal(key, plain, rng)?.into_bytes()))
     }
 
     pub fn open(&self, place: &Place, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>> {
@@ -132,9 +132,9 @@ fn seal_with(
     id: KeyId,
     place: &Place,
     plain: &[u8],
-    outside: &dyn Outside,
+    rng: &dyn SecureRandom,
 ) -> Result<Sealed> {
-    let nonce: [u8; NONCE] = random(outside);
+    let nonce: [u8; NONCE] = random(rng);
     let aad = associated_data(format, id, place);
     let ciphertext = XChaCha20Poly1305::new(key.into())
         .encrypt(XNonce::from_slice(&nonce), Payload { msg: plain, aad: &aad })

@@ -7,7 +7,7 @@ use xsalsa20poly1305::{KeyInit, Nonce, XSalsa20Poly1305};
 use zeroize::Zeroizing;
 
 use super::{Result, SealError};
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 
 pub const PREFIX: &str = "sbox:v1:";
 const NONCE: usize = 24;
@@ -22,8 +22,8 @@ pub fn open(key: &[u8; 32], text: &str) -> Result<Zeroizing<Vec<u8>>> {
         .map_err(|_| SealError::Malformed("it was altered, or sealed with another key"))
 }
 
-pub fn seal(key: &[u8; 32], plain: &[u8], outside: &dyn Outside) -> Result<String> {
-    let nonce: [u8; NONCE] = random(outside);
+pub fn seal(key: &[u8; 32], plain: &[u8], rng: &dyn SecureRandom) -> Result<String> {
+    let nonce: [u8; NONCE] = random(rng);
     let sealed =
         XSalsa20Poly1305::new(key.into()).encrypt(Nonce::from_slice(&nonce), plain).map_err(|_| SealError::TooLarge)?;
     let mut bytes = nonce.to_vec();

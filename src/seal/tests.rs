@@ -5,21 +5,16 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::outside::Outside;
+use crate::platform::SecureRandom;
 
 /// Not random, but never the same twice.
 #[derive(Default)]
 struct Counting(AtomicU8);
 
-impl Outside for Counting {
-    fn now(&self) -> OffsetDateTime {
-        OffsetDateTime::UNIX_EPOCH
-    }
-
+impl SecureRandom for Counting {
     fn fill(&self, buffer: &mut [u8]) {
         buffer.fill(self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1));
     }
@@ -30,10 +25,10 @@ fn place(id: &str) -> Place {
 }
 
 fn ring(ids: &[u32]) -> KeyRing {
-    let (master, outside) = (MasterKey::from_bytes([7; 32]), Counting::default());
+    let (master, platform) = (MasterKey::from_bytes([7; 32]), Counting::default());
     // Every ring draws the same keys, in the order of their numbers.
     let keys: Vec<_> = (1..=ids.iter().copied().max().unwrap_or(0))
-        .map(|id| (KeyId(id), KeyRing::new_key(&master, KeyId(id), &outside).unwrap()))
+        .map(|id| (KeyId(id), KeyRing::new_key(&master, KeyId(id), &platform).unwrap()))
         .filter(|(id, _)| ids.contains(&id.0))
         .collect();
     KeyRing::unlock(&master, &keys).unwrap()
@@ -121,8 +116,8 @@ mod values {
 
     #[test]
     fn the_same_value_is_never_sealed_the_same() {
-        let (ring, outside) = (ring(&[1]), Counting::default());
-        let seal = || ring.seal(&place("1"), b"secret", &outside).unwrap();
+        let (ring, platform) = (ring(&[1]), Counting::default());
+        let seal = || ring.seal(&place("1"), b"secret", &platform).unwrap();
         assert_ne!(seal(), seal());
     }
 
@@ -159,8 +154,8 @@ mod data_keys {
 
     #[test]
     fn data_keys_open_with_their_master_key_only() {
-        let (master, outside) = (MasterKey::from_bytes([7; 32]), Counting::default());
-        let key = KeyRing::new_key(&master, KeyId(3), &outside).unwrap();
+        let (master, platform) = (MasterKey::from_bytes([7; 32]), Counting::default());
+        let key = KeyRing::new_key(&master, KeyId(3), &platform).unwrap();
         assert!(KeyRing::unlock(&master, &[(KeyId(3), key.clone())]).is_ok());
         let error = KeyRing::unlock(&MasterKey::from_bytes([8; 32]), &[(KeyId(3), key.clone())]).unwrap_err();
         assert!(matches!(error, SealError::WrongMasterKey(KeyId(3))), "{error}");
@@ -175,30 +170,26 @@ mod data_keys {
 
     #[test]
     fn the_number_of_the_secretbox_key_is_no_data_key() {
-        let (master, outside) = (MasterKey::from_bytes([7; 32]), Counting::default());
-        assert!(matches!(KeyRing::new_key(&master, KeyId(0), &outside), Err(SealError::ReservedKeyId)));
-        let sealed = KeyRing::new_key(&master, KeyId(1), &outside).unwrap();
+        let (master, platform) = (MasterKey::from_bytes([7; 32]), Counting::default());
+        assert!(matches!(KeyRing::new_key(&master, KeyId(0), &platform), Err(SealError::ReservedKeyId)));
+        let sealed = KeyRing::new_key(&master, KeyId(1), &platform).unwrap();
         assert!(matches!(KeyRing::unlock(&master, &[(KeyId(0), sealed)]), Err(SealError::ReservedKeyId)));
     }
 
     #[test]
     fn a_data_key_is_no_value_and_a_value_no_data_key() {
-        let (master, outside) = (MasterKey::from_bytes([7; 32]), Counting::default());
-        let key = KeyRing::new_key(&master, KeyId(1), &outside).unwrap();
+        let (master, platform) = (MasterKey::from_bytes([7; 32]), Counting::default());
+        let key = KeyRing::new_key(&master, KeyId(1), &platform).unwrap();
         let ring = KeyRing::unlock(&master, &[(KeyId(1), key.clone())]).unwrap();
         assert!(key_of(&key).is_err() && ring.open(&Place::new("sealing_keys", "key", 1), &key).is_err());
-        let value = ring.seal(&Place::new("sealing_keys", "key", 1), &[9; 32], &outside).unwrap();
+        let value = ring.seal(&Place::new("sealing_keys", "key", 1), &[9; 32], &platform).unwrap();
         assert!(matches!(KeyRing::unlock(&master, &[(KeyId(1), value)]), Err(SealError::Malformed(_))));
     }
 
     /// Draws the same bytes each time, so that all keys are equal and only the associated data tells them apart.
     struct Stuck;
 
-    impl Outside for Stuck {
-        fn now(&self) -> OffsetDateTime {
-            OffsetDateTime::UNIX_EPOCH
-        }
-
+    impl SecureRandom for Stuck {
         fn fill(&self, buffer: &mut [u8]) {
             buffer.fill(7);
         }
@@ -246,11 +237,7 @@ mod secretbox_form {
 
     struct FixedNonce;
 
-    impl Outside for FixedNonce {
-        fn now(&self) -> OffsetDateTime {
-            OffsetDateTime::UNIX_EPOCH
-        }
-
+    impl SecureRandom for FixedNonce {
         fn fill(&self, buffer: &mut [u8]) {
             for (index, byte) in buffer.iter_mut().enumerate() {
                 *byte = 100 + index as u8;
@@ -429,8 +416,8 @@ mod master_key_file {
                 .map(|seed| {
                     let path = &path;
                     scope.spawn(move || {
-                        let outside = Counting(AtomicU8::new(seed * 16));
-                        MasterKey::load_or_create(path, None, &outside).unwrap()
+                        let platform = Counting(AtomicU8::new(seed * 16));
+                        MasterKey::load_or_create(path, None, &platform).unwrap()
                     })
                 })
                 .collect();
@@ -456,11 +443,7 @@ mod master_key_file {
     /// Lets another process make its key at the worst moment: after this one saw that there is none.
     struct Overtaken<'a>(&'a Path);
 
-    impl Outside for Overtaken<'_> {
-        fn now(&self) -> OffsetDateTime {
-            OffsetDateTime::UNIX_EPOCH
-        }
-
+    impl SecureRandom for Overtaken<'_> {
         fn fill(&self, buffer: &mut [u8]) {
             write(self.0, "cd".repeat(32).as_bytes(), 0o600);
             buffer.fill(1);

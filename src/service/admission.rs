@@ -68,7 +68,7 @@ impl Admission {
         if let Ok(Some(host)) = self.core.hot.host_by_key(&digest) {
             return Credential::Host(digest, host);
         }
-        match self.people.user_of_session(&digest, self.core.outside.now()) {
+        match self.people.user_of_session(&digest, self.core.platform.now()) {
             Some(user) => Credential::User(digest, user),
             None => Credential::Unknown(digest),
         }
@@ -78,7 +78,7 @@ impl Admission {
     /// against its address. So neighbours behind one address do not use up each other's calls, and a stranger uses up
     /// nobody's. `leaves`: the host takes itself out, which is refused only where the address has called too often as well.
     pub fn count_request(&self, credential: Option<&Credential>, leaves: bool, from: IpAddr) -> Result<()> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let counted = match credential {
             Some(Credential::Host(_, host)) => self.core.throttle.host(host.id, now),
             Some(Credential::User(_, user)) => self.core.throttle.user(*user, now),
@@ -110,7 +110,7 @@ impl Admission {
 
     /// The host of `credential`, if it is served now and from this address.
     pub async fn admit(&self, credential: &Credential, from: IpAddr, purpose: Purpose) -> Result<Arc<HotHost>> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if let Some(refusal) = self.core.api_disabled() {
             return Err(refusal);
         }
@@ -226,7 +226,7 @@ impl Admission {
                 format!("must be one line of at most {MAX_REASON_CHARACTERS} characters"),
             ));
         }
-        let note = by.note(self.core.outside.now(), if disabled { "api.disable" } else { "api.enable" });
+        let note = by.note(self.core.platform.now(), if disabled { "api.disable" } else { "api.enable" });
         let note = reason.iter().fold(note, |note, reason| note.with("reason", reason));
         self.core
             .change_settings(&note, SettingsChange::KillSwitch { disabled, reason: reason.map(String::from) })

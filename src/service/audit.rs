@@ -73,7 +73,7 @@ impl Audit {
 
     /// Notes that an authenticated caller was refused an operation.
     pub async fn note_refusal(&self, by: &Initiator, operation: &str, status: u16) {
-        self.note_refused(by.note(self.core.outside.now(), operation).refused(status)).await;
+        self.note_refused(by.note(self.core.platform.now(), operation).refused(status)).await;
     }
 
     /// The first refusal of its kind is in the audit log before the answer leaves. Those that follow within a minute

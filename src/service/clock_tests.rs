@@ -9,7 +9,7 @@ use crate::hot::Hot;
 use crate::hot::throttle::{Limits, Throttle};
 use crate::metrics::Metrics;
 use crate::model::auth_document::{DocumentRules, fixture};
-use crate::outside::{Outside, System};
+use crate::platform::{Clock, SecureRandom, System};
 use crate::records::Records;
 use crate::records::embedded::Embedded;
 use crate::service::admission::Purpose;
@@ -21,9 +21,9 @@ use crate::service::{Adapters, Areas, Initiator, Parts, Policy, ServiceError};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-pub(in crate::service) struct Clock(Mutex<OffsetDateTime>);
+pub(in crate::service) struct TestClock(Mutex<OffsetDateTime>);
 
-impl Clock {
+impl TestClock {
     /// Starts at the present time.
     pub(in crate::service) fn new() -> Self {
         Self(Mutex::new(System.now()))
@@ -38,19 +38,21 @@ impl Clock {
     }
 }
 
-impl Outside for Clock {
+impl Clock for TestClock {
     fn now(&self) -> OffsetDateTime {
         *self.0.lock().unwrap()
     }
+}
 
+impl SecureRandom for TestClock {
     fn fill(&self, buffer: &mut [u8]) {
         System.fill(buffer);
     }
 }
 
-pub(in crate::service) async fn areas() -> (Areas, Arc<Clock>, tempfile::TempDir) {
+pub(in crate::service) async fn areas() -> (Areas, Arc<TestClock>, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Arc::new(Clock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
+    let clock = Arc::new(TestClock(Mutex::new(OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap())));
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     (node(&directory, "hot", records, clock.clone()).await, clock, directory)
 }
@@ -60,7 +62,7 @@ pub(in crate::service) async fn node(
     directory: &tempfile::TempDir,
     hot: &str,
     records: Arc<dyn Records>,
-    clock: Arc<Clock>,
+    clock: Arc<TestClock>,
 ) -> Areas {
     let hot = Hot::open(&directory.path().join(hot), &*clock).unwrap();
     node_on(directory, hot, records, clock).await
@@ -70,7 +72,7 @@ pub(in crate::service) async fn node_on(
     directory: &tempfile::TempDir,
     hot: Hot,
     records: Arc<dyn Records>,
-    clock: Arc<Clock>,
+    clock: Arc<TestClock>,
 ) -> Areas {
     let hot = Arc::new(hot);
     let secrets = boot::unlock(&*records, &directory.path().join("master.key"), None, &*clock).await.unwrap();
@@ -101,7 +103,7 @@ pub(in crate::service) async fn node_on(
         records,
         hot,
         throttle: Throttle::new(limits),
-        outside: clock.clone(),
+        platform: clock.clone(),
         policy,
         secrets: Arc::new(secrets),
         metrics: Arc::new(Metrics::new(&crate::api::operations(), clock.now()).unwrap()),

@@ -8,7 +8,7 @@ use crate::hot::HotHost;
 use crate::model::audit::{AuditFilter, AuditNote};
 use crate::model::auth_document::{Allowed, AuthDocument, DocumentRules, MAX_DOCUMENT_BYTES, fixture};
 use crate::model::digest::Digest;
-use crate::outside::Outside as _;
+use crate::platform::Clock as _;
 use crate::records::{CanonicalSource, Records, ReplaceCondition};
 use crate::service::admission::Purpose;
 use crate::service::clock_tests::{areas, node};

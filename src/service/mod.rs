@@ -15,10 +15,11 @@
 //! 3. [`Probes`]: proving the canonical login
 //! 4. [`Admission`]: the owner of a credential, and whether a call is served
 //! 5. [`Login`]: retrieve, store, versions of the canonical login
-//! 6. [`Trust`]: authorities, admin certificates, data keys
-//! 7. [`People`]: users, sessions, sign-in
-//! 8. [`Hosts`]: hosts, installers, wrappers
-//! 9. [`Audit`]: the audit log
+//! 6. `ProbeQueue`: which probe is due
+//! 7. [`Trust`]: authorities, admin certificates, data keys
+//! 8. [`People`]: users, sessions, sign-in
+//! 9. [`Hosts`]: hosts, installers, wrappers
+//! 10. [`Audit`]: the audit log
 
 pub mod admission;
 pub mod audit;

@@ -12,7 +12,7 @@ use crate::hot::{Hot, HotHost};
 use crate::metrics::Metrics;
 use crate::model::auth_document::{DocumentRules, fixture};
 use crate::model::instant::Instant;
-use crate::outside::{Outside as _, System};
+use crate::platform::{Clock as _, System};
 use crate::records::Epoch;
 use crate::records::embedded::Embedded;
 use crate::service::Initiator;
@@ -56,7 +56,7 @@ async fn open_on(dir: &Path, records: Embedded) -> Areas {
         records: Arc::new(records),
         hot: Arc::new(Hot::open(&dir.join("hot"), &System).unwrap()),
         throttle: Throttle::new(limits),
-        outside: Arc::new(System),
+        platform: Arc::new(System),
         policy,
         secrets: Arc::new(secrets),
         metrics: Arc::new(Metrics::new(&crate::api::operations(), System.now()).unwrap()),

@@ -9,11 +9,11 @@ use tokio::sync::watch;
 
 use crate::model::auth_document::fixture;
 use crate::model::digest::Digest;
-use crate::outside::Outside;
+use crate::platform::Clock as _;
 use crate::records::embedded::Embedded;
 use crate::records::{Records, Standstill};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{Clock, areas, login, node};
+use crate::service::clock_tests::{TestClock, areas, login, node};
 use crate::service::core::policy::VersionPolicy;
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::{Outcome, QueryVersions, Sync};
@@ -64,7 +64,7 @@ fn with_identity(auth: &str, identity: &str) -> String {
 }
 
 /// One version a day, the last one on the day that the clock shows then.
-async fn store_daily(areas: &Areas, clock: &Clock, days: u32) {
+async fn store_daily(areas: &Areas, clock: &TestClock, days: u32) {
     for day in 0..days {
         if day > 0 {
             clock.step(24);
@@ -133,7 +133,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone() {
 #[tokio::test]
 async fn an_agent_identity_outlasts_restarts_rotations_and_is_known_to_every_node() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Arc::new(Clock::new());
+    let clock = Arc::new(TestClock::new());
     let key;
     let own;
     {
@@ -366,7 +366,7 @@ async fn a_host_stores_so_many_new_logins_within_an_hour() {
     set_versions(&areas, VersionPolicy { stores_per_host_per_hour: 3, ..VersionPolicy::default() });
     let (a, b) = (register(&areas, "a.test").await, register(&areas, "b.test").await);
     let mut made = 0;
-    let mut newer = |clock: &Clock| {
+    let mut newer = |clock: &TestClock| {
         made += 1;
         clock.go_on(Duration::SECOND);
         login(clock.now(), &made.to_string()).0

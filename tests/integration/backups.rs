@@ -1,5 +1,5 @@
-//! Backups that are all a new machine needs: the keys sealed under a passphrase, what a verification finds, what is kept, whose
-//! the files are, and a login that came back and is not redeemed.
+//! Backups that are all a new machine needs: the keys sealed under a passphrase, the findings of a verification, the
+//! backups that are kept, the owner of the files, and a restored login whose refresh token is not used.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::support::upstream::Upstream;
 const PASSPHRASE: &str = "canary walrus umbrella nineteen teapot";
 const CONFIG_SECRET: &str = "canary-of-the-configuration";
 
-/// A daemon with a configuration file, and a passphrase in another.
+/// A daemon with a configuration file, and a passphrase in another file.
 struct Machine {
     daemon: Daemon,
     directory: tempfile::TempDir,
@@ -131,7 +131,7 @@ async fn a_new_machine_needs_the_backup_and_the_passphrase_and_nothing_else() {
     let backup = house.backup("backup");
     let key = read(&house.daemon.state_dir().join("master.key"));
 
-    // Nothing of it is in the clear, in no file.
+    // No secret is in the clear in any file.
     let login = auth_json("", 1);
     let token = |name: &str| login["tokens"][name].as_str().unwrap().to_owned();
     let secrets = [
@@ -156,7 +156,7 @@ async fn a_new_machine_needs_the_backup_and_the_passphrase_and_nothing_else() {
     assert_eq!(files, 3);
     assert!(secrets.iter().all(|secret| !house.daemon.log().contains(secret.as_str())));
 
-    // Nothing was ever started here.
+    // No daemon was ever started here.
     let mut empty = Machine::prepare();
     let restored = empty.restore(&backup, &[]);
     assert_eq!(
@@ -167,7 +167,7 @@ async fn a_new_machine_needs_the_backup_and_the_passphrase_and_nothing_else() {
     is_the_same(&empty.daemon, &hosts).await;
     assert_eq!(read(&empty.daemon.state_dir().join("master.key")), key);
 
-    // The package has started the daemon: it has a key of its own, and runs.
+    // The package has started the daemon: it has its own key, and runs.
     let mut started = Machine::start();
     let own = read(&started.daemon.state_dir().join("master.key"));
     assert_ne!(own, key);
@@ -179,7 +179,7 @@ async fn a_new_machine_needs_the_backup_and_the_passphrase_and_nothing_else() {
     started.daemon.launch();
     is_the_same(&started.daemon, &hosts).await;
 
-    // Or has been stopped. The configuration comes back with it.
+    // The daemon was started and stopped. The restore brings the configuration back too.
     let mut stopped = Machine::start();
     assert!(stopped.daemon.stop().success());
     let config = stopped.path("config.toml");
@@ -194,7 +194,7 @@ async fn a_new_machine_needs_the_backup_and_the_passphrase_and_nothing_else() {
     stopped.daemon.launch();
     is_the_same(&stopped.daemon, &hosts).await;
 
-    // Where the key is a credential it is to be put there by hand.
+    // A key that is a credential must be put in place by the admin.
     let out = stopped.path("out");
     let arguments = ["restore", text(&backup), "--passphrase-file", &stopped.passphrase(), "--extract", text(&out)];
     stopped.daemon.cli_json(&arguments);
@@ -224,7 +224,7 @@ async fn a_backup_of_a_database_goes_into_another_with_the_passphrase() {
     is_the_same(&other.daemon, &hosts).await;
     let shown = other.daemon.cli_json(&["auth", "show"]);
     assert_eq!(shown["restored_login"]["version"], 1, "{shown}");
-    // What it was marked with goes into the next backup, and out of that into an embedded store.
+    // The mark of the restored login goes into the next backup, and from there into an embedded store.
     let again = other.backup("again");
     let mut embedded = Machine::prepare();
     embedded.restore(&again, &[]);
@@ -281,7 +281,7 @@ async fn a_passphrase_comes_from_a_file_from_standard_input_or_as_a_credential_a
         std::fs::write(&weak, passphrase).unwrap();
         let refused = refusal(&house.daemon.cli(&["backup", text(&house.path("b")), "--passphrase-file", text(&weak)]));
         assert!(refused.contains(why), "{refused}");
-        assert!(!house.path("b").exists(), "half a backup is none");
+        assert!(!house.path("b").exists(), "an unfinished backup is removed");
     }
 
     let mut command = house.daemon.command(&["backup", text(&house.path("of-stdin")), "--passphrase-file", "-"]);
@@ -300,7 +300,7 @@ async fn a_passphrase_comes_from_a_file_from_standard_input_or_as_a_credential_a
     assert!(house.verify(&house.path("of-credential")).status.success());
     assert!(with_credential(&["backup", "--verify", text(&house.path("of-credential"))]).status.success());
 
-    // The daemon says so, too, to whoever asks it itself.
+    // A client that asks the daemon directly gets the same refusal.
     let audit = house.daemon.cli_json(&["audit", "list", "--action", "state.backup_keys"]);
     assert_eq!(audit["entries"].as_array().unwrap().len(), 2, "{audit}");
     let runtime =
@@ -318,7 +318,7 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
     furnish(&house.daemon).await;
     let backup = house.backup("backup");
     assert!(house.daemon.stop().success());
-    // No daemon, no state directory, and a configuration that nobody could start with.
+    // No daemon, no state directory, and a configuration that no daemon could start with.
     std::fs::write(house.path("config.toml"), "nonsense = [").unwrap();
     let state = house.daemon.state_dir();
     std::fs::rename(&state, house.path("state-away")).unwrap();
@@ -334,7 +334,7 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
     let key = house.path("state-away/master.key");
     let by_key = house.daemon.cli_json(&["backup", "--verify", text(&backup), "--master-key", text(&key)]);
     assert_eq!(by_key["is_opened"], true);
-    assert!(!state.exists(), "nothing was made");
+    assert!(!state.exists(), "the verification made files");
 
     let rows = read(&backup.join("records.jsonl"));
     let lines: Vec<&str> = rows.lines().collect();
@@ -360,11 +360,11 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
         let said = house.is_not_whole(&directory);
         println!("{name}: {said}");
         assert!(said.contains(expected), "{name}: {said}");
-        // Without a key it is found as well.
+        // The damage is found without a key as well.
         refusal(&house.daemon.cli(&["backup", "--verify", text(&directory)]));
     }
 
-    // Rows whose manifest was made to fit: only the key tells.
+    // Rows with a forged manifest that fits: only the key shows the forgery.
     let forged = copied(&backup, house.path("forged"));
     let place = line_of("versions");
     let mut version: Value = serde_json::from_str(lines[place]).unwrap();
@@ -382,10 +382,13 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
     std::fs::write(forged.join("manifest.json"), serde_json::to_vec_pretty(&manifest).unwrap()).unwrap();
     let said = refusal(&house.daemon.cli(&["backup", "--verify", text(&forged), "--master-key", text(&key)]));
     assert!(said.contains("does not open"), "{said}");
-    assert!(house.daemon.cli(&["backup", "--verify", text(&forged)]).status.success(), "without a key nobody can tell");
+    assert!(
+        house.daemon.cli(&["backup", "--verify", text(&forged)]).status.success(),
+        "without a key the forgery cannot be found"
+    );
     assert!(house.is_not_whole(&forged).contains("belongs to another backup"), "the keys are bound to the manifest");
 
-    // Each part of the keys, and the keys as a whole.
+    // Damages each part of the keys, and the keys as a whole.
     let sealed = read(&backup.join("keys.sealed"));
     let parts: Vec<usize> = sealed.match_indices(['\n', ' ', '=']).map(|(place, _)| place - 1).collect();
     let some = parts.iter().copied().chain([0, sealed.len() / 2, sealed.len() - 1]);
@@ -404,7 +407,7 @@ async fn a_verification_finds_every_damage_and_needs_nothing_but_the_backup() {
     house.is_not_whole(&unfinished);
 }
 
-/// Of when the metrics say that the newest one is, and what the doctor says.
+/// The time of the newest backup in the metrics, and the finding of the doctor.
 fn told(daemon: &Daemon) -> (i64, String) {
     let metrics = String::from_utf8(daemon.cli(&["metrics"]).stdout).unwrap();
     let line =
@@ -428,7 +431,7 @@ fn the_age_of_the_newest_backup_that_was_read_back_is_told_and_outlives_a_restar
     let made = at(manifest(&house.backup("first")));
     assert_eq!(told(&house.daemon), (made, "good".into()));
     house.daemon.stop();
-    // Offline it is noted as well.
+    // A backup without a daemon is recorded as well.
     let made = at(manifest(&house.backup("second")));
     house.daemon.launch();
     assert_eq!(told(&house.daemon), (made, "good".into()));
@@ -442,8 +445,8 @@ async fn backups_of_a_timer_are_kept_by_number() {
     let make = |keep: &str| {
         let arguments = ["backup", "--into", text(&into), "--keep", keep, "--passphrase-file", &house.passphrase()]
             .map(String::from);
-        // Two of one second have one name.
-        eventually("a name that is free", || {
+        // Two backups of one second would have the same name.
+        eventually("an unused name", || {
             let output = house
                 .daemon
                 .cli(&arguments.each_ref().map(String::as_str).into_iter().chain(["--json"]).collect::<Vec<_>>());
@@ -470,7 +473,7 @@ async fn backups_of_a_timer_are_kept_by_number() {
     assert_eq!(house.daemon.cli(&["backup", "--into", text(&into), "--keep", "0"]).status.code(), Some(2));
 }
 
-/// As whom the daemon runs.
+/// The user that runs the daemon.
 const USER: u32 = 47_110;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -485,7 +488,7 @@ async fn what_root_does_without_the_daemon_leaves_files_that_the_daemon_can_open
     for path in [house.daemon.state.path(), house.directory.path()] {
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o711)).unwrap();
     }
-    // As the package makes it; the directory of the socket is the daemon's, too.
+    // The same owner and mode as in the package; the directory of the socket is the daemon's, too.
     let state = house.daemon.state_dir();
     std::fs::create_dir(&state).unwrap();
     std::os::unix::fs::chown(&state, Some(USER), Some(USER)).unwrap();
@@ -493,7 +496,7 @@ async fn what_root_does_without_the_daemon_leaves_files_that_the_daemon_can_open
     std::os::unix::fs::chown(house.daemon.state.path(), Some(USER), Some(USER)).unwrap();
     std::fs::set_permissions(house.path("config.toml"), PermissionsExt::from_mode(0o644)).unwrap();
 
-    // The login is where only root can read it, and so are the backup and the certificate.
+    // Only root can read the login, the backup and the certificate.
     let private = house.path("private");
     std::fs::create_dir(&private).unwrap();
     std::fs::set_permissions(&private, PermissionsExt::from_mode(0o700)).unwrap();
@@ -524,7 +527,7 @@ async fn what_root_does_without_the_daemon_leaves_files_that_the_daemon_can_open
     for path in [backup.join("manifest.json"), private.join("pem/offline.key")] {
         assert_eq!(std::fs::metadata(path).unwrap().uid(), 0);
     }
-    // And it can.
+    // The daemon can open its state.
     house.daemon.launch();
     assert_eq!(names(&house.daemon), ["a.test"]);
     assert_eq!(house.daemon.cli_json(&["auth", "show"])["version"], 1);
@@ -543,7 +546,7 @@ async fn a_restore_that_is_killed_in_the_middle_leaves_what_was_there_and_is_don
     house.daemon.launch();
     let backup = house.backup("backup");
 
-    // A fresh machine; the daemon dies in the middle, and then the command without one.
+    // A new machine: first the daemon dies during the restore, then the command without a daemon.
     let mut fresh = Machine::start();
     fresh.daemon.cli_json(&["hosts", "add", "own.test"]);
     let own = read(&fresh.daemon.state_dir().join("master.key"));
@@ -555,9 +558,9 @@ async fn a_restore_that_is_killed_in_the_middle_leaves_what_was_there_and_is_don
         let arguments = ["restore", text(&backup), "--yes", "--passphrase-file", &fresh.passphrase()];
         let mut restoring = fresh.daemon.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
-        // Some of it is there.
+        // Waits until some of the data is written.
         while std::fs::metadata(beside.join("rows.redb")).map_or(0, |rows| rows.len()) < 2 * 1024 * 1024 {
-            assert!(begun.elapsed() < BOUND, "it does not begin");
+            assert!(begun.elapsed() < BOUND, "the restore does not begin");
             pause();
         }
         if runs {
@@ -577,7 +580,7 @@ async fn a_restore_that_is_killed_in_the_middle_leaves_what_was_there_and_is_don
     assert!(!beside.exists());
 }
 
-/// A daemon with the real Codex, which reaches the stand-in.
+/// A daemon with the real Codex, which calls the stand-in.
 fn prober(upstream: &Upstream) -> Daemon {
     let (egress, lines, tokens) = (upstream.authority(), upstream.config_toml(), upstream.token_url());
     let mut daemon = Daemon::prepare(&[
@@ -586,7 +589,7 @@ fn prober(upstream: &Upstream) -> Daemon {
         ("RUNNER__EGRESS", &egress),
         ("RUNNER__CONFIG_TOML", &lines),
         ("UPSTREAM__TOKEN_URL", &tokens),
-        // Codex tries a refused token for longer than that.
+        // Codex retries a refused token for longer than this.
         ("RUNNER__TIMEOUT_SECONDS", "30"),
     ]);
     daemon.log_level = Some("debug");
@@ -596,7 +599,7 @@ fn prober(upstream: &Upstream) -> Daemon {
 #[test]
 fn a_login_that_came_back_is_served_and_not_redeemed_before_it_is_known_to_be_good() {
     let upstream = Upstream::start();
-    // The stand-in has a runtime of its own, which must not end within another.
+    // The stand-in has its own runtime, which must not end within another one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let page = |daemon: &Daemon, path: &str| {
         let asked = async { daemon.admin().get(daemon.admin_url(path)).send().await?.text().await };
@@ -606,7 +609,7 @@ fn a_login_that_came_back_is_served_and_not_redeemed_before_it_is_known_to_be_go
     let old = Daemon::start();
     let host = runtime.block_on(old.register(&old.admin(), "a.test"));
     assert_eq!(runtime.block_on(retrieve(&old, &host.api_key)), 200);
-    // Codex refreshes it as soon as it is run.
+    // Codex refreshes this login as soon as it runs.
     let file = old.state.path().join("auth.json");
     std::fs::write(&file, upstream.login("acc-1", -60).to_string()).unwrap();
     old.cli_json(&["auth", "upload", text(&file)]);
@@ -626,13 +629,13 @@ fn a_login_that_came_back_is_served_and_not_redeemed_before_it_is_known_to_be_go
         new.cli_json(&["auth", "upload", "--probe", text(&file)]);
         let refused = refusal(&new.cli(&["runner", "run"]));
         assert!(refused.contains("came back from a backup") && refused.contains("--restored"), "{refused}");
-        let shown = eventually("all that was asked for is answered", || {
+        let shown = eventually("all requested probes are answered", || {
             let shown = new.cli_json(&["runner", "show"]);
             (shown["asked"] == shown["answered"] && shown["asked"].as_u64() >= Some(2)).then_some(shown)
         });
         assert_eq!(shown["state"], "unavailable", "{shown}");
         assert!(shown["reason"].as_str().unwrap().contains("came back from a backup"), "{shown}");
-        assert_eq!(shown["probes"], json!([]), "none was begun");
+        assert_eq!(shown["probes"], json!([]), "a probe was begun");
         let overview: Value = serde_json::from_str(&page(&new, "/admin/overview")).unwrap();
         assert_eq!(overview["data"]["restored_login"]["version"], 1, "{overview}");
         assert_eq!(new.cli_json(&["auth", "show"])["restored_login"]["version"], 1);
@@ -649,9 +652,9 @@ fn a_login_that_came_back_is_served_and_not_redeemed_before_it_is_known_to_be_go
         assert_eq!(new.stop().code(), Some(0));
     }
     refusal(&new.cli(&["runner", "run"]));
-    assert_eq!(redeemed(), 0, "nothing was redeemed, with the daemon or without");
+    assert_eq!(redeemed(), 0, "a refresh token was used");
 
-    // An admin knows that it is good. Codex refreshes it, and the new version is nobody's backup.
+    // An admin says that it is unused. Codex refreshes it, and the new version is no longer a restored one.
     new.launch();
     assert_eq!(new.cli(&["runner", "run", "--restored"]).status.code(), Some(0), "{}", new.log());
     assert_eq!(redeemed(), 1);
@@ -660,12 +663,12 @@ fn a_login_that_came_back_is_served_and_not_redeemed_before_it_is_known_to_be_go
     assert!(!page(&new, "/runner").contains("The login is that of a backup"));
     assert_eq!(new.cli(&["runner", "run"]).status.code(), Some(0));
 
-    // By now the one in the backup is spent. Restored while the daemon runs, it is not tried; a newer one is.
+    // The login of the backup is spent now. Restored into a running daemon, it is not probed; a newer login is.
     assert!(new.cli(&arguments).status.success());
     assert_eq!(new.cli_json(&["auth", "show"])["restored_login"]["version"], 1);
     refusal(&new.cli(&["runner", "run"]));
     assert_eq!(redeemed(), 1);
-    // Who says that it is good is believed, and shown wrong; it stays what it is.
+    // `--restored` runs the probe, which fails; the login keeps its mark.
     assert_eq!(new.cli(&["runner", "run", "--restored"]).status.code(), Some(1));
     assert_eq!(new.cli_json(&["runner", "show"])["state"], "fail");
     let spent = redeemed();

@@ -1,5 +1,5 @@
-//! Secrets stay where they belong: each is pushed through every path there is, and then looked for, in every spelling, in
-//! the log at its most talkative, in every byte of the state directory, and in what the system shows of the process.
+//! Secrets stay secret. Each is sent through every path, and then searched for, in every encoding, in the log at its
+//! highest level, in every byte of the state directory, and in the system's information about the process.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::{BINARY, BOUND, Daemon, Registered, pause};
 
-/// Every member of the logins here is a secret, and none a JWT.
+/// Every member of these logins is a secret, and none is a JWT.
 const MADE_UP_TOKENS: (&str, &str) = ("AUTH__STRICT", "false");
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
     let mut secrets = Secrets::default();
     let mut places = Vec::new();
 
-    // HTTP/1.1 and HTTP/2 have logs of their own.
+    // HTTP/1.1 and HTTP/2 log differently.
     daemon.admin_certificate("tester");
     for (version, first) in [("one", 1), ("two", 2)] {
         let build = |builder: reqwest::ClientBuilder| if first == 1 { builder.http1_only() } else { builder }.build();
@@ -44,7 +44,7 @@ async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
         } else {
             daemon.kill();
         }
-        // Offline, and then on what the last run left.
+        // Runs without a daemon, and then on the state of the last run.
         places.extend(by_command(&daemon, &format!("{version}-offline"), &mut secrets));
         daemon.launch();
     }
@@ -62,13 +62,13 @@ async fn a_secret_is_in_no_log_and_in_no_file_and_not_in_the_process() {
     let found = secrets.find(&places);
     assert!(found.is_empty(), "{found:#?}");
 
-    // The search finds what is there, and the log was as talkative as can be.
+    // The search finds known text, and the log had its highest level.
     let public = Secrets(BTreeMap::from([("a public name".to_owned(), "one-host.test".to_owned())]));
     let found = public.find(&places);
     for place in ["the log", "/records/rows.redb", "/hot/db"] {
         assert!(found.iter().any(|found| found.contains(place)), "{place} is not searched: {found:#?}");
     }
-    // Dependencies are held at warnings (src/daemon/logging.rs); of our own, everything is shown.
+    // Dependencies log only warnings (src/daemon/logging.rs); our own code logs everything.
     assert!(daemon.log().contains(" DEBUG "));
 }
 
@@ -101,7 +101,7 @@ fn a_refused_configuration_does_not_show_the_password_in_it() {
             let file = daemon.state.path().join("config.toml");
             std::fs::write(&file, text).unwrap();
             let mut command = daemon.command(&[command, "--json", "--config", file.to_str().unwrap()]);
-            // So that the file's value is the one that counts.
+            // So the file's value is in force.
             command.env_remove("CODEX_AUTHD_LISTEN__HOSTS").env_remove("CODEX_AUTHD_LIMITS__GLOBAL_PER_MINUTE");
             command.env_remove("CODEX_AUTHD_STATE_DIR");
             places.push((format!("file {number}"), refused(command)));
@@ -134,20 +134,21 @@ fn what_the_daemon_writes_is_its_owners_alone() {
     }
 }
 
-/// What is not dumpable belongs to root in /proc, whoever runs it; only another user than root can tell.
+/// A process that is not dumpable belongs to root in /proc, whatever user runs it. So only another user than root can
+/// check it.
 #[test]
 fn the_process_leaves_no_core_dump_and_is_nobodys_to_read() {
     let directory = tempfile::tempdir().unwrap();
     let mut plain = Command::new("sleep");
     plain.arg("60");
     let daemon = Daemon::prepare(&[MADE_UP_TOKENS]);
-    // Where the user below may execute it.
+    // A directory where the user below may execute it.
     let binary = directory.path().join("codex-authd");
     std::fs::hard_link(BINARY, &binary).or_else(|_| std::fs::copy(BINARY, &binary).map(|_| ())).unwrap();
     let mut serve = Command::new(&binary);
     daemon.settings_for(&mut serve);
     serve.arg("serve");
-    // An offline command that stays for a while: it asks for a password on standard input.
+    // A command without a daemon that stays for a while: it waits for a password on standard input.
     let mut command = Command::new(&binary);
     daemon.settings_for(&mut command);
     let out = daemon.state.path().join("x.p12");
@@ -206,7 +207,7 @@ async fn as_an_admin(daemon: &Daemon, admin: &Client, version: &str, secrets: &m
     assert_eq!(rotated.status(), 200);
 }
 
-/// Redeems, retrieves, stores, downloads and leaves, with good keys and with bad ones.
+/// Redeems, retrieves, stores, downloads and leaves, with valid and invalid keys.
 async fn as_a_host(daemon: &Daemon, admin: &Client, client: &Client, version: &str, secrets: &mut Secrets) {
     let register = async |secrets: &mut Secrets, what: &str| -> Registered {
         let registered = daemon.register(admin, &format!("{version}-host.test")).await;
@@ -237,7 +238,7 @@ async fn as_a_host(daemon: &Daemon, admin: &Client, client: &Client, version: &s
             }
         }
     }
-    // In the address, where it does not belong, and to routes that are none.
+    // The key in the URL, where it does not belong, and in unknown routes.
     for path in [format!("/auth?api_key={wrong}"), format!("/{wrong}"), format!("/install/{unknown}/{wrong}")] {
         client.get(daemon.hosts_url(&path)).header("x-api-key", &new.api_key).send().await.unwrap();
         admin.get(daemon.admin_url(&path)).send().await.unwrap();
@@ -256,7 +257,7 @@ async fn as_a_host(daemon: &Daemon, admin: &Client, client: &Client, version: &s
     }
 }
 
-/// Signs in, with good passwords and bad ones, and gets another one.
+/// Signs in, with right and wrong passwords, and changes the password.
 async fn as_a_person(daemon: &Daemon, admin: &Client, client: &Client, version: &str, secrets: &mut Secrets) {
     let mut password = |what: &str| {
         let name = format!("{version} {what} password");
@@ -273,7 +274,7 @@ async fn as_a_person(daemon: &Daemon, admin: &Client, client: &Client, version: 
         let body = json!({ "email": email, "password": password });
         client.post(daemon.hosts_url("/auth/session")).json(&body).send()
     };
-    // In the wrong field as well.
+    // The password in the wrong field as well.
     for (email, password) in [(&*email, &*wrong), ("nobody@example.test", &*first), (&*wrong, &*email)] {
         assert_eq!(sign_in(email, password).await.unwrap().status(), 401);
     }
@@ -306,7 +307,7 @@ async fn as_a_person(daemon: &Daemon, admin: &Client, client: &Client, version: 
     assert!(create.wait().unwrap().success());
 }
 
-/// Bodies that hold a login, or most of one, and are refused.
+/// Bodies that contain a login, or most of one, and are refused.
 fn malformed(secrets: &mut Secrets, name: &str) -> Vec<String> {
     let login = secrets.login(&format!("{name}-malformed"), 5);
     let text = login.to_string();
@@ -332,7 +333,7 @@ fn malformed(secrets: &mut Secrets, name: &str) -> Vec<String> {
     ]
 }
 
-/// By the command line, whose answers are searched too where they are not to show a secret.
+/// By the command line. Its answers are searched too, if they must not show a secret.
 fn by_command(daemon: &Daemon, version: &str, secrets: &mut Secrets) -> Vec<(String, Vec<u8>)> {
     let file = daemon.state.path().join("login.json");
     std::fs::write(&file, secrets.login(&format!("{version}-command"), 0).to_string()).unwrap();
@@ -363,10 +364,10 @@ fn by_command(daemon: &Daemon, version: &str, secrets: &mut Secrets) -> Vec<(Str
     let files = files_below(&backup);
     assert_eq!(files.len(), 3);
     places.extend(files);
-    // The backup holds it, sealed.
+    // The backup contains the key, sealed.
     let key = std::fs::read_to_string(daemon.state_dir().join("master.key")).unwrap();
     for (place, bytes) in &places {
-        assert!(!String::from_utf8_lossy(bytes).contains(key.trim()), "the master key stands in {place}");
+        assert!(!String::from_utf8_lossy(bytes).contains(key.trim()), "the master key is in {place}");
     }
     places
 }
@@ -381,7 +382,7 @@ fn reload(daemon: &Daemon, times: usize) {
 }
 
 fn of_process(daemon: &Daemon) -> Vec<(String, Vec<u8>)> {
-    // Another user than root cannot read the environment of a process that is not dumpable: then nobody can.
+    // Another user than root cannot read the environment of a process that is not dumpable. So no user can.
     ["cmdline", "environ"]
         .map(|file| (file.to_owned(), std::fs::read(format!("/proc/{}/{file}", daemon.pid())).unwrap_or_default()))
         .into()
@@ -414,12 +415,12 @@ fn files_below(directory: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// By what they are.
+/// The secrets, by name.
 #[derive(Default)]
 struct Secrets(BTreeMap<String, String>);
 
 impl Secrets {
-    /// A secret that is told from all others, with characters that every encoding changes.
+    /// A unique secret, with characters that every encoding changes.
     fn add(&mut self, name: &str, beginning: &str) -> String {
         let secret = format!("{beginning}-{:04}-{}", self.0.len(), "q7Wz0PkX".repeat(3));
         self.take(name, &secret);
@@ -456,7 +457,7 @@ impl Secrets {
         })
     }
 
-    /// Each secret as it might be written down: what it is, and the spelling.
+    /// Each secret in every encoding: its name, and the encoded text.
     fn spellings(&self) -> impl Iterator<Item = (&str, String)> {
         self.0.iter().flat_map(|(name, secret)| spellings(secret).into_iter().map(move |text| (name.as_str(), text)))
     }
@@ -500,7 +501,7 @@ fn spellings(secret: &str) -> Vec<String> {
         decimal.join(", "),
         decimal.join(","),
     ];
-    // Wherever it begins within what was encoded: the groups of three that are wholly its own.
+    // Base64 of the secret at each offset: the groups of three bytes that contain only the secret.
     for skip in 0..3 {
         let whole = &bytes[skip..skip + (bytes.len() - skip) / 3 * 3];
         all.push(BASE64_STANDARD_NO_PAD.encode(whole));

@@ -27,9 +27,9 @@ async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
     assert_eq!(shown(&daemon).await, first);
     let before = daemon.register(&daemon.admin(), "h1.test").await;
     let script = fetch(&daemon, &before.command).await;
-    // Within the installer the wrapper is one quoted word, so each of its quotes stands as '\''.
-    assert!(script.contains(r"CDX_SYSTEM_CA='\''1'\''"), "hosts trust what their system trusts");
-    assert!(script.contains("BEGIN CERTIFICATE"), "and our authority");
+    // In the installer the wrapper is one quoted word, so each of its quotes is written as '\''.
+    assert!(script.contains(r"CDX_SYSTEM_CA='\''1'\''"), "hosts trust the authorities of their system");
+    assert!(script.contains("BEGIN CERTIFICATE"), "hosts trust our authority");
 
     let second = own_certificate(&files);
     daemon.signal(Signal::SIGHUP);
@@ -40,10 +40,10 @@ async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
     }
     let after = daemon.register(&daemon.admin(), "h1.test").await;
     let pin = |command: &str| command.split('"').nth(1).unwrap().to_owned();
-    assert_ne!(pin(&before.command), pin(&after.command), "the pin is that of the key that is shown");
+    assert_ne!(pin(&before.command), pin(&after.command), "the pin is not that of the new key");
     fetch(&daemon, &after.command).await;
 
-    // A file that cannot be used changes nothing.
+    // An unusable file changes nothing.
     std::fs::write(&files.1, "no key").unwrap();
     daemon.signal(Signal::SIGHUP);
     while !daemon.log().contains("the certificates in force stay") {
@@ -53,7 +53,7 @@ async fn an_operators_own_certificate_is_shown_pinned_and_read_again() {
     assert_eq!(shown(&daemon).await, second);
 }
 
-/// Fetches the installer as the printed command does: curl checks the pin, and gives the script.
+/// Fetches the installer as the printed command does: curl checks the pin. Returns the script.
 async fn fetch(daemon: &Daemon, command: &str) -> String {
     let curl = redeeming(command);
     let output = tokio::process::Command::new("bash").args(["-c", &curl]).output().await.unwrap();
@@ -61,7 +61,7 @@ async fn fetch(daemon: &Daemon, command: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A self-signed certificate and its key, written to the files; the DER of the certificate.
+/// Writes a self-signed certificate and its key to the files; returns the DER of the certificate.
 fn own_certificate((certificate, key): &(PathBuf, PathBuf)) -> Vec<u8> {
     let pair = KeyPair::generate().unwrap();
     let made = CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&pair).unwrap();
@@ -74,7 +74,7 @@ fn replace(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
 }
 
-/// The certificate that a new connection of a host is shown.
+/// The certificate that a host's new connection gets.
 async fn shown(daemon: &Daemon) -> Vec<u8> {
     install_provider();
     let client =
@@ -90,7 +90,7 @@ async fn listed(daemon: &Daemon, name: &str) -> Vec<Value> {
     list["certificates"].as_array().unwrap().iter().filter(|it| it["name"] == name).cloned().collect()
 }
 
-/// A password that somebody chose for the file is judged like that of a user.
+/// A chosen password for the file must pass the rules for users' passwords.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_weak_password_protects_no_key() {
     let daemon = Daemon::start();
@@ -128,9 +128,10 @@ async fn a_certificate_is_renewed_by_command_with_its_user_and_the_old_one_holds
         let vera = client(directory);
         assert_eq!(vera.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
         let refused = vera.post(daemon.admin_url("/admin/hosts/register")).json(&json!({ "fqdn": "h.test" }));
-        assert_eq!(refused.send().await.unwrap().status(), 403, "a viewer stays one");
+        assert_eq!(refused.send().await.unwrap().status(), 403, "the new certificate has the role of a viewer");
     }
-    // The one of them that ends last is meant by the name; by fingerprint any, and revoked where that is asked for.
+    // The name means the certificate that expires last. A fingerprint can name any of them. The old one is revoked on
+    // request.
     let renew = ["certificates", "renew", &old[..12], "--pem", third.to_str().unwrap(), "--revoke"];
     daemon.cli_json(&renew);
     match client(&first).get(daemon.admin_url("/admin/hosts")).send().await {
@@ -138,7 +139,7 @@ async fn a_certificate_is_renewed_by_command_with_its_user_and_the_old_one_holds
         Ok(answer) => assert_eq!(answer.status(), 403, "the old one is revoked"),
     }
     assert_eq!(client(&third).get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
-    // Where no file can be written nothing is issued, and nothing revoked.
+    // If no file can be written, no certificate is issued or revoked.
     let nowhere = daemon.cli(&["certificates", "renew", "vera", "--out", "/proc/nowhere.p12", "--revoke"]);
     assert_eq!(nowhere.status.code(), Some(1), "{nowhere:?}");
     assert_eq!(listed(&daemon, "vera").await.len(), 3);
@@ -165,7 +166,7 @@ async fn an_admin_sees_that_the_certificate_ends_and_renews_it_in_the_dashboard(
     };
     assert!(page("/").await.1.contains("Your certificate ends"));
     let elsewhere = daemon.admin().get(daemon.admin_url("/")).send().await.unwrap().text().await.unwrap();
-    assert!(!elsewhere.contains("Your certificate ends"), "only where it is so");
+    assert!(!elsewhere.contains("Your certificate ends"), "other admins see no warning");
 
     let old = listed(&daemon, "ada").await.remove(0)["fingerprint"].as_str().unwrap().to_owned();
     let (status, shown) = page("/certificates").await;
@@ -187,7 +188,7 @@ async fn an_admin_sees_that_the_certificate_ends_and_renews_it_in_the_dashboard(
     assert_eq!(page(&to).await.0, 410, "shown once");
 
     let other = daemon.admin().get(daemon.admin_url(&format!("/certificates/file/{file}"))).send().await.unwrap();
-    assert_eq!(other.status(), 410, "another admin gets nothing");
+    assert_eq!(other.status(), 410, "another admin gets the new certificate");
     let download = ada.get(daemon.admin_url(&format!("/certificates/file/{file}"))).send().await.unwrap();
     assert_eq!(download.headers()["content-disposition"], "attachment; filename=\"ada.p12\"");
     assert_eq!(download.headers()["cache-control"], "no-store, must-revalidate");
@@ -206,12 +207,12 @@ async fn an_admin_sees_that_the_certificate_ends_and_renews_it_in_the_dashboard(
     let renewed = daemon.client_builder().identity(renewed).build().unwrap();
     let answer = renewed.get(daemon.admin_url("/")).send().await.unwrap().text().await.unwrap();
     assert!(answer.contains(">ada<") && !answer.contains("Your certificate ends"), "{answer}");
-    assert_eq!(page("/").await.0, 200, "the old one holds");
-    // With the new one the old one goes.
+    assert_eq!(page("/").await.0, 200, "the old certificate is still valid");
+    // A renewal with `revoke` revokes the old certificate.
     let token = token_in(&answer_of(&renewed, &daemon.admin_url("/certificates")).await).to_owned();
     let form = [("token", &*token), ("fingerprint", &*old), ("revoke", "yes")];
     let answer = renewed.post(daemon.admin_url("/certificates")).form(&form).send().await.unwrap();
-    assert_eq!(answer.status(), 200, "led to the page that shows it");
+    assert_eq!(answer.status(), 200, "the answer redirects to the page that shows it");
     let states: Vec<Value> = listed(&daemon, "ada").await.iter().map(|it| it["state"].clone()).collect();
     assert_eq!(states, ["revoked", "valid", "valid"]);
 }

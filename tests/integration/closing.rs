@@ -1,11 +1,11 @@
-//! The last lines of a first install: the addresses in them answer.
+//! The last lines of a first installation: the addresses in them answer.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/scripts/closing.sh");
 
-/// What `line` of the script's own functions prints.
+/// The output of `line` in a shell with the script's own functions.
 fn printed(line: &str) -> Vec<String> {
     let output = Command::new("sh").args(["-euc", &format!(". '{SCRIPT}'; {line}")]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -43,7 +43,7 @@ fn the_name_of_the_machine_is_printed_only_where_it_leads_to_one_of_the_addresse
     };
     assert_eq!(resolved("192.0.2.7 STREAM box.test\\n192.0.2.7 DGRAM\\n", "192.0.2.7\\n[2001:db8::7]"), ["box.test"]);
     assert_eq!(resolved("2001:db8::7 STREAM box.test\\n", "192.0.2.7\\n[2001:db8::7]"), ["box.test"]);
-    // As Debian sets it up: the name leads to the machine itself, from itself alone.
+    // Debian's default: the name resolves to the machine itself, only on the machine itself.
     assert!(resolved("127.0.1.1 STREAM box.test\\n", "192.0.2.7").is_empty());
     assert!(resolved("192.0.2.70 STREAM box.test\\n", "192.0.2.7").is_empty());
     assert!(resolved("", "192.0.2.7").is_empty());

@@ -1,5 +1,5 @@
-//! Every command of the command line, without a daemon: whose files it leaves, and what it does when its answer cannot be
-//! written. The commands are those that the program's own help names, so a new one without a row fails.
+//! Every command, without a daemon: the owner of its files, and its behaviour if it cannot write its answer. The list
+//! comes from the program's help, so a new command without a row fails.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use crate::support::daemon::{BINARY, Daemon, auth_json};
 use crate::support::skip::skipped;
 
-/// A command, and what it is given more. `{login}`, `{passphrase}` and `{new}`, a path that is not there yet, stand for files.
+/// A command, and its arguments. `{login}`, `{passphrase}` and `{new}` (a path that does not exist yet) are replaced by
+/// files.
 const ROWS: [(&str, &str); 70] = [
     ("check-config", ""),
     ("openapi", ""),
@@ -86,10 +87,10 @@ const ROWS: [(&str, &str); 70] = [
     ("hosts add", "--help"),
 ];
 
-/// Who has the state directory.
+/// The user that owns the state directory.
 const USER: u32 = 47_110;
 
-/// The commands that the program's help names, each with all its words.
+/// The commands in the program's help, each with all its words.
 fn commands(words: &[&str]) -> BTreeSet<String> {
     let help = Command::new(BINARY).args(words).arg("-h").output().unwrap();
     assert!(help.status.success(), "{words:?}");
@@ -112,7 +113,7 @@ fn every_command_has_a_row() {
     assert_eq!(rows, commands);
 }
 
-/// A state directory, and the files that commands are given.
+/// A state directory, and the files for the commands' arguments.
 struct House {
     daemon: Daemon,
     directory: tempfile::TempDir,
@@ -120,7 +121,7 @@ struct House {
 }
 
 impl House {
-    /// `names`: what `doctor` looks up, each in a thread of its own if it takes time.
+    /// `names`: the names that `doctor` looks up. A slow lookup gets its own thread.
     fn new(names: [&str; 3]) -> Self {
         let daemon = Daemon::prepare(&[
             ("UPSTREAM__TOKEN_URL", &format!("http://{}:1/oauth/token", names[0])),
@@ -141,7 +142,7 @@ impl House {
         Self { daemon, directory, made: 0 }
     }
 
-    /// A row as it is typed.
+    /// The command of a row.
     fn command(&mut self, command: &str, more: &str) -> Command {
         self.made += 1;
         let at = |name: &str| self.directory.path().join(name).display().to_string();
@@ -156,7 +157,7 @@ impl House {
     }
 }
 
-/// A server of names that never answers: what is looked up takes a second, and others are looked up meanwhile.
+/// A name server that never answers: a lookup takes a second, and other lookups run meanwhile.
 struct SlowNames {
     resolv_conf: tempfile::NamedTempFile,
     _socket: UdpSocket,
@@ -174,7 +175,7 @@ impl SlowNames {
         Self { resolv_conf, _socket: socket }
     }
 
-    /// The command, with these names. As root alone.
+    /// The command, with these names. Needs root.
     fn command(&self, inner: &Command) -> Command {
         let mut command = Command::new("unshare");
         let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
@@ -190,7 +191,7 @@ impl SlowNames {
     }
 }
 
-/// Everything in the state directory, as user, group and path, that is not the user's.
+/// Every file in the state directory that is not the user's, with its user, group and path.
 fn strangers(state_dir: &Path) -> Vec<(u32, u32, PathBuf)> {
     let (mut found, mut below) = (Vec::new(), vec![state_dir.to_path_buf()]);
     while let Some(path) = below.pop() {
@@ -211,7 +212,7 @@ fn whatever_root_runs_leaves_files_of_the_daemons_user_alone() {
         skipped("only root can be another user");
         return;
     }
-    // Threads that existed before the state was opened made files of root's.
+    // Threads that existed before the state was opened made root-owned files.
     let (mut house, names) = (House::new(["slow-1.test", "slow-2.test", "slow-3.test"]), SlowNames::new());
     let (parent, state) = (house.daemon.state.path().to_path_buf(), house.daemon.state_dir());
     std::fs::create_dir(&state).unwrap();
@@ -222,10 +223,10 @@ fn whatever_root_runs_leaves_files_of_the_daemons_user_alone() {
     }
     let mut done = 0;
     for (command, more) in ROWS {
-        // Hot state is made anew where there is none: each command that opens the state makes files.
+        // The command rebuilds missing hot state, so each command that opens the state makes files.
         let _ = std::fs::remove_dir_all(state.join("hot"));
         if command == "serve" {
-            // By root, on a state that is another user's.
+            // Run by root, on a state of another user.
             house.daemon.launch();
             assert!(house.daemon.cli_json(&["hosts", "list"])["hosts"].is_array());
             assert!(house.daemon.stop().success());
@@ -239,7 +240,7 @@ fn whatever_root_runs_leaves_files_of_the_daemons_user_alone() {
         assert_eq!(strangers(&state), Vec::new(), "after {command} {more}");
     }
     assert!(done > 50, "{done} commands were done");
-    // What is named on the command line is the caller's.
+    // Files that are named on the command line belong to the caller.
     for path in std::fs::read_dir(house.directory.path()).unwrap() {
         let path = path.unwrap().path();
         assert_eq!(std::fs::metadata(&path).unwrap().uid(), 0, "{}", path.display());
@@ -250,15 +251,15 @@ fn whatever_root_runs_leaves_files_of_the_daemons_user_alone() {
     assert_eq!(house.daemon.cli_json(&["auth", "show"])["version"], 1);
 }
 
-/// Where the answer goes.
+/// The target of the output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Output {
     Read,
-    /// A pipe that nobody reads.
+    /// A pipe without a reader.
     Closed,
-    /// And standard error as well.
+    /// Standard error too.
     BothClosed,
-    /// A disk without room.
+    /// A full disk.
     Full,
 }
 
@@ -287,7 +288,7 @@ fn run_all(output: Output) -> Vec<Ran> {
     ran.collect()
 }
 
-/// The end of a pipe whose other end is gone.
+/// A pipe whose reading end is closed.
 fn closed() -> std::io::PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,11 +1,11 @@
-//! What admins can do to hosts, installers, certificates and the login, and what is noted of it: over the wire.
+//! What admins can do to hosts, installers, certificates and the login, and the audit entries of it, over the API.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use codex_authd::durable::Store;
 use codex_authd::model::digest::Digest;
-use codex_authd::outside::{Outside as _, System};
+use codex_authd::platform::{Clock as _, System};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ async fn upload(daemon: &Daemon, admin: &Client, last_refresh: &str, n: u64) {
     assert_eq!((status, body["data"]["status"].as_str()), (200, Some("updated")), "{body}");
 }
 
-/// Looks until `found` says so.
+/// Polls until `found` is true.
 async fn until<F: Future<Output = bool>>(what: &str, mut found: impl FnMut() -> F) {
     let begun = std::time::Instant::now();
     while !found().await {
@@ -69,7 +69,7 @@ async fn a_disabled_host_is_refused_until_it_is_enabled_with_the_key_it_had() {
     assert_eq!((status, body["data"]["host"]["status"].as_str()), (200, Some("disabled")));
     let (status, body) = retrieve(&daemon, &client, &host).await;
     assert_eq!((status, body["code"].as_str()), (403, Some("host_disabled")));
-    // A wrong key of a disabled host's machine is still only a wrong key.
+    // A wrong key from a disabled host's machine is still only a wrong key.
     let (status, body) = admin_post(&daemon, &admin, &format!("/admin/hosts/{}/enable", host.id), json!({})).await;
     assert_eq!((status, body["data"]["host"]["status"].as_str()), (200, Some("active")));
     assert_eq!(retrieve(&daemon, &client, &host).await.0, 200);
@@ -120,7 +120,7 @@ async fn networks_stand_in_place_of_the_bound_address() {
     }
     assert_eq!(served, [403, 200, 200, 403]);
     assert_eq!(admin_post(&daemon, &admin, &path, json!({ "networks": [] })).await.0, 200);
-    assert_eq!(retrieve(&daemon, &clients[0], &host).await.0, 200, "the address it was bound to counts again");
+    assert_eq!(retrieve(&daemon, &clients[0], &host).await.0, 200, "the host is bound to its old address again");
     assert_eq!(retrieve(&daemon, &clients[1], &host).await.0, 403);
 }
 
@@ -159,7 +159,7 @@ async fn a_removal_is_undone_within_a_day() {
     assert_eq!(call(&admin, Method::DELETE, url, None, None).await.0, 200);
 
     assert_eq!(admin_post(&daemon, &admin, &restore, json!({})).await.0, 200);
-    assert_eq!(retrieve(&daemon, &client, &host).await.0, 200, "the key it had is good again");
+    assert_eq!(retrieve(&daemon, &client, &host).await.0, 200, "the old key is valid again");
     assert_eq!(retrieve(&daemon, &client, &successor).await.0, 401);
     assert_eq!(admin_post(&daemon, &admin, &restore, json!({})).await.0, 404);
     let installer = client.get(daemon.hosts_url(&format!("/install/{}", host.token))).send().await.unwrap();
@@ -216,7 +216,7 @@ async fn outstanding_installers_are_listed_and_revoked_and_a_second_redemption_i
         if let Some(entry) = entries.first() {
             assert_eq!((entry["target"].as_str(), entry["from"].as_str()), (Some("h2.test"), Some("127.0.0.1")));
         }
-        assert!(entries.len() <= 1, "what follows within a minute is counted, not repeated: {entries:?}");
+        assert!(entries.len() <= 1, "repeats within a minute are one entry: {entries:?}");
         entries.len() == 1
     })
     .await;
@@ -273,7 +273,7 @@ async fn who_did_what_is_noted_and_the_chain_holds() {
     assert_eq!(daemon.cli_json(&["audit", "verify", "--hash", &noted])["noted_found"], true);
     assert!(!daemon.cli(&["audit", "verify", "--hash", &"0".repeat(64)]).status.success());
 
-    // Somebody edits the store: one entry says something else.
+    // An attacker edits the store: one entry has another content.
     daemon.stop();
     let key = [b"audit/".as_slice(), &(length / 2).to_be_bytes()].concat();
     let store = Store::durable(&daemon.state_dir().join("records"), "records").unwrap();
@@ -304,7 +304,7 @@ async fn a_version_is_brought_back_and_reaches_the_hosts() {
     let diff = admin_get(&daemon, &admin, "/admin/auth/diff?from=1&to=2").await;
     let text = diff.to_string();
     assert!(text.contains("/tokens/access_token") && text.contains(FIRST) && !text.contains("Zk3vQ9"), "{text}");
-    assert!(!text.contains("account_id"), "what is equal is not told: {text}");
+    assert!(!text.contains("account_id"), "an equal member is in the difference: {text}");
 
     let (status, body) = admin_post(&daemon, &admin, "/admin/auth/rollback", json!({ "version": 2 })).await;
     assert_eq!((status, body["code"].as_str()), (409, Some("conflict")), "{body}");
@@ -313,7 +313,7 @@ async fn a_version_is_brought_back_and_reaches_the_hosts() {
     assert_eq!((status, body["data"]["version"]["version"].as_u64()), (200, Some(3)), "{body}");
     assert_eq!(body["data"]["version"]["source"], "rollback");
 
-    // A host that has the second version is told that it is outdated, and gets the first one's tokens.
+    // A host with the second version gets `outdated`, and the first one's tokens.
     let question = json!({ "last_refresh": SECOND, "digest": "1".repeat(64) });
     let url = daemon.hosts_url("/auth");
     let (_, answer) = call(&client, Method::POST, url, Some(&host.api_key), Some(question)).await;
@@ -322,7 +322,7 @@ async fn a_version_is_brought_back_and_reaches_the_hosts() {
     assert_ne!(answer["data"]["auth"]["last_refresh"], FIRST);
 }
 
-/// A store that comes with a roll-back wins or loses against it; both stand in the history where they were acknowledged.
+/// A store at the same time as a rollback wins or loses; if both are acknowledged, both are in the history.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_and_stores_at_once_leave_one_history() {
     let daemon = Daemon::start();
@@ -333,7 +333,7 @@ async fn a_rollback_and_stores_at_once_leave_one_history() {
     let mut acknowledged = 2;
     for round in 0..10u64 {
         let store = async {
-            // Ahead of the clock, so that it may win against a roll-back that is dated now.
+            // The date is ahead of the clock, so that it may win against a rollback, which is dated now.
             let ahead = System.now() + time::Duration::milliseconds(200 * (round as i64 % 2));
             let dated = ahead.format(&time::format_description::well_known::Rfc3339).unwrap();
             let body = json!({ "command": "store", "auth": auth_json(&dated, 100 + round) });
@@ -347,7 +347,7 @@ async fn a_rollback_and_stores_at_once_leave_one_history() {
         let versions = history["versions"].as_array().unwrap();
         let numbers: Vec<u64> = versions.iter().map(|version| version["version"].as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=acknowledged).rev().collect::<Vec<_>>());
-        // Newest last, whatever their order: no version is older than the one before it.
+        // The newest is last: no version is older than the one before it.
         let mut dates: Vec<_> = versions
             .iter()
             .map(|version| {
@@ -394,7 +394,7 @@ async fn a_key_is_rotated_while_64_clients_retrieve() {
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(retrieve(&daemon, &daemon.client(), &renewed).await.0, 200, "and nobody's old call bound the new key");
+    assert_eq!(retrieve(&daemon, &daemon.client(), &renewed).await.0, 200, "an old call bound the new key");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -409,7 +409,7 @@ async fn a_removal_and_a_redemption_at_once_never_leave_a_served_removed_host() 
         let redeemed = redeemed.unwrap().status().as_u16();
         assert_eq!(removed.0, 200);
         assert!(redeemed == 200 || redeemed == 404, "{redeemed}");
-        assert_eq!(retrieve(&daemon, &client, &host).await.0, 401, "whoever has the script has a dead key");
+        assert_eq!(retrieve(&daemon, &client, &host).await.0, 401, "the key in the script is still valid");
         let again = client.get(daemon.hosts_url(&format!("/install/{}", host.token))).send().await.unwrap().status();
         assert!(again == 404 || again == 410, "{again}");
     }
@@ -430,10 +430,10 @@ async fn a_revoked_certificate_is_refused_at_once_on_open_connections_too() {
     };
     let revoke = format!("/admin/certificates/{}/revoke", of("mallory"));
     assert_eq!(admin_post(&daemon, &admin, &revoke, json!({})).await.0, 200);
-    // The guard of each call may be quicker than the one that closes the connection.
+    // The check of each call may be faster than the one that closes the connection.
     let on_the_open_one = open.call(hosts()).await;
     assert!(matches!(on_the_open_one, None | Some(403)), "{on_the_open_one:?}");
-    assert_eq!(mallory.call(hosts()).await, Outcome::Closed, "and there is no new one");
+    assert_eq!(mallory.call(hosts()).await, Outcome::Closed, "a new connection was accepted");
     assert_eq!(admin_post(&daemon, &admin, &revoke, json!({})).await.0, 409);
     admin_get(&daemon, &admin, "/admin/hosts").await;
     let listed = daemon.cli_json(&["certificates", "list"]);
@@ -447,7 +447,7 @@ async fn the_server_authority_is_rolled_over_and_nobody_is_cut_off() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let host = daemon.register(&admin, "h.test").await;
-    // A host that knows the first authority only, and opens a new connection for every call.
+    // A host that knows only the first authority, and opens a new connection for every call.
     let old = daemon.client_builder().pool_max_idle_per_host(0).build().unwrap();
     assert_eq!(retrieve(&daemon, &old, &host).await.0, 200);
     let step = |step: &'static str| {
@@ -464,12 +464,12 @@ async fn the_server_authority_is_rolled_over_and_nobody_is_cut_off() {
         std::fs::read_to_string(daemon.state_dir().join("pki/server-ca.crt")).unwrap().matches("BEGIN").count() == 2
     })
     .await;
-    assert_eq!(retrieve(&daemon, &old, &host).await.0, 200, "the old one certified the new one");
+    assert_eq!(retrieve(&daemon, &old, &host).await.0, 200, "the old authority did not certify the new one");
 
     let (status, body) = step("retire").await;
     assert_eq!((status, body["code"].as_str()), (409, Some("conflict")));
     assert!(body["message"].as_str().unwrap().contains("h.test"), "{body}");
-    // The host brings its wrapper up to date: it trusts what it was given then.
+    // The host updates its wrapper, and trusts the authorities in it.
     let download =
         old.get(daemon.hosts_url("/wrapper/download")).header("X-API-Key", &host.api_key).send().await.unwrap();
     assert!(download.text().await.unwrap().matches("BEGIN CERTIFICATE").count() >= 2);
@@ -493,7 +493,7 @@ async fn the_client_authority_is_rolled_over_and_its_certificates_stay_good_unti
     assert!(step("activate").status.success());
     let directory = daemon.admin_certificate("new");
     let new = daemon.client_builder().identity(identity(&directory, "new")).build().unwrap();
-    until("both are let in", || async {
+    until("both are accepted", || async {
         let fresh = daemon.client_builder().identity(identity(&directory, "new")).build().unwrap();
         fresh.get(daemon.admin_url("/admin/hosts")).send().await.is_ok_and(|answer| answer.status() == 200)
     })

@@ -1,5 +1,5 @@
-//! A crash between any two steps: the process is killed in place of its first, second, third … call that changes what is
-//! on disk, until a run gets to its end. Each time, a normal start must boot, and find all of the change or none.
+//! A crash between any two steps. The process is killed instead of its first, second, third … call that changes the
+//! disk, until a run completes. After each kill a normal start must boot, and find all of the change or none.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -18,7 +18,7 @@ use crate::support::daemon::{BOUND, Daemon, auth_json, pause};
 use crate::support::skip::skipped;
 use crate::support::within::{Within, look_within};
 
-/// Crashes of one scenario.
+/// The largest number of crashes in one scenario.
 const MOST: usize = 80;
 const HOSTS: [&str; 3] = ["a.test", "b.test", "c.test"];
 
@@ -26,12 +26,12 @@ const HOSTS: [&str; 3] = ["a.test", "b.test", "c.test"];
 fn a_crash_anywhere_in_the_first_boot_leaves_what_the_next_one_goes_on_with() {
     let crash = Crashes { what: "first boot", template: None };
     crash.everywhere(serve_until_it_listens, |daemon, _| {
-        // Once the daemon has said where it listens, its CA may be in somebody's hands.
+        // After the daemon has logged its address, a client may have its CA.
         let told = daemon.state_dir().join("listen.json").exists();
         let shown = std::fs::read_to_string(daemon.state_dir().join("pki/server-ca.crt")).ok();
         assert!(shown.is_some() || !told);
         let after = recover(daemon);
-        assert!(shown.is_none_or(|shown| shown == after.server_ca), "another CA than the one that was shown");
+        assert!(shown.is_none_or(|shown| shown == after.server_ca), "another CA than the one that a client has");
         assert!(after.hosts.is_empty() && after.versions.is_empty());
     });
 }
@@ -88,7 +88,7 @@ fn a_crash_anywhere_in_registering_a_known_host_leaves_its_new_key_or_the_old() 
     assert_eq!(both.load(Ordering::SeqCst), 3, "the crashes came before the change and after it");
 }
 
-/// What is counted in the process is what the kernel sees: no call that changes the disk escapes.
+/// The kernel sees the same calls as the count in the process: no call that changes the disk is missed.
 #[test]
 fn the_crash_points_are_all_the_calls_that_change_the_disk() {
     const CALLS: &str = "open,openat,creat,write,writev,pwrite64,pwritev,pwritev2,fsync,fdatasync,syncfs,sync_file_range,\
@@ -106,7 +106,7 @@ fn the_crash_points_are_all_the_calls_that_change_the_disk() {
     let (counted, traced) = (daemon.state.path().join("counted"), daemon.state.path().join("traced"));
     let mut command = daemon.command(&[]);
     points.arm(&mut command, 0, &counted);
-    // Preloaded into the daemon only, not into strace.
+    // Preloaded only into the daemon, not into strace.
     let library = command.get_envs().find(|(name, _)| *name == "LD_PRELOAD").unwrap().1.unwrap().to_owned();
     let mut strace = Command::new("strace");
     strace.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).env_remove("LD_PRELOAD");
@@ -124,7 +124,7 @@ fn the_crash_points_are_all_the_calls_that_change_the_disk() {
     assert_eq!(counted.len(), seen.len(), "counted: {counted:?}\nseen: {seen:#?}");
 }
 
-/// Of a line of `strace -f -y`: `PID call(3</path>, …`.
+/// Parses a line of `strace -f -y`: `PID call(3</path>, …`.
 fn changes_the_disk(line: &str, log: &Path) -> bool {
     let Some((call, rest)) = line.split_once(' ').and_then(|(_, call)| call.trim_start().split_once('(')) else {
         return false;
@@ -194,7 +194,7 @@ fn a_master_key_that_others_may_read_is_refused() {
     }
 }
 
-/// A state with hosts and versions in it, to be copied for each crash.
+/// A state with hosts and versions, which is copied for each crash.
 struct Template {
     daemon: Daemon,
     within: Within,
@@ -235,12 +235,12 @@ impl Template {
 
 struct Crashes<'a> {
     what: &'a str,
-    /// Nothing: a state directory that is not there yet.
+    /// `None`: the state directory does not exist yet.
     template: Option<&'a Template>,
 }
 
 impl Crashes<'_> {
-    /// Runs `act`, armed to die at each point in turn, and `check` on what it left.
+    /// Runs `act`, armed to die at each point in turn, and then `check`.
     fn everywhere(
         &self,
         act: impl Fn(&Daemon, &dyn Fn(&mut Command)) -> Output + Sync,
@@ -276,15 +276,16 @@ impl Crashes<'_> {
                 });
             }
         });
-        // No two runs are quite equal: on until one gets to its end.
+        // Two runs are never exactly equal: continues until a run completes.
         let beyond = (all.len() + 1..).take_while(|at| crash_at(*at).0).count();
         let crashes = crashes.load(Ordering::SeqCst) + beyond;
         println!("{}: {crashes} crashes, {} steps, {:.0?}", self.what, all.len(), begun.elapsed());
         assert!(crashes * 10 > chosen.len() * 9, "only {crashes} of {} runs were killed", chosen.len());
     }
 
-    /// Every point of the first boot. Of the others, every third while the stores are opened, which is no news, and every
-    /// one from there on, thinned out to what takes a minute or two. `AUTHD_LONG_TESTS=1`: every one.
+    /// Every point of the first boot. For other scenarios: every third point while the stores are opened, which the
+    /// first boot covers, and every point after that, reduced to a run time of a minute or two. `AUTHD_LONG_TESTS=1`:
+    /// every point.
     fn choose(&self, steps: &[String]) -> Vec<usize> {
         let long = std::env::var("AUTHD_LONG_TESTS").is_ok_and(|value| value == "1");
         let opened = match self.template {
@@ -298,7 +299,7 @@ impl Crashes<'_> {
     }
 }
 
-/// Says where, when a check fails.
+/// Prints the crash point when a check fails.
 struct Told<'a> {
     what: &'a str,
     at: usize,
@@ -318,7 +319,7 @@ fn run(daemon: &Daemon, arguments: &[&str], arm: &dyn Fn(&mut Command)) -> Outpu
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// `serve`, stopped as soon as it says where it listens.
+/// Runs `serve` and stops it as soon as it logs its address.
 fn serve_until_it_listens(daemon: &Daemon, arm: &dyn Fn(&mut Command)) -> Output {
     let mut command = daemon.command(&["serve"]);
     arm(&mut command);
@@ -347,7 +348,7 @@ fn serve_until_it_listens(daemon: &Daemon, arm: &dyn Fn(&mut Command)) -> Output
     Output { status, stdout: Vec::new(), stderr }
 }
 
-/// A normal start on what the crash left, and another, and a rotation of the keys. Says what was found.
+/// A normal start after the crash, a second one, and a rotation of the keys. Returns what it found.
 fn recover(daemon: &mut Daemon) -> Within {
     daemon.launch();
     let certificate = |daemon: &Daemon| std::fs::read(daemon.state_dir().join("pki/server-ca.crt")).unwrap();
@@ -385,7 +386,7 @@ fn assert_every_host_is_served(daemon: &Daemon, hosts: &BTreeMap<String, String>
     });
 }
 
-/// Everything below `directory` but what locks and sled keep for themselves: its mode and its bytes.
+/// All files below `directory` without the lock and sled's files: mode and bytes.
 fn files_of(directory: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut files = BTreeMap::new();
     let mut left = vec![directory.to_path_buf()];

@@ -1,4 +1,4 @@
-//! Damaged records: the daemon refuses them as they are and says the way out, and the way out is one.
+//! Damaged records: the daemon refuses them, changes nothing and names the way out, which works.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -21,7 +21,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A stopped daemon with so many hosts.
+/// A stopped daemon with this many hosts.
 async fn with_hosts(count: usize) -> Daemon {
     let mut daemon = Daemon::start();
     let admin = daemon.admin();
@@ -37,7 +37,7 @@ fn names(daemon: &Daemon) -> Vec<String> {
     listed["hosts"].as_array().unwrap().iter().map(|host| host["fqdn"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Pages with rows of hosts, as far as one sees.
+/// Pages that seem to contain rows of hosts.
 fn pages_of_hosts(bytes: &[u8]) -> Vec<usize> {
     let of_hosts = |page: &usize| bytes[page * PAGE..(page + 1) * PAGE].windows(6).any(|it| it == b"\"fqdn\"");
     (1..bytes.len() / PAGE).filter(of_hosts).collect()
@@ -73,7 +73,7 @@ async fn damaged_records_are_refused_with_the_way_out_and_left_as_they_are() {
             assert!(std::fs::read(records(&daemon)).unwrap() == bytes, "{kind}");
         }
     }
-    // sled's file without the new one.
+    // sled's file exists, and the new one does not.
     std::fs::remove_file(records(&daemon)).unwrap();
     std::fs::write(daemon.state_dir().join("records/db"), "of sled").unwrap();
     let output = daemon.cli(&["hosts", "list"]);
@@ -92,7 +92,7 @@ async fn a_backup_takes_the_place_of_damaged_records() {
     let damaged = b"no store at all".repeat(1000);
     std::fs::write(records(&daemon), &damaged).unwrap();
 
-    // A backup that is not good changes nothing.
+    // A bad backup changes nothing.
     let rows = std::fs::read(backup.join("records.jsonl")).unwrap();
     std::fs::write(backup.join("records.jsonl"), &rows[..rows.len() - 10]).unwrap();
     assert!(!daemon.cli(&["restore", text(&backup), "--yes"]).status.success());
@@ -125,9 +125,9 @@ async fn what_can_be_read_of_damaged_records_is_exported_and_restored() {
     std::fs::write(records(&daemon), &bytes).unwrap();
     let part = daemon.state.path().join("part");
     let output = daemon.cli(&["records", "export", text(&part), "--json"]);
-    assert!(std::fs::read(records(&daemon)).unwrap() == bytes, "the records are not changed");
+    assert!(std::fs::read(records(&daemon)).unwrap() == bytes, "the records were changed");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // The page may be one that is not in use any more.
+    // The page may be an unused one.
     let hosts = answer["exported"]["hosts"].as_u64().unwrap();
     let code = if answer["status"] == "ok" { 0 } else { 3 };
     assert_eq!(output.status.code(), Some(code), "{answer} {}", said(&output));

@@ -1,4 +1,5 @@
-//! The dashboard: in a real browser with an admin's certificate, with and without JavaScript; and what it refuses.
+//! The dashboard in a real browser with an admin's certificate, with and without JavaScript; and the requests that it
+//! refuses.
 
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ async fn without_a_certificate_there_is_no_page() {
         assert_eq!(answer.status(), 404, "{path} on the hosts' listener");
     }
     let control = reqwest::Client::builder().unix_socket(daemon.state.path().join("control.sock")).build().unwrap();
-    assert_eq!(control.get("http://control/").send().await.unwrap().status(), 404, "nor on the control socket");
+    assert_eq!(control.get("http://control/").send().await.unwrap().status(), 404, "the control socket serves a page");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,7 +35,7 @@ async fn another_sites_page_changes_nothing() {
     let admin = daemon.admin();
     let own = daemon.admin_url("");
     let disable = || admin.post(daemon.admin_url("/admin/api/state")).json(&json!({ "disabled": true }));
-    // What a page of another site can make a browser send without asking us first: no content type at all.
+    // A request that a page of another site can send without a preflight: it has no content type.
     let bare = || admin.post(daemon.admin_url("/admin/api/state")).body(r#"{"disabled": true}"#);
     let foreign = "https://evil.example";
     let http = own.replacen("https", "http", 1);
@@ -66,7 +67,7 @@ async fn programs_and_our_own_pages_go_on() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let set = |to: bool| admin.post(daemon.admin_url("/admin/api/state")).json(&json!({ "disabled": to }));
-    assert_eq!(set(true).send().await.unwrap().status(), 200, "a program tells nothing");
+    assert_eq!(set(true).send().await.unwrap().status(), 200, "a program sends no such header");
     let own = set(false).header(SEC_FETCH_SITE, "same-origin").header(ORIGIN, daemon.admin_url(""));
     assert_eq!(own.send().await.unwrap().status(), 200, "the API's page at /docs");
     let http1 = daemon
@@ -104,7 +105,7 @@ async fn a_form_without_this_admins_token_changes_nothing() {
     assert!(good.text().await.unwrap().contains("The kill switch is on"));
     assert!(disabled(&daemon, &admin).await);
 
-    // A token is this process's.
+    // A token is valid for one process.
     daemon.stop();
     daemon.launch();
     let admin = daemon.admin();
@@ -148,10 +149,10 @@ async fn every_page_tells_the_browser_what_it_may_do() {
         is("cache-control", "no-store, must-revalidate");
         is("content-type", "text/html; charset=utf-8");
         let page = answer.text().await.unwrap();
-        assert!(page.contains("Kill switch off"), "{path} tells of the kill switch");
+        assert!(page.contains("Kill switch off"), "{path} shows the kill switch");
         assert!(
             page.contains("You are <strong class=\"name\">tester</strong>"),
-            "{path} tells whose certificate it is"
+            "{path} shows the owner of the certificate"
         );
         assert!(!page.contains("<style") && !page.contains(" style=") && !page.contains("<script>"), "{path}");
     }
@@ -167,7 +168,7 @@ async fn every_page_tells_the_browser_what_it_may_do() {
     assert_eq!(admin.get(daemon.admin_url("/assets/style-0.css")).send().await.unwrap().status(), 404);
 }
 
-/// As hostile as the model lets them be: a certificate's name, the versions that a host reports, what is searched for.
+/// Hostile values that the model allows: a certificate's name, the versions that a host reports, a search text.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_text_stays_text() {
     let daemon = Daemon::start();
@@ -196,7 +197,7 @@ async fn hostile_text_stays_text() {
     let answer = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", &host.api_key).json(&asked);
     assert_eq!(answer.send().await.unwrap().status(), 200);
 
-    // The list is told what hosts did once a second. The version is shown as it is.
+    // The list gets hosts' telemetry once a second. The version is shown unchanged.
     page_with(&daemon, &admin, "/", "onerror=alert(1)&#62;").await;
     let paths = [
         "/".to_owned(),
@@ -267,19 +268,19 @@ async fn a_host_is_made_once_and_its_command_is_shown_once() {
     let installer = text_of(&page, "command");
     assert!(installer.starts_with("curl ") && installer.ends_with("| bash"), "{installer}");
     let secret = installer.split("/install/").nth(1).unwrap().split('/').next().unwrap();
-    assert!(!address.contains(secret), "no secret stands in an address: {address}");
+    assert!(!address.contains(secret), "a secret is in a URL: {address}");
     let again = admin.get(&address).send().await.unwrap();
     assert_eq!(again.status(), 410);
     assert!(!again.text().await.unwrap().contains(secret));
 
-    // A known name is asked about first: its key would die.
+    // For a known name the page asks first, because its key would be revoked.
     let known = make(&[("name", "h1.test")]).await;
     assert_eq!(known.status(), 409);
     assert!(known.text().await.unwrap().contains("is a host already"));
     let spent = daemon.client().get(daemon.hosts_url(&format!("/install/{secret}"))).send().await.unwrap();
-    assert_eq!(spent.status(), 200, "asking took nothing away");
+    assert_eq!(spent.status(), 200, "the question revoked the key");
     let other = make(&[("name", "h1.test"), ("again", "h2.test")]).await;
-    assert_eq!(other.status(), 409, "another host was asked about");
+    assert_eq!(other.status(), 409, "the question was about another host");
     assert_eq!(make(&[("name", "h1.test"), ("again", "H1.test")]).await.status(), 200);
 }
 
@@ -342,12 +343,15 @@ async fn hosts_are_found_sorted_and_paged() {
     assert_eq!(rows(&found), 10);
     assert!(found.contains("10 hosts<"));
     assert_eq!(rows(&page("q=127.0.0.1").await), 1, "by address");
-    assert!(page("page=99999999999999999999").await.contains("54 hosts"), "no number that a page can have: the first");
+    assert!(
+        page("page=99999999999999999999").await.contains("54 hosts"),
+        "an impossible number did not show the first page"
+    );
     assert!(page("page=18446744073709551615").await.contains("There is no page"));
     assert!(page("q=nobody").await.contains("No host has"));
 }
 
-/// What a form did is noted as done, not as the redirect that answers it.
+/// The audit entry of a form has the result of the action, not of the redirect that answers it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_on_a_page_is_noted_once() {
     let daemon = Daemon::start();
@@ -370,7 +374,7 @@ async fn what_is_done_on_a_page_is_noted_once() {
     assert_eq!(noted, [("unknown", "403"), ("api.enable", "done"), ("api.disable", "done")]);
 }
 
-/// Looks at the page until `text` stands on it.
+/// Polls the page until it shows `text`.
 async fn page_with(daemon: &Daemon, admin: &Client, path: &str, text: &str) {
     let begun = std::time::Instant::now();
     loop {
@@ -378,7 +382,7 @@ async fn page_with(daemon: &Daemon, admin: &Client, path: &str, text: &str) {
         if page.contains(text) {
             return;
         }
-        assert!(begun.elapsed() < BOUND, "{path} does not come to have {text:?}: {page}");
+        assert!(begun.elapsed() < BOUND, "{path} does not show {text:?}: {page}");
         tokio::task::spawn_blocking(pause).await.unwrap();
     }
 }
@@ -392,7 +396,7 @@ async fn token(daemon: &Daemon, admin: &Client) -> String {
     token_in(&page).to_owned()
 }
 
-/// What a form of this page has to be sent with.
+/// The token that a form of this page must send.
 pub fn token_in(page: &str) -> &str {
     page.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap()
 }
@@ -402,7 +406,7 @@ async fn disabled(daemon: &Daemon, admin: &Client) -> bool {
     state.json::<Value>().await.unwrap()["data"]["disabled"].as_bool().unwrap()
 }
 
-/// Content type and body.
+/// Content type and body of a multipart form.
 fn multipart(fields: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (name, value) in fields {
@@ -416,13 +420,13 @@ fn multipart(fields: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     ("multipart/form-data; boundary=border".into(), body)
 }
 
-/// The text of the element with this id, of which there is one, with nothing inside but text.
+/// The text of the only element with this id, which contains only text.
 pub fn text_of(page: &str, id: &str) -> String {
     let inside = page.split(&format!("id=\"{id}\">")).nth(1).unwrap().split('<').next().unwrap();
     inside.replace("&#34;", "\"").replace("&#38;", "&").replace("&#39;", "'")
 }
 
-/// What an admin does on a first day, in a browser; each page is clean: no error, nothing that its policy stopped.
+/// An admin's first day, in a browser. Each page is clean: no error, and nothing that its policy blocked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_admin_makes_and_removes_a_host_and_throws_the_kill_switch() {
     first_day("alice", Looks::default()).await;
@@ -441,7 +445,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.says("#serving", "Kill switch off").await;
     browser.says("footer", &format!("You are {name}")).await;
 
-    // The login: a file, then pasted once more.
+    // The login: a file, then pasted again.
     browser.press("Upload a login").await;
     let login = auth_json("2025-11-20T09:27:43.373506211Z", 1).to_string();
     let file = browser.home().join("auth.json");
@@ -456,7 +460,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.press("Upload").await;
     browser.says("[role=status]", "Nothing changed").await;
 
-    // A host, by the command that the page shows.
+    // A host, by the command on the page.
     browser.press("New host").await;
     browser.fill("Name of the machine", "h1.test").await;
     browser.press("Make the host").await;
@@ -488,7 +492,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.says("#hosts", "127.0.0.1").await;
     browser.says("#hosts", "Served").await;
 
-    // Whether the login works; there is no Codex on this machine.
+    // Whether the login works; this machine has no Codex.
     browser.press("Runner").await;
     runner_lists(&daemon, &browser, "once a day").await;
     browser.says("#proof", "Could not be tried").await;
@@ -499,7 +503,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.press("Hosts").await;
     browser.says("#login", "Could not be tried").await;
 
-    // The kill switch, and back.
+    // The kill switch on and off.
     browser.press("Kill switch").await;
     browser.press("Switch it on: stop serving all hosts").await;
     browser.says("#serving", "Kill switch on. Every host is answered 503.").await;
@@ -511,7 +515,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.says("#serving", "Kill switch off").await;
     assert_eq!(retrieve().await, 200);
 
-    // What a host may, and its end.
+    // The settings of a host, and its removal.
     browser.press("Hosts").await;
     browser.press("h1.test").await;
     browser.press("Allow roaming").await;
@@ -525,7 +529,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.says("main", "There are no hosts yet").await;
     assert_eq!(retrieve().await, 401);
 
-    // A shared machine's window.
+    // The window of a shared machine.
     browser.press("New host").await;
     browser.fill("Name of the machine", "lab.test").await;
     browser.press_label("Shared machine").await;
@@ -539,7 +543,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     browser.press("Open the window").await;
     browser.says("[role=status]", "is open until").await;
 
-    // What a page holds for one admin stands in no log.
+    // Page content that is for one admin is not in the log.
     let log = daemon.log();
     for kept in [secret, &key, "Zk3vQ9xT1mB7rLp0", &token_of(&browser).await] {
         assert!(!log.contains(kept), "the log holds {kept}");
@@ -552,7 +556,7 @@ async fn first_day(name: &'static str, looks: Looks) {
     assert_eq!(browser.console().await, Vec::<String>::new());
 }
 
-/// What another site can do with the admin's own browser, which shows the certificate to us whoever asks.
+/// Attacks of another site with the admin's own browser, which sends the certificate with every request.
 #[test]
 fn another_sites_page_in_the_admins_browser_changes_nothing() {
     let daemon = Daemon::start();
@@ -579,7 +583,7 @@ fn another_sites_page_in_the_admins_browser_changes_nothing() {
         let refused = daemon.log().matches("another site's page was refused").count();
         assert_eq!(refused, 2, "both arrived, with the certificate:\n{}", daemon.log());
         assert!(!disabled(&daemon, &daemon.admin()).await);
-        // Nor does it get to frame a page of ours.
+        // The site cannot frame a page of ours either.
         browser.console().await;
         browser.open(&format!("http://localhost:{}/frame", site.port)).await;
         let said = browser.console().await.join("\n");
@@ -587,7 +591,7 @@ fn another_sites_page_in_the_admins_browser_changes_nothing() {
     });
 }
 
-/// The API's own page, under a policy that allows its scripts and styles by their digests.
+/// The API's own page. Its policy allows its scripts and styles by their digests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_apis_page_renders_and_calls_under_its_policy() {
     let daemon = Daemon::start();
@@ -595,7 +599,7 @@ async fn the_apis_page_renders_and_calls_under_its_policy() {
     browser.open(&daemon.admin_url("/docs")).await;
     browser.says("#ui", "Keeps one canonical Codex auth.json").await;
     browser.says("#operations-AdminSettings-setApiState", "/admin/api/state").await;
-    // "Try it out" on the kill switch: a change, from a page of our own.
+    // "Try it out" on the kill switch: a change, from our own page.
     for button in ["button.opblock-summary-control", ".try-out__btn", ".execute"] {
         browser.press_css(&format!("#operations-AdminSettings-getApiState {button}")).await;
     }
@@ -603,7 +607,7 @@ async fn the_apis_page_renders_and_calls_under_its_policy() {
     assert_eq!(browser.console().await, Vec::<String>::new());
 }
 
-/// Looks again until a probe is listed that was made for this reason, and has ended.
+/// Polls until a finished probe with this reason is listed.
 async fn runner_lists(daemon: &Daemon, browser: &Browser, why: &str) {
     let started = Instant::now();
     loop {
@@ -621,7 +625,7 @@ async fn token_of(browser: &Browser) -> String {
     token.as_str().filter(|token| token.len() == 64).unwrap().to_owned()
 }
 
-/// Fetches the installer as the printed command does; the script that comes holds the host's key.
+/// Fetches the installer as the printed command does; the returned script contains the host's key.
 pub async fn redeem(command: &str) -> String {
     let curl = redeeming(command);
     let output = tokio::process::Command::new("bash").args(["-c", &curl]).output().await.unwrap();

@@ -1,4 +1,4 @@
-//! Daemons on a real MariaDB: several on one database, a start without it, and what others do to it.
+//! Daemons on a real MariaDB: several on one database, a start without it, and changes in it by others.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use crate::support::load::{Ledger, until};
 use crate::support::mariadb::MariaDb;
 use crate::support::raw_tls::{Outcome, RawClient};
 
-/// What any answer may take: the configured time, a handshake, and a busy machine.
+/// The time limit for any answer: the configured timeout, a handshake, and a busy machine.
 const LONGEST: Duration = Duration::from_millis(1000 * TIMEOUT_SECONDS + 1500);
-/// In force everywhere, says docs/OPERATIONS.md.
+/// The time until a change is in force on every daemon (docs/OPERATIONS.md).
 const IN_FORCE: Duration = Duration::from_secs(1);
 
 pub const TIMEOUT_SECONDS: u64 = 2;
@@ -32,7 +32,7 @@ pub fn on_database(url: &str, settings: &[(&str, &str)]) -> Daemon {
     daemon
 }
 
-/// A daemon on this database, with the master key of the first one that ran on it.
+/// A daemon on this database, with the master key of the first daemon that ran on it.
 fn prepare(url: &str, first: Option<&Daemon>) -> Daemon {
     let daemon = on_database(url, &[]);
     if let Some(first) = first {
@@ -41,7 +41,7 @@ fn prepare(url: &str, first: Option<&Daemon>) -> Daemon {
     daemon
 }
 
-/// The second one on a database has the master key of the first.
+/// Gives a second daemon on a database the master key of the first.
 pub fn with_key_of(first: &Daemon, second: &Daemon) {
     std::fs::create_dir_all(second.state_dir()).unwrap();
     std::fs::copy(first.state_dir().join("master.key"), second.state_dir().join("master.key")).unwrap();
@@ -72,12 +72,12 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
     let two = start(&url, Some(&one));
     let (admin_of_one, admin_of_two) = (one.admin(), two.admin());
 
-    // A host of the one is the other's.
+    // Both daemons know a host of one of them.
     let host = one.register(&admin_of_one, "a.test").await;
     assert_eq!(retrieve(&one, &host.api_key).await, 200);
     within(IN_FORCE, "a new host", async || retrieve(&two, &host.api_key).await == 200).await;
 
-    // Its installer is redeemed once, whoever is asked.
+    // An installer is redeemed once, whichever daemon is called.
     let again = one.register(&admin_of_one, "b.test").await;
     within(IN_FORCE, "a new installer", async || has_heard(&two, &again.api_key).await).await;
     let mut asked = JoinSet::new();
@@ -90,13 +90,13 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
     assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
     assert!(answers.iter().all(|status| [200, 410].contains(&status.as_u16())), "{answers:?}");
 
-    // A key that was replaced is dead everywhere.
+    // A replaced key is refused on both.
     let renewed = two.register(&admin_of_two, "a.test").await;
     assert_eq!(retrieve(&two, &host.api_key).await, 401);
     within(IN_FORCE, "a replaced key", async || retrieve(&one, &host.api_key).await == 401).await;
     assert_eq!(retrieve(&one, &renewed.api_key).await, 200);
 
-    // So is a certificate that was revoked.
+    // So is a revoked certificate.
     let fingerprint = certificate(&two, "alice").await;
     let alice =
         two.client_builder().identity(crate::support::daemon::identity(&two.state.path().join("admin-alice"), "alice"));
@@ -111,7 +111,7 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
     )
     .await;
 
-    // And the kill switch.
+    // The kill switch is in force on both.
     let switch = async |disabled: bool| {
         let body = json!({ "disabled": disabled });
         let call = admin_of_two.post(two.admin_url("/admin/api/state")).json(&body);
@@ -122,18 +122,18 @@ async fn what_one_daemon_decides_is_in_force_on_the_other() {
     switch(false).await;
     within(IN_FORCE, "the kill switch", async || retrieve(&one, &renewed.api_key).await == 200).await;
 
-    // One chain, whoever wrote it.
+    // There is one audit chain for both.
     let verified = one.cli_json(&["audit", "verify"]);
     assert_eq!(verified["intact"], true, "{verified}");
 }
 
-/// Whether the daemon has heard of a key, and of all that was written with it. Binds nothing: what is sent is refused once
-/// the key was found.
+/// Whether the daemon knows a key, and every change that was written with it. Binds nothing: the daemon finds the key
+/// and then refuses the body.
 async fn has_heard(daemon: &Daemon, key: &str) -> bool {
     knows(&daemon.client(), &daemon.hosts_url("/auth"), key).await
 }
 
-/// The same; one that is not there knows nothing.
+/// The same with a client; a daemon that does not answer knows nothing.
 pub async fn knows(client: &Client, url: &str, key: &str) -> bool {
     let call = client.post(url).header("x-api-key", key).body("{");
     call.send().await.is_ok_and(|answer| answer.status() != 401)
@@ -160,7 +160,7 @@ async fn a_daemon_without_the_master_key_of_the_first_one_does_not_start() {
     assert!(!second.state_dir().join("master.key").exists());
 }
 
-/// First-use binding is decided once, whichever daemons are called.
+/// A key is bound once, whichever daemons are called at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_first_contacts_with_two_daemons_one_binds() {
     let server = MariaDb::start();
@@ -185,14 +185,14 @@ async fn of_first_contacts_with_two_daemons_one_binds() {
     }
 }
 
-/// What was acknowledged is there, once.
+/// Every acknowledged change is there, once.
 pub async fn holds(records: &MySql, ledgers: impl IntoIterator<Item = &Ledger>) {
     let hosts = records.host_list().await.unwrap();
     let names: BTreeSet<_> = hosts.iter().map(|host| host.fqdn.as_str()).collect();
     let history = records.canonical_list(None, 1_000_000).await.unwrap();
     let stored: Vec<_> = history.iter().map(|version| version.digest.to_string()).collect();
     let once: BTreeSet<_> = stored.iter().collect();
-    assert_eq!(once.len(), stored.len(), "a version is there twice");
+    assert_eq!(once.len(), stored.len(), "a version is stored twice");
     for ledger in ledgers {
         for (name, key) in &ledger.hosts {
             assert!(names.contains(name.as_str()), "the registration of {name} is lost");
@@ -230,7 +230,7 @@ async fn a_daemon_that_starts_without_its_database_serves_what_it_last_knew() {
     assert!(ready["message"].as_str().unwrap().contains("answers are as of 20"), "{ready}");
     let mallory = RawClient::with_certificate(&daemon, &daemon.state.path().join("admin-mallory"), "mallory");
     let refused = mallory.call(daemon.client().get(daemon.admin_url("/admin/hosts"))).await;
-    assert_eq!(refused, Outcome::Closed, "revoked before, and let in now");
+    assert_eq!(refused, Outcome::Closed, "a revoked certificate was accepted");
 
     server.run();
     until("it is ready again", async || {
@@ -244,14 +244,14 @@ async fn a_daemon_that_starts_without_its_database_serves_what_it_last_knew() {
 async fn within(bound: Duration, what: &str, condition: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !condition().await {
-        // Ten times as long, so that a busy machine decides nothing; how long it took is told.
+        // Allows ten times as long, so that a busy machine does not fail the test; the real time is printed.
         assert!(begun.elapsed() < 10 * bound, "not in force: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("{what}: in force after {:?}", begun.elapsed());
 }
 
-/// Many more than there are connections.
+/// Far more calls than connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_clients_share_two_connections() {
     let server = MariaDb::start();
@@ -283,7 +283,7 @@ async fn sixty_four_clients_share_two_connections() {
     assert!(in_use <= 2, "{in_use} connections");
 }
 
-/// An operator's session, say, that changes something by hand and was left open.
+/// For example an operator's session that changes something and was left open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_somebody_else_holds_is_answered_503_in_time_and_over_when_it_is_given_back() {
     let server = MariaDb::start();

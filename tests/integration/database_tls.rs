@@ -1,4 +1,4 @@
-//! The encrypted way to a real server: whose certificate is believed, and what an operator is told where it is not.
+//! The encrypted connection to a real server: the certificates that are trusted, and the error messages for others.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::support::mariadb::MariaDb;
 const PASSWORD: &str = "canary-of-the-database";
 const PORT: u16 = 3306;
 
-/// A server that encrypts, on an address that no other test uses.
+/// A server with TLS, on an address that no other test uses.
 struct Server {
     mariadb: MariaDb,
     address: String,
@@ -20,7 +20,7 @@ struct Server {
 }
 
 impl Server {
-    /// With a certificate that an authority of the test's own has issued for `name`; `None`: for its address.
+    /// With a certificate that the test authority has issued for `name`; `None`: for its address.
     async fn start(name: Option<&str>) -> Self {
         install_provider();
         let directory = tempfile::tempdir().unwrap();
@@ -53,7 +53,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    /// What becomes of the first connection.
+    /// The outcome of the first connection.
     async fn connect(&self, tls: Tls, ca: Option<PathBuf>) -> Result<(), String> {
         let timeout = std::time::Duration::from_secs(10);
         let records = MySql::new(&Options { url: self.url(), tls, ca, connections: 2, timeout }).unwrap();
@@ -80,7 +80,7 @@ fn authority(to: &Path) -> Issuer<'static, KeyPair> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_database_is_reached_encrypted_and_only_by_who_its_certificate_names() {
     let server = Server::start(None).await;
-    // Others' authorities, and Mozilla's.
+    // Another authority, and Mozilla's list.
     server.refused(Tls::Required, Some(server.ca("other-ca.pem")), "set database.ca").await;
     server.refused(Tls::Required, None, "set database.ca").await;
     server.refused(Tls::Off, None, "needs database.tls = true").await;
@@ -92,11 +92,11 @@ async fn the_database_is_reached_encrypted_and_only_by_who_its_certificate_names
     daemon.launch();
     let admin = daemon.admin();
     daemon.register(&admin, "a.test").await;
-    // The user may not do otherwise; and the server says so.
+    // The server allows this user only TLS, and counts encrypted connections.
     let encrypted = server.mariadb.query("SHOW GLOBAL STATUS LIKE 'Ssl_finished_accepts'").await;
     let (_, encrypted): (String, u64) = mysql_async::from_row(encrypted.into_iter().next().unwrap());
     assert!(encrypted > 1, "{encrypted} encrypted connections");
-    // Neither here nor there: what everybody may read.
+    // The password is not in the files that every user can read.
     for file in ["cmdline", "comm"] {
         let shown = std::fs::read(format!("/proc/{}/{file}", daemon.pid())).unwrap();
         assert!(!String::from_utf8_lossy(&shown).contains(PASSWORD), "{file}");

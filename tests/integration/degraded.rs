@@ -1,4 +1,4 @@
-//! What an admin is shown while the records are away, or a store has failed: on every page, and in the overview.
+//! The dashboard's pages and the overview while the records are away, or a store has failed.
 
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ async fn every_page_says_that_the_records_are_away_until_they_are_back() {
         "/switch".into(),
         format!("/hosts/{}", host.id),
         format!("/hosts/{}/remove", host.id),
-        // A page that tells of a failure is one as well.
+        // An error page shows it as well.
         "/hosts/1".into(),
     ];
     assert_eq!(overview(&daemon, &admin).await["degraded"], Value::Null);
@@ -53,7 +53,7 @@ async fn every_page_says_that_the_records_are_away_until_they_are_back() {
             assert!(page.contains(words), "{path} does not say {words:?}: {page}");
         }
     }
-    assert!(page(&daemon, &admin, "/").await.contains("kept.test"), "the hosts are listed all the same");
+    assert!(page(&daemon, &admin, "/").await.contains("kept.test"), "the hosts are not listed");
     let change = admin.post(daemon.admin_url("/admin/api/state")).json(&json!({ "disabled": true }));
     assert_eq!(change.send().await.unwrap().status(), 503);
 
@@ -81,7 +81,7 @@ async fn a_database_that_is_only_read_is_told_of_until_it_takes_changes() {
     let answer = ready().await;
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.json::<Value>().await.unwrap()["code"], "degraded");
-    // Nobody asks any more, and every poll finds that it can be read.
+    // No call is made any more, and every poll finds that the database can be read.
     for _ in 0..5 {
         tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         let told = overview(&daemon, &admin).await;
@@ -110,13 +110,13 @@ async fn a_page_says_that_the_disk_is_full_until_there_is_room() {
     let shown = page(&daemon, &admin, "/").await;
     assert!(shown.contains("<strong>Degraded</strong>") && shown.contains("No space left"), "{shown}");
     assert!(shown.contains("kept.test"), "{shown}");
-    // A full disk is not a damaged store: nobody is told to restore a backup.
+    // A full disk is not a damaged store: the doctor does not advise to restore a backup.
     let doctor = daemon.cli(&["doctor"]);
     let doctor = String::from_utf8_lossy(&doctor.stdout);
     assert!(doctor.contains("degraded since") && doctor.contains("No space left"), "{doctor}");
     assert!(!doctor.contains("restore"), "{doctor}");
     std::fs::remove_file(balloon).unwrap();
-    // The process is replaced: what was asked meanwhile may be cut off.
+    // The process is replaced, which may cut a call.
     until("it is over", async || {
         let asked = admin.get(daemon.admin_url("/")).send().await;
         let Ok(answer) = asked else { return false };

@@ -1,5 +1,6 @@
-//! A disk that is full or read-only: what needs it is refused, what memory can answer is answered, nothing that was
-//! acknowledged is lost, and it is over without anybody's help. On real file systems, mounted for the test alone.
+//! A disk that is full or read-only. Calls that need it are refused, and calls that memory can answer are answered. No
+//! acknowledged change is lost, and the daemon recovers by itself. The file systems are real, and mounted only for the
+//! test.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -97,7 +98,7 @@ fn prepare() -> Daemon {
     daemon
 }
 
-/// Everybody who needs the store is refused, the daemon says why and since when, and logins are served on.
+/// Every call that needs the store is refused, the daemon says why and since when, and logins are still served.
 async fn degraded(daemon: &Daemon, load: &Load, reason: &str) {
     let refused = load.refused();
     until("both a store and a registration are refused", async || load.refused() > refused + 20).await;
@@ -109,17 +110,17 @@ async fn degraded(daemon: &Daemon, load: &Load, reason: &str) {
     assert_eq!(readiness["code"], "degraded");
     let message = readiness["message"].as_str().unwrap();
     assert!(message.contains("since 20") && message.contains(reason), "{message}");
-    assert!(!message.contains(daemon.state_dir().to_str().unwrap()), "hosts need not know where: {message}");
+    assert!(!message.contains(daemon.state_dir().to_str().unwrap()), "the message shows the path to hosts: {message}");
     assert_eq!(client.get(daemon.hosts_url("/healthz")).send().await.unwrap().status(), 200);
     let retrieved = load.retrieved();
     until("logins are served on", async || load.retrieved() > retrieved + 100).await;
     let log = daemon.log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains("event=degraded")).collect();
-    let last = told.last().expect("the log tells of it");
+    let last = told.last().expect("the log has the event");
     assert!(last.contains(daemon.state_dir().to_str().unwrap()) && last.contains("free space"), "{last}");
-    assert!(told.len() <= 4, "once, and then every minute: {told:#?}");
+    assert!(told.len() <= 4, "the log repeats it more than once a minute: {told:#?}");
     let answered = log.lines().filter(|line| line.contains("was answered 503")).count();
-    assert_eq!(answered, 0, "and not for every call");
+    assert_eq!(answered, 0, "the log has a line for every call");
 }
 
 /// Stores and registrations succeed again in the same process id.
@@ -135,18 +136,18 @@ async fn recovered(daemon: &Daemon, load: &Load) {
     assert_eq!(lock.trim(), daemon.pid().to_string());
 }
 
-/// What was acknowledged is there, once, after a kill -9.
+/// Every acknowledged change is there, once, after a kill -9.
 async fn end(mut load: Load, mut daemon: Daemon, disk: Disk) {
     let ledger = load.end().await;
     daemon.kill();
-    // A runtime of its own within.
+    // Opens the records on another thread, because it has its own runtime.
     let state = daemon.state_dir();
     let within = std::thread::spawn(move || look_within(&state)).join().unwrap();
     for (name, key) in &ledger.hosts {
         assert_eq!(within.hosts.get(name), Some(key), "{name} is lost or has another key");
     }
     let stored: BTreeSet<&String> = within.versions.iter().collect();
-    assert_eq!(stored.len(), within.versions.len(), "a version is there twice");
+    assert_eq!(stored.len(), within.versions.len(), "a version is stored twice");
     for digest in &ledger.versions {
         assert!(stored.contains(digest), "the version {digest} is lost");
     }

@@ -1,4 +1,4 @@
-//! `codex-authd doctor`: a healthy machine, and each thing broken for real.
+//! `codex-authd doctor`: on a healthy machine, and with each kind of real damage.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -23,12 +23,12 @@ pub struct Found {
 }
 
 impl Found {
-    /// Verdict, finding and remedy of the first check of this name that is not good, else of the first.
+    /// Verdict, finding and remedy of the first check of this name that is not good, otherwise of the first.
     #[track_caller]
     fn of(&self, name: &str) -> (&str, &str, &str) {
         let all: Vec<&Value> = self.checks.iter().filter(|check| check["name"] == name).collect();
         let check = all.iter().find(|check| check["verdict"] != "good").or(all.first());
-        let check = check.unwrap_or_else(|| panic!("nothing is said of {name}: {}", self.text));
+        let check = check.unwrap_or_else(|| panic!("there is no check {name}: {}", self.text));
         let text = |member: &str| check[member].as_str().unwrap_or_default();
         (text("verdict"), text("found"), text("remedy"))
     }
@@ -39,7 +39,7 @@ impl Found {
         assert!(told.0 == verdict && told.1.contains(found) && told.2.contains(remedy), "{told:?}");
     }
 
-    /// The names of all that are not good.
+    /// The names of all checks that are not good.
     fn not_good(&self) -> Vec<&str> {
         self.checks
             .iter()
@@ -114,7 +114,7 @@ fn while_no_daemon_runs_its_state_is_told_of_all_the_same() {
     let found = doctor(&daemon, &[]);
     found.is("state directory", "weak", "no daemon has run yet", "systemctl start");
     found.is("daemon", "missing", "does not run", "systemctl start codex-authd");
-    assert!(!daemon.state_dir().exists(), "looking makes nothing");
+    assert!(!daemon.state_dir().exists(), "the command made files");
 
     daemon.launch();
     assert!(daemon.stop().success());
@@ -166,7 +166,7 @@ fn a_full_disk_is_told_while_the_daemon_runs_and_while_it_does_not() {
     daemon.launch();
     doctor(&daemon, &[]).is("disk", "weak", "MiB are free", "df -h");
     disk.fill();
-    // The file of the records may have room for some changes yet.
+    // The file of the records may still have room for some changes.
     let mut hosts = 0;
     eventually("a change does not fit", || {
         hosts += 1;
@@ -175,7 +175,7 @@ fn a_full_disk_is_told_while_the_daemon_runs_and_while_it_does_not() {
     });
     let found = doctor(&daemon, &[]);
     found.is("disk", "missing", "0 MiB are free", "df -h");
-    eventually("the daemon knows of it", || {
+    eventually("the daemon notices it", || {
         doctor(&daemon, &[])
             .checks
             .iter()
@@ -239,13 +239,13 @@ fn a_database_that_was_stopped_is_told_since_when() {
     let url = runtime.block_on(server.create("authd"));
     let mut daemon = Daemon::prepare(&[("DATABASE__URL", &url), ("DATABASE__TIMEOUT_SECONDS", "2")]);
     daemon.launch();
-    // Hot state that knows nobody is not started from.
+    // The daemon does not start on hot state without hosts.
     daemon.cli_json(&["hosts", "add", "h.test"]);
     let found = doctor(&daemon, &[]);
     found.is("records", "good", "tables of migration", "");
     found.is("database clock", "good", "agrees", "");
     server.end();
-    let told = eventually("it is told since when", || {
+    let told = eventually("the time of the failure is shown", || {
         let found = doctor(&daemon, &[]);
         found.of("records").1.contains("degraded since").then_some(found)
     });
@@ -277,7 +277,7 @@ fn no_codex_and_an_upstream_that_refuses_or_hangs_are_told_and_keep_nothing_from
 #[test]
 fn a_file_of_somebody_else_among_the_stores_is_told() {
     if !nix::unistd::geteuid().is_root() {
-        skipped("giving files away takes root");
+        skipped("only root can change the owner of a file");
         return;
     }
     let mut daemon = Daemon::prepare(&[]);
@@ -289,7 +289,7 @@ fn a_file_of_somebody_else_among_the_stores_is_told() {
     found.is("state directory", "missing", "do not belong to the daemon's user 4711, such as", "chown -R 4711:4711");
 }
 
-/// A machine whose systemd says `answer` of the unit.
+/// A machine whose systemd returns `answer` for the unit.
 fn with_systemd(daemon: &Daemon, arguments: &[&str], answer: &str) -> Command {
     let directory = daemon.state.path().join("bin");
     std::fs::create_dir_all(&directory).unwrap();
@@ -324,7 +324,7 @@ fn unit_of(daemon: &Daemon, more: &str) -> (PathBuf, String) {
 #[test]
 fn what_the_unit_sees_is_looked_at_and_nothing_of_the_callers_shell() {
     if !nix::unistd::geteuid().is_root() {
-        skipped("only root sees what the unit sees");
+        skipped("only root can take the view of the unit");
         return;
     }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -354,7 +354,7 @@ fn what_the_unit_sees_is_looked_at_and_nothing_of_the_callers_shell() {
     };
     let group = nix::unistd::User::from_name("nobody").unwrap().unwrap().gid;
     let group = nix::unistd::Group::from_gid(group).unwrap().unwrap().name;
-    // The file of the key is in a directory of root's alone.
+    // The file of the key is in a directory that only root can read.
     let found = doctor(&answer);
     found.is("view", "good", "as the unit codex-authd.service sees it, with the rights of its user nobody", "");
     assert!(found.of("view").1.contains("CODEX_AUTHD_STATE_DIR"), "{}", found.text);
@@ -365,7 +365,7 @@ fn what_the_unit_sees_is_looked_at_and_nothing_of_the_callers_shell() {
     found.is("environment", "missing", &format!("{}, line 1: it begins with 'export'", file.display()), "");
     found.is("port of hosts", "missing", "is taken by", "systemctl edit codex-authd.socket");
 
-    // What is said mends it, one after the other.
+    // The printed remedies work, one after the other.
     let mend = |remedy: &str| {
         let remedy = remedy.split("; then").next().unwrap();
         assert!(Command::new("sh").args(["-ec", remedy]).status().unwrap().success(), "{remedy}");
@@ -393,7 +393,7 @@ fn what_the_unit_sees_is_looked_at_and_nothing_of_the_callers_shell() {
     let (code, said) = check(&answer.replace("Group=\n", "Group=\nPrivateTmp=yes\n"));
     assert!(code == Some(1) && said.contains("hidden from the unit, which has PrivateTmp="), "{said}");
 
-    // While systemd starts it, nobody is told to stop it.
+    // While systemd starts the daemon, the command does not advise to stop it.
     let starting = answer.replace("ActiveState=inactive", "ActiveState=activating");
     assert_ne!(starting, answer);
     doctor(&starting).is("daemon", "weak", "it is starting", "in a moment");

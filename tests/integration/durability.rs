@@ -1,4 +1,4 @@
-//! What was acknowledged is there, whenever the daemon is killed; and many at once are all answered.
+//! Every acknowledged change survives a kill at any time; and many calls at once are all answered.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::support::within::look_within;
 const ROUNDS: u64 = 15;
 const STORING: u64 = 8;
 const REGISTERING: u64 = 8;
-/// Whoever waits longer for an answer is stuck.
+/// A call that waits longer for an answer is stuck.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// What the daemon said was done.
+/// The acknowledged changes.
 #[derive(Default)]
 struct Ledger {
     /// Name and key, in the order of the answers.
@@ -56,7 +56,7 @@ async fn whatever_was_acknowledged_survives_kill_9_under_load() {
         })
         .await;
         daemon.kill();
-        // Each of them ends at its first call that is not answered; what was answered before that is in the ledger.
+        // Each client ends at its first call without an answer; everything answered before is in the ledger.
         while let Some(ended) = clients.join_next().await {
             ended.unwrap();
         }
@@ -68,14 +68,14 @@ async fn whatever_was_acknowledged_survives_kill_9_under_load() {
     daemon.kill();
 
     let ledger = ledger.lock().await;
-    // Which also says that no name is there twice, and that the versions have no gap.
+    // This also checks that no name is there twice, and that the versions have no gap.
     let state = daemon.state_dir();
     let within = tokio::task::spawn_blocking(move || look_within(&state)).await.unwrap();
     for (name, key) in &ledger.hosts {
         assert_eq!(within.hosts.get(name), Some(key), "{name} is lost or has another key");
     }
     let stored: BTreeSet<&String> = within.versions.iter().collect();
-    assert_eq!(stored.len(), within.versions.len(), "a version is there twice");
+    assert_eq!(stored.len(), within.versions.len(), "a version is stored twice");
     for digest in &ledger.versions {
         assert!(stored.contains(digest), "the version {digest} is lost");
     }
@@ -87,16 +87,16 @@ async fn whatever_was_acknowledged_survives_kill_9_under_load() {
         within.hosts.len(),
         within.versions.len()
     );
-    assert!(ledger.hosts.len() > 200 && ledger.versions.len() > 100, "too few to tell");
+    assert!(ledger.hosts.len() > 200 && ledger.versions.len() > 100, "too few changes");
 }
 
-/// What was acknowledged since the last kill is there, and works.
+/// Every change acknowledged since the last kill is there, and works.
 async fn check(daemon: &Daemon, ledger: &Ledger, hosts: usize, versions: usize) {
     let admin = daemon.admin();
     let listed = get(&admin, &daemon.admin_url("/admin/hosts")).await;
     let names: Vec<&str> = each(&listed["hosts"], "fqdn");
     let unique: BTreeSet<&str> = names.iter().copied().collect();
-    assert_eq!(names.len(), unique.len(), "a name is there twice");
+    assert_eq!(names.len(), unique.len(), "a name is listed twice");
     for (name, _) in &ledger.hosts {
         assert!(unique.contains(name.as_str()), "{name} is lost");
     }
@@ -139,7 +139,7 @@ async fn sixty_four_writers_at_once_are_all_answered_and_none_is_stuck() {
     let (mut all, mut longest) = (0, Duration::ZERO);
     while let Some(writer) = writers.join_next().await {
         let (written, slowest) = writer.unwrap();
-        assert!(written > 0, "a writer never came to its turn");
+        assert!(written > 0, "a writer never got a turn");
         (all, longest) = (all + written, longest.max(slowest));
     }
     println!("64 writers: {all} registrations, the slowest answer after {longest:.0?}");
@@ -151,7 +151,7 @@ async fn sixty_four_writers_at_once_are_all_answered_and_none_is_stuck() {
     assert_eq!(each(&listed["hosts"], "fqdn").len() as u64, all);
 }
 
-/// Not at its most talkative, which would be most of its work.
+/// Not with the highest log level, which would take most of the time.
 fn start() -> Daemon {
     let mut daemon = Daemon::prepare(&[]);
     daemon.log_level = Some("info");
@@ -159,7 +159,7 @@ fn start() -> Daemon {
     daemon
 }
 
-/// Stores ever newer logins until the daemon is gone.
+/// Stores newer and newer logins until the daemon is gone.
 async fn keep_storing(client: Client, url: String, key: String, instants: Arc<AtomicU64>, ledger: Arc<Mutex<Ledger>>) {
     loop {
         let n = instants.fetch_add(1, Ordering::SeqCst);
@@ -186,7 +186,7 @@ async fn keep_registering(client: Client, url: String, prefix: String, ledger: A
     }
 }
 
-/// `None`: the daemon died before the whole answer was there.
+/// `None`: the daemon died before the complete answer arrived.
 async fn answered(request: reqwest::RequestBuilder) -> Option<Value> {
     let answer = request.send().await.ok()?;
     let status = answer.status();
@@ -217,7 +217,7 @@ fn each<'a>(list: &'a Value, member: &str) -> Vec<&'a str> {
 async fn until<F: Future<Output = bool>>(condition: impl Fn() -> F) {
     let begun = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < crate::support::daemon::BOUND, "it never came to it");
+        assert!(begun.elapsed() < crate::support::daemon::BOUND, "the condition was not reached");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

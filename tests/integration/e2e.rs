@@ -1,4 +1,5 @@
-//! The whole story, with the real Codex: seed, host, installer, `cdx exec`, a newer login to a second host, uninstall.
+//! The full sequence, with the real Codex: seed, host, installer, `cdx exec`, a newer login to a second host,
+//! uninstall.
 
 use std::process::Command;
 
@@ -18,7 +19,7 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     std::fs::write(&seed, upstream.login("acc-1", 864_000).to_string()).unwrap();
     assert_eq!(daemon.cli_json(&["auth", "upload", seed.to_str().unwrap()])["status"], "updated");
 
-    // The first host: the command that was printed, in a clean home, as an admin pastes it.
+    // The first host: the printed command, in a clean home, as an admin pastes it.
     let first = Machine::new(&upstream);
     let command = installer_command(&daemon, "first.test");
     let installed = first.bash(&command);
@@ -27,14 +28,14 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     let again = Machine::new(&upstream).bash(&command);
     assert!(again.code != Some(0) && again.err.contains("already used"), "the token is spent: {again:#?}");
 
-    // A launch with nothing new costs one request.
+    // A launch without a newer login costs one request.
     let before = requests(&daemon);
     let ran = first.cdx(&PROMPT);
     assert_eq!((ran.code, ran.out.trim()), (Some(0), "Banana"), "{ran:#?}");
     assert_eq!(requests(&daemon) - before, 1, "{}", daemon.log());
-    assert!(upstream.calls_to("POST", "/oauth/token").is_empty(), "a good login is not refreshed");
+    assert!(upstream.calls_to("POST", "/oauth/token").is_empty(), "a valid login was refreshed");
 
-    // Upstream withdraws the access token: Codex refreshes on this host, and cdx brings the new login back.
+    // Upstream withdraws the access token: Codex refreshes on this host, and cdx stores the new login.
     let second = Machine::new(&upstream);
     assert_eq!(second.bash(&installer_command(&daemon, "second.test")).code, Some(0));
     let old = canonical_digest(&daemon);
@@ -47,14 +48,14 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     let history = daemon.cli_json(&["auth", "history"]);
     assert_eq!(history["versions"][0]["source_name"], "first.test");
 
-    // The second host gets it before its Codex starts: the single-use refresh token is used once in all.
+    // The second host gets it before its Codex starts: the single-use refresh token is used only once.
     let ran = second.cdx(&PROMPT);
     assert_eq!((ran.code, ran.out.trim()), (Some(0), "Banana"), "{ran:#?}");
     assert_eq!(digest_of(&second.auth()), new);
     let refreshes = upstream.calls_to("POST", "/oauth/token");
-    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one refresh, and it was good");
+    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one successful refresh");
 
-    // Out again: the host is gone on both sides.
+    // The host is removed on both sides.
     let gone = first.cdx(&["--uninstall"]);
     assert_eq!(gone.code, Some(0), "{gone:#?}");
     assert!(!first.cdx_file().exists(), "{gone:#?}");
@@ -64,7 +65,7 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
         hosts["hosts"].as_array().unwrap().iter().map(|host| host["fqdn"].as_str().unwrap()).collect();
     assert_eq!(names, ["second.test"]);
 
-    // Removed by the admin: its next launch stops before Codex starts, and says so.
+    // The admin removes this host: its next launch stops before Codex starts, and says so.
     daemon.cli_json(&["hosts", "remove", "second.test"]);
     let asked = upstream.calls().len();
     let refused = second.cdx(&PROMPT);
@@ -73,7 +74,7 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     assert_eq!(upstream.calls().len(), asked, "Codex was not started");
 }
 
-/// A machine: a home of its own, and, where the tests run as root, a /usr/local/bin of its own.
+/// A machine: its own home, and, if the tests run as root, its own /usr/local/bin.
 struct Machine {
     host: Host,
 }
@@ -134,7 +135,7 @@ fn digest_of(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// Requests of hosts so far, as the daemon's log tells them.
+/// The number of hosts' requests in the daemon's log.
 fn requests(daemon: &Daemon) -> usize {
     daemon.log().matches("event=request ").count()
 }

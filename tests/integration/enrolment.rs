@@ -1,5 +1,5 @@
-//! What is asked before a host is registered: whether a known one is to lose its key, and whether hosts find the daemon
-//! under a name that was only guessed.
+//! The checks before a host is registered: whether a known host shall lose its key, and whether hosts can reach the
+//! daemon by a guessed name.
 
 use std::io::Write as _;
 use std::process::{Output, Stdio};
@@ -22,7 +22,7 @@ fn key_in(made: &Value) -> String {
     made["host"]["api_key"].as_str().unwrap().to_owned()
 }
 
-/// The command in a terminal of its own, in which `typed` is typed.
+/// Runs the command in a new terminal, and types `typed`.
 fn in_a_terminal(daemon: &Daemon, arguments: &str, typed: &str) -> Output {
     let mut command = std::process::Command::new("script");
     daemon.settings_for(&mut command);
@@ -42,7 +42,7 @@ async fn a_known_host_loses_its_key_only_when_that_is_said() {
     let daemon = Daemon::start();
     let first = key_in(&daemon.cli_json(&["hosts", "add", "h.test"]));
     assert_eq!(status_with(&daemon, &first).await, 200);
-    // Without a terminal, in capitals too: refused, and nothing is done.
+    // Without a terminal it is refused, for a name in capitals too, and changes nothing.
     for name in ["h.test", "H.test"] {
         let refused = daemon.cli(&["hosts", "add", name]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -56,18 +56,18 @@ async fn a_known_host_loses_its_key_only_when_that_is_said() {
         assert_eq!(kept.status.code(), Some(1), "{said}");
         assert!(said.contains("Give h.test a new key? [y/N]") && said.contains("nothing was changed"), "{said}");
     }
-    assert_eq!(status_with(&daemon, &first).await, 200, "its key is as good as before");
+    assert_eq!(status_with(&daemon, &first).await, 200, "its key is no longer valid");
 
     let rotated = in_a_terminal(&daemon, "hosts add h.test", "y\n");
     let said = String::from_utf8_lossy(&rotated.stdout).into_owned();
     assert!(rotated.status.success() && said.contains("curl -sSL"), "{said}");
-    assert_eq!(status_with(&daemon, &first).await, 401, "the old key dies before the new installer is run");
+    assert_eq!(status_with(&daemon, &first).await, 401, "the old key is valid after the registration");
     let third = key_in(&daemon.cli_json(&["hosts", "add", "--rotate", "h.test"]));
     assert_eq!(status_with(&daemon, &third).await, 200);
     let made = daemon.cli_json(&["audit", "list", "--action", "host.register"]);
     let rotations: Vec<_> =
         made["entries"].as_array().unwrap().iter().map(|entry| entry["details"]["rotated"].clone()).collect();
-    assert_eq!(rotations, [json!("true"), json!("true"), Value::Null], "the last one first: {made}");
+    assert_eq!(rotations, [json!("true"), json!("true"), Value::Null], "the newest first: {made}");
 }
 
 #[test]
@@ -113,13 +113,13 @@ async fn a_guessed_name_that_hosts_rarely_find_is_baked_only_when_told() {
     };
     let (status, body) = register(json!({ "fqdn": "a.test" })).await;
     assert_eq!((status, &body["code"]), (422, &json!("base_url_guessed")), "{body}");
-    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"], json!([]), "nothing was made");
+    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"], json!([]), "a host was made");
     let (status, body) = register(json!({ "fqdn": "a.test", "allow_short_name": true })).await;
     assert_eq!(status, 200, "{body}");
     let made = daemon.cli_json(&["hosts", "add", "b.test", "--allow-short-name"]);
     assert!(made["installer"]["url"].as_str().unwrap().starts_with(&url), "{made}");
 
-    // The form of the dashboard has a box, and asks about a known host as well.
+    // The dashboard's form has a box, and also asks about a known host.
     let page = admin.get(daemon.admin_url("/hosts/new")).send().await.unwrap().text().await.unwrap();
     assert!(page.contains("public_base_url") && page.contains(&url), "{page}");
     let fields = [("token", token_in(&page)), ("name", "c.test")];
@@ -147,7 +147,7 @@ fn what_the_operator_configured_is_baked_as_it_is() {
         let made = told.cli_json(&["hosts", "add", "h.test"]);
         assert!(made["installer"]["url"].as_str().unwrap().starts_with("https://laptop:8443/"), "{made}");
     }
-    // A listener that was put on loopback serves hosts of this machine, or a proxy, which is what other hosts reach.
+    // A listener on loopback is for hosts of this machine, or for a proxy with another address.
     Daemon::start().cli_json(&["hosts", "add", "h.test"]);
     let behind = Daemon::start_with(&[("LISTEN__HOSTS_TLS", "false")]);
     refused(&behind, &format!("http://{}", behind.listen.hosts), "the proxy in front of it");

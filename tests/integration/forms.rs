@@ -1,5 +1,5 @@
-//! The forms of the dashboard, and who may send them: each is found by following the links from the first page, as
-//! somebody who signed in, and is tried without the token of that very session, and by those it is not for.
+//! The dashboard's forms, and the sessions that may send them. The test finds each form by following the links from the
+//! first page as a signed-in user. It sends each without the token of that session, and with other sessions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +14,13 @@ use crate::support::people::{PASSWORD, add_user, ask, link, me, register, sign_i
 
 pub const COOKIE: &str = "__Host-codex-authd-session";
 
-/// Whether the answer is, or led to, the page where one signs in.
+/// Whether the answer is the sign-in page, or redirected there.
 pub fn is_sign_in(answer: &Response) -> bool {
     answer.url().path() == "/sign-in"
         || answer.headers().get("location").is_some_and(|to| to.to_str().unwrap().starts_with("/sign-in"))
 }
 
-/// Every form of the dashboard; numbers and ids in a path stand for all.
+/// Every form of the dashboard; numbers and ids in a path are replaced by placeholders.
 const FORMS: [&str; 16] = [
     "/certificates",
     "/hosts/:id/clear",
@@ -40,7 +40,7 @@ const FORMS: [&str; 16] = [
     "/users/:id",
 ];
 
-/// A person's browser: what it keeps, and the pages that it follows nowhere.
+/// A user's browser with its cookies; it does not follow redirects.
 struct Seat {
     client: Client,
     cookie: String,
@@ -51,7 +51,7 @@ impl Seat {
         let client = daemon.client_builder().redirect(Policy::none()).build().unwrap();
         let form = [("email", email), ("password", PASSWORD), ("return_to", "/")];
         let answer = client.post(daemon.admin_url("/sign-in")).form(&form).send().await.unwrap();
-        assert_eq!(answer.status(), 303, "{email} is let in");
+        assert_eq!(answer.status(), 303, "{email} is signed in");
         let cookie = answer.headers()["set-cookie"].to_str().unwrap();
         assert!(cookie.starts_with(&format!("{COOKIE}=cxa_")), "{cookie}");
         for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/"] {
@@ -66,7 +66,7 @@ impl Seat {
         answer.text().await.unwrap()
     }
 
-    /// The token that stands on the pages of this session.
+    /// The token on the pages of this session.
     async fn token(&self, daemon: &Daemon) -> String {
         token_on(&self.page(daemon, "/switch").await)
     }
@@ -80,7 +80,7 @@ fn token_on(page: &str) -> String {
     page.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
 }
 
-/// A form of a page, with what it says without anybody's doing.
+/// A form of a page, with its default values.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct PageForm {
     action: String,
@@ -105,7 +105,7 @@ impl PageForm {
         Self { action, fields }
     }
 
-    /// The path with a name in the place of what tells one from another.
+    /// The path with placeholders for numbers and ids.
     fn kind(&self) -> String {
         let is_id = |part: &str| part.contains(|letter: char| letter.is_ascii_digit());
         self.action.split('/').map(|part| if is_id(part) { ":id" } else { part }).collect::<Vec<_>>().join("/")
@@ -122,7 +122,7 @@ fn attribute(tag: &str, name: &str) -> Option<String> {
     value.split('"').next().map(str::to_owned)
 }
 
-/// Opens every page there is a link to, and gives the forms on them, one of each kind and content.
+/// Opens every linked page, and returns the forms on them, one of each kind and content.
 async fn forms(daemon: &Daemon, seat: &Seat) -> BTreeMap<String, BTreeSet<PageForm>> {
     let mut found: BTreeMap<String, BTreeSet<PageForm>> = BTreeMap::new();
     let (mut seen, mut next) = (BTreeSet::new(), vec!["/".to_owned()]);
@@ -140,7 +140,7 @@ async fn forms(daemon: &Daemon, seat: &Seat) -> BTreeMap<String, BTreeSet<PageFo
     found
 }
 
-/// Every form of the dashboard takes the token of the very session that sends it, and nothing else does.
+/// Every form of the dashboard accepts only the token of the session that sends it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_form_takes_the_token_of_its_own_session_only() {
     let mut daemon = Daemon::start_with(&LOGIN);
@@ -148,7 +148,7 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
     let bound = register(&daemon, "h1.test").await;
     tell(&daemon, "/admin/hosts/register", &json!({ "fqdn": "lab1.test", "secure": false })).await;
     upload_again(&daemon).await;
-    // A host that is bound has an address to forget.
+    // A host that is bound has an address to clear.
     let asked = json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) });
     let first = daemon.client().post(daemon.hosts_url("/auth")).header("x-api-key", &bound.api_key).json(&asked);
     assert_eq!(first.send().await.unwrap().status(), 200);
@@ -173,7 +173,7 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
     let before = state(&daemon).await;
     let another = again.token(&daemon).await;
     let bobs = bob.token(&daemon).await;
-    assert!(own != another && own != bobs && own != over, "each session has a token of its own");
+    assert!(own != another && own != bobs && own != over, "each session has its own token");
     for form in found.values().flatten() {
         let what = |how: &str| format!("{} {:?} {how}", form.action, form.fields);
         for (how, token) in [
@@ -188,21 +188,21 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
             assert_eq!(answer.status(), 403, "{}", what(how));
             assert!(answer.text().await.unwrap().contains("out of date"), "{}", what(how));
         }
-        // No session, whatever the token: the page for signing in.
+        // Without a session, any token leads to the sign-in page.
         for cookie in ["", &old.cookie, &format!("{COOKIE}=cxa_{}", "A".repeat(43)), &ada.cookie["__Host-".len()..]] {
             let call = ada.client.post(daemon.admin_url(&form.action)).header("cookie", cookie);
             let answer = call.form(&form.with(Some(&own))).send().await.unwrap();
             assert!(is_sign_in(&answer), "{}: {}", what("without a session"), answer.status());
         }
-        // Nor is the token that programs present a session of a page's.
+        // The access token of a program is not a page's session either.
         let bearer = ada.cookie.split_once('=').unwrap().1;
         let call = ada.client.post(daemon.admin_url(&form.action)).bearer_auth(bearer);
         let answer = call.form(&form.with(Some(&own))).send().await.unwrap();
         assert!(is_sign_in(&answer), "{}: {}", what("with a header"), answer.status());
     }
-    assert_eq!(state(&daemon).await, before, "nothing was changed by any of it");
+    assert_eq!(state(&daemon).await, before, "a refused form changed something");
 
-    // A restart makes all tokens stale, and no session.
+    // A restart makes all form tokens invalid, but no session.
     daemon.stop();
     daemon.launch();
     let fresh = ada.token(&daemon).await;
@@ -213,7 +213,7 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
     }
     assert_eq!(state(&daemon).await, before);
 
-    // And with the right one each gets past it; but for those that end this session.
+    // With the right token each form works, except those that end this session.
     let own_page = format!("/users/{}", me_of(&daemon, "ada@roles.test").await);
     let others = found.values().flatten().filter(|form| form.action != "/sign-out" && form.action != own_page);
     for form in others {
@@ -225,7 +225,7 @@ async fn every_form_takes_the_token_of_its_own_session_only() {
     assert_ne!(state(&daemon).await, before);
 }
 
-/// Which pages and forms are whose; the right token of one's own session is not enough.
+/// The pages and forms of each role; the right token of one's own session is not enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_and_forms_are_for_their_least_role_and_those_above() {
     let daemon = Daemon::start_with(&LOGIN);
@@ -264,24 +264,29 @@ async fn pages_and_forms_are_for_their_least_role_and_those_above() {
             let answer = seat.post(&daemon, form).form(&form.with(Some(&token))).send().await.unwrap();
             let (status, page) = (answer.status(), answer.text().await.unwrap());
             assert_eq!(status, 403, "{role}: {} {:?}: {page}", form.action, form.fields);
-            assert!(!page.contains("out of date"), "{role}: {} {:?}: it is the role", form.action, form.fields);
+            assert!(
+                !page.contains("out of date"),
+                "{role}: {} {:?}: the refusal is because of the role",
+                form.action,
+                form.fields
+            );
         }
         assert_eq!(state(&daemon).await, before, "{role} changed something");
         let log = ask(&daemon, "/admin/audit?limit=1000").await;
         let by = |entry: &&Value| entry["actor"] == format!("user {role}@roles.test") && entry["outcome"] == "403";
         let noted = log["entries"].as_array().unwrap().iter().filter(by).count();
-        assert_eq!(noted, 1, "{role}: the first try is noted, the rest of the minute is counted");
+        assert_eq!(noted, 1, "{role}: the first attempt is an entry, repeats within the minute are counted");
         for page in pages {
             let answer = seat.client.get(daemon.admin_url(page)).header("cookie", &seat.cookie).send().await.unwrap();
             let status = match (may_look, page) {
                 (true, _) => 200,
-                // The first page there is for them is another.
+                // Their first page is another one.
                 (false, "/hosts") => 303,
                 (false, _) => 403,
             };
             assert_eq!(answer.status(), status, "{role} opens {page}");
         }
-        assert!(seat.page(&daemon, "/mine").await.contains("class=\"looks-only\""), "{role} is shown no such form");
+        assert!(seat.page(&daemon, "/mine").await.contains("class=\"looks-only\""), "{role} gets no such form");
     }
 }
 
@@ -289,7 +294,7 @@ async fn me_of(daemon: &Daemon, email: &str) -> Value {
     me(daemon, &sign_in(daemon, email).await).await["user"]["id"].clone()
 }
 
-/// A page of another site signs nobody in as somebody else.
+/// A page of another site cannot sign a browser in as another user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_sites_page_signs_nobody_in() {
     let daemon = Daemon::start_with(&LOGIN);
@@ -303,7 +308,7 @@ async fn another_sites_page_signs_nobody_in() {
     }
 }
 
-/// A cookie is for pages. Whatever page of another site makes a browser send it, the API does not know it.
+/// A cookie works only for pages. The API ignores it, whatever page of another site makes a browser send it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cookie_of_a_page_is_nothing_to_the_api() {
     let daemon = Daemon::start_with(&LOGIN);
@@ -322,5 +327,5 @@ async fn the_cookie_of_a_page_is_nothing_to_the_api() {
         }
     }
     assert_eq!(state(&daemon).await, before);
-    assert!(ada.page(&daemon, "/").await.contains("ada@roles.test"), "and it is good for a page");
+    assert!(ada.page(&daemon, "/").await.contains("ada@roles.test"), "the cookie does not work for a page");
 }

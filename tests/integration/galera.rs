@@ -1,8 +1,8 @@
-//! Three daemons on three nodes of a Galera cluster, of which nodes and daemons are killed and cut off while clients work.
+//! Three daemons on three nodes of a Galera cluster. Nodes and daemons are killed and cut off while clients work.
 //!
-//! **What a daemon that is killed may lose**: the calls it counted since it last gathered them (a second, and what the
-//! flush takes), which nobody was promised. So the counts of its hosts are compared with what was answered up to some
-//! seconds before the kill, and from its return on; those of everybody else's hosts must be equal.
+//! **Acceptable loss when a daemon is killed**: the calls that it counted since it last gathered them (a second, and
+//! the time of the flush). They were not acknowledged as counted. So the counts of its hosts are compared with the
+//! answers up to some seconds before the kill, and from its return on. The counts of all other hosts must be equal.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::support::daemon::Daemon;
 use crate::support::galera::Galera;
 use crate::support::load::{Load, Seat, until};
 
-/// Of what was counted before a kill everything older than this was gathered.
+/// Everything that was counted this long before a kill was gathered.
 const GATHERED: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,7 +41,7 @@ async fn galera_loses_nothing_and_does_nothing_twice_though_a_node_and_a_daemon_
     load.until_all_go_well("at first").await;
     println!("{:.1?}: at first: {}", begun.elapsed(), load.told());
 
-    // A node of the database dies: its daemon is degraded, the others go on.
+    // A database node dies: its daemon is degraded, the others continue.
     cluster.nodes[1].end();
     until("the daemon of the dead node is degraded", async || {
         readiness(&load.asking, &two).await["code"] == "degraded"
@@ -97,14 +97,14 @@ async fn galera_loses_nothing_and_does_nothing_twice_though_a_node_and_a_daemon_
         lost_races += conflicts(daemon).await;
     }
     println!("{:.1?}: {lost_races} changes lost against another node's and were tried again", begun.elapsed());
-    assert!(lost_races > 0.0, "nobody met anybody: this tests nothing");
+    assert!(lost_races > 0.0, "no changes conflicted: this tests nothing");
     let verified = two.cli_json(&["audit", "verify"]);
     assert_eq!(verified["intact"], true, "{verified}");
     for mut daemon in [one, two, three] {
         assert!(daemon.stop().success());
     }
 
-    // Each node is asked, and each says the same.
+    // Every node has the same content.
     let mut tables = Vec::new();
     for (node, url) in urls.iter().enumerate() {
         let records = records(url).await;
@@ -129,7 +129,7 @@ async fn galera_loses_nothing_and_does_nothing_twice_though_a_node_and_a_daemon_
         tables[0].len(),
         redeemed.len()
     );
-    assert!(once > 5, "too few to tell");
+    assert!(once > 5, "too few redemptions");
 }
 
 async fn readiness(client: &Client, daemon: &Daemon) -> Value {
@@ -146,14 +146,14 @@ async fn conflicts(daemon: &Daemon) -> f64 {
     metric(daemon, "codex_authd_records_conflicts_total").await
 }
 
-/// Installers that all daemons are asked for at once.
+/// Installers that are requested from all daemons at once.
 struct Races {
     stop: AtomicBool,
     seats: Vec<Arc<Seat>>,
 }
 
 impl Races {
-    /// Each installer, and whether somebody was handed the script.
+    /// Each installer, and whether a client got the script.
     async fn keep_racing(self: Arc<Self>, clients: [Client; 3], admin: Client) -> Vec<(String, bool)> {
         let mut redeemed = Vec::new();
         for number in 0.. {
@@ -171,7 +171,7 @@ impl Races {
             let told: Value = answer.json().await.unwrap();
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             let (key, token) = (text(&told["data"]["host"]["api_key"]), text(&told["data"]["installer"]["token"]));
-            // Those that can be have heard of it.
+            // The daemons that run know the installer by now.
             let heard = Instant::now();
             for (seat, client) in self.seats.iter().zip(&clients) {
                 while heard.elapsed() < Duration::from_secs(2) && !knows(client, &seat.hosts("/auth").await, &key).await
@@ -190,7 +190,7 @@ impl Races {
             let handed_out = answered(StatusCode::OK);
             assert!(handed_out <= 1, "an installer was redeemed twice: {answers:?}");
             let unsure = answered(StatusCode::SERVICE_UNAVAILABLE) > 0 || answers.iter().any(Option::is_none);
-            assert!(handed_out == 1 || unsure, "nobody was handed the script: {answers:?}");
+            assert!(handed_out == 1 || unsure, "no client got the script: {answers:?}");
             redeemed.push((token, handed_out == 1));
         }
         redeemed
@@ -211,8 +211,8 @@ async fn chain_is_whole(records: &impl codex_authd::records::Records) {
     assert_eq!(head, records.audit_head().await.unwrap());
 }
 
-/// Of hosts whose daemon was not killed: equal. Of the others: nothing is missing that was gathered, and nothing is there
-/// that was not asked for.
+/// Hosts of daemons that were not killed: equal. Other hosts: no gathered count is missing, and no count is higher than
+/// the number of calls.
 async fn calls_are_counted(records: &impl codex_authd::records::Records, load: &Load, killed: Instant, back: Instant) {
     let (mut counted, mut answered, mut lost) = (0, 0, 0);
     for tally in &load.tallies {

@@ -1,5 +1,5 @@
-//! Switching `[tls]` on and off with real daemons, cdx and curl: nobody is cut off who need not be, and who would be is
-//! counted before.
+//! Switching `[tls]` on and off with real daemons, cdx and curl. No host is cut off without need, and `check-config`
+//! counts the hosts that would be cut off.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,10 +14,10 @@ use crate::support::host::{Host, Ran};
 use crate::support::mariadb::MariaDb;
 
 const TRUST: &str = "trust of hosts";
-/// What cdx ends with where it does not trust the daemon.
+/// The exit code of cdx if it does not trust the daemon.
 const UNTRUSTED: i32 = 76;
 
-/// A daemon by name, and an operator's certificate for that name by an authority that the machines of its hosts trust.
+/// A daemon with a name, and an operator's certificate for that name. The hosts' machines trust its authority.
 struct Fleet {
     daemon: Daemon,
     port: u16,
@@ -27,7 +27,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Not started yet.
+    /// A fleet whose daemon is not started yet.
     fn new() -> Self {
         Self::of(Daemon::prepare(&[]))
     }
@@ -79,7 +79,7 @@ impl Fleet {
         self.daemon.cli_json(&["auth", "upload", file.to_str().unwrap()]);
     }
 
-    /// Installs a host by the printed command, for an ordinary user. Its machine trusts the operator's authority.
+    /// Installs a host by the printed command, as an ordinary user. Its machine trusts the operator's authority.
     fn install(&self, name: &str) -> Host {
         let mut host = Host::bare();
         host.env("CURL_CA_BUNDLE", self.machine_ca.to_str().unwrap());
@@ -92,7 +92,7 @@ impl Fleet {
         host
     }
 
-    /// Puts a cdx in place as an earlier release baked it while it trusted one kind of certificate, and lets it call.
+    /// Installs a cdx as an earlier release baked it, which trusts one kind of certificate, and lets it call.
     fn make_old(&self, host: &Host, trusts_system: bool) {
         let cdx = std::fs::read_to_string(host.cdx_file()).unwrap();
         let with = |cdx: &str, name: &str, value: &str| {
@@ -125,7 +125,7 @@ impl Fleet {
         Ran::from(self.daemon.cli(&[&["check-config"], more].concat()))
     }
 
-    /// Whether whoever asks for this name is shown the operator's certificate.
+    /// Whether a client that asks for this name gets the operator's certificate.
     fn shows_operators(&self, name: &str) -> bool {
         let pem = std::fs::read(&self.certificate).unwrap();
         let own = codex_authd::pki::spki_pin_of_certificate(std::str::from_utf8(&pem).unwrap()).unwrap();
@@ -134,7 +134,7 @@ impl Fleet {
         let output = curl.arg(format!("https://{name}:{}/healthz", self.port)).stderr(Stdio::piped()).output().unwrap();
         match output.status.code() {
             Some(0) => true,
-            // Another key.
+            // curl's code for another key.
             Some(90) => false,
             _ => panic!("{output:?}"),
         }
@@ -158,9 +158,9 @@ fn a_prepared_switch_cuts_nobody_off_at_any_moment() {
     let said = fleet.check_config(&[]);
     assert!(said.code == Some(0) && said.out.contains("3 host(s) (a.test, b.test, c.test)"), "{said:?}");
     fleet.restart();
-    assert!(!fleet.shows_operators("localhost"), "nobody would know it");
+    assert!(!fleet.shows_operators("localhost"), "no host would trust it");
     let told =
-        eventually("it is told why", || Some(fleet.daemon.log()).filter(|log| log.contains("certificate_held_back")));
+        eventually("it is logged", || Some(fleet.daemon.log()).filter(|log| log.contains("certificate_held_back")));
     assert!(told.contains("3 host(s) (a.test, b.test, c.test)"), "{told}");
     doctor(&fleet.daemon, &[]).is(TRUST, "weak", "3 host(s) (a.test, b.test, c.test)", "cdx --update");
 
@@ -175,35 +175,36 @@ fn a_prepared_switch_cuts_nobody_off_at_any_moment() {
                 }
             });
         }
-        // Whatever fails here lets the callers end, too.
+        // Ends the callers too if something fails here.
         let ended = Ended(ends);
         for (left, host) in hosts.iter().enumerate().map(|(number, host)| (2 - number, host)) {
             assert!(!fleet.shows_operators("localhost"), "{left}");
             fleet.updates(host);
             if left > 0 {
-                // It counts once its next call has reported it.
+                // It counts when its next call has reported it.
                 let told = format!("{left} host(s) (");
-                eventually("it is not waited for any more", || {
+                eventually("the daemon no longer waits for it", || {
                     doctor(&fleet.daemon, &[]).text.contains(&told).then_some(())
                 });
             }
         }
         fleet.until_operators_is_shown();
         let before = rounds.load(Ordering::SeqCst);
-        eventually("everybody called since", || (rounds.load(Ordering::SeqCst) >= before + 9).then_some(()));
+        eventually("every host has called since", || (rounds.load(Ordering::SeqCst) >= before + 9).then_some(()));
         drop(ended);
     });
     doctor(&fleet.daemon, &[]).is(TRUST, "good", "accepts", "");
     assert!(fleet.daemon.log().contains("certificate_switched"));
     let remembered = std::fs::read_dir(hosts[0].file(".cache/cdx")).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::read_to_string(remembered.join("trust")).unwrap(), "system\n");
-    // Who knows the daemon by an address sends no name, and goes on.
+    // A client that uses an address sends no name, and still gets our certificate.
     assert!(!fleet.shows_operators("127.0.0.1"));
-    // The pin that is printed is that of what is shown by now.
+    // The printed pin is that of the new certificate.
     let new = fleet.install("d.test");
     fleet.syncs(&new);
 
-    // A host whose cdx is old after all does not bring ours back, neither while the daemon runs nor at a start.
+    // An old cdx that appears afterwards does not bring our certificate back, neither while the daemon runs nor at a
+    // start.
     let key = fleet.daemon.cli_json(&["hosts", "add", "old.test"])["host"]["api_key"].as_str().unwrap().to_owned();
     let body = format!(
         r#"{{"command":"retrieve","digest":"{}","last_refresh":"2000-01-01T00:00:00Z","wrapper_version":"2026.11.29-02"}}"#,
@@ -219,11 +220,11 @@ fn a_prepared_switch_cuts_nobody_off_at_any_moment() {
     fleet.restart();
     assert!(fleet.shows_operators("localhost"));
     assert!(fleet.daemon.log().contains("hosts_cut_off"));
-    assert_eq!(fleet.check_config(&[]).code, Some(0), "that host is cut off already");
+    assert_eq!(fleet.check_config(&[]).code, Some(0), "that host was cut off before");
     hosts.iter().for_each(|host| fleet.syncs(host));
 }
 
-/// Tells threads to end, however the scope is left.
+/// Tells threads to end when the scope is left.
 struct Ended<'a>(&'a AtomicBool);
 
 impl Drop for Ended<'_> {
@@ -239,7 +240,7 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
     fleet.upload();
     let hosts: Vec<Host> = ["a.test", "b.test"].map(|name| fleet.install(name)).into();
     hosts.iter().for_each(|host| fleet.make_old(host, false));
-    // Hosts that were never installed or are disabled wait for nothing.
+    // The daemon does not wait for hosts that were never installed or are disabled.
     fleet.daemon.cli_json(&["hosts", "add", "never.test"]);
 
     fleet.set_tls("when-safe");
@@ -252,7 +253,7 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
     assert!(refused.err.contains("when-safe") && refused.err.contains("--force"), "{refused:?}");
     let forced = fleet.check_config(&["--force"]);
     assert!(forced.code == Some(0) && forced.out.contains("2 host(s)"), "{forced:?}");
-    // The same without a daemon to ask, and where a proxy is to take over.
+    // The same without a daemon to ask, and for a proxy that takes over TLS.
     assert!(fleet.daemon.stop().success());
     assert_eq!(fleet.check_config(&[]).code, Some(1));
     fleet.take_tls_out();
@@ -260,7 +261,7 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
     let refused = fleet.check_config(&[]);
     assert!(refused.code == Some(1) && refused.err.contains("tls.switch = \"prepare\""), "{refused:?}");
     fleet.set("LISTEN__HOSTS_TLS", "true");
-    assert_eq!(fleet.check_config(&[]).code, Some(0), "all goes on as it is");
+    assert_eq!(fleet.check_config(&[]).code, Some(0), "nothing changes for hosts");
 
     fleet.set_tls("now");
     fleet.start();
@@ -269,7 +270,7 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
     hosts.iter().for_each(|host| fleet.is_cut_off(host));
     doctor(&fleet.daemon, &[]).is(TRUST, "missing", "2 host(s) (a.test, b.test)", "tls.switch = \"prepare\"");
 
-    // Back, until they have heard of it.
+    // Goes back, until the hosts have learnt it.
     fleet.set_tls("prepare");
     fleet.restart();
     hosts.iter().for_each(|host| fleet.syncs(host));
@@ -279,10 +280,10 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
     fleet.daemon.cli_json(&["hosts", "disable", "b.test"]);
     fleet.set_tls("when-safe");
     fleet.restart();
-    assert!(fleet.shows_operators("localhost"), "nobody is left: {}", fleet.daemon.log());
+    assert!(fleet.shows_operators("localhost"), "no host is left: {}", fleet.daemon.log());
     fleet.syncs(&hosts[0]);
 
-    // And off again: who has a cdx of now trusts ours as well.
+    // Off again: a host with a current cdx trusts our certificate as well.
     fleet.take_tls_out();
     assert_eq!(fleet.check_config(&[]).code, Some(0));
     fleet.restart();
@@ -293,7 +294,7 @@ fn an_unprepared_switch_waits_is_forced_and_taken_back() {
 #[test]
 fn taking_tls_out_counts_who_trusts_the_machine_alone() {
     let mut fleet = Fleet::new();
-    // A fleet that an earlier release has installed with [tls].
+    // A fleet that an earlier release installed with [tls].
     fleet.set_tls("when-safe");
     fleet.start();
     fleet.upload();
@@ -328,7 +329,7 @@ fn hosts_that_were_installed_under_another_name_go_on() {
     fleet.start();
     fleet.upload();
     let host = fleet.install("a.test");
-    // The operator's certificate comes with another name, and no host waits for it.
+    // The operator's certificate is for another name, and no host needs it.
     fleet.set("PUBLIC_BASE_URL", &format!("https://localhost:{}", fleet.port));
     fleet.set_tls("now");
     fleet.restart();
@@ -351,7 +352,7 @@ fn a_name_that_hosts_were_given_by_an_update_stays_in_the_certificate() {
     fleet.start();
     fleet.upload();
     let host = fleet.install("a.test");
-    // No installer is printed under the second name.
+    // No installer is printed with the second name.
     for name in ["second.localhost", "third.localhost"] {
         fleet.set("PUBLIC_BASE_URL", &format!("https://{name}:{}", fleet.port));
         fleet.restart();
@@ -375,7 +376,7 @@ async fn two_nodes_on_one_database_switch_together() {
     one.upload();
     let host = one.install("a.test");
     one.make_old(&host, false);
-    // One certificate for both.
+    // The same certificate on both.
     for (from, to) in [(&one.certificate, &two.certificate), (&one.key, &two.key)] {
         std::fs::copy(from, to).unwrap();
     }
@@ -389,7 +390,7 @@ async fn two_nodes_on_one_database_switch_together() {
     let trust = || one.daemon.cli_json(&["audit", "list"]).to_string().matches("host_trust.system").count();
     assert_eq!(trust(), 1, "one of the two recorded it");
 
-    // The host fetches its wrapper from the second node; the first hears of it from the records.
+    // The host fetches its wrapper from the second node; the first learns it from the records.
     let key = api_key(&host);
     install_provider();
     let client = two.daemon.client_builder().build().unwrap();
@@ -398,7 +399,7 @@ async fn two_nodes_on_one_database_switch_together() {
     let cdx = answer.text().await.unwrap();
     assert!(cdx.contains("\nCDX_SYSTEM_CA='1'\n"));
     host.write_program(".local/bin/cdx", &cdx, 0o700);
-    // It counts once the host reports it.
+    // It counts when the host reports it.
     assert!(!one.shows_operators("localhost") && !two.shows_operators("localhost"));
     let version = cdx.split("\nCDX_WRAPPER_VERSION='").nth(1).unwrap().split('\'').next().unwrap();
     let body = serde_json::json!({
@@ -411,8 +412,8 @@ async fn two_nodes_on_one_database_switch_together() {
         assert!(started.elapsed() < BOUND, "{}\n{}", one.daemon.log(), two.daemon.log());
         pause();
     }
-    // The first node counts what the second has told the records.
-    eventually("both know that nobody is left", || {
+    // The first node reads the second's report from the records.
+    eventually("both know that no host is left", || {
         let counts = [&one, &two].map(|fleet| doctor(&fleet.daemon, &[]).text.contains("each accepts the certificate"));
         (counts == [true, true]).then_some(())
     });

@@ -1,5 +1,5 @@
-//! Hosts as they come and go, over the wire: what must happen once happens once, what was revoked is refused at once, and
-//! what is served is what was hashed.
+//! The life of hosts, over the API: single events happen only once, revoked keys are refused at once, and the served
+//! bytes are the hashed bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use crate::support::skip::skipped;
 const OTHER_ADDRESS: &str = "127.0.0.2";
 const FIRST: &str = "2025-11-20T09:27:43.373506211Z";
 
-/// What a call was answered: status and body.
+/// Status and body of an answer.
 type Answered = (u16, Value);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -32,7 +32,7 @@ async fn of_200_redemptions_at_once_one_gets_the_installer() {
     let daemon = Daemon::start();
     let host = daemon.register(&daemon.admin(), "h.test").await;
     let url = daemon.hosts_url(&format!("/install/{}", host.token));
-    // Some on one connection, some on many.
+    // Some calls on one connection, some on many.
     let clients = [daemon.client(), daemon.client_builder().http1_only().build().unwrap()];
     let calls: Vec<_> = (0..200)
         .map(|n| {
@@ -67,7 +67,7 @@ async fn of_two_first_contacts_at_once_one_binds_the_host() {
         let winner = usize::from(here.0 != 200);
         statuses.sort();
         assert_eq!(statuses, [200, 403], "{here:?} {there:?}");
-        // And so it stays.
+        // The binding stays.
         assert_eq!(retrieve(&daemon, &clients[winner], &host).await.0, 200);
         assert_eq!(retrieve(&daemon, &clients[1 - winner], &host).await.0, 403);
     }
@@ -84,13 +84,13 @@ async fn registering_again_kills_the_old_key_and_the_old_installers_and_unbinds_
     assert_eq!(second.id, first.id);
     assert_eq!(retrieve(&daemon, &client, &first).await.0, 401);
     assert_eq!(install(&daemon, &client, &first).await.0, 404);
-    assert_eq!(retrieve(&daemon, &elsewhere, &second).await.0, 200, "it is bound to nothing yet");
+    assert_eq!(retrieve(&daemon, &elsewhere, &second).await.0, 200, "the second host was bound");
     assert_eq!(retrieve(&daemon, &client, &second).await.0, 403);
     let (status, script) = install(&daemon, &elsewhere, &second).await;
     assert!(status == 200 && script.contains(&second.api_key) && !script.contains(&first.api_key), "{script}");
 
     let third = daemon.register(&admin, "h.test").await;
-    assert_eq!(install(&daemon, &client, &second).await.0, 410, "a redeemed one stays a redeemed one");
+    assert_eq!(install(&daemon, &client, &second).await.0, 410, "a redeemed token was accepted again");
     assert_eq!(install(&daemon, &client, &third).await.0, 200);
 }
 
@@ -123,7 +123,7 @@ async fn a_removed_host_is_refused_from_the_answer_on() {
         for caller in callers {
             caller.await.unwrap();
         }
-        assert_eq!(install(&daemon, &client, &host).await.0, 404, "its installer is dead too");
+        assert_eq!(install(&daemon, &client, &host).await.0, 404, "its installer is revoked too");
         assert_eq!(admin.delete(&url).send().await.unwrap().status(), 404);
     }
 }
@@ -171,7 +171,7 @@ async fn the_kill_switch_stops_every_host_and_outlives_a_restart() {
     admin_post(&daemon, &admin, "/admin/api/state", json!({ "disabled": false })).await;
     assert_eq!(retrieve(&daemon, &daemon.client(), &host).await.0, 200);
     let install = daemon.hosts_url(&format!("/install/{}", host.token));
-    assert_eq!(daemon.client().get(install).send().await.unwrap().status(), 200, "the switch spent no token");
+    assert_eq!(daemon.client().get(install).send().await.unwrap().status(), 200, "the kill switch spent the token");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -194,8 +194,8 @@ async fn on_a_socket_for_both_a_v4_caller_is_its_v4_and_a_v6_caller_its_v6() {
         let host = daemon.register(&admin, "h.test").await;
         assert_eq!(status(own, &host).await, 200);
         let listed = daemon.cli_json(&["hosts", "list"])["hosts"][0].clone();
-        assert_eq!((&listed["ip"], listed.get("other_ip")), (&json!(ip), None), "one address is told as ever");
-        assert_eq!(status(other, &host).await, 200, "one of each family");
+        assert_eq!((&listed["ip"], listed.get("other_ip")), (&json!(ip), None), "only one address is listed");
+        assert_eq!(status(other, &host).await, 200, "one address of each family");
         let listed = daemon.cli_json(&["hosts", "list"])["hosts"][0].clone();
         assert_eq!((&listed["ip"], &listed["other_ip"]), (&json!(ip), &json!(other_ip)));
         let call = elsewhere.post(format!("https://127.0.0.1:{port}/auth")).header("X-API-Key", &host.api_key);
@@ -211,7 +211,7 @@ async fn a_roaming_host_is_bound_to_where_it_called_from_last() {
     let host = daemon.register(&admin, "h.test").await;
     let roaming = format!("/admin/hosts/{}/roaming", host.id);
     assert_eq!(retrieve(&daemon, &client, &host).await.0, 200);
-    // No header moves a call elsewhere.
+    // No header changes the caller's address.
     for header in ["X-Forwarded-For", "X-Real-IP", "Forwarded"] {
         let value = if header == "Forwarded" { "for=127.0.0.1" } else { "127.0.0.1" };
         let call = elsewhere.post(daemon.hosts_url("/auth")).header(header, value);
@@ -261,13 +261,13 @@ async fn a_window_closes_by_itself() {
     let host = registered(&body);
     let begun = Instant::now();
     while retrieve(&daemon, &client, &host).await.0 == 200 {
-        assert!(begun.elapsed() < BOUND, "it stays open");
+        assert!(begun.elapsed() < BOUND, "the window stays open");
         pause();
     }
     assert_eq!(retrieve(&daemon, &client, &host).await.1["code"], "insecure_closed");
 }
 
-/// Member order, number spelling, empty objects and non-ASCII are what a rewriting would lose.
+/// Member order, number spelling, empty objects and non-ASCII: a rewritten document would lose them.
 const ODD: &str = r#"{ "z": [1.0, 1E5, -0, 1e-7, 12345678901234567890123, 0.10], "last_refresh": "2025-11-21T11:00:00.100Z",
     "tokens": {"refresh_token": "rt_a/b", "access_token": "Zk3vQ9xT1mB7rLp0sWc5yHd8uJf2aNe6", "id_token": "\u00653.e30.e30"},
     "e": {}, "a": [ ], "u": "é/€ \u2028 😀", "n": null, "b": {"y": true, "x": {}} }"#;
@@ -302,7 +302,7 @@ async fn the_bytes_served_are_the_bytes_hashed() {
         assert!(head.lines().any(|line| line == format!("digest {digest}")), "{head}");
         assert_eq!(auth, format!("{}\n{ODD_CANONICAL}", ODD_CANONICAL.len()));
         if round == 0 {
-            // What comes back from the disk is the same.
+            // The bytes from the disk are the same.
             assert_eq!(daemon.stop().code(), Some(0));
             daemon.launch();
         }
@@ -337,7 +337,7 @@ async fn of_64_stores_at_once_the_history_holds_those_that_were_answered_updated
             other => panic!("{other}: {body}"),
         }
     }
-    assert!(updated.contains(&instant(63)), "the newest of all is refused: {updated:?}");
+    assert!(updated.contains(&instant(63)), "the newest of all was refused: {updated:?}");
     let history = admin.get(daemon.admin_url("/admin/auth/history?limit=1000")).send().await.unwrap();
     let history: Value = history.json().await.unwrap();
     let mut versions = history["data"]["versions"].as_array().unwrap().clone();
@@ -346,7 +346,7 @@ async fn of_64_stores_at_once_the_history_holds_those_that_were_answered_updated
     assert_eq!(numbers, (1..=updated.len() as u64).collect::<Vec<_>>());
     let instants: Vec<_> =
         versions.iter().map(|version| version["last_refresh"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(instants, updated.into_iter().collect::<Vec<_>>(), "each is newer than the one before");
+    assert_eq!(instants, updated.into_iter().collect::<Vec<_>>(), "each is newer than the previous one");
     let (_, body) = retrieve(&daemon, &client, &host).await;
     assert_eq!(body["data"]["canonical_last_refresh"], instant(63));
     assert_eq!(body["data"]["canonical_digest"], versions.last().unwrap()["digest"]);
@@ -356,7 +356,7 @@ async fn of_64_stores_at_once_the_history_holds_those_that_were_answered_updated
 async fn of_many_stores_of_one_instant_one_is_stored() {
     let daemon = Arc::new(Daemon::start());
     let host = daemon.register(&daemon.admin(), "h.test").await;
-    // Connections of their own, so that the calls meet.
+    // Separate connections, so that the calls are simultaneous.
     let clients: Vec<_> = (0..8).map(|_| daemon.client()).collect();
     for client in &clients {
         assert_eq!(retrieve(&daemon, client, &host).await.0, 200);
@@ -379,7 +379,7 @@ async fn of_many_stores_of_one_instant_one_is_stored() {
             digests.insert(body["data"]["canonical_digest"].as_str().unwrap().to_owned());
         }
         assert_eq!(answers, BTreeMap::from([("unchanged".into(), 15), ("updated".into(), 1)]), "round {round}");
-        assert_eq!(digests.len(), 1, "all are told of the same one");
+        assert_eq!(digests.len(), 1, "all get the same digest");
     }
 }
 
@@ -429,11 +429,11 @@ async fn a_reload_swaps_the_certificate_and_cuts_nobody_off() {
         if wire.serial() != open.serial() {
             break wire;
         }
-        assert!(begun.elapsed() < BOUND, "the certificate stays");
+        assert!(begun.elapsed() < BOUND, "the certificate was not replaced");
         pause();
     };
     assert_eq!(renewed.public_key(), open.public_key(), "installer commands pin the key");
-    assert_eq!(open.retrieve(&host).await.0, 200, "the open connection goes on");
+    assert_eq!(open.retrieve(&host).await.0, 200, "the open connection was cut");
     assert_eq!(
         daemon.register(&daemon.admin(), "i.test").await.command.split('"').nth(1),
         host.command.split('"').nth(1)
@@ -454,13 +454,13 @@ async fn a_stop_lets_the_call_in_flight_finish() {
     let (sent, held_back) = body.split_at(body.len() / 2);
     let head = post_head(&host, body.len()).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
     slow.send(&head).await;
-    // It asks for the body: so the call has begun before the stop.
+    // The 100 answer asks for the body: so the call has begun before the stop.
     assert!(slow.read().await.starts_with(b"HTTP/1.1 100 "));
     slow.send(sent).await;
     daemon.signal(Signal::SIGTERM);
     let begun = Instant::now();
     while !daemon.log().contains("stopping: finishing calls in flight") {
-        assert!(begun.elapsed() < BOUND, "it does not stop");
+        assert!(begun.elapsed() < BOUND, "the daemon does not stop");
         pause();
     }
     idle.ends().await;
@@ -469,7 +469,7 @@ async fn a_stop_lets_the_call_in_flight_finish() {
     assert_eq!((status, &answer["data"]["status"]), (200, &json!("updated")), "{answer}");
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.kill();
-    assert!(begun.elapsed() < Duration::from_secs(15), "nobody was waited for: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "the stop took too long: {:?}", begun.elapsed());
 
     daemon.launch();
     let (_, body) = retrieve(&daemon, &daemon.client(), &host).await;
@@ -529,7 +529,7 @@ fn post_head(host: &Registered, length: usize) -> String {
     )
 }
 
-/// One connection, spoken by hand: HTTP/1.1 over TLS.
+/// One connection with raw HTTP/1.1 over TLS.
 struct Wire(TlsStream<TcpStream>);
 
 impl Wire {
@@ -646,7 +646,7 @@ async fn the_list_of_hosts_comes_in_pages_and_all_at_once() {
         let (status, refused) = get(query).await;
         assert_eq!((status, &refused["status"]), (400, &json!("error")), "{query}: {refused}");
     }
-    // The same from the command line, with the daemon and without it.
+    // The same from the command line, with and without a daemon.
     for runs in [true, false] {
         let page = daemon
             .cli_json(&["hosts", "list", "--sort", "fqdn", "--order", "desc", "--limit", "1", "--search", "test"]);

@@ -1,4 +1,4 @@
-//! Hot state that is lost, damaged, or may be older than a power cut: the daemon starts, and nothing is lost.
+//! Hot state that is lost, damaged, or perhaps older than a power cut: the daemon starts, and loses nothing.
 
 use std::path::Path;
 use std::process::Command;
@@ -54,7 +54,7 @@ impl Fleet {
         call.json(&asked).send().await.unwrap().status().as_u16()
     }
 
-    /// Whoever may be served is, from the first moment on, and nobody else.
+    /// From the start on, exactly the permitted hosts are served.
     async fn is_served(&mut self) {
         let client = self.daemon.client();
         for host in &self.kept {
@@ -69,7 +69,7 @@ impl Fleet {
         self.daemon.state_dir().join(CACHE)
     }
 
-    /// The daemon found it damaged, and says so everywhere.
+    /// The daemon has found the damage, and reports it everywhere.
     async fn tells(&self) {
         let log = self.daemon.log();
         assert!(log.contains("event=hot_state_set_aside"), "{log}");
@@ -84,7 +84,7 @@ impl Fleet {
         assert!(told[0]["found"].as_str().unwrap().contains("hot.broken-20"), "{found}");
     }
 
-    /// Every call that was answered is counted once.
+    /// Every answered call is counted once.
     async fn end_counted(mut self) {
         self.daemon.stop();
         let records = Embedded::open(&self.daemon.state_dir().join("records")).unwrap();
@@ -93,7 +93,7 @@ impl Fleet {
     }
 }
 
-/// Of the state directory, and of the cache in it.
+/// Damages the state directory, or the cache in it.
 type Damage = fn(&Path, &Path);
 
 fn truncate(path: &Path, length: u64) {
@@ -177,7 +177,7 @@ async fn hot_state_is_used_after_a_kill_and_not_after_another_boot_of_the_machin
     assert!(fleet.daemon.log().contains("event=hot_state_discarded"), "{}", fleet.daemon.log());
     assert!(fleet.daemon.stop().success());
 
-    // It was closed: that survives a power cut.
+    // Hot state was closed: closed state survives a power cut.
     fleet.daemon.within.clear();
     std::fs::remove_file(fleet.daemon.log_file()).unwrap();
     fleet.daemon.launch();

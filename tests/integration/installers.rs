@@ -1,4 +1,5 @@
-//! The printed installer command, run by bash and curl as people run it, and what HEAD must not do.
+//! The printed installer command, run by bash and curl as people run it; and calls with HEAD, which must have no
+//! effect.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
@@ -14,18 +15,18 @@ use crate::support::people::{ask, redeeming, register, tell};
 use crate::vectors::expire;
 use crate::wrapper::{codex_is_installed_here, sparse_path};
 
-/// What a person sees who runs the command.
+/// The output of the command.
 #[derive(Debug)]
 struct Ran {
-    /// Of curl and of bash.
+    /// The exit codes of curl and of bash.
     pipe: String,
-    /// Of the whole command.
+    /// The exit code of the whole command.
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-/// Runs the command to the letter, in an empty home.
+/// Runs the exact command, in an empty home.
 fn run(command: &str) -> Ran {
     let home = tempfile::tempdir().unwrap();
     let line = format!(
@@ -46,7 +47,7 @@ fn run(command: &str) -> Ran {
     }
 }
 
-/// That nobody takes it for a success, and what is printed: our reason alone.
+/// Asserts that the command fails and prints only this reason.
 fn assert_refused(command: &str, reason: &str) {
     let ran = run(command);
     assert_eq!((ran.code, ran.pipe.as_str()), (Some(1), "0 1"), "{command}: {ran:?}");
@@ -63,7 +64,7 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     let (used, revoked) = (register(&daemon, "used.test").await, register(&daemon, "revoked.test").await);
     let instead = |token: &str| used.command.replace(&used.token, token);
 
-    // Redeemed by a machine that keeps the script.
+    // A machine redeemed it and kept the script.
     let kept = redeeming(&used.command);
     assert!(run(&kept).stdout.contains("CDX_API_KEY="), "{kept}");
     assert_refused(&used.command, "Installer already used");
@@ -75,7 +76,8 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     let id = of_revoked["id"].as_str().unwrap();
     tell(&daemon, &format!("/admin/installers/{id}/revoke"), &json!({})).await;
     let (client, url) = (daemon.client(), daemon.hosts_url(&format!("/install/{}", revoked.token)));
-    // Asked first: should it be good by mistake, it is spent, and bash below installs nothing on this machine.
+    // Checks the URL first: if it worked by mistake, the token is spent now, and bash below installs nothing on this
+    // machine.
     assert_eq!(client.get(url).send().await.unwrap().status(), 404);
     assert_refused(&revoked.command, "Installer not found");
 
@@ -83,7 +85,7 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     assert_refused(&used.command, "API disabled by administrator");
     tell(&daemon, "/admin/api/state", &json!({ "disabled": false })).await;
 
-    // Too many requests from this address: each try is one more.
+    // Too many requests from this address: each attempt is one more.
     let throttled = (0..100).map(|_| run(&used.command)).find(|ran| !ran.stderr.starts_with("Installer already used"));
     let throttled = throttled.expect("the limit is never reached");
     assert_eq!((throttled.code, throttled.pipe.as_str()), (Some(1), "0 1"), "{throttled:?}");
@@ -91,10 +93,10 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     let url = daemon.hosts_url(&format!("/install/{}", used.token));
     let refusal = client.get(url).send().await.unwrap();
     assert_eq!(refusal.status(), 429);
-    assert!(refusal.headers().contains_key("retry-after"), "the script has the headers of the refusal");
+    assert!(refusal.headers().contains_key("retry-after"), "the refusal has its headers");
     assert_eq!(refusal.headers()["content-type"], "text/x-shellscript; charset=utf-8");
 
-    // Somebody else answers, or nobody does.
+    // Another server answers, or none.
     let foreign = Daemon::start();
     let elsewhere = used.command.replace(&daemon.hosts_url(""), &foreign.hosts_url(""));
     for (command, curl) in [(elsewhere, "90"), (used.command.clone(), "7")] {
@@ -106,7 +108,7 @@ async fn each_refusal_of_an_installer_is_printed_and_fails_the_pipe() {
     }
 }
 
-/// A machine of an ordinary user, with a `codex` and only the tools that it needs.
+/// An ordinary user's machine, with a `codex` and only the necessary tools.
 fn machine() -> Host {
     let mut host = Host::bare();
     host.write_program("bin/id", "#!/bin/sh\necho 1000\n", 0o755);
@@ -116,7 +118,7 @@ fn machine() -> Host {
     host
 }
 
-/// The command in mounts of its own, after a line of the shell that makes them.
+/// Runs the command with its own mounts, after a shell line that makes them.
 fn within(host: &Host, setup: &str, command: &str) -> OfHost {
     let mut shell = host.command("/usr/bin/unshare");
     let line = format!("PATH=/usr/bin:/bin; {setup} && PATH=$0 exec bash -c \"$1\"");
@@ -124,7 +126,7 @@ fn within(host: &Host, setup: &str, command: &str) -> OfHost {
     OfHost::from(shell.output().unwrap())
 }
 
-/// What the first stage says of a machine that lacks something.
+/// Asserts that the first stage names the reason and the remedy, and that the token is not spent.
 fn assert_still_good(ran: &OfHost, reason: &str, remedy: &str) {
     assert_eq!(ran.code, Some(1), "{reason}: {ran:?}");
     let said =
@@ -160,7 +162,7 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
         assert_still_good(&install(), old, remedy);
         host.write_program("sparse/node", "#!/bin/sh\necho v16.20.2\n", 0o755);
         if is_root("mounts of the test's own") {
-            // npm cannot write where its prefix is, so that cdx has it install into the home, which is small.
+            // npm cannot write to its prefix, so cdx installs into the home, which is small.
             std::fs::create_dir(host.file(".local")).unwrap();
             let ran = within(&host, r#"mount -t tmpfs -o size=8m none "$HOME/.local""#, &registered.command);
             let full = format!(
@@ -196,14 +198,14 @@ async fn a_machine_that_lacks_something_does_not_spend_the_token() {
     assert_still_good(&install(), &format!("{} is a directory", directory.display()), "move it away");
     std::fs::remove_dir_all(&local).unwrap();
 
-    // The same command, on the machine that is complete now.
+    // The same command, after the machine was completed.
     let ran = install();
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(std::fs::metadata(host.cdx_file()).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(host.auth().is_some(), "{ran:?}");
     let litter = std::fs::read_dir(host.file("")).unwrap().map(|file| file.unwrap().file_name());
     assert!(litter.into_iter().all(|name| !name.to_string_lossy().contains("probe")), "no litter");
-    // Once.
+    // The command works only once.
     let ran = install();
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.err.starts_with("Installer already used") && ran.err.lines().count() == 1, "{ran:?}");
@@ -290,7 +292,7 @@ async fn the_group_and_the_directory_of_root_are_checked_before_the_token_is_spe
     assert_eq!(std::fs::read_dir(host.file("usr-local-bin")).unwrap().count(), 1, "no litter");
 }
 
-/// HEAD is answered, or refused, without the effect of the GET: none of the operations runs for it.
+/// HEAD is answered or refused without the effect of GET: it runs none of the operations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn head_has_no_effect_on_any_operation() {
     let daemon = Daemon::start();
@@ -322,7 +324,7 @@ async fn head_has_no_effect_on_any_operation() {
     let slash = daemon.hosts_url(&format!("/install/{}/", host.token));
     assert_eq!(daemon.client().head(slash).send().await.unwrap().status(), 405);
     assert_eq!((ask(&daemon, "/admin/audit?limit=1000").await, ask(&daemon, "/admin/hosts").await), before);
-    // The token is still good, and the host is not bound to this address.
+    // The token is still valid, and the host is not bound to this address.
     let install = call(&daemon.client(), &daemon.hosts_url(""), operation("GET", "/install/{token}"), &host);
     assert_eq!(install.send().await.unwrap().status(), StatusCode::OK);
 }

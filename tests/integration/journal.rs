@@ -1,4 +1,4 @@
-//! Under systemd the log goes to the journal, with structured fields: here to a socket of our own in its place.
+//! Under systemd the log goes to the journal, with structured fields. Here a test socket replaces the journal.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -38,7 +38,7 @@ fn the_journal_gets_fields() {
         let length = journal.recv(&mut datagram).unwrap_or_else(|error| panic!("{error}: {entries:#?}"));
         entries.push(String::from_utf8_lossy(&datagram[..length]).into_owned());
     }
-    // A change is written to the log with what it was done to.
+    // The log entry of a change names its target.
     daemon.cli_json(&["hosts", "add", "h.test"]);
     while !entries.iter().any(|entry: &String| holds(entry, "ACTION", "host.register")) {
         let length = journal.recv(&mut datagram).unwrap_or_else(|error| panic!("{error}: {entries:#?}"));
@@ -52,18 +52,18 @@ fn the_journal_gets_fields() {
         assert!(first.contains(field), "{field} is missing: {first}");
     }
     assert!(entries.iter().any(|entry| holds(entry, "SUBJECT", "h.test")), "{entries:#?}");
-    // The first one asks whether the journal is there, and is empty.
+    // The first entry only tests whether the journal is there, and is empty.
     for entry in entries.iter().filter(|entry| !entry.is_empty()) {
         for field in ["TARGET", "MESSAGE", "CODE_FILE"] {
             let lines = entry.lines().filter(|line| *line == field || line.starts_with(&format!("{field}=")));
-            assert_eq!(lines.count(), 1, "{field} is there once: {entry}");
+            assert_eq!(lines.count(), 1, "{field} occurs once: {entry}");
         }
     }
     assert_eq!(daemon.log(), "", "nothing goes to stderr as well");
 }
 
-/// What systemd-journal-logger sets for each record, and what journald and others give a meaning to
-/// (systemd.journal-fields(7)). A second value of such a field would hide behind the first one.
+/// Fields that systemd-journal-logger sets for each record, and fields with a meaning to journald and others
+/// (systemd.journal-fields(7)). A second value of such a field would be hidden by the first one.
 const TAKEN: [&str; 22] = [
     "priority",
     "message",
@@ -94,7 +94,7 @@ fn log_keys(text: &str) -> Vec<String> {
     let mut keys = Vec::new();
     for level in ["error", "warn", "info", "debug", "trace", "log"] {
         for statement in text.split(&format!("log::{level}!(")).skip(1) {
-            // Keys end with the first `;` outside of brackets and texts; without one there are none.
+            // Keys end with the first `;` outside of brackets and strings; without a `;` there are none.
             let (mut depth, mut is_text, mut parts, mut part) = (0, false, Vec::new(), String::new());
             let mut has_keys = false;
             for c in statement.chars() {
@@ -144,10 +144,10 @@ fn no_log_statement_has_a_key_that_the_journal_sets_itself() {
             }
         }
     }
-    assert!(count > 200, "{count} keys were seen");
+    assert!(count > 200, "{count} keys were found");
 }
 
-/// A field as the journal's protocol writes one of any content: name, length, value.
+/// Whether an entry has a field in the journal protocol's binary form: name, length, value.
 fn holds(entry: &str, name: &str, value: &str) -> bool {
     entry.contains(&format!("\n{name}\n")) && entry.contains(&format!("\0{value}\n"))
 }

@@ -18,7 +18,7 @@ async fn call(daemon: &Daemon, client: &Client, key: &str) -> u16 {
     retrieve(daemon, client).bearer_auth(key).send().await.unwrap().status().as_u16()
 }
 
-/// Says until when.
+/// Asserts a refusal; returns the end of the limit.
 async fn refused(answer: Response, bucket: &str, limit: u32) -> OffsetDateTime {
     assert_eq!(answer.status(), 429);
     let retry_after: i64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
@@ -45,7 +45,7 @@ async fn a_key_is_good_for_so_many_calls_a_minute_in_either_header_and_for_leavi
     let by_bearer = retrieve(&daemon, &client).bearer_auth(&host.api_key).send().await.unwrap();
     let reset_at = refused(by_bearer, "host", 4).await;
     let by_header = retrieve(&daemon, &client).header("X-API-Key", &host.api_key).send().await.unwrap();
-    assert_eq!(refused(by_header, "host", 4).await, reset_at, "being refused does not put it off");
+    assert_eq!(refused(by_header, "host", 4).await, reset_at, "a refusal moved the end of the limit");
     let download = client.get(daemon.hosts_url("/wrapper/download")).bearer_auth(&host.api_key).send().await.unwrap();
     refused(download, "host", 4).await;
     let lines = client.post(daemon.hosts_url("/auth?format=lines")).bearer_auth(&host.api_key);
@@ -54,7 +54,7 @@ async fn a_key_is_good_for_so_many_calls_a_minute_in_either_header_and_for_leavi
     assert!(lines.text().await.unwrap().contains("\nmessage Rate limit exceeded\nretry_after "));
 
     assert_eq!(call(&daemon, &client, &other.api_key).await, 200, "another host of the same address");
-    assert_eq!(call(&daemon, &client, "wrong").await, 401, "a wrong key is not told of limits");
+    assert_eq!(call(&daemon, &client, "wrong").await, 401, "a wrong key gets no limit answer");
     let left = client.delete(daemon.hosts_url("/auth")).bearer_auth(&host.api_key).send().await.unwrap();
     assert_eq!(left.status(), 200, "a host that leaves is never refused");
     assert_eq!(call(&daemon, &client, &host.api_key).await, 401);
@@ -87,7 +87,7 @@ async fn status(request: RequestBuilder) -> u16 {
     request.send().await.unwrap().status().as_u16()
 }
 
-/// Where nobody shows a certificate, the admin listener is as open to strangers as the hosts' one.
+/// If admins need no certificate, the admin listener is as open to everybody as the hosts' listener.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_are_limited_on_the_admin_listener_and_who_is_known_is_not() {
     let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login"), ("LIMITS__GLOBAL_PER_MINUTE", "6")]);
@@ -105,7 +105,8 @@ async fn strangers_are_limited_on_the_admin_listener_and_who_is_known_is_not() {
         refused(client.get(url(path)).send().await.unwrap(), "global", 6).await;
     }
     assert_eq!(status(client.post(url("/auth/session")).json(&wrong)).await, 429);
-    // Who signed in goes on, from the same address; so do another address, the other listener and the control socket.
+    // A signed-in user is not limited, even from the same address. Another address, the other listener and the control
+    // socket are not limited either.
     for _ in 0..10 {
         assert_eq!(status(client.get(url("/admin/hosts")).bearer_auth(&token)).await, 200);
     }
@@ -116,7 +117,7 @@ async fn strangers_are_limited_on_the_admin_listener_and_who_is_known_is_not() {
     assert_eq!(status(control(&daemon).get("http://control/admin/hosts")).await, 200);
 }
 
-/// On the hosts' listener too, who signed in is counted for themselves.
+/// On the hosts' listener too, signed-in users are counted separately.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_has_calls_of_their_own_on_the_hosts_listener() {
     let daemon = Daemon::start_with(&[("LIMITS__GLOBAL_PER_MINUTE", "5"), ("LIMITS__HOST_PER_MINUTE", "4")]);
@@ -127,14 +128,14 @@ async fn a_user_has_calls_of_their_own_on_the_hosts_listener() {
     }
     let me = client.get(daemon.hosts_url("/auth/me")).bearer_auth(&token).send().await.unwrap();
     refused(me, "host", 4).await;
-    // The sign-in itself was a stranger's.
+    // The sign-in itself had no credential and counts against the address.
     for _ in 0..4 {
         assert_eq!(status(client.get(daemon.hosts_url("/versions"))).await, 200);
     }
     refused(client.get(daemon.hosts_url("/versions")).send().await.unwrap(), "global", 5).await;
 }
 
-/// One that is refused again and again is no flood of durable entries.
+/// A caller that is refused again and again does not flood the audit log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_a_known_user_are_one_entry_in_a_minute() {
     let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login")]);
@@ -151,18 +152,18 @@ async fn refusals_of_a_known_user_are_one_entry_in_a_minute() {
         let register = client.post(daemon.admin_url("/admin/hosts/register")).bearer_auth(&token);
         assert_eq!(status(register.json(&json!({ "fqdn": "x.test" }))).await, 403);
         if number == 1 {
-            assert_eq!(noted().await, [1, 0], "the first one is noted before it is answered");
+            assert_eq!(noted().await, [1, 0], "the first refusal is in the audit log before the answer");
         }
     }
     let add = client.post(daemon.admin_url("/auth/users")).bearer_auth(&token);
     assert_eq!(status(add.json(&json!({ "email": "eve@limits.test", "role": "admin" }))).await, 403);
-    // On a machine so slow that the minute is over there are two.
+    // If the machine is so slow that the minute is over, there are two entries.
     if begun.elapsed().as_secs() < 55 {
         assert_eq!(noted().await, [1, 1]);
     }
 }
 
-/// Somebody who signs in sends an address and a password, no megabyte.
+/// A sign-in needs an address and a password, not a megabyte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_body_of_a_sign_in_is_bounded() {
     let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "login")]);

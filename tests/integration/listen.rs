@@ -1,5 +1,4 @@
-//! Who is at the other end, over the wire: proxies that are believed and others that are not, sockets that were
-//! inherited, and requests that nobody in their right mind sends.
+//! The caller's address, over the wire: trusted proxies and others, inherited sockets, and absurd requests.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,7 +34,7 @@ async fn a_trusted_proxy_names_the_caller_and_nobody_else_does() {
     assert_eq!(first.0, 200, "{}", first.1);
     let bound = || daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"].clone();
     assert_eq!(bound(), "203.0.113.9");
-    // One list over several lines, a port, and a caller who puts another's address in front.
+    // One list over several lines, a port, and a caller who adds another's address in front.
     for lines in [
         vec![(through, "203.0.113.10"), (through, "203.0.113.9")],
         vec![(through, "203.0.113.9:4711")],
@@ -53,11 +52,11 @@ async fn a_trusted_proxy_names_the_caller_and_nobody_else_does() {
         assert_eq!((status, body["code"].as_str()), (400, Some("forwarded_unreadable")), "{broken:?}");
     }
     let claimed = retrieve(&daemon, &stranger, &host, &[(through, "203.0.113.9")]).await;
-    assert_eq!(claimed.0, 403, "a stranger's header was believed");
+    assert_eq!(claimed.0, 403, "the header of an untrusted caller was used");
     assert!(daemon.log().contains("203.0.113.9"), "the log names the caller");
     assert_eq!(bound(), "203.0.113.9");
 
-    // The doctor goes by the last call; a health check is no call of a host.
+    // The doctor uses the last call of a host; a health check is no such call.
     let refused = proxies_check(&daemon).unwrap();
     assert_eq!(
         (&refused["verdict"], refused["found"].as_str().unwrap().contains("were refused")),
@@ -75,7 +74,7 @@ async fn a_trusted_proxy_names_the_caller_and_nobody_else_does() {
     assert_eq!(proxies_check(&daemon).unwrap()["verdict"], "good");
 }
 
-/// What the doctor says of calls through proxies.
+/// The doctor's check of calls through proxies.
 pub fn proxies_check(daemon: &Daemon) -> Option<Value> {
     let doctor: Value = serde_json::from_slice(&daemon.cli(&["doctor", "--json"]).stdout).unwrap();
     doctor["checks"].as_array().unwrap().iter().find(|check| check["name"] == "proxies").cloned()
@@ -100,7 +99,7 @@ async fn the_limit_of_requests_counts_callers_behind_the_proxy_apart() {
     assert_eq!(status("[2001:db8::1]:5").await, 200);
 }
 
-/// A daemon that inherits these sockets as `names`, started as a socket unit starts one.
+/// A daemon that inherits these sockets as `names`, started like from a socket unit.
 fn start_inheriting(daemon: &Daemon, sockets: Sockets, names: Option<&str>) -> Child {
     let mut command = Command::new("sh");
     daemon.settings_for(&mut command);
@@ -110,7 +109,7 @@ fn start_inheriting(daemon: &Daemon, sockets: Sockets, names: Option<&str>) -> C
         None => command.env_remove("LISTEN_FDNAMES"),
     };
     let log = std::fs::File::options().create(true).append(true).open(daemon.log_file()).unwrap();
-    // The process id that the protocol asks for is known to the child alone.
+    // Only the child knows the process id that the protocol needs.
     command.args(["-c", "LISTEN_PID=$$ exec \"$0\" serve", BINARY]).stdin(Stdio::null());
     command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
@@ -170,14 +169,15 @@ fn a_socket_that_is_not_where_the_configuration_says_is_told_of_with_the_command
     let listen = listens(&daemon);
     let log = daemon.log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains("event=other_address")).collect();
-    assert_eq!(told.len(), 1, "the admins' one is where it should be: {log}");
+    assert_eq!(told.len(), 1, "the admin socket is at the configured address: {log}");
     for wanted in ["127.0.0.1:1", &listen.hosts.to_string(), "systemctl edit codex-authd.socket"] {
         assert!(told[0].contains(wanted), "{wanted}: {}", told[0]);
     }
     end(child);
 }
 
-/// A socket unit's `ListenStream=8443` is one socket for both families; an IPv4 caller shows there as ::ffff:127.0.0.1.
+/// A socket unit's `ListenStream=8443` is one socket for both families; an IPv4 caller appears there as
+/// ::ffff:127.0.0.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_everywhere() {
     let mut daemon = Daemon::prepare(&[("LIMITS__AUTH_FAIL_COUNT", "2"), ("LISTEN__TRUSTED_PROXIES", "127.0.0.3")]);
@@ -189,13 +189,17 @@ async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_every
     daemon.listen.hosts = SocketAddr::from(([127, 0, 0, 1], port));
     let client = daemon.client();
     assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200);
-    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"], "127.0.0.1", "it is bound so");
+    assert_eq!(
+        daemon.cli_json(&["hosts", "list"])["hosts"][0]["ip"],
+        "127.0.0.1",
+        "the host is bound to the IPv4 address"
+    );
     daemon.cli_json(&["hosts", "networks", "h.test", "127.0.0.0/30"]);
-    assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200, "its network is one of IPv4");
+    assert_eq!(retrieve(&daemon, &client, &host, &[]).await.0, 200, "the IPv4 network includes it");
     let proxy = daemon.client_from("127.0.0.3".parse().unwrap());
     assert_eq!(retrieve(&daemon, &proxy, &host, &[("X-Forwarded-For", "127.0.0.2")]).await.0, 200, "it is believed");
     assert_eq!(retrieve(&daemon, &proxy, &host, &[("X-Forwarded-For", "192.0.2.1")]).await.0, 403, "it is believed");
-    // Another address of the same family is another caller: of limits, too.
+    // Another address of the same family is another caller, for limits too.
     let stranger = daemon.client_from("127.0.0.2".parse().unwrap());
     let wrong = Registered { api_key: "wrong".into(), ..host.clone() };
     let mut codes = Vec::new();
@@ -203,8 +207,8 @@ async fn an_ipv4_caller_of_a_socket_for_both_families_is_that_ipv4_address_every
         codes.push(retrieve(&daemon, &stranger, &wrong, &[]).await.0);
     }
     assert_eq!(codes, [401, 401, 429]);
-    assert_eq!(retrieve(&daemon, &client, &wrong, &[]).await.0, 401, "the first one is not blocked with it");
-    // It is written with what else is gathered.
+    assert_eq!(retrieve(&daemon, &client, &wrong, &[]).await.0, 401, "the first address is blocked too");
+    // The entry is written with the gathered telemetry.
     let noted = eventually_slowly(&daemon, || {
         let noted = daemon.cli_json(&["audit", "list", "--action", "address.blocked"]);
         noted["entries"].as_array().is_some_and(|entries| !entries.is_empty()).then_some(noted)
@@ -227,13 +231,13 @@ fn a_socket_that_is_no_listener_stops_the_start_with_a_sentence() {
     assert!(log.contains("the inherited descriptor 4 ('admin') is not a listening TCP socket"), "{log}");
 }
 
-/// Sends bytes as they are and reads what comes until the other side closes.
+/// Sends the bytes unchanged and reads until the other side closes.
 fn raw(address: SocketAddr, pieces: &[&[u8]]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(BOUND)).unwrap();
     stream.set_write_timeout(Some(BOUND)).unwrap();
     for piece in pieces {
-        // Cut in the middle of it is an answer, too.
+        // A connection that is cut in the middle is an answer, too.
         if stream.write_all(piece).is_err() {
             break;
         }
@@ -305,7 +309,7 @@ fn a_length_beside_chunks_smuggles_nothing_in() {
         (format!("content-length: {}", smuggled.len() + 5), "transfer-encoding: chunked"),
         ("transfer-encoding: chunked".into(), "content-length: 5"),
     ] {
-        // By its length the smuggled request belongs to the body; by its chunks it comes after it.
+        // By the content length the smuggled request is in the body; by the chunks it follows the body.
         let request = format!("{HEAD}{first}\r\n{second}\r\nconnection: close\r\n\r\n0\r\n\r\n{smuggled}");
         let answer = raw(daemon.listen.hosts, &[request.as_bytes()]);
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
@@ -347,7 +351,7 @@ fn http_2_floods_end_the_connection_and_nothing_else() {
         assert!(!answer.contains("HTTP/1.1 2"), "{what}: {answer}");
         healthy(address);
     }
-    // Many settings in a frame within its bound are legal: they are read, and others are served meanwhile.
+    // Many settings in a frame within its limit are legal: the daemon reads them, and serves other clients meanwhile.
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     let _ = stream.write_all(&begin).and_then(|()| stream.write_all(&settings));

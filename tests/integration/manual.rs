@@ -1,11 +1,11 @@
-//! The manual pages and the completions that the binary prints: read by man and mandoc, tried in a real bash and a real zsh.
+//! The manual pages and the completions of the binary: checked by man and mandoc, tried in a real bash and a real zsh.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::daemon::BINARY;
 
-/// Without a configuration, a home or a daemon.
+/// Runs it without a configuration, a home or a daemon.
 fn bare(arguments: &[&str]) -> Output {
     let output = Command::new(BINARY).env_clear().args(arguments).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -54,7 +54,7 @@ fn a_page_tells_what_a_command_can_do() {
         let page = directory.path().join(page);
         let mut man = Command::new("mandoc");
         let text = man.args(["-T", "utf8", "-O", "width=200"]).arg(page).output().unwrap();
-        // Bold is a letter struck over itself.
+        // Bold is a letter printed twice.
         let mut plain = String::new();
         for letter in String::from_utf8(text.stdout).unwrap().chars() {
             if letter == '\u{8}' {
@@ -75,7 +75,7 @@ fn a_page_tells_what_a_command_can_do() {
     }
 }
 
-/// The script of `shell`, in a directory where a file stands that is to be completed.
+/// Writes the script of `shell` into a directory with a file to complete.
 fn script(shell: &str, directory: &Path) -> PathBuf {
     let path = directory.join(format!("completions.{shell}"));
     std::fs::write(&path, bare(&["completions", shell]).stdout).unwrap();
@@ -114,7 +114,7 @@ fn bash_completes_commands_options_and_files() {
     }
 }
 
-/// A zsh on a terminal of its own, with a key that is Tab: what stands on the line afterwards.
+/// A zsh on its own terminal, with Tab as a key; checks the line afterwards.
 #[test]
 fn zsh_completes_commands_options_and_files() {
     let directory = tempfile::tempdir().unwrap();
@@ -135,7 +135,7 @@ fn zsh_completes_commands_options_and_files() {
         );
         let answer = Command::new("zsh").args(["-f", "-c", &harness]).stdin(Stdio::null()).output().unwrap();
         let shown = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
-        // An option that takes a value is ended with a `=` there.
+        // zsh adds a `=` after an option with a value.
         let ends = [" ", "="].map(|end| format!("<<{} {wanted}{end}>>", kept[1]));
         assert!(ends.contains(&shown), "{typed}: {shown}: {}", said(&answer));
     }

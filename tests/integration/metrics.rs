@@ -1,4 +1,4 @@
-//! `GET /metrics`, read by a strict reader of the Prometheus text format, and counted against what was called.
+//! `GET /metrics`, parsed strictly by the Prometheus text format, and compared with the calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::support::daemon::{BOUND, Daemon, auth_json};
 
-/// By sample: name and labels as they are written, sorted.
+/// Values by sample: name and labels as written, sorted.
 type Scrape = BTreeMap<String, f64>;
 
-/// Reads the format as its specification has it, and refuses what scrapers merely tolerate: every family has its HELP and
-/// TYPE before its samples, in one block; no sample stands twice; counters end in `_total`; buckets add up.
+/// Parses the format by its specification, and also refuses deviations that scrapers tolerate. Every family has its
+/// HELP and TYPE before its samples, in one block. No sample occurs twice, counters end in `_total`, and buckets add
+/// up.
 fn strictly(text: &str) -> Scrape {
     let mut scrape = Scrape::new();
     let mut families: BTreeMap<String, String> = BTreeMap::new();
@@ -144,7 +145,7 @@ async fn so_many_calls_raise_their_series_by_as_many_and_no_other() {
         (requests("admin", "getHost", 404), 1.0),
         (requests("admin", "unknown", 404), 1.0),
         (requests("control", "listHosts", 200), 2.0),
-        // The scrape before; this one is counted when it is answered.
+        // The previous scrape; a scrape is counted when it is answered.
         (requests("admin", "getMetrics", 200), 1.0),
     ];
     let expected: BTreeMap<&str, f64> = expected.iter().map(|(name, value)| (name.as_str(), *value)).collect();
@@ -179,7 +180,7 @@ async fn the_state_of_the_daemon_is_told_as_it_is() {
         let call = client.post(daemon.hosts_url("/auth")).bearer_auth("wrong").json(&retrieve());
         assert_eq!(call.send().await.unwrap().status(), wanted);
     }
-    // Nobody answers its handshake.
+    // A handshake that never completes.
     drop(std::net::TcpStream::connect(daemon.listen.hosts).unwrap());
     let refused = "codex_authd_handshakes_total{listener=hosts,outcome=refused}";
     let begun = Instant::now();
@@ -226,7 +227,7 @@ async fn the_state_of_the_daemon_is_told_as_it_is() {
         let left = (ends(kind) - clock) / 86400.0;
         assert!((days - 1.0..days + 5.0).contains(&left), "{kind}: {left} days");
     }
-    assert!(now.keys().any(|name| name.contains("name=tester")), "an admin's certificate goes by its name");
+    assert!(now.keys().any(|name| name.contains("name=tester")), "an admin's certificate has its name as a label");
     let told = format!("{now:?}");
     for secret in
         [bound.api_key.as_str(), bound.token.as_str(), "secret-name", "unbound.test", "127.0.0.1", "rt_abc", "acc-1234"]
@@ -237,7 +238,7 @@ async fn the_state_of_the_daemon_is_told_as_it_is() {
     let switch = admin.post(daemon.admin_url("/admin/api/state")).json(&json!({ "disabled": true }));
     assert_eq!(switch.send().await.unwrap().status(), 200);
     assert_eq!(scrape(&admin, &daemon).await["codex_authd_kill_switch{}"], 1.0);
-    // Hosts are counted through a restart, and open connections down again.
+    // A restart keeps the counts of hosts, and open connections are counted down.
     daemon.kill();
     daemon.launch();
     let again = scrape(&daemon.admin(), &daemon).await;
@@ -273,12 +274,12 @@ async fn the_command_prints_them_and_answers_in_json() {
     assert!(said.contains("no daemon runs"), "{said}");
 }
 
-/// What each panel of the dashboard that is packed asks for.
+/// The expressions of each panel of the packaged dashboard.
 fn dashboard_expressions() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(include_str!("../../packaging/grafana/codex-authd.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
     panels
-        .flat_map(|panel| panel["targets"].as_array().expect("a panel asks for something"))
+        .flat_map(|panel| panel["targets"].as_array().expect("a panel has an expression"))
         .map(|target| target["expr"].as_str().unwrap().to_owned())
         .collect()
 }

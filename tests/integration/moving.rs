@@ -1,4 +1,4 @@
-//! Moving house, backup and restore: real daemons, a real MariaDB, the command line.
+//! Migration, backup and restore, with real daemons, a real MariaDB and the command line.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::support::daemon::{BOUND, Daemon, Registered, auth_json, pause};
 use crate::support::mariadb::MariaDb;
 
-/// A daemon whose database, or that it has none, stands in a file.
+/// A daemon with a configuration file that may name a database.
 struct House {
     daemon: Daemon,
     config: PathBuf,
@@ -40,7 +40,7 @@ impl House {
         house
     }
 
-    /// With the master key of another one on the same database.
+    /// A daemon with the master key of another one on the same database.
     fn beside(other: &Daemon, url: &str) -> Self {
         let mut house = Self::new();
         house.lives_in(url);
@@ -64,7 +64,7 @@ impl House {
         self.daemon.state.path().join(name)
     }
 
-    /// The URL of a database in a file, as an operator would give it.
+    /// Writes the URL of a database into a file, as an operator would.
     fn url_file(&self, url: &str) -> String {
         let path = self.path("url");
         std::fs::write(&path, format!("{url}\n")).unwrap();
@@ -149,7 +149,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Hosts that retrieve all the time.
+/// Hosts that retrieve continuously.
 struct Principal {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU64>,
@@ -160,7 +160,7 @@ impl Principal {
     fn begin(daemon: &Daemon, hosts: &[Registered]) -> Self {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let ask = |host: &Registered| {
-            // A connection for each call: a process that is replaced closes those that are open.
+            // A connection for each call, because a replaced process closes open connections.
             let client = daemon.client_builder().pool_max_idle_per_host(0).build().unwrap();
             let (url, key, stop, asked) =
                 (daemon.hosts_url("/auth"), host.api_key.clone(), stop.clone(), asked.clone());
@@ -182,7 +182,7 @@ impl Principal {
         Self { stop, asked, tasks }
     }
 
-    /// How many calls there were; all of them were served.
+    /// Returns the number of calls; all of them were served.
     async fn end(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
@@ -192,7 +192,7 @@ impl Principal {
     }
 }
 
-/// So many entries that copying them takes a while. No daemon runs.
+/// Writes so many entries that copying them takes a while. No daemon runs.
 pub async fn write_much(daemon: &Daemon) {
     let records = Embedded::open(&daemon.state_dir().join("records")).unwrap();
     let at = time::OffsetDateTime::from_unix_timestamp(1_790_000_000).unwrap();
@@ -229,7 +229,7 @@ async fn a_daemon_moves_into_a_database_and_back_and_hosts_are_served_all_the_wh
     }
     assert!(moved["to"].as_str().unwrap().starts_with("mysql://localhost/authd"), "{moved}");
 
-    // The old store acknowledges nothing any more, and says why, everywhere.
+    // The old store acknowledges no more changes, and every output says why.
     is_refused_standing_still(store(&house.daemon, &hosts[0].api_key, "2026-11-21T12:00:00Z", 2).await).await;
     is_refused_standing_still(upload(&house.daemon, "2026-11-21T12:00:00Z", 2).await).await;
     let ready = house.daemon.admin().get(house.daemon.admin_url("/readyz")).send().await.unwrap();
@@ -241,7 +241,7 @@ async fn a_daemon_moves_into_a_database_and_back_and_hosts_are_served_all_the_wh
     assert!(asked > 0);
     let known = calls(&house.daemon, "a.test");
 
-    // The daemon on the database goes on where the other one stopped. Telemetry that waited arrives once.
+    // The daemon on the database continues where the other one stopped. Telemetry that waited arrives once.
     house.restart_in(&url);
     assert_eq!(names(&house.daemon), ["a.test", "b.test", "c.test"]);
     assert_eq!(retrieve(&house.daemon, &hosts[1].api_key).await, 200);
@@ -263,15 +263,16 @@ async fn a_daemon_moves_into_a_database_and_back_and_hosts_are_served_all_the_wh
     assert_eq!(
         admin.get(house.daemon.admin_url("/admin/hosts")).send().await.unwrap().status(),
         200,
-        "a certificate of before"
+        "an earlier certificate"
     );
     let served = calls(&house.daemon, "a.test");
-    // The two stores of this host and the retrieve since may be in it; a batch that came twice would be many more.
+    // The count may include this host's two stores and the retrieve since; a batch that arrived twice would be many
+    // more.
     let counted = counted().await;
     println!("{counted} calls counted of {retrieved} before");
     assert!(counted <= retrieved + 3);
 
-    // And back. The store it left is in the way, and stays untouched.
+    // Back again. The old embedded store is in the way, and is not changed.
     let refused = house.refused(&["migrate", "--to", "embedded"]);
     assert!(refused.contains("holds something"), "{refused}");
     assert_eq!(
@@ -304,8 +305,8 @@ async fn a_migration_that_is_killed_in_the_middle_is_done_again_or_taken_back() 
     let file = house.url_file(&url);
     let mut migrating = house.daemon.command(&["migrate", "--to-file", &file]).spawn().unwrap();
     let database = records(&url).await;
-    // Some of it is there.
-    until("it is in the middle", async || {
+    // Some of the data is in the database.
+    until("the migration has begun", async || {
         database.audit_list_from(1, 1).await.is_ok_and(|entries| !entries.is_empty())
     })
     .await;
@@ -316,14 +317,14 @@ async fn a_migration_that_is_killed_in_the_middle_is_done_again_or_taken_back() 
     assert!((1..10_000).contains(&left));
     assert!(matches!(database.state().await, Err(error) if error.to_string().contains("being filled")));
 
-    // The database is no store for anybody.
+    // No daemon uses the incomplete database.
     let mut other = House::new();
     other.lives_in(&url);
     let output = other.daemon.command(&["serve"]).env("RUST_LOG", "warn").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("being filled"), "{said}");
 
-    // The old one stands still, after the crash too, and is served from.
+    // The old store stands still after the crash too, and still serves retrieves.
     house.daemon.launch();
     assert_eq!(retrieve(&house.daemon, &hosts[0].api_key).await, 200);
     is_refused_standing_still(upload(&house.daemon, "2026-11-21T12:00:00Z", 2).await).await;
@@ -332,7 +333,7 @@ async fn a_migration_that_is_killed_in_the_middle_is_done_again_or_taken_back() 
     assert!(is_ready(&house.daemon).await);
     assert_eq!(house.daemon.cli_json(&["migrate", "--abort"])["stood_still"], false);
 
-    // What is configured is where it is, and what is in the environment where it goes.
+    // The configuration names the present store, and the environment the target.
     let output =
         house.daemon.command(&["migrate", "--to", "env"]).env("CODEX_AUTHD_DATABASE__URL", &url).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -395,7 +396,7 @@ async fn a_backup_is_put_back_while_the_daemon_runs_and_while_it_does_not() {
     house.daemon.cli_json(&["restore", backup.to_str().unwrap(), "--yes"]);
     assert_eq!(names(&house.daemon), ["a.test", "b.test", "c.test"]);
     assert_eq!(house.daemon.cli_json(&["auth", "show"])["version"], 1);
-    assert_eq!(retrieve(&house.daemon, &later.api_key).await, 401, "its key is of after the backup");
+    assert_eq!(retrieve(&house.daemon, &later.api_key).await, 401, "its key is newer than the backup");
     println!("{} retrieves", asking.end().await);
     assert_eq!(house.daemon.pid(), pid);
     is_intact(&house.daemon);
@@ -406,7 +407,7 @@ async fn a_backup_is_put_back_while_the_daemon_runs_and_while_it_does_not() {
     let before = house.daemon.state_dir().join("before-restore/records");
     assert!(before.is_dir());
 
-    // Without a daemon; and on a machine that has nothing but the backup and the key.
+    // Without a daemon; and on a machine that has only the backup and the key.
     assert!(house.daemon.stop().success());
     house.daemon.cli_json(&["restore", backup.to_str().unwrap(), "--yes"]);
     assert_eq!(house.daemon.cli_json(&["auth", "show"])["version"], 1);
@@ -421,7 +422,7 @@ async fn a_backup_is_put_back_while_the_daemon_runs_and_while_it_does_not() {
     assert_eq!(retrieve(&new.daemon, &hosts[0].api_key).await, 200);
     is_intact(&new.daemon);
 
-    // And over one that has a key of its own, and runs.
+    // Over a running daemon that has its own key.
     let mut third = House::started();
     third.daemon.cli_json(&["restore", offline.to_str().unwrap(), "--yes", "--master-key", key.to_str().unwrap()]);
     assert_eq!(names(&third.daemon), ["a.test", "b.test", "c.test"]);
@@ -459,7 +460,7 @@ async fn all_daemons_on_a_database_start_anew_from_a_restored_backup() {
     assert_eq!(upload(&other.daemon, "2026-11-22T12:00:00Z", 3).await.status(), 200);
     is_intact(&house.daemon);
 
-    // A backup of a database fits into the embedded store of a new machine.
+    // A backup of a database can be restored into the embedded store of a new machine.
     let mut new = House::new();
     let key = house.daemon.state_dir().join("master.key");
     new.daemon.cli_json(&["restore", backup.to_str().unwrap(), "--yes", "--master-key", key.to_str().unwrap()]);
@@ -477,7 +478,7 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
     let stranger = House::started();
     let foreign_key = stranger.daemon.state_dir().join("master.key");
 
-    // Nothing in it is in the clear, and nobody else can read it.
+    // No secret in it is in the clear, and no other user can read it.
     let all = [read(&backup.join("records.jsonl")), read(&backup.join("manifest.json"))].concat();
     let key = std::fs::read_to_string(house.daemon.state_dir().join("master.key")).unwrap();
     let login = auth_json("", 1);
@@ -543,7 +544,7 @@ async fn a_backup_that_was_damaged_is_refused_and_nothing_is_changed() {
     assert!(refused.contains("not empty"), "{refused}");
 }
 
-/// By a daemon whose records had no table of probes, nor of people.
+/// A backup of a daemon whose records had no tables of probes and people.
 #[tokio::test]
 async fn a_backup_from_before_there_were_probes_is_put_back_and_a_row_too_many_is_not() {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/backup-before-probes");
@@ -559,7 +560,7 @@ async fn a_backup_from_before_there_were_probes_is_put_back_and_a_row_too_many_i
         ["restore", directory.to_str().unwrap(), "--master-key", key.to_str().unwrap(), "--yes"].map(String::from)
     };
 
-    // A table that the manifest does not name has no row.
+    // A table that the manifest does not name must be empty.
     let padded = house.path("padded");
     std::fs::create_dir(&padded).unwrap();
     let probe = json!({ "table": "probes", "row": { "number": 1, "probe": {

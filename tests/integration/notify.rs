@@ -1,4 +1,4 @@
-//! What the service manager is told, on a socket that the test owns.
+//! The messages to the service manager, on a socket of the test.
 
 use std::net::TcpListener;
 
@@ -29,14 +29,14 @@ fn a_start_a_reload_and_a_stop_are_told_in_their_order() {
     assert!(extended < ready);
     assert!(message.contains("STATUS=0 hosts, no login yet"), "{message}");
 
-    // It says what changes.
+    // The status follows changes.
     let login = directory.path().join("auth.json");
     std::fs::write(&login, auth_json("2025-11-20T09:27:43.373506211Z", 1).to_string()).unwrap();
     daemon.cli_json(&["auth", "upload", login.to_str().unwrap()]);
     daemon.cli_json(&["hosts", "add", "h.test"]);
     let (mut at, _) = manager.wait(ready, "STATUS=1 host, login version 1");
 
-    // A reload that goes well, one that does not, and one that goes well again.
+    // A successful reload, a failed one, and another successful one.
     let good = std::fs::read(&key).unwrap();
     for (content, wanted) in [
         (good.as_slice(), "STATUS=1 host, login version 1\n"),
@@ -46,7 +46,8 @@ fn a_start_a_reload_and_a_stop_are_told_in_their_order() {
         std::fs::write(&key, content).unwrap();
         daemon.signal(Signal::SIGHUP);
         let (reloading, message) = manager.wait(at + 1, "RELOADING=1");
-        let clock = message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).expect("the clock is told");
+        let clock =
+            message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).expect("the message has the clock");
         assert!(clock.parse::<u64>().unwrap() > 0, "{message}");
         let (ready, message) = manager.wait(reloading, "READY=1");
         assert!(message.contains(wanted), "{message}");
@@ -56,10 +57,10 @@ fn a_start_a_reload_and_a_stop_are_told_in_their_order() {
     let (_, message) = manager.wait(at, "STOPPING=1");
     assert!(message.contains("STATUS=stopping"), "{message}");
     let told = manager.told();
-    assert!(told.last().unwrap().contains("STOPPING=1"), "nothing comes after it: {told:#?}");
+    assert!(told.last().unwrap().contains("STOPPING=1"), "no message follows it: {told:#?}");
     assert!(
         told.iter().all(|message| !message.contains("WATCHDOG=1") || message.contains("EXTEND")),
-        "nobody asked for pings"
+        "pings were not requested"
     );
 }
 
@@ -74,12 +75,12 @@ fn pings_come_while_it_works_and_none_while_it_is_held_up() {
     for _ in 0..5 {
         at = manager.wait(at + 1, "WATCHDOG=1").0;
     }
-    // That a stuck runtime sends none is shown where the pings are made; here: the whole process.
+    // The unit tests of the pings cover a stuck runtime. Here the whole process is stopped.
     daemon.signal(Signal::SIGSTOP);
     let begun = std::time::Instant::now();
     let mut before = manager.told().len();
     while begun.elapsed().as_millis() < 1000 {
-        // What was on its way.
+        // Messages that were under way.
         if begun.elapsed().as_millis() < 200 {
             before = manager.told().len();
         }
@@ -101,7 +102,7 @@ fn a_store_that_fails_gets_nobody_killed_and_the_successor_goes_on_telling() {
     let (first, _) = manager.wait(0, "READY=1");
     let pid = daemon.pid();
     let balloon = disk.fill();
-    // Something that has to be written.
+    // A change that must be written.
     let begun = std::time::Instant::now();
     while daemon.cli(&["hosts", "add", "--rotate", "h.test"]).status.success() {
         assert!(begun.elapsed() < BOUND, "the disk is not full");
@@ -118,7 +119,7 @@ fn a_store_that_fails_gets_nobody_killed_and_the_successor_goes_on_telling() {
         at = manager.wait(again.max(at) + 1, "WATCHDOG=1").0;
     }
     assert_eq!(daemon.pid(), pid);
-    assert!(daemon.stop().success(), "the process that was started is the one that ends");
+    assert!(daemon.stop().success(), "the started process does not end successfully");
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn a_database_that_does_not_answer_holds_up_the_start_with_the_managers_patience
     let mut daemon = Daemon::prepare(&[("DATABASE__URL", &url), ("DATABASE__TIMEOUT_SECONDS", "6")]);
     manager.manage(&mut daemon, None);
     let output = daemon.cli(&["serve"]);
-    assert_eq!(output.status.code(), Some(1), "there is nothing it could start from");
+    assert_eq!(output.status.code(), Some(1), "it started without any state");
     let told = manager.told();
     assert!(told.iter().filter(|message| message.contains("EXTEND_TIMEOUT_USEC")).count() > 1, "{told:#?}");
     assert!(told.iter().any(|message| message.contains("STATUS=starting: connecting to the database")), "{told:#?}");

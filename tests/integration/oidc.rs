@@ -1,5 +1,5 @@
-//! Signing in through a provider that misbehaves in one way at a time, by a real daemon: what the browser is answered, what
-//! the audit log says, and that nothing secret is in either of them or in the log.
+//! Sign-in by a real daemon through a provider with one fault at a time: the answers to the browser, the audit log, and
+//! that neither of them nor the log contains a secret.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,12 +23,12 @@ const SUBJECT: &str = "ada-of-the-provider";
 struct World {
     provider: Provider,
     daemon: Daemon,
-    /// Keeps no cookies and follows nothing: the tests do.
+    /// Keeps no cookies and follows no redirects: the tests do that.
     browser: Client,
     admin: Client,
 }
 
-/// A browser that has been to the provider.
+/// A browser that comes back from the provider.
 struct Back {
     /// Name and value.
     cookie: (String, String),
@@ -70,12 +70,12 @@ impl World {
         Self::with(&[])
     }
 
-    /// Ada is linked.
+    /// A world in which Ada's identity is linked.
     fn with(more: &[(&str, &str)]) -> Self {
         Self::by(Provider::start(), more).link_ada()
     }
 
-    /// The daemon asks the provider at once: whatever is to be wrong from the start is so before.
+    /// The daemon calls the provider at once, so faults for the start must be set before.
     fn by(provider: Provider, more: &[(&str, &str)]) -> Self {
         let all = settings(&provider);
         let mut all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -114,7 +114,7 @@ impl World {
         }
     }
 
-    /// Begins, and goes to the provider and back.
+    /// Begins a sign-in, and goes to the provider and back.
     async fn go(&self, login: &str) -> Back {
         let begun = self.get(login, &[]).await;
         assert_eq!(begun.status, 302, "{begun:?}");
@@ -149,8 +149,8 @@ impl World {
         entries.iter().filter(|entry| entry["action"] == "session.begin").cloned().collect()
     }
 
-    /// The entry about a refused sign-in for this reason; there is one more than before at most, and none where it is counted
-    /// with an earlier one of the same minute.
+    /// The audit entry of a refused sign-in with this reason. There is at most one more entry than before, and none if
+    /// it is counted with an earlier one of the same minute.
     async fn noted(&self, before: usize, reason: &str) -> Value {
         let entries = self.audit().await;
         assert!((before..=before + 1).contains(&entries.len()), "{reason}: {entries:#?}");
@@ -158,14 +158,14 @@ impl World {
         noted.unwrap_or_else(|| panic!("{reason}: {entries:#?}")).clone()
     }
 
-    /// That this is how a refusal looks, and that its reason is noted.
+    /// Asserts that the answer is a refusal, and that the audit log has its reason.
     async fn assert_refused(&self, answered: &Answered, reason: &str, before: usize) {
         assert_eq!(answered.status, 403, "{reason}: {answered:?}");
         let body = answered.json();
         assert_eq!((&body["status"], &body["code"]), (&json!("error"), &json!("oidc_refused")), "{reason}");
         let message =
             "The sign-in was refused; begin it again, and ask an admin to look into the audit log if it stays so";
-        assert_eq!(body["message"], message, "{reason}: one message for all");
+        assert_eq!(body["message"], message, "{reason}: not the common message");
         assert_eq!(body.as_object().unwrap().len(), 3, "{body}");
         let entry = self.noted(before, reason).await;
         assert_eq!((&entry["outcome"], &entry["details"]["reason"]), (&json!("403"), &json!(reason)), "{entry}");
@@ -180,7 +180,7 @@ impl World {
         assert!(me.to_string().contains(ADA), "{me}");
     }
 
-    /// None of these is in any of those, nor in the log or the audit log.
+    /// Asserts that no secret is in these answers, in the log or in the audit log.
     async fn assert_nothing_told(&self, answers: &[Answered]) {
         let secrets = self.provider.secrets();
         assert!(secrets.len() > 3, "{secrets:?}");
@@ -228,7 +228,7 @@ fn signing(signing: Signing) -> Set {
     Box::new(move |behaviour| behaviour.signing = signing.clone())
 }
 
-/// What browser and provider bring that must be refused, each with its reason.
+/// Faults of browser and provider that must be refused, each with its reason.
 fn cases(provider: &Provider) -> Vec<(&'static str, Set, &'static str)> {
     let brought = |name: &'static str, value: Option<&'static str>| -> Set {
         Box::new(move |behaviour| {
@@ -244,7 +244,7 @@ fn cases(provider: &Provider) -> Vec<(&'static str, Set, &'static str)> {
         ("no iss", brought("iss", None), "issuer_of_response"),
         ("another's iss", brought("iss", Some("https://evil.test")), "issuer_of_response"),
         ("no code", brought("code", None), "code_missing"),
-        ("a code nobody gave", brought("code", Some("made-up")), "code_refused"),
+        ("an unknown code", brought("code", Some("made-up")), "code_refused"),
         ("the provider says no", brought("error", Some("access_denied")), "denied"),
         ("no token", answer(|answer| drop(answer.as_object_mut().unwrap().remove("id_token"))), "token_missing"),
         ("no token but a text", answer(|answer| answer["id_token"] = "text".into()), "token_unreadable"),
@@ -258,7 +258,7 @@ fn cases(provider: &Provider) -> Vec<(&'static str, Set, &'static str)> {
         ("another key under the same name", signing(Signing::Foreign), "signature"),
         ("a signature with a bit turned", signing(Signing::Turned), "signature"),
         ("claims that were not signed", signing(Signing::OtherClaims), "signature"),
-        ("a key nobody knows", header("kid", "unknown".into()), "unknown_key"),
+        ("an unknown key", header("kid", "unknown".into()), "unknown_key"),
         ("crit", header("crit", json!(["exp"])), "token_unreadable"),
         ("another audience", claim("aud", "another".into()), "audience"),
         ("two audiences", claim("aud", json!([CLIENT, "another"])), "audience"),
@@ -293,7 +293,7 @@ async fn whatever_is_wrong_is_refused_alike_and_noted_with_its_reason() {
         set(&mut world.provider.set());
         let answered = world.sign_in().await;
         world.assert_refused(&answered, reason, before).await;
-        // The cookie is gone either way.
+        // The cookie is removed in both cases.
         assert!(answered.cookies.iter().any(|cookie| cookie.contains("Max-Age=0")), "{answered:?}");
         world.provider.set().behave();
         answers.push(answered);
@@ -317,7 +317,7 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
         let before = world.audit().await.len();
         let answered = world.answer(&back.query, cookies).await;
         if reason == "not ours" {
-            // Nobody's sign-in: refused all the same, and no failed one.
+            // A sign-in that this browser did not begin: refused, but not a failed sign-in.
             assert_eq!(answered.status, 403, "{answered:?}");
             assert_eq!(answered.json()["code"], "oidc_refused");
             assert_eq!(world.audit().await.len(), before);
@@ -329,18 +329,18 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     let (back, other) = (world.go(&login).await, world.go(&login).await);
     refused(&back, &[], "not ours").await;
     refused(&back, &[&other.cookie], "not ours").await;
-    // The other's cookie under this one's name.
+    // Another sign-in's cookie under this one's name.
     let renamed = (back.cookie.0.clone(), other.cookie.1.clone());
     refused(&back, &[&renamed], "not ours").await;
-    assert_eq!(world.provider.count(TOKEN), 0, "no code went anywhere");
+    assert_eq!(world.provider.count(TOKEN), 0, "a code was sent");
 
-    // Cut, turned, and in another spelling.
+    // The cookie cut, changed, and with other letter cases.
     let back = world.go(&login).await;
     let (name, value) = &back.cookie;
     let mut bad: Vec<String> = [0, 1, value.len() / 2, value.len() - 1].map(|length| value[..length].to_owned()).into();
     for position in [0, 20, 32, 33, 40, value.len() / 2, value.len() - 3] {
         let mut turned = value.clone().into_bytes();
-        // An id is read in either case of its letters.
+        // Upper and lower case of an id's letters are equal, so this changes to another letter.
         turned[position] = if turned[position].eq_ignore_ascii_case(&b'A') { b'B' } else { b'A' };
         bad.push(String::from_utf8(turned).unwrap());
     }
@@ -352,14 +352,14 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     refused(&nameless, &[&back.cookie], "not ours").await;
     let empty = Back { cookie: back.cookie.clone(), query: HashMap::new() };
     refused(&empty, &[&back.cookie], "not ours").await;
-    assert_eq!(world.provider.count(TOKEN), 0, "no code went anywhere");
+    assert_eq!(world.provider.count(TOKEN), 0, "a code was sent");
 
-    // None of that used it up, and the address is not blocked: these were more than the failures that block one.
+    // None of these attempts used up the cookie. The address is not blocked, although a block needs fewer failures.
     world.assert_is_in(&world.come_back(&back).await).await;
     refused(&back, &[&back.cookie], "state_replayed").await;
     refused(&back, &[&back.cookie], "state_replayed").await;
     assert_eq!(world.provider.count(TOKEN), 1, "the code was sent once");
-    // Nor is it good after one that failed.
+    // It is not valid after a failed sign-in either.
     let back = world.go(&login).await;
     world.provider.set().signing = Signing::Foreign;
     refused(&back, &[&back.cookie], "signature").await;
@@ -368,7 +368,7 @@ async fn a_state_is_good_once_and_in_its_own_browser() {
     world.assert_nothing_told(&answers).await;
 }
 
-/// A page of another site can make a browser ask for these, whatever the browser says of it.
+/// Requests that another site's page can cause, whatever headers the browser adds.
 #[tokio::test]
 async fn a_foreign_page_locks_nobody_out_of_sign_in() {
     let world = World::with(&[("LIMITS__AUTH_FAIL_COUNT", "3"), ("LIMITS__GLOBAL_PER_MINUTE", "0")]);
@@ -378,9 +378,9 @@ async fn a_foreign_page_locks_nobody_out_of_sign_in() {
             assert_eq!((answered.status.as_u16(), &answered.json()["code"]), (403, &json!("oidc_refused")), "{query}");
         }
     }
-    assert_eq!(world.audit().await.len(), 0, "no failed sign-in");
+    assert_eq!(world.audit().await.len(), 0, "a failed sign-in was recorded");
     world.assert_is_in(&world.sign_in().await).await;
-    // What begins with a sign-in of this browser and fails is one still.
+    // A sign-in that this browser began and that fails still counts as failed.
     world.provider.set().signing = Signing::Foreign;
     for _ in 0..3 {
         assert_eq!(world.sign_in().await.status, 403);
@@ -418,7 +418,7 @@ async fn another_sites_page_reaches_no_sign_in_of_the_hosts_listener() {
     assert_eq!(world.audit().await.len(), 0);
     let own = call("POST", "/auth/session").json(&body).header("origin", world.daemon.hosts_url(""));
     assert_eq!(own.header("sec-fetch-site", "same-origin").send().await.unwrap().status(), 401, "a page of our own");
-    // The provider leads the window back from its own site.
+    // The provider redirects the window from its own site.
     let back = world.go(&world.daemon.hosts_url("/auth/oidc/login")).await;
     let url = Url::parse_with_params(&world.daemon.hosts_url("/auth/oidc/callback"), &back.query).unwrap();
     let window = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
@@ -427,7 +427,7 @@ async fn another_sites_page_reaches_no_sign_in_of_the_hosts_listener() {
     assert_eq!(answer.status(), 200);
 }
 
-/// The same with a real browser, whose page of another site does its worst.
+/// The same with a real browser and a hostile page of another site.
 #[test]
 fn a_browsers_page_of_another_site_locks_nobody_out() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -454,21 +454,21 @@ fn a_browsers_page_of_another_site_locks_nobody_out() {
         browser.open(&format!("http://localhost:{}/", site.port)).await;
         browser.wait_for_title("sent").await;
         let refused = world.daemon.log().matches("another site's page was refused").count();
-        assert!(refused >= 10, "they arrived and were refused: {refused}\n{}", world.daemon.log());
-        // By a link the window itself goes there: no failed sign-in either.
+        assert!(refused >= 10, "the requests arrived and were refused: {refused}\n{}", world.daemon.log());
+        // A link navigates the window itself: no failed sign-in either.
         for _ in 0..4 {
             browser.open(&world.daemon.hosts_url("/auth/oidc/callback?state=x")).await;
         }
-        assert_eq!(world.audit().await.len(), 0, "no failed sign-in");
+        assert_eq!(world.audit().await.len(), 0, "a failed sign-in was recorded");
         world.assert_is_in(&world.sign_in().await).await;
     });
 }
 
-/// The `Host` header is the caller's to write: it decides nothing about where a browser is sent.
+/// The caller controls the `Host` header: it never decides where a browser is redirected.
 #[tokio::test]
 async fn a_sign_in_leads_back_to_known_addresses_only() {
     let world = World::with(&[("ADMIN__ACCESS", "login"), ("ADMIN__ORIGINS", "https://admin.example.test")]);
-    // Over HTTP/1.1 the header is sent as it stands here.
+    // HTTP/1.1 sends the header exactly as written here.
     let client = world.daemon.client_builder().redirect(Policy::none()).http1_only().build().unwrap();
     let port = world.daemon.admin_url("").rsplit_once(':').unwrap().1.to_owned();
     let login = world.daemon.admin_url("/auth/oidc/login?return_to=/users");
@@ -488,7 +488,7 @@ async fn a_sign_in_leads_back_to_known_addresses_only() {
         (format!("admin.example.test:{port}"), format!("https://admin.example.test:{port}/users")),
         (format!("localhost:{port}"), format!("https://localhost:{port}/users")),
         (format!("127.0.0.1:{port}"), format!("https://127.0.0.1:{port}/users")),
-        // Of oidc.redirect_uri.
+        // The host of oidc.redirect_uri.
         (format!("{}:{port}", Url::parse(CALLBACK).unwrap().host_str().unwrap()), String::new()),
     ] {
         let answer = client.get(&login).header("host", &host).send().await.unwrap();
@@ -501,7 +501,7 @@ async fn a_sign_in_leads_back_to_known_addresses_only() {
         let told = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap().get(to_provider);
         let back = Url::parse(told.send().await.unwrap().headers()[LOCATION].to_str().unwrap()).unwrap();
         let callback = format!("{}?{}", world.daemon.hosts_url("/auth/oidc/callback"), back.query().unwrap());
-        // Whatever the request of the callback names.
+        // The request of the callback may name any host.
         let answer = client.get(callback).header(COOKIE, &cookie).header("host", "evil.test").send().await.unwrap();
         assert_eq!(answer.status(), 303, "{host}");
         assert_eq!(answer.headers()[LOCATION].to_str().unwrap(), led);
@@ -559,7 +559,7 @@ async fn a_stranger_is_told_who_they_are_and_an_equal_address_links_nobody() {
     let identities = world.daemon.cli_json(&["identities", "list"]);
     assert!(!identities.to_string().contains(SUBJECT), "{identities}");
 
-    // By the API; then they are in, and another of the same address is not.
+    // Links by the API; then that subject can sign in, and another one with the same address cannot.
     let link = json!({ "issuer": world.provider.issuer(), "subject": SUBJECT, "user": ADA });
     let linked = world.admin.post(world.daemon.admin_url("/auth/identities")).json(&link).send().await.unwrap();
     assert_eq!(linked.status(), 200);
@@ -571,7 +571,7 @@ async fn a_stranger_is_told_who_they_are_and_an_equal_address_links_nobody() {
         world.provider.set().behave();
     }
 
-    // Nor is anybody after the link, or the user, is gone.
+    // After the link or the user is removed, nobody can sign in.
     world.daemon.cli_json(&["users", "disable", ADA]);
     let before = world.audit().await.len();
     let answered = world.sign_in().await;
@@ -658,11 +658,11 @@ async fn a_browser_goes_back_to_a_page_of_our_own_only() {
         }
         assert!(!session.contains("Domain"), "{session}");
         assert!(answered.text.is_empty() && !location.contains("cxa_"));
-        // It is good for the pages.
+        // The session is valid for the pages.
         let cookie = answered.cookie("__Host-codex-authd-session").unwrap();
         assert_eq!(world.get(&home, &[&cookie]).await.status, 200);
     }
-    // A refusal is a page, which says as little.
+    // A refusal on a page says as little.
     let login = world.daemon.admin_url("/auth/oidc/login?return_to=/hosts");
     world.provider.set().signing = Signing::None;
     let before = world.daemon.cli_json(&["audit", "list"]).to_string().matches("\"algorithm\"").count();
@@ -696,10 +696,10 @@ async fn a_flood_of_unknown_keys_makes_one_request_and_a_changed_key_loses_nobod
     assert!(world.provider.count(KEYS) <= 3, "{} requests", world.provider.count(KEYS));
     let entries = world.audit().await;
     let unknown = entries.iter().filter(|entry| entry["details"]["reason"] == "unknown_key").count();
-    assert_eq!(unknown, 1, "the rest of the minute is counted");
+    assert_eq!(unknown, 1, "repeats within the minute are counted");
     world.provider.set().behave();
     world.assert_is_in(&world.sign_in().await).await;
-    // The first key is gone: whoever has it cannot sign with it.
+    // The first key is gone: a token signed with it is refused.
     let second = world.provider.key().public();
     world.provider.set().keys = Some(Box::new(move |keys| *keys = vec![second.clone()]));
     world.provider.set().sign_with(&stolen);
@@ -733,7 +733,7 @@ async fn keys_that_must_not_be_used_are_not() {
         let world = World::by(provider, &[]).link_ada();
         let answered = world.sign_in().await;
         world.assert_refused(&answered, "unknown_key", 0).await;
-        // Nor may a token leave open which of two it means.
+        // A token must name the key if there are two.
         header("kid", Value::Null)(&mut world.provider.set());
         let answered = world.sign_in().await;
         assert_eq!(answered.status, 403, "{what}: {answered:?}");
@@ -760,12 +760,12 @@ async fn a_provider_that_is_away_is_waited_for_and_its_kept_keys_are_used() {
     away(&world.sign_in().await);
     world.provider.mend(KEYS);
     world.assert_is_in(&world.sign_in().await).await;
-    // From now on without keys and document.
+    // From now on the provider serves neither keys nor document.
     world.provider.fault(KEYS, Fault::Status(500));
     world.provider.fault(DISCOVERY, Fault::Status(500));
     world.assert_is_in(&world.sign_in().await).await;
     for event in ["oidc_unavailable", "oidc_available"] {
-        // Of the document, of the token endpoint, and of the keys.
+        // For the document, the token endpoint, and the keys.
         assert_eq!(world.daemon.log().matches(&format!("event={event}")).count(), 3, "{event}");
     }
 }
@@ -812,7 +812,7 @@ async fn a_document_of_another_issuer_lets_nobody_in() {
     world.assert_refused(&answered, "issuer_of_discovery", 0).await;
     assert!(world.daemon.log().contains("oidc_unavailable"));
     assert!(!answered.text.contains("evil.test"));
-    // Both are written out for the operator.
+    // The log shows both to the operator.
     let log = world.daemon.log();
     let line = log.lines().find(|line| line.contains("evil.test")).unwrap_or_default();
     assert!(line.contains(&world.provider.issuer()), "{log}");

@@ -1,5 +1,5 @@
-//! Each way in which the database goes away while clients are at work: logins are served, nothing that was acknowledged is
-//! lost, every answer comes in time, and it is over without anybody's help.
+//! Every way in which the database can fail while clients work. Logins are served, no acknowledged change is lost,
+//! every answer comes in time, and the daemon recovers by itself.
 
 use std::sync::atomic::Ordering;
 
@@ -14,7 +14,7 @@ use crate::support::load::{Load, until};
 use crate::support::mariadb::MariaDb;
 use crate::support::network::{self, Cable};
 
-/// On top of the configured time, in milliseconds: a handshake, and a busy machine.
+/// In addition to the configured time, in milliseconds: a handshake, and a busy machine.
 const MARGIN: u64 = 1500;
 const PASSWORD: &str = "canary-of-the-database";
 
@@ -55,7 +55,7 @@ impl Outage {
             Self::Cut(cable) => cable.plug_in(),
             Self::Full(_) => {
                 std::fs::remove_file(server.data().join("balloon")).unwrap();
-                // It may have taken its own life.
+                // The server may have ended by itself.
                 if !server.runs() {
                     println!("the server had ended:\n{}", server.log());
                     server.run();
@@ -139,9 +139,10 @@ async fn outage(mut server: MariaDb, url: &str, outage: Outage) {
     until("logins are served on", async || load.retrieved() > retrieved + 300).await;
     println!("{name}: {}; {} files open, {files} before", load.told(), open_files(daemon.pid()));
     let longest = load.longest_change.load(Ordering::SeqCst);
-    // A change asks twice, and each time may take all of its time: the change itself, then what else changed (`Core::commit`).
+    // A change has two operations, and each may take the full timeout: the change itself, then the catch-up
+    // (`Core::commit`).
     assert!(longest < 2 * 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
-    // Connections that nobody answers on are not heaped up.
+    // Connections without an answer do not pile up.
     assert!(open_files(daemon.pid()) < files + 20);
 
     outage.end(&mut server).await;
@@ -149,7 +150,7 @@ async fn outage(mut server: MariaDb, url: &str, outage: Outage) {
     load.until_all_go_well("after it").await;
     let ledger = load.end().await;
     let (answered, unknown) = load.counted().await;
-    // A registration asks twice; of one that went well in the end the first may have taken all its time, and the other, too.
+    // A registration has two operations. Even in a successful one, each may take the full timeout.
     let longest = load.longest_change.load(Ordering::SeqCst);
     assert!(longest < 2 * 1000 * TIMEOUT_SECONDS + MARGIN, "a change was answered after {longest} ms");
 
@@ -165,7 +166,7 @@ fn open_files(process: u32) -> usize {
     std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
-/// The calls that the records know of, once they know of `enough`.
+/// The calls in the records, once there are at least `enough`.
 async fn counted(records: &MySql, load: &Load, enough: u64) -> u64 {
     let sum = async || {
         let mut calls = 0;

@@ -13,7 +13,7 @@ use crate::support::load::until;
 use crate::support::mariadb::MariaDb;
 use crate::support::people::{PASSWORD, add_user, control, me, sign_in, tell};
 
-/// In force everywhere, says docs/SECURITY.md.
+/// The time until a change is in force on every daemon (docs/SECURITY.md).
 const IN_FORCE: Duration = Duration::from_secs(1);
 
 async fn is_good(daemon: &Daemon, client: &Client, token: &str) -> bool {
@@ -50,7 +50,7 @@ async fn who_is_disabled_on_one_daemon_is_refused_by_the_others_within_a_second(
             }
         }
         let begun = Instant::now();
-        assert!(!is_good(&one, &on_one, &token).await, "here at once");
+        assert!(!is_good(&one, &on_one, &token).await, "the session is still valid on this daemon");
         until("the other daemon refuses it", async || !is_good(&two, &on_two, &token).await).await;
         let took = begun.elapsed();
         println!("round {round}: refused by the other daemon after {took:?}");
@@ -58,7 +58,7 @@ async fn who_is_disabled_on_one_daemon_is_refused_by_the_others_within_a_second(
         change("enable", json!({})).await;
         assert!(!is_good(&one, &on_one, &token).await);
     }
-    // A sign-in on the other daemon sees the disabling in the transaction, however little it has caught up.
+    // A sign-in on the other daemon reads the disabling in its transaction, even before it catches up.
     change("disable", json!({})).await;
     let body = json!({ "email": "ada@example.test", "password": PASSWORD });
     let refused = on_two.post(two.hosts_url("/auth/session")).json(&body).send().await.unwrap();
@@ -87,7 +87,7 @@ async fn hosts_of_a_user_who_is_disabled_are_refused_by_every_daemon_within_a_se
         let told = tell(&one, &format!("/auth/users/{id}/disable{query}"), &json!({})).await;
         assert_eq!(told["hosts_changed"], changed);
         let begun = Instant::now();
-        assert_eq!(code(&one, &on_one).await, refused, "here at once");
+        assert_eq!(code(&one, &on_one).await, refused, "the user is still accepted on this daemon");
         until("the other daemon does the same", async || code(&two, &on_two).await == refused).await;
         assert!(begun.elapsed() < IN_FORCE, "{:?}", begun.elapsed());
     }
@@ -118,7 +118,7 @@ async fn who_has_a_session_keeps_it_while_the_database_is_away_and_nobody_gets_o
     let refused = sign_in_again().await.unwrap();
     assert_eq!(refused.status(), 503, "{}", refused.text().await.unwrap());
     let out = client.delete(daemon.hosts_url("/auth/session")).bearer_auth(&token).send().await.unwrap();
-    assert_eq!(out.status(), 503, "what cannot be kept is not said to be done");
+    assert_eq!(out.status(), 503, "a sign-out that cannot be written was acknowledged");
     assert!(is_good(&daemon, &client, &token).await);
     server.run();
     until("it signs people in again", async || sign_in_again().await.unwrap().status() == 200).await;
@@ -163,7 +163,7 @@ async fn sessions_are_listed_and_ended_one_by_one() {
     let end = |token: &str, id: &str| {
         client.delete(daemon.hosts_url(&format!("/auth/me/sessions/{id}"))).bearer_auth(token).send()
     };
-    assert_eq!(end(&bob, &id).await.unwrap().status(), 404, "it is none of theirs");
+    assert_eq!(end(&bob, &id).await.unwrap().status(), 404, "another user's session was ended");
     assert!(is_good(&daemon, &client, &other).await);
     assert_eq!(end(&ada, &id).await.unwrap().status(), 200);
     assert!(!is_good(&daemon, &client, &other).await);
@@ -194,12 +194,12 @@ async fn a_certificate_that_is_tied_to_a_user_may_what_that_user_may() {
     let refused: Value = refused.json().await.unwrap();
     assert_eq!(refused["code"], "role_insufficient");
     assert_eq!(look(&vic).await.unwrap().status(), 200);
-    assert_eq!(register(&admin, "b.test").await.unwrap().status(), 200, "others are what they were");
+    assert_eq!(register(&admin, "b.test").await.unwrap().status(), 200, "another user lost the role");
     let page = vic.get(daemon.admin_url("/hosts/new")).send().await.unwrap().text().await.unwrap();
     let token = page.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap();
     let form = format!("token={token}&name=c.test");
     let sent = vic.post(daemon.admin_url("/hosts/new")).header("content-type", "application/x-www-form-urlencoded");
-    assert_eq!(sent.body(form).send().await.unwrap().status(), 403, "nor by the dashboard");
+    assert_eq!(sent.body(form).send().await.unwrap().status(), 403, "the dashboard accepted it");
 
     tell(&daemon, &format!("/auth/users/{id}/role"), &json!({ "role": "admin" })).await;
     assert_eq!(register(&vic, "c.test").await.unwrap().status(), 200);
@@ -222,12 +222,12 @@ async fn users_are_made_and_changed_by_command_with_and_without_a_daemon() {
     let said = |output: &std::process::Output| {
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     };
-    // Before there is a daemon.
+    // Before a daemon exists.
     let made = with_stdin(&daemon, &["create-admin", "ada@example.test", "--password-stdin"], &format!("{PASSWORD}\n"));
     assert!(made.status.success(), "{}", said(&made));
     assert!(said(&made).contains("ada@example.test is a user now: admin."), "{}", said(&made));
     let made = with_stdin(&daemon, &["create-admin", "bob@example.test"], PASSWORD);
-    assert!(made.status.success(), "no terminal: it is read from there: {}", said(&made));
+    assert!(made.status.success(), "without a terminal it is read from standard input: {}", said(&made));
     let made = daemon.cli(&["create-admin", "carl@example.test", PASSWORD]);
     assert!(made.status.success(), "{}", said(&made));
     daemon.launch();
@@ -315,7 +315,7 @@ async fn passwords_are_not_guessed_through_many_at_once() {
         client.post(daemon.hosts_url("/auth/session")).json(&body).send()
     };
     let mut by_status = std::collections::BTreeMap::<u16, u32>::new();
-    // Of many at once, a few have a place in the queue; the rest is `busy`.
+    // Of many simultaneous attempts, a few have a place in the queue; the others are `busy`.
     for _ in 0..10 {
         for answer in futures_util::future::join_all((0..200).map(guess)).await {
             *by_status.entry(answer.unwrap().status().as_u16()).or_default() += 1;
@@ -326,7 +326,7 @@ async fn passwords_are_not_guessed_through_many_at_once() {
     }
     println!("guesses, 200 at once: {by_status:?}");
     assert!(by_status.keys().all(|status| [401, 429, 503].contains(status)), "{by_status:?}");
-    // `auth_fail_count`, and the one that was looked at beside the last of them.
+    // `auth_fail_count`, and one that was checked at the same time as the last of them.
     assert!((20..=21).contains(&by_status[&401]), "{by_status:?}");
     let body = json!({ "email": "ada@example.test", "password": PASSWORD });
     let blocked = client.post(daemon.hosts_url("/auth/session")).json(&body).send().await.unwrap();
@@ -334,11 +334,11 @@ async fn passwords_are_not_guessed_through_many_at_once() {
     assert!(blocked.headers().contains_key("retry-after"));
     let elsewhere = daemon.client_from([127, 0, 0, 2].into());
     let let_in = elsewhere.post(daemon.hosts_url("/auth/session")).json(&body).send().await.unwrap();
-    assert_eq!(let_in.status(), 200, "who guesses keeps nobody else out");
+    assert_eq!(let_in.status(), 200, "guesses block another user");
     assert!(control(&daemon).get("http://control/healthz").send().await.unwrap().status().is_success());
 }
 
-/// Each takes 19 MiB while it is looked at.
+/// Each check takes 19 MiB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_sign_ins_took_of_memory_is_given_back() {
     let daemon = Daemon::start();
@@ -355,5 +355,5 @@ async fn what_sign_ins_took_of_memory_is_given_back() {
     }
     let more = resident().saturating_sub(before) / 1024;
     println!("{more} MiB more after 32 sign-ins");
-    assert!(more < 60, "{more} MiB more than the {} MiB of before", before / 1024);
+    assert!(more < 60, "{more} MiB more than the {} MiB before", before / 1024);
 }

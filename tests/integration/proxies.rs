@@ -1,4 +1,5 @@
-//! A real nginx and a real Caddy in front of the hosts' listener, configured by the blocks of docs/OPERATIONS.md to the letter.
+//! A real nginx and a real Caddy in front of the hosts' listener, configured exactly by the blocks of
+//! docs/OPERATIONS.md.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +18,7 @@ use crate::support::skip::{cache, skipped};
 const MANUAL: &str = include_str!("../../docs/OPERATIONS.md");
 const NAME: &str = "auth.example.com";
 
-/// The block of this language that holds `words`.
+/// The block in this language that contains `words`.
 fn block(language: &str, words: &str) -> String {
     let fence = format!("```{language}\n");
     let blocks = MANUAL.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap());
@@ -26,7 +27,7 @@ fn block(language: &str, words: &str) -> String {
     found[0].to_owned()
 }
 
-/// Each replacement has to find its text.
+/// Replaces each text, which must occur.
 fn filled(mut text: String, replacements: &[(&str, &str)]) -> String {
     for (old, new) in replacements {
         assert!(text.contains(old), "{old} is not in {text}");
@@ -35,7 +36,7 @@ fn filled(mut text: String, replacements: &[(&str, &str)]) -> String {
     text
 }
 
-/// A program of a package that is unpacked and not installed.
+/// A program of a package that is unpacked, not installed.
 fn program(path: &str) -> Option<PathBuf> {
     let place = cache().join(path);
     if !place.exists() {
@@ -45,7 +46,7 @@ fn program(path: &str) -> Option<PathBuf> {
     Some(place)
 }
 
-/// A proxy that runs, with its files.
+/// A running proxy, with its files.
 struct Proxy {
     process: Child,
     directory: TempDir,
@@ -81,12 +82,12 @@ impl Proxy {
         proxy
     }
 
-    /// `block`: what stands in its configuration beside what a test needs.
+    /// `block`: the documented part of its configuration; the rest is for the test.
     fn nginx(block: &str, directory: TempDir, port: u16) -> Option<Self> {
         let nginx = program("nginx/usr/sbin/nginx")?;
         let module = program("nginx-stream/usr/lib/nginx/modules/ngx_stream_module.so")?;
         let at = directory.path().display();
-        // Its workers are root's, as the files of the test are.
+        // Its workers run as root, like the files of the test.
         let text = format!(
             "load_module {};\nuser root;\ndaemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/log;\nevents {{}}\n{block}",
             module.display()
@@ -96,7 +97,7 @@ impl Proxy {
         Some(Self::start(&nginx, &["-c", &path, "-e", &format!("{at}/log")], directory, port))
     }
 
-    /// A client that finds the proxy by the name and trusts `authority`.
+    /// A client that resolves the name to the proxy and trusts `authority`.
     fn client(&self, authority: &[u8]) -> Client {
         self.client_from(authority, "127.0.0.9")
     }
@@ -119,7 +120,7 @@ impl Proxy {
     }
 }
 
-/// The settings of a block of TOML, as the environment gives them.
+/// The settings of a TOML block, as environment variables.
 fn settings(block: &str) -> Vec<(&'static str, String)> {
     let read: toml::Table = toml::from_str(block).unwrap();
     assert_eq!(read["public_base_url"].as_str(), Some("https://auth.example.com"));
@@ -134,7 +135,7 @@ fn settings(block: &str) -> Vec<(&'static str, String)> {
             "hosts_tls" => "LISTEN__HOSTS_TLS",
             "trusted_proxies" => "LISTEN__TRUSTED_PROXIES",
             "proxy_protocol" => "LISTEN__PROXY_PROTOCOL",
-            // The test's own.
+            // The test sets its own address.
             "hosts" => continue,
             other => panic!("{other}"),
         };
@@ -163,7 +164,7 @@ async fn is_known_by_its_own_address(daemon: &Daemon, proxy: &Proxy, authority: 
     host
 }
 
-/// A certificate for the name, and the authority that made it.
+/// A certificate for the name, and its authority.
 fn certificate(directory: &Path) -> (String, [String; 2]) {
     let (authority, certificate, key) = authority(NAME);
     let paths = ["fullchain.pem", "privkey.pem"].map(|name| directory.join(name).display().to_string());
@@ -188,7 +189,7 @@ async fn nginx_passes_tls_through_and_says_who_calls() {
     let authority = std::fs::read(daemon.state_dir().join("pki/server-ca.crt")).unwrap();
     is_known_by_its_own_address(&daemon, &proxy, &authority).await;
     assert_eq!(proxies_check(&daemon).unwrap()["verdict"], "good");
-    // From the proxy's own machine, too: the connection says it, and no header has to.
+    // From the proxy's own machine too: the connection has the address, and no header is needed.
     let near = proxy.client_from(&authority, "127.0.0.1");
     let host = daemon.register(&daemon.admin(), "near.test").await;
     assert_eq!(retrieve(&near, proxy.url("/auth"), &host).await.0, 200);
@@ -244,7 +245,7 @@ async fn caddy_ends_tls() {
             ("127.0.0.1:8443", &daemon.listen.hosts.to_string()),
         ],
     );
-    // Nothing on the ports of its own.
+    // Caddy opens no other ports.
     let text = format!("{{\n\tadmin off\n\tauto_https off\n}}\n{site}");
     let path = directory.path().join("Caddyfile");
     std::fs::write(&path, text).unwrap();

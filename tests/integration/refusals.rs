@@ -1,4 +1,4 @@
-//! Who is turned away, operation by operation: every operation of the checked-in document must stand in [`OPERATIONS`].
+//! Refusals, operation by operation: every operation of the checked-in document must be in [`OPERATIONS`].
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,24 +19,24 @@ pub const DOCUMENT: &str = include_str!("../../openapi/openapi.json");
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Needs {
-    /// Nothing; on the hosts' listener.
+    /// No credential; on the hosts' listener.
     Nothing,
-    /// Nothing; on both listeners.
+    /// No credential; on both listeners.
     NothingAnywhere,
-    /// Nothing; on both listeners, where a provider is configured.
+    /// No credential; on both listeners, if a provider is configured.
     Provider,
     Key,
     /// An access token; on both listeners.
     Session,
     Certificate,
-    /// Nobody but whoever is on the machine: an admin's certificate is not enough.
+    /// The control socket: an admin's certificate is not enough.
     ControlSocket,
 }
 
-/// Method, path as in the document, what it takes to be let in, and a body that is good.
+/// Method, path as in the document, the necessary credential, and a valid body.
 pub type Operation = (&'static str, &'static str, Needs, Option<fn() -> Value>);
 
-/// In an order in which each can succeed: what removes a host comes last.
+/// In an order in which each can succeed: operations that remove a host come last.
 pub const OPERATIONS: &[Operation] = &[
     ("GET", "/healthz", Needs::NothingAnywhere, None),
     ("GET", "/readyz", Needs::NothingAnywhere, None),
@@ -130,7 +130,7 @@ pub const OPERATIONS: &[Operation] = &[
     ("POST", "/admin/hosts/{id}/restore", Needs::Certificate, None),
 ];
 
-/// A newer login, so that there is something to compare with and to roll back from.
+/// Uploads a newer login, so that there is a version to compare with and to roll back from.
 pub async fn upload_again(daemon: &Daemon) {
     for (last_refresh, n) in [("2025-11-20T09:27:43.373506211Z", 1), ("2025-11-21T09:27:43Z", 2)] {
         people::tell(daemon, "/admin/auth/upload", &json!({ "auth": auth_json(last_refresh, n) })).await;
@@ -141,7 +141,7 @@ pub fn operation(method: &str, path: &str) -> &'static Operation {
     OPERATIONS.iter().find(|operation| (operation.0, operation.1) == (method, path)).unwrap()
 }
 
-/// Whom operations on people are tried on.
+/// The user for operations on users.
 const USER: &str = "ada@people.test";
 const ISSUER: &str = "https://id.people.test";
 
@@ -149,7 +149,7 @@ fn credentials() -> Value {
     json!({ "email": USER, "password": people::PASSWORD })
 }
 
-/// Another one each time.
+/// A new user each time.
 fn new_user() -> Value {
     static MADE: AtomicU32 = AtomicU32::new(0);
     json!({ "email": format!("user-{}@people.test", MADE.fetch_add(1, Ordering::Relaxed)), "role": "member" })
@@ -159,21 +159,21 @@ fn identity_of_user() -> Value {
     json!({ "issuer": ISSUER, "subject": "ada", "user": USER })
 }
 
-/// What stands in the place of the names in a path.
+/// The values for the names in a path.
 #[derive(Clone)]
 pub struct Targets {
     pub host: Registered,
     pub user: u64,
-    /// A host of the user's own.
+    /// A host that belongs to the user.
     pub own_host: u64,
-    /// Sessions of the user's: the one that calls, and two to be ended.
+    /// Sessions of the user: the caller's, and two to be ended.
     pub token: String,
     pub own_session: String,
     pub session: String,
     pub fingerprint: String,
 }
 
-/// A host, and of everything else what is not there.
+/// A real host; everything else does not exist.
 impl From<&Registered> for Targets {
     fn from(host: &Registered) -> Self {
         let nowhere = "00000000-0000-4000-8000-000000000000".to_owned();
@@ -196,7 +196,7 @@ impl From<&Self> for Targets {
 }
 
 impl Targets {
-    /// With a user, who signed in three times and has a host, and a certificate that nobody uses.
+    /// Also makes a user, who signed in three times and has a host, and an unused certificate.
     pub async fn with_people(daemon: &Daemon, host: &Registered) -> Self {
         let user = people::add_user(daemon, USER, "member").await;
         let mut targets = Self { user, ..Self::from(host) };
@@ -206,12 +206,12 @@ impl Targets {
         targets
     }
 
-    /// For what ends all sessions a new one each time.
+    /// A new token for an operation that ends all sessions.
     async fn token_for(&self, daemon: &Daemon, operation: &Operation) -> String {
         if operation.1 == "/auth/me/password" { people::sign_in(daemon, USER).await } else { self.token.clone() }
     }
 
-    /// Sessions that are in force, and a host that is there.
+    /// Makes sure that the sessions are in force and the host exists.
     pub async fn renew(&mut self, daemon: &Daemon) {
         for session in [&mut self.own_session, &mut self.session] {
             let token = people::sign_in(daemon, USER).await;
@@ -246,10 +246,10 @@ fn every_operation_of_the_document_stands_in_the_table() {
     let listed: BTreeSet<_> =
         OPERATIONS.iter().map(|(method, path, ..)| (method.to_string(), path.to_string())).collect();
     assert_eq!(described, listed);
-    assert_eq!(OPERATIONS.len(), listed.len(), "an operation stands in the table twice");
+    assert_eq!(OPERATIONS.len(), listed.len(), "an operation is in the table twice");
 }
 
-/// Without this, a refusal could be that of a call that nobody could make.
+/// Without this test, a refusal could be that of a call that always fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_what_it_needs_is_let_in() {
     let daemon = Daemon::start_with(&[("RUNNER__ENABLED", "true"), ("RUNNER__CODEX", "/nowhere/codex")]);
@@ -261,7 +261,7 @@ async fn whoever_has_what_it_needs_is_let_in() {
     for operation in OPERATIONS {
         let (_, path, needs, _) = operation;
         let used = if path.contains("insecure") || path.starts_with("/install") { &insecure } else { &host };
-        // The last one: the host has left by itself.
+        // The last operation: the host has already left by itself.
         let comes_last = ["DELETE /admin/hosts/{id}", "POST /admin/hosts/{id}/restore"];
         let used = if comes_last.contains(&&*format!("{} {path}", operation.0)) { &insecure } else { used };
         let targets = Targets { host: used.clone(), ..people.clone() };
@@ -271,7 +271,7 @@ async fn whoever_has_what_it_needs_is_let_in() {
                 let token = people.token_for(&daemon, operation).await;
                 call(&daemon.client(), &daemon.hosts_url(""), operation, targets).bearer_auth(token)
             }
-            // There is none.
+            // No provider is configured.
             Needs::Provider => {
                 for (client, base) in [(daemon.client(), daemon.hosts_url("")), (admin.clone(), daemon.admin_url(""))] {
                     let answer = call(&client, &base, operation, used).send().await.unwrap();
@@ -296,17 +296,17 @@ async fn whoever_has_what_it_needs_is_let_in() {
 
 const SCRIPT: HeaderValue = HeaderValue::from_static("text/x-shellscript; charset=utf-8");
 
-/// How the paths of all operations of admins begin.
+/// The beginnings of the paths of all admin operations.
 const OF_ADMINS: [&str; 5] = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
 
-/// Whoever is refused is refused by a daemon that is there and answers others.
+/// Asserts that the daemon that refuses still answers others.
 async fn assert_alive(daemon: &Daemon, admin: &Client) {
     for (client, url) in [(admin, daemon.admin_url("/healthz")), (&daemon.client(), daemon.hosts_url("/healthz"))] {
         assert_eq!(client.get(&url).send().await.unwrap().status(), 200, "{url}");
     }
 }
 
-/// Clients that show no certificate of ours, and the alerts that they are refused with.
+/// Clients without a certificate of our authority, and the alerts that refuse them.
 fn strangers(daemon: &Daemon) -> Vec<(&'static str, RawClient, AlertDescription)> {
     let foreign = Daemon::prepare(&[]);
     let mallory = foreign.admin_certificate("mallory");
@@ -350,8 +350,8 @@ async fn no_admin_operation_answers_whoever_has_no_certificate_of_ours() {
     );
 }
 
-/// Round after round, many at once: each stranger is told by an alert, and none waits for it.
-/// `AUTHD_REFUSAL_ROUNDS` sets how many rounds (`make refusals`).
+/// Many rounds, many calls at once: each client gets an alert, and none waits for it. `AUTHD_REFUSAL_ROUNDS` sets the
+/// number of rounds (`make refusals`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stranger_hears_the_alert_every_time() {
     const AT_ONCE: usize = 8;
@@ -384,7 +384,7 @@ async fn every_stranger_hears_the_alert_every_time() {
     println!("{refused} refusals in {rounds} rounds, the slowest after {slowest:?}");
 }
 
-/// The client that the tests above rely on takes nothing for a refusal but what the daemon said.
+/// The client of the tests above counts only the daemon's own answer as a refusal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neither_a_dead_daemon_nor_silence_nor_a_reset_is_a_refusal() {
     let mut daemon = Daemon::start();
@@ -399,14 +399,14 @@ async fn neither_a_dead_daemon_nor_silence_nor_a_reset_is_a_refusal() {
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
-    // The kernel takes the connection, and nobody says anything.
+    // The kernel accepts the connection, and no process answers.
     let silent = stranger.clone().bounded(Duration::from_millis(300)).try_call(call(url.clone())).await.unwrap_err();
     assert!(silent.contains("no connection within"), "{silent}");
     let (reset, _) = tokio::join!(stranger.try_call(call(url)), async {
-        // The one that gave up, then the one that waits.
+        // The client that gave up, then the client that waits.
         for _ in 0..2 {
             let (mut stream, _) = listener.accept().await.unwrap();
-            // Whoever says something is connected: from here on it is the handshake that breaks.
+            // A client that has sent a byte is connected: from here on the handshake fails.
             let _ = stream.read_u8().await;
             stream.set_zero_linger().unwrap();
         }
@@ -415,7 +415,7 @@ async fn neither_a_dead_daemon_nor_silence_nor_a_reset_is_a_refusal() {
     assert!(reset.contains("without an alert"), "{reset}");
 }
 
-/// Every operation, tried by everybody who has no right to it, or no right to it now.
+/// Every operation, called by everybody without the right to it, or without the right now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_operation_refuses_whoever_may_not() {
     let daemon = Daemon::start();
@@ -492,7 +492,7 @@ async fn every_operation_refuses_whoever_may_not() {
             (Needs::Nothing | Needs::NothingAnywhere, _) => {
                 assert_eq!(call.send().await.unwrap().status(), 200, "{name}")
             }
-            // Admins go on: this is how it is switched on again. So do those who sign in: one of them may be an admin.
+            // Admins are still accepted: they switch it on again. So are sign-ins: the user may be an admin.
             (Needs::Certificate | Needs::ControlSocket | Needs::Session | Needs::Provider, _) => {}
         }
     }
@@ -502,7 +502,7 @@ async fn every_operation_refuses_whoever_may_not() {
     daemon.cli_json(&["api", "enable"]);
     let bound =
         call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).header("X-API-Key", &host.api_key);
-    assert_eq!(bound.send().await.unwrap().status(), 200, "and the host is there, untouched");
+    assert_eq!(bound.send().await.unwrap().status(), 200, "the host is unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -510,7 +510,7 @@ async fn no_operation_is_on_the_other_listener() {
     let daemon = Daemon::start();
     let admin = daemon.admin();
     let host = daemon.register(&admin, "h.test").await;
-    // An admin's certificate is of no use with the hosts' listener, nor a host's key with the admins'.
+    // An admin's certificate is refused on the hosts' listener, and a host's key on the admins'.
     for operation in OPERATIONS {
         let elsewhere = match operation.2 {
             Needs::NothingAnywhere | Needs::Session | Needs::Provider => continue,
@@ -541,7 +541,7 @@ async fn no_host_operation_answers_without_a_key_that_is_good() {
             refused(call().header("X-API-Key", key).send().await.unwrap(), 401, "key_invalid", &name).await;
             refused(call().bearer_auth(key).send().await.unwrap(), 401, "key_invalid", &name).await;
         }
-        // Only these two headers are keys.
+        // Only these two headers carry keys.
         for (header, value) in [
             ("Authorization", format!("Basic {}", host.api_key)),
             ("Authorization", host.api_key.clone()),
@@ -554,7 +554,7 @@ async fn no_host_operation_answers_without_a_key_that_is_good() {
     assert!(key_operations >= 4);
     let left =
         call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).bearer_auth(&host.api_key).send().await;
-    assert_eq!(left.unwrap().status(), 200, "and the host is still there");
+    assert_eq!(left.unwrap().status(), 200, "the host still exists");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -585,7 +585,7 @@ async fn hostile_bodies_are_refused_with_a_reason() {
         let json = "application/json";
         let name = format!("{operation:?}");
 
-        // Nobody is known yet who signs in.
+        // At a sign-in the user is not known yet.
         let bound = if operation.1 == "/auth/session" { 16 * 1024 } else { 1024 * 1024 };
         let long = format!("{}{good}", " ".repeat(bound + 1 - good.len()));
         assert_eq!(long.len(), bound + 1);
@@ -648,11 +648,11 @@ async fn absurd_requests_are_refused_and_the_daemon_goes_on() {
         let odd = client.get(daemon.hosts_url("/install/a/b")).send().await.unwrap();
         assert_eq!((odd.status().as_u16(), &odd.headers()["content-type"]), (404, &SCRIPT), "{protocol}");
         assert!(odd.text().await.unwrap().ends_with("exit 1\n"), "{protocol}");
-        // A path parameter that is no text is a refusal too, in whatever form.
+        // A path parameter that is not UTF-8 is refused too, in the right form.
         let odd = client.get(daemon.hosts_url("/install/%ff%00")).send().await.unwrap();
         assert!(odd.status().is_client_error(), "{protocol}: {}", odd.status());
 
-        // So much that the connection itself refuses: before there is a request there is no envelope.
+        // So many headers that the connection itself refuses: before there is a request there is no envelope.
         let many = (0..2_000).fold(post(), |call, n| call.header(format!("x-{n}"), "a"));
         let long = post().header("X-Long", "a".repeat(1024 * 1024));
         for call in [many, long] {
@@ -708,12 +708,12 @@ pub fn call(client: &Client, base: &str, operation: &Operation, targets: impl In
     }
 }
 
-/// In place of the one that the body brought.
+/// Replaces the content type of the body.
 fn content_type_of(call: RequestBuilder, content_type: HeaderValue) -> RequestBuilder {
     call.headers(HeaderMap::from_iter([(CONTENT_TYPE, content_type)]))
 }
 
-/// An envelope with this status and code; an empty code is any.
+/// Asserts an envelope with this status and code; an empty code matches any.
 pub async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &str) {
     let (got, headers) = (answer.status(), answer.headers().clone());
     let text = answer.text().await.unwrap();

@@ -1,5 +1,5 @@
-//! A host that calls with its good key from another address: it, the log, the audit log and the dashboard name host, both
-//! addresses and the commands that help; whoever has no good key is told nothing.
+//! A host that calls with its valid key from another address. The answer, the log, the audit log and the dashboard name
+//! the host, both addresses and the commands that help. A caller without a valid key is told nothing.
 
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::support::browser::{Browser, Looks};
 use crate::support::daemon::{BOUND, Daemon, Registered, pause};
 use crate::support::host::Host;
 
-/// Where the host is bound; cdx calls from 127.0.0.1.
+/// The address that the host is bound to; cdx calls from 127.0.0.1.
 const BOUND_TO: &str = "127.0.0.2";
 
 async fn retrieve(daemon: &Daemon, client: &Client, key: &str) -> (u16, Value) {
@@ -18,7 +18,7 @@ async fn retrieve(daemon: &Daemon, client: &Client, key: &str) -> (u16, Value) {
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-/// A daemon, a host that is bound to another address than that of the machine, which has its `cdx`.
+/// A daemon, and a host whose `cdx` is on this machine, but which is bound to another address.
 async fn moved() -> (Daemon, Registered, Host) {
     let daemon = Daemon::start();
     upload_again(&daemon).await;
@@ -47,11 +47,11 @@ async fn a_host_refused_for_its_address_is_told_both_and_what_helps() {
         "{ran:?}"
     );
 
-    // Programs read it too, and the message is what hosts know.
+    // Programs read the message too, and hosts know this text.
     let (status, body) = retrieve(&daemon, &daemon.client(), &host.api_key).await;
     assert_eq!((status, &body["message"]), (403, &json!("API key not allowed from this IP")));
     assert_eq!(body["address"], json!({ "host": "h.test", "called_from": "127.0.0.1", "bound_to": BOUND_TO }));
-    // Whoever has no good key learns nothing.
+    // A caller without a valid key learns nothing.
     let wrong = format!("{}x", host.api_key);
     for key in [wrong.as_str(), "x"] {
         let (status, body) = retrieve(&daemon, &daemon.client(), key).await;
@@ -71,22 +71,22 @@ async fn a_host_refused_for_its_address_is_told_both_and_what_helps() {
         if let Some(entry) = noted["entries"].get(0) {
             break entry.clone();
         }
-        assert!(begun.elapsed() < BOUND, "nothing is noted");
+        assert!(begun.elapsed() < BOUND, "the audit log has no entry");
         tokio::task::spawn_blocking(pause).await.unwrap();
     };
     assert_eq!((&entry["target"], &entry["from"]), (&json!("h.test"), &json!("127.0.0.1")));
     assert_eq!(entry["details"]["bound_to"], BOUND_TO);
     let remedy = "codex-authd hosts clear h.test | codex-authd hosts roaming h.test";
     assert_eq!(entry["details"]["remedy"], remedy);
-    assert!(!log.contains(&host.api_key), "no log holds a key");
+    assert!(!log.contains(&host.api_key), "the log contains the key");
 
-    // It cannot take itself out from here, unless it is forced.
+    // The host cannot remove itself from here without `--force`.
     let ran = machine.run(&["--uninstall"]);
     assert_eq!((ran.code, machine.cdx_file().exists()), (Some(77), true), "{ran:?}");
     assert!(ran.err.contains("nothing was removed") && ran.err.contains("bound to the address 127.0.0.2"), "{ran:?}");
     assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"][0]["fqdn"], "h.test");
 
-    // Networks show more of an operator's network than the host: they are for admins.
+    // Networks reveal more of an operator's network than the host needs: only admins see them.
     daemon.cli_json(&["hosts", "networks", "h.test", "198.51.100.0/24"]);
     let ran = machine.run(&["x"]);
     assert_eq!(ran.code, Some(77), "{ran:?}");
@@ -98,7 +98,7 @@ async fn a_host_refused_for_its_address_is_told_both_and_what_helps() {
 
     let ran = machine.run(&["--uninstall", "--force"]);
     assert_eq!((ran.code, machine.cdx_file().exists()), (Some(0), false), "{ran:?}");
-    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"], json!([]), "it is taken out");
+    assert_eq!(daemon.cli_json(&["hosts", "list"])["hosts"], json!([]), "the host is removed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,11 +107,11 @@ async fn the_dashboard_names_both_addresses_and_lets_the_host_in_again() {
     let browser = Browser::start(&daemon, "carol", Looks { no_javascript: true, ..Looks::default() }).await;
     let page = daemon.admin_url(&format!("/hosts/{}", host.id));
     browser.open(&page).await;
-    assert_eq!(browser.texts("#refused-address").await, Vec::<String>::new(), "nothing was refused yet");
+    assert_eq!(browser.texts("#refused-address").await, Vec::<String>::new(), "a refusal is shown before there is one");
     assert_eq!(machine.run(&["x"]).code, Some(77));
     let begun = std::time::Instant::now();
     while browser.texts("#refused-address").await.is_empty() {
-        assert!(begun.elapsed() < BOUND, "the page does not tell of it");
+        assert!(begun.elapsed() < BOUND, "the page does not show it");
         browser.open(&page).await;
     }
     for said in ["it came from 127.0.0.1", "h.test is bound to 127.0.0.2", "hosts clear h.test", "hosts roaming h.test"]

@@ -1,5 +1,5 @@
-//! Who may change the fleet's login and which of two logins is newer, over the wire and by the command line; and what is
-//! taken is what the real Codex can load.
+//! The rules for replacing the fleet's login, over the API and by the command line: who may do it, and which of two
+//! logins is newer. An accepted login can be loaded by the real Codex.
 
 use std::process::{Command, Output, Stdio};
 
@@ -29,7 +29,7 @@ fn dated(at: OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap()
 }
 
-/// A login of this account, issued so many seconds ago, and dated.
+/// A login of this account, issued this many seconds ago, with this date.
 fn login(account: &str, age: i64, last_refresh: OffsetDateTime) -> Value {
     issued_login(account, now().unix_timestamp() - age, &dated(last_refresh))
 }
@@ -68,7 +68,7 @@ async fn the_account_is_changed_by_an_admin_who_says_so_and_by_nobody_else() {
     let done = upload(&daemon, &other, &["--change-account"]);
     assert!(done.status.success(), "{}", said(&done));
 
-    // Back again, by a form; and forth, by the API.
+    // Back again by a form, and forward by the API.
     let back = login("account-number-one", 10, now()).to_string();
     let page = admin.get(daemon.admin_url("/login")).send().await.unwrap().text().await.unwrap();
     let token = page.split(r#"name="token" value=""#).nth(1).unwrap().split('"').next().unwrap();
@@ -126,7 +126,7 @@ async fn a_renewed_login_is_the_fleets_whatever_the_hosts_clock_says() {
         let (_, answer) = ask(&daemon, &client, &host, question).await;
         assert_eq!(answer["data"]["status"], "valid", "{answer}");
 
-        // Each store is answered with the login that the host should have.
+        // The answer to each store has the login that the host should have.
         for (auth, status) in [(given.clone(), "unchanged"), (login("account-1", 7200, wrong), "outdated")] {
             let (code, body) = store(&daemon, &client, &host, &auth).await;
             assert_eq!((code, body["data"]["status"].as_str()), (200, Some(status)), "{body}");
@@ -147,7 +147,7 @@ async fn an_older_login_wins_where_an_admin_says_so() {
     let done = upload(&daemon, &older, &["--even-if-older"]);
     assert!(done.status.success(), "{}", said(&done));
     let (_, body) = store(&daemon, &client, &host, &newer).await;
-    assert_eq!(body["data"]["status"], "outdated", "a host does not bring back what the admin replaced");
+    assert_eq!(body["data"]["status"], "outdated", "a host brought back a replaced login");
     assert_eq!(body["data"]["auth"]["tokens"], older["tokens"]);
     assert_eq!(daemon.cli_json(&["auth", "show"])["source"], "override");
 }
@@ -168,7 +168,7 @@ async fn a_login_of_more_than_64_kib_is_refused_with_the_limit_named() {
     assert!(!refused.status.success() && said(&refused).contains("64 KiB"), "{}", said(&refused));
 }
 
-/// What is taken is loaded by the real Codex, and what it cannot load is refused.
+/// The real Codex loads every accepted login, and refused ones are those that it cannot load.
 #[test]
 fn what_is_taken_is_what_the_real_codex_can_load() {
     let auth = "https://api.openai.com/auth";
@@ -226,7 +226,7 @@ fn what_is_taken_is_what_the_real_codex_can_load() {
     let (mut taken, mut refused) = (0, 0);
     for candidate in candidates {
         let ours = AuthDocument::parse(&candidate.to_string(), now(), &DocumentRules::default());
-        // What is served counts, where it is taken.
+        // For an accepted login, the served text counts.
         let text = ours.as_ref().map_or_else(|_| candidate.to_string(), |document| document.text().to_owned());
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("auth.json"), text).unwrap();

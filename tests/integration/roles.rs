@@ -1,5 +1,5 @@
-//! What a role may: every operation of the checked-in document stands in [`ROLES`] with the least role it is for, and
-//! is called as everybody there is.
+//! The rights of a role: every operation of the checked-in document is in [`ROLES`] with its lowest role, and is called
+//! as every kind of caller.
 
 use std::collections::BTreeSet;
 
@@ -15,14 +15,14 @@ use crate::support::raw_tls::{Outcome, RawClient};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Least {
-    /// Anybody; what else it takes is no role.
+    /// Any caller; other conditions are no role.
     Nobody,
     /// A host, by its API key: no role is enough.
     Host,
     Member,
     Viewer,
     Admin,
-    /// Whoever is on the machine: no role is enough.
+    /// A caller on the control socket: no role is enough.
     Machine,
 }
 
@@ -116,7 +116,7 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("POST", "/admin/migrate/abort", Machine),
 ];
 
-/// Where people are let in by a session, and there is a runner.
+/// Users sign in with a session, and there is a runner.
 pub const LOGIN: [(&str, &str); 3] =
     [("ADMIN__ACCESS", "login"), ("RUNNER__ENABLED", "true"), ("RUNNER__CODEX", "/nowhere/codex")];
 
@@ -135,22 +135,22 @@ fn every_operation_of_the_document_has_a_least_role() {
     let without_an_operation: Vec<_> = listed.difference(&described).collect();
     assert!(without_a_row.is_empty(), "not in ROLES: {without_a_row:?}");
     assert!(without_an_operation.is_empty(), "no operation of the document: {without_an_operation:?}");
-    assert_eq!(ROLES.len(), listed.len(), "an operation stands in ROLES twice");
+    assert_eq!(ROLES.len(), listed.len(), "an operation is in ROLES twice");
 }
 
-/// Somebody who calls, and what they are answered where they may not.
+/// A caller, and the expected refusals.
 struct Somebody {
     who: &'static str,
     client: Client,
     token: Option<String>,
     may: Least,
-    /// Of what is for more than [`Self::may`]: the answer of what takes nobody in particular.
+    /// The answer to operations beyond [`Self::may`] that are not for hosts or the control socket.
     turned_away: (u16, &'static str),
-    /// What nothing shows them.
+    /// Secrets that no answer may show to this caller.
     hidden: Vec<String>,
 }
 
-/// Of a host, of a user, of the canonical login.
+/// The secrets of a host, of a user, of the canonical login.
 fn secrets(targets: &Targets) -> Vec<String> {
     let Targets { host, token, .. } = targets;
     let marks = ["$argon2", "Zk3vQ9xT1mB7rLp0", "rt_abc/def", PASSWORD].map(String::from);
@@ -182,7 +182,7 @@ impl Somebody {
         }
     }
 
-    /// What is to be answered; `None`: anything but a refusal of who they are.
+    /// The expected answer; `None`: anything but a refusal because of the role.
     fn expected(&self, least: Least) -> Option<(u16, &'static str)> {
         match least {
             Nobody => None,
@@ -194,7 +194,7 @@ impl Somebody {
     }
 }
 
-/// Of these is every refusal that has to do with who somebody is.
+/// Every refusal because of the caller's role has one of these codes.
 const OF_ROLES: [&str; 6] = [
     "session_required",
     "session_invalid",
@@ -204,7 +204,7 @@ const OF_ROLES: [&str; 6] = [
     "certificate_of_another",
 ];
 
-/// Calls every operation there is, on each listener that has it.
+/// Calls every operation, on each listener that has it.
 async fn call_everything(daemon: &Daemon, somebody: &Somebody, targets: &Targets) {
     for row in ROLES {
         let (method, path, least) = row;
@@ -228,7 +228,7 @@ async fn let_in(answer: Response, what: &str) {
     assert!(status < 500 || code == "provider_unavailable", "{what}: {status} {body}");
 }
 
-/// Everybody there can be, tried on everything there is, where people are let in by a session.
+/// Every kind of caller calls every operation, on a daemon with sessions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_operation_is_for_its_least_role_and_those_above() {
     let daemon = Daemon::start_with(&LOGIN);
@@ -263,7 +263,7 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
         user.unwrap()["id"].as_u64().unwrap()
     };
 
-    // What nobody may, changes nothing: these come first, and the targets are there afterwards.
+    // Refused operations change nothing: they come first, and the targets exist afterwards.
     let disabled = somebody("an admin who was disabled", token("disabled").await, Nobody, invalid);
     tell(&daemon, &format!("/auth/users/{}/disable", number("disabled")), &Value::Null).await;
     call_everything(&daemon, &disabled, &targets).await;
@@ -287,7 +287,7 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
         refused(host_key.call(&daemon, row, &targets, true).await, 401, "session_invalid", row.1).await;
     }
 
-    // An admin who is one no more has the lower role at once, in a session that began before.
+    // An admin who gets a lower role has it at once, in an existing session too.
     let lowered = token("lowered").await;
     tell(&daemon, &format!("/auth/users/{}/role", number("lowered")), &json!({ "role": "viewer" })).await;
     for (somebody, own) in [
@@ -301,13 +301,13 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
             let answer = somebody.call(&daemon, row, &targets, true).await;
             somebody.is_answered(row.2, answer, &what).await;
         }
-        // With the document is for admins.
+        // The version with the document is for admins only.
         for path in ["/admin/auth?include_body=1".into(), format!("/admin/hosts/{}/auth?include_body=1", host.id)] {
             let answer = somebody.client.get(daemon.admin_url(&path)).bearer_auth(somebody.token.as_ref().unwrap());
             refused(answer.send().await.unwrap(), 403, "role_insufficient", &path).await;
         }
         assert_eq!(state(&daemon).await, untouched, "{} changed something", somebody.who);
-        // And each try to is noted.
+        // The audit log has each attempt.
         let tries = ROLES.iter().filter(|row| row.0 != "GET" && row.2 > Viewer).count();
         let log = ask(&daemon, "/admin/audit?limit=1000").await;
         let by = |entry: &&Value| entry["actor"] == format!("user {own}@roles.test") && entry["outcome"] == "403";
@@ -315,7 +315,7 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
         of_ones_own(&daemon, &somebody, own).await;
     }
     let admin = somebody("an admin", token("admin").await, Admin, insufficient);
-    // Its installer has been redeemed by nobody yet.
+    // The installer of this host has not been redeemed.
     let targets = Targets { host: register(&daemon, "h2.test").await, ..targets };
     for operation in crate::refusals::OPERATIONS {
         let row = ROLES.iter().find(|row| (row.0, row.1) == (operation.0, operation.1)).unwrap();
@@ -324,7 +324,7 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
         }
         let answer = admin.call(&daemon, row, &targets, true).await;
         let what = format!("an admin calls {} {}", row.0, row.1);
-        // Each is done, but for what somebody who has no window or runner is told.
+        // Each succeeds, except that some report a missing window or runner.
         let status = answer.status().as_u16();
         assert!(status == 200 || [409, 422].contains(&status), "{what}: {status} {}", answer.text().await.unwrap());
     }
@@ -334,7 +334,7 @@ async fn every_operation_is_for_its_least_role_and_those_above() {
     of_ones_own(&daemon, &admin, "admin").await;
 }
 
-/// What every role may, tried on what is theirs, on both listeners; the session is over at the end.
+/// Operations that every role may do on its own things, on both listeners; the session is ended last.
 async fn of_ones_own(daemon: &Daemon, somebody: &Somebody, name: &str) {
     for listener in [daemon.hosts_url(""), daemon.admin_url("")] {
         let email = format!("{name}@roles.test");
@@ -366,7 +366,7 @@ async fn of_ones_own(daemon: &Daemon, somebody: &Somebody, name: &str) {
     }
 }
 
-/// What somebody who may not could have changed.
+/// The data that a forbidden call could have changed.
 pub async fn state(daemon: &Daemon) -> Value {
     let mut all = json!({});
     for path in ["/admin/auth", "/auth/users", "/auth/identities", "/admin/certificates", "/admin/authorities"] {
@@ -378,7 +378,7 @@ pub async fn state(daemon: &Daemon) -> Value {
     all
 }
 
-/// Nobody reaches another's through the paths of one's own.
+/// Nobody reaches another user's things through the paths for one's own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_ones_own_is_nobody_elses() {
     let daemon = Daemon::start_with(&LOGIN);
@@ -407,7 +407,7 @@ async fn what_is_ones_own_is_nobody_elses() {
     assert_eq!(mine["data"]["hosts"].as_array().unwrap().len(), 1, "{mine}");
 }
 
-/// A certificate of a user has the user's role, and none of a user who is let in no more.
+/// A certificate of a user has the user's role, and no role if the user is disabled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_is_tied_to_a_user_has_the_users_role() {
     let daemon = Daemon::start_with(&LOGIN[1..]);
@@ -445,7 +445,7 @@ async fn a_certificate_that_is_tied_to_a_user_has_the_users_role() {
     }
     tie(&daemon, "viewer", Value::Null).await;
     let again = somebody.client.post(daemon.admin_url("/admin/keys/rotate")).send().await.unwrap();
-    assert_eq!(again.status(), 200, "nobody's in particular: an admin's");
+    assert_eq!(again.status(), 200, "a certificate without a user is an admin's");
 }
 
 async fn tie(daemon: &Daemon, name: &str, user: Value) {
@@ -459,7 +459,7 @@ fn fingerprint(daemon: &Daemon, name: &str) -> String {
     found["fingerprint"].as_str().unwrap().to_owned()
 }
 
-/// Where a certificate and a session are asked for, one without the other is not enough, nor one of another's.
+/// If a certificate and a session are required, one alone is not enough, nor a session of another user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificate_and_session_go_together() {
     let daemon = Daemon::start_with(&[("ADMIN__ACCESS", "mtls+login")]);
@@ -486,14 +486,14 @@ async fn certificate_and_session_go_together() {
         refused(made_up.send().await.unwrap(), 401, "session_invalid", "a session of nobody's").await;
     }
     assert_eq!(change(&of_ada, &ada).await.unwrap().status(), 200, "both");
-    assert_eq!(change(&of_nobody, &ada).await.unwrap().status(), 200, "a certificate of nobody's in particular");
+    assert_eq!(change(&of_nobody, &ada).await.unwrap().status(), 200, "a certificate without a user");
     refused(change(&of_nobody, &vera).await.unwrap(), 403, "role_insufficient", "the session's role").await;
     for path in ["/admin/hosts", "/auth/me"] {
         let answer = of_ada.get(daemon.admin_url(path)).bearer_auth(&vera).send().await.unwrap();
         refused(answer, 403, "certificate_of_another", path).await;
     }
 
-    // The pages go by the same.
+    // The pages have the same rule.
     let page = |client: &Client, token: &str| {
         let client = client.get(daemon.admin_url("/hosts"));
         client.header("cookie", format!("{COOKIE}={token}")).send()
@@ -503,10 +503,10 @@ async fn certificate_and_session_go_together() {
     assert_eq!(page(&of_ada, &vera).await.unwrap().status(), 403);
     assert_eq!(page(&of_nobody, &vera).await.unwrap().status(), 200);
 
-    // A certificate that is revoked takes the session with it.
+    // A session is refused through a revoked certificate.
     daemon.cli_json(&["certificates", "revoke", &fingerprint(&daemon, "ada")]);
     let revoked = RawClient::with_certificate(&daemon, &daemon.state.path().join("admin-ada"), "ada");
     let call = daemon.client().post(daemon.admin_url("/admin/api/state")).bearer_auth(&ada);
     assert_eq!(revoked.call(call.json(&json!({ "disabled": false }))).await, Outcome::Closed, "revoked");
-    assert_eq!(change(&of_nobody, &ada).await.unwrap().status(), 200, "and nobody else is");
+    assert_eq!(change(&of_nobody, &ada).await.unwrap().status(), 200, "the session works through another certificate");
 }

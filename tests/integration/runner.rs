@@ -1,5 +1,5 @@
-//! The runner: a real daemon runs the real Codex on the canonical login, in its sandbox, against the stand-in upstream;
-//! each way that can go, with the state, the log and the dashboard's words it leads to.
+//! The runner: a real daemon runs the real Codex on the canonical login, in its sandbox, against the stand-in upstream.
+//! Each outcome is tested with its state, its log and the dashboard's text.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::support::skip::skipped;
 use crate::support::upstream::Upstream;
 use crate::support::{eventually, now};
 
-/// A daemon whose probes reach `upstream` and nothing else; `more` settings win.
+/// A daemon whose probes can reach only `upstream`; `more` settings override others.
 fn daemon_for(upstream: &Upstream, more: &[(&str, &str)]) -> Daemon {
     let mut daemon = prepared_with(upstream, real_codex(), more);
     daemon.launch();
@@ -30,7 +30,7 @@ fn upload(daemon: &Daemon, login: &Value) {
     assert_eq!(daemon.cli_json(&["auth", "upload", file.to_str().unwrap()])["status"], "updated");
 }
 
-/// `codex-authd runner run`, and what it found.
+/// Runs `codex-authd runner run`; returns the finding.
 fn run(daemon: &Daemon) -> Found {
     let output = daemon.cli(&["runner", "run", "--json"]);
     let body = serde_json::Deserializer::from_slice(&output.stdout).into_iter().next();
@@ -57,7 +57,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// What the pages say of the login, without what is between angle brackets.
+/// The text of the pages about the login, without tags.
 fn pages(daemon: &Daemon) -> [String; 2] {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     ["/", "/runner"].map(|path| {
@@ -74,7 +74,7 @@ fn pages(daemon: &Daemon) -> [String; 2] {
     })
 }
 
-/// That the log, and both pages, say so.
+/// Asserts that the log and both pages say so.
 fn assert_told(daemon: &Daemon, event: &str, words: &str, reason: &str) {
     let log = daemon.log();
     let line =
@@ -85,16 +85,16 @@ fn assert_told(daemon: &Daemon, event: &str, words: &str, reason: &str) {
     assert!(runner.contains(words) && runner.contains(reason), "{words}, {reason}: {runner}");
 }
 
-/// No token that was ever handed out stands in the log or on a page.
+/// Asserts that no issued token is in the log or on a page.
 fn assert_secret(daemon: &Daemon, login: &Value) {
     let [hosts, runner] = pages(daemon);
     let log = daemon.log();
     for name in ["id_token", "access_token", "refresh_token"] {
         let token = login["tokens"][name].as_str().unwrap();
-        // The part that is its own, not the head that all share.
+        // The unique part of the token, without the common head.
         let part = token.split('.').nth(1).unwrap_or(token);
         for (place, text) in [("log", &log), ("page", &hosts), ("page", &runner)] {
-            assert!(!text.contains(part), "the {name} stands in the {place}");
+            assert!(!text.contains(part), "the {name} is in the {place}");
         }
     }
 }
@@ -110,20 +110,20 @@ fn a_login_that_works_is_found_to_work() {
     assert_eq!(daemon.cli_json(&["runner", "show"])["state"], "never");
     let login = upstream.login("acc-1", 864_000);
     upload(&daemon, &login);
-    assert_eq!(daemon.cli_json(&["runner", "show"])["state"], "never", "an upload is not tried unless asked");
+    assert_eq!(daemon.cli_json(&["runner", "show"])["state"], "never", "an upload was probed without a request");
     let found = run(&daemon);
     assert!(found.done && found.state == "ok" && found.reason.is_empty(), "{found:#?}");
     assert_told(&daemon, "probe_ok", "Works", "");
     assert_secret(&daemon, &login);
     assert!(upstream.calls_to("POST", "/v1/responses").iter().any(|call| call.status == 200));
     let log = daemon.log();
-    let passed = log.lines().find(|line| line.contains("event=egress ")).expect("each destination is logged");
+    let passed = log.lines().find(|line| line.contains("event=egress ")).expect("no destination is logged");
     assert!(
         passed.contains(&format!("destination={}", upstream.authority())) && passed.contains("received="),
         "{passed}"
     );
     assert!(log.contains("event=egress_refused") && log.contains("ab.chatgpt.com:443 is not in runner.egress"));
-    assert_eq!(canonical(&daemon)["version"], 1, "nothing was refreshed");
+    assert_eq!(canonical(&daemon)["version"], 1, "the login was refreshed");
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_wrong_answer_is_no_proof() {
     assert_told(&daemon, "probe_failed", "Does not work", reason);
     let counted = daemon.cli(&["metrics"]);
     assert!(said(&counted).contains("codex_authd_probes_total{state=\"fail\"} 1"), "{}", said(&counted));
-    // It never stands in a host's way.
+    // A failure never stops a host.
     assert_eq!(canonical(&daemon)["version"], 1);
 }
 
@@ -200,7 +200,7 @@ fn a_login_that_codex_refreshes_in_the_probe_becomes_canonical_and_its_old_token
     let again = run(&daemon);
     assert!(again.done && again.adopted.is_none(), "{again:#?}");
     let refreshes = upstream.calls_to("POST", "/oauth/token");
-    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one refresh, and it was good");
+    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one successful refresh");
     assert_eq!(refreshes[0].json()["refresh_token"], login["tokens"]["refresh_token"]);
     assert_secret(&daemon, &login);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -225,7 +225,7 @@ fn a_refreshed_login_is_kept_though_the_probe_then_fails() {
     assert_eq!(canonical(&daemon)["source"], "runner");
     assert_told(&daemon, "login_adopted", "Does not work", "not with the word");
     upstream.set_answer("banana!");
-    assert_eq!(run(&daemon).state, "ok", "with the login that was kept");
+    assert_eq!(run(&daemon).state, "ok", "with the adopted login");
     assert_eq!(upstream.calls_to("POST", "/oauth/token").len(), 1);
 }
 
@@ -254,7 +254,7 @@ fn a_revoked_login_is_found_not_to_work() {
     assert!(found.reason.contains("it said:") && found.reason.to_lowercase().contains("token"), "{found:#?}");
     assert_told(&daemon, "probe_failed", "Does not work", "Codex ended with exit code 1");
     assert_secret(&daemon, &login);
-    // It is one of the alarms, and it stands in no host's way.
+    // The failure is an alarm, and does not stop hosts.
     let alarms = daemon.cli_json(&["audit", "list", "--alarms"]);
     assert_eq!(alarms["entries"][0]["action"], "runner.probe", "{alarms:#}");
 }
@@ -303,14 +303,14 @@ fn without_codex_it_says_what_is_missing() {
     let reason = "there is no Codex at /nowhere/codex; install it (npm install -g @openai/codex)";
     assert!(found.reason.starts_with(reason), "{found:#?}");
     assert_told(&daemon, "probe_unavailable", "Could not be tried", reason);
-    assert_eq!(found.body["last_failure"], Value::Null, "nothing is known of the login");
+    assert_eq!(found.body["last_failure"], Value::Null, "a failure of the login is reported");
     let doctor = daemon.cli(&["runner", "doctor"]);
     let told = said(&doctor);
     assert!(!doctor.status.success() && told.contains("missing   codex: there is no Codex"), "{told}");
     assert!(told.contains("npm install -g @openai/codex"), "{told}");
     assert!(
         told.contains("good      sandbox: user, mount, pid, ipc, uts, cgroup and net namespaces"),
-        "the rest is there: {told}"
+        "another part is missing: {told}"
     );
 }
 
@@ -339,7 +339,7 @@ fn of_two_daemons_on_one_database_one_probes_and_both_know() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let first = asked(&one);
-    eventually("the one has begun", || (!upstream.calls().is_empty()).then_some(()));
+    eventually("the first daemon has begun", || (!upstream.calls().is_empty()).then_some(()));
     let second = asked(&two);
     eventually("the other waits for it", || two.log().contains("event=probe_elsewhere shared=true").then_some(()));
     upstream.go_on();
@@ -356,10 +356,10 @@ fn of_two_daemons_on_one_database_one_probes_and_both_know() {
         [&one, &two].iter().all(|daemon| canonical(daemon)["source"] == "runner").then_some(())
     });
     let refreshes = upstream.calls_to("POST", "/oauth/token");
-    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one refresh, and it was good");
+    assert_eq!(refreshes.iter().map(|call| call.status).collect::<Vec<_>>(), [200], "one successful refresh");
 }
 
-/// A daemon that is made ready and does not run yet.
+/// A prepared daemon that does not run yet.
 fn prepared_for(upstream: &Upstream, codex: &Path) -> Daemon {
     prepared_with(upstream, codex, &[])
 }
@@ -382,7 +382,7 @@ fn prepared_with(upstream: &Upstream, codex: &Path, more: &[(&str, &str)]) -> Da
 fn where_user_namespaces_are_switched_off_it_says_so_and_what_mends_it() {
     let upstream = Upstream::start();
     let mut daemon = prepared_for(&upstream, real_codex());
-    // In a user namespace of its own, where root is allowed to switch off those below it.
+    // In its own user namespace, where root may disable nested ones.
     let switched_off = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
     daemon.within = ["unshare", "--user", "--map-root-user", "sh", "-c", switched_off, "sh"].map(String::from).into();
     daemon.launch();
@@ -400,12 +400,12 @@ fn where_user_namespaces_are_switched_off_it_says_so_and_what_mends_it() {
 #[test]
 fn a_daemon_without_any_rights_proves_the_login_as_well() {
     if !nix::unistd::geteuid().is_root() {
-        skipped("the tests do not run as root, so every other test is this one");
+        skipped("the tests do not run as root, so every other test covers this");
         return;
     }
     const USER: u32 = 4711;
     let upstream = Upstream::start();
-    // Where everybody may read it: the real one lies in somebody's home.
+    // A copy that every user can read: the real one is in a user's home.
     let shared = tempfile::tempdir().unwrap();
     std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (program, codex) = (shared.path().join("codex-authd"), shared.path().join("codex"));
@@ -425,7 +425,7 @@ fn a_daemon_without_any_rights_proves_the_login_as_well() {
     assert!(found.done && found.state == "ok" && found.adopted == Some(2), "{found:#?}");
 }
 
-/// A daemon in the middle of a probe that is not answered, and the processes of the probe.
+/// A daemon during a probe that gets no answer, and the processes of the probe.
 fn in_a_probe(upstream: &Upstream) -> (Daemon, Vec<u32>) {
     upstream.hang();
     let daemon = daemon_for(upstream, &[]);
@@ -433,7 +433,7 @@ fn in_a_probe(upstream: &Upstream) -> (Daemon, Vec<u32>) {
     let admin = daemon.admin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let asked = runtime.block_on(async { admin.post(daemon.admin_url("/admin/runner/run")).send().await.unwrap() });
-    assert_eq!(asked.status(), 200, "it is made in the background");
+    assert_eq!(asked.status(), 200, "the probe runs in the background");
     let codex = eventually("Codex runs", || {
         let shown = daemon.cli_json(&["runner", "show"]);
         let runs = shown["running"]["version"] == 1 && !upstream.calls().is_empty();
@@ -448,7 +448,7 @@ fn a_daemon_that_is_killed_in_a_probe_leaves_nothing_and_says_so_afterwards() {
     let upstream = Upstream::start();
     let (mut daemon, codex) = in_a_probe(&upstream);
     daemon.kill();
-    eventually("nothing of it is left", || codex.iter().all(|pid| !is_alive(*pid)).then_some(()));
+    eventually("no process of it is left", || codex.iter().all(|pid| !is_alive(*pid)).then_some(()));
     daemon.launch();
     let shown = eventually("the probe is finished by the next start", || {
         let shown = daemon.cli_json(&["runner", "show"]);
@@ -507,7 +507,7 @@ fn a_command_proves_the_login_while_no_daemon_runs() {
     daemon.stop();
     let found = run(&daemon);
     assert!(found.done && found.state == "ok" && found.adopted == Some(2), "{found:#?}");
-    // And what it is asked for with an upload it makes to its end, too.
+    // A probe that was requested with an upload also runs to its end.
     let file = daemon.state.path().join("auth.json");
     std::fs::write(&file, upstream.login("acc-1", -60).to_string()).unwrap();
     daemon.cli_json(&["auth", "upload", "--probe", file.to_str().unwrap()]);
@@ -523,7 +523,7 @@ fn a_command_proves_the_login_while_no_daemon_runs() {
     assert!(proved.unwrap() <= now());
 }
 
-/// A program that needs nothing, with this body.
+/// A program without dependencies, with this body.
 fn program(directory: &Path, body: &str) -> PathBuf {
     let (source, program) = (directory.join("codex.c"), directory.join("codex"));
     let text = format!(

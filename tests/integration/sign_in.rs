@@ -1,4 +1,4 @@
-//! Signing in, in a real browser and through a real provider.
+//! Sign-in, in a real browser and through a real provider.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ const LOGIN: &str = "/auth/oidc/login";
 const CALLBACK: &str = "/auth/oidc/callback";
 const WITH_PROVIDER: &str = "Sign in with your identity provider";
 
-/// The other tests mean what they say only if the provider is one, and its keys change when they are told to.
+/// The other tests depend on this: the provider is correct, and its keys change on request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_provider_describes_itself_and_rotates_its_keys() {
     install_provider();
@@ -47,10 +47,10 @@ async fn the_provider_describes_itself_and_rotates_its_keys() {
         assert!(keys[0].get("d").is_none(), "{step}: no private part");
         seen.push(provider.kids[0].clone());
     }
-    assert_ne!(seen[0], seen[1], "rotation changes the key");
-    assert_eq!(seen[1], seen[2], "a restart does not");
+    assert_ne!(seen[0], seen[1], "a rotation did not change the key");
+    assert_eq!(seen[1], seen[2], "a restart changed the key");
 
-    // Without PKCE there is no sign-in.
+    // Without PKCE the provider refuses the sign-in.
     let query = "client_id=codex-authd&response_type=code&scope=openid&redirect_uri=https%3A%2F%2F127.0.0.1%3A1%2Fauth%2Foidc%2Fcallback&state=s";
     let bare = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let answer = bare.get(format!("{}/auth?{query}", provider.issuer())).send().await.unwrap();
@@ -61,8 +61,8 @@ async fn the_provider_describes_itself_and_rotates_its_keys() {
     assert!(client.get(document["jwks_uri"].as_str().unwrap()).send().await.is_err());
 }
 
-/// A daemon with the variables of OPERATIONS.md's example, and a provider that leads back to its hosts' listener. Neither
-/// runs yet.
+/// A daemon with the variables of OPERATIONS.md's example, and a provider that redirects to its hosts' listener.
+/// Neither runs yet.
 fn company(settings: &[(&str, &str)]) -> (Daemon, OidcProvider) {
     let listen = format!("127.0.0.1:{}", free_port());
     let redirect = format!("https://{listen}{CALLBACK}");
@@ -73,7 +73,7 @@ fn company(settings: &[(&str, &str)]) -> (Daemon, OidcProvider) {
     (daemon, provider)
 }
 
-/// What makes the variables those of OPERATIONS.md's example, and no more than those.
+/// Sets the redirect URI. The variables are then exactly those of OPERATIONS.md's example.
 fn set_redirect(daemon: &mut Daemon, redirect: String) {
     daemon.environment.push(("CODEX_OIDC_REDIRECT_URI".into(), redirect));
     let lines = include_str!("../../docs/OPERATIONS.md").lines();
@@ -89,7 +89,7 @@ fn started(settings: &[(&str, &str)]) -> (Daemon, OidcProvider) {
     (daemon, provider)
 }
 
-/// The JSON that the browser shows, once it shows some.
+/// The JSON that the browser shows, as soon as it shows it.
 async fn json_shown(browser: &Browser, word: &str) -> Value {
     browser.says("pre", word).await;
     let text = browser.text("pre").await;
@@ -106,7 +106,7 @@ async fn token_shown(browser: &Browser) -> String {
     token
 }
 
-/// Each cookie of ours that the browser has for this page.
+/// Our cookies that the browser has for this page.
 async fn our_cookies(browser: &Browser) -> Vec<Value> {
     let cookies = browser.cookies().await;
     cookies.into_iter().filter(|cookie| cookie["name"].as_str().unwrap().contains("codex-authd")).collect()
@@ -121,7 +121,7 @@ async fn a_browser_gets_a_token_as_json_through_the_provider() {
     browser.open(&daemon.hosts_url(LOGIN)).await;
     browser.says("h1", "The company: sign in").await;
 
-    // What the browser keeps meanwhile. Cookies know no ports, and loopback is as good as TLS to it.
+    // The browser's cookies during the sign-in. Cookies ignore ports, and browsers treat loopback like TLS.
     let kept = our_cookies(&browser).await;
     assert_eq!(kept.len(), 1, "{kept:?}");
     let (kept, name) = (&kept[0], kept[0]["name"].as_str().unwrap());
@@ -144,7 +144,7 @@ async fn a_browser_gets_a_token_as_json_through_the_provider() {
     assert_eq!(
         our_cookies(&browser).await,
         Vec::<Value>::new(),
-        "the sign-in's cookie is gone, and there is no session's"
+        "the sign-in's cookie is gone, and there is no session cookie"
     );
     let who = me(&daemon, &token).await;
     assert_eq!((&who["user"]["id"], &who["user"]["email"]), (&json!(ada), &json!("ada@here.test")));
@@ -154,13 +154,13 @@ async fn a_browser_gets_a_token_as_json_through_the_provider() {
     assert_eq!(on_admin.status(), 200, "on both listeners");
     assert_eq!(sign_ins_noted(&daemon).await, [("done".to_owned(), String::new())]);
 
-    // The same address once more is nothing.
+    // The same address a second time does nothing.
     browser.open(&came_back).await;
     assert_eq!(json_shown(&browser, "status").await["code"], "oidc_refused");
     let again = sign_ins_noted(&daemon).await;
-    assert_eq!(again.len(), 1, "its cookie is gone: that is nobody's sign-in, and no failed one");
+    assert_eq!(again.len(), 1, "without its cookie it is no sign-in, and no failed one");
 
-    // It is begun on the admin listener just as well.
+    // A sign-in can also begin on the admin listener.
     let page = daemon.client_builder().redirect(reqwest::redirect::Policy::none());
     let identity = crate::support::daemon::identity(&daemon.admin_certificate("carla"), "carla");
     let answer = page.identity(identity).build().unwrap().get(daemon.admin_url(LOGIN)).send().await.unwrap();
@@ -177,12 +177,12 @@ async fn a_browser_gets_a_token_as_json_through_the_provider() {
     let code = came_back.split("code=").nth(1).unwrap().split('&').next().unwrap();
     let state = came_back.split("state=").nth(1).unwrap().split('&').next().unwrap();
     for secret in [&token, code, state, &sealed, crate::support::oidc_provider::SECRET] {
-        assert!(!daemon.log().contains(secret), "the log holds {secret}");
+        assert!(!daemon.log().contains(secret), "the log contains {secret}");
     }
 }
 
-/// Who opens a page signs in on the way to it, and is back there. The daemon says itself where the browser comes back to:
-/// where hosts find it.
+/// A person who opens a page signs in first, and returns to that page. The daemon chooses the redirect URI: the address
+/// of the hosts' listener.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_enters_the_dashboard_through_the_provider_and_leaves() {
     let listen = format!("127.0.0.1:{}", free_port());
@@ -197,7 +197,7 @@ async fn a_person_enters_the_dashboard_through_the_provider_and_leaves() {
     into_the_dashboard("ada-in", &daemon, Looks::default()).await;
 }
 
-/// The browser may come back to the admin listener itself as well; and nothing of it needs JavaScript.
+/// The browser may also come back to the admin listener itself; none of it needs JavaScript.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_provider_may_lead_back_to_the_admin_listener_and_to_a_browser_without_javascript() {
     let admin = format!("127.0.0.1:{}", free_port());
@@ -222,16 +222,16 @@ async fn into_the_dashboard(name: &'static str, daemon: &Daemon, looks: Looks) {
     assert_eq!(browser.address().await, daemon.admin_url("/hosts?q=h1&sort=seen"), "back where they came from");
 
     let cookies = our_cookies(&browser).await;
-    assert_eq!(cookies.len(), 1, "the session's, and that of the sign-in is gone: {cookies:?}");
+    assert_eq!(cookies.len(), 1, "only the session's cookie is left: {cookies:?}");
     let cookie = &cookies[0];
     assert_eq!(cookie["name"], COOKIE);
     assert_eq!((&cookie["httpOnly"], &cookie["secure"]), (&json!(true), &json!(true)), "{cookie}");
     assert_eq!((&cookie["sameSite"], &cookie["path"]), (&json!("Lax"), &json!("/")), "{cookie}");
-    assert_eq!(cookie["domain"], "127.0.0.1", "of this very host");
-    assert!(cookie.get("expiry").is_none(), "of this run of the browser: {cookie}");
+    assert_eq!(cookie["domain"], "127.0.0.1", "of exactly this host");
+    assert!(cookie.get("expiry").is_none(), "a cookie of this browser session: {cookie}");
     let token = cookie["value"].as_str().unwrap();
 
-    // A change, by a form.
+    // A change by a form.
     browser.press("Kill switch").await;
     browser.press("Switch it on: stop serving all hosts").await;
     browser.says("#serving", "Kill switch on.").await;
@@ -244,7 +244,7 @@ async fn into_the_dashboard(name: &'static str, daemon: &Daemon, looks: Looks) {
     browser.says("h1", "Sign in").await;
     assert_eq!(our_cookies(&browser).await, Vec::<Value>::new());
     let kept = daemon.client().get(daemon.admin_url("/hosts")).header("cookie", format!("{COOKIE}={token}"));
-    assert_eq!(kept.send().await.unwrap().url().path(), "/sign-in", "whoever kept the cookie has nothing");
+    assert_eq!(kept.send().await.unwrap().url().path(), "/sign-in", "the old cookie is refused");
     browser.open(&daemon.admin_url("/hosts")).await;
     browser.says("h1", "Sign in").await;
 
@@ -254,7 +254,7 @@ async fn into_the_dashboard(name: &'static str, daemon: &Daemon, looks: Looks) {
     browser.fill("Password", "not-the-password-of-ada").await;
     press_submit(&browser).await;
     browser.says("[role=alert]", "password").await;
-    browser.check(browser.texts("footer").await.is_empty(), "nobody is let in").await;
+    browser.check(browser.texts("footer").await.is_empty(), "a user is signed in").await;
     browser.fill("Password", PASSWORD).await;
     press_submit(&browser).await;
     browser.says("footer", "You are ada@here.test").await;
@@ -268,7 +268,7 @@ async fn into_the_dashboard(name: &'static str, daemon: &Daemon, looks: Looks) {
     let console: Vec<String> = browser.console().await.into_iter().filter(refused_by_policy).collect();
     assert_eq!(console, Vec::<String>::new());
     for secret in [token, by_password[0]["value"].as_str().unwrap(), PASSWORD] {
-        assert!(!daemon.log().contains(secret), "the log holds {secret}");
+        assert!(!daemon.log().contains(secret), "the log contains {secret}");
     }
 }
 
@@ -279,7 +279,7 @@ async fn press_submit(browser: &Browser) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_is_not_linked_is_told_what_to_have_linked_and_then_let_in() {
     let (daemon, provider) = started(&[("ADMIN__ACCESS", "login")]);
-    // An address that is a user's links nobody.
+    // A provider's e-mail address that equals a user's links nothing.
     add_user(&daemon, "eve@company.test", "viewer").await;
     add_user(&daemon, "root@here.test", "admin").await;
     let browser = Browser::start(&daemon, "eve", Looks::default()).await;
@@ -294,14 +294,14 @@ async fn whoever_is_not_linked_is_told_what_to_have_linked_and_then_let_in() {
     let details = &noted["entries"][0]["details"];
     assert_eq!((&details["issuer"], &details["subject"]), (&json!(provider.issuer()), &json!("eve")), "{noted}");
 
-    // For a program: the same in words.
+    // A program gets the same in JSON.
     browser.open(&daemon.hosts_url(LOGIN)).await;
     let shown = json_shown(&browser, "identity_not_linked").await;
     let message = shown["message"].as_str().unwrap();
     assert!(message.contains(&provider.issuer()) && message.contains("eve"), "{message}");
     assert!(shown.get("data").is_none(), "{shown}");
 
-    // An admin links what the page named.
+    // An admin links the identity that the page named.
     browser.open(&daemon.admin_url("/users")).await;
     browser.fill("E-mail address", "root@here.test").await;
     browser.fill("Password", PASSWORD).await;
@@ -326,7 +326,7 @@ async fn whoever_is_not_linked_is_told_what_to_have_linked_and_then_let_in() {
     assert_eq!(me(&daemon, &token_shown(&browser).await).await["user"]["role"], "viewer");
 }
 
-/// "Install on this machine": what a member is there for.
+/// "Install on this machine": the main task of a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_signs_in_and_installs_a_machine_of_their_own() {
     let (daemon, provider) = started(&[("ADMIN__ACCESS", "login"), ("HOSTS__MAX_PER_MEMBER", "1")]);
@@ -367,7 +367,7 @@ async fn a_member_signs_in_and_installs_a_machine_of_their_own() {
     browser.says("main", "role").await;
 }
 
-/// The user, or the provider, may say no.
+/// The user or the provider may refuse.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_refuses_at_the_provider_is_not_let_in() {
     let (daemon, _provider) = started(&[("ADMIN__ACCESS", "login")]);
@@ -393,7 +393,7 @@ async fn keys_that_change_at_the_provider_lose_no_sign_in() {
     let first = token_shown(&ada).await;
     let old = provider.kids.clone();
 
-    // While somebody is on the provider's pages.
+    // The keys change while a user is on the provider's pages.
     let bob = Browser::start(&daemon, "rotation-bob", Looks::default()).await;
     bob.open(&daemon.hosts_url(LOGIN)).await;
     bob.says("h1", "The company: sign in").await;
@@ -402,17 +402,17 @@ async fn keys_that_change_at_the_provider_lose_no_sign_in() {
     sign_in(&bob, "bob").await;
     assert_eq!(me(&daemon, &token_shown(&bob).await).await["user"]["email"], "bob@here.test");
 
-    // And the next one, which the provider asks nothing any more.
+    // And the next sign-in, for which the provider shows no page.
     ada.open(&daemon.hosts_url(LOGIN)).await;
     let second = token_shown(&ada).await;
     assert_ne!(first, second);
     for token in [first, second] {
-        assert_eq!(me(&daemon, &token).await["user"]["email"], "ada@here.test", "an earlier session is not touched");
+        assert_eq!(me(&daemon, &token).await["user"]["email"], "ada@here.test", "an earlier session still works");
     }
     assert!(sign_ins_noted(&daemon).await.iter().all(|(outcome, _)| outcome == "done"));
 }
 
-/// What a sign-in needs is kept by the browser, for each one apart.
+/// The browser keeps the state of each sign-in separately.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sign_in_goes_on_after_a_restart_and_beside_another_of_the_same_browser() {
     let (mut daemon, provider) = started(&[]);
@@ -424,13 +424,13 @@ async fn a_sign_in_goes_on_after_a_restart_and_beside_another_of_the_same_browse
     let first = browser.address().await;
     browser.open(&daemon.hosts_url(LOGIN)).await;
     browser.says("h1", "The company: sign in").await;
-    assert_eq!(our_cookies(&browser).await.len(), 2, "one for each");
+    assert_eq!(our_cookies(&browser).await.len(), 2, "one cookie for each");
     daemon.stop();
     daemon.launch();
     sign_in(&browser, "ada").await;
     let second = token_shown(&browser).await;
     browser.open(&first).await;
-    // They consented just now.
+    // The user consented a moment ago.
     browser.fill("User name", "ada").await;
     browser.press("Sign in").await;
     let first = token_shown(&browser).await;
@@ -479,7 +479,7 @@ async fn what_one_daemon_begins_another_finishes_once() {
         }
     }
 
-    // Whoever kept the cookie and the address has one sign-in all the same, on whichever of them.
+    // An attacker who has the cookie and the address cannot use them again, on either daemon.
     let cookie = format!("{}={}", kept["name"].as_str().unwrap(), kept["value"].as_str().unwrap());
     let query = came_back.split_once('?').unwrap().1;
     for daemon in [&two, &one] {
@@ -501,7 +501,7 @@ async fn a_provider_that_comes_later_is_found_without_a_restart() {
     let begin = || client.get(daemon.hosts_url(LOGIN)).send();
     refused(begin().await.unwrap(), 503, "provider_unavailable", "no provider yet").await;
     let ready = client.get(daemon.hosts_url("/readyz")).send().await.unwrap();
-    assert_eq!(ready.status(), 200, "hosts are served all the same");
+    assert_eq!(ready.status(), 200, "hosts are not served");
 
     provider.restart();
     until_it_begins(&daemon, &client).await;
@@ -510,7 +510,7 @@ async fn a_provider_that_comes_later_is_found_without_a_restart() {
     sign_in(&browser, "ada").await;
     assert_eq!(me(&daemon, &token_shown(&browser).await).await["user"]["email"], "ada@here.test");
 
-    // Away for a while, and back.
+    // The provider is stopped for a while, and comes back.
     provider.stop();
     browser.open("about:blank").await;
     provider.restart();
@@ -534,7 +534,7 @@ async fn until_it_begins(daemon: &Daemon, client: &Client) {
     }
 }
 
-/// The hosts' listener in the clear on loopback, as the documented redirect URI has it.
+/// A daemon with plain HTTP on loopback for hosts, as the documented redirect URI has it.
 fn in_the_clear(port: u16, with_redirect: bool) -> (Daemon, OidcProvider) {
     let listen = format!("127.0.0.1:{port}");
     let redirect = format!("http://localhost:{port}{CALLBACK}");
@@ -575,7 +575,7 @@ async fn the_variables_are_enough_in_the_clear_on_localhost() {
     signs_in_on_localhost(&daemon, &provider, port).await;
 }
 
-/// In a network of its own, where port 8000 is nobody's.
+/// In its own network, where port 8000 is free.
 #[test]
 fn without_a_redirect_uri_the_browser_comes_back_to_port_8000_of_localhost() {
     if !network::leave() {
@@ -587,7 +587,7 @@ fn without_a_redirect_uri_the_browser_comes_back_to_port_8000_of_localhost() {
     });
 }
 
-/// Where the hosts' listener is in the clear the dashboard's cookie is for TLS all the same.
+/// If the hosts' listener speaks plain HTTP, the dashboard's cookie is still for TLS only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_of_the_dashboard_is_for_tls_even_where_sign_ins_come_back_without() {
     let port = free_port();
@@ -610,7 +610,7 @@ async fn a_session_of_the_dashboard_is_for_tls_even_where_sign_ins_come_back_wit
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_provider_there_is_no_route_and_no_word_of_one() {
     let mut daemon = Daemon::prepare(&[("ADMIN__ACCESS", "login")]);
-    // Without an admin it says what is missing, which is another matter.
+    // Without an admin the page would show another hint.
     assert!(daemon.cli(&["create-admin", "ada@here.test", PASSWORD]).status.success());
     daemon.launch();
     for url in
@@ -620,18 +620,18 @@ async fn without_a_provider_there_is_no_route_and_no_word_of_one() {
     }
     for url in [daemon.hosts_url("/openapi.json"), daemon.admin_url("/openapi.json")] {
         let served = daemon.client().get(&url).send().await.unwrap().text().await.unwrap();
-        assert_eq!(served, DOCUMENT, "the document is that of every daemon");
+        assert_eq!(served, DOCUMENT, "the document is the same on every daemon");
     }
     let page = daemon.client().get(daemon.admin_url("/sign-in")).send().await.unwrap();
     assert_eq!(page.status(), 200);
-    assert!(!page.text().await.unwrap().contains("provider"), "nothing is offered that is not there");
+    assert!(!page.text().await.unwrap().contains("provider"), "the page offers no provider");
     let log = daemon.log();
     let worrying: Vec<&str> = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).collect();
     assert_eq!(worrying, Vec::<&str>::new());
     assert!(!log.to_lowercase().contains("oidc_"), "{log}");
 }
 
-/// A browser that has a certificate, and a person who signs in with it.
+/// A browser with a certificate, and a user who signs in with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_certificate_and_session_a_browser_needs_both() {
     let (daemon, provider) = started(&[("ADMIN__ACCESS", "mtls+login")]);
@@ -646,7 +646,7 @@ async fn with_certificate_and_session_a_browser_needs_both() {
     sign_in(&browser, "ada").await;
     browser.says("footer", "You are ada@here.test").await;
 
-    // The certificate becomes another's.
+    // The certificate is tied to another user.
     let path = format!("/admin/certificates/{}/user", browser.fingerprint);
     tell(&daemon, &path, &json!({ "user": "bob@here.test" })).await;
     browser.open(&daemon.admin_url("/hosts")).await;

@@ -1,4 +1,4 @@
-//! A state directory that an older version wrote, or a newer one.
+//! A state directory of an older or a newer version.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,9 +19,9 @@ use crate::support::mariadb::MariaDb;
 use crate::support::raw_tls::{Outcome, RawClient};
 
 const DIGEST: &str = "63d08a33ca44eb4b8faa2f9968013c5f940cdf34d6b610f4b6e2a27f37ff04b0";
-/// Of the newest of three.
+/// The digest of the newest of three versions.
 const DIGEST_OF_4: &str = "276cb570f48d5e92abe22cf7e26275987422ab2dce045e5e1ed7d56f9633b3e0";
-/// Crashes that are tried; `AUTHD_LONG_TESTS=1`: every one.
+/// The number of crashes to try; `AUTHD_LONG_TESTS=1`: every one.
 const MOST: usize = 60;
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_state_of_format_4_is_served_by_this_version_and_kept_aside_as_it_was(
     is_served_and_kept_aside(4).await;
 }
 
-/// Of the commit before the service was divided into areas: nothing is upgraded, and everything is known.
+/// A state of the commit before the service was divided into areas: it needs no upgrade, and all its data is known.
 #[tokio::test]
 async fn a_state_of_the_undivided_service_is_served_as_it_is() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/state-before-areas");
@@ -52,7 +52,7 @@ async fn a_state_of_the_undivided_service_is_served_as_it_is() {
     daemon.log_level = Some("info");
     unpack_file(&daemon, &directory.join("state.tar.gz"));
     daemon.launch();
-    assert!(!daemon.state_dir().join("before-format-5").exists(), "nothing is upgraded");
+    assert!(!daemon.state_dir().join("before-format-5").exists(), "the state was upgraded");
     assert_state_before_areas(&daemon).await;
     assert!(daemon.stop().success());
 }
@@ -115,7 +115,11 @@ async fn is_served_and_kept_aside(format: u32) {
     assert_eq!((status, answer["data"]["status"].as_str()), (200, Some("outdated")), "{answer}");
     assert_eq!(answer["data"]["canonical_digest"], digest);
     assert_eq!(answer["data"]["auth"]["tokens"]["account_id"], "acc-1234");
-    assert_eq!(retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 2]).await.0, 403, "it is bound to its address");
+    assert_eq!(
+        retrieve(&key_of(format, "h1.example.test"), [127, 0, 0, 2]).await.0,
+        403,
+        "the binding to its address is lost"
+    );
     assert_eq!(retrieve(&key_of(format, "gone.example.test"), [127, 0, 0, 1]).await.0, 401);
 
     let alice = data(format, "alice/alice.crt");
@@ -129,7 +133,7 @@ async fn is_served_and_kept_aside(format: u32) {
         assert_eq!(history["data"]["versions"][0]["digest"], digest);
         assert_eq!(history["data"]["versions"].as_array().unwrap().len(), versions);
     } else {
-        // It has expired since it was recorded: then what is to be seen is that it is refused for that.
+        // The certificate has expired since it was recorded: it is refused for that reason.
         let alice = RawClient::with_certificate(&daemon, alice.parent().unwrap(), "alice");
         let refused = alice.call(daemon.client().get(daemon.admin_url("/admin/auth/history"))).await;
         assert_eq!(refused, Outcome::Alert(AlertDescription::CertificateExpired));
@@ -209,7 +213,7 @@ fn a_crash_anywhere_in_an_upgrade_is_finished_by_the_next_start_and_the_copy_is_
         assert!(killed || output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
         let state = daemon.state_dir();
         let number = std::fs::read_to_string(state.join("format")).unwrap();
-        // An older version would take it for an empty state.
+        // Otherwise an older version would take it for an empty state.
         assert!(number == "5\n" || state.join("records/db").exists(), "{at}: an older version does not refuse");
         if number == "5\n" || state.join("upgrading").exists() || state.join("before-format-5").exists() {
             assert_copied(&state, &before);
@@ -264,7 +268,7 @@ fn without_room_for_the_copy_nothing_is_changed() {
     drop(disk);
 }
 
-/// The oldest.
+/// The oldest format.
 fn prepare() -> Daemon {
     prepare_format(1)
 }
@@ -284,7 +288,7 @@ fn unpack_file(daemon: &Daemon, archive: &Path) {
     let mut tar = Command::new("tar");
     tar.arg("-C").arg(daemon.state.path()).arg("-xzf").arg(archive);
     assert!(tar.status().unwrap().success());
-    // Where it listened is another test's port by now.
+    // Another test has its old port by now.
     std::fs::remove_file(daemon.state_dir().join("listen.json")).unwrap();
 }
 
@@ -297,7 +301,7 @@ fn key_of(format: u32, host: &str) -> String {
     made["host"]["api_key"].as_str().unwrap().to_owned()
 }
 
-/// By the command line, which asks the daemon if there is one.
+/// Uses the command line, which asks the daemon if one runs.
 fn assert_hosts(daemon: &Daemon) {
     let listed = daemon.cli_json(&["hosts", "list"]);
     let names: Vec<&str> =
@@ -315,7 +319,7 @@ fn assert_is_upgraded(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
     assert_copied(state, before);
 }
 
-/// The copy is what was there, and can be put back as it is.
+/// Asserts that the copy equals the old state, and can be put back unchanged.
 fn assert_copied(state: &Path, before: &BTreeMap<PathBuf, Vec<u8>>) {
     let mut copied = files(&state.join("before-format-5"));
     let format = before.get(Path::new("format")).map_or(&b"1\n"[..], Vec::as_slice);
@@ -337,7 +341,7 @@ fn below_map(all: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Every file below `directory`, but for who holds it.
+/// Every file below `directory`, without the lock.
 fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut left = vec![directory.to_path_buf()];

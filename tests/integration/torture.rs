@@ -1,8 +1,8 @@
-//! Everything at once, killed again and again: what was acknowledged is there, once, and nothing that was taken away
+//! All operations at once, with many kills: every acknowledged change is there, once, and nothing that was revoked
 //! comes back.
 //!
-//! `AUTHD_TORTURE_SECONDS` (20; `make torture`: 600) says how long, one kill for six seconds and eight at least; `AUTHD_TORTURE_SEED`
-//! repeats what the clients choose, though not what the scheduler does.
+//! `AUTHD_TORTURE_SECONDS` (20; `make torture`: 600) sets the duration. There is one kill in six seconds, and at least
+//! eight. `AUTHD_TORTURE_SEED` repeats the clients' choices, but not the scheduling.
 
 mod clients;
 mod ledger;
@@ -20,11 +20,11 @@ use crate::support::within::look_within;
 use clients::{Client, Run};
 use ledger::Ledger;
 
-/// Of each kind; 32 in all.
+/// The number of clients of each kind; 32 in total.
 const ENROLLING: u64 = 12;
 const STORING: u64 = 8;
 const RETRIEVING: u64 = 11;
-/// Changes that are acknowledged between two kills, at least.
+/// The smallest number of acknowledged changes between two kills.
 const SOME: u64 = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,7 +60,7 @@ async fn torture_loses_nothing_and_does_nothing_twice() {
 
     for kill in 0..kills {
         let left = end.saturating_duration_since(Instant::now()) / u32::try_from(kills - kill).unwrap();
-        // Some soon after the start, some late.
+        // Some kills soon after the start, some late.
         let alive = left.mul_f64(0.2 + 1.2 * random.share()).max(Duration::from_millis(30));
         run.running.store(true, Ordering::SeqCst);
         let mut tasks = JoinSet::new();
@@ -74,7 +74,7 @@ async fn torture_loses_nothing_and_does_nothing_twice() {
         }
         let before = run.changes();
         tokio::time::sleep(alive).await;
-        // While there is something to lose: a slow machine has only just shaken hands by now.
+        // Waits for acknowledged changes: a slow machine has only finished its handshakes by now.
         let begun = Instant::now();
         while run.changes() < before + SOME {
             assert!(begun.elapsed() < BOUND, "nothing is acknowledged");
@@ -117,14 +117,14 @@ async fn torture_loses_nothing_and_does_nothing_twice() {
             dead += host.dead.len();
         }
     }
-    assert_eq!(within.hosts.len(), alive, "hosts that nobody registered");
+    assert_eq!(within.hosts.len(), alive, "hosts that were not registered");
     let updated = run.updated.lock().await;
     for digest in updated.iter() {
         assert!(within.versions.contains(digest), "the version {digest} is lost");
     }
     assert!(
         within.versions.len() <= updated.len() + usize::try_from(kills * STORING).unwrap(),
-        "versions that nobody stored"
+        "versions that were not stored"
     );
     let counts = run.counts();
     println!(
@@ -134,5 +134,5 @@ async fn torture_loses_nothing_and_does_nothing_twice() {
         updated.len(),
         within.versions.len(),
     );
-    assert!(counts.enough(), "too few to tell: {counts}");
+    assert!(counts.enough(), "too few changes: {counts}");
 }

@@ -1,9 +1,9 @@
-//! The exchanges recorded from the service that this one replaces (tests/data/vectors), replayed against real daemons in
-//! the order in which they were recorded.
+//! The exchanges recorded from the former service (tests/data/vectors), replayed against real daemons in their recorded
+//! order.
 //!
-//! An exchange matches when the status is equal and every recorded member is there with the same type, and with the same
-//! value unless it is a key, an id, a time, a version or a counter ([`OF_THE_RUN`]). What differs on purpose stands in
-//! [`DEVIATIONS`]; one that does not differ any more fails the test, and so does a file that no step replays.
+//! An exchange matches if the status is equal and every recorded member is there with the same type. Its value must be
+//! the same too, unless it is a key, an id, a time, a version or a counter ([`OF_THE_RUN`]). Intended differences are
+//! in [`DEVIATIONS`]. A deviation that no longer occurs fails the test, and so does a file that no step replays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ const fn deviation(vector: &'static str, what: &'static str, why: &'static str) 
     Deviation { vector, what, why }
 }
 
-/// What is not as it was recorded, and why.
+/// Intended differences from the recording, with their reasons.
 const DEVIATIONS: &[Deviation] = &[
     deviation("*", "data.chatgpt_usage missing", "usage and quota come with an issue of their own"),
     deviation("*", "data.installer.command value", "the command pins the server's key"),
@@ -48,18 +48,14 @@ const DEVIATIONS: &[Deviation] = &[
     deviation(
         "admin_register_insecure",
         "data.host.api_key type",
-        "it was null by a mistake; an insecure host's key is shown like any other",
+        "null was a mistake; an insecure host's key is shown like any other",
     ),
     deviation(
         "admin_register_no_mtls_apache",
         "status handshake refused",
-        "without a certificate of ours nobody gets as far as HTTP",
+        "without a certificate of our authority the handshake fails before HTTP",
     ),
-    deviation(
-        "admin_register_no_present_header",
-        "status handshake refused",
-        "a header is no certificate, whatever it says",
-    ),
+    deviation("admin_register_no_present_header", "status handshake refused", "a header is no certificate"),
     deviation("auth_hash_as_key_accepted", "status 401", "a stored digest is never a key"),
     deviation("auth_date_words_accepted", "status 422", "only RFC 3339 is a date"),
     deviation("auth_future_date", "status 200", "the host's clock is wrong: its login is asked for, and decides"),
@@ -84,17 +80,17 @@ const DEVIATIONS: &[Deviation] = &[
     deviation(
         "admin_overview",
         "data.mtls.subject type",
-        "it was not told by the web server; it is the certificate's name",
+        "the former web server did not pass it on; it is the certificate's name",
     ),
     deviation("admin_overview", "data.mtls.issuer type", "it was not told by the web server; it is the authority's id"),
     deviation(
         "admin_overview",
         "data.versions.reported_client_version type",
-        "what one of many hosts reported says nothing of the fleet",
+        "the report of one of many hosts does not describe the fleet",
     ),
     deviation("admin_runner", "data.base_url value", "the address that hosts are given, not one between containers"),
     deviation("admin_runner", "data.boot_id value", "it names the node"),
-    deviation("admin_runner", "data.timeout_seconds value", "it is switched off; it was told all the same"),
+    deviation("admin_runner", "data.timeout_seconds value", "the runner is off; the former service showed it anyway"),
     deviation("admin_overview", "data.chatgpt_cached missing", "usage and quota come with an issue of their own"),
     deviation("admin_overview", "data.chatgpt_next_eligible_at missing", "as chatgpt_cached"),
     deviation("admin_overview", "data.pricing missing", "as chatgpt_cached"),
@@ -141,7 +137,8 @@ const OF_THE_RUN: &[&str] = &[
 ];
 
 const OURS: &str = "127.0.0.1";
-/// The addresses of the recorded run, which stood in a header that nobody believes any more, and who calls instead.
+/// The addresses of the recorded run, which were in a header that is no longer trusted, and the addresses that call
+/// instead.
 const ADDRESSES: &[(&str, &str)] = &[
     ("203.0.113.9", "127.0.0.2"),
     ("203.0.113.10", "127.0.0.3"),
@@ -150,7 +147,7 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("192.0.2.2", "127.0.0.6"),
 ];
 
-/// Bodies that are no JSON objects and stand in no recording.
+/// Bodies that are not JSON objects and are in no recording.
 const RAW_BODIES: &[(&str, &str)] =
     &[("auth_empty_body", ""), ("auth_invalid_json", "{nope"), ("auth_json_scalar", "42")];
 
@@ -162,11 +159,11 @@ const H2: &str = "229788816b711c867ab0f7a1272f5202efdc59d785edc46be7182a8dfdc8ac
 const INSECURE: &str = "800b4788a28dd8ee0c42b837a6f0b710115a46c40628c2259fd26d9bc2eb5260";
 const SHORT_TOKENS: &str = "8261b7";
 
-/// One daemon of the recorded run, and what happened to it.
+/// One daemon of the recorded run, and its steps.
 struct Section {
     settings: &'static [(&'static str, &'static str)],
     knows_releases: bool,
-    /// A token that is there, and too late, when the daemon starts.
+    /// A token that exists but has expired when the daemon starts.
     expired_installer: Option<&'static str>,
     steps: &'static [Step],
 }
@@ -175,18 +172,19 @@ enum Step {
     Replay(&'static str),
     /// Registers a host whose registration was not recorded; its recorded key begins with this.
     Host(&'static str, &'static str),
-    /// The key that was recorded nowhere but in calls of this host.
+    /// The key that is recorded only in calls of this host.
     Alias(&'static str, &'static str),
     /// A retrieve with this recorded key from this recorded address; not recorded itself.
     Call(&'static str, &'static str),
-    /// So many calls of `/versions` from this recorded address.
+    /// This many calls of `/versions` from this recorded address.
     Versions(usize, &'static str),
-    /// So many calls with an unknown key from this recorded address.
+    /// This many calls with an unknown key from this recorded address.
     WrongKeys(usize, &'static str),
     AwaitRelease,
-    /// The overview follows what hosts do within a second or so.
+    /// Waits until the overview has hosts' activity, which takes about a second.
     AwaitAges,
-    /// What somebody is refused is noted a moment later, and not in between what comes next.
+    /// Waits for the audit entry of a refusal, which comes a moment later, so that it does not fall between later
+    /// steps.
     AwaitNoted(&'static str),
     Remove(&'static str),
 }
@@ -356,7 +354,7 @@ fn vectors() -> BTreeMap<String, Vector> {
 #[derive(Default)]
 struct Verdicts {
     replayed: BTreeSet<String>,
-    /// Indexes of the deviations that were met.
+    /// Indexes of the deviations that occurred.
     seen: BTreeSet<usize>,
     wrong: Vec<String>,
 }
@@ -387,13 +385,13 @@ impl Verdicts {
     }
 }
 
-/// A daemon with what is known of the names of the recorded run.
+/// A daemon, and the names of the recorded run mapped to this run.
 struct Run<'a> {
     daemon: Daemon,
     vectors: &'a BTreeMap<String, Vector>,
-    /// Recorded keys, tokens and paths, and what they are in this run.
+    /// Recorded keys, tokens and paths, and their values in this run.
     ours: HashMap<String, String>,
-    /// By name, as they were registered in this run.
+    /// By name, as registered in this run.
     hosts: HashMap<String, Value>,
     /// By address.
     clients: HashMap<String, Client>,
@@ -411,7 +409,7 @@ struct Request {
     method: String,
     path: String,
     headers: BTreeMap<String, String>,
-    /// Sent as it stands: the order of members decides a digest.
+    /// Sent unchanged: the order of members decides a digest.
     body: Option<Box<RawValue>>,
 }
 
@@ -425,7 +423,7 @@ struct Answer {
 impl<'a> Run<'a> {
     async fn start(section: &Section, vectors: &'a BTreeMap<String, Vector>, releases: &str) -> Self {
         let mut settings = section.settings.to_vec();
-        // The recorded logins have made-up tokens.
+        // The recorded logins have artificial tokens.
         settings.push(("AUTH__STRICT", "false"));
         if section.knows_releases {
             settings.push(("UPSTREAM__RELEASES_URL", releases));
@@ -560,7 +558,7 @@ impl<'a> Run<'a> {
                 }
             }
         } else if let Some(script) = recorded.get("body_text") {
-            // Scripts are the same when they do the same.
+            // Scripts are equal if they behave equally.
             if said_by(script.as_str().unwrap()) != said_by(&answer.text) {
                 differences.insert("script value".into());
             }
@@ -603,14 +601,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Remembers what an answer calls the things that the recording calls otherwise.
+    /// Maps recorded values to those of an answer.
     fn learn(&mut self, recorded: Option<&Value>, ours: &Value) {
         for member in ["host.api_key", "installer.token"] {
             if let (Some(Value::String(theirs)), Some(Value::String(ours))) =
                 (recorded.and_then(|recorded| find(recorded, member)), find(ours, member))
             {
                 self.ours.insert(theirs.clone(), ours.clone());
-                // A key was accepted in the form of its digest as well.
+                // The former service accepted a key's digest as the key.
                 self.ours.insert(digest(theirs), digest(ours));
             }
         }
@@ -648,7 +646,7 @@ impl<'a> Run<'a> {
             if body["data"].pointer(member).is_some_and(|value| !value.is_null()) {
                 return;
             }
-            assert!(begun.elapsed() < BOUND, "{url} does not tell {member}");
+            assert!(begun.elapsed() < BOUND, "{url} does not have {member}");
             pause();
         }
     }
@@ -689,7 +687,7 @@ fn same_header(name: &str, recorded: &str, ours: &str) -> bool {
     match name {
         "content-type" => essence(recorded) == essence(ours),
         "cache-control" | "x-content-type-options" => recorded == ours,
-        // They hold lengths, times, digests and versions of the run.
+        // Other headers have lengths, times, digests and versions of the run.
         _ => true,
     }
 }
@@ -702,15 +700,15 @@ fn digest(text: &str) -> String {
     Digest::of(text.as_bytes()).to_string()
 }
 
-/// What a script prints, on which stream, and how it ends.
+/// The exit code and the output of a script.
 fn said_by(script: &str) -> (Option<i32>, String, String) {
     let output = std::process::Command::new("bash").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A host whose installer is too late. The shortest life that can be configured is a minute, so it is written into the
-/// records while no daemon has them.
+/// A host with an expired installer. The shortest configurable lifetime is a minute, so it is written into the records
+/// while no daemon runs.
 pub async fn expire(daemon: &Daemon, token: &str) {
     daemon.cli_json(&["hosts", "add", "h1b.example.test"]);
     let records = Embedded::open(&daemon.state_dir().join("records")).unwrap();
@@ -732,7 +730,7 @@ pub async fn expire(daemon: &Daemon, token: &str) {
     records.host_register(&registration, &note).await.unwrap();
 }
 
-/// Where releases of Codex are asked for.
+/// The URL of a test server for Codex releases.
 async fn release_server() -> String {
     let answer = poem::endpoint::make_sync(|_| json!({ "tag_name": NEWEST_CODEX, "draft": false }).to_string());
     let acceptor = poem::listener::TcpListener::bind("127.0.0.1:0").into_acceptor().await.unwrap();

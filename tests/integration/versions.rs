@@ -1,4 +1,4 @@
-//! What belongs to one host, what one host may store, and lists page by page: over the wire and by command.
+//! Data that belongs to one host, the store budget of a host, and paged lists: over the API and by command.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ async fn call(daemon: &Daemon, client: &Client, host: &Registered, body: Value) 
     call.send().await.unwrap()
 }
 
-/// Status, digest and document of the answer, the document byte for byte.
+/// Status, digest and exact document of the answer.
 async fn retrieve(daemon: &Daemon, client: &Client, host: &Registered, digest: &str) -> (String, String, String) {
     let answer = call(daemon, client, host, json!({ "digest": digest, "last_refresh": AT })).await;
     assert_eq!(answer.status(), 200);
@@ -44,7 +44,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
-/// Also after a restart, a rotation of the keys, and on the machine that a backup was restored on.
+/// Also after a restart, a rotation of the keys, and on a machine with a restored backup.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_the_clear() {
     let mut daemon = Daemon::start();
@@ -63,14 +63,14 @@ async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_th
 
     let has_it = async |daemon: &Daemon| {
         let client = daemon.client();
-        // Twice: from what was kept of the answer, too.
+        // Twice, to test a cached answer too.
         for _ in 0..2 {
             let (status, own, document) = retrieve(daemon, &client, &a, &shared).await;
             assert_eq!(status, "outdated");
             assert!(document.ends_with(&format!(r#","agent_identity":{identity}}}"#)));
             assert_eq!(Digest::of(document.as_bytes()).to_string(), own);
             assert_eq!(retrieve(daemon, &client, &a, &own).await.0, "valid");
-            // Not to the other host, whatever it says that it has.
+            // Not to the other host, whatever digest it sends.
             assert_eq!(retrieve(daemon, &client, &b, &shared).await, ("valid".into(), shared.clone(), String::new()));
             let (status, digest, document) = retrieve(daemon, &client, &b, &own).await;
             assert_eq!((status.as_str(), &digest, &document), ("outdated", &shared, &canonical));
@@ -78,7 +78,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_th
     };
     has_it(&daemon).await;
 
-    // Nor to an admin, in whatever way.
+    // Not to an admin either, by any path.
     for path in ["/admin/auth?include_body=1", &format!("/admin/hosts/{}/auth?include_body=1", a.id), "/admin/audit"] {
         let shown = get(&admin, daemon.admin_url(path)).await.to_string();
         assert!(!shown.contains(CANARY), "{path}");
@@ -109,7 +109,7 @@ async fn an_agent_identity_comes_back_to_its_host_alone_and_stands_nowhere_in_th
     other.launch();
     has_it(&other).await;
 
-    // A host that is brought back has it again; a key for another machine, perhaps, has not.
+    // A restored host has it again; a new key has not, because it may be for another machine.
     daemon.cli_json(&["hosts", "remove", "a.test"]);
     assert_eq!(call(&daemon, &client, &a, json!({ "digest": shared, "last_refresh": AT })).await.status(), 401);
     daemon.cli_json(&["hosts", "restore", "a.test"]);
@@ -138,7 +138,7 @@ async fn a_host_that_stores_too_often_is_told_how_long_to_wait() {
     let body: Value = refused.json().await.unwrap();
     assert_eq!((&body["code"], &body["data"]["bucket"]), (&json!("stores_limited"), &json!("host_stores")));
     assert!(body["message"].as_str().unwrap().contains("auth.stores_per_host_per_hour"), "{body}");
-    assert_eq!(retrieve(&daemon, &client, &a, &"0".repeat(64)).await.0, "outdated", "it is served all the same");
+    assert_eq!(retrieve(&daemon, &client, &a, &"0".repeat(64)).await.0, "outdated", "the host is still served");
     assert_eq!(store(&b, 5).await.status(), 200);
     for n in 6..=20 {
         upload(&daemon, &admin, &format!("2026-11-20T12:00:00.{n:09}Z"), n).await;
@@ -153,7 +153,7 @@ async fn lists_say_that_there_is_more_and_where_it_goes_on() {
         upload(&daemon, &admin, &format!("2026-11-20T12:00:0{n}Z"), n).await;
         daemon.register(&admin, &format!("h{n}.test")).await;
     }
-    // Page by page each list has every row once, in the order of the whole.
+    // Page by page, each list has every row once, in the order of the full list.
     for (path, list, id, cursor) in [
         ("/admin/auth/history", "versions", "version", "before"),
         ("/admin/audit", "entries", "number", "before"),
@@ -203,7 +203,7 @@ async fn lists_say_that_there_is_more_and_where_it_goes_on() {
     assert!(versions.contains(r#"href="/login/versions?before=7""#), "{versions}");
     assert!(page("/login/versions?before=7").await.contains("Newest versions"));
 
-    // A version that is not there.
+    // A version that does not exist.
     let diff = admin.get(daemon.admin_url("/admin/auth/diff?from=1&to=99")).send().await.unwrap();
     assert_eq!(
         (diff.status(), diff.json::<Value>().await.unwrap()["code"].clone()),

@@ -1,5 +1,5 @@
-//! The scripts that run on hosts: what `cdx` and its installer do, against a stand-in of the daemon's endpoints and, where
-//! it matters, the real Codex CLI.
+//! The scripts for hosts: `cdx` and its installer, against a stand-in of the daemon's endpoints and, if necessary, the
+//! real Codex CLI.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,13 +20,13 @@ use crate::support::upstream::Upstream;
 
 pub const BANANA: [&str; 5] = ["exec", "Reply Banana if this works.", "-s", "read-only", "--skip-git-repo-check"];
 
-/// A login whose `last_refresh` is that second of an hour long past.
+/// A login whose `last_refresh` is that second of an hour in the past.
 pub fn login(second: u8) -> Value {
     let tokens = json!({"access_token": format!("access-{second}"), "refresh_token": format!("refresh-{second}")});
     json!({"tokens": tokens, "last_refresh": format!("2025-11-20T09:27:{second:02}Z")})
 }
 
-/// A daemon with a canonical login, and a host of it that is in step.
+/// A daemon with a canonical login, and a host that has it.
 pub fn in_step() -> (StandIn, Host, String) {
     let daemon = StandIn::start();
     let canonical = daemon.set_canonical(&login(10));
@@ -144,7 +144,7 @@ fn codex_gets_the_environment_as_it_was() {
     let (_daemon, mut host, _) = in_step();
     let environment = |host: &Host| -> Vec<String> {
         let text = fs::read_to_string(host.file("codex.environment")).unwrap();
-        // What any bash sets for its children.
+        // Variables that bash sets for its children.
         let own = ["_=", "SHLVL=", "PWD=", "OLDPWD=", "FAKE_CODEX="];
         let mut lines: Vec<_> =
             text.lines().filter(|line| !own.iter().any(|name| line.starts_with(name))).map(String::from).collect();
@@ -155,7 +155,7 @@ fn codex_gets_the_environment_as_it_was() {
         if let Some(locale) = locale {
             host.env("LC_ALL", locale);
         }
-        // Names of cdx's own in the environment must not lead the key into codex.
+        // Variables with cdx's own names must not lead the key into codex.
         host.env("CDX_API_KEY", "mine");
         assert!(host.command(host.file("bin/codex")).status().unwrap().success());
         let mut bare = environment(&host);
@@ -169,7 +169,7 @@ fn codex_gets_the_environment_as_it_was() {
     }
 }
 
-/// Runs `cdx` in a terminal of its own, in which Ctrl-C is pressed once `codex` runs; gives what the terminal showed.
+/// Runs `cdx` in a new terminal, and presses Ctrl-C when `codex` runs; returns the terminal's output.
 fn press_ctrl_c(host: &Host, codex: &str) -> Ran {
     let command = match &host.shell {
         Some(shell) => format!("exec {} {}", shell.display(), host.cdx_file().display()),
@@ -207,7 +207,7 @@ fn ctrl_c_is_for_codex_and_cdx_still_hands_the_login_back() {
 
         let (_daemon, mut host, _) = in_step();
         host.shell = shell.clone();
-        // It says that it runs once it is the program that dies of the signal, and no shell any more.
+        // It reports that it runs when the program has replaced the shell, so the signal ends the program.
         let ran = press_ctrl_c(
             &host,
             r#"(until [ "$(cat /proc/$$/comm)" = sleep ]; do :; done; touch "$HOME/running") & exec sleep 10"#,
@@ -226,10 +226,10 @@ fn a_signal_that_ends_cdx_ends_codex() {
             let mut child =
                 host.cdx(&[]).env("FAKE_CODEX", codex).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let pid = eventually("codex runs", || fs::read_to_string(host.file("pid")).ok());
-            // A zombie that nobody has collected yet has an empty command line.
+            // A zombie process has an empty command line.
             let codex_lives =
                 || fs::read(Path::new("/proc").join(pid.trim()).join("cmdline")).is_ok_and(|line| !line.is_empty());
-            // While it becomes `sleep`, it has no command line for a moment.
+            // While it executes `sleep`, it has no command line for a moment.
             eventually("codex has become sleep", || codex_lives().then_some(()));
             let pid_of_cdx = nix::unistd::Pid::from_raw(child.id() as i32);
             nix::sys::signal::kill(pid_of_cdx, format!("SIG{signal}").parse::<nix::sys::signal::Signal>().unwrap())
@@ -291,7 +291,7 @@ fn the_first_host_brings_the_first_login() {
     let daemon = StandIn::start();
     let host = Host::new(&daemon.server.url());
     let ran = host.run(&["x"]);
-    assert_eq!(ran.code, Some(0), "codex is started all the same, to log in: {ran:?}");
+    assert_eq!(ran.code, Some(0), "codex is not started to log in: {ran:?}");
     assert!(ran.err.contains("nobody has logged in yet"), "{ran:?}");
     host.set_auth(&login(1).to_string());
     assert_eq!(host.run(&["--sync"]).code, Some(0));
@@ -330,7 +330,7 @@ fn a_symbolic_link_stays_and_its_target_is_replaced() {
 
     fs::remove_file(host.auth_file()).unwrap();
     symlink("auth.json", host.auth_file()).unwrap();
-    assert_eq!(host.run(&["--sync"]).code, Some(74), "a loop is said, not followed");
+    assert_eq!(host.run(&["--sync"]).code, Some(74), "a loop of links is an error");
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn a_home_with_a_strange_name_is_a_home() {
         let ran = host.run(&["x"]);
         assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical.clone())), "{name}: {ran:?}");
         daemon.answer_always(503, "");
-        assert_eq!(host.run(&["x"]).code, Some(0), "its state is found again: {name}");
+        assert_eq!(host.run(&["x"]).code, Some(0), "its state is not found again: {name}");
         daemon.answer_well();
         assert!(!host.file("canary").exists());
     }
@@ -363,7 +363,7 @@ fn a_large_login_goes_both_ways() {
     assert_eq!(host.auth(), Some(canonical));
 }
 
-/// Files of cdx's that should not be there any more.
+/// Files of cdx that should have been removed.
 pub fn litter(host: &Host) -> Vec<PathBuf> {
     let state = host.state_file().parent().unwrap().to_owned();
     let mut left = Vec::new();
@@ -435,13 +435,13 @@ fn a_bad_answer_to_a_store_leaves_the_renewed_login() {
     let (daemon, host, _) = in_step();
     let renewed = login(40).to_string();
     daemon.answer_always(200, lines("updated", Some(&login(50).to_string())).split_last().unwrap().1.to_vec());
-    // The first answer is spoiled as well; codex runs on the login of a moment ago, and renews it.
+    // The first answer is damaged as well; codex runs on the recent login, and renews it.
     let ran = host.run_codex(&format!("printf '%s' '{renewed}' >\"$HOME/.codex/auth.json\"; exit 4"), &[]);
     assert_eq!(ran.code, Some(4), "the exit code is codex's: {ran:?}");
     assert_eq!(host.auth(), Some(renewed.clone()));
     daemon.answer_well();
     assert_eq!(host.run(&["--sync"]).code, Some(0));
-    assert_eq!(daemon.canonical(), Some(renewed), "the next cdx hands it over");
+    assert_eq!(daemon.canonical(), Some(renewed), "the next cdx stores it");
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn without_the_daemon_a_login_is_good_for_a_day() {
         assert_eq!((ran.code, ran.err.lines().count()), (Some(0), 1), "{status}: {ran:?}");
     }
     drop(daemon);
-    assert_eq!(host.run(&["x"]).code, Some(0), "nobody listens");
+    assert_eq!(host.run(&["x"]).code, Some(0), "no server listens");
 
     host.shift_last_sync(-23 * 3600);
     let ran = host.run(&["x"]);
@@ -497,7 +497,7 @@ fn a_clock_that_steps_back_does_not_make_a_login_last() {
     let (daemon, host, _) = in_step();
     drop(daemon);
     host.shift_last_sync(200);
-    assert_eq!(host.run(&["x"]).code, Some(0), "a small step is no step");
+    assert_eq!(host.run(&["x"]).code, Some(0), "a small change of the clock is ignored");
     host.shift_last_sync(3600);
     assert_eq!(host.run(&["x"]).code, Some(69));
 }
@@ -533,7 +533,7 @@ fn a_refused_key_stops_and_says_so() {
 #[test]
 fn a_key_is_in_no_argument_list_and_no_environment() {
     let (daemon, mut host, _) = in_step();
-    // Exported already: what cdx gives them must not be.
+    // Variables of these names are exported already; cdx's values must not be exported.
     for name in ["DOCUMENT", "A_AUTH", "PIPED", "body", "answer"] {
         host.env(name, "x");
     }
@@ -555,7 +555,7 @@ fn a_key_is_in_no_argument_list_and_no_environment() {
     assert!(seen.iter().any(|line| line.contains("curl")), "the call was watched while curl ran");
     assert!(!seen.iter().any(|line| line.contains(KEY) || line.contains("access-20")));
     assert!(!format!("{ran:?}").contains(KEY));
-    // Nor does a shell told to trace or export everything spread it.
+    // A shell that traces or exports everything does not reveal it either.
     let traced = host.cdx(&["x"]).env("SHELLOPTS", "xtrace:verbose:allexport").output().unwrap();
     assert!(!String::from_utf8_lossy(&traced.stderr).contains(KEY));
     assert!(!fs::read_to_string(host.file("codex.environment")).unwrap().contains(KEY));
@@ -581,7 +581,7 @@ fn only_a_daemon_of_the_baked_ca_is_spoken_to() {
     assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical)), "{ran:?}");
     daemon.server.forget_calls();
 
-    // The system's store, and another CA: neither knows it. The login of a moment ago does not help.
+    // The system's store, and another CA: neither trusts it. The recent login does not help.
     for foreign in [String::new(), authority("127.0.0.1").0] {
         let (cdx, _) = baked(&daemon.server.url(), &foreign, "");
         host.write_program(".local/bin/cdx", cdx.expose(), 0o700);
@@ -590,7 +590,7 @@ fn only_a_daemon_of_the_baked_ca_is_spoken_to() {
         assert_eq!((ran.code, host.codex_was_started()), (Some(76), false), "{ran:?}");
         assert!(ran.err.contains("cannot be trusted"), "{ran:?}");
     }
-    assert!(daemon.server.calls().is_empty(), "nothing was said to it");
+    assert!(daemon.server.calls().is_empty(), "a call was sent to it");
 }
 
 /// A cdx that trusts its machine's store as well.
@@ -619,15 +619,15 @@ fn a_certificate_that_either_vouches_for_is_trusted_and_the_choice_is_remembered
                 let ran = host.run(&["x"]);
                 assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{ran:?}");
             }
-            assert_eq!(daemon.commands(), ["retrieve", "retrieve"], "each is sent once");
+            assert_eq!(daemon.commands(), ["retrieve", "retrieve"], "each call is sent once");
             let trust = host.state_file().with_file_name("trust");
             assert_eq!(fs::read_to_string(&trust).ok().as_deref(), remembered);
-            // And back, once what was remembered is wrong.
+            // And back again, when the remembered trust is wrong.
             host.write_program(".local/bin/cdx", &trusting_both(&daemon.server.url(), &ca), 0o700);
             fs::write(host.file("machine.pem"), &foreign).unwrap();
             assert_eq!(host.run(&["x"]).code, Some(0));
             assert_eq!(fs::read_to_string(&trust).ok(), remembered.map(|_| "ours\n".into()));
-            // Where neither knows it nothing is said, and nothing remembered.
+            // If neither trusts it, nothing is sent, and nothing is remembered.
             host.write_program(".local/bin/cdx", &trusting_both(&daemon.server.url(), &foreign), 0o700);
             daemon.server.forget_calls();
             let ran = host.run(&["x"]);
@@ -640,7 +640,7 @@ fn a_certificate_that_either_vouches_for_is_trusted_and_the_choice_is_remembered
     }
 }
 
-/// Debian's curl trusts /etc/ssl/certs beside the file that it is given.
+/// Debian's curl trusts /etc/ssl/certs in addition to the given file.
 #[test]
 fn an_authority_of_the_machine_does_not_count_where_ours_alone_is_trusted() {
     if !nix::unistd::geteuid().is_root() {
@@ -662,21 +662,21 @@ fn an_authority_of_the_machine_does_not_count_where_ours_alone_is_trusted() {
         let ran = host.cdx_within(&place, &["--sync"]);
         assert!(ran.code == Some(76) && ran.err.contains("cannot be trusted"), "{ran:?}");
         assert!(daemon.server.calls().is_empty(), "the key was sent to a stranger");
-        // The other side of it: that authority is trusted where the machine's store counts.
+        // The same authority is trusted if the machine's store counts.
         host.write_program(".local/bin/cdx", &trusting_both(&daemon.server.url(), &authority("127.0.0.1").0), 0o700);
         let ran = host.cdx_within(&place, &["--sync"]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
     }
 }
 
-/// The login goes to curl by a pipe, which can be read once.
+/// curl gets the login through a pipe, which can be read only once.
 #[test]
 fn a_store_whose_certificate_changed_meanwhile_is_sent_whole_by_the_second_attempt() {
     for shell in shells() {
         let (daemon, mut host, _) = in_step();
         host.shell = shell;
         host.write_program(".local/bin/cdx", &trusting_both(&daemon.server.url(), "a CA"), 0o700);
-        // The second call fails as an unknown certificate does; curl has read all of its input by then.
+        // The second call fails like an unknown certificate, after curl has read all of its input.
         let curl = "#!/bin/sh\nn=$(cat \"$HOME/calls\" 2>/dev/null); n=$((n + 1)); echo $n >\"$HOME/calls\"\n\
                     if [ $n = 2 ]; then cat >/dev/null; cat <&9 >\"$HOME/given\"; printf 000; exit 60; fi\n\
                     exec /usr/bin/curl \"$@\"\n";
@@ -720,7 +720,7 @@ fn update_brings_the_wrapper_that_was_announced() {
     let before = fs::read_to_string(host.cdx_file()).unwrap();
     let newer = before.replace("CDX_WRAPPER_VERSION='", "CDX_WRAPPER_VERSION='9");
     let digest = Digest::of(newer.as_bytes()).to_string();
-    // The codex of this host is not the version that the stand-in names; there is no npm to bring another.
+    // The codex of this host is not the version that the stand-in names; there is no npm to install another.
     host.write_program("bin/npm", "#!/bin/sh\nexit 1\n", 0o755);
     for (script, announced) in [
         (newer.clone(), "0".repeat(64)),
@@ -753,13 +753,13 @@ fn uninstall_takes_everything_of_its_own_and_nothing_else() {
     let (daemon, host, _) = in_step();
     host.set_auth(&login(60).to_string());
     let ran = host.run(&["--uninstall"]);
-    assert!(host.auth_file().exists(), "a login that did not come from the daemon stays: {ran:?}");
+    assert!(host.auth_file().exists(), "a login that did not come from the daemon was removed: {ran:?}");
     drop(daemon);
 
     let (daemon, host, _) = in_step();
     drop(daemon);
     assert_eq!(host.run(&["--uninstall"]).code, Some(69));
-    assert!(host.cdx_file().exists() && host.auth_file().exists(), "half out is not out");
+    assert!(host.cdx_file().exists() && host.auth_file().exists(), "a partial removal removed files");
     assert_eq!(host.run(&["--uninstall", "--force"]).code, Some(0));
     assert!(!host.cdx_file().exists());
 }
@@ -784,7 +784,7 @@ pub fn pipe_installer(host: &Host, script: &[u8]) -> Ran {
     Ran::from(child.wait_with_output().unwrap())
 }
 
-/// A host on which `id -u` says 1000, so that the installer installs for that user.
+/// A host on which `id -u` prints 1000, so that the installer installs for that user.
 pub fn bare_host(daemon: &StandIn) -> Host {
     let host = Host::new(&daemon.server.url());
     fs::remove_file(host.cdx_file()).unwrap();
@@ -871,7 +871,7 @@ fn an_installer_that_fails_undoes_itself() {
                 host.write_program(".local/bin/cdx", previous, 0o711);
             }
             if breakage == "no home for the login" {
-                // The home cannot hold a login, so the last step is the one that fails.
+                // The home cannot store a login, so the last step fails.
                 fs::write(host.file(".codex"), "in the way").unwrap();
             }
             let mut host = host;
@@ -900,7 +900,7 @@ fn codex_comes_from_the_release_url_that_the_operator_set() {
     let daemon = StandIn::start();
     daemon.set_canonical(&login(10));
     let host = bare_host(&daemon);
-    // The archive holds the program under the name that the project's own releases use.
+    // The archive contains the program under the name of the project's own releases.
     let target = format!("codex-{}-unknown-linux-musl", std::env::consts::ARCH);
     fs::rename(host.file("bin/codex"), host.file(&target)).unwrap();
     let packed = host.command("tar").args(["czf", "release.tar.gz", &target]).status().unwrap();
@@ -916,12 +916,12 @@ fn codex_comes_from_the_release_url_that_the_operator_set() {
     let ran = pipe_installer(&host, installer.expose().as_bytes());
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(releases.calls()[0].path, format!("/rust-v0.169.0/{target}.tar.gz"));
-    assert_eq!(releases.calls()[0].header("x-api-key"), None, "the key is the daemon's alone");
+    assert_eq!(releases.calls()[0].header("x-api-key"), None, "the key was sent to the release server");
     assert!(host.file(".local/bin/codex").exists());
     assert_eq!(host.run(&["x"]).code, Some(0));
 }
 
-/// Over plain HTTP the digest is all there is: what another one puts in the way is not installed.
+/// Over plain HTTP only the digest protects: a replaced archive is not installed.
 #[test]
 fn a_release_that_is_not_the_named_one_is_not_installed() {
     if codex_is_installed_here() {
@@ -948,7 +948,7 @@ fn a_release_that_is_not_the_named_one_is_not_installed() {
         let (_, installer) = baked_with_digests(&daemon.server.url(), "", &url, &digests);
         host.path = sparse_path(&host, &["bin/id"]);
         let ran = pipe_installer(&host, installer.expose().as_bytes());
-        // Without a digest there is nothing to fetch.
+        // Without a digest nothing is fetched.
         let fetched = wanted != Some("no SHA-256 of codex for");
         assert_eq!(releases.calls().len(), usize::from(fetched), "{ran:?}");
         match wanted {
@@ -964,7 +964,7 @@ fn a_release_that_is_not_the_named_one_is_not_installed() {
 
 // ------------------------------------------------------------------------------------------------ everywhere
 
-/// A PATH with nothing but bash, curl, tar, and what POSIX and coreutils have.
+/// A PATH with only bash, curl, tar, and the tools of POSIX and coreutils.
 pub fn sparse_path(host: &Host, more: &[&str]) -> String {
     let directory = host.file("sparse");
     fs::create_dir_all(&directory).unwrap();
@@ -1008,8 +1008,8 @@ pub fn sparse_path(host: &Host, more: &[&str]) -> String {
     directory.display().to_string()
 }
 
-/// The shells that the scripts must run under: that of this machine, and bash 3.2 (what macOS has) where one is given by
-/// `AUTHD_TEST_BASH32` or lies in the tests' cache.
+/// The shells that the scripts must support: this machine's, and bash 3.2 (as in macOS) if `AUTHD_TEST_BASH32` names
+/// one or the tests' cache has it.
 pub fn shells() -> Vec<Option<PathBuf>> {
     let old = bash32();
     if old.is_none() {
@@ -1101,7 +1101,7 @@ fn the_scripts_are_clean_to_shellcheck() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// `cdx` finds a codex in /usr/local/bin wherever PATH leads: then there is no host without one on this machine.
+/// Whether a codex is in /usr/local/bin, where `cdx` finds it with any PATH. Then this machine has no host without one.
 pub fn codex_is_installed_here() -> bool {
     let here = Path::new("/usr/local/bin/codex").exists();
     if here {

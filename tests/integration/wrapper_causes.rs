@@ -1,5 +1,5 @@
-//! Where a call fails on something of this machine, `cdx` names that and not the daemon: a proxy of the environment, a CA
-//! file that curl cannot use.
+//! If a call fails because of this machine, `cdx` names the cause and does not blame the daemon: a proxy of the
+//! environment, a CA file that curl cannot use.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::http::{HttpServer, Reply};
 use crate::support::standin::StandIn;
 use crate::wrapper::{in_step, login};
 
-/// Nothing listens there.
+/// No server listens there.
 const PROXY: &str = "http://ada:canary@127.0.0.1:1";
 
 fn doctors_failure(ran: &Ran) -> &str {
@@ -29,7 +29,7 @@ fn a_proxy_of_the_environment_is_named_and_its_password_is_not() {
             assert_eq!(host.run(&["--sync"]).code, Some(0));
             host.env(variable, PROXY);
             let ran = host.run(&["x"]);
-            assert_eq!(ran.code, Some(0), "the login of a moment ago is good: {variable}: {ran:?}");
+            assert_eq!(ran.code, Some(0), "the recent login is used: {variable}: {ran:?}");
             let wanted =
                 format!("by way of the proxy that {variable} names, 127.0.0.1:1: if no proxy leads to the daemon");
             assert!(ran.err.contains(&wanted) && ran.err.contains("into no_proxy"), "{variable}: {ran:?}");
@@ -40,8 +40,8 @@ fn a_proxy_of_the_environment_is_named_and_its_password_is_not() {
             }
             host.env("no_proxy", "other.test,127.0.0.1");
             let ran = host.run(&["x"]);
-            assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{variable}: it does not count");
-            // The daemon is away by itself: nothing to say of a proxy that is not asked.
+            assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{variable}: it has no effect");
+            // The daemon fails by itself: cdx does not mention a proxy that is not used.
             daemon.answer_always(503, "");
             let ran = host.run(&["x"]);
             assert!(ran.err.contains("HTTP 503") && !ran.err.contains("proxy"), "{variable}: {ran:?}");
@@ -75,7 +75,7 @@ fn a_ca_file_that_cannot_be_used_is_named_with_what_to_do() {
         ("SSL_CERT_FILE", Some(&*authority("127.0.0.1").0), "does not vouch for it"),
         ("SSL_CERT_DIR", Some("garbage\n"), "is no directory"),
     ] {
-        // Without a CA of its own the system's store counts, and what these name in its place.
+        // A cdx without its own CA uses the system's store, or the file that these variables name.
         let mut host = Host::new(&daemon.server.url());
         let file = host.file("named by the environment.pem");
         if let Some(content) = content {
@@ -93,7 +93,7 @@ fn a_ca_file_that_cannot_be_used_is_named_with_what_to_do() {
         let failure = doctors_failure(&doctor);
         assert!(failure.contains(file.to_str().unwrap()) && failure.contains("unset"), "{variable} {said}: {doctor:?}");
     }
-    // The one that is right.
+    // The right file.
     let mut host = Host::new(&daemon.server.url());
     fs::write(host.file("right.pem"), &ca).unwrap();
     host.env("CURL_CA_BUNDLE", host.file("right.pem").to_str().unwrap());
@@ -106,13 +106,13 @@ fn a_bad_ca_file_of_its_own_is_named() {
     let daemon = StandIn::start_tls(&certificate, &key);
     daemon.set_canonical(&login(10));
     let mut host = Host::with_ca(&daemon.server.url(), &ca);
-    // These do not count where cdx has a CA.
+    // These have no effect if cdx has a CA.
     host.env("CURL_CA_BUNDLE", "/does/not/exist");
     host.env("SSL_CERT_FILE", "/does/not/exist");
     assert_eq!(host.run(&["x"]).code, Some(0));
     let file = host.state_file().parent().unwrap().join("ca.pem");
     fs::write(&file, "garbage").unwrap();
-    assert_eq!(host.run(&["x"]).code, Some(0), "cdx writes it anew");
+    assert_eq!(host.run(&["x"]).code, Some(0), "cdx writes it again");
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
     let ran = host.run(&["x"]);

@@ -1,5 +1,5 @@
-//! A small fleet on the real daemon, with the real Codex and an upstream whose refresh tokens are single use: whoever
-//! renews, and whatever a host's clock says, no renewed login is lost and no spent one is served.
+//! A small fleet on the real daemon, with the real Codex and an upstream with single-use refresh tokens. Whichever host
+//! renews, and whatever its clock says, no renewed login is lost and no spent one is served.
 
 use serde_json::Value;
 
@@ -40,14 +40,14 @@ impl Fleet {
         self.daemon.cli_json(&["auth", "show"])["digest"].as_str().unwrap().to_owned()
     }
 
-    /// The access token that is in force ends, so that the next Codex has to renew the login.
+    /// Ends the valid access token, so that the next Codex must renew the login.
     fn renew_on(&self, host: usize) {
         self.upstream.withdraw_access();
         let before = self.refreshes();
         self.works_on(host);
         assert_eq!(self.refreshes(), before + 1, "one renewal on host {host}");
         let held = codex_authd::model::digest::Digest::of(self.hosts[host].auth().unwrap().as_bytes());
-        assert_eq!(held.to_string(), self.canonical_digest(), "host {host} holds what is canonical");
+        assert_eq!(held.to_string(), self.canonical_digest(), "host {host} does not have the canonical login");
     }
 
     fn works_on(&self, host: usize) {
@@ -63,8 +63,8 @@ impl Fleet {
     }
 }
 
-/// The clock of `cdx` and its tools is off by so many days, and so is the date that Codex writes. (Codex is a static
-/// program, whose clock cannot be bent from outside.)
+/// Moves the clock of `cdx` and its tools by this many days, and the date that Codex writes. (Codex is a static
+/// program: its clock cannot be changed from outside.)
 fn bend_clock(host: &mut Host, days: i64) {
     let library = ["x86_64", "aarch64"]
         .map(|architecture| format!("/usr/lib/{architecture}-linux-gnu/faketime/libfaketime.so.1"))
@@ -79,11 +79,11 @@ fn bend_clock(host: &mut Host, days: i64) {
         crate::support::host::real_codex().display()
     );
     host.write_program("bin/codex", &codex, 0o755);
-    // The certificate of a fleet that is a day old is good a day ago as well; the test's is an hour old.
+    // The certificate of a fleet that is a day old was valid a day ago as well; the test's is an hour old.
     host.write_program("bin/curl", "#!/bin/sh\nunset LD_PRELOAD FAKETIME\nexec /usr/bin/curl \"$@\"\n", 0o755);
     host.env("LD_PRELOAD", &library);
     host.env("FAKETIME", &format!("{days:+}d"));
-    // Else the monotonic clock is bent as well, on which curl's time limits run.
+    // Otherwise faketime would change the monotonic clock too, which curl's time limits use.
     host.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
@@ -93,7 +93,7 @@ fn four_hosts_renew_in_turn_and_none_is_served_a_spent_login() {
     for round in 0..2 {
         for host in 0..4 {
             fleet.renew_on(host);
-            // Another one takes it over before it is its own turn.
+            // Another host fetches the login before its own turn.
             fleet.works_on((host + 2) % 4);
         }
         assert_eq!(fleet.refreshes(), 4 * (round + 1));
@@ -126,8 +126,8 @@ fn on_a_wrong_clock(days: i64) {
         &time::format_description::well_known::Rfc3339,
     );
     let ahead = dated.unwrap() - crate::support::now();
-    assert!(ahead <= time::Duration::minutes(5), "no date of the future is served: {text}");
+    assert!(ahead <= time::Duration::minutes(5), "a date in the future is served: {text}");
     for host in &fleet.hosts {
-        assert!(!host.codex_home.join("auth.json.cdx-replaced").exists(), "nothing was thrown away");
+        assert!(!host.codex_home.join("auth.json.cdx-replaced").exists(), "a login was replaced");
     }
 }

@@ -1,5 +1,5 @@
-//! What `cdx` and its installer must not do to a machine: spend the fleet's login, trust somebody else's home, leave
-//! secrets behind, or trip over an odd environment.
+//! Damage that `cdx` and its installer must not do to a machine: spend the fleet's login, trust another user's home,
+//! leave secrets behind. They must also work in unusual environments.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -61,7 +61,7 @@ fn the_fleets_login_is_not_revoked_by_one_host() {
         assert_eq!(host.run(&[command]).code, Some(64));
         assert_eq!((upstream.calls_to("POST", "/oauth/revoke").len(), host.auth()), (0, Some(canonical.clone())));
     }
-    // What is prevented: this.
+    // The harm that cdx prevents.
     assert_eq!(host.run(&["--", "logout"]).code, Some(0));
     assert_eq!((upstream.calls_to("POST", "/oauth/revoke").len(), host.auth()), (1, None));
 }
@@ -83,13 +83,13 @@ impl Borrowed {
             home.write_program(&format!(".local/bin/{program}"), &trap, 0o755);
         }
         home.set_auth(&login(50).to_string());
-        // There is no codex to be had from the network.
+        // npm cannot install a codex.
         machine.write_program("bin/npm", "#!/bin/sh\nexit 1\n", 0o755);
         assert!(Command::new("chown").args(["-R", "4242:4242"]).arg(home.file("")).status().unwrap().success());
         Self { home, machine }
     }
 
-    /// `cdx` as root, whose own home is empty and this call's alone.
+    /// Runs `cdx` as root, whose own home is new and empty for this call.
     fn run(&self, arguments: &[&str], then: &str) -> Ran {
         let mut command = self.machine.command("unshare");
         let script = format!("mount -t tmpfs -o mode=700 none /root || exit 99; \"$@\"; code=$?; {then}; exit $code");
@@ -107,7 +107,7 @@ impl Borrowed {
     }
 
     fn is_unharmed(&self, what: &str) {
-        assert!(!self.machine.file("trapped").exists(), "{what}: something of theirs was run");
+        assert!(!self.machine.file("trapped").exists(), "{what}: a program of that home was run");
         let mut left = vec![self.home.file("")];
         while let Some(path) = left.pop() {
             assert_eq!(fs::symlink_metadata(&path).unwrap().uid(), 4242, "{what}: {}", path.display());
@@ -185,7 +185,7 @@ fn root_with_a_home_of_its_own_leaves_no_files_where_sudo_pointed() {
 
 // ------------------------------------------------------------------------------------------------ who reads the key
 
-/// Runs the installer as root, with a /usr/local/bin of the host's own.
+/// Runs the installer as root, with a /usr/local/bin for this host only.
 fn install_as_root(host: &Host, installer: &str, group: Option<&str>) -> Ran {
     host.write_program("installer", installer, 0o600);
     fs::create_dir_all(host.file("usr-local-bin")).unwrap();
@@ -214,8 +214,8 @@ fn a_group_can_be_given_the_key_and_nobody_else() {
     let gid = nix::unistd::Group::from_name("daemon").unwrap().unwrap().gid.as_raw();
 
     assert_eq!(install_as_root(&host, installer.expose(), None).code, Some(0));
-    assert_eq!(seen(), (0o755, 0, 0), "the default: everybody can run cdx, and read the key in it");
-    // With a group, over that; again without one; and over an update: it stays closed.
+    assert_eq!(seen(), (0o755, 0, 0), "the default: every user can run cdx, and read the key in it");
+    // With a group, over the first; again without one; and over an update: the group stays.
     assert_eq!(install_as_root(&host, installer.expose(), Some("daemon")).code, Some(0));
     assert_eq!(seen(), (0o750, 0, gid));
     host.write_program("bash-env", "IFS=0a/\n", 0o600);
@@ -245,7 +245,7 @@ fn root_is_told_of_the_path_that_root_has() {
     daemon.set_canonical(&login(10));
     let (_, installer) = baked(&daemon.server.url(), "", "");
     let mut host = Host::new(&daemon.server.url());
-    // As `sudo` leaves it where secure_path has no /usr/local/bin.
+    // The PATH that `sudo` sets if secure_path has no /usr/local/bin.
     let ran = install_as_root(&host, installer.expose(), None);
     assert!(ran.code == Some(0) && ran.out.contains("/usr/local/bin is not on root's PATH"), "{ran:?}");
     assert!(ran.out.contains("  export PATH=\"/usr/local/bin:$PATH\"") && !ran.out.contains(".local/bin:"), "{ran:?}");
@@ -311,7 +311,7 @@ fn what_a_killed_cdx_left_is_swept() {
                 assert!(!file.exists(), "{arguments:?}: {} is left", file.display());
             }
             for file in files(std::process::id()) {
-                assert!(file.exists(), "{arguments:?}: {} belongs to one that lives", file.display());
+                assert!(file.exists(), "{arguments:?}: {} belongs to a running process", file.display());
                 fs::remove_file(file).unwrap();
             }
         }
@@ -358,7 +358,7 @@ fn an_odd_shell_setup_changes_nothing() {
             let (daemon, mut host, _) = in_step();
             host.shell = shell.clone();
             host.write_program("bash-env", functions, 0o600);
-            // The codex of this host is no bash, which would trip over it too.
+            // The codex of this host is not bash, because bash would fail on it too.
             host.write_program(
                 "bin/codex",
                 "#!/bin/sh\n[ \"$1\" != --version ] || { echo codex 0.1.2; exit; }\nenv >\"$HOME/codex.environment\"\ncp \"$HOME/renewed.json\" \"$HOME/.codex/auth.json\"\nexit 7\n",
@@ -415,7 +415,7 @@ fn only_a_failed_verification_is_distrust() {
     for code in [2, 5, 6, 7, 16, 26, 28, 35, 52, 53, 54, 55, 56, 58, 59, 66, 80, 82, 92, 97] {
         host.write_program("bin/curl", &format!("#!/bin/sh\ncat >/dev/null\nprintf 000\nexit {code}\n"), 0o755);
         let ran = host.run(&["x"]);
-        assert_eq!(ran.code, Some(0), "the login of a moment ago is good enough: {code}: {ran:?}");
+        assert_eq!(ran.code, Some(0), "the recent login is used: {code}: {ran:?}");
         assert!(!ran.err.contains("trusted") && ran.err.contains("continuing with the login"), "{code}: {ran:?}");
         let local = ran.err.contains("a problem on this machine");
         assert_eq!(local, matches!(code, 26 | 53 | 54 | 58 | 59 | 66 | 82), "{code}: {ran:?}");
@@ -425,13 +425,13 @@ fn only_a_failed_verification_is_distrust() {
 #[test]
 fn a_plain_text_answer_within_the_handshake_is_absence() {
     let (daemon, host, canonical) = in_step();
-    // The daemon's place is taken by something that speaks no TLS, as a captive portal or a proxy does.
+    // A server without TLS takes the daemon's place, like a captive portal or a proxy.
     let url = daemon.server.url();
     let (cdx, _) = baked(&url, "", "");
     let with_tls = cdx.expose().replace(&url, &url.replace("http:", "https:"));
     host.write_program(".local/bin/cdx", &with_tls, 0o700);
     let ran = host.run(&["x"]);
-    assert_eq!(ran.code, Some(69), "never in step with this address: {ran:?}");
+    assert_eq!(ran.code, Some(69), "it never had a login from this address: {ran:?}");
     assert!(ran.err.contains("handshake") && !ran.err.contains("trusted"), "{ran:?}");
     assert_eq!(host.auth(), Some(canonical));
 }
@@ -445,7 +445,7 @@ fn half_an_installer_fails() {
     let host = bare_host(&daemon);
     let (_, installer) = baked(&daemon.server.url(), "", "");
     let script = installer.expose().as_bytes();
-    // The first two lines are a whole script that does nothing.
+    // The first two lines are a complete script that does nothing.
     let cuts = [120, 200, 500]
         .into_iter()
         .chain((1..24).map(|part| script.len() * part / 24))

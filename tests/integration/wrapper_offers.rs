@@ -1,5 +1,5 @@
-//! Who decides which login stays: `cdx` offers what it did not bring itself to the daemon, obeys the answer, and keeps
-//! what it replaces.
+//! The decision which login stays: `cdx` offers every login to the daemon that it did not bring itself, obeys the
+//! answer, and keeps a login that it replaces.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -20,13 +20,13 @@ fn kept(host: &Host) -> Option<String> {
     fs::read(kept_file(host)).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What codex does when it renews a login: another document in the place of the first.
+/// Writes like codex when it renews a login: another document replaces the first.
 fn write_with_codex(host: &Host, document: &Value) -> Ran {
     host.write_program("renewed.json", &document.to_string(), 0o600);
     host.run_codex(r#"cp "$HOME/renewed.json" "$HOME/.codex/auth.json""#, &[])
 }
 
-/// A daemon and a host that is in step with it, on tokens that carry account and issuer's time.
+/// A daemon and a host that has its login, with tokens that contain account and time of issue.
 fn in_step_with_tokens() -> (Upstream, StandIn, Host, String) {
     let (upstream, daemon) = (Upstream::start(), StandIn::start());
     let canonical = daemon.set_canonical(&upstream.login("acc-1", 864_000));
@@ -84,8 +84,8 @@ fn a_login_renewed_under_a_wrong_clock_reaches_the_daemon() {
         assert_eq!(ran.code, Some(0), "{days}: {ran:?}");
         let canonical: Value = serde_json::from_str(&daemon.canonical().unwrap()).unwrap();
         assert_eq!(canonical["tokens"], renewed["tokens"], "{days}");
-        assert_eq!(host.auth(), daemon.canonical(), "{days}: re-dated or not, the host holds the canonical text");
-        assert_eq!(kept(&host), None, "{days}: nothing was lost: {ran:?}");
+        assert_eq!(host.auth(), daemon.canonical(), "{days}: the host does not have the canonical text");
+        assert_eq!(kept(&host), None, "{days}: a login was replaced: {ran:?}");
     }
 }
 
@@ -116,7 +116,7 @@ fn the_same_login_under_another_date_becomes_the_canonical_text() {
         assert_eq!((host.auth(), kept(&host)), (Some(canonical), None), "{days}");
         daemon.server.forget_calls();
         assert_eq!(host.run(&["x"]).code, Some(0));
-        assert_eq!(daemon.commands(), ["retrieve"], "{days}: and it is over");
+        assert_eq!(daemon.commands(), ["retrieve"], "{days}: cdx offers it again");
     }
 }
 
@@ -128,14 +128,14 @@ fn a_login_of_another_account_gives_way_to_the_fleets() {
     assert_eq!(ran.code, Some(0));
     assert!(ran.err.contains("refused: other_account"), "{ran:?}");
     assert!(!ran.err.contains("the next cdx does it"), "{ran:?}");
-    assert_eq!(host.auth(), Some(others.to_string()), "after codex it stays, and is said");
+    assert_eq!(host.auth(), Some(others.to_string()), "after codex it stays, and cdx reports it");
 
     let ran = host.run(&["x"]);
     assert_eq!((ran.code, host.auth()), (Some(0), Some(canonical.clone())), "{ran:?}");
     assert_eq!((kept(&host), daemon.canonical()), (Some(others.to_string()), Some(canonical)));
     daemon.server.forget_calls();
     assert_eq!(host.run(&["x"]).err, "");
-    assert_eq!(daemon.commands(), ["retrieve"], "and it is over");
+    assert_eq!(daemon.commands(), ["retrieve"], "cdx offers it again");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_refused_store_is_no_promise_and_changes_nothing() {
         assert!(!ran.err.contains("the next cdx does it"), "{status}: {ran:?}");
         let ran = host.run(&["--sync"]);
         assert_eq!((ran.code, host.auth()), (Some(65), Some(renewed.to_string())), "{status}: {ran:?}");
-        assert_eq!(host.run(&["x"]).code, Some(0), "codex still runs on what is here");
+        assert_eq!(host.run(&["x"]).code, Some(0), "codex does not run on the present login");
         assert_eq!(kept(&host), None);
     }
 }
@@ -204,7 +204,7 @@ fn a_file_that_is_no_login_is_named_kept_and_replaced() {
             assert_eq!((ran.code, host.auth().as_ref()), (Some(0), Some(&canonical)), "{said}: {ran:?}");
             assert!(ran.err.contains(said), "{said}: {ran:?}");
             assert_eq!(fs::read(kept_file(&host)).unwrap_or_default(), *bytes, "{said}");
-            assert_eq!(daemon.commands(), ["retrieve"], "{said}: it is not handed over");
+            assert_eq!(daemon.commands(), ["retrieve"], "{said}: cdx stores it");
         }
     }
 }

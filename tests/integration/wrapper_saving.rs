@@ -1,5 +1,5 @@
-//! Where a login cannot be saved: codex is not started, so that no refresh token is spent for nothing. With the real
-//! Codex on real mounts.
+//! If a login cannot be saved, codex is not started, so that no refresh token is wasted. With the real Codex on real
+//! mounts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,11 +13,11 @@ use crate::support::upstream::Upstream;
 use crate::wrapper::{BANANA, in_step, login, shells};
 
 const MOUNT_FILE: &str = r#"mount --bind "$HOME/mounted.json" "$HOME/.codex/auth.json""#;
-/// A disk with so little room that it is full once `balloon` is written.
+/// A disk with so little room that `balloon` fills it.
 const FULL_DISK: &str = r#"mount -t tmpfs -o size=1m,mode=700 none "$HOME/.codex" && cp "$HOME"/seed/* "$HOME/.codex/" && { head -c 2000000 /dev/zero >"$HOME/.codex/balloon" || :; } 2>/dev/null"#;
 const READ_ONLY_HOME: &str = r#"mount --bind "$HOME/.codex" "$HOME/.codex" && mount -o remount,ro,bind "$HOME/.codex""#;
 
-/// The real Codex on a login that has to be renewed at once, and `cdx` in step.
+/// The real Codex with a login that must be renewed at once, and a `cdx` with the canonical login.
 fn about_to_renew() -> (Upstream, StandIn, Host, String) {
     let (upstream, daemon) = (Upstream::start(), StandIn::start());
     let canonical = daemon.set_canonical(&upstream.login("acc-1", -60));
@@ -44,9 +44,9 @@ fn nothing_is_spent_where_a_renewed_login_cannot_be_saved() {
         let ran = host.cdx_within(setup, &BANANA);
         assert_eq!(ran.code, Some(74), "{setup}: {ran:?}");
         assert!(ran.err.contains(said), "{setup}: the reason: {ran:?}");
-        assert_eq!(upstream.calls_to("POST", "/oauth/token").len(), 0, "{setup}: nothing was spent");
+        assert_eq!(upstream.calls_to("POST", "/oauth/token").len(), 0, "{setup}: a refresh token was spent");
         assert_eq!(daemon.canonical(), Some(canonical), "{setup}");
-        // The same login is good once there is room for the next one.
+        // The same login works when there is room for the next one.
         let ran = host.run(&BANANA);
         assert_eq!((ran.code, ran.out.as_str()), (Some(0), "Banana\n"), "{setup}: {ran:?}");
         assert_eq!(upstream.calls_to("POST", "/oauth/token").len(), 1);
@@ -79,7 +79,7 @@ fn a_file_that_is_mounted_by_itself_is_written_in_place() {
         assert_eq!(mounted, newer, "the file that was mounted is the same file");
         let names: Vec<_> = fs::read_dir(&host.codex_home).unwrap().map(|file| file.unwrap().file_name()).collect();
         assert_eq!(names, ["auth.json"], "no litter");
-        // A login that came by itself is offered and kept there too.
+        // A login that another program wrote is offered and kept there too.
         fs::write(host.file("mounted.json"), login(5).to_string()).unwrap();
         let ran = host.cdx_within(mount, &["--sync"]);
         assert_eq!((ran.code, fs::read_to_string(host.file("mounted.json")).unwrap()), (Some(0), newer), "{ran:?}");
@@ -105,7 +105,7 @@ fn a_full_disk_leaves_the_login_as_it_is() {
     assert_eq!(fs::read_to_string(host.file("after.json")).unwrap(), canonical);
 }
 
-/// `cdx` as the user nobody, who owns the host's home.
+/// Runs `cdx` as the user nobody, who owns the host's home.
 fn as_nobody(host: &Host, arguments: &[&str]) -> Ran {
     let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(host.file("")).status().unwrap();
     assert!(owned.success());

@@ -1,4 +1,5 @@
-//! `cdx --uninstall`: the daemon hears of it only where everything can be removed, and a crash in between can be finished.
+//! `cdx --uninstall`: it calls the daemon only if everything can be removed, and can be repeated after a crash in
+//! between.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,7 +10,7 @@ use crate::support::host::{Host, Ran, is_root};
 use crate::support::skip::skipped;
 use crate::wrapper::in_step;
 
-/// The program in a directory of root's, as an installation by root leaves it.
+/// Puts the program into a directory of root, as an installation by root does.
 fn install_for_all(host: &Host) {
     let file = host.cdx_file();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
@@ -18,7 +19,7 @@ fn install_for_all(host: &Host) {
     }
 }
 
-/// `cdx` as the user nobody with a home of their own.
+/// Runs `cdx` as the user nobody with their own home.
 fn as_nobody(host: &Host, theirs: &Host, arguments: &[&str]) -> Ran {
     assert!(Command::new("chown").args(["-R", "65534:65534"]).arg(theirs.file("")).status().unwrap().success());
     let mut command = theirs.command("setpriv");
@@ -59,7 +60,7 @@ fn a_user_who_may_not_remove_cdx_does_not_take_the_host_out() {
         assert_eq!(ran.code, Some(1), "{what}: {ran:?}");
         assert!(ran.err.contains("cannot remove") && ran.err.contains("sudo cdx --uninstall"), "{what}: {ran:?}");
         assert!(ran.err.contains("Nothing was done"), "{what}: {ran:?}");
-        assert_eq!(daemon.commands(), [""; 0], "{what}: the daemon heard of it");
+        assert_eq!(daemon.commands(), [""; 0], "{what}: the daemon was called");
         assert_eq!((host.auth(), host.cdx_file().exists()), (Some(canonical), true), "{what}");
     }
 }
@@ -77,7 +78,7 @@ fn a_login_that_cannot_be_removed_keeps_the_host_in() {
     assert_eq!(host.run(&["--uninstall"]).code, Some(0));
 }
 
-/// In a terminal of its own, in which `typed` is typed.
+/// Runs the command in a new terminal, and types `typed`.
 fn in_a_terminal(host: &Host, arguments: &str, typed: &str) -> Ran {
     let command = format!("exec {} {arguments}", host.cdx_file().display());
     let mut script = host.command("script");
@@ -118,16 +119,16 @@ fn on_a_terminal_uninstall_asks_first() {
 
 #[test]
 fn a_crash_after_the_daemon_was_asked_is_finished_by_the_next_uninstall() {
-    // Killed before it removes the login, before what it remembers, and before the program itself.
+    // Killed before it removes the login, before its remembered state, and before the program itself.
     for point in 1..=3 {
         let (daemon, host, _) = in_step();
         host.write_program("bin/rm", "#!/bin/sh\necho >>\"$HOME/removals\"\n[ \"$(wc -l <\"$HOME/removals\")\" != \"$(cat \"$HOME/point\")\" ] || { kill -9 $PPID; exit 1; }\nexec /bin/rm \"$@\"\n", 0o755);
         fs::write(host.file("point"), point.to_string()).unwrap();
         let ran = host.run(&["--uninstall"]);
         assert_eq!((ran.code, daemon.commands()), (None, vec!["DELETE".into()]), "{point}: {ran:?}");
-        assert!(host.cdx_file().exists(), "{point}: it is killed before");
+        assert!(host.cdx_file().exists(), "{point}: it was killed too late");
         fs::remove_file(host.file("bin/rm")).unwrap();
-        // What the daemon answers to a key that it does not know any more.
+        // The daemon's answer to an unknown key.
         daemon.answer_always(401, r#"{"status":"error","code":"key_invalid","message":"Invalid API key"}"#);
         let ran = host.run(&["--uninstall"]);
         assert_eq!(ran.code, Some(0), "{point}: {ran:?}");

@@ -14,14 +14,14 @@ pub(super) const MAX_CLOCK_BACK: i64 = SECOND;
 const CLOCK_STEP: i64 = SECOND / 10;
 
 #[derive(Default)]
-pub(super) struct Clock {
+pub(super) struct ThrottleClock {
     /// The sum of all steps back of the wall clock, in nanoseconds.
     behind: AtomicI64,
     latest: AtomicI64,
     turning: Mutex<()>,
 }
 
-impl Clock {
+impl ThrottleClock {
     /// Nanoseconds since 1970; they never go back by more than [`MAX_CLOCK_BACK`].
     pub(super) fn at(&self, now: OffsetDateTime) -> i64 {
         let wall = nanoseconds(now);

@@ -16,7 +16,7 @@ use super::SECOND;
 /// Added to the lifetime of refused subjects: real time may run slower than the throttle's.
 const COUNT_RETENTION: Duration = Duration::from_secs(600);
 
-/// All times in nanoseconds of [`super::clock::Clock`].
+/// All times in nanoseconds of [`super::clock::ThrottleClock`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Window {
     pub begun: i64,

@@ -20,7 +20,7 @@ use crate::model::host::HostId;
 use crate::model::people::{Email, UserId};
 
 use blocks::KeptBlocks;
-use clock::Clock;
+use clock::ThrottleClock;
 use counts::{Counts, Window};
 
 pub(in crate::hot) use blocks::ROWS;
@@ -85,7 +85,7 @@ pub struct Limited {
 
 pub struct Throttle {
     limits: Limits,
-    clock: Clock,
+    clock: ThrottleClock,
     calls: Counts,
     hosts: Counts,
     failures: Counts,
@@ -103,7 +103,7 @@ impl Throttle {
         let block = seconds(limits.auth_fail_block_seconds);
         Self {
             limits,
-            clock: Clock::default(),
+            clock: ThrottleClock::default(),
             calls: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
             hosts: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
             failures: Counts::new(MAX_REMEMBERED, window, block),

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::hot::Hot;
-use crate::outside::System;
+use crate::platform::System;
 
 const LIMITS: Limits = Limits {
     global_per_minute: 3,

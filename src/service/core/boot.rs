@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::hot::Hot;
 use crate::model::authority::AuthorityRole;
-use crate::outside::Outside;
 use crate::pki::authority;
 use crate::pki::server_key;
+use crate::platform::Platform;
 use crate::records::{AdminCertificate, Authority, AuthoritySlot, BootMaterial, Epoch, Records, SealingKey, Seed};
 use crate::seal::{KeyId, KeyRing, MasterKey, Place};
 use crate::service::core::authorities::{Authorities, authority_place};
@@ -43,9 +43,9 @@ pub async fn unlock(
     records: &dyn Records,
     master_key: &Path,
     credentials: Option<&Path>,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
 ) -> Result<Secrets> {
-    let (foundation, master) = read(records, master_key, credentials, outside).await?;
+    let (foundation, master) = read(records, master_key, credentials, platform).await?;
     open(foundation, master, false)
 }
 
@@ -55,9 +55,9 @@ pub async fn unlock_with_hot(
     hot: &Hot,
     master_key: &Path,
     credentials: Option<&Path>,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
 ) -> Result<Secrets> {
-    let (foundation, master) = match read(records, master_key, credentials, outside).await {
+    let (foundation, master) = match read(records, master_key, credentials, platform).await {
         Err(ServiceError::RecordsAway { cause }) if records.may_be_away() => {
             // A cache that is new, or was never filled completely, knows no hosts: serving from it would refuse every
             // host.
@@ -89,15 +89,15 @@ async fn read(
     records: &dyn Records,
     master_key: &Path,
     credentials: Option<&Path>,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
 ) -> Result<(BootMaterial, MasterKey)> {
     // A master key is made only if nothing was sealed yet. A lost one must be put back, not replaced.
     let master = if records.is_initialised().await? {
         MasterKey::load(master_key, credentials)?.ok_or_else(|| lost(master_key))?
     } else {
-        let (master, made) = MasterKey::load_or_create(master_key, credentials, outside)?;
-        let note = Initiator::daemon().note(outside.now(), "state.initialise");
-        if records.initialise(&seed(&master, outside)?, &note).await? {
+        let (master, made) = MasterKey::load_or_create(master_key, credentials, platform)?;
+        let note = Initiator::daemon().note(platform.now(), "state.initialise");
+        if records.initialise(&seed(&master, platform)?, &note).await? {
             log::info!(event = "initialised"; "first boot: keys, authorities and the store were made");
         } else if made {
             // The new key opens nothing: another daemon on the same database was first, with its own key.
@@ -154,26 +154,26 @@ pub(in crate::service) fn server_key_place() -> Place {
     Place::new("settings", "server_key", 0)
 }
 
-fn seed(master: &MasterKey, outside: &dyn Outside) -> Result<Seed> {
-    let now = outside.now();
+fn seed(master: &MasterKey, platform: &dyn Platform) -> Result<Seed> {
+    let now = platform.now();
     let first = KeyId(1);
-    let sealing_key = SealingKey { id: first, sealed: KeyRing::new_key(master, first, outside)?, created_at: now };
+    let sealing_key = SealingKey { id: first, sealed: KeyRing::new_key(master, first, platform)?, created_at: now };
     let ring = KeyRing::unlock(master, &[(first, sealing_key.sealed.clone())])?;
     let authorities = [AuthorityRole::Server, AuthorityRole::Client]
         .into_iter()
         .map(|role| {
-            let made = authority::create(role, now, outside)?;
+            let made = authority::create(role, now, platform)?;
             Ok(Authority {
                 id: made.id,
                 role,
                 slot: AuthoritySlot::Active,
-                private_key: ring.seal(&authority_place(made.id), &made.private_key, outside)?,
+                private_key: ring.seal(&authority_place(made.id), &made.private_key, platform)?,
                 certificate_pem: made.certificate_pem,
                 cross_certificate_pem: None,
                 created_at: Some(now),
             })
         })
         .collect::<Result<_>>()?;
-    let server_key = ring.seal(&server_key_place(), &server_key::create()?.pkcs8(), outside)?;
+    let server_key = ring.seal(&server_key_place(), &server_key::create()?.pkcs8(), platform)?;
     Ok(Seed { sealing_key, authorities, server_key })
 }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::hot::Hot;
 use crate::model::checkup;
-use crate::outside::Outside;
+use crate::platform::Platform;
 use crate::records::{Epoch, Records, RecordsError, Standstill, StoreFailure, StoreState};
 use crate::service::{Result, ServiceError};
 
@@ -62,7 +62,7 @@ const REACHED_NOTE_INTERVAL: Duration = Duration::seconds(10);
 pub struct Health {
     records: Arc<dyn Records>,
     hot: Arc<Hot>,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     /// Of the store that this process runs on.
     incarnation: Option<Uuid>,
     store_failed: ArcSwapOption<Failed>,
@@ -76,13 +76,13 @@ impl Health {
     pub(in crate::service) fn new(
         records: Arc<dyn Records>,
         hot: Arc<Hot>,
-        outside: Arc<dyn Outside>,
+        platform: Arc<dyn Platform>,
         incarnation: Option<Uuid>,
     ) -> Self {
         Self {
             records,
             hot,
-            outside,
+            platform,
             incarnation,
             store_failed: ArcSwapOption::empty(),
             away: ArcSwapOption::empty(),
@@ -106,7 +106,7 @@ impl Health {
             return Some(known);
         }
         let failure = self.records.failure().or_else(|| self.hot.failure())?;
-        let found = Arc::new(Failed { since: self.outside.now(), failure });
+        let found = Arc::new(Failed { since: self.platform.now(), failure });
         // The first caller that saw the failure sets its time.
         self.store_failed.compare_and_swap(&None::<Arc<Failed>>, Some(found));
         self.store_failed.load_full()
@@ -242,7 +242,7 @@ impl Health {
         if known.as_ref().is_some_and(|known| known.why == why && known.unwritten == unwritten) {
             return;
         }
-        let since = known.as_ref().map_or_else(|| self.outside.now(), |known| known.since);
+        let since = known.as_ref().map_or_else(|| self.platform.now(), |known| known.since);
         // Records that can be read are up to date.
         let known_at = if unwritten { Some(since) } else { self.hot.reached_at().ok().flatten() };
         self.away.store(Some(Arc::new(Away { since, known_at, why: why.into(), unwritten })));
@@ -268,7 +268,7 @@ impl Health {
         if !self.records.may_be_away() {
             return;
         }
-        let now = self.outside.now();
+        let now = self.platform.now();
         let known = self.hot.reached_at().ok().flatten();
         if known.is_none_or(|known| (now - known).abs() >= REACHED_NOTE_INTERVAL)
             && let Err(error) = self.hot.note_reached(now)

@@ -29,7 +29,7 @@ use crate::hot::Hot;
 use crate::hot::throttle::{Failing, Throttle};
 use crate::metrics::Metrics;
 use crate::model::digest::Digest;
-use crate::outside::Outside;
+use crate::platform::Platform;
 use crate::records::{AdminCertificate, Records, Settings};
 use crate::seal::KeyRing;
 use crate::service::{Result, ServiceError};
@@ -41,7 +41,7 @@ pub struct Core {
     pub(in crate::service) hot: Arc<Hot>,
     pub(in crate::service) throttle: Throttle,
     pub(in crate::service) metrics: Arc<Metrics>,
-    pub(in crate::service) outside: Arc<dyn Outside>,
+    pub(in crate::service) platform: Arc<dyn Platform>,
     pub(in crate::service) policy: ArcSwap<Policy>,
     /// Turned after every change of the policy.
     pub(in crate::service) policy_revision: AtomicU64,
@@ -70,7 +70,7 @@ pub struct Parts {
     pub hot: Arc<Hot>,
     pub throttle: Throttle,
     pub metrics: Arc<Metrics>,
-    pub outside: Arc<dyn Outside>,
+    pub platform: Arc<dyn Platform>,
     pub policy: Policy,
     pub secrets: Arc<boot::Secrets>,
 }
@@ -78,15 +78,15 @@ pub struct Parts {
 impl Core {
     /// Catches up with the records. `false`: they are away, and hot state has what a daemon of the last run knew.
     pub(in crate::service) async fn start(parts: Parts) -> Result<(Arc<Self>, bool)> {
-        let Parts { records, hot, throttle, metrics, outside, policy, secrets } = parts;
+        let Parts { records, hot, throttle, metrics, platform, policy, secrets } = parts;
         let core = Self {
-            health: health::Health::new(records.clone(), hot.clone(), outside.clone(), secrets.incarnation),
+            health: health::Health::new(records.clone(), hot.clone(), platform.clone(), secrets.incarnation),
             directory: Arc::new(directory::Directory::new(hot.clone())),
             records,
             hot,
             throttle,
             metrics,
-            outside,
+            platform,
             policy: ArcSwap::from_pointee(policy),
             policy_revision: AtomicU64::new(0),
             ring: ArcSwap::from_pointee(secrets.ring.clone()),
@@ -101,7 +101,7 @@ impl Core {
             catch_ups_asked: AtomicU64::new(0),
         };
         core.adopt_trust(Some(core.secrets.certificates.clone()), None)?;
-        core.hot.restore_blocks(&core.throttle, core.outside.now())?;
+        core.hot.restore_blocks(&core.throttle, core.platform.now())?;
         core.adopt_hot().await?;
         let has_caught_up = match core.catch_up().await {
             Err(ServiceError::RecordsAway { .. }) if core.secrets.are_from_hot => false,
@@ -134,7 +134,7 @@ impl Core {
 
     /// The wall clock, for what is shown.
     pub fn now(&self) -> time::OffsetDateTime {
-        self.outside.now()
+        self.platform.now()
     }
 
     /// Names this node among those that share the records.

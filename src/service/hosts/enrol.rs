@@ -111,7 +111,7 @@ impl Hosts {
         let HostOptions { secure, expires_at: host_expires_at, allow_short_name } = options;
         let fqdn: Fqdn =
             fqdn.parse().map_err(|error: crate::model::host::BadFqdn| ServiceError::Refused(error.to_string()))?;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if host_expires_at.is_some_and(|end| end <= now) {
             return Err(ServiceError::invalid("expires_at", "must be in the future"));
         }
@@ -122,13 +122,13 @@ impl Hosts {
             let (base_url, file) = (policy.base_url.clone(), policy.config_file.clone());
             return Err(ServiceError::BaseUrlGuessed { base_url, doubt, file });
         }
-        let api_key = Secret::new_api_key(&*self.core.outside);
-        let token = Secret::new_install_token(&*self.core.outside);
+        let api_key = Secret::new_api_key(&*self.core.platform);
+        let token = Secret::new_install_token(&*self.core.platform);
         let expires_at = now + policy.install_token_ttl;
         let insecure_enabled_until = (secure == Some(false)).then(|| now + policy.insecure_window);
         let mut known = self.core.records.host_fetch_by_name(&fqdn).await?.map(|host| host.id);
         for _ in 0..MAX_ID_ATTEMPTS {
-            let id = known.unwrap_or_else(|| HostId::new(&*self.core.outside));
+            let id = known.unwrap_or_else(|| HostId::new(&*self.core.platform));
             // A known host is overwritten only under its own id. So either this note is true, or nothing happens.
             let note = known.iter().fold(note.clone(), |note, _| note.with("rotated", true));
             let registration = Registration {
@@ -138,7 +138,7 @@ impl Hosts {
                 api_key: self.core.ring.load().seal(
                     &api_key_place(id),
                     api_key.expose().as_bytes(),
-                    &*self.core.outside,
+                    &*self.core.platform,
                 )?,
                 secure,
                 expires_at: host_expires_at,
@@ -219,7 +219,7 @@ impl Hosts {
         by: &Initiator,
     ) -> Result<Host> {
         let fqdn = self.core.records.host_fetch(id).await?.ok_or(ServiceError::NotFound("Host"))?.fqdn;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let note = by.note(now, "host.remove").on(fqdn).with("id", id);
         let removing = match owner {
             None => self.core.records.host_remove(id, now, &note),
@@ -237,14 +237,14 @@ impl Hosts {
 
     /// The hosts whose removal can still be undone, latest removal first.
     pub async fn removed_hosts(&self) -> Result<Vec<Host>> {
-        let since = self.core.outside.now() - RESTORE_WINDOW;
+        let since = self.core.platform.now() - RESTORE_WINDOW;
         let removed = self.core.records.host_list_removed().await?;
         Ok(removed.into_iter().filter(|host| host.removed_at.is_some_and(|at| at > since)).collect())
     }
 
     /// Undoes a removal: the host is served again, with the key, the rules and the counts that it had.
     pub async fn restore(&self, id: HostId, by: &Initiator) -> Result<HostView> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let removed = self.removed_hosts().await?.into_iter().find(|host| host.id == id);
         let fqdn = removed.ok_or(ServiceError::NotFound("Removed host"))?.fqdn;
         let note = by.note(now, "host.restore").on(&fqdn).with("id", id);
@@ -277,7 +277,7 @@ impl Hosts {
 
     /// Forgets the keys of hosts whose removal can no longer be undone.
     pub async fn purge_removed(&self) -> Result<()> {
-        let purging = self.core.records.host_purge_removed(self.core.outside.now() - RESTORE_WINDOW);
+        let purging = self.core.records.host_purge_removed(self.core.platform.now() - RESTORE_WINDOW);
         let purged = self.core.commit_untold(purging, |purged| (*purged > 0).then(Written::default)).await?;
         if purged > 0 {
             log::info!(event = "removed_hosts_purged", hosts = purged; "forgot the keys of hosts that were removed more than a day ago");
@@ -288,24 +288,24 @@ impl Hosts {
     /// Forgets the bound address: the host is bound to the next address that it calls from.
     pub async fn clear(&self, id: HostId, by: &Initiator) -> Result<Host> {
         let change = HostChange { bound_ip: Some(None), ..HostChange::default() };
-        self.change(id, change, by.note(self.core.outside.now(), "host.clear")).await
+        self.change(id, change, by.note(self.core.platform.now(), "host.clear")).await
     }
 
     pub async fn allow_roaming(&self, id: HostId, allow: bool, by: &Initiator) -> Result<Host> {
         let change = HostChange { allow_roaming_ips: Some(allow), ..HostChange::default() };
-        self.change(id, change, by.note(self.core.outside.now(), "host.roaming").with("allow", allow)).await
+        self.change(id, change, by.note(self.core.platform.now(), "host.roaming").with("allow", allow)).await
     }
 
     /// Disables a host, or enables it again; its key stays.
     pub async fn disable(&self, id: HostId, disabled: bool, by: &Initiator) -> Result<Host> {
         let action = if disabled { "host.disable" } else { "host.enable" };
         let change = HostChange { disabled: Some(disabled), ..HostChange::default() };
-        self.change(id, change, by.note(self.core.outside.now(), action)).await
+        self.change(id, change, by.note(self.core.platform.now(), action)).await
     }
 
     /// Makes a host temporary, or permanent again (`None`).
     pub async fn set_expiry(&self, id: HostId, expires_at: Option<OffsetDateTime>, by: &Initiator) -> Result<Host> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if expires_at.is_some_and(|end| end <= now) {
             return Err(ServiceError::invalid("expires_at", "must be in the future; to end it now, disable the host"));
         }
@@ -322,12 +322,12 @@ impl Hosts {
         let networks = networks.iter().map(|text| network(text)).collect::<Result<Vec<_>>>()?;
         let told = networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" ");
         let change = HostChange { allowed_networks: Some(networks), ..HostChange::default() };
-        self.change(id, change, by.note(self.core.outside.now(), "host.networks").with("networks", told)).await
+        self.change(id, change, by.note(self.core.platform.now(), "host.networks").with("networks", told)).await
     }
 
     /// Opens the window of an insecure host.
     pub async fn open_window(&self, id: HostId, by: &Initiator) -> Result<Host> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let until = now + self.core.policy().insecure_window;
         let change = HostChange {
             insecure_enabled_until: Some(Some(until)),
@@ -343,7 +343,7 @@ impl Hosts {
             insecure_grace_until: Some(None),
             ..HostChange::default()
         };
-        self.change_insecure(id, closed, by.note(self.core.outside.now(), "host.window_close")).await
+        self.change_insecure(id, closed, by.note(self.core.platform.now(), "host.window_close")).await
     }
 
     async fn change_insecure(&self, id: HostId, change: HostChange, note: AuditNote) -> Result<Host> {
@@ -370,7 +370,7 @@ impl Hosts {
                 HostActivity::default()
             }
         };
-        HostView { status: HostStatus::of(&host, self.core.outside.now()), activity, host }
+        HostView { status: HostStatus::of(&host, self.core.platform.now()), activity, host }
     }
 }
 

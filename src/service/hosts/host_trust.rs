@@ -116,7 +116,7 @@ impl Hosts {
     /// The recorded trust; before anything is recorded, what the configuration implies.
     pub fn host_trust(&self) -> HostTrust {
         let recorded = self.core.settings.load().host_trust;
-        recorded.unwrap_or_else(|| self.core.policy().host_certificate.of_before(self.core.outside.now()))
+        recorded.unwrap_or_else(|| self.core.policy().host_certificate.of_before(self.core.platform.now()))
     }
 
     /// Whether wrappers are baked to trust the machine's store as well. Before anything is recorded, the configuration
@@ -133,7 +133,7 @@ impl Hosts {
     /// certificate, and does not go back by itself, whatever hosts appear.
     pub async fn settle_host_certificate(&self, starts: bool, is_shown: bool) -> Result<Settled> {
         let wanted = self.core.policy().host_certificate;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if self.core.settings.load().host_trust.is_none() {
             let change = SettingsChange::BeginHostTrust(wanted.of_before(now));
             self.change_host_trust("host_trust.begin", change).await?;
@@ -168,7 +168,7 @@ impl Hosts {
 
     /// If another node was first, this node reads what that node recorded.
     async fn change_host_trust(&self, action: &str, change: SettingsChange) -> Result<()> {
-        let note = Initiator::daemon().note(self.core.outside.now(), action);
+        let note = Initiator::daemon().note(self.core.platform.now(), action);
         if self.core.change_settings(&note, change).await?.is_none() {
             self.core.catch_up().await?;
         }

@@ -31,7 +31,7 @@ pub struct InstallScript {
 impl Hosts {
     /// The script that checks a machine before it fetches the installer. It does not redeem the token.
     pub fn start_install(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
-        let (pending, _) = self.pending_installer(token, from, self.core.outside.now())?;
+        let (pending, _) = self.pending_installer(token, from, self.core.platform.now())?;
         let (policy, url) = (self.core.policy(), installer_url(&pending.base_url, token));
         let settings = self.core.settings.load();
         let codex = bake::Codex {
@@ -44,7 +44,7 @@ impl Hosts {
     }
 
     pub async fn redeem(&self, token: &str, from: IpAddr) -> Result<InstallScript> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let (pending, host) = self.pending_installer(token, from, now)?;
         let digest = pending.digest;
         let script = self.bake_installer(&host, &pending.base_url)?;
@@ -114,7 +114,7 @@ impl Hosts {
             let host = self.core.hot.host_by_id(token.host)?;
             Ok((token, host.map(|host| host.fqdn.clone())))
         });
-        Ok((named.collect::<Result<_>>()?, self.core.outside.now()))
+        Ok((named.collect::<Result<_>>()?, self.core.platform.now()))
     }
 
     /// The addresses of the daemon that hosts were given by an installer or by an update of `cdx`: newest first, at
@@ -123,7 +123,7 @@ impl Hosts {
     pub async fn public_urls(&self) -> Result<Vec<String>> {
         let url = self.core.policy().base_url.clone();
         if self.core.host_count() > 0 && self.core.settings().public_urls.first() != Some(&url) {
-            let note = Initiator::daemon().note(self.core.outside.now(), "settings.public_url").on(&url);
+            let note = Initiator::daemon().note(self.core.platform.now(), "settings.public_url").on(&url);
             if let Err(error) = self.core.change_settings(&note, SettingsChange::PublicUrl(url)).await {
                 log::warn!(event = "public_url_unrecorded", cause:% = error; "the address that hosts are given could not be recorded; the next start tries again");
             }
@@ -141,7 +141,7 @@ impl Hosts {
 
     /// Forgets, in hot state, installers that expired long ago; from then on they are reported as unknown.
     pub async fn purge_installers(&self) -> Result<()> {
-        let (hot, when) = (self.core.hot.clone(), self.core.outside.now() - INSTALLER_RETENTION);
+        let (hot, when) = (self.core.hot.clone(), self.core.platform.now() - INSTALLER_RETENTION);
         let purged = tokio::task::spawn_blocking(move || hot.purge_install_tokens(when)).await;
         let purged = purged.map_err(ServiceError::internal)??;
         log::debug!(event = "installers_purged", installers = purged; "forgot installers that expired long ago");
@@ -150,7 +150,7 @@ impl Hosts {
 
     /// Revokes an installer that was not redeemed yet.
     pub async fn revoke_installer(&self, token: &Digest, by: &Initiator) -> Result<InstallToken> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let note = by.note(now, "installer.revoke").with("installer", token);
         let host = self
             .core

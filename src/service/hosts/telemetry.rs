@@ -42,7 +42,7 @@ impl Hosts {
         self.note_in_directory(&batch)?;
         self.core.hot.outbox_append(batch).await?;
         // A separate batch: audit entries wait for all other changes, and the counts should not wait with them.
-        self.core.hot.outbox_append(self.core.security_events.gather(self.core.outside.now())).await?;
+        self.core.hot.outbox_append(self.core.security_events.gather(self.core.platform.now())).await?;
         Ok(any)
     }
 

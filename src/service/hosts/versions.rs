@@ -37,7 +37,7 @@ impl Hosts {
         let Some(version) = Version::reported(tag) else {
             return Err(ServiceError::internal("the name of upstream's newest release is not a version"));
         };
-        let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.core.outside.now() };
+        let release = ClientRelease { version: version.as_str().to_owned(), checked_at: self.core.platform.now() };
         let note = Initiator::daemon().note(release.checked_at, "release.found").on(&release.version);
         self.core.change_settings(&note, SettingsChange::ClientRelease(release)).await?;
         Ok(())

@@ -27,7 +27,7 @@ impl Hosts {
     /// The wrapper, downloaded by the host itself: from then on it trusts the authorities of today.
     pub fn download_wrapper(&self, host: &HotHost) -> Result<Wrapper> {
         let wrapper = self.wrapper(host)?;
-        host.fetched_wrapper(self.core.outside.now());
+        host.fetched_wrapper(self.core.platform.now());
         self.note_wrapper_fetched();
         Ok(wrapper)
     }

@@ -84,8 +84,8 @@ impl Login {
         // It counts against the host's hourly limit, as a new version does.
         self.take_store(host.id)?;
         let sealed =
-            self.core.ring.load().seal(&agent_identity_place(host.id), identity.as_bytes(), &*self.core.outside)?;
-        let note = by.note(self.core.outside.now(), "host.agent_identity").on(&host.fqdn);
+            self.core.ring.load().seal(&agent_identity_place(host.id), identity.as_bytes(), &*self.core.platform)?;
+        let note = by.note(self.core.platform.now(), "host.agent_identity").on(&host.fqdn);
         if !self.core.records.host_set_agent_identity(host.id, &host.key_digest, &sealed, &note).await? {
             // The host was removed, or was given a new key, since this call was admitted.
             return Err(ServiceError::KeyInvalid);

@@ -45,7 +45,7 @@ impl Login {
     /// returned.
     pub async fn reveal_canonical(&self, by: &Initiator) -> Result<Option<Arc<Canonical>>> {
         let Some(canonical) = self.core.canonical() else { return Ok(None) };
-        self.audit.note_alone(by.note(self.core.outside.now(), "auth.reveal").on(canonical.summary.version)).await?;
+        self.audit.note_alone(by.note(self.core.platform.now(), "auth.reveal").on(canonical.summary.version)).await?;
         Ok(Some(canonical))
     }
 
@@ -76,7 +76,7 @@ impl Login {
             if present.summary.version == number {
                 return Err(ServiceError::Conflict(format!("version {number} is the canonical one already")));
             }
-            let now = self.core.outside.now();
+            let now = self.core.platform.now();
             let document = self.dated_after(&present, &wanted.text, now)?;
             let source = CanonicalSource::Rollback { by: by.actor.to_string(), of: number };
             let condition = ReplaceCondition::Version(Some(present.summary.version));

@@ -27,7 +27,7 @@ impl Login {
     pub async fn prune_versions(&self) -> Result<usize> {
         let mut pruned = 0;
         loop {
-            let now = self.core.outside.now();
+            let now = self.core.platform.now();
             let retention = Retention { newest: self.core.policy.load().versions.keep, since: now - VERSION_RETENTION };
             let note = Initiator::daemon().note(now, "auth.prune");
             let removed = self.core.records.canonical_prune(&retention, VERSIONS_PER_BATCH, &note).await?;

@@ -102,7 +102,7 @@ impl Login {
 
     /// Must not wait for a store.
     fn retrieve(&self, host: Arc<HotHost>, request: &SyncRequest<'_>) -> Result<Sync> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         self.queue.note_call(now);
         let canonical = self.core.canonical();
         let delivered = canonical.as_deref().map(|it| self.delivered_digest(it, Some(&host))).transpose()?;
@@ -135,13 +135,13 @@ impl Login {
         // An identity that comes with a login of another account belongs to that account.
         let renews = self.core.canonical().is_none_or(|present| document.login().renews(&present.login));
         let host = if renews { self.accept(&document, host, &by).await? } else { host };
-        let note = by.note(self.core.outside.now(), "auth.store");
+        let note = by.note(self.core.platform.now(), "auth.store");
         let (outcome, canonical) = self.store(&document, source, Allowed::default(), note).await?;
         if outcome == Outcome::Updated {
             self.queue.want_probe(ProbeTrigger::Store);
         }
         let in_hand = Some(canonical.in_hand());
-        let seen = host.seen(self.core.outside.now(), in_hand, request.client_version(), request.wrapper_version());
+        let seen = host.seen(self.core.platform.now(), in_hand, request.client_version(), request.wrapper_version());
         let activity = seen.activity;
         Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
     }
@@ -171,7 +171,7 @@ impl Login {
 
     /// Like [`Self::upload`], for the document alone. `probe`: a probe of the canonical login is requested at once.
     pub async fn upload_text(&self, document: &str, allowed: Allowed, probe: bool, by: &Initiator) -> Result<Sync> {
-        let mut note = by.note(self.core.outside.now(), "auth.upload");
+        let mut note = by.note(self.core.platform.now(), "auth.upload");
         let actor = by.actor.to_string();
         if allowed.even_if_older {
             note = note.with("even_if_older", true);
@@ -185,13 +185,13 @@ impl Login {
     }
 
     fn read_document(&self, text: &str) -> Result<AuthDocument> {
-        Ok(AuthDocument::parse(text, self.core.outside.now(), &self.core.policy.load().document_rules)?)
+        Ok(AuthDocument::parse(text, self.core.platform.now(), &self.core.policy.load().document_rules)?)
     }
 
     /// Counts a write that a host causes against its hourly limit.
     pub(in crate::service) fn take_store(&self, host: HostId) -> Result<()> {
         let limit = self.core.policy.load().versions.stores_per_host_per_hour;
-        self.store_budget.take(host, limit, self.core.outside.now()).map_err(|throttled| {
+        self.store_budget.take(host, limit, self.core.platform.now()).map_err(|throttled| {
             self.core.metrics.refused(Refusal::Stores);
             ServiceError::StoresLimited(throttled)
         })
@@ -206,7 +206,7 @@ impl Login {
         allowed: Allowed,
         note: AuditNote,
     ) -> Result<(Outcome, Arc<Canonical>)> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let host = match source {
             CanonicalSource::Host { id, .. } => Some(id),
             _ => None,
@@ -303,7 +303,7 @@ impl Login {
 
     fn seal_document(&self, id: Uuid, document: &AuthDocument, source: &CanonicalSource) -> Result<NewCanonical> {
         let ring = self.core.ring.load();
-        let seal = |place, plain: &str| ring.seal(&place, plain.as_bytes(), &*self.core.outside);
+        let seal = |place, plain: &str| ring.seal(&place, plain.as_bytes(), &*self.core.platform);
         let entries = document
             .targets()
             .iter()
@@ -325,7 +325,7 @@ impl Login {
             body: seal(body_place(id), document.text())?,
             entries,
             source: source.clone(),
-            at: self.core.outside.now(),
+            at: self.core.platform.now(),
         })
     }
 }

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::model::forwarded::share_of;
 use crate::model::people::Email;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 use crate::records::PasswordHash;
 use crate::service::{Result, ServiceError};
 
@@ -120,10 +120,10 @@ impl Passwords {
         password: &str,
         email: &Email,
         from: Option<IpAddr>,
-        outside: &dyn Outside,
+        rng: &dyn SecureRandom,
     ) -> Result<PasswordHash> {
         let (password, email) = (Zeroizing::new(password.to_owned()), email.clone());
-        let salt = random::<16>(outside);
+        let salt = random::<16>(rng);
         let work = move || {
             judge(&password, &email).map_err(|reason| ServiceError::invalid("password", reason))?;
             hash(&password, &salt)
@@ -157,7 +157,7 @@ impl Turn {
         self,
         password: &str,
         known: Option<&PasswordHash>,
-        outside: &dyn Outside,
+        rng: &dyn SecureRandom,
     ) -> Result<CheckedPassword> {
         if password.len() > MAX_PASSWORD_BYTES {
             // No password of this length was ever accepted.
@@ -165,7 +165,7 @@ impl Turn {
         }
         let is_there = known.is_some();
         let kept = known.map_or(DECOY.to_owned(), |known| known.0.clone());
-        let (password, salt) = (Zeroizing::new(password.to_owned()), random::<16>(outside));
+        let (password, salt) = (Zeroizing::new(password.to_owned()), random::<16>(rng));
         self.spend(move || {
             let phc =
                 Phc::new(&kept).map_err(|error| ServiceError::internal(format!("a kept password hash: {error}")))?;
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::model::digest::Digest;
-    use crate::outside::System;
+    use crate::platform::System;
     use crate::records::Records;
     use crate::seal::MasterKey;
     use crate::service::trust::certificates::CertificateOptions;

@@ -116,7 +116,7 @@ impl People {
 
     pub async fn begin_sign_in(&self, back_to: Option<String>, from: IpAddr) -> Result<Begun> {
         let sign_ins = self.provider.as_ref().ok_or(ServiceError::NotFound("Provider"))?;
-        self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now())?;
+        self.check_blocked(&[Failing::SignIn(from)], self.core.platform.now())?;
         let (location, flow) = match sign_ins.provider.begin().await {
             Ok(begun) => begun,
             // Not noted in the audit log: the sign-in has not begun. The daemon's log has the cause.
@@ -130,9 +130,9 @@ impl People {
         };
         let id = Uuid::new_v4();
         let tag = cookie_tag(&flow.state);
-        let kept = PendingSignIn { until: self.core.outside.now() + SIGN_IN_TIMEOUT, back_to, flow };
+        let kept = PendingSignIn { until: self.core.platform.now() + SIGN_IN_TIMEOUT, back_to, flow };
         let plain = Zeroizing::new(serde_json::to_vec(&kept).map_err(ServiceError::internal)?);
-        let sealed = self.core.ring.load().seal(&place(id), &plain, &*self.core.outside)?;
+        let sealed = self.core.ring.load().seal(&place(id), &plain, &*self.core.platform)?;
         let cookie = format!("{}.{}", id.simple(), BASE64_URL_SAFE_NO_PAD.encode(sealed.as_bytes()));
         Ok(Begun { location: location.to_string(), cookie, tag })
     }
@@ -148,7 +148,7 @@ impl People {
         let kept = self.open_kept(cookie, answer);
         let is_page = kept.as_ref().is_ok_and(|(_, kept)| kept.back_to.is_some());
         // A blocked address is no longer noted either.
-        if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.core.outside.now()) {
+        if let Err(error) = self.check_blocked(&[Failing::SignIn(from)], self.core.platform.now()) {
             return Err(NotFinished { error, is_page });
         }
         let finished = match kept {
@@ -169,7 +169,7 @@ impl People {
     /// and must not be able to block the address of a whole office. It is counted per minute in the audit log, because
     /// nothing else bounds it.
     fn foreign_state(&self, from: IpAddr) -> ServiceError {
-        self.core.security_events.event("sign_in.foreign_state", "", from, false, self.core.outside.now());
+        self.core.security_events.event("sign_in.foreign_state", "", from, false, self.core.platform.now());
         ServiceError::OidcRefused
     }
 
@@ -188,7 +188,7 @@ impl People {
         let sealed = Sealed::from_bytes(BASE64_URL_SAFE_NO_PAD.decode(sealed).map_err(|_| foreign)?);
         let plain = self.core.ring.load().open(&place(id), &sealed).map_err(|_| foreign)?;
         let kept: PendingSignIn = serde_json::from_slice(&plain).map_err(|_| foreign)?;
-        if self.core.outside.now() >= kept.until {
+        if self.core.platform.now() >= kept.until {
             return Err(Unopened::Expired);
         }
         Ok((id, kept))
@@ -223,7 +223,7 @@ impl People {
         };
         let Identity { issuer, subject, email } = identity;
         let Some(linked) = self.core.records.identity_fetch(&issuer, &subject).await? else {
-            let note = Initiator::anybody(from).note(self.core.outside.now(), "session.begin").refused(403);
+            let note = Initiator::anybody(from).note(self.core.platform.now(), "session.begin").refused(403);
             let note = note.with("reason", "not_linked").with("issuer", &issuer).with("subject", &subject);
             let note = email.iter().fold(note, |note, email| note.with("email", email));
             self.audit.note_refused(note).await;

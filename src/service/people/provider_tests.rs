@@ -10,10 +10,10 @@ use reqwest::Url;
 use crate::model::audit::AuditFilter;
 use crate::model::people::Role;
 use crate::model::secret::Secret;
-use crate::outside::System;
+use crate::platform::System;
 use crate::records::Records;
 use crate::records::embedded::Embedded;
-use crate::service::clock_tests::{Clock, node};
+use crate::service::clock_tests::{TestClock, node};
 use crate::service::people::provider::Begun;
 use crate::service::{Adapters, Areas, Initiator};
 use crate::upstream::oidc::tests::hostile::{self, CLIENT, SECRET, TOKEN};
@@ -24,7 +24,7 @@ const SUBJECT: &str = "ada-of-the-provider";
 
 struct World {
     provider: hostile::Provider,
-    clock: Arc<Clock>,
+    clock: Arc<TestClock>,
     records: Arc<dyn Records>,
     directory: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl World {
         crate::pki::tls::install_default_provider();
         let directory = tempfile::tempdir().unwrap();
         let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
-        Self { provider: hostile::Provider::start(), clock: Arc::new(Clock::new()), records, directory }
+        Self { provider: hostile::Provider::start(), clock: Arc::new(TestClock::new()), records, directory }
     }
 
     /// Only the service's clock is set; tokens follow the system's.

@@ -13,7 +13,7 @@ use crate::model::audit::{Actor, AuditNote};
 use crate::model::digest::Digest;
 use crate::model::people::UserId;
 use crate::model::secret::Secret;
-use crate::outside::{Outside, random};
+use crate::platform::{SecureRandom, random};
 use crate::records::{Session, SessionOutcome, SignInMethod, User};
 use crate::service::core::members::LiveSession;
 use crate::service::{Initiator, People, Result, ServiceError};
@@ -58,8 +58,8 @@ pub struct NewSession {
     pub user: Arc<User>,
 }
 
-pub(in crate::service) fn new_token(outside: &dyn Outside) -> Secret {
-    let random = Zeroizing::new(random::<32>(outside));
+pub(in crate::service) fn new_token(rng: &dyn SecureRandom) -> Secret {
+    let random = Zeroizing::new(random::<32>(rng));
     Secret::new(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(*random)))
 }
 
@@ -67,12 +67,12 @@ impl People {
     /// The user of this token, if it is valid now. Counts as a use of the session.
     pub async fn signed_in(&self, token: &str) -> Result<SignedIn> {
         let digest = Digest::of(token.as_bytes());
-        match self.held(&digest, self.core.outside.now()) {
+        match self.held(&digest, self.core.platform.now()) {
             Some(Ok(signed_in)) => Ok(signed_in),
             // The session may have been used on another node.
             Some(Err(IdleSession)) if self.core.records.may_be_away() => {
                 self.core.members.put_sessions(self.core.records.session_list().await?);
-                match self.held(&digest, self.core.outside.now()) {
+                match self.held(&digest, self.core.platform.now()) {
                     Some(Ok(signed_in)) => Ok(signed_in),
                     _ => {
                         self.core.members.sessions.write().unwrap_or_else(PoisonError::into_inner).remove(&digest);
@@ -112,8 +112,8 @@ impl People {
         user: &Arc<User>,
         beginning: Beginning<'_>,
     ) -> Result<Option<NewSession>> {
-        let now = self.core.outside.now();
-        let token = new_token(&*self.core.outside);
+        let now = self.core.platform.now();
+        let token = new_token(&*self.core.platform);
         let Beginning { id, method, browser, from, agent } = beginning;
         let agent = agent.map(|agent| agent[..agent.floor_char_boundary(MAX_AGENT_BYTES)].to_owned());
         let note = AuditNote::new(now, actor(user), from, "session.begin").on(&user.email).with("session", id);
@@ -154,7 +154,7 @@ impl People {
         let found = self.core.records.session_list().await?.into_iter().find(|session| session.id == id);
         let session = found.filter(|session| of.is_none_or(|user| session.user == user));
         let session = session.ok_or(ServiceError::NotFound("Session"))?;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let email = self.core.members.users.load().get(&session.user).map(|user| user.email.to_string());
         let note =
             by.note(now, "session.end").on(email.unwrap_or_else(|| session.user.to_string())).with("session", id);
@@ -165,7 +165,7 @@ impl People {
 
     /// The sessions that are kept, newest first, with whether each is live; `of`: only of this user.
     pub async fn sessions(&self, of: Option<UserId>) -> Result<Vec<(Session, bool)>> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let sessions = self.core.records.session_list().await?;
         let of_them = sessions.into_iter().filter(|session| of.is_none_or(|user| session.user == user));
         let (users, idle) = (self.core.members.users.load(), self.core.policy.load().people.idle);
@@ -185,7 +185,7 @@ impl People {
 
     /// Writes to the records which sessions were used, and forgets expired ones.
     pub async fn keep_sessions(&self) -> Result<()> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let held: Vec<_> = {
             let mut sessions = self.core.members.sessions.write().unwrap_or_else(PoisonError::into_inner);
             sessions.retain(|_, held| now < held.session.expires_at);
@@ -203,7 +203,7 @@ impl People {
     }
 
     pub async fn purge_sessions(&self) -> Result<()> {
-        self.core.records.session_purge(self.core.outside.now() - SESSION_RETENTION).await?;
+        self.core.records.session_purge(self.core.platform.now() - SESSION_RETENTION).await?;
         Ok(())
     }
 }

@@ -31,7 +31,7 @@ impl People {
         let failing: Vec<Failing<'_>> =
             [Some(Failing::SignIn(from)), email.as_ref().map(Failing::Account)].into_iter().flatten().collect();
         // Before the records are asked: a blocked caller costs nothing.
-        self.check_blocked(&failing, self.core.outside.now())?;
+        self.check_blocked(&failing, self.core.platform.now())?;
         let user = match &email {
             Some(email) => self.core.records.user_fetch_by_email(email).await?,
             None => None,
@@ -51,7 +51,7 @@ impl People {
         };
         if let (Some(old), Some(new)) = (&user.password, checked.rehashed) {
             let change = UserChange::Rehashed { old: old.clone(), new };
-            self.core.records.user_change(user.id, &change, self.core.outside.now(), None).await?;
+            self.core.records.user_change(user.id, &change, self.core.platform.now(), None).await?;
         }
         let beginning =
             Beginning { id: Uuid::new_v4(), method: SignInMethod::Password, browser, from: Some(from), agent };
@@ -73,7 +73,7 @@ impl People {
         if !self.check_password(current, user.password.as_ref(), &failing, from).await?.is_right {
             self.count_failure(&failing, from).await;
             self.audit
-                .note_refused(by.note(self.core.outside.now(), "user.password").on(&user.email).refused(422))
+                .note_refused(by.note(self.core.platform.now(), "user.password").on(&user.email).refused(422))
                 .await;
             return Err(ServiceError::invalid("current", "is not your password; if you have none, ask an admin"));
         }
@@ -89,15 +89,15 @@ impl People {
         failing: &[Failing<'_>],
         from: IpAddr,
     ) -> Result<CheckedPassword> {
-        self.check_blocked(failing, self.core.outside.now())?;
+        self.check_blocked(failing, self.core.platform.now())?;
         let turn = self.passwords.turn(Some(from)).await?;
         // Checked again after the wait, so that many calls at once get no more checks than calls one after another.
-        self.check_blocked(failing, self.core.outside.now())?;
-        turn.check(password, known, &*self.core.outside).await
+        self.check_blocked(failing, self.core.platform.now())?;
+        turn.check(password, known, &*self.core.platform).await
     }
 
     pub(in crate::service) async fn count_failure(&self, failing: &[Failing<'_>], from: IpAddr) {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         for who in failing {
             if !self.core.failed(who, now).await {
                 continue;
@@ -133,7 +133,7 @@ impl People {
         from: IpAddr,
     ) {
         let note = Initiator::anybody(from)
-            .note(self.core.outside.now(), "session.begin")
+            .note(self.core.platform.now(), "session.begin")
             .refused(status)
             .with("reason", reason);
         let note = account.iter().fold(note, |note, account| note.on(account));

@@ -10,7 +10,7 @@ use crate::model::audit::AuditFilter;
 use crate::model::people::{Role, UserId};
 use crate::records::embedded::Embedded;
 use crate::records::{PasswordHash, Records, SignInMethod, User, UserChange};
-use crate::service::clock_tests::{Clock, areas, node};
+use crate::service::clock_tests::{TestClock, areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::people::sessions::{Beginning, NewSession};
 use crate::service::{Areas, Initiator, Result, ServiceError};
@@ -230,7 +230,7 @@ async fn nobody_ends_the_session_of_another_by_its_id() {
 #[tokio::test]
 async fn another_node_knows_of_it_once_it_has_caught_up_and_a_new_one_at_once() {
     let directory = tempfile::tempdir().unwrap();
-    let (_, clock, _other): (_, Arc<Clock>, _) = areas().await;
+    let (_, clock, _other): (_, Arc<TestClock>, _) = areas().await;
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     let one = node(&directory, "one", records.clone(), clock.clone()).await;
     let two = node(&directory, "two", records.clone(), clock.clone()).await;

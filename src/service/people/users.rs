@@ -19,14 +19,14 @@ impl People {
     pub async fn add_user(&self, email: &str, role: Role, password: Option<&str>, by: &Initiator) -> Result<User> {
         let email = read_email(email)?;
         let password = match password {
-            Some(password) => Some(self.passwords.hash(password, &email, by.from, &*self.core.outside).await?),
+            Some(password) => Some(self.passwords.hash(password, &email, by.from, &*self.core.platform).await?),
             None => None,
         };
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let note = by.note(now, "user.add").on(&email).with("role", role);
         for _ in 0..MAX_ID_ATTEMPTS {
             let user = User {
-                id: UserId::new(&*self.core.outside),
+                id: UserId::new(&*self.core.platform),
                 email: email.clone(),
                 role,
                 password: password.clone(),
@@ -71,7 +71,7 @@ impl People {
     }
 
     pub async fn set_role(&self, id: UserId, role: Role, by: &Initiator) -> Result<User> {
-        let note = by.note(self.core.outside.now(), "user.role").with("role", role);
+        let note = by.note(self.core.platform.now(), "user.role").with("role", role);
         Ok(self.change_user(id, UserChange::Role(role), note).await?.user)
     }
 
@@ -79,21 +79,21 @@ impl People {
     /// disabled with them, unless `keep_hosts`.
     pub async fn disable_user(&self, id: UserId, keep_hosts: bool, by: &Initiator) -> Result<ChangedUser> {
         let note = by
-            .note(self.core.outside.now(), "user.disable")
+            .note(self.core.platform.now(), "user.disable")
             .with("hosts", if keep_hosts { "kept" } else { "disabled" });
         self.change_user(id, UserChange::Disable { keep_hosts }, note).await
     }
 
     /// Enables a user, and the hosts that were disabled with them.
     pub async fn enable_user(&self, id: UserId, by: &Initiator) -> Result<ChangedUser> {
-        self.change_user(id, UserChange::Enable, by.note(self.core.outside.now(), "user.enable")).await
+        self.change_user(id, UserChange::Enable, by.note(self.core.platform.now(), "user.enable")).await
     }
 
     /// Sets a password. All sessions of the user end.
     pub async fn set_password(&self, id: UserId, password: &str, by: &Initiator) -> Result<User> {
         let user = self.user(id).await?;
-        let hash = self.passwords.hash(password, &user.email, by.from, &*self.core.outside).await?;
-        let note = by.note(self.core.outside.now(), "user.password");
+        let hash = self.passwords.hash(password, &user.email, by.from, &*self.core.platform).await?;
+        let note = by.note(self.core.platform.now(), "user.password");
         Ok(self.change_user(id, UserChange::Password(hash), note).await?.user)
     }
 
@@ -102,7 +102,7 @@ impl People {
             return Err(ServiceError::invalid("max_hosts", format!("must be {MAX_HOSTS} or less")));
         }
         let told = max_hosts.map_or("default".into(), |max| max.to_string());
-        let note = by.note(self.core.outside.now(), "user.max_hosts").with("max_hosts", told);
+        let note = by.note(self.core.platform.now(), "user.max_hosts").with("max_hosts", told);
         Ok(self.change_user(id, UserChange::MaxHosts(max_hosts), note).await?.user)
     }
 
@@ -135,7 +135,7 @@ impl People {
         }
         let email = email.map(read_email).transpose()?.map(String::from);
         let user = self.user_named(user).await?;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let identity =
             ExternalIdentity { issuer: issuer.into(), subject: subject.into(), user: user.id, email, linked_at: now };
         let note = by.note(now, "identity.link").on(&user.email).with("issuer", issuer).with("subject", subject);
@@ -154,7 +154,7 @@ impl People {
 
     /// Unlinks an identity. All sessions of its user end.
     pub async fn unlink_identity(&self, issuer: &str, subject: &str, by: &Initiator) -> Result<ExternalIdentity> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let note = by.note(now, "identity.unlink").with("issuer", issuer).with("subject", subject);
         let known = self.core.records.identity_fetch(issuer, subject).await?;
         let known = known.ok_or(ServiceError::NotFound("Linked identity"))?;
@@ -183,7 +183,7 @@ impl People {
         };
         let told = user.as_ref().map_or("nobody".into(), |user| user.email.to_string());
         let note =
-            by.note(self.core.outside.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
+            by.note(self.core.platform.now(), "certificate.tie").with("fingerprint", fingerprint).with("user", told);
         let known = self.core.certificates.load().get(fingerprint).map(|known| known.name.clone());
         let note = known.iter().fold(note, |note, name| note.on(name));
         let tying = self.core.records.certificate_set_user(fingerprint, user.map(|user| user.id), &note);

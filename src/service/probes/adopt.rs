@@ -35,7 +35,7 @@ impl Probes {
         let text = refreshed(&from.text, login)?;
         for _ in 0..MAX_ADOPT_ATTEMPTS {
             let Some(present) = self.core.canonical() else { return Ok(Adopted::Overtaken) };
-            let now = self.core.outside.now();
+            let now = self.core.platform.now();
             let document = AuthDocument::parse(&text, now, &self.core.policy.load().document_rules)?;
             if !document.login().has_account() {
                 return self.refuse_refreshed(from, &document, "no account").await;
@@ -67,7 +67,7 @@ impl Probes {
             from.login,
             document.login()
         );
-        let note = Initiator::daemon().note(self.core.outside.now(), "auth.refresh").on(from.summary.version);
+        let note = Initiator::daemon().note(self.core.platform.now(), "auth.refresh").on(from.summary.version);
         let note = note.with("present", &from.login).with("new", document.login());
         self.audit.note_alone(note.refused(outcome).alarm()).await?;
         Ok(Adopted::Refused(why))
@@ -121,7 +121,7 @@ impl Probes {
     /// Keeps the login in hot state while the records do not take it.
     async fn keep_refreshed(&self, from: &Canonical, login: &str) -> Result<()> {
         let of = from.summary.version;
-        let login = self.core.ring.load().seal(&refreshed_place(of), login.as_bytes(), &*self.core.outside)?;
+        let login = self.core.ring.load().seal(&refreshed_place(of), login.as_bytes(), &*self.core.platform)?;
         Ok(self.core.hot.keep_refreshed(&Refreshed { of, login }).await?)
     }
 

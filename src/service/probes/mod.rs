@@ -153,7 +153,7 @@ impl Probes {
     /// Takes up what an earlier process of this node left.
     async fn take_up_probes(&self, tries_again: bool) -> Result<()> {
         self.take_up_refreshed().await?;
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         for cut_short in self
             .core
             .records
@@ -185,7 +185,7 @@ impl Probes {
 
     /// Retries the failure of a node that has gone away and does not retry it itself.
     async fn look_after_others(&self) {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let Ok(summary) = self.core.records.probe_summary(now).await else { return };
         let left_alone = self
             .unproved(summary.latest_finished.as_ref())
@@ -224,7 +224,7 @@ impl Probes {
         if !self.may_be_redeemed(version, wanted.of_restored).await? {
             return Ok(Begin::Never);
         }
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if let Some(id) = wanted.sharing
             && let Some(other) = self.core.records.probe_list(RECENT_PROBES).await?.iter().find(|probe| probe.id == id)
         {
@@ -271,7 +271,7 @@ impl Probes {
             Finding::Fails(reason) => (ProbeState::Fail, Some(reason)),
             Finding::Unavailable(reason) => (ProbeState::Unavailable, Some(reason)),
         };
-        let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.core.outside.now() };
+        let outcome = ProbeOutcome { state, reason, adopted, finished_at: self.core.platform.now() };
         self.core.metrics.probed(state.as_str(), begun.elapsed());
         tell(version, &outcome);
         self.finish(id, version, &outcome, stopping).await;

@@ -47,7 +47,7 @@ impl Probes {
         if self.restored_login().is_none_or(|restored| restored.version != version) {
             return;
         }
-        let note = Initiator::daemon().note(self.core.outside.now(), "runner.restored_login_works").on(version);
+        let note = Initiator::daemon().note(self.core.platform.now(), "runner.restored_login_works").on(version);
         // `change_settings` logs the success.
         if let Err(error) = self.core.change_settings(&note, SettingsChange::ClearRestored { version }).await {
             log::warn!(event = "restored_login_kept", cause:% = error; "the login of a backup works, but that could not be written: {error}");

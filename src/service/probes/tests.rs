@@ -14,7 +14,7 @@ use crate::model::auth_document::Allowed;
 use crate::records::embedded::Embedded;
 use crate::records::{CanonicalSource, Records, RestoredLogin, SettingsChange, Standstill};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{Clock, areas, node};
+use crate::service::clock_tests::{TestClock, areas, node};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::login::sync::QueryVersions;
 use crate::service::probe_queue::board::Board;
@@ -182,13 +182,13 @@ async fn store(node: &Node, host: &Arc<HotHost>, login: &str) -> String {
     call(node, host, &json!({ "command": "store", "auth": auth })).await
 }
 
-async fn a_node() -> (Node, Arc<Clock>, tempfile::TempDir) {
+async fn a_node() -> (Node, Arc<TestClock>, tempfile::TempDir) {
     let (areas, clock, directory) = areas().await;
     (Node::of(areas), clock, directory)
 }
 
-fn now(clock: &Clock) -> OffsetDateTime {
-    use crate::outside::Outside as _;
+fn now(clock: &TestClock) -> OffsetDateTime {
+    use crate::platform::Clock as _;
     clock.now()
 }
 
@@ -498,7 +498,7 @@ const UNTRIED: RunnerState = RunnerState::Known(ProbeState::Unavailable);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Arc::new(Clock::new());
+    let clock = Arc::new(TestClock::new());
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
     upload(&node, &login("one", now(&clock))).await;
@@ -549,7 +549,7 @@ async fn a_login_of_a_backup_is_proved_only_for_who_says_that_it_is_good() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_login_than_that_of_a_backup_is_proved_as_ever() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Arc::new(Clock::new());
+    let clock = Arc::new(TestClock::new());
     let records: Arc<dyn Records> = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
     let mut node = Node::of(node(&directory, "hot", records.clone(), clock.clone()).await);
     upload(&node, &login("one", now(&clock))).await;

@@ -129,7 +129,7 @@ impl Probes {
 
     /// Returns one probe more than `limit`, if there is one.
     async fn read_probes(&self, limit: usize) -> Result<(ProbeSummary, Vec<Probe>)> {
-        let summary = self.core.records.probe_summary(self.core.outside.now() - Duration::DAY).await?;
+        let summary = self.core.records.probe_summary(self.core.platform.now() - Duration::DAY).await?;
         let probes =
             if limit == 0 { Vec::new() } else { self.core.records.probe_list(limit.saturating_add(1)).await? };
         Ok((summary, probes))

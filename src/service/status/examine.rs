@@ -20,7 +20,7 @@ const AUTHORITY_EXPIRY_WARNING: Duration = Duration::days(90);
 
 impl Status {
     pub async fn examine(&self) -> Vec<Check> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let mut checks = vec![self.examine_clock(now).await];
         checks.extend(self.examine_store(now).await);
         for role in [AuthorityRole::Server, AuthorityRole::Client] {

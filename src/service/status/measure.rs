@@ -39,7 +39,7 @@ impl Status {
         certificates.extend(self.admins_certificates());
         let settings = self.core.settings.load();
         Readings {
-            now: self.core.outside.now(),
+            now: self.core.platform.now(),
             canonical,
             hosts: hosts.unwrap_or_default(),
             outbox_depth: self.core.hot.outbox_depth(),
@@ -53,7 +53,7 @@ impl Status {
     }
 
     fn admins_certificates(&self) -> Vec<CertificateReading> {
-        let since = self.core.outside.now() - EXPIRED_SHOWN_FOR;
+        let since = self.core.platform.now() - EXPIRED_SHOWN_FOR;
         let known = self.core.certificates.load();
         let told = |it: &&AdminCertificate| it.revoked_at.is_none() && it.expires_at >= since;
         let mut certificates: Vec<AdminCertificate> = known.values().filter(told).cloned().collect();

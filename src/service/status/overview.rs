@@ -20,7 +20,7 @@ pub struct Overview {
 
 impl Status {
     pub async fn overview(&self) -> Result<Overview> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let noted_at = self.newest_entry().await?;
         let (hosts, average_age_days) = self
             .core

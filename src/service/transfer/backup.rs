@@ -60,7 +60,7 @@ pub enum Piece {
 impl Transfer {
     /// Sends every row, and then the manifest. The audit entry is written before the first row leaves.
     pub async fn backup(&self, by: &Initiator, pieces: mpsc::Sender<Piece>) -> Result<()> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         // A store at a standstill can be copied, but takes no audit entry.
         if self.core.health.standstill().is_none() {
             let note = by.note(now, "state.backup");
@@ -89,7 +89,7 @@ impl Transfer {
 
     /// Records that a backup was read back. Returns the newest backup that is recorded.
     pub async fn backup_verified(&self, backup: VerifiedBackup, by: &Initiator) -> Result<VerifiedBackup> {
-        let note = by.note(self.core.outside.now(), "state.backup_verified").with("backup_of", shown(backup.made_at));
+        let note = by.note(self.core.platform.now(), "state.backup_verified").with("backup_of", shown(backup.made_at));
         let changed = self.core.change_settings(&note, SettingsChange::BackupVerified(backup.clone())).await?;
         let settings = changed.map_or_else(|| self.core.settings(), Arc::new);
         Ok(settings.verified_backup.clone().unwrap_or(backup))

@@ -48,14 +48,14 @@ impl Transfer {
         let plain =
             Plain { master_key: self.core.secrets.master.to_text(), configuration: self.stores()?.configuration()? };
         let plain = Zeroizing::new(serde_json::to_vec(&plain).map_err(ServiceError::internal)?);
-        let outside = std::sync::Arc::clone(&self.core.outside);
+        let platform = std::sync::Arc::clone(&self.core.platform);
         let sealing = move || {
             judge_passphrase(&passphrase).map_err(|reason| ServiceError::invalid("passphrase", reason))?;
-            Ok(passphrase::seal_under(&passphrase, &manifest, &plain, &*outside)?)
+            Ok(passphrase::seal_under(&passphrase, &manifest, &plain, &*platform)?)
         };
         let sealed = self.people.passwords.turn(by.from).await?.spend(sealing).await?;
         if self.core.health.standstill().is_none() {
-            let note = by.note(self.core.outside.now(), "state.backup_keys").on(manifest);
+            let note = by.note(self.core.platform.now(), "state.backup_keys").on(manifest);
             self.core.records.audit_append(std::slice::from_ref(&note)).await?;
             log_note(&note);
         }

@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::outside::random;
+use crate::platform::random;
 use crate::records::{Epoch, Filling, Standstill};
 use crate::service::core::initiator::log_note;
 use crate::service::transfer::{Compared, Export, Opened, Target, Teller, fill_from, finish, of};
@@ -83,7 +83,7 @@ impl Transfer {
         let tables = fill_from(&opened.records, &opened.name, &filling, &mut export.chunks, about, teller).await?;
         // A failed export ends the rows too early; this reports it.
         export.end().await?;
-        let note = by.note(self.core.outside.now(), "state.migrate").on(&opened.name).with("from", from);
+        let note = by.note(self.core.platform.now(), "state.migrate").on(&opened.name).with("from", from);
         finish(&opened.records, &filling, &note).await?;
         log_note(&note);
         Ok(Moved { to: opened.name.clone(), tables, next: opened.next.clone() })
@@ -95,7 +95,7 @@ impl Transfer {
     }
 
     pub(in crate::service) fn new_id(&self) -> Uuid {
-        uuid::Builder::from_random_bytes(random(&*self.core.outside)).into_uuid()
+        uuid::Builder::from_random_bytes(random(&*self.core.platform)).into_uuid()
     }
 
     pub(in crate::service) async fn stand_still(
@@ -105,7 +105,7 @@ impl Transfer {
         action: &str,
         target: &str,
     ) -> Result<()> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let standstill = reason.map(|reason| Standstill { reason: reason.into(), since: now });
         let note = by.note(now, action).on(target);
         self.core.records.standstill_set(standstill.as_ref(), &note).await?;
@@ -125,7 +125,7 @@ impl Transfer {
     async fn restate(&self, reason: &str) -> Result<()> {
         let Some(present) = self.core.records.state().await?.standstill else { return Ok(()) };
         let standstill = Standstill { reason: reason.into(), ..present };
-        let note = Initiator::daemon().note(self.core.outside.now(), "state.moved");
+        let note = Initiator::daemon().note(self.core.platform.now(), "state.moved");
         self.core.records.standstill_set(Some(&standstill), &note).await?;
         self.look().await;
         Ok(())

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::outside::{Outside, random};
+use crate::platform::{Clock, Platform, random};
 use crate::records::copy::Row;
 use crate::records::{Filling, Records, RestoredLogin, Settings, Standstill};
 use crate::seal::MasterKey;
@@ -59,7 +59,8 @@ impl Transfer {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
         let present = Some(&self.core.secrets.master);
-        let restored = restore(&self.core.records, &**stores, present, backup, by, &*self.core.outside, teller).await?;
+        let restored =
+            restore(&self.core.records, &**stores, present, backup, by, &*self.core.platform, teller).await?;
         if restored.is_to_be_promoted {
             self.core.health.ask_to_be_replaced();
         }
@@ -74,7 +75,7 @@ pub async fn restore(
     present_key: Option<&MasterKey>,
     backup: Backup,
     by: &Initiator,
-    outside: &dyn Outside,
+    platform: &dyn Platform,
     teller: &Teller,
 ) -> Result<Restored> {
     let Backup { manifest, rows, master_key } = backup;
@@ -98,9 +99,9 @@ pub async fn restore(
     }
     // The present store may itself be half filled. Then only the filling can read its epoch.
     let known = records.epoch().await.unwrap_or_default();
-    let id = uuid::Builder::from_random_bytes(random(outside)).into_uuid();
+    let id = uuid::Builder::from_random_bytes(random(platform)).into_uuid();
     let filling = Filling { id, above: manifest.epoch.max(known) };
-    let now = outside.now();
+    let now = platform.now();
     let target = beside.as_ref().unwrap_or(records);
     target.fill_begin(&filling, true).await?;
     let (sender, mut chunks) = mpsc::channel(2);
@@ -124,7 +125,7 @@ pub async fn restore(
     let is_to_be_promoted = beside.is_some();
     if is_to_be_promoted {
         drop(beside);
-        promote(records, stores, new_key.as_ref(), by, outside).await?;
+        promote(records, stores, new_key.as_ref(), by, platform).await?;
     } else if let Some(key) = &new_key {
         stores.promote(Some(key)).await?;
     }
@@ -139,7 +140,7 @@ async fn promote(
     stores: &dyn Stores,
     key: Option<&MasterKey>,
     by: &Initiator,
-    outside: &dyn Outside,
+    clock: &dyn Clock,
 ) -> Result<()> {
     // A store that cannot be read, or was never initialised, acknowledges nothing.
     if !records.is_initialised().await.unwrap_or_default() {
@@ -147,11 +148,11 @@ async fn promote(
     }
     let reason = "a backup takes its place with the next start of the daemon; if there is none, restore again, or `codex-authd \
                   migrate --abort` lets this store go on";
-    let standstill = Standstill { reason: reason.into(), since: outside.now() };
-    records.standstill_set(Some(&standstill), &by.note(outside.now(), "state.restore")).await?;
+    let standstill = Standstill { reason: reason.into(), since: clock.now() };
+    records.standstill_set(Some(&standstill), &by.note(clock.now(), "state.restore")).await?;
     let promoted = stores.promote(key).await;
     if promoted.is_err() {
-        records.standstill_set(None, &by.note(outside.now(), "state.restore_failed")).await?;
+        records.standstill_set(None, &by.note(clock.now(), "state.restore_failed")).await?;
     }
     promoted
 }

@@ -25,15 +25,15 @@ const MAX_CERTIFICATES_NAMED: usize = 10;
 
 impl Trust {
     pub async fn prepare_authority(&self, role: AuthorityRole, by: &Initiator) -> Result<()> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let authorities = self.core.authorities();
         if authorities.in_slot(role, AuthoritySlot::Next).is_some() {
             return Err(ServiceError::Conflict("an authority is prepared already: activate it".into()));
         }
-        let made = authority::create(role, now, &*self.core.outside)?;
+        let made = authority::create(role, now, &*self.core.platform)?;
         let active = authorities.active(role)?;
         let cross = match role {
-            AuthorityRole::Server => authority::cross_certify(&active.key, &made, now, &*self.core.outside)?,
+            AuthorityRole::Server => authority::cross_certify(&active.key, &made, now, &*self.core.platform)?,
             AuthorityRole::Client => None,
         };
         let ring = self.core.ring.load_full();
@@ -41,7 +41,7 @@ impl Trust {
             id: made.id,
             role,
             slot: AuthoritySlot::Next,
-            private_key: ring.seal(&authority_place(made.id), &made.private_key, &*self.core.outside)?,
+            private_key: ring.seal(&authority_place(made.id), &made.private_key, &*self.core.platform)?,
             certificate_pem: made.certificate_pem,
             cross_certificate_pem: cross,
             created_at: Some(now),
@@ -127,7 +127,7 @@ impl Trust {
             AuthorityRole::Server => "server",
             AuthorityRole::Client => "client",
         };
-        let note = by.note(self.core.outside.now(), action).on(name);
+        let note = by.note(self.core.platform.now(), action).on(name);
         let rolling = self.core.records.authority_roll(role, &step, &note);
         let rolled = self.core.commit(&note, rolling, |rolled| rolled.as_ref().map(Into::into)).await?;
         rolled.map(drop).ok_or_else(|| ServiceError::Conflict("the authorities changed meanwhile: look again".into()))

@@ -141,10 +141,10 @@ impl Trust {
         if !(1..=MAX_DAYS).contains(&days) {
             return Err(ServiceError::invalid("days", format!("must be from 1 to {MAX_DAYS}")));
         }
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let authorities = self.core.authorities();
         let authority = authorities.active(AuthorityRole::Client)?;
-        let issued = issue_client_certificate(&authority.key, name, days, now, &*self.core.outside)
+        let issued = issue_client_certificate(&authority.key, name, days, now, &*self.core.platform)
             .map_err(|error| ServiceError::invalid("name", error.to_string()))?;
         let authority_pem = authority.key.certificate_pem().to_owned();
         let record = AdminCertificate {
@@ -163,7 +163,7 @@ impl Trust {
         } else {
             let given = options.password.filter(|password| !password.is_empty()).map(Secret::new);
             let is_given = given.is_some();
-            let password = given.unwrap_or_else(|| Secret::new_install_token(&*self.core.outside));
+            let password = given.unwrap_or_else(|| Secret::new_install_token(&*self.core.platform));
             let ca_pem = authority_pem.clone();
             // Slow: the key of the file is derived from the password with many rounds.
             let packing = move || pack(&issued, &ca_pem, password, is_given);
@@ -187,7 +187,7 @@ impl Trust {
 
     /// Revokes a certificate. It is no longer admitted, on open connections either.
     pub async fn revoke_certificate(&self, fingerprint: &Digest, by: &Initiator) -> Result<AdminCertificate> {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         let name = self.certificate_name(fingerprint).await?;
         let note = by.note(now, "certificate.revoke").on(name).with("fingerprint", fingerprint);
         let revoking = self.core.records.certificate_revoke(fingerprint, now, &note);
@@ -207,7 +207,7 @@ impl Trust {
     }
 
     pub fn state_of(&self, certificate: &AdminCertificate) -> CertificateState {
-        let now = self.core.outside.now();
+        let now = self.core.platform.now();
         if certificate.revoked_at.is_some() {
             CertificateState::Revoked
         } else if certificate.expires_at <= now {

@@ -32,8 +32,8 @@ impl Trust {
         let id = KeyId(present.0.checked_add(1).ok_or_else(|| ServiceError::internal("the key ids are used up"))?);
         let key = SealingKey {
             id,
-            sealed: KeyRing::new_key(&self.core.secrets.master, id, &*self.core.outside)?,
-            created_at: self.core.outside.now(),
+            sealed: KeyRing::new_key(&self.core.secrets.master, id, &*self.core.platform)?,
+            created_at: self.core.platform.now(),
         };
         let note = by.note(key.created_at, "keys.rotate").on(id);
         if !self.core.records.sealing_key_add(&key, &note).await? {
@@ -93,7 +93,7 @@ impl Trust {
             let ring = self.core.ring.load_full();
             for (place, old) in values {
                 let plain = ring.open(&place, &old)?;
-                let new = ring.seal(&place, &plain, &*self.core.outside)?;
+                let new = ring.seal(&place, &plain, &*self.core.platform)?;
                 resealed += u64::from(self.core.records.sealed_value_replace(&place, &old, &new).await?);
             }
         }

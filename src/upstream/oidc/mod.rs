@@ -34,7 +34,7 @@ use self::kept::{Kept, Part};
 pub use self::refusal::Refusal;
 use self::token::{ExpectedClaims, Token, TokenHeader};
 use crate::model::secret::Secret;
-use crate::outside::{Outside, random};
+use crate::platform::{Platform, random};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -94,21 +94,21 @@ pub enum ProviderError {
 
 pub struct Provider {
     issuer: IssuerUrl,
-    outside: Arc<dyn Outside>,
+    platform: Arc<dyn Platform>,
     kept: Arc<Kept>,
 }
 
 impl Provider {
     /// Opens no connection: the provider is contacted at first use.
-    pub fn new(settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
-        Self::within(HttpLimits::REAL, settings, outside)
+    pub fn new(settings: Settings, platform: Arc<dyn Platform>) -> Result<Self, ProviderError> {
+        Self::within(HttpLimits::REAL, settings, platform)
     }
 
-    fn within(limits: HttpLimits, settings: Settings, outside: Arc<dyn Outside>) -> Result<Self, ProviderError> {
+    fn within(limits: HttpLimits, settings: Settings, platform: Arc<dyn Platform>) -> Result<Self, ProviderError> {
         let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderError::Issuer)?;
         RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| ProviderError::RedirectUri)?;
         let http = Http::new(&limits, is_loopback(issuer.url()))?;
-        Ok(Self { issuer, outside, kept: Arc::new(Kept::new(settings, http, &limits)) })
+        Ok(Self { issuer, platform, kept: Arc::new(Kept::new(settings, http, &limits)) })
     }
 
     /// The URL to which the browser comes back.
@@ -153,7 +153,7 @@ impl Provider {
         let (token, header) = self.exchange(&document, code, flow).await?;
         let key = self.kept.key(&header).await?;
         let expected =
-            ExpectedClaims { settings, issuer: self.issuer.clone(), nonce: &flow.nonce, now: self.outside.now() };
+            ExpectedClaims { settings, issuer: self.issuer.clone(), nonce: &flow.nonce, now: self.platform.now() };
         expected.check(&token, key)
     }
 
@@ -215,7 +215,7 @@ impl Provider {
 
     /// Returns 256 random bits, base64url.
     fn random(&self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>(&*self.outside)))
+        BASE64_URL_SAFE_NO_PAD.encode(Zeroizing::new(random::<32>(&*self.platform)))
     }
 }
 

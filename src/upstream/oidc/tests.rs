@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::*;
-use crate::outside::System;
+use crate::platform::{Clock, SecureRandom, System};
 
 // Only the integration tests use the rest.
 #[allow(dead_code)]
@@ -33,19 +33,21 @@ const CALLBACK: &str = "https://auth.test/auth/oidc/callback";
 
 /// A clock ahead of the system's clock.
 #[derive(Default)]
-struct Clock(Mutex<time::Duration>);
+struct TestClock(Mutex<time::Duration>);
 
-impl Clock {
+impl TestClock {
     fn set_ahead(&self, ahead: time::Duration) {
         *self.0.lock().unwrap() = ahead;
     }
 }
 
-impl Outside for Clock {
+impl Clock for TestClock {
     fn now(&self) -> OffsetDateTime {
         System.now() + *self.0.lock().unwrap()
     }
+}
 
+impl SecureRandom for TestClock {
     fn fill(&self, buffer: &mut [u8]) {
         System.fill(buffer);
     }
@@ -53,7 +55,7 @@ impl Outside for Clock {
 
 struct World {
     provider: hostile::Provider,
-    clock: Arc<Clock>,
+    clock: Arc<TestClock>,
     client: Provider,
     browser: reqwest::Client,
 }
@@ -84,7 +86,7 @@ impl World {
         let provider = hostile::Provider::start();
         let mut settings = settings(&provider);
         change(&mut settings);
-        let clock = Arc::new(Clock::default());
+        let clock = Arc::new(TestClock::default());
         let client = Provider::within(limits, settings, clock.clone()).unwrap();
         let browser =
             reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();

@@ -1,4 +1,4 @@
-//! Hosts that ask for the login without a pause, on new connections and on kept ones, and what became of every call.
+//! Hosts that retrieve the login without a pause, on new and on kept connections, and the result of every call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,13 +26,13 @@ struct Shared {
     failed: Mutex<Vec<String>>,
 }
 
-/// What they met.
+/// The results.
 #[derive(Debug)]
 pub struct Met {
     pub on_new_connections: u64,
     pub on_kept_connections: u64,
     pub longest: Duration,
-    /// Each call that was not answered 200, and why.
+    /// The reason of each call that was not answered 200.
     pub failed: Vec<String>,
 }
 
@@ -49,7 +49,7 @@ impl Met {
 }
 
 impl Callers {
-    /// As many of either kind as there are `keys`, all at work when this returns.
+    /// Starts as many clients of each kind as there are `keys`. All of them work when this returns.
     pub fn begin(url: &str, keys: &[String], client: impl Fn() -> ClientBuilder) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shared = Arc::new(Shared::default());
@@ -69,12 +69,12 @@ impl Callers {
         callers
     }
 
-    /// Waits until both kinds have been answered some more times.
+    /// Waits for some more answers of both kinds.
     pub fn go_on(&self) {
         let counts = || [0, 1].map(|kind: usize| self.shared.answered[kind].load(Ordering::SeqCst));
         let (begun, before) = (Instant::now(), counts());
         while counts().iter().zip(before).any(|(now, before)| *now < before + 20) {
-            assert!(begun.elapsed() < BOUND, "nobody is answered: {:?}", self.shared.failed.blocking_lock());
+            assert!(begun.elapsed() < BOUND, "no call is answered: {:?}", self.shared.failed.blocking_lock());
             pause();
         }
     }

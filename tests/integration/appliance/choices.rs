@@ -1,4 +1,4 @@
-//! What an operator chose, over a removal: the configuration, which units are enabled, drop-ins. A purge forgets it.
+//! An operator's choices survive a removal: the configuration, the enabled units, drop-ins. A purge removes them.
 
 use std::fs;
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What stays of a machine: after a purge, and in a copy under a passphrase.
+//! The data that remains of a machine: after a purge, and in a backup with a passphrase.
 
 use std::fs;
 use std::net::TcpStream;
@@ -13,14 +13,14 @@ use super::service::the_doctor_says;
 const CREDENTIAL: &str = "/etc/credstore/codex-authd.master.key";
 const MASTER_KEY: &str = "/var/lib/codex-authd/master.key";
 const COPY: &str = "/root/copy";
-/// What the test put there itself, and what the operator's own would be.
+/// Files that the test added, as an operator could.
 const OWN: &[&str] = &["/usr/local/bin/codex", "/usr/local/bin/cdx"];
 const PASSPHRASE: &str = "mild otter juggles seven lanterns\n";
-/// Where the unit's copies go.
+/// The directory of the unit's backups.
 const COPIES: &str = "/var/backups/codex-authd";
 
-/// A key that is not in the state directory at all. It is removed there when the daemon is seen to have the other, and not
-/// before.
+/// A master key outside the state directory. The doctor allows to remove the file there only after the daemon has
+/// received the credential.
 pub fn the_master_key_may_be_a_credential(fleet: &Fleet) {
     let machine = fleet.machine;
     machine.done(&["install", "-d", "-m", "0700", "/etc/credstore"]);
@@ -34,20 +34,20 @@ pub fn the_master_key_may_be_a_credential(fleet: &Fleet) {
     assert!(told.contains(&format!("{CREDENTIAL} is in force")) && told.contains(&may_go), "the daemon has it: {told}");
     machine.done(&["rm", MASTER_KEY]);
     fleet.restart();
-    assert!(!machine.file(MASTER_KEY).exists(), "another one was made");
+    assert!(!machine.file(MASTER_KEY).exists(), "another key was made");
     fleet.everybody_goes_on();
-    // Commands that a secret has to be opened for are answered by the daemon, which has it.
+    // The daemon, which has the key, answers commands that need a secret.
     let added = machine.authd(&["hosts", "add", "after-the-credential.test"]);
     assert_eq!(added["host"]["fqdn"], "after-the-credential.test");
 }
 
-/// What `doctor` finds of them, and what mends it.
+/// The doctor's checks of credentials, with their remedies.
 fn of_credentials(machine: &Machine) -> String {
     let checks = the_doctor_says(machine, "credentials");
     checks.iter().map(|check| format!("{}: {}\n", check["found"], check["remedy"])).collect()
 }
 
-/// Its place; the master key is in it, under a passphrase.
+/// Returns its path; it contains the master key, under a passphrase.
 pub fn a_copy_of_the_running_daemon(fleet: &Fleet) -> String {
     let machine = fleet.machine;
     machine.write("/root/passphrase", PASSPHRASE);
@@ -58,11 +58,11 @@ pub fn a_copy_of_the_running_daemon(fleet: &Fleet) -> String {
         machine.done(&["codex-authd", "backup", "--verify", COPY, "--passphrase-file", "/root/passphrase"]).trim()
     );
     let clear = machine.run(&["grep", "-rlF", key.trim(), COPY]);
-    assert_eq!(clear.code, Some(1), "the master key stands in the copy: {clear:?}");
+    assert_eq!(clear.code, Some(1), "the master key is in the backup: {clear:?}");
     COPY.into()
 }
 
-/// Under its own hardening, with the passphrase from where credentials are kept; off until somebody switches it on.
+/// Runs with its own hardening, and the passphrase from its credential; off until an operator enables it.
 pub fn the_backup_unit_makes_one_too(fleet: &Fleet) {
     let machine = fleet.machine;
     assert_eq!(machine.property(TIMER, "UnitFileState"), "disabled");
@@ -86,10 +86,10 @@ pub fn a_purge_leaves_nothing(machine: &Machine, untouched: &Listing) {
     let told = purged.out + &purged.err;
     for own in [CREDENTIAL, COPIES] {
         if machine.file(own).exists() {
-            assert!(told.contains(own), "what is the operator's stays, and is named: {told}");
+            assert!(told.contains(own), "the operator's files stay, and are named: {told}");
         }
     }
-    // What somebody who wants nothing of it does then.
+    // The steps to remove the rest after a purge.
     machine.done(&["rm", "-rf", "/etc/credstore", COPIES]);
     let left: Vec<String> = Listing::of(machine).since(untouched);
     let left: Vec<&String> = left.iter().filter(|name| !OWN.contains(&name.as_str())).collect();
@@ -100,7 +100,7 @@ pub fn a_purge_leaves_nothing(machine: &Machine, untouched: &Listing) {
     }
 }
 
-/// With nothing but the copy and the passphrase; the package has started a daemon of its own by then.
+/// With only the backup and the passphrase; the package has already started a daemon.
 pub fn restored_on_a_fresh_machine_the_hosts_go_on(fleet: &mut Fleet, package: &Package, copy: &str) {
     let machine = fleet.machine;
     put(machine, package);

@@ -1,4 +1,4 @@
-//! The fleet of a machine: its configuration, the canonical login, and hosts, the first one with the real Codex.
+//! The fleet of a machine: its configuration, the canonical login, and hosts. The first host has the real Codex.
 
 use std::fs;
 
@@ -14,18 +14,18 @@ use crate::support::host::{Ran, codex_itself};
 use crate::support::upstream::Upstream;
 
 const PROMPT: &str = "cdx exec 'Reply Banana if this works.' -s read-only --skip-git-repo-check";
-/// Hosts that only call.
+/// The number of hosts that only call.
 const CALLERS: usize = 4;
 
 pub struct Fleet<'a> {
     pub machine: &'a Machine,
     upstream: Upstream,
-    /// The keys of those that only call.
+    /// The keys of the hosts that only call.
     keys: Vec<String>,
 }
 
 impl<'a> Fleet<'a> {
-    /// Configures the machine for a stand-in of OpenAI, brings it a login, and registers hosts.
+    /// Configures the machine for a stand-in of OpenAI, uploads a login, and registers hosts.
     pub fn seed(machine: &'a Machine) -> Self {
         install_provider();
         let upstream = Upstream::start();
@@ -42,7 +42,7 @@ impl<'a> Fleet<'a> {
         fleet
     }
 
-    /// Writes the configuration, as an operator edits it, with some lines more, and restarts the daemon.
+    /// Writes the configuration with some additional lines, as an operator edits it, and restarts the daemon.
     pub fn configure(&self, more: &str) {
         let text = format!(
             "public_base_url = \"https://localhost:8443\"\n\
@@ -74,14 +74,14 @@ impl<'a> Fleet<'a> {
         self.the_host_goes_on();
     }
 
-    /// That host, through `cdx` and the real Codex, with what it has had since its installation.
+    /// Runs the first host again, through `cdx` and the real Codex, with the files of its installation.
     pub fn the_host_goes_on(&self) {
         let ran = self.machine.bash(PROMPT);
         assert_eq!((ran.code, ran.out.trim()), (Some(0), "Banana"), "{ran:#?}");
         self.the_host_has_the_login();
     }
 
-    /// Byte for byte, and it is let in.
+    /// Its login is the canonical one, byte for byte, and its key is valid.
     fn the_host_has_the_login(&self) {
         let synced = self.synced();
         assert_eq!(synced.code, Some(0), "{synced:#?}");
@@ -89,7 +89,7 @@ impl<'a> Fleet<'a> {
         assert_eq!(Value::from(digest("/root/.codex/auth.json")), self.machine.authd(&["auth", "show"])["digest"]);
     }
 
-    /// Neither here nor at the daemon.
+    /// Neither on the host nor at the daemon.
     pub fn a_user_who_may_not_remove_cdx_changes_nothing(&self) {
         let machine = self.machine;
         let before = machine.authd(&["hosts", "list"]);
@@ -127,12 +127,12 @@ impl<'a> Fleet<'a> {
         self.machine.property(UNIT, "MainPID")
     }
 
-    /// How often systemd has started the daemon again by itself.
+    /// The number of restarts by systemd.
     pub fn restarts(&self) -> u32 {
         self.machine.property(UNIT, "NRestarts").parse().unwrap()
     }
 
-    /// Clients that trust `authority`, or else the daemon's own.
+    /// Clients that trust `authority`, or otherwise the daemon's own.
     pub fn client(&self, authority: Option<&str>) -> ClientBuilder {
         let own = || fs::read_to_string(self.machine.file("/var/lib/codex-authd/pki/server-ca.crt")).unwrap();
         let pem = authority.map_or_else(own, String::from);
@@ -144,7 +144,7 @@ impl<'a> Fleet<'a> {
         Callers::begin("https://localhost:8443/auth", &self.keys, || self.client(None))
     }
 
-    /// Each of them is let in with the key it has.
+    /// Every host is still accepted with its key.
     pub fn everybody_goes_on(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

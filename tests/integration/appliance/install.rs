@@ -1,4 +1,4 @@
-//! From nothing to a running daemon: what apt prints, what is there afterwards, and how fast.
+//! From nothing to a running daemon: apt's output, the installed state, and the time.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ pub const SOCKET: &str = "codex-authd.socket";
 pub const TIMER: &str = "codex-authd-backup.timer";
 pub const CONFIG: &str = "/etc/codex-authd/config.toml";
 pub const REFERENCE: &str = "/usr/share/codex-authd/config.toml";
-/// First boot to READY, and idle memory of the unit.
+/// The expected time from first boot to READY.
 const START: Duration = Duration::from_secs(1);
 const MEMORY_KB: u64 = 30 * 1024;
 
-/// `install` brings the package, and answers what was printed.
+/// `install` installs the package, and returns the output.
 pub fn from_nothing(machine: &Machine, install: impl FnOnce() -> String) {
     let begun = Instant::now();
     let told = install();
@@ -40,19 +40,19 @@ pub fn from_nothing(machine: &Machine, install: impl FnOnce() -> String) {
     ] {
         assert_eq!(machine.done(&["stat", "--format=%a %U %G", path]).trim(), wanted, "{path}");
     }
-    // Little stands there, and it is no file of the package's.
+    // The configuration is short, and is not a file of the package.
     let config = std::fs::read_to_string(machine.file(CONFIG)).unwrap();
     assert!(config.contains(REFERENCE) && config.lines().all(|line| line.starts_with('#')), "{config}");
     assert_eq!(conffiles(machine), "");
     let took = started_in(machine);
     println!("first boot to READY: {took:?}");
-    // The aim is a second; how fast the machine is today decides nothing.
+    // The expected time is a second; a slow machine may take more.
     assert!(took <= 5 * START, "{took:?}");
     memory(machine);
     journal(machine);
 }
 
-/// `apt install ./FILE`, and what it printed.
+/// Runs `apt install ./FILE`; returns the output.
 pub fn put(machine: &Machine, package: &Package) -> String {
     let ran = try_to_put(machine, package, &[]);
     assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
@@ -62,19 +62,19 @@ pub fn put(machine: &Machine, package: &Package) -> String {
 pub fn try_to_put(machine: &Machine, package: &Package, options: &[&str]) -> crate::support::host::Ran {
     let path = format!("/root/{}", package.file.file_name().unwrap().display());
     std::fs::copy(&package.file, machine.file(&path)).unwrap();
-    // Nothing tells dpkg what to do about files that were edited: it must not have to ask.
+    // No option tells dpkg what to do with edited files: it must not need to ask.
     let all = ["apt-get", "install", "--yes", "-o", "Dpkg::Use-Pty=0"];
     let ran = machine.run(&[&all, options, &[path.as_str()]].concat());
     std::fs::remove_file(machine.file(&path)).unwrap();
     ran
 }
 
-/// What dpkg takes for files of the package's that an operator edits.
+/// The package's conffiles.
 pub fn conffiles(machine: &Machine) -> String {
     machine.done(&["dpkg-query", "--show", "--showformat=${Conffiles}", "codex-authd"]).trim().to_owned()
 }
 
-/// `apt-get upgrade` of everything, as an unattended machine does it, with `package` in a repository.
+/// Runs `apt-get upgrade` of everything, like an unattended machine, with `package` in a repository.
 pub fn upgraded_unattended(machine: &Machine, package: &Package) -> String {
     const OFFERED: &str = "/srv/offered";
     const LIST: &str = "/etc/apt/sources.list.d/offered.list";
@@ -89,7 +89,7 @@ pub fn upgraded_unattended(machine: &Machine, package: &Package) -> String {
     machine.write(&format!("{OFFERED}/Packages"), &about);
     std::fs::write(machine.file(&format!("{OFFERED}/{name}")), bytes).unwrap();
     machine.write(LIST, &format!("deb [trusted=yes] file:{OFFERED} ./\n"));
-    // The other sources are not in the machine's network.
+    // The other sources are not reachable from the machine's network.
     let only = ["-o", "Dir::Etc::SourceList=/dev/null"];
     machine.done(&[&["apt-get", "update"][..], &only].concat());
     let ran = machine.run(&[&["apt-get", "upgrade", "--yes", "-o", "Dpkg::Use-Pty=0"][..], &only].concat());
@@ -112,13 +112,13 @@ pub fn runs(machine: &Machine) {
     assert_eq!(failed, "", "units that failed");
 }
 
-/// From `Starting` to `Started`, as systemd took the time.
+/// The time from `Starting` to `Started`, by systemd.
 pub fn started_in(machine: &Machine) -> Duration {
     let at = |name| machine.property(UNIT, name).parse::<u64>().unwrap();
     Duration::from_micros(at("ActiveEnterTimestampMonotonic") - at("InactiveExitTimestampMonotonic"))
 }
 
-/// As the cgroup counts it, where there is a memory controller, and as the process has it.
+/// The memory by the cgroup, if there is a memory controller, and by the process.
 fn memory(machine: &Machine) {
     let counted = machine.property(UNIT, "MemoryCurrent").parse::<u64>().ok().map(|bytes| bytes / 1024);
     let rollup = machine.done(&["cat", &format!("/proc/{}/smaps_rollup", machine.property(UNIT, "MainPID"))]);
@@ -146,21 +146,21 @@ fn journal(machine: &Machine) {
         let entry = event(name);
         assert_eq!(entry["SYSLOG_IDENTIFIER"], "codex-authd", "{entry}");
         assert_eq!(entry["_SYSTEMD_UNIT"], UNIT, "{entry}");
-        // `info` is a notice in syslog's words.
+        // systemd's `info` is syslog's priority `notice`.
         assert_eq!(entry["PRIORITY"], "5", "{entry}");
     }
     let printed: Vec<&Value> = entries.iter().filter(|entry| entry["_TRANSPORT"] == "stdout").collect();
     assert!(printed.is_empty(), "lines without fields: {printed:#?}");
 }
 
-/// An operator at the dashboard, with the certificate that the printed command has made.
+/// An operator at the dashboard, with a certificate from the printed command.
 pub struct Operator<'a> {
     machine: &'a Machine,
     curl: String,
 }
 
 impl<'a> Operator<'a> {
-    /// Lets nobody in who has no certificate.
+    /// Also checks that clients without a certificate are refused.
     pub fn with_the_printed_command(machine: &'a Machine) -> Self {
         let issued = machine.bash("codex-authd admin-cert alice --out alice.p12");
         assert_eq!(issued.code, Some(0), "{issued:?}");

@@ -1,10 +1,11 @@
-//! What a package may leave behind: every file, user and unit, listed before and after.
+//! Files, users and units that a package may leave behind, listed before and after.
 
 use std::collections::BTreeSet;
 
 use super::machine::Machine;
 
-/// What changes by itself on a machine that runs, or is kept by those who manage packages; unless it bears our name.
+/// Files that change by themselves on a running machine, or that package managers keep, unless their name contains
+/// ours.
 const BY_OTHERS: &[&str] = &[
     "/var/cache/",
     "/var/lib/apt/",
@@ -12,7 +13,7 @@ const BY_OTHERS: &[&str] = &[
     "/var/log/",
     "/var/lib/systemd/",
     "/var/tmp/",
-    // systemd 252 leaves one where it stops a unit whose process it is still making ready (`PrivateDevices=`).
+    // systemd 252 leaves one if it stops a unit while it still prepares the process (`PrivateDevices=`).
     "/tmp/namespace-dev-",
     "/var/backups/dpkg",
     "/run/agetty.reload",
@@ -49,7 +50,7 @@ impl Listing {
         Self { files, names }
     }
 
-    /// What is there now and was not then.
+    /// Names that are new since then.
     pub fn since(&self, then: &Self) -> Vec<String> {
         let files = self.files.difference(&then.files);
         files.chain(self.names.difference(&then.names)).cloned().collect()

@@ -1,6 +1,6 @@
-//! A booted machine: systemd as PID 1 of a container, in the network of the test's own, so that both share 127.0.0.1.
+//! A booted machine: systemd as PID 1 of a container, in the network of the test, so that both share 127.0.0.1.
 //!
-//! Commands run in it as root's would at its console. It dies with the test, whatever happens.
+//! Commands run in it like root's at its console. It ends with the test in all cases.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ use crate::support::processes::children;
 pub struct Machine {
     directory: TempDir,
     container: Child,
-    /// Its PID 1, as this machine counts.
+    /// Its PID 1, as a process id of this machine.
     init: u32,
     cgroup: Option<PathBuf>,
 }
 
-/// How long a killed machine's processes may take.
+/// The time limit for the end of a killed machine's processes.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// What root finds in the environment at the console.
+/// Root's environment at the console.
 const ENVIRONMENT: [(&str, &str); 4] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("HOME", "/root"),
@@ -44,7 +44,7 @@ impl Machine {
         let log = fs::File::create(directory.path().join("console")).unwrap();
         let cgroup = cgroup(&name);
         let mut command = Command::new("sh");
-        // Two machines at once must not take each other's cgroups for their own.
+        // Two machines at once must not share a cgroup.
         command.args(["-c", "[ -z \"$0\" ] || echo $$ >\"$0/cgroup.procs\"; exec \"$@\""]);
         command.arg(cgroup.as_deref().unwrap_or(Path::new("")));
         command.args(["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]);
@@ -86,7 +86,7 @@ impl Machine {
         fs::read_to_string(self.directory.path().join("console")).unwrap_or_default()
     }
 
-    /// A file of it, as this machine sees it.
+    /// The path of one of its files on this machine.
     pub fn file(&self, path: &str) -> PathBuf {
         self.directory.path().join("root").join(path.trim_start_matches('/'))
     }
@@ -112,20 +112,20 @@ impl Machine {
         self.run(&["bash", "-c", &format!("set -o pipefail; cd; {script}")])
     }
 
-    /// What it wrote; it has to succeed.
+    /// Runs a command, which must succeed; returns its output.
     pub fn done(&self, arguments: &[&str]) -> String {
         let ran = self.run(arguments);
         assert_eq!(ran.code, Some(0), "{arguments:?}: {}{}", ran.out, ran.err);
         ran.out
     }
 
-    /// `codex-authd ARGUMENTS --json`, in it.
+    /// Runs `codex-authd ARGUMENTS --json` in it.
     pub fn authd(&self, arguments: &[&str]) -> Value {
         let all = [&["codex-authd"], arguments, &["--json"]].concat();
         serde_json::from_str(&self.done(&all)).unwrap()
     }
 
-    /// The version of the package that is installed.
+    /// The version of the installed package.
     pub fn version(&self) -> String {
         self.done(&["dpkg-query", "--show", "--showformat=${Version}", "codex-authd"])
     }
@@ -135,13 +135,13 @@ impl Machine {
         self.done(&["systemctl", "show", "--value", "--property", name, unit]).trim().to_owned()
     }
 
-    /// The entries of the journal that a unit left, or others left about it.
+    /// The journal entries of a unit, and entries about it.
     pub fn journal(&self, unit: &str) -> Vec<Value> {
         let lines = self.done(&["journalctl", "--unit", unit, "--output", "json", "--all", "--no-pager"]);
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Switches it off, and waits until it is.
+    /// Powers it off, and waits for the end.
     pub fn power_off(mut self) {
         self.run(&["systemctl", "poweroff"]);
         let begun = Instant::now();
@@ -151,7 +151,7 @@ impl Machine {
                 println!("powered off in {:?}", begun.elapsed());
                 return;
             }
-            assert!(begun.elapsed() < BOUND, "it does not power off: {}", self.console());
+            assert!(begun.elapsed() < BOUND, "the machine does not power off: {}", self.console());
             pause();
         }
     }
@@ -163,7 +163,7 @@ impl Drop for Machine {
             let told = self.run(&["journalctl", "--no-pager", "--lines", "60", "--output", "short-monotonic"]);
             eprintln!("the machine's journal ends with:\n{}{}", told.out, told.err);
         }
-        // systemd-nspawn may be killed without its container's noticing.
+        // If systemd-nspawn is killed, its container may continue.
         if self.init != 0 && children(self.container.id()).contains(&self.init) {
             let _ = kill(Pid::from_raw(self.init.cast_signed()), Signal::SIGKILL);
         }
@@ -175,7 +175,7 @@ impl Drop for Machine {
     }
 }
 
-/// One of its own in the second hierarchy, wherever that is mounted; none where it cannot be made.
+/// A new cgroup in the version 2 hierarchy, wherever that is mounted; `None` if it cannot be made.
 fn cgroup(name: &str) -> Option<PathBuf> {
     let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
     let place = places
@@ -186,7 +186,7 @@ fn cgroup(name: &str) -> Option<PathBuf> {
     fs::create_dir(&cgroup).ok().map(|()| cgroup)
 }
 
-/// With whoever is still in it; and what systemd-nspawn made beside it in the first hierarchy, where that is there too.
+/// Removes it with its processes, and the cgroup that systemd-nspawn made in the version 1 hierarchy, if there is one.
 fn remove_cgroup(cgroup: &Path) {
     let beside = Path::new("/sys/fs/cgroup/systemd").join(cgroup.file_name().unwrap());
     let _ = fs::write(cgroup.join("cgroup.kill"), "1");
@@ -196,7 +196,7 @@ fn remove_cgroup(cgroup: &Path) {
     }
 }
 
-/// Whether nothing is left of it.
+/// Removes a tree of cgroups from the leaves; whether it is gone.
 fn remove_from_the_leaves(at: &Path) -> bool {
     for below in fs::read_dir(at).into_iter().flatten().flatten() {
         if below.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -1,8 +1,8 @@
 //! The appliance: the package installed with apt on a booted Debian, and its life from there to the purge.
 //!
-//! It is one life, told in chapters that build on one another, since each boot and each installation costs seconds; and a
-//! shorter one on the Debian after that. What is measured is printed. It needs root, systemd-nspawn, debootstrap and
-//! `AUTHD_TEST_PACKAGES`, the directory of the .deb (`make test-package`); where one of them is missing it says so and is over.
+//! It is one life in consecutive chapters, because each boot and each installation costs seconds; and a shorter one on
+//! the next Debian. Measured values are printed. It needs root, systemd-nspawn, debootstrap and `AUTHD_TEST_PACKAGES`,
+//! the directory of the .deb (`make test-package`). If one of them is missing, the test is skipped.
 
 mod callers;
 mod choices;
@@ -91,7 +91,7 @@ fn an_appliance_is_installed_serves_is_upgraded_restored_and_leaves_nothing() {
     tell("done");
 }
 
-/// The same program on a newer systemd; what does not depend on it is told above.
+/// The same program on a newer systemd. The first life covers everything that does not depend on that.
 #[test]
 fn on_debian_13_it_is_installed_serves_is_upgraded_and_leaves_nothing() {
     let begun = Instant::now();
@@ -141,7 +141,7 @@ fn on_debian_13_it_is_installed_serves_is_upgraded_and_leaves_nothing() {
     tell("done");
 }
 
-/// A booted machine and the package; or why not.
+/// A booted machine and the package, or the reason for a skip.
 fn ready(suite: Suite) -> Option<(Machine, Package)> {
     let tried = || {
         let package = Package::under_test()?;

@@ -13,12 +13,12 @@ const COMMANDS: &[&[&str]] = &[
     &["doctor", "--json"],
 ];
 
-/// Whatever they write belongs to the daemon's user, and the daemon starts.
+/// Files of these commands belong to the daemon's user, and the daemon starts.
 pub fn what_root_runs_meanwhile_lets_the_daemon_start(machine: &Machine) {
     machine.done(&["systemctl", "stop", SOCKET, UNIT]);
     for command in COMMANDS {
         let ran = machine.run(&[&["codex-authd"], *command].concat());
-        // `doctor` says with 1 that the daemon does not run.
+        // `doctor` exits with 1, because the daemon does not run.
         assert!(ran.code.is_some_and(|code| code < 2), "{command:?}: {ran:?}");
         let places = ["/var/lib/codex-authd", "/run/codex-authd", "/var/backups/codex-authd"];
         let script = format!("find {} ! -user codex-authd 2>/dev/null; true", places.join(" "));

@@ -1,4 +1,4 @@
-//! The package under test, and others made of it: the same program under another version, scripts that know less.
+//! The package under test, and packages made from it: the same program with another version, or with older scripts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,18 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Names the directory that holds the .deb.
+/// The variable with the directory of the .deb.
 const VARIABLE: &str = "AUTHD_TEST_PACKAGES";
 
 pub struct Package {
     pub file: PathBuf,
     pub version: String,
-    /// Where it was made, if it was made here.
+    /// The directory of a package that a test made.
     _made: Option<TempDir>,
 }
 
 impl Package {
-    /// `Err`: why there is none.
+    /// `Err`: the reason why there is none.
     pub fn under_test() -> Result<Self, String> {
         let directory = std::env::var_os(VARIABLE).ok_or(format!("{VARIABLE} names no directory with the package"))?;
         let directory = Path::new(&directory);
@@ -32,13 +32,12 @@ impl Package {
         Ok(Self { version: field(&file, "Version"), file, _made: None })
     }
 
-    /// What it says of itself.
+    /// Its control information.
     pub fn control(&self) -> String {
         dpkg_deb(&[Path::new("--field"), &self.file])
     }
 
-    /// The same package as `version`, after `change` had its way with what it installs and (under `DEBIAN/`) with its
-    /// scripts.
+    /// The same package as `version`, after `change` has changed its files and (under `DEBIAN/`) its scripts.
     pub fn remade(&self, version: &str, change: impl FnOnce(&Path)) -> Self {
         let made = tempfile::tempdir().unwrap();
         let tree = made.path().join("tree");

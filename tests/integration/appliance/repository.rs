@@ -1,7 +1,7 @@
-//! The signed repository that `packaging/repo.sh` makes: what it offers is installed and upgraded, and nothing of it is
-//! taken once its signatures do not cover it.
+//! The signed repository of `packaging/repo.sh`: apt installs and upgrades from it, and refuses any content that the
+//! signatures do not cover.
 //!
-//! The key is made here and dies with the test. The files are served at 127.0.0.1, which the booted machine shares.
+//! The key is made here and removed with the test. The files are served at 127.0.0.1, which the booted machine shares.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use crate::support::http::{HttpServer, Reply};
 const KEYRING: &str = "/usr/share/keyrings/codex-authd-archive-keyring.gpg";
 const SOURCES: &str = "/etc/apt/sources.list.d/codex-authd.sources";
 
-/// What becomes of a file on its way: its path in the repository and its bytes; `None` is a 404.
+/// Changes a file in transit: its path in the repository and its bytes; `None` is a 404.
 type Transfer = fn(&str, Vec<u8>) -> Option<Vec<u8>>;
 
 pub struct Repository {
-    /// `gnupg`, `dist` and `repo` are in it.
+    /// Contains `gnupg`, `dist` and `repo`.
     directory: TempDir,
     key: String,
     server: HttpServer,
@@ -32,18 +32,18 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// One that offers `package`, served.
+    /// A served repository with `package`.
     pub fn of(package: &Package) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for name in ["gnupg", "dist", "repo"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
-        // gpg warns of a directory that others may read.
+        // gpg warns about a directory that other users can read.
         succeeds(Command::new("chmod").arg("0700").arg(directory.path().join("gnupg")));
         let transfer: Arc<Mutex<Transfer>> = Arc::new(Mutex::new(unchanged as Transfer));
         let (root, transferred) = (directory.path().join("repo"), Arc::clone(&transfer));
         let server = HttpServer::plain(move |call| {
-            // What apt escapes of our names.
+            // apt escapes these characters of our names.
             let path = call.path.trim_start_matches('/').replace("%2b", "+").replace("%7e", "~");
             let transfer = *transferred.lock().unwrap();
             match fs::read(root.join(&path)).ok().and_then(|bytes| transfer(&path, bytes)) {
@@ -74,7 +74,7 @@ impl Repository {
         self.key = line.trim_end_matches(':').rsplit(':').next().unwrap().to_owned();
     }
 
-    /// `packaging/repo.sh`, with this package in its `dist`.
+    /// Runs `packaging/repo.sh`, with this package in its `dist`.
     pub fn add(&self, package: &Package) {
         let file = self.place("dist").join(package.file.file_name().unwrap());
         fs::copy(&package.file, &file).unwrap();
@@ -87,9 +87,9 @@ impl Repository {
         fs::remove_file(file).unwrap();
     }
 
-    /// Adds the key and the sources to the machine, and installs, as README says; and what apt printed.
+    /// Adds the key and the sources to the machine, and installs, as README says; returns apt's output.
     pub fn install(&self, machine: &Machine) -> String {
-        // Debian's own are not in the machine's network.
+        // Debian's own sources are not reachable from the machine's network.
         machine.write("/etc/apt/sources.list", "");
         let url = self.server.url();
         for (path, name) in [(KEYRING, "codex-authd-archive-keyring.gpg"), (SOURCES, "codex-authd.sources")] {
@@ -103,7 +103,7 @@ impl Repository {
         ran.out + &ran.err
     }
 
-    /// Without a complaint.
+    /// Updates without a warning.
     fn update(&self, machine: &Machine) {
         let ran = machine.run(&["apt-get", "update"]);
         let told = ran.out + &ran.err;
@@ -111,7 +111,7 @@ impl Repository {
         assert!(ran.code == Some(0) && !complains, "{told}");
     }
 
-    /// A newer version is brought by `apt-get upgrade`, which asks nothing; and an older one is still offered.
+    /// `apt-get upgrade` installs a newer version without a question, and an older one is still offered.
     pub fn upgrades_and_goes_back(&self, fleet: &Fleet, package: &Package) {
         let (machine, newer, process) = (fleet.machine, next(package, 1), fleet.main_pid());
         self.add(&newer);
@@ -132,10 +132,10 @@ impl Repository {
         fleet.everybody_goes_on();
     }
 
-    /// `newest` is offered in a repository that somebody has changed on its way; then in an honest one.
+    /// Offers `newest` in a repository that is changed in transit, and then in an unchanged one.
     fn refuses_what_is_not_signed(&self, machine: &Machine, installed: &Package, newest: &Package) {
         self.add(newest);
-        // With what apt says that knows the repository, and where it sees it for the first time.
+        // Each with apt's message if it knows the repository, and at its first sight of the repository.
         let changes: [(&str, Transfer, [&str; 2]); 4] = [
             ("without signatures", without_signatures, ["is no longer signed", "is not signed"]),
             (
@@ -149,7 +149,8 @@ impl Repository {
         for (what, transfer, [told, _]) in changes {
             self.refuses(machine, installed, what, transfer, told);
         }
-        // apt holds to what it knows as signed, whatever the sources ask for; what they ask for shows at first sight.
+        // apt requires signatures if it knows a repository as signed, whatever the sources say. At first sight the
+        // sources decide.
         for (what, transfer, [_, told]) in changes {
             machine.done(&["rm", "-r", "/var/lib/apt/lists"]);
             self.refuses(machine, installed, &format!("{what}, at first sight"), transfer, told);
@@ -168,12 +169,12 @@ impl Repository {
         assert!(told.contains(wanted), "{what}: {told}");
     }
 
-    /// Nothing of it stays on the machine.
+    /// Removes everything of it from the machine.
     pub fn forget(self, machine: &Machine) {
         machine.done(&["apt-get", "purge", "--yes", "codex-authd-archive-keyring"]);
-        assert!(!machine.file(KEYRING).exists(), "the package owns the key that was there before it");
+        assert!(!machine.file(KEYRING).exists(), "the keyring package did not take over the key");
         machine.done(&["rm", SOURCES]);
-        // What was downloaded stays otherwise.
+        // Otherwise the downloaded files stay.
         machine.done(&["apt-get", "clean"]);
         machine.done(&["apt-get", "update"]);
     }
@@ -181,7 +182,7 @@ impl Repository {
 
 impl Drop for Repository {
     fn drop(&mut self) {
-        // The agent holds the key, and outlives whoever started it.
+        // The agent holds the key, and outlives the process that started it.
         let _ = Command::new("gpgconf").arg("--homedir").arg(self.place("gnupg")).args(["--kill", "all"]).output();
     }
 }

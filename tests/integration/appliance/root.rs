@@ -1,7 +1,7 @@
-//! The Debian that the package is installed on: made once by debootstrap and kept in the cache, copied for each machine.
+//! The Debian system for the installations: made once by debootstrap and kept in the cache, copied for each machine.
 //!
-//! It holds systemd, what the package depends on, and what a host needs, and nothing of ours. A stamp is its last file:
-//! what was begun and not finished is made again.
+//! It contains systemd, the package's dependencies and the tools of a host, and nothing of ours. A stamp is its last
+//! file: an incomplete system is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ const INCLUDED: &[&str] =
 const RELEASES: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 const STAMP: &str = ".complete";
 
-/// Where it stands, made on first use; takes the network, so it is called before a test leaves it.
+/// Its path, made on first use. That needs the network, so call it before a test leaves the network.
 pub fn image(suite: Suite) -> Result<PathBuf, String> {
     let recipe = format!("{} {}", suite.name(), INCLUDED.join(","));
     let cache = std::env::var_os("AUTHD_TEST_CACHE").map(PathBuf::from).unwrap_or_else(|| {
@@ -44,14 +44,14 @@ pub fn image(suite: Suite) -> Result<PathBuf, String> {
         return Ok(image);
     }
     fs::create_dir_all(&cache).unwrap();
-    // Beside it and then in its place: of two that make it at once, one wins.
+    // Made beside its place and then renamed: of two processes at once, one wins.
     let making = tempfile::Builder::new().prefix("rootfs-making-").tempdir_in(&cache).unwrap();
     let root = making.path().join("root");
     let mut debootstrap = Command::new("debootstrap");
     debootstrap.args(["--variant=minbase", &format!("--include={}", INCLUDED.join(",")), suite.name()]).arg(&root);
     debootstrap.args(mirror()).env("DEBIAN_FRONTEND", "noninteractive");
     said(&mut debootstrap)?;
-    // A machine that was installed has a name, and knows it.
+    // An installed machine has a name that resolves.
     fs::write(root.join("etc/hostname"), "appliance\n").unwrap();
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost appliance\n").unwrap();
     for package in fs::read_dir(root.join("var/cache/apt/archives")).unwrap().flatten() {
@@ -68,7 +68,7 @@ pub fn image(suite: Suite) -> Result<PathBuf, String> {
     }
 }
 
-/// A copy of a machine's own.
+/// A copy for one machine.
 pub fn copy(image: &Path) -> TempDir {
     let directory = tempfile::Builder::new().prefix("appliance-").tempdir().unwrap();
     let mut copy = Command::new("cp");
@@ -77,12 +77,12 @@ pub fn copy(image: &Path) -> TempDir {
     directory
 }
 
-/// That of this machine, where it says one.
+/// This machine's mirror, if it has one.
 fn mirror() -> Option<String> {
     let format = ["indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
     let listed = Command::new("apt-get").args(format).output().ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-    // That of the release which this machine has; the others are beside it.
+    // The mirror of this machine's release has the other releases too.
     let is_debian = |line: &&str| RELEASES.iter().any(|suite| line.ends_with(&format!(" {} main", suite.name())));
     let line = listed.lines().find(is_debian)?;
     line.split(' ').next().map(String::from)

@@ -1,4 +1,4 @@
-//! The daemon as systemd sees it: its hardening, a reload, and what becomes of it when it dies or hangs.
+//! The daemon under systemd: its hardening, a reload, and restarts after it dies or hangs.
 
 use serde_json::Value;
 
@@ -9,8 +9,8 @@ use super::trust::is_shown;
 use crate::support::authority::authority;
 use crate::support::eventually;
 
-/// What `systemd-analyze security` may say at most. 2.0 would cost the sandbox of probes its cgroup namespace and the calls
-/// by which it goes after everything else; the unit's comments tell what is left open, and why.
+/// The highest accepted value of `systemd-analyze security`. 2.0 would forbid the probes' sandbox its cgroup namespace
+/// and the calls that close everything else; the unit's comments list what is left open, and why.
 const EXPOSURE: f32 = 2.2;
 
 pub fn the_doctor_is_content(machine: &Machine) {
@@ -19,26 +19,26 @@ pub fn the_doctor_is_content(machine: &Machine) {
     assert_eq!(doctor.code, Some(0), "{doctor:#?}");
 }
 
-/// Its checks of that name.
+/// The doctor's checks of that name.
 pub fn the_doctor_says(machine: &Machine, name: &str) -> Vec<Value> {
     let ran = machine.run(&["codex-authd", "doctor", "--json"]);
     let told: Value = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
     told["checks"].as_array().unwrap().iter().filter(|check| check["name"] == name).cloned().collect()
 }
 
-/// Right after the installation: nobody has anything to say of the units, and nothing was worth a warning.
+/// Right after the installation: no tool has a finding about the units, and there were no warnings.
 pub fn the_units_and_the_journal_are_quiet(machine: &Machine) {
     let units = [UNIT, SOCKET, "codex-authd-backup.service", TIMER];
     let verified = machine.run(&[&["systemd-analyze", "verify", "--man=no"][..], &units].concat());
     assert_eq!((verified.code, verified.out.as_str(), verified.err.as_str()), (Some(0), "", ""));
-    // One that was brought nothing either.
+    // Including a unit without any credential.
     machine.done(&["systemctl", "start", "codex-authd-backup.service"]);
     machine.done(&["find", "/var/backups/codex-authd", "-mindepth", "1", "-delete"]);
-    // The processes that make credentials ready belong to no unit.
+    // The processes that prepare credentials belong to no unit.
     let everything = machine.done(&["journalctl", "--no-pager", "--output", "cat"]);
     let credentials: Vec<&str> = everything.lines().filter(|line| line.contains("inherited credential")).collect();
     assert!(credentials.is_empty(), "{credentials:#?}");
-    // What the daemon itself warns of is about this machine.
+    // The daemon's own warnings are about this machine.
     let warned = |entry: &Value| {
         entry["SYSLOG_IDENTIFIER"] != "codex-authd"
             && entry["PRIORITY"].as_str().is_some_and(|priority| priority <= "4")
@@ -49,7 +49,8 @@ pub fn the_units_and_the_journal_are_quiet(machine: &Machine) {
     }
 }
 
-/// More often than any limit of systemd's allows by itself, with callers at the door. Nobody has to mend but the cause.
+/// The daemon fails more often than systemd's limits allow by default, while clients call. The operator only fixes the
+/// cause.
 pub fn a_daemon_that_cannot_start_is_tried_until_it_can(fleet: &Fleet) {
     let machine = fleet.machine;
     let hasty = format!("/etc/systemd/system/{UNIT}.d");
@@ -59,22 +60,22 @@ pub fn a_daemon_that_cannot_start_is_tried_until_it_can(fleet: &Fleet) {
     machine.write(CONFIG, &format!("no_such_key = 1\n{config}"));
     let opened = machine.property(SOCKET, "ActiveEnterTimestampMonotonic");
     assert_ne!(machine.run(&["systemctl", "restart", UNIT]).code, Some(0));
-    eventually("it was tried ten times", || {
-        // It stays in the queue of the port, and asks for the daemon.
+    eventually("systemd has tried ten times", || {
+        // The connection waits in the queue of the port, and activates the daemon.
         std::net::TcpStream::connect(("127.0.0.1", 8443)).unwrap();
         (fleet.restarts() >= 10).then_some(())
     });
     assert_eq!(machine.property(SOCKET, "ActiveState"), "active");
     machine.write(CONFIG, &config);
     eventually("it runs", || is_active(fleet).then_some(()));
-    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened, "the ports were never closed");
+    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened, "the ports were closed");
     machine.done(&["rm", "-r", &hasty]);
     machine.done(&["systemctl", "daemon-reload"]);
     runs(machine);
     fleet.everybody_goes_on();
 }
 
-/// As somebody does who tries out addresses.
+/// As an operator does who tries addresses.
 pub fn ports_may_be_opened_again_and_again(fleet: &Fleet) {
     for _ in 0..8 {
         fleet.machine.done(&["systemctl", "restart", SOCKET]);
@@ -94,8 +95,8 @@ pub fn it_is_hardened(machine: &Machine) {
     assert!(figure <= EXPOSURE, "{figure}");
 }
 
-/// The cgroup that is delegated to the daemon is writable where the daemon stands, and the one above it is not. Whether
-/// there are controllers in it is the machine's affair.
+/// The daemon can write its delegated cgroup, and not the one above it. Whether it has controllers depends on the
+/// machine.
 pub fn its_cgroup_is_its_own(fleet: &Fleet) {
     let within = |script: &str| {
         let around = "exec nsenter --mount --user --target $0 --setuid $(id -u codex-authd) -- sh -c \"$1\"";
@@ -108,7 +109,7 @@ pub fn its_cgroup_is_its_own(fleet: &Fleet) {
     assert!(refused.code != Some(0) && refused.err.contains("Read-only file system"), "{refused:?}");
 }
 
-/// With a certificate of the operator's own, since that is what a reload is for.
+/// With an operator's certificate, because that is the purpose of a reload.
 pub fn a_reload_reads_the_certificate_again(fleet: &Fleet) {
     let machine = fleet.machine;
     let put = || {
@@ -122,14 +123,14 @@ pub fn a_reload_reads_the_certificate_again(fleet: &Fleet) {
     let serves = |ca: &str| is_shown(fleet, ca);
     let first = put();
     let files = "/etc/codex-authd/tls";
-    // Its hosts do not trust it, and are not asked here.
+    // Its hosts do not trust it, and are not called here.
     let keys =
         format!("certificate = \"{files}/certificate.pem\"\nprivate_key = \"{files}/key.pem\"\nswitch = \"now\"\n");
     fleet.configure(&format!("[tls]\n{keys}"));
     assert!(serves(&first));
     let (process, second) = (fleet.main_pid(), put());
-    assert!(serves(&first) && !serves(&second), "before the reload nothing changes");
-    // Then systemd tells what it is told.
+    assert!(serves(&first) && !serves(&second), "the certificate changed before the reload");
+    // systemd then logs the messages that it receives.
     machine.done(&["systemctl", "log-level", "debug"]);
     machine.done(&["systemctl", "reload", UNIT]);
     machine.done(&["systemctl", "log-level", "info"]);
@@ -153,11 +154,11 @@ pub fn a_killed_daemon_comes_back_and_nobody_is_refused(fleet: &Fleet) {
     let met = callers.end();
     println!("killed: {}", met.told());
     assert_ne!(fleet.main_pid(), before);
-    // What was under way in the process that died is cut; the sockets are not its own.
+    // Calls under way in the dead process are cut; the sockets stay open.
     let refused = met.failed.iter().filter(|reason| reason.contains("ConnectionRefused")).count();
     assert_eq!(refused, 0, "{met:#?}");
     assert!(met.failed.len() as u64 <= 8, "{met:#?}");
-    // What the unit hides of the kernel does not make this boot look like another one.
+    // The unit hides parts of the kernel, but the daemon must still recognise the same boot.
     let discarded = fleet.machine.bash("journalctl --unit codex-authd EVENT=hot_state_discarded --output cat");
     assert!(!discarded.out.contains("hot state"), "{discarded:?}");
     fleet.everybody_goes_on();
@@ -172,9 +173,9 @@ pub fn a_daemon_that_hangs_is_replaced(fleet: &Fleet) {
     machine.done(&["systemctl", "daemon-reload"]);
     fleet.restart();
     let (restarts, process) = (fleet.restarts(), fleet.main_pid());
-    // It is let be while it tells that it is well, for more than one term.
+    // systemd leaves it alone for more than one watchdog interval while it pings.
     let well = std::time::Instant::now();
-    eventually("two terms are over", || (well.elapsed().as_secs() > 4).then_some(()));
+    eventually("two intervals are over", || (well.elapsed().as_secs() > 4).then_some(()));
     assert_eq!((fleet.restarts(), fleet.main_pid()), (restarts, process));
     let opened = machine.property(SOCKET, "ActiveEnterTimestampMonotonic");
     machine.done(&["systemctl", "kill", "--signal=STOP", "--kill-whom=main", UNIT]);

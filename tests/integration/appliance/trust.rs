@@ -1,4 +1,4 @@
-//! An operator brings a certificate of their own, and takes it away again: no host is cut off.
+//! An operator adds their own certificate, and removes it again: no host is cut off.
 
 use super::fleet::Fleet;
 use super::service::the_doctor_says;
@@ -19,13 +19,13 @@ pub fn a_certificate_of_the_operators_cuts_no_host_off(fleet: &Fleet, fqdn: &str
     machine.done(&["chmod", "0640", &format!("{FILES}/key.pem")]);
     fleet.configure(&format!("[tls]\ncertificate = \"{FILES}/certificate.pem\"\nprivate_key = \"{FILES}/key.pem\"\n"));
 
-    // Each host trusts the daemon's own certificate only, and goes on being shown it.
+    // Each host trusts only the daemon's own certificate, and still gets it.
     fleet.everybody_goes_on();
     let (verdict, found) = trust_of_hosts(fleet);
     assert!(verdict == "weak" && found.contains(fqdn), "{verdict} {found}");
     assert!(!is_shown(fleet, &ca));
 
-    // Those that only call have no cdx to update; who is disabled is not waited for.
+    // Hosts that only call have no cdx to update; the daemon does not wait for disabled hosts.
     let callers = callers(fleet);
     for caller in &callers {
         machine.done(&["codex-authd", "hosts", "disable", caller]);
@@ -34,11 +34,11 @@ pub fn a_certificate_of_the_operators_cuts_no_host_off(fleet: &Fleet, fqdn: &str
         let ran = machine.bash(command);
         assert_eq!(ran.code, Some(0), "{command}: {ran:?}");
     }
-    eventually("hosts are shown the operator's certificate", || is_shown(fleet, &ca).then_some(()));
+    eventually("hosts get the operator's certificate", || is_shown(fleet, &ca).then_some(()));
     fleet.the_host_goes_on();
     assert_eq!(trust_of_hosts(fleet).0, "good");
 
-    // And back.
+    // Back again.
     fleet.configure("");
     assert!(!is_shown(fleet, &ca));
     for caller in &callers {
@@ -55,7 +55,7 @@ fn callers(fleet: &Fleet) -> Vec<String> {
     names.filter(|name| name.starts_with("caller-")).collect()
 }
 
-/// The verdict of `doctor`, and what it found.
+/// The verdict of `doctor`, and its finding.
 fn trust_of_hosts(fleet: &Fleet) -> (String, String) {
     let checks = the_doctor_says(fleet.machine, "trust of hosts");
     let [check] = &checks[..] else { panic!("{checks:?}") };

@@ -1,4 +1,4 @@
-//! Another version in the place of the present one: forwards under load, and backwards only where the state can be read.
+//! Another version replaces the present one: forward under load, and backward only if it can read the state.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,8 +12,8 @@ use super::install::{CONFIG, REFERENCE, SOCKET, conffiles, put, runs, try_to_put
 use super::machine::Machine;
 use super::package::Package;
 
-/// The same program with a byte more, so that what runs can be told from what ran; the reference and whatever dpkg takes for
-/// an operator's file have changed.
+/// The same program with one more byte, so that old and new process can be distinguished. The reference and all
+/// conffiles have changed.
 fn newer(package: &Package) -> Package {
     package.remade(&format!("{}+next", package.version), |tree| {
         let program = tree.join("usr/bin/codex-authd");
@@ -27,7 +27,7 @@ fn newer(package: &Package) -> Package {
     })
 }
 
-/// As 0.1.0 was laid out: the reference is the configuration, and a conffile; the units are in /lib.
+/// The layout of 0.1.0: the reference is the configuration, and a conffile; the units are in /lib.
 fn of_the_old_layout(package: &Package) -> Package {
     package.remade("0.0.2", |tree| {
         fs::create_dir_all(tree.join("etc/codex-authd")).unwrap();
@@ -38,12 +38,13 @@ fn of_the_old_layout(package: &Package) -> Package {
     })
 }
 
-/// By `apt-get upgrade`, which nobody answers and nobody gave an option: from there to here, and from here to the next.
+/// By `apt-get upgrade` without a terminal or options: from the old layout to the present one, and then to the next
+/// version.
 pub fn from_the_old_layout_unattended(machine: &Machine, package: &Package) {
     put(machine, &of_the_old_layout(package));
     let packaged = fs::read_to_string(machine.file(CONFIG)).unwrap();
     assert!(packaged.contains("\n[listen]\n"), "{packaged}");
-    // In its midst, where the reference changes as well.
+    // An edit in the middle of the file, where the reference changes as well.
     let edited = packaged.replace("\n[limits]\n", "\n[limits]\nhost_per_minute = 77\n") + "# Mine.\n";
     assert_eq!(edited.lines().count(), packaged.lines().count() + 2, "{packaged}");
     fs::write(machine.file(CONFIG), &edited).unwrap();
@@ -59,7 +60,7 @@ pub fn from_the_old_layout_unattended(machine: &Machine, package: &Package) {
         assert!(!told.contains("onfiguration file"), "{told}");
         kept();
     }
-    // What dpkg still knows of it asks nothing; an older version that packages it would not ask either.
+    // dpkg does not ask about the file that it still knows; an older version that contains it would not ask either.
     assert!(conffiles(machine).ends_with(" obsolete"), "{}", conffiles(machine));
     let units = machine.done(&["dpkg", "--listfiles", "codex-authd"]);
     let units: Vec<&str> = units.lines().filter(|path| path.contains("systemd/system/codex-authd")).collect();
@@ -80,8 +81,8 @@ pub fn under_load_no_request_fails(fleet: &Fleet, package: &Package) {
     assert_ne!(fleet.main_pid(), process);
     let digest = |path: &Path| hex::encode(Sha256::digest(fs::read(path).unwrap()));
     let running = machine.done(&["sha256sum", &format!("/proc/{}/exe", fleet.main_pid())]);
-    assert_eq!(running[..64], digest(&machine.file("/usr/bin/codex-authd")), "the new version runs");
-    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened, "the ports were never closed");
+    assert_eq!(running[..64], digest(&machine.file("/usr/bin/codex-authd")), "the old version still runs");
+    assert_eq!(machine.property(SOCKET, "ActiveEnterTimestampMonotonic"), opened, "the ports were closed");
     assert_eq!(fs::read(machine.file(CONFIG)).unwrap(), config);
     assert!(machine.file("/usr/share/doc/codex-authd/NEWS-OF-THE-NEXT").exists());
     runs(machine);
@@ -101,13 +102,13 @@ pub fn back_to_one_that_cannot_read_the_state_is_refused(fleet: &Fleet, package:
     assert_ne!(refused.code, Some(0), "{refused:#?}");
     let told = refused.out + &refused.err;
     println!("{}", told.lines().filter(|line| line.contains("format")).collect::<Vec<_>>().join("\n"));
-    // This state was never an older one, so the way back is a backup.
+    // This state never had an older format, so the only way back is a backup.
     assert!(told.contains(&format!("format {CURRENT}")) && told.contains("restore a backup"), "{told}");
-    assert_eq!((fleet.main_pid(), fleet.machine.version()), (process, before), "the present one goes on");
+    assert_eq!((fleet.main_pid(), fleet.machine.version()), (process, before), "the present version does not run");
     runs(fleet.machine);
     fleet.everybody_goes_on();
 
-    // One that can read it is let in.
+    // A version that can read it is accepted.
     put_back(fleet, package);
 }
 

@@ -25,14 +25,14 @@ use crate::support::daemon::{Daemon, auth_json, install_provider};
 use crate::support::people::{PASSWORD, add_user, ask, register};
 
 const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
-/// Silent connections in a second.
+/// Silent connections per second.
 const SILENT_PER_SECOND: u32 = 115;
 const DOCS: usize = 120;
 const BODIES: usize = 300;
 const CONNECTIONS: usize = 1500;
-/// Tasks that call one after another.
+/// Tasks that each make one call after another.
 const CALLERS: usize = 16;
-/// What one step of an attacker may take.
+/// The time limit for one step of an attacker.
 const STEP: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Attack {
     }
 }
 
-/// An attacker with what it needs, made before the clock runs.
+/// An attacker with its prepared data.
 pub struct Prepared {
     attack: Attack,
     client: Client,
@@ -95,7 +95,7 @@ impl Prepared {
         Self { attack, client, credential }
     }
 
-    /// What came of it, in words.
+    /// The result, as text.
     pub async fn attack(&self, daemon: &Daemon, time: Duration) -> String {
         let end = Instant::now() + time;
         let hosts = daemon.listen.hosts;
@@ -134,11 +134,11 @@ impl Prepared {
             login["padding"] = "x".repeat(padding).into();
             Bytes::from(json!({ "command": "store", "auth": login }).to_string())
         };
-        // Made once: the attackers share their processors with the fleet and the daemon.
+        // Made once: the attackers share the processors with the fleet and the daemon.
         let large = body(0, 1_000_000);
         let answered = self
             .flood(end, &url, || match number.fetch_add(1, Ordering::SeqCst) {
-                // Small ones as well, which are stored whatever the bound is.
+                // Small ones as well, which are stored whatever the limit is.
                 n if n % 2 == 1 => body(n, 10),
                 _ => large.clone(),
             })
@@ -147,7 +147,7 @@ impl Prepared {
         format!("{answered} stores answered: {} MiB on disk", bytes >> 20)
     }
 
-    /// The same call by several tasks at once; how many were answered with what.
+    /// The same call by several tasks at once; counts the answers by status.
     async fn flood(&self, end: Instant, url: &str, body: impl Fn() -> Bytes) -> String {
         let callers = (0..CALLERS).map(async |_| {
             let mut answered = std::collections::BTreeMap::<u16, u64>::new();
@@ -176,7 +176,7 @@ impl Prepared {
     }
 }
 
-/// As many as there are after ten seconds at that rate, and then that rate.
+/// As many connections as this rate opens in ten seconds, and then more at that rate.
 async fn silent(to: SocketAddr, end: Instant) -> String {
     let silence = async |_| timeout(STEP, connect(to)).await.ok()?.ok();
     let mut held = in_turns(usize::try_from(SILENT_PER_SECOND * 10).unwrap(), silence).await;
@@ -197,7 +197,7 @@ async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// Answers that nobody reads, on two connections of HTTP/2.
+/// Answers that the client never reads, on two HTTP/2 connections.
 async fn docs(daemon: &Daemon, end: Instant) -> String {
     let clients: Vec<Client> = (0..2)
         .map(|_| {
@@ -209,10 +209,10 @@ async fn docs(daemon: &Daemon, end: Instant) -> String {
     let held: Vec<Response> = join_all(asked).await.into_iter().filter_map(|answer| answer.ok()?.ok()).collect();
     rest(end.saturating_duration_since(Instant::now())).await;
     let good = held.iter().filter(|answer| answer.status() == 200).count();
-    format!("{good} answers that nobody reads")
+    format!("{good} answers that are not read")
 }
 
-/// Bodies of a megabyte that never end, with a wrong key or to sign in.
+/// Bodies of a megabyte that never end, with a wrong key or for a sign-in.
 async fn bodies(daemon: &Daemon, end: Instant) -> String {
     let sent = AtomicU64::new(0);
     let tls = connector(daemon);
@@ -239,7 +239,7 @@ async fn bodies(daemon: &Daemon, end: Instant) -> String {
     format!("{} connections, {} MB taken of their bodies", held.len(), sent.load(Ordering::Relaxed) / 1_000_000)
 }
 
-/// As many connections as there can be, idle after their handshake.
+/// As many connections as possible, idle after their handshake.
 async fn connections(daemon: &Daemon, end: Instant) -> String {
     let tls = connector(daemon);
     let held = in_turns(CONNECTIONS, async |_| {
@@ -253,7 +253,7 @@ async fn connections(daemon: &Daemon, end: Instant) -> String {
     format!("{} connections open", held.len())
 }
 
-/// Twenty at once.
+/// Twenty steps at once.
 async fn in_turns<T>(count: usize, step: impl AsyncFn(usize) -> Option<T>) -> Vec<T> {
     let next = AtomicU64::new(0);
     let takers = (0..20).map(async |_| {
@@ -283,7 +283,7 @@ async fn handshake(tls: &TlsConnector, to: SocketAddr) -> Option<TlsStream<TcpSt
     timeout(STEP, connected).await.ok()?.ok()
 }
 
-/// Bytes below a directory.
+/// The total size of the files below a directory, in bytes.
 fn size(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {

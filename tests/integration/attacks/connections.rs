@@ -1,4 +1,4 @@
-//! Attacks on the connections of a real daemon, each from another address than its clients: what they may cost.
+//! Attacks on the connections of a real daemon, each from another address than its clients: the permitted damage.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ async fn handshake(config: &Arc<ClientConfig>, stream: TcpStream) -> std::io::Re
     TlsConnector::from(config.clone()).connect(name, stream).await
 }
 
-/// As a host does, over a new connection.
+/// A host's retrieve over a new connection.
 async fn retrieve(daemon: &Daemon, client: &Client, key: &str) -> u16 {
     let body = json!({ "last_refresh": "2025-11-20T09:27:43Z", "digest": "0".repeat(64) });
     let call = client.post(daemon.hosts_url("/auth")).header("connection", "close").bearer_auth(key).json(&body);
@@ -92,7 +92,7 @@ async fn silent_connections_of_one_address_keep_neither_hosts_nor_admins_out() {
     assert!(metric(&daemon, &admin, evicted).await >= 600.0);
 }
 
-/// With 256 descriptors, and connections of many addresses that want them all.
+/// With 256 descriptors, and too many connections from many addresses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_wants_all_descriptors_leaves_store_control_socket_and_admins_theirs() {
     let mut daemon = Daemon::prepare(&[]);
@@ -106,7 +106,7 @@ async fn whoever_wants_all_descriptors_leaves_store_control_socket_and_admins_th
     for round in 0..20_u8 {
         for _ in 0..20 {
             let stream = connect_from(2 + round, daemon.listen.hosts).await;
-            // Half of them are through their handshake.
+            // Half of them finish their handshake.
             if held.len() % 2 == 0 {
                 held.push((None, handshake(&config, stream).await.ok()));
             } else {
@@ -118,7 +118,7 @@ async fn whoever_wants_all_descriptors_leaves_store_control_socket_and_admins_th
         let login = auth_json(&format!("2025-11-20T09:{:02}:43Z", round), u64::from(round));
         std::fs::write(&path, login.to_string()).unwrap();
         daemon.cli_json(&["auth", "upload", path.to_str().unwrap()]);
-        let overview = admin.get(daemon.admin_url("/admin/overview")).send().await.expect("an admin is let in");
+        let overview = admin.get(daemon.admin_url("/admin/overview")).send().await.expect("an admin is refused");
         assert_eq!(overview.status(), 200, "{round}");
         assert!(!is_degraded(&daemon, &admin).await, "{round}");
     }
@@ -136,7 +136,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The head of a request on an HTTP/2 stream: `method` is of HPACK's table, and the path a literal.
+/// The head of a request on an HTTP/2 stream: `method` is an index of HPACK's table, and the path a literal.
 fn head(method: u8, path: &str) -> Vec<u8> {
     let mut block = vec![method, 0x87, 0x04, u8::try_from(path.len()).unwrap()];
     block.extend(path.as_bytes());
@@ -144,7 +144,7 @@ fn head(method: u8, path: &str) -> Vec<u8> {
     block
 }
 
-/// HTTP/2 from 127.0.0.2, with a window of nothing for each answer.
+/// HTTP/2 from 127.0.0.2, with a zero window for each answer.
 async fn begin_http2(daemon: &Daemon, config: &Arc<ClientConfig>) -> TlsStream<TcpStream> {
     let mut stream = handshake(config, connect_from(2, daemon.listen.hosts).await).await.expect("a handshake");
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -186,7 +186,7 @@ async fn answers_that_nobody_takes_and_bodies_that_never_end_cost_little_memory(
         assert_eq!(retrieve(&daemon, &client, &host.api_key).await, 200, "{round}");
         peak = peak.max(resident(&daemon));
     }
-    // What was written last is worked on while others are served.
+    // The daemon works on the last bytes while it serves others.
     for _ in 0..50 {
         assert_eq!(retrieve(&daemon, &client, &host.api_key).await, 200);
         peak = peak.max(resident(&daemon));
@@ -195,7 +195,7 @@ async fn answers_that_nobody_takes_and_bodies_that_never_end_cost_little_memory(
     assert!(!is_degraded(&daemon, &admin).await);
 }
 
-/// cdx over curl: it gets the reason, not a connection that hung up.
+/// cdx over curl gets the reason, not a closed connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_that_comes_before_the_body_reaches_the_client() {
     let daemon = Daemon::start_with(&[("LIMITS__AUTH_FAIL_COUNT", "1")]);
@@ -217,7 +217,7 @@ async fn a_refusal_that_comes_before_the_body_reaches_the_client() {
     assert!([413, 429].contains(&answer.status().as_u16()), "{}", answer.status());
 }
 
-/// A head that is too long is refused on both listeners, whoever sends it.
+/// Both listeners refuse a request head that is too long, from every client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_of_more_than_64_kib_are_refused_on_both_listeners() {
     let mut daemon = Daemon::prepare(&[("ADMIN__ACCESS", "login")]);

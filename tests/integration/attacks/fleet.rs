@@ -1,4 +1,4 @@
-//! The others: hosts that retrieve the login, somebody who signs in, and a command on the machine.
+//! The other clients: hosts that retrieve the login, a user who signs in, and a command on the machine.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::daemon::{Daemon, auth_json};
 use crate::support::people::{PASSWORD, add_user, control, register, tell};
 
 const HOSTS: usize = 20;
-/// Of one host; 75 in a minute, which is below the default limits.
+/// The pause between the calls of one host; 75 calls a minute, below the default limits.
 const BETWEEN_CALLS: Duration = Duration::from_millis(800);
 const BETWEEN_SIGN_INS: Duration = Duration::from_secs(2);
 /// A call that takes longer has failed: `cdx` gives up then.
@@ -26,10 +26,10 @@ pub struct Fleet {
     machine: Client,
 }
 
-/// What became of the fleet's calls.
+/// The results of the fleet's calls.
 #[derive(Default)]
 pub struct Worked {
-    /// Of hosts' calls that were answered.
+    /// The times of hosts' answered calls.
     pub times: Vec<Duration>,
     pub failures: Vec<String>,
 }
@@ -46,7 +46,7 @@ impl Fleet {
     pub async fn enrol(daemon: &Daemon) -> Self {
         tell(daemon, "/admin/auth/upload", &json!({ "auth": auth_json(LOGIN, 1) })).await;
         add_user(daemon, "ada@fleet.test", "member").await;
-        // A connection for each call, as the wrapper's curl has it.
+        // A connection for each call, like the wrapper's curl.
         let client = |last: u8| {
             let builder = daemon.client_builder().local_address(IpAddr::from([127, 0, 1, last]));
             builder.pool_max_idle_per_host(0).timeout(PATIENCE).build().unwrap()
@@ -65,7 +65,7 @@ impl Fleet {
         }
     }
 
-    /// Works for so long; each call is awaited.
+    /// Works for this time; awaits each call.
     pub async fn work(&mut self, time: Duration) -> Worked {
         let end = Instant::now() + time;
         let hosts = self.hosts.iter().enumerate().map(async |(number, (client, key))| {
@@ -122,7 +122,7 @@ impl Fleet {
     }
 }
 
-/// The rate of a load; nothing is waited for with it.
+/// The rate of a load; no condition waits on it.
 #[allow(clippy::disallowed_methods)]
 pub async fn rest(time: Duration) {
     tokio::time::sleep(time).await;

@@ -1,10 +1,10 @@
-//! Attacks on one daemon from one address, or with one credential, while a fleet uses it: one table at the end.
+//! Attacks on one daemon from one address, or with one credential, while a fleet uses it. Prints one table at the end.
 //!
-//! `make attack` runs it. `AUTHD_ATTACK_SECONDS` (10) is the time of each attack, `AUTHD_ATTACK_DAEMON` another program to
-//! attack, for a comparison: then the table is printed and nothing is asserted. Attackers call from 127.0.0.2, the hosts of
-//! the fleet from 127.0.1.1, 127.0.1.2, … Each daemon has the limits that are the default.
+//! `make attack` runs it. `AUTHD_ATTACK_SECONDS` (10) is the time of each attack. `AUTHD_ATTACK_DAEMON` is another
+//! program to attack, for a comparison: then the table is printed and nothing is asserted. Attackers call from
+//! 127.0.0.2, the hosts of the fleet from 127.0.1.1, 127.0.1.2, … Each daemon has the default limits.
 //!
-//! Failures of others and growth of memory are asserted. Times are printed, and decide nothing.
+//! Failures of others and growth of memory are asserted. Times are only printed.
 
 mod attackers;
 mod connections;
@@ -18,18 +18,18 @@ use crate::support::daemon::Daemon;
 use attackers::Attack;
 use fleet::Fleet;
 
-/// Bytes of memory that an attack may cost.
+/// The largest growth of memory by an attack, in bytes.
 const MAX_GROWTH: u64 = 64 << 20;
-/// What a service manager gives a daemon by default.
+/// The default of a service manager.
 const DESCRIPTORS: &str = "1024";
 
-/// What one attack did.
+/// The result of one attack.
 struct Row {
     attack: &'static str,
     idle: Duration,
     attacked: Duration,
     calls: usize,
-    /// Of the fleet, of a sign-in, and of the control socket.
+    /// Failures of the fleet, of a sign-in, and of the control socket.
     failures: Vec<String>,
     growth: u64,
     note: String,
@@ -66,7 +66,7 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     if let Some(program) = program {
         daemon.binary = program.clone();
     }
-    // The defaults of the product, which the other tests turn off.
+    // The product's defaults, which other tests turn off.
     daemon.unset("LIMITS__");
     daemon.unset("AUTH__STORES_PER_HOST_PER_HOUR");
     daemon.launch();
@@ -74,7 +74,7 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     let prepared = attackers::Prepared::new(attack, &daemon).await;
     let idle = fleet.work(time / 2).await;
     let before = memory(&daemon);
-    // The attackers have a thread of their own: what they compute must not delay the clients of the fleet.
+    // The attackers have their own thread: their computing must not delay the clients of the fleet.
     let (attacked, (growth, note)) = tokio::task::block_in_place(|| {
         std::thread::scope(|scope| {
             let attackers = scope.spawn(|| {
@@ -99,7 +99,7 @@ async fn run(attack: Attack, program: Option<&PathBuf>, time: Duration) -> Row {
     }
 }
 
-/// The most that the daemon had beyond `before`.
+/// The largest memory of the daemon above `before`.
 async fn watch(daemon: &Daemon, before: u64, time: Duration) -> u64 {
     let end = std::time::Instant::now() + time;
     let mut growth = 0;
@@ -110,7 +110,7 @@ async fn watch(daemon: &Daemon, before: u64, time: Duration) -> u64 {
     growth
 }
 
-/// Bytes of the daemon that are no file's.
+/// The daemon's memory that is not backed by files, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or_default();
@@ -142,7 +142,7 @@ fn print(rows: &[Row]) {
     }
 }
 
-/// The attackers' own.
+/// Raises the limit of descriptors for the attackers.
 fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

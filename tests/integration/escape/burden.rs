@@ -1,4 +1,4 @@
-//! Memory, processes and room: what one sandbox can take of them.
+//! Memory, processes and disk: how much of them one sandbox can take.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ fn a_process_gets_no_gibibyte_of_memory() {
         println!("{by:?}: {got} MiB");
         assert!((512..=848).contains(&got), "{by:?}: {got} MiB");
     }
-    // A shared mapping of /dev/zero is shared memory by another name: the device is not there.
+    // A shared mapping of /dev/zero is shared memory: the sandbox does not have the device.
     assert_escapes(&hostile.outside(&["zero-memory", "64"]));
     assert_refused(&hostile, &["zero-memory", "16"], "ENOENT");
-    // What no limit counts there is none of; memfd_create and shmget are among the calls that are not there.
+    // The sandbox has no memory that no limit counts; memfd_create and shmget do not exist in it.
     assert_escapes(&hostile.outside(&["shared-memory", "1024"]));
     assert_refused(&hostile, &["shared-memory", "1024"], "ENOSYS");
     assert_refused(&hostile, &["shared-memory", "1"], "ENOSYS");
@@ -41,8 +41,8 @@ fn a_process_gets_no_gibibyte_of_memory() {
 
 #[test]
 fn the_memory_of_many_processes_is_bounded_by_their_number_and_the_first_that_the_machine_takes_back() {
-    // Without a cgroup a limit is one process's: they have as much as that together, times their number. So this asserts
-    // what does hold, that the kernel takes from the sandbox first when memory runs out.
+    // Without a cgroup a limit is per process: together they may have the limit times their number. So the test asserts
+    // another property: when memory runs out, the kernel takes it from the sandbox first.
     let hostile = Hostile::build();
     let mut plan = hostile.plan(&["memory-of-many", "12", "64"]);
     plan.limits.memory = 96 << 20;
@@ -52,7 +52,7 @@ fn the_memory_of_many_processes_is_bounded_by_their_number_and_the_first_that_th
         let granted = runtime.block_on(async {
             plan.limits.time = Duration::from_secs(5);
             let running = Running::start(&hostile, by, &plan).await;
-            let seen = eventually("they are there", || Some(hostile.left()).filter(|pids| pids.len() >= 5));
+            let seen = eventually("the processes run", || Some(hostile.left()).filter(|pids| pids.len() >= 5));
             for pid in seen {
                 let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or("1000".into());
                 assert_eq!(score.trim(), "1000", "{by:?}");
@@ -78,7 +78,7 @@ fn a_probe_is_one_process_with_threads_that_share_its_files() {
     for by in BOTH {
         let ran = hostile.run(by, &hostile.plan_of_one(&["processes"]));
         assert_eq!(lines(&ran.output), ways.map(|way| (way, "refused: ENOSYS")), "{by:?}");
-        // Then a limit of the process is one of the sandbox.
+        // Then a limit of the process is a limit of the sandbox.
         assert_eq!(after(&hostile.run(by, &hostile.plan_of_one(&["fork-bomb"])), "ENOSYS"), 0, "{by:?}");
         let got = after(&hostile.run(by, &hostile.plan_of_one(&["memory", "1024"])), "ENOMEM");
         assert!((512..=848).contains(&got), "{by:?}: {got} MiB");
@@ -101,7 +101,7 @@ fn the_kernel_keeps_little_for_the_sockets_of_a_probe_even_without_a_cgroup() {
     }
 }
 
-/// What is left where a program may start others, and where buffers are larger: with a cgroup all of it is counted.
+/// For a program that may start others, and with larger buffers: a cgroup counts all of it.
 #[tokio::test]
 async fn a_daemon_of_roots_has_a_cgroup_that_bounds_what_many_processes_have_together() {
     if !nix::unistd::geteuid().is_root() {
@@ -112,7 +112,7 @@ async fn a_daemon_of_roots_has_a_cgroup_that_bounds_what_many_processes_have_tog
         Err(why) => return skipped(format!("no memory controller of any version may be used here: {why}")),
     };
     if !place.join("cgroup.controllers").exists() {
-        // What follows is made with version 1, and says nothing of version 2.
+        // The rest of the test uses version 1, and proves nothing about version 2.
         Unavailable::MemoryControllerOfCgroup2.skipped();
     }
     let hostile = Hostile::build();
@@ -122,7 +122,7 @@ async fn a_daemon_of_roots_has_a_cgroup_that_bounds_what_many_processes_have_tog
     plan.limits.time = Duration::from_secs(5);
     plan.cgroup = Some(place.clone());
     let running = Running::start(&hostile, By::Root, &plan).await;
-    let seen = eventually("it is there", || hostile.left().last().copied());
+    let seen = eventually("the process runs", || hostile.left().last().copied());
     let of = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let named = of(seen);
     assert!(named.lines().any(|line| line.contains("/codex-authd-sandbox-")), "{named}");
@@ -132,14 +132,14 @@ async fn a_daemon_of_roots_has_a_cgroup_that_bounds_what_many_processes_have_tog
     let (mut most, begun) = (0, Instant::now());
     while let Some(Ok(used)) = highest.iter().map(fs::read_to_string).find(|read| read.is_ok()) {
         most = most.max(used.trim().parse::<u64>().unwrap_or_default());
-        assert!(begun.elapsed() < BOUND, "it is never removed");
+        assert!(begun.elapsed() < BOUND, "the cgroup is never removed");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let ran = running.end().await;
     println!("{} MiB at most of {}: {ran:?}", most >> 20, limit >> 20);
     assert!((64 << 20..=limit).contains(&most), "{most}");
     assert_eq!(hostile.left(), Vec::<u32>::new());
-    assert!(!cgroup.exists(), "it is removed");
+    assert!(!cgroup.exists(), "the cgroup is removed");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_storm_of_forks_ends_with_its_time_and_others_fork_meanwhile() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (most, ran) = runtime.block_on(async {
             let running = Running::start(&hostile, by, &plan).await;
-            let most = eventually("the storm is there", || Some(hostile.left().len()).filter(|count| *count > 200));
+            let most = eventually("the processes run", || Some(hostile.left().len()).filter(|count| *count > 200));
             for _ in 0..20 {
                 assert!(std::process::Command::new("true").status().unwrap().success(), "others fork");
                 assert!(hostile.left().len() <= 256);
@@ -189,7 +189,7 @@ fn no_more_is_written_than_there_is_room_for() {
             assert_eq!(after(&hostile.inside(by, &["fill", directory]), "EROFS"), 0, "{directory}");
         }
     }
-    // One file is no larger than all may be, and a hole counts.
+    // One file has the limit of all files together, and a hole counts.
     assert_refused(&hostile, &["watched", "sparse", "65"], "EFBIG");
 }
 

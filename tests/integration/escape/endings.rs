@@ -1,4 +1,4 @@
-//! Whatever it does, the sandbox ends when its time is up or the program ends, and nothing of it is left.
+//! The sandbox always ends when its time is up or the program ends, and leaves nothing.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn what_runs_for_ever_is_ended_when_its_time_is_up() {
             let ran = hostile.run(by, &plan);
             println!("{by:?}: {attempt}: ended after {:?}", ran.took);
             assert_eq!(ran.ending, Ending::OutOfTime, "{attempt}");
-            // The sandbox's clock began before ours did.
+            // The sandbox's clock began before the test's.
             assert!(
                 ran.took >= Duration::from_millis(500) && ran.took < Duration::from_secs(11),
                 "{attempt}: {:?}",
@@ -43,14 +43,14 @@ fn processor_time_has_a_limit_of_its_own() {
 #[test]
 fn a_daemon_that_it_leaves_behind_ends_with_it() {
     let hostile = Hostile::build();
-    // Outside it stays, which is how one knows that there is one.
+    // Outside the sandbox the process stays: so the attempt works.
     let control = hostile.command(&[], &["linger"]).stdout(std::process::Stdio::null()).status().unwrap();
     let left = hostile.left();
     assert_eq!((control.code(), left.len()), (Some(10), 1), "the control");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(left[0] as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
-    crate::support::eventually("it is gone", || hostile.left().is_empty().then_some(()));
+    crate::support::eventually("the process is gone", || hostile.left().is_empty().then_some(()));
     for by in BOTH {
-        // It holds the outputs open: that they end is waited for.
+        // The process holds the outputs open, and the run waits for their end.
         hostile.inside(by, &["linger"]).assert_refused("one is left behind");
     }
 }
@@ -86,7 +86,7 @@ fn a_flood_that_nobody_reads_ends_in_time() {
 
 #[test]
 fn the_exit_code_is_the_programs_and_the_control_is_refused_nothing() {
-    // That the suite can tell one from the other.
+    // The control: the suite detects an escape.
     let hostile = Hostile::build();
     for by in BOTH {
         assert_eq!(hostile.inside(by, &["executed"]).ending, Ending::Exited(0));

@@ -1,8 +1,8 @@
-//! System calls that a program in the sandbox has no use for, and the kernel's other doors.
+//! System calls that a program in the sandbox does not need, and other interfaces of the kernel.
 
 use super::{By, Hostile, REFUSED, assert_escapes, assert_refused, lines};
 
-/// Each member of a group is refused as if the kernel did not have it; outside, nearly each is looked at.
+/// Each call of a group is refused as if the kernel did not have it; outside, nearly each is executed.
 #[track_caller]
 fn assert_all_refused(group: &str, unknown_here: &[&str]) {
     let hostile = Hostile::build();
@@ -12,19 +12,19 @@ fn assert_all_refused(group: &str, unknown_here: &[&str]) {
     let control = lines(&control);
     let unreached: Vec<_> = control.iter().filter(|(_, how)| !how.starts_with("ESCAPED")).collect();
     println!(
-        "control: {} of {} are looked at outside; not so {unreached:?}",
+        "control: {} of {} are executed outside; not so {unreached:?}",
         control.len() - unreached.len(),
         control.len()
     );
     for (name, how) in unreached {
-        // What this kernel was built without proves nothing here.
+        // Calls that this kernel was built without prove nothing here.
         assert!(unknown_here.contains(name), "the control: {name}: {how}");
     }
     for by in [By::Root, By::Nobody] {
         let ran = hostile.inside(by, &[group]);
         let inside = lines(&ran.output);
         let names = |lines: &[(&str, &str)]| lines.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
-        assert_eq!(names(&inside), names(&control), "it tried them all");
+        assert_eq!(names(&inside), names(&control), "it did not try them all");
         for (name, how) in inside {
             assert_eq!(how, "refused: ENOSYS", "{by:?}: {name}");
         }
@@ -36,7 +36,7 @@ fn assert_all_refused(group: &str, unknown_here: &[&str]) {
 fn system_calls_that_ask_for_more_than_a_process_are_not_there() {
     assert_all_refused(
         "calls",
-        // Modules, kexec and the ports may be switched off.
+        // Modules, kexec and I/O ports may be disabled.
         &[
             "init_module",
             "finit_module",
@@ -86,7 +86,7 @@ fn nothing_is_mounted_and_no_root_is_changed() {
 
 #[test]
 fn its_own_restrictions_are_not_changed() {
-    // Of these the kernel refuses two to whoever asks with nonsense.
+    // The kernel itself refuses two of these with invalid arguments.
     assert_all_refused("prctls", &["securebits", "mm"]);
 }
 
@@ -95,7 +95,7 @@ fn the_calls_of_other_abis_are_not_there() {
     let hostile = Hostile::build();
     for by in [By::Root, By::Nobody] {
         let ran = hostile.inside(by, &["x32-calls"]);
-        assert!(lines(&ran.output).len() > 90, "it tried them all");
+        assert!(lines(&ran.output).len() > 90, "it did not try them all");
         assert!(lines(&ran.output).iter().all(|(_, how)| *how == "refused: ENOSYS"), "{ran:#?}");
     }
     if cfg!(target_arch = "x86_64") {
@@ -110,7 +110,7 @@ fn no_capability_is_had_and_none_can_be() {
     let hostile = Hostile::build();
     assert_escapes(&hostile.outside(&["capabilities"]));
     assert_refused(&hostile, &["capabilities"], "none, and no new ones");
-    // What a capability would allow in its own namespaces.
+    // An operation that a capability would allow in its own namespaces.
     assert_escapes(&hostile.contained(&["bind", "0.0.0.0", "80"]));
     assert_refused(&hostile, &["bind", "0.0.0.0", "80"], "EACCES");
 }

@@ -10,7 +10,7 @@ use crate::support::eventually;
 
 use super::{By, HOME, Hostile, NOBODY, REFUSED, Running, assert_escapes, assert_refused, lines};
 
-/// A process of the host's, for as long as the test takes.
+/// A process of the host, which runs during the test.
 struct Bystander(Child);
 
 impl Bystander {
@@ -56,7 +56,7 @@ fn no_file_of_the_host_is_read() {
         ("/proc/self/environ", true),
         ("/proc/version", true),
         ("/proc/self/root/etc/shadow", true),
-        // These nobody may read on every machine, or there are none on some.
+        // Some machines have none of these, or no user can read them.
         (&environment, false),
         ("/proc/1/environ", false),
         ("/dev/kmsg", false),
@@ -73,7 +73,7 @@ fn no_file_of_the_host_is_read() {
         if is_of_the_host {
             assert_escapes(&hostile.outside(&["read", path]));
         }
-        // Below what is a link to the program there is nothing.
+        // In the sandbox /proc holds only /proc/self/exe, a link to the program.
         assert_refused(&hostile, &["read", path], "ENOENT");
     }
 }
@@ -85,7 +85,7 @@ fn there_is_nothing_but_what_it_needs() {
         let ran = hostile.inside(by, &["tree"]);
         let mut found: Vec<&str> = ran.output.lines().collect();
         found.sort_unstable();
-        // No question for a name is answered; a file that says so may be there.
+        // Name lookups get no answer; a file that says so may exist.
         found.retain(|path| *path != "/etc/resolv.conf");
         let mut expected = vec![
             "/bin",
@@ -116,7 +116,7 @@ fn there_is_nothing_but_what_it_needs() {
 #[test]
 fn nothing_is_written_outside_of_its_home() {
     let hostile = Hostile::build();
-    // Its own file, as far as the host's rights go.
+    // The program owns its file, so the host's rights would allow the write.
     std::os::unix::fs::chown(hostile.program(), Some(NOBODY), Some(NOBODY)).unwrap();
     for path in [
         "/x",
@@ -148,7 +148,7 @@ fn nothing_is_written_outside_of_its_home() {
     assert_escapes(&hostile.outside(&["write", place.to_str().unwrap()]));
     let in_home = format!("{HOME}/x");
     let ran = hostile.inside(By::Root, &["write", &in_home]);
-    assert!(ran.output.starts_with("ESCAPED"), "the control: its home it may write to: {ran:#?}");
+    assert!(ran.output.starts_with("ESCAPED"), "the control: it may write to its home: {ran:#?}");
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn no_file_gives_it_rights_by_being_executed() {
     for directory in [HOME, "/tmp"] {
         assert_refused(&hostile, &["setuid-copy", directory], "EACCES");
     }
-    // The program itself, as a setuid-root file of the host's.
+    // The program itself, as a setuid-root file of the host.
     fs::set_permissions(hostile.program(), fs::Permissions::from_mode(0o6755)).unwrap();
     let nobody = format!("--reuid={NOBODY}");
     let control = hostile.command(&["setpriv", &nobody, "--regid=65534", "--clear-groups"], &["ids"]).output().unwrap();
@@ -177,12 +177,12 @@ fn no_process_of_the_host_is_seen_or_signalled() {
     let (ours, theirs, daemons) = (std::process::id().to_string(), bystander.pid(), daemon.pid().to_string());
     assert_escapes(&hostile.outside(&["signal", "0", &ours, &theirs, &daemons]));
     let mut all = vec![ours, theirs, daemons];
-    // Those that it has itself have small numbers.
+    // Its own process ids are small numbers.
     let others = fs::read_dir("/proc").unwrap().flatten();
     let others = others.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
     all.extend(others.filter(|pid| *pid > 64).map(|pid| pid.to_string()));
     for by in [By::Root, By::Nobody] {
-        // First the signal that does no harm: without a pid namespace nothing is killed here.
+        // First the harmless signal: without a pid namespace, nothing is killed here.
         for signal in ["0", "9"] {
             let attempt: Vec<&str> = ["signal", signal].into_iter().chain(all.iter().map(String::as_str)).collect();
             hostile.inside(by, &attempt).assert_refused("ESRCH");
@@ -230,7 +230,7 @@ fn the_kernel_says_that_it_has_no_rights() {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
                 field(&status, "PPid").parse::<u32>().unwrap()
             };
-            // The first process has the same rights as the program that it watches over.
+            // The first process has the same rights as the program that it watches.
             for pid in [program, parent(program)] {
                 let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
                 for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -242,7 +242,7 @@ fn the_kernel_says_that_it_has_no_rights() {
                 assert!(field(&status, "Uid").split_whitespace().all(|id| id == "65534"), "{status}");
                 for name in ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"] {
                     let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
-                    assert_ne!(theirs, ours(name), "{by:?}: a {name} namespace of its own");
+                    assert_ne!(theirs, ours(name), "{by:?}: its own {name} namespace");
                 }
                 let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
                 let environment = String::from_utf8_lossy(&environment).into_owned();
@@ -253,7 +253,7 @@ fn the_kernel_says_that_it_has_no_rights() {
             assert_eq!(open, 3, "{by:?}");
             drop(running);
         });
-        eventually("nothing is left", || hostile.left().is_empty().then_some(()));
+        eventually("no process is left", || hostile.left().is_empty().then_some(()));
     }
 }
 
@@ -272,7 +272,7 @@ fn no_words_are_put_into_the_mouth_of_who_sits_at_the_terminal() {
         format!("exec {} terminal 1", hostile.program().display()),
     );
     let on_terminal = |command: &str| {
-        // It opens a terminal, makes it that of a new session, and copies what is shown there.
+        // `script` opens a terminal, makes it the terminal of a new session, and copies its output.
         let output = Command::new("script").args(["-qec", command, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).replace('\r', "")
     };

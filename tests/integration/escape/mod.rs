@@ -1,9 +1,9 @@
-//! The escape suite: a hostile program in the place of Codex (`support/hostile.c`) tries to get out of its sandbox, or to
-//! be a burden to the machine, and each attempt is refused in the way that stands here.
+//! The escape suite: a hostile program replaces Codex (`support/hostile.c`). It tries to get out of its sandbox, or to
+//! overload the machine. Each attempt must be refused in the way that the test names.
 //!
-//! Each is made in a sandbox of the daemon's own kind, by a launcher that is root and by one that is nobody. Where that
-//! makes sense it is made outside as well, as the control: there it succeeds, so that nothing passes here because the
-//! attempt was wrong. No attempt sends a packet to anywhere but a loopback interface.
+//! Each attempt is made in a sandbox like the daemon's, by a launcher that is root and by one that is nobody. If
+//! possible it is also made outside, as the control: there it succeeds, so no test passes only because the attempt was
+//! wrong. No attempt sends a packet beyond a loopback interface.
 
 mod burden;
 mod endings;
@@ -27,27 +27,27 @@ use zeroize::Zeroizing;
 use crate::support::daemon::{BINARY, BOUND};
 use crate::support::program;
 
-/// What the sandboxes' launcher is.
+/// The user of the sandbox's launcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Root,
-    /// An unprivileged user, as the daemon's own would be in a unit: no right can be had any more.
+    /// An unprivileged user, like the daemon's own in a unit: it cannot gain rights.
     Nobody,
 }
 
 const NOBODY: u32 = 65_534;
 const LOGIN: &str = "the login";
 
-/// The hostile program, and what starts it.
+/// The hostile program, and its launchers.
 struct Hostile {
     directory: TempDir,
-    /// Stands in its command line, and so in those of all that it starts.
+    /// A word in its command line, and in those of all processes that it starts.
     marker: String,
 }
 
 impl Hostile {
     fn build() -> Self {
-        // Everybody may pass: the launcher is nobody, too.
+        // Every user can enter it, because the launcher is also nobody.
         let directory = tempfile::Builder::new().prefix("hostile-").tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = directory.path().join("codex");
@@ -61,7 +61,7 @@ impl Hostile {
         self.directory.path().join("codex")
     }
 
-    /// For nobody: a script that becomes nobody, then the daemon's binary, wherever that is.
+    /// For nobody: a script that becomes nobody and then runs the daemon's binary, wherever that is.
     fn launcher(&self, by: By) -> PathBuf {
         if by == By::Root {
             return BINARY.into();
@@ -71,7 +71,7 @@ impl Hostile {
             "#!/bin/sh\nexec 9<{BINARY}\nexec /usr/bin/setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups \
              --no-new-privs --bounding-set=-all --inh-caps=-all /proc/self/fd/9 \"$@\"\n"
         );
-        // Written once: one that is being executed cannot be.
+        // Written only once, because a file that is being executed cannot be written.
         if !script.exists() {
             fs::write(&script, line).unwrap();
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -88,21 +88,21 @@ impl Hostile {
             ca_bundle: Some("/etc/ssl/certs/ca-certificates.crt".into()),
             home: vec![HomeFile { path: ".codex/auth.json".into(), content: text(LOGIN) }],
             watched: ".codex/auth.json".into(),
-            // What is asserted has to hold for a program that may start others, too.
+            // The assertions must also hold for a program that may start others.
             limits: Limits { time: Duration::from_secs(20), one_process: false, ..Limits::default() },
             cgroup: None,
             only_build: false,
         }
     }
 
-    /// For the attempt as a probe has it: one process.
+    /// The attempt with the limits of a probe: one process.
     fn plan_of_one(&self, attempt: &[&str]) -> Plan {
         let mut plan = self.plan(attempt);
         plan.limits.one_process = true;
         plan
     }
 
-    /// The attempt, in a sandbox, to its end.
+    /// Runs the attempt in a sandbox, to its end.
     fn inside(&self, by: By, attempt: &[&str]) -> Ran {
         self.run(by, &self.plan(attempt))
     }
@@ -114,12 +114,12 @@ impl Hostile {
         ran
     }
 
-    /// The attempt, outside: the control.
+    /// Runs the attempt outside: the control.
     fn outside(&self, attempt: &[&str]) -> Output {
         self.command(&[], attempt).output().unwrap()
     }
 
-    /// In namespaces of its own, with root's rights in them: what it may do there it does to nobody else.
+    /// Runs it in its own namespaces, with root's rights in them: this cannot affect other processes.
     fn contained(&self, attempt: &[&str]) -> Output {
         let around = ["unshare", "--mount", "--pid", "--fork", "--net", "--ipc", "--uts", "--kill-child"];
         self.command(&around, attempt).output().unwrap()
@@ -133,8 +133,8 @@ impl Hostile {
         command
     }
 
-    /// What the host sees of it: by the words that it was started with, and by the file that it executes, one of which it
-    /// cannot change.
+    /// Its processes as the host sees them: by the word in their command line, or by the file that they execute. It
+    /// cannot change both.
     fn left(&self) -> Vec<u32> {
         let program = fs::metadata(self.program()).unwrap();
         let is_of_it = |process: &Path| {
@@ -159,13 +159,13 @@ struct Running {
 impl Running {
     async fn start(hostile: &Hostile, by: By, plan: &Plan) -> Self {
         let mut sandbox = Sandbox::start(&hostile.launcher(by), plan).await.unwrap();
-        // Nobody is at the other end of the proxy's port.
+        // The proxy's port has no proxy.
         drop(sandbox.listener());
         let (stdout, mut stderr) = sandbox.output().unwrap();
         let output = tokio::spawn(async move {
             let mut text = Vec::new();
             let flood = tokio::spawn(async move { tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await });
-            // A flood is heard to its end, and not kept.
+            // A flood is read to its end, and dropped.
             let mut stdout = stdout;
             (&mut stdout).take(1 << 20).read_to_end(&mut text).await.unwrap();
             tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await.unwrap();
@@ -186,18 +186,18 @@ impl Running {
         };
         let took = self.begun.elapsed();
         self.sandbox.end().await.unwrap();
-        // No process holds them open any more.
+        // No process holds the outputs open any more.
         let output = tokio::time::timeout(BOUND, self.output).await.expect("the outputs end").unwrap();
         Ran { ending, output, told, took }
     }
 }
 
-/// How an attempt went.
+/// The result of an attempt.
 #[derive(Debug)]
 struct Ran {
     ending: Ending,
     output: String,
-    /// What it was heard to have in the place of its login.
+    /// The contents that were reported as its login.
     told: Vec<String>,
     took: Duration,
 }
@@ -217,7 +217,7 @@ fn assert_escapes(outside: &Output) {
     assert!(outside.status.code() == Some(0) && said.contains("ESCAPED: "), "the control: {outside:?}");
 }
 
-/// In both ways.
+/// With both launchers.
 #[track_caller]
 fn assert_refused(hostile: &Hostile, attempt: &[&str], how: &str) {
     for by in [By::Root, By::Nobody] {
@@ -226,7 +226,7 @@ fn assert_refused(hostile: &Hostile, attempt: &[&str], how: &str) {
     }
 }
 
-/// The lines of an attempt on many things: the name of each, and how that went.
+/// The lines of an attempt with several parts: the name and the result of each.
 fn lines(output: &str) -> Vec<(&str, &str)> {
     output.lines().filter_map(|line| line.split_once(' ')).collect()
 }

@@ -1,4 +1,4 @@
-//! The host's network, from inside: there is a bare loopback interface and no way to anywhere.
+//! The host's network from inside: there is only a loopback interface, and no route.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
@@ -45,8 +45,8 @@ fn no_socket_of_the_host_is_reached_by_its_path_or_its_name() {
 #[test]
 fn there_is_no_way_off_the_machine() {
     let hostile = Hostile::build();
-    // Nothing is sent: a datagram socket is told where to, and the kernel says that there is no way. Only then the
-    // connection is tried, which cannot send anything either.
+    // No packet is sent: a datagram socket gets the address, and the kernel reports that there is no route. Only then
+    // the connection is tried, which cannot send anything either.
     for address in [
         "169.254.169.254",
         "100.100.100.200",

@@ -1,4 +1,5 @@
-//! The hostile program in a probe of a real daemon's: what it reaches by the proxy, and what the daemon notices of it.
+//! The hostile program in a probe of a real daemon: the destinations that it reaches through the proxy, and the effect
+//! on the daemon.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -31,7 +32,7 @@ fn daemon_for(hostile: &Hostile, attempt: &str, more: &[(&str, &str)]) -> Daemon
     daemon
 }
 
-/// The state it leads to, and why.
+/// The resulting state, and the reason.
 fn run(daemon: &Daemon) -> (String, String) {
     let output = daemon.cli(&["runner", "run", "--json"]);
     let body: Value = serde_json::Deserializer::from_slice(&output.stdout).into_iter().next().unwrap().unwrap();
@@ -45,7 +46,7 @@ fn by_the_proxy_it_reaches_what_is_listed_and_nothing_else() {
     let [port, unlisted] = [&listed, &other].map(|it| it.local_addr().unwrap().port());
     let egress = format!("127.0.0.1:{port},localhost:{port},chatgpt.test:443");
     let asked = [
-        // On the list, but for the port; not on it; addresses that are never dialled.
+        // Listed with another port; not listed; addresses that the proxy never connects to.
         (format!("127.0.0.1:{unlisted}"), 403),
         (format!("localhost:{unlisted}"), 403),
         ("chatgpt.test:22".into(), 403),
@@ -61,7 +62,7 @@ fn by_the_proxy_it_reaches_what_is_listed_and_nothing_else() {
         // The control.
         (format!("127.0.0.1:{port}"), 200),
     ];
-    // One of them a probe: of what is said eight lines are kept.
+    // One probe for each, because a reason keeps only eight lines.
     for (destination, status) in &asked {
         let daemon = daemon_for(&hostile, &format!("by-proxy {destination}"), &[("RUNNER__EGRESS", &egress)]);
         let (state, reason) = run(&daemon);
@@ -71,10 +72,10 @@ fn by_the_proxy_it_reaches_what_is_listed_and_nothing_else() {
         assert!(reason.contains(verdict), "{destination}: {reason}");
         let refused = daemon.log().contains("event=egress_refused");
         assert_eq!(refused, *status == 403, "{destination}: {}", daemon.log());
-        assert!(!daemon.log().contains("event=egress_failed"), "nothing else was dialled");
+        assert!(!daemon.log().contains("event=egress_failed"), "the proxy connected to another address");
     }
     other.set_nonblocking(true).unwrap();
-    assert!(other.accept().is_err(), "nobody came");
+    assert!(other.accept().is_err(), "a connection arrived");
 }
 
 #[test]
@@ -96,14 +97,14 @@ fn in_a_probe_it_finds_nothing_of_the_daemons() {
     assert!(!reason.contains("pa55word") && !reason.contains("CODEX_AUTHD"), "{reason}");
 }
 
-/// Kilobytes of memory that a process has.
+/// The resident memory of a process, in kilobytes.
 fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Eight hosts that retrieve all the time.
+/// Eight hosts that retrieve continuously.
 struct Hosts {
     stop: AtomicBool,
     failed: AtomicU64,
@@ -111,7 +112,7 @@ struct Hosts {
 }
 
 impl Hosts {
-    /// How many calls there were since the last time, and the 99th percentile.
+    /// The number of calls since the last time, and the 99th percentile.
     fn so_far(&self) -> (usize, Duration) {
         let mut took = std::mem::take(&mut *self.took.lock().unwrap());
         took.sort_unstable();
@@ -136,14 +137,14 @@ async fn the_daemon_is_unmoved_by_the_worst_program_that_floods_its_output_tortu
     assert!(ends.iter().any(|end| reason.starts_with(end)), "{took:?}: {reason}");
 }
 
-/// As many as there are of the hostile program.
+/// The number of threads of the hostile program.
 fn threads(hostile: &Hostile) -> u64 {
     let of = |pid: u32| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |tasks| tasks.count() as u64);
     hostile.left().into_iter().map(of).sum()
 }
 
-/// Starts threads, takes memory, fills the disk and writes without end, in a probe of a daemon that serves eight hosts; how long it
-/// took, and why it ended.
+/// Starts threads, takes memory, fills the disk and writes without end, in a probe of a daemon that serves eight hosts.
+/// Returns the time, and the reason of the end.
 async fn worst(output: &str) -> (Duration, String) {
     let hostile = Hostile::build();
     let attempt = format!("worst {output}");
@@ -174,8 +175,8 @@ async fn worst(output: &str) -> (Duration, String) {
         let hosts = hosts.clone();
         async move { crate::support::load::until("they retrieve", async || hosts.took.lock().unwrap().len() >= least).await }
     };
-    // The first call of the day had a probe made.
-    crate::support::load::until("that is over", async || daemon.log().contains("event=probe_failed")).await;
+    // The first call of the day started a probe.
+    crate::support::load::until("the first probe is over", async || daemon.log().contains("event=probe_failed")).await;
     hosts.so_far();
     calls(2000).await;
     let (before, p99_before) = hosts.so_far();
@@ -203,13 +204,13 @@ async fn worst(output: &str) -> (Duration, String) {
         memory_before,
         other.load(Ordering::SeqCst)
     );
-    assert_eq!(hosts.failed.load(Ordering::SeqCst), 0, "no retrieve fails");
-    assert!(during > 20, "they are served meanwhile");
+    assert_eq!(hosts.failed.load(Ordering::SeqCst), 0, "a retrieve failed");
+    assert!(during > 20, "too few retrieves were served");
     assert_eq!(state, "fail", "{reason}");
-    // Beside others that work hard, the sandbox's niceness leaves it little time to grow.
-    assert!(other.load(Ordering::SeqCst) > 20, "it was at its worst");
+    // Other busy processes and the sandbox's niceness leave it little time to grow.
+    assert!(other.load(Ordering::SeqCst) > 20, "it did not reach its full load");
     assert!(took < Duration::from_secs(25), "{took:?}");
     assert!(memory_during < memory_before + 24 * 1024, "{memory_before} kB before, {memory_during} during");
-    assert_eq!(hostile.left(), Vec::<u32>::new(), "nothing is left");
+    assert_eq!(hostile.left(), Vec::<u32>::new(), "a process is left");
     (took, reason)
 }

@@ -1,5 +1,5 @@
-//! The login that the program is given is read from outside of it, with the program as its writer: what it puts there in
-//! place of a file tells nothing of the host's, and holds nobody up.
+//! The daemon reads the program's login from outside the sandbox while the program writes it. If the program replaces
+//! the file by something else, the daemon reads nothing of the host, and does not block.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use codex_authd::runner::sandbox::Ending;
 use super::{By, Hostile, LOGIN, REFUSED};
 
 const BOTH: [By; 2] = [By::Root, By::Nobody];
-/// What is told at most.
+/// The largest reported content.
 const LARGEST: usize = 1 << 20;
 
 #[test]
@@ -34,7 +34,7 @@ fn what_is_no_file_of_its_own_is_not_told() {
             println!("{by:?}: {kind} {target}: {:?} told, after {:?}", ran.told.len(), ran.took);
             assert_eq!((ran.output.trim_end(), ran.ending), (format!("refused: a {kind} is there").as_str(), REFUSED));
             for told in &ran.told {
-                // A file that is being written may be heard half, and empty.
+                // A file that is being written may be read partly, or empty.
                 let is_its_own = kind == "large" && told.len() <= LARGEST && told.bytes().all(|byte| byte == 0);
                 assert!(is_its_own || told.is_empty(), "{by:?}: {kind} {target}: {} bytes were told", told.len());
             }

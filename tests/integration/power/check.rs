@@ -103,7 +103,7 @@ async fn compare(
     let known: BTreeSet<&str> =
         expected.expected.iter().filter_map(|subject| subject.subject.strip_prefix("host ")).collect();
     for name in observed.names().filter(|name| !known.contains(name.as_str())) {
-        findings.half_applied.push(format!("the host {name}, which nobody registered"));
+        findings.half_applied.push(format!("the host {name}, which was not registered"));
     }
     for (name, calls) in &observed.api_calls {
         let most = expected.retrieves.get(format!("host {name}").as_str()).copied().unwrap_or_default();
@@ -117,14 +117,14 @@ async fn compare(
 fn compare_versions(expected: &Expectations<'_>, observed: &Observed, findings: &mut Findings) {
     let there: BTreeSet<&str> = observed.versions.iter().map(String::as_str).collect();
     if there.len() < observed.versions.len() {
-        findings.half_applied.push("a version is there twice".into());
+        findings.half_applied.push("a version is stored twice".into());
     }
     for digest in expected.stored.difference(&there) {
         findings.lost.push(format!("the stored login {digest}"));
     }
     for digest in &there {
         if !expected.stored.contains(digest) && !expected.storing.contains(digest) {
-            findings.half_applied.push(format!("the login {digest}, which nobody stored"));
+            findings.half_applied.push(format!("the login {digest}, which was not stored"));
         }
     }
     if observed.canonical.as_ref() != observed.versions.first() {

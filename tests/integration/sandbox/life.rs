@@ -1,4 +1,4 @@
-//! How a sandbox begins and ends, and what it tells meanwhile.
+//! The beginning and the end of a sandbox, and its events in between.
 
 use std::fs;
 use std::io::Write as _;
@@ -25,7 +25,7 @@ async fn started(plan: &Plan) -> Sandbox {
     Sandbox::start(Path::new(DAEMON), plan).await.unwrap()
 }
 
-/// Everything that is told until the end.
+/// All reported logins until the end.
 async fn told(plan: &Plan) -> (Vec<String>, Ending) {
     let mut sandbox = started(plan).await;
     sandbox.go().unwrap();
@@ -41,7 +41,7 @@ async fn told(plan: &Plan) -> (Vec<String>, Ending) {
     }
 }
 
-/// Processes with this word in their command line, and all that are below them.
+/// The processes with this word in their command line, and all their descendants.
 fn family(word: &str) -> Vec<u32> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -96,7 +96,7 @@ async fn what_listens_inside_is_reached_from_inside_only() {
     assert!(sandbox.listener().is_none());
     let address = listener.local_addr().unwrap();
     assert_eq!(address.to_string(), PROXY);
-    assert!(TcpStream::connect(address).is_err(), "the host's loopback is another");
+    assert!(TcpStream::connect(address).is_err(), "the host's loopback is reachable");
     let (mut stdout, _stderr) = sandbox.output().unwrap();
     sandbox.go().unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -138,7 +138,7 @@ async fn a_login_is_told_while_the_program_goes_on() {
     let renamed = Instant::now();
     assert_eq!(sandbox.next().await.unwrap(), Event::Watched(Zeroizing::new(b"one".to_vec())));
     assert!(renamed.elapsed() < Duration::from_secs(1), "{:?}", renamed.elapsed());
-    // Told before: not again.
+    // This was reported before: it is not repeated.
     assert_eq!(sandbox.end().await.unwrap(), (None, Ending::OutOfTime));
 }
 
@@ -165,7 +165,7 @@ async fn ending_it_or_letting_go_of_it_leaves_nothing_behind() {
     let bench = Bench::new();
     let word = format!("marker-{}", std::process::id());
     assert_eq!(told(&bench.plan_of_many(&["daemon", &word])).await, (Vec::new(), Ending::Exited(7)));
-    assert!(family(&word).is_empty(), "what the program left behind is gone with it");
+    assert!(family(&word).is_empty(), "the program's processes end with it");
     for (round, attempt) in ["both", "for ever", "both", "for ever"].into_iter().enumerate() {
         let word = format!("marker-{}-{round}", std::process::id());
         let mut sandbox = started(&bench.plan_of_many(&[attempt, &word])).await;
@@ -173,7 +173,7 @@ async fn ending_it_or_letting_go_of_it_leaves_nothing_behind() {
         until("it runs", || family(&word).len() >= if attempt == "for ever" { 1 } else { 2 });
         if round < 2 {
             assert_eq!(sandbox.end().await.unwrap(), (None, Ending::OutOfTime));
-            assert!(family(&word).is_empty(), "nothing is left when the end was awaited");
+            assert!(family(&word).is_empty(), "no process is left after the end");
         } else {
             drop(sandbox);
             until("nothing is left", || family(&word).is_empty());
@@ -258,13 +258,13 @@ async fn what_cannot_be_run_says_why() {
 
 #[tokio::test]
 async fn a_cgroup_without_its_controllers_is_refused_and_removed() {
-    // The mount point of the unified hierarchy, on machines that also have the older ones, or that have it alone.
+    // The mount point of version 2, on machines that also have version 1, or only version 2.
     let Some(root) = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
         .map(Path::new)
         .into_iter()
         .find(|root| root.join("cgroup.controllers").exists())
     else {
-        return skipped("no cgroup v2 here");
+        return skipped("there is no cgroup v2 here");
     };
     let parent = root.join(format!("authd-test-{}", std::process::id()));
     if let Err(e) = fs::create_dir(&parent) {
@@ -332,15 +332,15 @@ async fn the_real_codex_refreshes_its_login_and_answers() {
             }
         }
     });
-    // It asks for a name past its proxy, which nobody answers, and does not wait for that.
+    // Codex looks up a name outside its proxy, gets no answer, and does not wait for one.
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     bridge.abort();
     let calls = upstream.calls_to("POST", "/oauth/token").len();
-    // It has a runtime of its own.
+    // It has its own runtime.
     tokio::task::spawn_blocking(move || drop(upstream)).await.unwrap();
     assert!(answer.to_lowercase().contains("banana"), "{answer}\n{log}");
     assert_eq!(events.last(), Some(&Event::Ended(Ending::Exited(0))), "{log}");
-    let Event::Watched(told) = &events[0] else { panic!("the refreshed login is told first") };
+    let Event::Watched(told) = &events[0] else { panic!("the refreshed login is reported first") };
     let told: serde_json::Value = serde_json::from_slice(told).unwrap();
     assert_eq!(calls, 1);
     assert_ne!(told["tokens"]["refresh_token"], login["tokens"]["refresh_token"]);

@@ -1,4 +1,4 @@
-//! The life of a sandbox, from its plan to its end, as root and as an ordinary user, with a program of ours in place of
+//! The life of a sandbox, from its plan to its end, as root and as an ordinary user, with a test program instead of
 //! Codex and with the real one.
 
 mod life;
@@ -18,7 +18,7 @@ use crate::support::program::build;
 
 pub const DAEMON: &str = env!("CARGO_BIN_EXE_codex-authd");
 
-/// A directory that everybody can read, with a copy of the daemon and the program.
+/// A directory that every user can read, with a copy of the daemon and the program.
 struct Bench {
     directory: TempDir,
 }
@@ -60,14 +60,14 @@ impl Bench {
         plan(&self.program(), arguments)
     }
 
-    /// For a program that starts others.
+    /// A plan for a program that starts others.
     fn plan_of_many(&self, arguments: &[&str]) -> Plan {
         let mut plan = self.plan(arguments);
         plan.limits.one_process = false;
         plan
     }
 
-    /// `sandbox-exec --plan`, by hand.
+    /// Runs `sandbox-exec --plan` directly.
     fn command(&self, who: Who, plan: &Plan) -> Command {
         let file = self.file("plan.json");
         fs::write(&file, serde_json::to_string(plan).unwrap()).unwrap();

@@ -1,10 +1,10 @@
-//! An authority of a test's own, and a server's certificate by it.
+//! A test authority, and a server certificate signed by it.
 
 /// The authority's certificate, the server's, and the server's key; all PEM.
 pub fn authority(server: &str) -> (String, String, String) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    // A leaf of the same name would look self-signed.
+    // A leaf certificate with the same name would look self-signed.
     ca.distinguished_name.push(rcgen::DnType::CommonName, "the CA of a test");
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca_pem = ca.self_signed(&ca_key).unwrap().pem();

@@ -1,7 +1,6 @@
-//! A real Chromium, driven over WebDriver, in a home of its own: it has an admin's PKCS#12 and trusts our authority.
+//! A real Chromium, driven over WebDriver, with its own home: it has an admin's PKCS#12 and trusts our authority.
 //!
-//! WebDriver is a handful of JSON calls to chromedriver over plain HTTP on loopback, so the HTTP client that the tests
-//! have anyway is all it takes.
+//! WebDriver is a few JSON calls to chromedriver over plain HTTP on loopback, so the tests' HTTP client is enough.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,19 +16,19 @@ use super::daemon::{BOUND, Daemon, install_provider, pause};
 /// The member under which WebDriver names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// How long a page may take to say what it is to say.
+/// The time limit for a page to show the expected text.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Browser {
-    /// Ends before its home goes.
+    /// Dropped before the home directory.
     _driver: Driver,
     home: TempDir,
     http: Client,
     /// `http://127.0.0.1:PORT/session/ID`
     session: String,
-    /// Where the last pages are looked for when a test fails.
+    /// The key for the last pages when a test fails.
     name: &'static str,
-    /// Of the certificate.
+    /// The fingerprint of the certificate.
     pub fingerprint: String,
 }
 
@@ -41,7 +40,7 @@ pub struct Looks {
 }
 
 impl Browser {
-    /// With a fresh certificate of an admin `name`, imported from the PKCS#12 as a person would.
+    /// Starts with a fresh certificate of an admin `name`, imported from the PKCS#12 as a person would import it.
     pub async fn start(daemon: &Daemon, name: &'static str, looks: Looks) -> Self {
         let home = tempfile::Builder::new().prefix("authd-browser-").tempdir().unwrap();
         let fingerprint = trust_and_import(daemon, home.path(), name);
@@ -63,7 +62,7 @@ impl Browser {
         }
         let site = format!("https://{},*", daemon.listen.admin);
         let mut preferences = json!({ "profile": {
-            // The certificate is shown without being asked for: there is nobody to choose it.
+            // Chromium selects the certificate without a prompt, because no person can choose it.
             "content_settings": { "exceptions": { "auto_select_certificate": { site: { "setting": { "filters": [{}] } } } } },
         }});
         if looks.no_javascript {
@@ -98,7 +97,7 @@ impl Browser {
         self.call("/title", None).await.as_str().unwrap().to_owned()
     }
 
-    /// What a person reads of the elements that a CSS selector finds just now.
+    /// The visible text of the elements that match a CSS selector at this moment.
     pub async fn texts(&self, selector: &str) -> Vec<String> {
         let started = Instant::now();
         loop {
@@ -130,7 +129,7 @@ impl Browser {
         self.act(&by("xpath", &path), "click", &json!({})).await;
     }
 
-    /// The box with this label.
+    /// Presses the box with this label.
     pub async fn press_label(&self, says: &str) {
         let path = format!("//label[normalize-space()={says:?}]//input");
         self.act(&by("xpath", &path), "click", &json!({})).await;
@@ -140,7 +139,7 @@ impl Browser {
         self.act(&by("css selector", selector), "click", &json!({})).await;
     }
 
-    /// Types into the field with this label, as a person finds it; a path into a file chooser.
+    /// Types into the field with this label; for a file chooser, a path.
     pub async fn fill(&self, label: &str, text: &str) {
         let path = format!("//*[@id=//label[normalize-space()={label:?}]/@for]");
         self.act(&by("xpath", &path), "value", &json!({ "text": text })).await;
@@ -169,13 +168,13 @@ impl Browser {
         self.call("/execute/sync", Some(&json!({ "script": script, "args": [] }))).await
     }
 
-    /// What the console was told since the last time: errors, and violations of the page's policy.
+    /// The console messages since the last call: errors, and violations of the page's policy.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.call("/se/log", Some(&json!({ "type": "browser" }))).await;
         entries.as_array().unwrap().iter().map(|entry| format!("{}: {}", entry["level"], entry["message"])).collect()
     }
 
-    /// What the browser would send to the page that it shows, each with its attributes.
+    /// The cookies that the browser would send to the current page, each with its attributes.
     pub async fn cookies(&self) -> Vec<Value> {
         self.call("/cookie", None).await.as_array().unwrap().clone()
     }
@@ -187,7 +186,7 @@ impl Browser {
         }
     }
 
-    /// A POST with a body, else a GET.
+    /// A POST with a body, otherwise a GET.
     async fn try_call(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let url = format!("{}{path}", self.session);
         let request = match body {
@@ -200,7 +199,7 @@ impl Browser {
         if good { Ok(answer["value"].take()) } else { Err(answer["value"]["message"].to_string()) }
     }
 
-    /// Keeps a picture of the page for whoever reads the failure; says where.
+    /// Saves a picture of the page for the failure report; returns its path.
     async fn keep(&self) -> String {
         let picture = self.http.get(format!("{}/screenshot", self.session)).send().await;
         let Ok(answer) = picture else { return "no picture".into() };
@@ -213,7 +212,7 @@ impl Browser {
         format!("the page: {}", file.display())
     }
 
-    /// Waits until the page, or the one that is on its way, says it there.
+    /// Waits until the current page, or the next one, shows the words there.
     pub async fn says(&self, selector: &str, words: &str) {
         let started = Instant::now();
         loop {
@@ -232,7 +231,7 @@ impl Browser {
         }
     }
 
-    /// Asserts, and keeps a picture where it does not hold.
+    /// Asserts, and saves a picture on failure.
     pub async fn check(&self, holds: bool, what: &str) {
         if !holds {
             let kept = self.keep().await;
@@ -252,7 +251,7 @@ impl Drop for Driver {
     }
 }
 
-/// Where pictures of failures go; `AUTHD_TEST_PICTURES` says where else.
+/// The directory for pictures of failures; `AUTHD_TEST_PICTURES` overrides it.
 pub fn pictures() -> std::path::PathBuf {
     let directory = std::env::var_os("AUTHD_TEST_PICTURES")
         .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("pictures"), std::path::PathBuf::from);
@@ -268,8 +267,8 @@ fn id(element: &Value) -> String {
     element[ELEMENT].as_str().unwrap().to_owned()
 }
 
-/// The library that Chromium and Firefox keep certificates with: it imports our file, and trusts our authority.
-/// Answers with the fingerprint of the certificate.
+/// Uses the certificate library of Chromium and Firefox: imports our file, and trusts our authority. Returns the
+/// fingerprint of the certificate.
 fn trust_and_import(daemon: &Daemon, home: &Path, name: &str) -> String {
     let file = home.join("admin.p12");
     let issued = daemon.cli_json(&["admin-cert", name, "--out", file.to_str().unwrap()]);
@@ -294,7 +293,7 @@ fn start_driver(home: &Path) -> (Driver, u16) {
     use std::os::unix::process::CommandExt as _;
     let log = home.join("driver.log");
     let mut command = Command::new("chromedriver");
-    // What is left behind when it is killed goes with the home.
+    // Files that remain after a kill are removed with the home.
     command.arg("--port=0").env("HOME", home).env("TMPDIR", home).env_remove("XDG_CONFIG_HOME");
     command.stdin(Stdio::null()).stdout(std::fs::File::create(&log).unwrap()).stderr(Stdio::null()).process_group(0);
     let spawned = command.spawn();

@@ -1,4 +1,4 @@
-//! A real daemon: the binary of this build, on a state directory of its own, on ports that the system chooses.
+//! A real daemon: the binary of this build, with its own state directory, on ports that the system chooses.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::documents::{account_claims, jwt};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_codex-authd");
-/// No condition that a test waits for takes longer, however slow the machine.
+/// The time limit for every condition that a test waits for, also on slow machines.
 pub const BOUND: Duration = Duration::from_secs(60);
 
 pub struct Daemon {
@@ -21,13 +21,13 @@ pub struct Daemon {
     settings: Vec<(String, String)>,
     child: Option<Child>,
     pub listen: Listen,
-    /// More of the process's environment.
+    /// Additional environment variables.
     pub environment: Vec<(String, String)>,
-    /// A command that becomes the daemon, given as its last arguments: for one with other rights.
+    /// A command that gets the daemon as its last arguments and becomes it: for a daemon with other rights.
     pub within: Vec<String>,
-    /// The program: of this build, unless a test compares it with another one.
+    /// The program: of this build, unless a test compares it with another.
     pub binary: PathBuf,
-    /// What is logged; else `RUST_LOG` of the tests, else all there is.
+    /// The log level; otherwise `RUST_LOG` of the tests, otherwise everything.
     pub log_level: Option<&'static str>,
 }
 
@@ -42,19 +42,19 @@ impl Daemon {
         Self::start_with(&[])
     }
 
-    /// `settings` are `SECTION__KEY`, value. Limits are off unless they set them.
+    /// `settings` are `SECTION__KEY`, value. Rate limits are off unless the settings set them.
     pub fn start_with(settings: &[(&str, &str)]) -> Self {
         let mut daemon = Self::prepare(settings);
         daemon.launch();
         daemon
     }
 
-    /// A daemon that does not run yet, for tests of its first moments and of commands without it.
+    /// A daemon that does not run yet, for tests of its start and of commands without a daemon.
     pub fn prepare(settings: &[(&str, &str)]) -> Self {
         Self::prepare_in(&std::env::temp_dir(), settings)
     }
 
-    /// With all its files in a directory of its own below `parent`.
+    /// Like [`Self::prepare`], with all its files in a new directory below `parent`.
     pub fn prepare_in(parent: &Path, settings: &[(&str, &str)]) -> Self {
         let state = tempfile::Builder::new().prefix("authd-").tempdir_in(parent).unwrap();
         let mut all: Vec<(String, String)> = vec![
@@ -86,7 +86,7 @@ impl Daemon {
         }
     }
 
-    /// Takes back what [`Self::prepare`] set: the program's own default holds. `prefix`: of the names.
+    /// Removes the settings of [`Self::prepare`] whose names begin with `prefix`, so the program's defaults hold.
     pub fn unset(&mut self, prefix: &str) {
         self.settings.retain(|(name, _)| !name.starts_with(prefix));
     }
@@ -103,7 +103,7 @@ impl Daemon {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// The binary with this daemon's settings in its environment and nothing else's.
+    /// The binary with only this daemon's settings in its environment.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         self.settings_for(&mut command);
@@ -127,7 +127,7 @@ impl Daemon {
         self.command(arguments).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Runs it, asserts that it was done, and reads its `--json`.
+    /// Runs it, asserts success, and reads its `--json`.
     pub fn cli_json(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.push("--json");
@@ -141,7 +141,7 @@ impl Daemon {
         self.try_launch().unwrap_or_else(|refused| panic!("{refused}:\n{}", self.log()));
     }
 
-    /// `Err`: what became of it instead.
+    /// `Err`: the reason why it did not start.
     pub fn try_launch(&mut self) -> Result<(), String> {
         let _ = std::fs::remove_file(self.state_dir().join("listen.json"));
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).unwrap();
@@ -189,7 +189,7 @@ impl Daemon {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).unwrap();
     }
 
-    /// kill -9, and waits until it is gone.
+    /// Sends kill -9, and waits until the process is gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -197,7 +197,7 @@ impl Daemon {
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub fn stop(&mut self) -> std::process::ExitStatus {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         let status = self.wait();
@@ -228,7 +228,7 @@ impl Daemon {
         Certificate::from_pem(&std::fs::read(self.state_dir().join("pki/server-ca.crt")).unwrap()).unwrap()
     }
 
-    /// A client as hosts have it: it trusts our CA and shows no certificate.
+    /// A client like a host's: it trusts our CA and shows no certificate.
     pub fn client(&self) -> Client {
         self.client_builder().build().unwrap()
     }
@@ -317,14 +317,14 @@ pub fn install_provider() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// A moment between two looks at a condition.
+/// A pause between two checks of a condition.
 #[allow(clippy::disallowed_methods)]
 pub fn pause() {
     std::thread::sleep(Duration::from_millis(5));
 }
 
-/// An auth.json as `codex login` writes it, `n` telling one from another: all are renewals of one login, and only their
-/// dates tell which is newer.
+/// An auth.json as `codex login` writes it. `n` makes logins different. All are renewals of one login, and only their
+/// dates decide which is newer.
 pub fn auth_json(last_refresh: &str, n: u64) -> Value {
     let claims = |kind: &str| account_claims("acc-1234", "user-1", &format!("{kind}-{n}"));
     serde_json::json!({

@@ -1,5 +1,5 @@
-//! Small file systems of a test's own, to be filled and broken. They are mounted where only this test's thread, and what
-//! it starts, can see them; with the thread they are gone.
+//! Small file systems for one test, to be filled and broken. Only this test's thread, and processes that it starts, can
+//! see the mounts. They end with the thread.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -23,8 +23,8 @@ pub enum Kind {
 }
 
 impl Disk {
-    /// `None`, with the reason printed, where nothing can be mounted. Whoever calls this sees mounts of its own from here
-    /// on: for the thread of a test, before it starts anything.
+    /// `None`, with the reason printed, if mounting is not possible. The calling thread has its own mounts from here
+    /// on. Call it on a test's thread before that starts anything.
     pub fn mount(kind: Kind, at: &Path, megabytes: u64) -> Option<Self> {
         if let Err(reason) = Self::try_mount(kind, at, megabytes) {
             super::skip::skipped(format!("no {kind:?} of the test's own: {reason}"));
@@ -57,7 +57,7 @@ impl Disk {
         at.with_extension("img")
     }
 
-    /// A file that leaves no room; says where it is.
+    /// Writes a file that leaves no room; returns its path.
     pub fn fill(&self) -> PathBuf {
         let balloon = self.at.join("balloon");
         let mut file = std::fs::File::options().create(true).append(true).open(&balloon).unwrap();
@@ -65,22 +65,22 @@ impl Disk {
             let piece = vec![1; size];
             while file.write_all(&piece).is_ok() {}
         }
-        // What was only promised to it is not taken back for others.
+        // Forces the allocation, so that delayed space is not given to other files.
         let _ = file.sync_all();
         balloon
     }
 
-    /// Ends all writing with EROFS, open files included, as an error of the disk does. (The kernel refuses to remount
-    /// read-only what has files open for writing.)
+    /// Ends all writing with EROFS, for open files too, like a disk error. (The kernel refuses to remount read-only
+    /// while files are open for writing.)
     pub fn break_down(&self) {
         run("mount", ["-o".as_ref(), "remount,abort".as_ref(), self.at.as_os_str()]).unwrap();
     }
 
-    /// What an operator does: a repaired copy of the disk comes into the place of the broken one.
+    /// Replaces the broken disk by a repaired copy, as an operator would.
     pub fn replace_by_a_repaired_copy(&self) {
         let (image, copy) = (Self::image(&self.at), self.at.with_extension("repaired"));
         std::fs::copy(&image, &copy).unwrap();
-        // 1: errors were found and mended.
+        // 1: errors were found and repaired.
         let checked = Command::new("e2fsck").args(["-f", "-y"]).arg(&copy).output().unwrap();
         assert!(matches!(checked.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&checked.stdout));
         umount2(&self.at, MntFlags::MNT_DETACH).unwrap();
@@ -95,7 +95,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Also what still has files open there: the mount is this namespace's alone.
+        // Detaches even if files are open there: the mount belongs to this namespace alone.
         let _ = umount2(&self.at, MntFlags::MNT_DETACH);
     }
 }

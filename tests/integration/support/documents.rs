@@ -1,10 +1,10 @@
-//! Logins, and what becomes of them.
+//! Logins and their digests.
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use codex_authd::model::digest::Digest;
 use serde_json::{Value, json};
 
-/// A token with these claims; its signature is checked by nobody.
+/// A token with these claims; nothing checks its signature.
 pub fn jwt(claims: &Value, signature: &str) -> String {
     format!("eyJhbGciOiJSUzI1NiJ9.{}.{signature}", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
@@ -31,7 +31,7 @@ pub fn issued_login(account: &str, issued_at: i64, last_refresh: &str) -> Value 
     })
 }
 
-/// The digest that a login gets which names no targets: one is made of its access token and appended.
+/// The digest of a login without targets: the daemon makes one from its access token and appends it.
 pub fn canonical_digest(login: &Value) -> String {
     let auths = json!({ "api.openai.com": { "token": login["tokens"]["access_token"], "token_type": "bearer" } });
     let text = login.to_string();

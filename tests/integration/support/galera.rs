@@ -1,4 +1,4 @@
-//! A Galera cluster of the test's own: three MariaDB servers on loopback addresses that no other test uses.
+//! A Galera cluster for one test: three MariaDB servers on loopback addresses that no other test uses.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,10 +14,10 @@ pub struct Galera {
 }
 
 impl Galera {
-    /// The first node makes the cluster; the others receive their state from it, as `tests/needs.sh` installed the means.
+    /// The first node makes the cluster; the others receive their state from it, with the programs of `tests/needs.sh`.
     pub async fn start() -> Self {
         assert!(std::path::Path::new(PROVIDER).exists(), "galera-4 is installed (tests/needs.sh)");
-        // The transfer of the state drops root's rights; the servers run as who owns their files.
+        // The state transfer drops root's rights; the servers run as the owner of their files.
         let user = if nix::unistd::geteuid().is_root() { "nobody".into() } else { user() };
         let network = std::process::id();
         let address = |node: usize| format!("127.{}.{}.{}", 100 + network / 250 % 100, network % 250, node + 1);
@@ -40,7 +40,7 @@ impl Galera {
         cluster
     }
 
-    /// The node serves, as one of the majority.
+    /// Waits until the node serves as one of the majority.
     #[allow(clippy::disallowed_methods)] // Between two looks, within a bound.
     pub async fn until_synced(&self, node: usize) {
         let begun = Instant::now();
@@ -57,7 +57,7 @@ impl Galera {
         rows.into_iter().next().map(|row| mysql_async::from_row::<(String, String)>(row).1)
     }
 
-    /// Cuts a node off from the others, or lets it find them again.
+    /// Cuts a node off from the others, or reconnects it.
     pub async fn isolate(&self, node: usize, isolated: bool) {
         let isolated = u8::from(isolated);
         self.nodes[node].query(&format!("SET GLOBAL wsrep_provider_options = 'gmcast.isolate={isolated}'")).await;
@@ -65,7 +65,7 @@ impl Galera {
 }
 
 fn node_at(address: &str, all: &[String], user: &str) -> MariaDb {
-    // So that a node that was killed is given up after seconds; a real network needs more patience.
+    // The others drop a killed node after seconds; a real network needs longer timeouts.
     let provider = format!(
         "gcache.size=32M;gmcast.listen_addr=tcp://{address}:4567;ist.recv_addr={address}:4568;ist.recv_bind={address}:4568;\
          evs.suspect_timeout=PT3S;evs.inactive_timeout=PT6S;evs.install_timeout=PT6S;evs.keepalive_period=PT0.7S"
@@ -84,7 +84,7 @@ fn node_at(address: &str, all: &[String], user: &str) -> MariaDb {
         format!("--wsrep-sst-receive-address={address}:4444"),
     ];
     let mut node = MariaDb::prepare(&settings.each_ref().map(String::as_str), user);
-    // Where the server's user may read them.
+    // A directory that the server's user may read.
     let path = node.directory().join("bin");
     std::fs::create_dir(&path).unwrap();
     for script in ["wsrep_sst_rsync", "wsrep_sst_common"] {
@@ -94,7 +94,7 @@ fn node_at(address: &str, all: &[String], user: &str) -> MariaDb {
     node
 }
 
-/// Of the state transfer: an installed server's, else those of the package that `needs.sh` unpacked.
+/// The scripts of the state transfer: an installed server's, otherwise those that `needs.sh` unpacked.
 fn scripts() -> PathBuf {
     let cache = std::env::var_os("AUTHD_TEST_CACHE").map(PathBuf::from);
     let cache =

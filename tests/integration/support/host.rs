@@ -1,4 +1,4 @@
-//! A host: a clean home with a baked `cdx` in it, and a `codex` that is the real one or a script.
+//! A host: a clean home with a baked `cdx`, and a `codex` that is the real one or a script.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,12 +18,12 @@ pub struct Host {
     home: TempDir,
     pub path: String,
     pub codex_home: PathBuf,
-    /// The shell that runs `cdx`, when it is not the one that its first line names.
+    /// The shell that runs `cdx`, if not the one of its first line.
     pub shell: Option<PathBuf>,
     extra_env: Vec<(String, String)>,
 }
 
-/// A codex that writes down its arguments and does what `FAKE_CODEX` says.
+/// A codex that logs its arguments and runs `FAKE_CODEX`.
 const FAKE: &str = r#"#!/usr/bin/env bash
 if [ "${1-}" = --version ]; then echo 'codex-cli 0.1.2'; exit; fi
 printf '%s\n' "$@" >"$HOME/codex.arguments"
@@ -36,7 +36,7 @@ impl Host {
         Self::with_ca(base_url, "")
     }
 
-    /// A clean home: no `cdx` and no codex in it.
+    /// A clean home without `cdx` and codex.
     pub fn bare() -> Self {
         let home = TempDir::new().unwrap();
         Self {
@@ -55,7 +55,7 @@ impl Host {
         host
     }
 
-    /// The real Codex in place of the script, set to ask `upstream`.
+    /// The real Codex instead of the script, configured to call `upstream`.
     pub fn with_real_codex(mut self, upstream: &Upstream) -> Self {
         let _ = fs::remove_file(self.file("bin/codex"));
         let directory = real_codex().parent().unwrap();
@@ -125,7 +125,7 @@ impl Host {
         command
     }
 
-    /// `cdx` in mounts of its own, after a line of the shell that makes them.
+    /// Runs `cdx` with its own mounts, after a shell line that makes them.
     pub fn cdx_within(&self, setup: &str, arguments: &[&str]) -> Ran {
         let mut command = self.command("unshare");
         let script = format!("{{ {setup}; }} && exec \"$@\"");
@@ -138,7 +138,7 @@ impl Host {
         Ran::from(self.cdx(arguments).output().unwrap())
     }
 
-    /// `cdx` with a codex that runs `script`.
+    /// Runs `cdx` with a codex that runs `script`.
     pub fn run_codex(&self, script: &str, arguments: &[&str]) -> Ran {
         Ran::from(self.cdx(arguments).env("FAKE_CODEX", script).output().unwrap())
     }
@@ -147,7 +147,7 @@ impl Host {
         self.file("codex.arguments").exists()
     }
 
-    /// The file that says when this host was last in step.
+    /// The file with the time of this host's last sync.
     pub fn state_file(&self) -> PathBuf {
         let mut found = Vec::new();
         for directory in fs::read_dir(self.file(".cache/cdx")).unwrap() {
@@ -162,7 +162,7 @@ impl Host {
         found.remove(0)
     }
 
-    /// Moves the last time in step by so many seconds.
+    /// Moves the time of the last sync by this many seconds.
     pub fn shift_last_sync(&self, seconds: i64) {
         let file = self.state_file();
         let text = fs::read_to_string(&file).unwrap();
@@ -171,12 +171,12 @@ impl Host {
     }
 }
 
-/// The scripts of a host of the stand-in: cdx and its installer.
+/// The scripts of a stand-in host: cdx and its installer.
 pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
     baked_with_digests(base_url, ca_pem, codex_release_url, "")
 }
 
-/// With the digests that a release is compared with: `TARGET=SHA-256`, separated by spaces.
+/// With the digests of a release: `TARGET=SHA-256`, separated by spaces.
 pub fn baked_with_digests(
     base_url: &str,
     ca_pem: &str,
@@ -200,7 +200,7 @@ pub fn baked_with_digests(
     }
 }
 
-/// The same from templates in a directory: a change, or a deliberate fault, can be tried without a build.
+/// The same from templates in a directory, so that a change or a deliberate fault needs no build.
 fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
     let read = |name| fs::read_to_string(directory.join(name)).unwrap();
     let cdx = [
@@ -219,7 +219,7 @@ fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
     (Secret::new(cdx), Secret::new(installer))
 }
 
-/// Whether this test can have mounts of its own and other users; says so where it cannot.
+/// Whether this test can have its own mounts and other users; otherwise prints the reason.
 pub fn is_root(what: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -249,7 +249,7 @@ pub fn codex_itself() -> PathBuf {
     ))
 }
 
-/// What a command left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,

@@ -1,4 +1,4 @@
-//! A small HTTP server on 127.0.0.1 that hands every call to one function and remembers it.
+//! A small HTTP server on 127.0.0.1 that passes every call to one function and records it.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ pub struct Call {
     pub query: String,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The status that was answered; 0 while the call is being handled.
+    /// The status of the answer; 0 while the call is being handled.
     pub status: u16,
 }
 
@@ -44,7 +44,7 @@ impl Reply {
     }
 }
 
-/// Lives until it is dropped.
+/// Serves until it is dropped.
 pub struct HttpServer {
     pub port: u16,
     tls: bool,

@@ -1,4 +1,4 @@
-//! Clients of each kind at work on a daemon, and what they were acknowledged.
+//! Clients of each kind that call a daemon, and a record of the acknowledged results.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use super::daemon::{BOUND, Daemon, Listen, auth_json};
 use super::documents::canonical_digest;
 
-/// Several clients of each kind at each daemon, until they are told to stop.
+/// Several clients of each kind for each daemon, until they are stopped.
 pub struct Load {
-    /// Made while the disk was well: it holds what is to be trusted.
+    /// Made before the disk fails: it has loaded the trusted certificates.
     pub asking: Client,
     clients: JoinSet<()>,
     shared: Arc<Shared>,
@@ -22,10 +22,10 @@ pub struct Load {
     pub tallies: Vec<Arc<Tally>>,
 }
 
-/// A daemon's place: it may be killed, and come back at another address.
+/// A daemon's address: the daemon may be killed, and come back at another address.
 pub struct Seat {
     listen: Mutex<Listen>,
-    /// Nobody answers there, and nobody is expected to.
+    /// The daemon is expected not to answer.
     is_down: AtomicBool,
     registered: AtomicU64,
     stored: AtomicU64,
@@ -70,7 +70,7 @@ impl Seat {
         self.is_down.store(true, Ordering::SeqCst);
     }
 
-    /// The daemon is back. Calls to where it was may still be on their way.
+    /// The daemon is back. Calls to its old address may still be under way.
     pub async fn is_taken_by(self: &Arc<Self>, daemon: &Daemon) {
         *self.listen.lock().await = daemon.listen.clone();
         let seat = self.clone();
@@ -93,7 +93,7 @@ impl Seat {
 pub struct Tally {
     pub host: u64,
     pub seat: usize,
-    /// When they were answered 200.
+    /// When calls were answered 200.
     pub answered: Mutex<Vec<Instant>>,
     /// Calls that the daemon may have counted, and whose answer did not arrive.
     pub unknown: AtomicU64,
@@ -108,15 +108,15 @@ impl Tally {
 #[derive(Default)]
 pub struct Shared {
     stop: AtomicBool,
-    /// Between two calls of a client, in milliseconds.
+    /// The pause between two calls of a client, in milliseconds.
     pause: u64,
-    /// The longest that a retrieve took, in milliseconds.
+    /// The longest time of a retrieve, in milliseconds.
     pub longest: AtomicU64,
-    /// The same of stores and registrations, whatever they were answered.
+    /// The longest time of a store or registration, whatever the answer, in milliseconds.
     pub longest_change: AtomicU64,
-    /// Connections that ended without an answer. None may be refused, but the one process may hang up on a call.
+    /// Connections that ended without an answer. None may be refused, but a process that ends may close a connection.
     cut: AtomicU64,
-    /// The daemon is told to stop.
+    /// The daemon is being stopped.
     pub cut_is_expected: AtomicBool,
     ledger: Mutex<Ledger>,
 }
@@ -140,12 +140,12 @@ impl Load {
         Self::on(&[daemon], 5).await
     }
 
-    /// On daemons that share their records: a login is newest among those of all clients, or it is not stored.
+    /// For daemons that share their records: a login is newest among those of all clients, or it is not stored.
     pub async fn on(daemons: &[&Daemon], pause: u64) -> Self {
         let shared = Arc::new(Shared { pause, ..Shared::default() });
         let instants = Arc::new(AtomicU64::new(1));
         let (mut clients, mut seats, mut tallies) = (JoinSet::new(), Vec::new(), Vec::new());
-        // They begin when all are there.
+        // The clients begin when all are prepared.
         let (mut storing, mut retrieving, mut registering) = (Vec::new(), Vec::new(), Vec::new());
         let admin = daemons[0].admin();
         for (number, daemon) in daemons.iter().enumerate() {
@@ -168,7 +168,7 @@ impl Load {
                     tally,
                     shared: shared.clone(),
                 };
-                // It is bound to its address: that takes the store.
+                // This call binds the host to its address, which needs the store.
                 assert_eq!(it.call(&retrieval()).await.unwrap().0, 200);
                 if client < 2 {
                     storing.push(it);
@@ -218,7 +218,7 @@ impl Load {
         )
     }
 
-    /// Ends the clients; what they were acknowledged.
+    /// Ends the clients; returns what was acknowledged.
     pub async fn end(&mut self) -> Ledger {
         self.stop.store(true, Ordering::SeqCst);
         while let Some(ended) = self.clients.join_next().await {
@@ -306,7 +306,7 @@ fn retrieval() -> Value {
     json!({ "command": "retrieve", "digest": "0".repeat(64), "last_refresh": "2025-01-01T00:00:00Z" })
 }
 
-/// Of a retrieve nothing but success is expected, once the host is bound.
+/// Every retrieve must succeed once the host is bound.
 async fn keep_retrieving(it: Caller) {
     let shared = &it.shared;
     loop {
@@ -323,7 +323,7 @@ async fn keep_retrieving(it: Caller) {
 }
 
 impl Shared {
-    /// `None`: refused for the store's sake, or cut.
+    /// `None`: refused because of the store, or cut.
     fn changed(&self, seat: &Seat, answer: Option<Answer>, begun: Instant) -> Option<Value> {
         let (status, mut body) = answer?;
         self.longest_change.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
@@ -362,7 +362,7 @@ impl Shared {
         Ok((status, serde_json::from_slice(&body).unwrap()))
     }
 
-    /// A moment between calls; `true` when it is enough.
+    /// Pauses between calls; `true` when the client shall stop.
     async fn paused(&self) -> bool {
         tokio::time::sleep(Duration::from_millis(self.pause)).await;
         self.stop.load(Ordering::SeqCst)
@@ -373,7 +373,7 @@ type Answer = (StatusCode, Value);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unanswered {
-    /// Nobody was there.
+    /// The connection was refused.
     Refused,
     Cut,
 }
@@ -389,7 +389,7 @@ fn refused(error: &reqwest::Error) -> bool {
     false
 }
 
-/// Each call on a connection of its own.
+/// Each call on a new connection.
 fn unpooled(daemon: &Daemon) -> Client {
     daemon.client_builder().pool_max_idle_per_host(0).build().unwrap()
 }

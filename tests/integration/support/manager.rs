@@ -1,4 +1,4 @@
-//! A service manager's end of `sd_notify`: a socket of the test's own, and what was told on it.
+//! The service manager's side of `sd_notify`: a socket of the test, and the received messages.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ impl Manager {
         let socket = UnixDatagram::bind(&path).unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));
         let kept = told.clone();
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             let mut buffer = [0; 8192];
             while let Ok(length) = socket.recv(&mut buffer) {
@@ -30,7 +30,7 @@ impl Manager {
         Self { path, _directory: directory, told }
     }
 
-    /// Lets the daemon know of it, as the manager's own child would.
+    /// Gives the daemon the environment that the manager would give it.
     pub fn manage(&self, daemon: &mut Daemon, watchdog_usec: Option<u64>) {
         daemon.environment.push(("NOTIFY_SOCKET".into(), self.path.display().to_string()));
         if let Some(limit) = watchdog_usec {
@@ -43,7 +43,7 @@ impl Manager {
         self.told.lock().unwrap().clone()
     }
 
-    /// The first message after the first `from` that holds `wanted`, and its place.
+    /// The first message after the first `from` messages that contains `wanted`, and its place.
     #[track_caller]
     pub fn wait(&self, from: usize, wanted: &str) -> (usize, String) {
         let begun = Instant::now();
@@ -52,7 +52,7 @@ impl Manager {
             if let Some(found) = told.iter().enumerate().skip(from).find(|(_, message)| message.contains(wanted)) {
                 return (found.0, found.1.clone());
             }
-            assert!(begun.elapsed() < BOUND, "nobody said {wanted:?}: {told:#?}");
+            assert!(begun.elapsed() < BOUND, "no message with {wanted:?}: {told:#?}");
             pause();
         }
     }

@@ -1,4 +1,4 @@
-//! A MariaDB of the test's own: a directory and a socket that nobody else knows, gone with the test.
+//! A MariaDB for one test: a directory and a socket that no other test uses, removed with the test.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,9 +16,9 @@ pub struct MariaDb {
     process: Option<Child>,
     settings: Vec<String>,
     user: String,
-    /// Where else it finds programs.
+    /// An additional directory for its programs.
     pub path: Option<PathBuf>,
-    /// Run by way of another program, which becomes it.
+    /// Another program that runs the server and becomes it.
     pub by_way_of: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ impl MariaDb {
         Self::with(&[])
     }
 
-    /// `settings`: arguments of the server's own.
+    /// `settings`: additional arguments of the server.
     pub fn with(settings: &[&str]) -> Self {
         let mut server = Self::prepare(settings, &user());
         server.install();
@@ -35,7 +35,7 @@ impl MariaDb {
         server
     }
 
-    /// One that has nothing yet.
+    /// A server without data.
     pub fn prepare(settings: &[&str], user: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let settings = settings.iter().map(ToString::to_string).collect();
@@ -47,7 +47,7 @@ impl MariaDb {
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--user={}", self.user))
             .arg(format!("--datadir={}", self.data().display()))
-            // Two at once would meet in the system's.
+            // In the system's directory, two servers would conflict.
             .env("TMPDIR", self.directory())
             .output()
             .expect("mariadb-install-db is installed (tests/needs.sh)");
@@ -66,7 +66,7 @@ impl MariaDb {
         self.directory().join("socket")
     }
 
-    /// Begins, or begins again, on what is there.
+    /// Starts, or restarts, on the existing data.
     #[allow(clippy::disallowed_methods)] // Between two looks, within a bound.
     pub fn run(&mut self) {
         self.spawn(&[]);
@@ -77,7 +77,7 @@ impl MariaDb {
         }
     }
 
-    /// The same, and does not wait for it.
+    /// The same without waiting for it.
     pub fn spawn(&mut self, more: &[&str]) {
         self.end();
         let log = std::fs::File::options().create(true).append(true).open(self.directory().join("log")).unwrap();
@@ -94,7 +94,7 @@ impl MariaDb {
             .args(&self.settings)
             .args(more)
             .env("TMPDIR", self.directory());
-        // Nobody else's port.
+        // Listens on no port, so it cannot conflict with another server.
         if !self.settings.iter().any(|setting| setting.starts_with("--bind-address")) {
             command.arg("--skip-networking");
         }
@@ -109,7 +109,7 @@ impl MariaDb {
         self.process.as_ref().expect("it runs").id()
     }
 
-    /// Returns when every thread has stopped: a moment after the signal one may still answer.
+    /// Returns when every thread has stopped: for a moment after the signal a thread may still answer.
     pub fn freeze(&self) {
         kill(self.process(), Signal::SIGSTOP).unwrap();
         assert!(matches!(waitpid(self.process(), Some(WaitPidFlag::WUNTRACED)), Ok(WaitStatus::Stopped(..))));
@@ -123,7 +123,7 @@ impl MariaDb {
         Pid::from_raw(self.pid().try_into().unwrap())
     }
 
-    /// As a power cut would.
+    /// Ends the server as a power cut would.
     pub fn end(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
@@ -156,12 +156,12 @@ impl MariaDb {
         Ok(rows)
     }
 
-    /// Root's own.
+    /// A connection as root.
     pub async fn connection(&self) -> mysql_async::Result<mysql_async::Conn> {
         mysql_async::Conn::new(mysql_async::Opts::from_url(&self.url("mysql"))?).await
     }
 
-    /// Whether the process is there.
+    /// Whether the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| process.try_wait().unwrap().is_none())
     }
@@ -173,7 +173,7 @@ impl Drop for MariaDb {
     }
 }
 
-/// It will not run as root without being told.
+/// The user for the server: mariadbd refuses to run as root without this option.
 pub fn user() -> String {
     nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name
 }

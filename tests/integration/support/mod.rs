@@ -1,4 +1,4 @@
-//! What the integration tests share.
+//! Code that the integration tests share.
 
 pub mod authority;
 pub mod browser;
@@ -28,7 +28,7 @@ pub mod within;
 
 use std::time::{Duration, Instant};
 
-/// Polls until `condition` gives something, for at most ten seconds.
+/// Polls until `condition` returns a value, for at most ten seconds.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -42,6 +42,6 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
 }
 
 pub fn now() -> time::OffsetDateTime {
-    use codex_authd::outside::{Outside as _, System};
+    use codex_authd::platform::{Clock as _, System};
     System.now()
 }

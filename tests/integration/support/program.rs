@@ -1,9 +1,9 @@
-//! Programs and libraries in C: what stands in for Codex where there is none, and what is preloaded into the daemon.
+//! Programs and libraries in C: replacements for Codex, and libraries that are preloaded into the daemon.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Builds a C program; whoever can link Rust has `cc`.
+/// Builds a C program; every machine that can link Rust has `cc`.
 pub fn build(source: impl AsRef<Path>, program: &Path) {
     let source = source.as_ref();
     let built = Command::new("cc").args(["-static", "-O1", "-w", "-o"]).arg(program).arg(source).status();

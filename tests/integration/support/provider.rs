@@ -1,7 +1,7 @@
-//! A provider of sign-ins that is good until it is told to misbehave, in one way at a time.
+//! A sign-in provider that works correctly until a test sets one fault.
 //!
-//! Good: codes are used once, PKCE (S256) and the client's secret are checked, the nonce is put into the token, and the
-//! answer names the issuer (RFC 9207). Whoever comes to `/authorize` has said yes already.
+//! Correct means: codes are used once, PKCE (S256) and the client's secret are checked, the token contains the nonce,
+//! and the answer names the issuer (RFC 9207). Every visitor of `/authorize` counts as signed in and consenting.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
@@ -15,35 +15,35 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine as _};
 use reqwest::Url;
 use serde_json::{Map, Value, json};
 
-// Both when it is a module of the integration tests and when a unit test takes it by its path.
+// The same path works for the integration tests and for a unit test that includes this file.
 #[path = "provider/signing.rs"]
 pub mod signing;
 
 use signing::{RsaKey, Signing};
 
 pub const CLIENT: &str = "canary";
-/// With characters that have to be escaped on their way.
+/// Contains characters that must be escaped in transit.
 pub const SECRET: &str = "provider:client-secret+%&=";
 pub const DISCOVERY: &str = "/.well-known/openid-configuration";
 pub const AUTHORIZE: &str = "/authorize";
 pub const TOKEN: &str = "/token";
 pub const KEYS: &str = "/keys";
 
-/// How a path answers instead of as it should.
+/// A faulty answer of a path.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// To where a good answer is.
+    /// A redirect to a good answer.
     Redirect,
-    /// Not before this is over.
+    /// No answer until the fault is cleared.
     Silent,
-    /// The head and a byte, then not before this is over.
+    /// The head and a byte, then nothing until the fault is cleared.
     Halting,
-    /// The good answer and so many blanks, its length said before.
+    /// The good answer and this many blanks, with a Content-Length.
     Padded(usize),
-    /// The good answer and blanks without end, no length said.
+    /// The good answer and endless blanks, without a Content-Length.
     Endless,
     Text(&'static str),
-    /// The good answer but for its last byte.
+    /// The good answer without its last byte.
     Cut,
     ContentType(&'static str),
     Status(u16),
@@ -63,15 +63,15 @@ type Change<T> = Option<Box<dyn Fn(&mut T) + Send>>;
 pub struct Behaviour {
     pub secret: Option<String>,
     pub signing: Signing,
-    /// However often.
+    /// A code can be used again.
     pub takes_codes_again: bool,
-    /// Of the document, after it is made.
+    /// Changes the discovery document.
     pub document: Change<Value>,
     pub claims: Change<Map<String, Value>>,
     pub header: Change<Map<String, Value>>,
-    /// Of the whole answer of the token endpoint.
+    /// Changes the whole answer of the token endpoint.
     pub answer: Change<Value>,
-    /// Of what the browser takes back.
+    /// Changes the parameters that the browser takes back.
     pub response: Change<Vec<(String, String)>>,
     pub keys: Change<Vec<Value>>,
     faults: HashMap<String, Fault>,
@@ -90,7 +90,7 @@ struct Grant {
     redirect_uri: String,
 }
 
-/// Lives until it is dropped.
+/// Serves until it is dropped.
 pub struct Provider {
     port: u16,
     behaviour: Arc<Mutex<Behaviour>>,
@@ -139,7 +139,7 @@ impl Provider {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// To change how it behaves from now on.
+    /// Changes its behaviour from now on.
     pub fn set(&self) -> MutexGuard<'_, Behaviour> {
         lock(&self.behaviour)
     }
@@ -152,7 +152,7 @@ impl Provider {
         self.set().faults.remove(path);
     }
 
-    /// Another key, of another name; the one before is gone.
+    /// Replaces the key by another one with this name.
     pub fn rotate(&self, kid: &str) {
         let key = Arc::new(RsaKey::new(kid));
         self.set().key = key;
@@ -171,7 +171,7 @@ impl Provider {
         self.set().seen.iter().rev().find(|seen| seen.path == path).cloned()
     }
 
-    /// Everything it gave out, or was told, that nobody else may learn: codes, tokens, verifiers, nonces, states.
+    /// All secrets that it issued or received: codes, tokens, verifiers, nonces, states.
     pub fn secrets(&self) -> Vec<String> {
         let behaviour = self.set();
         let told = behaviour
@@ -192,7 +192,7 @@ impl Drop for Provider {
     }
 }
 
-/// Making one takes a while.
+/// The shared first key: making a key takes a while.
 fn first() -> Arc<RsaKey> {
     static FIRST: OnceLock<Arc<RsaKey>> = OnceLock::new();
     FIRST.get_or_init(|| Arc::new(RsaKey::new("first"))).clone()
@@ -227,7 +227,7 @@ impl Reply {
 
 impl Connection {
     fn serve(&self, mut stream: TcpStream) {
-        // Whoever hangs up has had enough.
+        // An error means that the client has hung up.
         let _ = self.answer(&mut stream);
     }
 
@@ -278,7 +278,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Until the fault is mended.
+    /// Waits until the fault is cleared.
     fn wait(&self, path: &str) {
         while !self.is_over.load(Ordering::SeqCst) && lock(&self.behaviour).faults.contains_key(path) {
             std::thread::park_timeout(Duration::from_millis(10));
@@ -323,12 +323,12 @@ fn pairs(text: &str) -> HashMap<String, String> {
 }
 
 impl Behaviour {
-    /// It signs with this one, and that is its only one.
+    /// Makes this its only key, and signs with it.
     pub fn sign_with(&mut self, key: &Arc<RsaKey>) {
         self.key = Arc::clone(key);
     }
 
-    /// Well, from now on; faults and keys stay.
+    /// Clears the misbehaviour; faults and keys stay.
     pub fn behave(&mut self) {
         self.signing = Signing::Rs256;
         (self.document, self.claims, self.header) = (None, None, None);
@@ -395,7 +395,7 @@ impl Behaviour {
         }
         let proved =
             get("code_verifier").map(|verifier| BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, verifier.as_bytes())));
-        // A verifier without a challenge is a challenge that somebody took away (RFC 9700, 4.8.2).
+        // A verifier without a challenge means that an attacker removed the challenge (RFC 9700, 4.8.2).
         let Some(grant) = grant.filter(|grant| {
             get("grant_type") == Some("authorization_code")
                 && get("redirect_uri") == Some(&grant.redirect_uri)
@@ -429,7 +429,7 @@ impl Behaviour {
         Reply::json(200, &answer)
     }
 
-    /// The secret in the header or in the body, not in both; without one the name alone, in the body.
+    /// The secret is in the header or in the body, not in both. Without a secret, only the name is in the body.
     fn is_client(&self, seen: &Seen) -> bool {
         let in_body = seen.form.get("client_secret");
         match (&self.secret, &seen.authorization) {

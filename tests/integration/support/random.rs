@@ -1,4 +1,4 @@
-//! Random choices that a seed repeats.
+//! Random choices that a seed reproduces.
 
 /// SplitMix64.
 #[derive(Clone)]
@@ -7,7 +7,7 @@ pub struct Random(pub u64);
 impl Random {
     /// A new random seed.
     pub fn fresh_seed() -> u64 {
-        u64::from_le_bytes(codex_authd::outside::random(&codex_authd::outside::System))
+        u64::from_le_bytes(codex_authd::platform::random(&codex_authd::platform::System))
     }
 
     pub fn next(&mut self) -> u64 {

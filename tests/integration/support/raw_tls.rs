@@ -1,9 +1,9 @@
-//! A TLS client of the test's own, for connections that the daemon must refuse.
+//! A TLS client of the tests, for connections that the daemon must refuse.
 //!
-//! A refusal is what the client *received*: an alert, or the end of the TLS session (`close_notify`). A time-out, a reset
-//! or a dead daemon is no refusal. reqwest cannot tell them apart, and it may wait for its time-out although the refusal
-//! has arrived: hyper's client can hand a request to a connection task that has just ended, and then nobody answers the
-//! call.
+//! A refusal is what the client *received*: an alert, or the end of the TLS session (`close_notify`). A timeout, a
+//! reset or a dead daemon is no refusal. reqwest cannot distinguish them. It may also wait for its timeout although the
+//! refusal has arrived: hyper's client can hand a request to a connection task that has just ended, and then the call
+//! gets no answer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use tokio_rustls::client::TlsStream;
 
 use super::daemon::{BOUND, Daemon, install_provider};
 
-/// A client that makes a connection for each call, by HTTP/1.1.
+/// A client that makes a new connection for each call, with HTTP/1.1.
 #[derive(Clone)]
 pub struct RawClient {
     config: Arc<ClientConfig>,
     bound: Duration,
 }
 
-/// What came back.
+/// The outcome of a call.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The handshake was refused with this.
+    /// The handshake was refused with this alert.
     Alert(AlertDescription),
-    /// The session was ended with `close_notify`, and nothing was answered.
+    /// The session was ended with `close_notify`, without an answer.
     Closed,
     Answered {
         status: u16,
@@ -41,12 +41,12 @@ pub enum Outcome {
 }
 
 impl RawClient {
-    /// Without a certificate.
+    /// A client without a certificate.
     pub fn anonymous(daemon: &Daemon) -> Self {
         Self::new(daemon, None, rustls::DEFAULT_VERSIONS)
     }
 
-    /// With NAME.crt and NAME.key of a directory.
+    /// A client with NAME.crt and NAME.key of a directory.
     pub fn with_certificate(daemon: &Daemon, directory: &Path, name: &str) -> Self {
         Self::new(daemon, Some((directory, name)), rustls::DEFAULT_VERSIONS)
     }
@@ -73,13 +73,13 @@ impl RawClient {
         Self { config: Arc::new(config), bound: BOUND }
     }
 
-    /// How long each step may take.
+    /// The time limit for each step.
     pub fn bounded(mut self, bound: Duration) -> Self {
         self.bound = bound;
         self
     }
 
-    /// One call on a connection of its own. Panics where nothing came back.
+    /// One call on a new connection. Panics if there is no outcome.
     #[track_caller]
     pub fn call(&self, request: reqwest::RequestBuilder) -> impl Future<Output = Outcome> + use<> {
         let called = self.try_call(request);
@@ -87,7 +87,7 @@ impl RawClient {
         async move { called.await.unwrap_or_else(|error| panic!("{from}: this is no refusal: {error}")) }
     }
 
-    /// The same. An error is everything that is not an outcome: no connection, a reset, the end of the bound.
+    /// The same. An error is everything but an outcome: no connection, a reset, the end of the time limit.
     pub fn try_call(&self, request: reqwest::RequestBuilder) -> impl Future<Output = Result<Outcome, String>> + use<> {
         let (request, client) = (request.build().unwrap(), self.clone());
         async move {
@@ -95,7 +95,7 @@ impl RawClient {
                 Ok(stream) => stream,
                 Err(alert) => return Ok(Outcome::Alert(alert)),
             };
-            // A refusal may have arrived already: then this cannot be written, and need not be.
+            // A refusal may have arrived already: then the write fails, and that is fine.
             let _ = timeout(client.bound, stream.write_all(&head_and_body(&request, "close"))).await;
             let mut answer = Vec::new();
             let read = timeout(client.bound, stream.read_to_end(&mut answer)).await;
@@ -107,10 +107,10 @@ impl RawClient {
         }
     }
 
-    /// A connection that stays open: nothing but its handshake has happened.
+    /// Opens a connection that stays open, and does only the handshake.
     pub async fn open(&self, request: reqwest::RequestBuilder) -> OpenConnection {
         let request = request.build().unwrap();
-        let stream = self.connect(&request).await.unwrap().expect("it is let in");
+        let stream = self.connect(&request).await.unwrap().expect("the connection is accepted");
         let mut open = OpenConnection { stream, bound: self.bound };
         open.stream.write_all(&head_and_body(&request, "keep-alive")).await.unwrap();
         let status = open.status().await.unwrap();
@@ -144,7 +144,7 @@ pub struct OpenConnection {
 }
 
 impl OpenConnection {
-    /// Calls on it again: the status, or `None` where the connection was closed.
+    /// Calls on it again: the status, or `None` if the connection was closed.
     pub async fn call(&mut self, request: reqwest::RequestBuilder) -> Option<u16> {
         let request = request.build().unwrap();
         if self.stream.write_all(&head_and_body(&request, "keep-alive")).await.is_err() {
@@ -153,7 +153,7 @@ impl OpenConnection {
         self.status().await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Reads one answer whole. A connection that is cut in its middle is an error.
+    /// Reads one full answer. A connection that is cut in its middle is an error.
     async fn status(&mut self) -> Result<Option<u16>, String> {
         let mut bytes = Vec::new();
         loop {

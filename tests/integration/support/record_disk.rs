@@ -9,9 +9,9 @@ use tempfile::TempDir;
 use super::daemon::Daemon;
 use super::program::build_preloaded;
 
-/// Kind of the records that the test writes.
+/// The kind of the records that the test writes.
 const MARK: u32 = 12;
-/// Bytes of a record before its data.
+/// The bytes of a record before its data.
 pub const HEADER: usize = 32;
 
 pub struct Recorder {
@@ -52,7 +52,7 @@ impl Marks {
         Self(File::options().create(true).append(true).open(log).unwrap())
     }
 
-    /// One write. Everything the daemon does after this returns is behind the mark in the log.
+    /// One write. Everything that the daemon does after this returns is after the mark in the log.
     pub fn mark(&self, text: &str) {
         let mut record = vec![0; HEADER];
         record[..4].copy_from_slice(&u32::try_from(HEADER + text.len()).unwrap().to_ne_bytes());

@@ -1,15 +1,15 @@
-//! What a test does where the machine lacks something that the test needs: it prints the reason, and it fails where
-//! `AUTHD_REQUIRE_ALL=1` is set (CI sets it). There is no other way to skip a check.
+//! The skip of a check for which the machine lacks something. It prints the reason, and fails if `AUTHD_REQUIRE_ALL=1`
+//! is set (CI sets it). There is no other way to skip a check.
 //!
-//! What no machine of CI's kind can have is listed in [`Unavailable`]. Each entry is proved by a probe of the machine, so
-//! an entry that is wrong fails as well.
+//! [`Unavailable`] lists what CI machines cannot have. A probe of the machine proves each entry, so a wrong entry fails
+//! as well.
 //!
-//! The library's own tests include this file too (`src/lib.rs`). It must know nothing but the standard library.
+//! The library's own tests include this file too (`src/lib.rs`). It must use only the standard library.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// Says that a check is skipped, and why.
+/// Reports that a check is skipped, and why.
 #[track_caller]
 pub fn skipped(reason: impl Display) {
     report(std::env::var_os("AUTHD_REQUIRE_ALL").is_some_and(|value| value == "1"), &reason);
@@ -21,7 +21,7 @@ fn report(all_is_required: bool, reason: &dyn Display) {
     eprintln!("skipped: {reason}");
 }
 
-/// What CI's kind of machine cannot have. `tests/needs.sh` installs everything else.
+/// Things that a CI machine cannot have. `tests/needs.sh` installs everything else.
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code)] // The library's tests and the integration tests each use some.
 pub enum Unavailable {
@@ -32,7 +32,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// Why it is not here; `None`: it is.
+    /// The reason why it is missing; `None`: it is here.
     pub fn proof(self) -> Option<String> {
         match self {
             Self::Bash32 => match bash32() {
@@ -51,7 +51,7 @@ impl Unavailable {
         }
     }
 
-    /// Says that a check is skipped because this is not here. It must not be: the caller has looked.
+    /// Reports that a check is skipped because this is missing. The caller must have checked that it is missing.
     #[track_caller]
     #[allow(dead_code)]
     pub fn skipped(self) {
@@ -61,7 +61,7 @@ impl Unavailable {
     }
 }
 
-/// Where the tests' downloads are (`tests/needs.sh`).
+/// The directory of the tests' downloads (`tests/needs.sh`).
 #[allow(dead_code)]
 pub fn cache() -> PathBuf {
     std::env::var_os("AUTHD_TEST_CACHE")
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(said, "skipped, and AUTHD_REQUIRE_ALL=1 allows no skip: the reason");
     }
 
-    /// What is on this machine is no reason to skip anything.
+    /// Something that is on this machine is no reason to skip.
     #[test]
     fn what_is_here_is_not_called_unavailable() {
         for lack in [Unavailable::Bash32, Unavailable::MemoryControllerOfCgroup2] {
@@ -97,7 +97,7 @@ mod tests {
         }
     }
 
-    /// A check that is skipped by a line of its own is skipped in CI as well.
+    /// A skip that does not call this function would also be skipped in CI.
     #[test]
     fn nothing_is_skipped_but_by_this_function() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

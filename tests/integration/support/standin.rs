@@ -1,5 +1,5 @@
-//! A stand-in of the daemon, for tests that are about `cdx` alone: its endpoints in their simplest form, and all the ways
-//! to answer wrongly.
+//! A stand-in for the daemon, for tests of `cdx` alone: its endpoints in their simplest form, and all kinds of wrong
+//! answers.
 
 use std::sync::{Arc, Mutex};
 
@@ -50,12 +50,12 @@ impl StandIn {
         self.state.lock().unwrap().canonical.clone()
     }
 
-    /// Every call is answered with this from now on.
+    /// Answers every call with this from now on.
     pub fn answer_always(&self, status: u16, body: impl Into<Vec<u8>>) {
         self.state.lock().unwrap().override_answer = Some((status, body.into()));
     }
 
-    /// Every store is answered with this from now on.
+    /// Answers every store with this from now on.
     pub fn answer_stores(&self, status: u16, body: impl Into<Vec<u8>>) {
         self.state.lock().unwrap().override_store = Some((status, body.into()));
     }
@@ -65,24 +65,24 @@ impl StandIn {
         (state.override_answer, state.override_store) = (None, None);
     }
 
-    /// What `/wrapper/download` gives, and the digest it announces.
+    /// Sets the content of `/wrapper/download`, and the digest it announces.
     pub fn set_wrapper(&self, script: &[u8], announced: &str) {
         self.state.lock().unwrap().wrapper = Some((script.to_vec(), announced.to_owned()));
     }
 
-    /// Called while a call is being handled, the caller waiting.
+    /// Runs `hook` while a call is being handled and its caller waits.
     pub fn on_call(&self, hook: impl FnMut() + Send + 'static) {
         self.state.lock().unwrap().on_call = Some(Box::new(hook));
     }
 
-    /// The commands that came to `/auth`.
+    /// The commands that `/auth` received.
     pub fn commands(&self) -> Vec<String> {
         let calls = self.server.calls();
         calls.iter().map(|call| call.json()["command"].as_str().unwrap_or(&call.method).to_owned()).collect()
     }
 }
 
-/// The answer in lines, with the document as its end.
+/// The answer in lines, with the document at its end.
 pub fn lines(status: &str, document: Option<&str>) -> Vec<u8> {
     let mut text = format!("status {status}\nmessage all is well\nclient_version 0.169.0\n");
     if let Some(document) = document {
@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    /// Decides as the daemon does: by account, then by the issuer's clock where both tokens have one, else by date.
+    /// Decides like the daemon: by account, then by the issuer's clock if both tokens have one, otherwise by date.
     fn auth(&mut self, asked: &Value) -> (u16, Vec<u8>) {
         let claims = |login: &Value| jwt_claims(login["tokens"]["access_token"].as_str().unwrap_or_default());
         let date = |login: &Value| login["last_refresh"].as_str().unwrap_or("2000-01-01T00:00:00Z").to_owned();
@@ -175,7 +175,7 @@ impl State {
     }
 }
 
-/// `iat` and `account` of a JWT; null where it is none.
+/// `iat` and `account` of a JWT; null if they are missing.
 fn jwt_claims(token: &str) -> Value {
     let payload = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
     let claims: Value = payload.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The stand-in for OpenAI: as much of it as the real Codex CLI asks for, refusing what the real one refuses.
+//! The stand-in for OpenAI: all that the real Codex CLI needs. It refuses the same calls as the real one.
 //!
-//! Refresh tokens are single use and rotate. An access token is good until its `exp`, or until it is withdrawn.
+//! Refresh tokens are single use and rotate. An access token is valid until its `exp`, or until it is withdrawn.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -22,15 +22,15 @@ struct State {
     serial: u64,
     /// When the first tokens were issued; each set is ten seconds younger than the one before.
     first_issued: i64,
-    /// How long the access tokens live that are handed out from now on, in seconds; below zero: born expired.
+    /// The lifetime of access tokens from now on, in seconds; below zero: already expired.
     lifetime: i64,
-    /// Live refresh tokens and whose they are.
+    /// Valid refresh tokens and their accounts.
     refresh: HashMap<String, String>,
     used: HashSet<String>,
     access: HashMap<String, i64>,
-    /// What the model answers.
+    /// The model's answer.
     answer: String,
-    /// It is not answered at all, until this is over.
+    /// The model does not answer while this is set.
     hangs: bool,
 }
 
@@ -65,34 +65,34 @@ impl Upstream {
         Self { server: start(Box::new(handler)), state }
     }
 
-    /// What the model answers from now on.
+    /// Sets the model's answer from now on.
     pub fn set_answer(&self, answer: &str) {
         self.state.lock().unwrap().answer = answer.into();
     }
 
-    /// Nothing is answered from now on.
+    /// Answers nothing from now on.
     pub fn hang(&self) {
         self.state.lock().unwrap().hangs = true;
     }
 
-    /// What hung is answered, and what comes from now on.
+    /// Answers again, also the calls that hung.
     pub fn go_on(&self) {
         self.state.lock().unwrap().hangs = false;
     }
 
-    /// Every token handed out so far is refused from now on.
+    /// Refuses every token that was issued so far.
     pub fn revoke(&self) {
         let mut state = self.state.lock().unwrap();
         state.access.clear();
         state.refresh.clear();
     }
 
-    /// Tokens handed out from now on belong to this account, whoever asked.
+    /// Tokens issued from now on belong to this account, whatever account asked.
     pub fn give_to(&self, account: &str) {
         self.state.lock().unwrap().refresh.values_mut().for_each(|known| *known = account.into());
     }
 
-    /// A fresh login, as `codex login` leaves it in `auth.json`; its access token lives for `lifetime` seconds.
+    /// A new login, as `codex login` writes it into `auth.json`; its access token lives for `lifetime` seconds.
     pub fn login(&self, account: &str, lifetime: i64) -> Value {
         let mut state = self.state.lock().unwrap();
         let mut tokens = state.tokens(account, lifetime);
@@ -105,35 +105,35 @@ impl Upstream {
         })
     }
 
-    /// The lifetime of the access tokens that a refresh gives from now on.
+    /// The lifetime of access tokens from a refresh from now on.
     pub fn set_lifetime(&self, seconds: i64) {
         self.state.lock().unwrap().lifetime = seconds;
     }
 
-    /// Every access token handed out so far is refused from now on.
+    /// Refuses every access token that was issued so far.
     pub fn withdraw_access(&self) {
         self.state.lock().unwrap().access.clear();
     }
 
-    /// What is between the scheme and the path of its addresses: by name where it has a certificate.
+    /// The host and port of its URLs: the name if it has a certificate.
     pub fn authority(&self) -> String {
         let url = self.url();
         url.split_once("//").unwrap().1.to_owned()
     }
 
     fn url(&self) -> String {
-        // The certificate is that of a name.
+        // The certificate is for a name.
         let url = self.server.url();
         if url.starts_with("https") { url.replace("127.0.0.1", "localhost") } else { url }
     }
 
-    /// The lines of `config.toml` that bring Codex here.
+    /// The lines of `config.toml` that make Codex call this server.
     pub fn config_toml(&self) -> String {
         let url = self.url();
         format!("chatgpt_base_url = \"{url}/backend-api/\"\nopenai_base_url = \"{url}/v1\"\n")
     }
 
-    /// For `CODEX_REFRESH_TOKEN_URL_OVERRIDE`.
+    /// The value of `CODEX_REFRESH_TOKEN_URL_OVERRIDE`.
     pub fn token_url(&self) -> String {
         format!("{}/oauth/token", self.url())
     }
@@ -142,7 +142,7 @@ impl Upstream {
         self.server.calls()
     }
 
-    /// The calls of one method to one path, with the status they got.
+    /// The calls of one method to one path, with their status.
     pub fn calls_to(&self, method: &str, path: &str) -> Vec<Call> {
         self.calls().into_iter().filter(|call| call.method == method && call.path == path).collect()
     }
@@ -162,7 +162,7 @@ impl State {
                 self.refresh.remove(call.json()["token"].as_str().unwrap_or_default());
                 Reply::json(200, &json!({}))
             }
-            // Codex takes this for "no websocket here" and goes on over HTTP at once.
+            // Codex interprets this as "no websocket here" and uses HTTP at once.
             ("GET", "/v1/responses") => Reply::json(426, &json!({"error": {"message": "Upgrade Required"}})),
             (_, path) if (path.starts_with("/v1/") || path.starts_with("/backend-api/wham/")) && !self.admits(call) => {
                 Reply::json(401, &json!({"error": {"message": "Unauthorized", "code": "token_expired"}}))
@@ -205,7 +205,7 @@ impl State {
         Reply::json(200, &self.tokens(&account, self.lifetime))
     }
 
-    /// A fresh set of tokens of an account.
+    /// A new set of tokens for an account.
     fn tokens(&mut self, account: &str, lifetime: i64) -> Value {
         self.serial += 1;
         let (serial, now) = (self.serial, now().unix_timestamp());
@@ -225,7 +225,7 @@ impl State {
     }
 }
 
-/// One turn of a model that gives this answer.
+/// One turn of a model with this answer.
 fn turn(answer: &str) -> String {
     let usage = json!({
         "input_tokens": 100, "input_tokens_details": {"cached_tokens": 40},

@@ -1,11 +1,11 @@
-//! What a state directory holds, read without a daemon: every sealed value is opened, and everything must agree.
+//! The content of a state directory, read without a daemon. Every sealed value is opened, and all parts must agree.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use codex_authd::model::authority::AuthorityRole;
 use codex_authd::model::digest::Digest;
-use codex_authd::outside::System;
+use codex_authd::platform::System;
 use codex_authd::records::embedded::Embedded;
 use codex_authd::records::{Epoch, prelude::*};
 use codex_authd::seal::KeyId;
@@ -17,16 +17,16 @@ use codex_authd::service::hosts::enrol::api_key_place;
 pub struct Within {
     /// Name and API key of each host.
     pub hosts: BTreeMap<String, String>,
-    /// Digests of the canonical versions, the first one first.
+    /// Digests of the canonical versions, the oldest first.
     pub versions: Vec<String>,
     pub server_ca: String,
     pub client_ca: String,
-    /// PKCS#8, as it was opened.
+    /// The opened PKCS#8.
     pub server_key: Vec<u8>,
     pub sealing_keys: Vec<u32>,
 }
 
-/// Opens the records under `state`, which nobody else may have open, and asserts that they are whole.
+/// Opens the records under `state`, which no other process may have open, and asserts that they are complete.
 pub fn look_within(state: &Path) -> Within {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -41,11 +41,11 @@ pub fn look_within(state: &Path) -> Within {
         let (mut hosts, mut ids) = (BTreeMap::new(), HashSet::new());
         for host in records.host_list().await.unwrap() {
             let key = ring.open(&api_key_place(host.id), &host.api_key).unwrap();
-            assert_eq!(Digest::of(&key), host.key_digest, "the key that is baked is the key that is let in");
+            assert_eq!(Digest::of(&key), host.key_digest, "the key that is baked is the key that is accepted");
             assert_eq!(records.host_fetch_by_name(&host.fqdn).await.unwrap().as_ref(), Some(&host));
             let twice = hosts.insert(host.fqdn.as_str().to_owned(), String::from_utf8(key.to_vec()).unwrap());
             ids.insert(host.id);
-            assert_eq!(twice, None, "{} is there twice", host.fqdn.as_str());
+            assert_eq!(twice, None, "{} is listed twice", host.fqdn.as_str());
         }
         let mut history = records.canonical_list(None, usize::MAX).await.unwrap();
         history.reverse();
@@ -61,8 +61,8 @@ pub fn look_within(state: &Path) -> Within {
         let canonical = records.canonical_fetch().await.unwrap();
         assert_eq!(canonical.as_ref().map(|version| &version.summary), history.last());
 
-        // Nothing sealed belongs to nobody: each host's key, also of those that may be brought back, each version's text and
-        // tokens, two authorities, one server key.
+        // Every sealed value has an owner: each host's key (also of hosts that may be restored), each version's text
+        // and tokens, two authorities, one server key.
         let removed = records.host_list_removed().await.unwrap().len();
         assert_eq!(values.len(), hosts.len() + removed + history.len() + targets + 3);
         let changes = records.changes_since(Epoch(0)).await.unwrap();

@@ -1,5 +1,5 @@
-//! The clients: each chooses what to do next, writes down what was acknowledged, and ends its round at the first call
-//! that is not answered.
+//! The clients. Each chooses its next call, records what was acknowledged, and ends its round at the first call without
+//! an answer.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,21 +16,22 @@ use crate::support::random::Random;
 
 use super::ledger::{Call, Host, Ledger};
 
-/// Names of one client; a few, so that they are registered again and removed again.
+/// The names of one client; few, so that they are registered and removed again and again.
 const NAMES: u64 = 40;
 const HERE: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2)), IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 3))];
 
-/// What all clients share.
+/// State that all clients share.
 #[derive(Default)]
 pub struct Run {
     pub running: AtomicBool,
     /// Digests that were answered `updated`.
     pub updated: Mutex<BTreeSet<String>>,
     instants: AtomicU64,
-    /// The newest login that anybody was told of; no later call may be told of an older one.
+    /// The newest login in any answer; no later answer may have an older one.
     newest: AtomicU64,
-    /// Held shared by every call of a host, alone by whoever turns the switch; whether hosts are refused, if it is known.
+    /// A host's call holds it shared, and a change of the switch holds it exclusively. The value: whether hosts are
+    /// refused, if known.
     switch: RwLock<Option<bool>>,
     registered: AtomicU64,
     redeemed: AtomicU64,
@@ -107,7 +108,7 @@ impl Client {
         self.wires.as_ref().unwrap()
     }
 
-    /// The host that a storing or retrieving client is.
+    /// Registers the host of a storing or retrieving client.
     pub async fn enrol_first(&mut self, daemon: &Daemon, run: &Run) {
         self.connect(daemon);
         if matches!(self.kind, Kind::Store | Kind::Retrieve) {
@@ -115,7 +116,7 @@ impl Client {
         }
     }
 
-    /// Until the daemon is gone. `None`, within: a call was not answered.
+    /// Works until the daemon is gone. An inner `None` means that a call was not answered.
     pub async fn work(&mut self, run: &Run) {
         while run.running.load(Ordering::SeqCst) {
             let done = match self.kind {
@@ -185,7 +186,7 @@ impl Client {
                 assert_eq!(token.redeemed, 1, "the token of {name} was redeemed twice");
                 run.redeemed.fetch_add(1, Ordering::SeqCst);
             }
-            410 => assert!(token.redeemed > 0, "the token of {name} is spent, and nobody had it"),
+            410 => assert!(token.redeemed > 0, "the token of {name} is spent, and was never redeemed"),
             other => panic!("{name}: {other}"),
         }
         host.changed = true;
@@ -274,7 +275,7 @@ impl Client {
         Some(())
     }
 
-    /// Now and then, and not for long.
+    /// Sometimes, and only for a short time.
     async fn turn_the_switch(&mut self, run: &Run) -> Option<()> {
         let pause = std::time::Duration::from_millis(50 + self.random.below(400));
         tokio::time::sleep(pause).await;
@@ -301,13 +302,13 @@ impl Client {
         Some(())
     }
 
-    /// After a restart: the call that was not answered is seen to be done or not, and then what it would have done is
-    /// made certain. And what this round changed is as it was told.
+    /// After a restart: finds out whether the call without an answer was done, and then completes it. Also checks that
+    /// this round's changes are as acknowledged.
     pub async fn settle(&mut self, run: &Run) {
         match self.ledger.unanswered.take() {
             None => {}
             Some(Call::Register(name)) => {
-                // The key that was made, if one was, is nobody's: another one is made.
+                // If the lost call made a key, it is unknown: makes another one.
                 self.register(run, name).await.unwrap();
             }
             Some(Call::Redeem(name)) => {
@@ -336,7 +337,7 @@ impl Client {
                     // Bound by the lost call, or by this one, to the same address.
                     let place = usize::from(from == HERE[1]);
                     let (status, data) = self.answer(self.retrieval(host, place)).await.unwrap();
-                    assert_eq!(status, 200, "{name} was bound to {other}, whence nobody called: {data}");
+                    assert_eq!(status, 200, "{name} was bound to {other}, an unused address: {data}");
                     self.host(&name).bound = Some(from);
                 }
             }
@@ -344,7 +345,7 @@ impl Client {
         self.check_hosts(run, false).await;
     }
 
-    /// Every host, the untouched ones as well, and every key and token that is dead.
+    /// Checks every host, including unchanged ones, and every revoked key and spent token.
     pub async fn check_every_key(&mut self, run: &Run) {
         self.check_hosts(run, true).await;
     }
@@ -372,11 +373,11 @@ impl Client {
             }
             for key in host.dead.iter().rev().take(if all { usize::MAX } else { 2 }) {
                 let answer = self.answer(self.retrieval_with(key, 0)).await.unwrap();
-                assert_eq!(answer.0, 401, "a dead key of {name} lives: {}", answer.1);
+                assert_eq!(answer.0, 401, "a revoked key of {name} is valid: {}", answer.1);
             }
             for token in host.spent.iter().rev().take(if all { usize::MAX } else { 2 }) {
                 let status = self.redeem_status(token).await;
-                assert!(matches!(status, 404 | 410), "a dead token of {name} was answered {status}");
+                assert!(matches!(status, 404 | 410), "a revoked token of {name} was answered {status}");
             }
             self.host(&name).changed = false;
         }
@@ -413,7 +414,7 @@ impl Client {
         self.wires().admin.post(format!("{}{path}", self.wires().daemon.1)).json(body)
     }
 
-    /// Of a call that changes something: it is written down until it is answered.
+    /// A call that changes something: it is recorded until it is answered.
     async fn told(&mut self, call: Call, request: RequestBuilder) -> Option<(u16, Value)> {
         self.ledger.unanswered = Some(call);
         let answer = self.answer(request).await?;
@@ -421,7 +422,7 @@ impl Client {
         Some(answer)
     }
 
-    /// Status and data; `None` when the daemon died before the whole answer was there.
+    /// Status and data; `None` if the daemon died before the complete answer arrived.
     async fn answer(&self, request: RequestBuilder) -> Option<(u16, Value)> {
         let answer = match request.send().await {
             Ok(answer) => answer,
@@ -431,7 +432,7 @@ impl Client {
         let status = answer.status().as_u16();
         let body = answer.bytes().await.ok()?;
         let mut body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        // What a shell asks for is refused as a script.
+        // A refusal of a shell's call is a script.
         assert!(status != 503 || body.is_null() || body["code"] == "api_disabled", "{body}");
         Some((status, if status < 400 { body["data"].take() } else { body }))
     }
@@ -453,13 +454,13 @@ impl Run {
         ])
     }
 
-    /// How many were acknowledged.
+    /// The number of acknowledged changes.
     pub fn changes(&self) -> u64 {
         let counters = [&self.registered, &self.redeemed, &self.removed, &self.rules, &self.stored];
         counters.into_iter().map(|counter| counter.load(Ordering::SeqCst)).sum()
     }
 
-    /// The switch is where it was acknowledged to be, and then off, so that hosts can be asked.
+    /// Checks that the switch has its acknowledged position, and then turns it off, so that hosts can call.
     pub async fn settle_the_switch(&self, daemon: &Daemon) {
         let (admin, url) = (daemon.admin(), daemon.admin_url("/admin/api/state"));
         let shown: Value = admin.get(&url).send().await.unwrap().json().await.unwrap();
@@ -490,7 +491,7 @@ fn instant_number(text: &str) -> u64 {
     text.split_once('.').unwrap().1.trim_end_matches('Z').parse().unwrap()
 }
 
-/// Which login an answer speaks of.
+/// The number of the login in an answer.
 fn number_of(data: &Value) -> u64 {
     instant_number(data["canonical_last_refresh"].as_str().unwrap())
 }

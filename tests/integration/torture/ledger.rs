@@ -1,5 +1,5 @@
-//! What one client was told of its hosts. Each host belongs to one client, which has one call under way at most, so after
-//! a kill the outcome of one call of each client is unknown, and nothing else is.
+//! The acknowledged state of one client's hosts. Each host belongs to one client, which makes one call at a time. So
+//! after a kill, at most one call of each client has an unknown outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,9 +15,9 @@ pub struct Ledger {
 pub struct Host {
     pub name: String,
     pub id: u64,
-    /// `None`: it is removed.
+    /// `None`: the host is removed.
     pub key: Option<String>,
-    /// Keys it had.
+    /// Its revoked keys.
     pub dead: BTreeSet<String>,
     pub token: Option<Token>,
     pub spent: BTreeSet<String>,
@@ -28,13 +28,13 @@ pub struct Host {
 
 pub struct Token {
     pub text: String,
-    /// How often a script was handed out for it: the first time at most.
+    /// The number of redemptions; at most one.
     pub redeemed: u32,
 }
 
 #[derive(Clone, Debug)]
 pub enum Call {
-    /// Of a new name or of a known one.
+    /// Of a new or an existing name.
     Register(String),
     Redeem(String),
     Remove(String),

@@ -3,7 +3,7 @@
 use super::conformance::people::{ISSUER, identity, session, through, user};
 use super::conformance::{at, note, noted, race, registration};
 use super::*;
-use crate::outside::{Outside as _, System};
+use crate::platform::{Clock as _, System};
 
 const INSERT: &str = "INSERT INTO authd.external_identities (issuer, subject, user_id, email) VALUES";
 

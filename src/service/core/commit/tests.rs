@@ -15,7 +15,7 @@ use crate::model::people::Role;
 use crate::records::embedded::Embedded;
 use crate::records::{AuthoritySlot, Records, VerifiedBackup};
 use crate::service::admission::Purpose;
-use crate::service::clock_tests::{Clock, login, node, node_on};
+use crate::service::clock_tests::{TestClock, login, node, node_on};
 use crate::service::hosts::enrol::HostOptions;
 use crate::service::people::sessions::NewSession;
 use crate::service::trust::certificates::CertificateOptions;
@@ -34,15 +34,15 @@ struct World {
     areas: Areas,
     /// Another node on the same records.
     other: Areas,
-    clock: Arc<Clock>,
+    clock: Arc<TestClock>,
     is_cut_off: bool,
     _directory: tempfile::TempDir,
 }
 
 impl World {
-    async fn new(hot: impl FnOnce(&std::path::Path, &Clock) -> Hot) -> Self {
+    async fn new(hot: impl FnOnce(&std::path::Path, &TestClock) -> Hot) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(TestClock::new());
         let records = Arc::new(Embedded::open(&directory.path().join("records")).unwrap());
         let shared: Arc<dyn Records> = records.clone();
         let hot = hot(&directory.path().join("hot"), &clock);
@@ -287,7 +287,7 @@ async fn walk(world: &World) {
     settings_and_login_change(world).await;
 }
 
-fn healthy(path: &std::path::Path, clock: &Clock) -> Hot {
+fn healthy(path: &std::path::Path, clock: &TestClock) -> Hot {
     Hot::open(path, clock).unwrap()
 }
 

@@ -230,7 +230,7 @@ fn of_two_hosts_of_one_name_the_later_one_is_listed() {
 #[test]
 fn what_is_told_while_the_list_is_built_is_on_top_of_it() {
     let place = tempfile::tempdir().unwrap();
-    let hot = Hot::open(&place.path().join("hot"), &crate::outside::System).unwrap();
+    let hot = Hot::open(&place.path().join("hot"), &crate::platform::System).unwrap();
     let directory = Directory::new(Arc::new(hot));
     directory.put(&[host(9, "before.test")]);
     *directory.write() = State::Building(Vec::new());

@@ -1,4 +1,4 @@
-//! How the provider of a test signs: well, and in every way that must not be taken.
+//! The signatures of the test provider: correct ones, and every kind that must be refused.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -24,7 +24,7 @@ impl RsaKey {
         Self { kid: kid.into(), pair: KeyPair::generate(KeySize::Rsa2048).unwrap() }
     }
 
-    /// As it stands in a set of keys.
+    /// The key as an entry of a key set.
     pub fn public(&self) -> Value {
         let (modulus, exponent) = numbers(self.pair.public_key().as_ref());
         json!({
@@ -33,7 +33,7 @@ impl RsaKey {
         })
     }
 
-    /// What somebody might take for the key of an HMAC.
+    /// Encodings of the key that a verifier could wrongly use for an HMAC.
     pub fn spellings(&self) -> Vec<Vec<u8>> {
         let pkcs1 = self.pair.public_key().as_ref().to_vec();
         let spki: PublicKeyX509Der<'_> = self.pair.public_key().as_der().unwrap();
@@ -85,14 +85,14 @@ pub enum Signing {
     Rs512,
     Ps256,
     None,
-    /// With this as its secret.
+    /// HS256 with this secret.
     Hs256(Vec<u8>),
     Es256,
-    /// RS256 by a key of nobody's.
+    /// RS256 by an unknown key.
     Foreign,
-    /// RS256, and a bit of the signature turned.
+    /// RS256 with one bit of the signature changed.
     Turned,
-    /// RS256 over other claims than those that stand there.
+    /// RS256 over other claims than the token's.
     OtherClaims,
     /// RS256, by a key that is short; PEM.
     Short(String),
@@ -157,7 +157,7 @@ impl Signing {
     }
 }
 
-/// A key of so many bits, as PEM, and as it stands in a set of keys.
+/// A key of this many bits, as PEM, and as an entry of a key set.
 pub fn short(bits: u32, kid: &str) -> (String, Value) {
     let pem = openssl(&["genrsa", &bits.to_string()], b"");
     let public = openssl(&["rsa", "-RSAPublicKey_out", "-outform", "DER"], &pem);
