@@ -20,7 +20,7 @@ SHELL := /bin/bash
 # Big downloads of the tests, outside the clone.
 export AUTHD_TEST_CACHE ?= $(HOME)/.cache/codex-authd-tests
 
-.PHONY: run build release test needs lint unit openapi package repo test-package reproducible torture power attack bench fuzz refusals
+.PHONY: run build release test prepare needs lint unit openapi package repo test-package reproducible torture power attack bench fuzz refusals
 
 run:
 	cargo build --profile checkout --locked
@@ -34,7 +34,14 @@ release:
 	./packaging/build.sh
 
 # The suite last: what is printed last is its summary.
-test: needs lint openapi test-package unit
+test: prepare lint openapi test-package unit
+
+# The first build needs only a C compiler: it runs while the rest is downloaded and installed.
+prepare:
+	@mkdir -p target; build=; \
+	if command -v cc >/dev/null; then cargo build --locked --all-targets >target/first-build.log 2>&1 & build=$$!; fi; \
+	./tests/needs.sh; \
+	if [ -n "$$build" ] && ! wait "$$build"; then cat target/first-build.log; exit 1; fi
 
 # What Debian, npm and PyPI bring; nothing is touched that is there already.
 needs:

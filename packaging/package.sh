@@ -29,12 +29,8 @@ vendor=${AUTHD_VENDOR:-${maintainer%% <*}}
 [[ $vendor =~ ^[^\"\\[:cntrl:]]+$ ]] || refuse "AUTHD_VENDOR is '$vendor': it must be a name without quotes"
 
 tools=${AUTHD_TEST_CACHE:-$HOME/.cache/codex-authd-tests}/packagers
-install_tool() {
-  [ -x "$tools/bin/$1" ] && "$tools/bin/$1" --version | grep -qF "$2" && return
-  cargo install --locked --root "$tools" "$1@$2"
-}
-install_tool cargo-deb 3.8.0
-install_tool cargo-generate-rpm 0.21.1
+packaging/cargo-tool.sh "$tools" cargo-deb 3.8.0
+packaging/cargo-tool.sh "$tools" cargo-generate-rpm 0.21.1
 
 binary=${1:-$release}
 dist=${2:-dist}

@@ -144,10 +144,6 @@ if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
   python3 -m venv "$cache/python"
   "$cache/python/bin/pip" install -q --disable-pip-version-check "openapi-spec-validator==$openapi_validator"
 fi
-# Built once, with little optimisation: it runs for a second.
-if ! command -v cargo-deny >/dev/null && [ ! -x "$cache/tools/bin/cargo-deny" ]; then
-  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-    cargo install --locked --quiet --root "$cache/tools" "cargo-deny@$cargo_deny"
-fi
+command -v cargo-deny >/dev/null || packaging/cargo-tool.sh "$cache/tools" cargo-deny "$cargo_deny"
 tests/install-codex.sh >/dev/null
 tests/install-oidc-provider.sh >/dev/null

@@ -71,7 +71,7 @@ grep -q "restore a backup" <<<"$said" || status="$status; it does not say what t
 [ "$(inside dpkg-query -W -f '${Status}' codex-authd)" = "install ok installed" ] || status="$status; not installed any more"
 mkdir "$root/var/lib/codex-authd/before-format-4294967295"
 said=$(inside dpkg -i /tmp/authd.deb 2>&1) || true
-grep -q "before-format-4294967295 in its place" <<<"$said" || status="$status; it does not say how to go back: $said"
+grep -q "content of /var/lib/codex-authd/before-format-4294967295 one directory up" <<<"$said" || status="$status; it does not say how to go back: $said"
 rmdir "$root/var/lib/codex-authd/before-format-4294967295"
 cp "$work/format" "$root/var/lib/codex-authd/format"
 quiet "$status"

@@ -121,7 +121,10 @@ impl Daemon {
         self.process = Some(process);
         if self.admin.tls.is_none() {
             let files = self.directory.join("admin");
-            self.run(&["admin-cert", "bench", "--pem", &files.display().to_string()])?;
+            // A fleet that was kept has one.
+            if !files.join("bench.key").exists() {
+                self.run(&["admin-cert", "bench", "--pem", &files.display().to_string()])?;
+            }
             self.admin.tls = Some(tls_config(Some((&files.join("bench.crt"), &files.join("bench.key"))))?);
         }
         Ok(took)

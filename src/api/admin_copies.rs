@@ -25,7 +25,7 @@ use super::guards::OnThisMachine;
 use super::json::JsonBody;
 use crate::records::VerifiedBackup;
 use crate::seal::MasterKey;
-use crate::service::transfer::{Backup, Manifest, Moved, Piece, Progress, Restored, Rows, Target, Teller};
+use crate::service::transfer::{Backup, Manifest, Moved, Piece, Progress, ProgressReporter, Restored, Rows, Target};
 use crate::service::{ServiceError, Transfer};
 
 pub struct AdminCopiesApi;
@@ -104,10 +104,10 @@ impl AdminCopiesApi {
         body: Binary<Body>,
     ) -> Result<LinesAnswer, Failure> {
         let transfer = transfer.share();
-        Ok(working(|teller| async move {
+        Ok(working(|reporter| async move {
             let spool = Spool(transfer.restore_spool()?);
             let backup = receive(body.0, &spool.0).await?;
-            transfer.restore_backup(&by, backup, &teller).await
+            transfer.restore_backup(&by, backup, &reporter).await
         }))
     }
 
@@ -124,7 +124,7 @@ impl AdminCopiesApi {
     ) -> Result<LinesAnswer, Failure> {
         let transfer = transfer.share();
         let target = body.0.target();
-        Ok(working(|teller| async move { transfer.migrate(&by, &target, &teller).await }))
+        Ok(working(|reporter| async move { transfer.migrate(&by, &target, &reporter).await }))
     }
 
     /// Let records go on that stand still
@@ -268,14 +268,14 @@ fn begin() -> (DuplexStream, LinesAnswer) {
 }
 
 /// Runs `work`, and answers with its progress and its result.
-fn working<T, F>(work: impl FnOnce(Teller) -> F) -> LinesAnswer
+fn working<T, F>(work: impl FnOnce(ProgressReporter) -> F) -> LinesAnswer
 where
     T: Serialize + Send + Sync + 'static,
     F: Future<Output = crate::service::Result<T>> + Send + 'static,
 {
     let (mut writer, answer) = begin();
-    let (teller, mut progress) = Teller::new();
-    let work = tokio::spawn(work(teller));
+    let (reporter, mut progress) = ProgressReporter::new();
+    let work = tokio::spawn(work(reporter));
     tokio::spawn(async move {
         let mut told = None;
         while let Some(now) = progress.recv().await {

@@ -16,7 +16,7 @@ use super::types::auth::HostBody;
 use crate::model::host::HostId;
 use crate::model::people::Role;
 use crate::records::Host;
-use crate::service::core::directory::{HostState, ListQuery, ListedHost, Page, Sort};
+use crate::service::core::directory::{HostPage, HostState, ListQuery, ListedHost, Sort};
 use crate::service::hosts::enrol::{HostOptions, HostStatus, HostView, RESTORE_WINDOW, Registered};
 use crate::service::{Core, Hosts, Login, ServiceError};
 
@@ -375,7 +375,7 @@ pub struct AdminHostList {
 }
 
 impl AdminHostList {
-    fn of(page: Page, now: OffsetDateTime) -> Self {
+    fn of(page: HostPage, now: OffsetDateTime) -> Self {
         Self {
             hosts: page
                 .hosts

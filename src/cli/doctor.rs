@@ -9,7 +9,7 @@ use super::client::{Client, ClientError};
 use super::{CliError, print, runtime_of_one, take_identity};
 use crate::api::Checks;
 use crate::config::{Config, ConfigError};
-use crate::doctor::{self, Places, Presence, Seen, View};
+use crate::doctor::{self, MachineFindings, Places, Presence, View};
 use crate::model::check::Check;
 use crate::platform::System;
 
@@ -36,7 +36,7 @@ pub fn run(
     if found.works { Ok(()) } else { Err(CliError::Found("something does not work: see the lines that say missing")) }
 }
 
-async fn examine(config: &Config, mut seen: Seen) -> Checks {
+async fn examine(config: &Config, mut seen: MachineFindings) -> Checks {
     let mut checks = std::mem::take(&mut seen.checks);
     checks.extend(doctor::examine(config, &seen, &System).await);
     Checks::from(checks).and(ask(config, &seen.presence).await)

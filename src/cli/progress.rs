@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::client::Lines;
 use super::{CliError, print};
 use crate::api::Line;
-use crate::service::transfer::{Progress, Step};
+use crate::service::transfer::{Progress, TransferStep};
 
 const BAR_WIDTH: u64 = 40;
 
@@ -39,9 +39,9 @@ impl Bar {
 
     pub fn progress(&mut self, Progress { step, rows, of }: Progress) {
         let what = match step {
-            Step::Checking => "checking",
-            Step::Copying => "copying",
-            Step::Comparing => "comparing",
+            TransferStep::Checking => "checking",
+            TransferStep::Copying => "copying",
+            TransferStep::Comparing => "comparing",
         };
         self.show(what, rows, of);
     }

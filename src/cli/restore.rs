@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::daemon::owner::as_caller;
 use crate::daemon::state;
 use crate::service::transfer::keys::Keys;
-use crate::service::transfer::{Backup, Manifest, Restored, Teller};
+use crate::service::transfer::{Backup, Manifest, ProgressReporter, Restored};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -203,8 +203,8 @@ async fn wait_for(restored: &Restored, config: &Config) -> Result<(), CliError> 
 }
 
 async fn here(backup: Backup, config: &Config) -> Result<Restored, CliError> {
-    let (teller, progress) = Teller::new();
-    let restoring = state::restore(config, backup, nix::unistd::getuid().as_raw(), teller);
+    let (reporter, progress) = ProgressReporter::new();
+    let restoring = state::restore(config, backup, nix::unistd::getuid().as_raw(), reporter);
     let (restored, ()) = tokio::join!(restoring, show(progress));
     Ok(restored.map_err(crate::daemon::DaemonError::from)?)
 }

@@ -11,7 +11,7 @@ use super::passphrase::{Passphrase, for_opening};
 use super::print;
 use super::progress::show;
 use crate::seal::MasterKey;
-use crate::service::transfer::Teller;
+use crate::service::transfer::ProgressReporter;
 use crate::service::transfer::check::{Checked, check};
 
 pub async fn run(
@@ -51,10 +51,10 @@ pub async fn verify(
         Some(passphrase) => Some(archive.keys(passphrase)?.master_key),
         None => master_key,
     };
-    let (teller, progress) = Teller::new();
+    let (reporter, progress) = ProgressReporter::new();
     let checking = async {
-        let checked = check(&archive.manifest, &archive.rows, key.as_ref(), &teller).await;
-        drop(teller);
+        let checked = check(&archive.manifest, &archive.rows, key.as_ref(), &reporter).await;
+        drop(reporter);
         checked
     };
     let (checked, ()) = tokio::join!(checking, show(progress));

@@ -7,7 +7,7 @@ use super::DaemonError;
 use crate::config::Config;
 use crate::model::secret::Secret;
 use crate::platform::Platform;
-use crate::upstream::oidc::{Provider, Settings};
+use crate::upstream::oidc::{Provider, ProviderSettings};
 
 /// Opens no connection: the provider may start after the daemon.
 pub fn provider(config: &Config, platform: Arc<dyn Platform>) -> Result<Option<Arc<Provider>>, DaemonError> {
@@ -15,7 +15,7 @@ pub fn provider(config: &Config, platform: Arc<dyn Platform>) -> Result<Option<A
     if !oidc.is_configured() {
         return Ok(None);
     }
-    let settings = Settings {
+    let settings = ProviderSettings {
         issuer: oidc.issuer.clone(),
         client_id: oidc.client_id.clone(),
         client_secret: (!oidc.client_secret.is_empty()).then(|| Secret::new(oidc.client_secret.clone())),

@@ -22,7 +22,7 @@ use crate::dashboard::Dashboard;
 use crate::listener::{
     Behind, ControlAcceptor, Counters, Drain, Gate, Handed, Limits, PlainAcceptor, RefusalReason, Server, TlsAcceptor,
 };
-use crate::metrics::{Connections, Listener, Metrics};
+use crate::metrics::{ConnectionCounts, Listener, Metrics};
 use crate::model::forwarded::{Header, TrustedProxies};
 use crate::platform::{Platform, System};
 use crate::runner::delegation;
@@ -179,7 +179,7 @@ impl Running {
 
 /// Connects a listener's counters to the metrics.
 fn watch(metrics: &Metrics, listener: Listener, counters: Arc<Counters>) {
-    metrics.watch_listener(listener, move || Connections {
+    metrics.watch_listener(listener, move || ConnectionCounts {
         admitted: counters.admitted.load(Ordering::Relaxed),
         refused: counters.refused.load(Ordering::Relaxed),
         accept_errors: counters.accept_errors.load(Ordering::Relaxed),

@@ -45,7 +45,7 @@ use crate::records::{Records, RecordsError};
 use crate::runner::Prober;
 use crate::seal::MasterKey;
 use crate::service::core::boot::{self, Secrets};
-use crate::service::transfer::{self, Backup, Restored, Teller};
+use crate::service::transfer::{self, Backup, ProgressReporter, Restored};
 use crate::service::{Adapters, Areas, Initiator, Parts, Policy, ServiceError};
 use crate::upstream::oidc::Provider;
 
@@ -217,7 +217,12 @@ impl State {
 }
 
 /// Restores a backup while no daemon runs. Only the backup must be readable.
-pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) -> Result<Restored, StateError> {
+pub async fn restore(
+    config: &Config,
+    backup: Backup,
+    uid: u32,
+    reporter: ProgressReporter,
+) -> Result<Restored, StateError> {
     let directory = &config.state_dir;
     make_private(directory)?;
     let _lock = StateLock::take(directory)?;
@@ -253,7 +258,8 @@ pub async fn restore(config: &Config, backup: Backup, uid: u32, teller: Teller) 
     let present = present.map_err(|error| StateError::Restore(error.into()))?;
     let by = Initiator { actor: Actor::Offline { uid }, from: None };
     let stores = Beside::new(config);
-    let restored = transfer::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &teller).await;
+    let restored =
+        transfer::restore::restore(&records, &stores, present.as_ref(), backup, &by, &System, &reporter).await;
     let restored = restored.map_err(StateError::Restore)?;
     // Closes the records, because their files are moved next.
     drop(records);

@@ -53,7 +53,7 @@ pub struct Presence {
 }
 
 /// The findings that need no network.
-pub struct Seen {
+pub struct MachineFindings {
     pub checks: Vec<Check>,
     pub presence: Presence,
     bound: Option<Bound>,
@@ -84,7 +84,7 @@ pub fn presence(config: &Config, view: &View, places: &Places) -> Presence {
 }
 
 /// `file`: the configuration file. Call it with the caller's rights, while the process has one thread.
-pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, clock: &dyn Clock) -> Seen {
+pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, clock: &dyn Clock) -> MachineFindings {
     let mut presence = presence(config, view, places);
     let mut checks = view.checks();
     checks.push(installation::configuration(file, config, identity(config, view).as_ref()));
@@ -104,7 +104,7 @@ pub fn look(config: &Config, file: Option<&Path>, view: &View, places: &Places, 
     if bound.is_none() && !is_starting {
         checks.extend(ports.iter().map(Port::is_free));
     }
-    Seen { checks, presence, bound, ports }
+    MachineFindings { checks, presence, bound, ports }
 }
 
 /// Finds files in the configuration that the daemon's user cannot read. Call it like [`look`].
@@ -141,8 +141,8 @@ fn is_listening(path: &Path) -> bool {
 }
 
 /// Makes the checks that need the network.
-pub async fn examine(config: &Config, seen: &Seen, clock: &dyn Clock) -> Vec<Check> {
-    let Seen { bound, ports: [hosts, admin], .. } = seen;
+pub async fn examine(config: &Config, seen: &MachineFindings, clock: &dyn Clock) -> Vec<Check> {
+    let MachineFindings { bound, ports: [hosts, admin], .. } = seen;
     let answers = async {
         match bound {
             Some(bound) => {

@@ -27,13 +27,13 @@ const MAX_NUDGES: u32 = 5;
 pub(super) type Nudge = Box<dyn Fn() + Send + Sync>;
 
 pub(super) struct Flusher {
-    shared: Arc<Shared>,
+    shared: Arc<SharedFlusher>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct SharedFlusher {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<FlusherState>,
     wake: Condvar,
     /// Counts of changes: those that began to be applied, those applied, and those safe. Changes are applied one at a
     /// time, so each number names the same changes.
@@ -48,7 +48,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct FlusherState {
     waiting: Vec<Waiter>,
     /// Start of the running flush, and how often it was nudged.
     flushing: Option<(Instant, u32)>,
@@ -68,7 +68,7 @@ impl Flusher {
         make_safe: impl FnMut() -> std::result::Result<(), String> + Send + 'static,
         nudge: Nudge,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedFlusher {
             path: path.into(),
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -169,7 +169,7 @@ impl Drop for Flusher {
     }
 }
 
-impl Shared {
+impl SharedFlusher {
     fn run(&self, mut make_safe: impl FnMut() -> std::result::Result<(), String>) {
         loop {
             let (waiting, last) = {
@@ -312,7 +312,7 @@ impl Shared {
         DurableError::Failed { path: self.path.clone(), cause: cause.into() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FlusherState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

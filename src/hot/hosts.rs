@@ -61,13 +61,13 @@ struct LiveState {
     /// Reports that were not gathered yet.
     pending: Option<Telemetry>,
     /// The values that are both known and pending. A call that reports only these reports nothing new.
-    known: Option<Known>,
+    known: Option<UnchangedReport>,
 }
 
 /// Values that are known and wait to be gathered unchanged. They are stored inline, without pointers. In a large fleet
 /// every host's memory is cold, and each further memory access costs as much as a thousand instructions.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Known {
+struct UnchangedReport {
     digest: Option<Digest>,
     /// The versions of the client and the wrapper.
     versions: [Option<Short>; 2],
@@ -89,7 +89,7 @@ pub struct InHand<'a> {
 
 /// The result of counting a call.
 #[derive(Debug)]
-pub struct Seen {
+pub struct CountedCall {
     /// The activity of the host, this call included.
     pub activity: HostActivity,
     /// The previous `last_refresh`, if this call changed it.
@@ -104,12 +104,12 @@ impl HotHost {
         login: Option<InHand<'_>>,
         client_version: Option<&str>,
         wrapper_version: Option<&str>,
-    ) -> Seen {
+    ) -> CountedCall {
         let mut state = self.live.lock();
         // The call counts as newer than what is known, even if the clock was set back meanwhile.
         let now = state.activity.last_seen.map_or(now, |known| known.max(now));
         if state.count_again(now, login, [client_version, wrapper_version]) {
-            return Seen { activity: state.activity.clone(), replaced_last_refresh: None };
+            return CountedCall { activity: state.activity.clone(), replaced_last_refresh: None };
         }
         let sighting = Telemetry::Seen {
             host: self.id,
@@ -139,7 +139,7 @@ impl HotHost {
         self.count(self.live.lock(), fetched);
     }
 
-    fn count(&self, mut state: MutexGuard<'_, LiveState>, sighting: Telemetry) -> Seen {
+    fn count(&self, mut state: MutexGuard<'_, LiveState>, sighting: Telemetry) -> CountedCall {
         let before = state.activity.last_refresh.clone();
         sighting.apply_to(&mut state.activity);
         let first = state.pending.is_none();
@@ -148,7 +148,7 @@ impl HotHost {
             None => sighting,
         });
         state.note_known();
-        let seen = Seen {
+        let seen = CountedCall {
             activity: state.activity.clone(),
             replaced_last_refresh: (before != state.activity.last_refresh).then_some(before),
         };
@@ -375,7 +375,7 @@ impl LiveState {
         let both = |waiting: &Option<String>, known: &Option<String>| {
             waiting.as_deref().filter(|_| waiting == known).and_then(Short::of)
         };
-        self.known = Some(Known {
+        self.known = Some(UnchangedReport {
             digest: digests.latest().filter(|digest| self.activity.digests.latest() == Some(digest)).copied(),
             versions: [
                 both(client_version, &self.activity.client_version),

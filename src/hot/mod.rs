@@ -51,7 +51,7 @@ use cache_store::{CacheStore, Change};
 use trust::LeftState;
 
 pub use aside::set_aside;
-pub use hosts::{AgentIdentity, HotHost, InHand, Seen};
+pub use hosts::{AgentIdentity, CountedCall, HotHost, InHand};
 pub use opening::SetAside;
 pub use refreshed::Refreshed;
 pub use states::HostStates;

@@ -28,7 +28,7 @@ const BOOT_ID_VARIABLE: &str = "BOOT_ID";
 const LEFT: &[u8] = b"cache";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Left {
+pub(super) struct CacheMark {
     pub boot: Option<String>,
     pub state: LeftState,
 }
@@ -61,8 +61,8 @@ pub(super) fn boot() -> Option<String> {
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(id)
 }
 
-pub(super) fn trust(left: Option<Left>, boot: Option<&str>) -> Trust {
-    let Some(Left { boot: then, state }) = left else { return Trust::Use(None) };
+pub(super) fn trust(left: Option<CacheMark>, boot: Option<&str>) -> Trust {
+    let Some(CacheMark { boot: then, state }) = left else { return Trust::Use(None) };
     match state {
         LeftState::Closed(sum) => Trust::Use(Some(sum)),
         LeftState::Opening => Trust::SetAside("the last process ended while it opened it".into()),
@@ -72,17 +72,17 @@ pub(super) fn trust(left: Option<Left>, boot: Option<&str>) -> Trust {
     }
 }
 
-pub(super) fn left(outbox: &Store) -> Result<Option<Left>> {
+pub(super) fn left(outbox: &Store) -> Result<Option<CacheMark>> {
     get(outbox, LEFT)
 }
 
 /// Records the state of the cache; safe once the outbox is settled.
 pub(super) fn leave(outbox: &Store, boot: Option<&str>, state: LeftState) -> Result<()> {
-    put_back(outbox, Some(&Left { boot: boot.map(Into::into), state }))
+    put_back(outbox, Some(&CacheMark { boot: boot.map(Into::into), state }))
 }
 
 /// Restores the earlier row.
-pub(super) fn put_back(outbox: &Store, left: Option<&Left>) -> Result<()> {
+pub(super) fn put_back(outbox: &Store, left: Option<&CacheMark>) -> Result<()> {
     let row = left.map(|left| encode("cache", left)).transpose()?;
     outbox.write(|staged| {
         match row {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_was_left_decides_what_is_used() {
-        let left = |state, boot: Option<&str>| Some(Left { boot: boot.map(Into::into), state });
+        let left = |state, boot: Option<&str>| Some(CacheMark { boot: boot.map(Into::into), state });
         let (ours, other) = (Some("this"), Some("that"));
         assert_eq!(trust(None, ours), Trust::Use(None));
         for (then, now) in [(ours, ours), (other, ours), (None, ours), (ours, None), (None, None)] {

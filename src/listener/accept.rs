@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::Limits;
-use super::connection::{Connection, Entry};
+use super::connection::{Connection, ConnectionEntry};
 use super::counters::{Counted, Counters, RefusalReason};
 use super::places::{Place, Places};
 use super::stop::{Drain, Fresh, Stop};
@@ -88,7 +88,12 @@ impl<Io: Send + 'static> Incoming<Io> {
         self.hand_out_as(io, None, place)
     }
 
-    pub fn hand_out_as<Other>(&self, io: Other, entry: Option<Entry>, place: Arc<Place>) -> Connection<Other> {
+    pub fn hand_out_as<Other>(
+        &self,
+        io: Other,
+        entry: Option<ConnectionEntry>,
+        place: Arc<Place>,
+    ) -> Connection<Other> {
         self.stop.fresh.send_modify(|fresh| *fresh += 1);
         let counted = Counted::new(self.counters.clone());
         Connection::new(io, entry, Fresh(self.stop.clone()), counted, place, self.limits)

@@ -32,12 +32,12 @@ pub struct Connections(Arc<Mutex<Open>>);
 #[derive(Default)]
 struct Open {
     next: u64,
-    known: HashMap<u64, Known>,
+    known: HashMap<u64, CertifiedConnection>,
 }
 
-struct Known {
+struct CertifiedConnection {
     certificate: Digest,
-    /// Valid while this entry exists: [`Entry`] is dropped before its socket is closed.
+    /// Valid while this entry exists: [`ConnectionEntry`] is dropped before its socket is closed.
     socket: RawFd,
     cut: Arc<AtomicBool>,
 }
@@ -72,14 +72,14 @@ impl Connections {
 
     /// Must be called before the certificate is checked. A revocation before the check is then seen by the check, and a
     /// later one finds the connection here.
-    pub(super) fn enter(&self, certificate: Digest, socket: &impl AsRawFd) -> Entry {
+    pub(super) fn enter(&self, certificate: Digest, socket: &impl AsRawFd) -> ConnectionEntry {
         let cut = Arc::new(AtomicBool::new(false));
         let mut open = self.lock();
         let number = open.next;
         open.next += 1;
-        open.known.insert(number, Known { certificate, socket: socket.as_raw_fd(), cut: cut.clone() });
+        open.known.insert(number, CertifiedConnection { certificate, socket: socket.as_raw_fd(), cut: cut.clone() });
         drop(open);
-        Entry { number, cut, among: self.clone() }
+        ConnectionEntry { number, cut, among: self.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -88,13 +88,13 @@ impl Connections {
 }
 
 /// A connection's entry in [`Connections`]. Must be dropped before the socket is closed.
-pub(super) struct Entry {
+pub(super) struct ConnectionEntry {
     number: u64,
     cut: Arc<AtomicBool>,
     among: Connections,
 }
 
-impl Drop for Entry {
+impl Drop for ConnectionEntry {
     fn drop(&mut self) {
         self.among.lock().known.remove(&self.number);
     }
@@ -104,7 +104,7 @@ impl Drop for Entry {
 pub struct Connection<Io> {
     // The order matters: the entry is dropped before the socket, because the kernel may reuse the descriptor number at
     // once.
-    entry: Option<Entry>,
+    entry: Option<ConnectionEntry>,
     /// `Some` until the client has sent something.
     fresh: Option<Fresh>,
     pace: Pace,
@@ -119,7 +119,7 @@ pub struct Connection<Io> {
 impl<Io> Connection<Io> {
     pub(super) fn new(
         io: Io,
-        entry: Option<Entry>,
+        entry: Option<ConnectionEntry>,
         fresh: Fresh,
         counted: Counted,
         place: Arc<Place>,

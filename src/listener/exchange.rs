@@ -48,10 +48,10 @@ const LATE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Exchanges {
     place: Arc<Place>,
     limits: Limits,
-    state: Mutex<State>,
+    state: Mutex<ExchangeState>,
 }
 
-struct State {
+struct ExchangeState {
     next: u64,
     deadlines: BTreeMap<u64, (Instant, RefusalReason)>,
     idle_since: Instant,
@@ -59,7 +59,7 @@ struct State {
 
 impl Exchanges {
     pub fn new(place: Arc<Place>, limits: Limits) -> Arc<Self> {
-        let state = State { next: 0, deadlines: BTreeMap::new(), idle_since: Instant::now() };
+        let state = ExchangeState { next: 0, deadlines: BTreeMap::new(), idle_since: Instant::now() };
         Arc::new(Self { place, limits, state: Mutex::new(state) })
     }
 
@@ -95,7 +95,7 @@ impl Exchanges {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ExchangeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -245,13 +245,13 @@ pub(super) struct Answered {
 }
 
 /// Data of an answer. It counts as memory until its last reference is dropped.
-struct Held {
+struct ChargedBytes {
     data: Bytes,
     _charge: Option<Charge>,
     _exchange: Arc<Exchange>,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ChargedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.data
     }
@@ -288,7 +288,7 @@ impl Answered {
     fn hold(&self, data: Bytes) -> Option<Bytes> {
         // Data shared between answers is in memory once, so it is not charged.
         let charge = if data.is_unique() { Some(self.exchange.charge(data.len())?) } else { None };
-        Some(Bytes::from_owner(Held { data, _charge: charge, _exchange: self.exchange.clone() }))
+        Some(Bytes::from_owner(ChargedBytes { data, _charge: charge, _exchange: self.exchange.clone() }))
     }
 }
 

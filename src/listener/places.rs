@@ -37,9 +37,9 @@ impl Stage {
 }
 
 #[derive(Clone)]
-pub(super) struct Places(Arc<Shared>);
+pub(super) struct Places(Arc<SharedTable>);
 
-struct Shared {
+struct SharedTable {
     limits: Limits,
     counters: Arc<Counters>,
     table: Mutex<PlaceTable>,
@@ -49,12 +49,12 @@ struct Shared {
 struct PlaceTable {
     /// The last number given to a connection or a change of stage.
     next: u64,
-    open: HashMap<u64, Entry>,
+    open: HashMap<u64, PlaceEntry>,
     all: Order,
     shares: HashMap<u128, Order>,
 }
 
-struct Entry {
+struct PlaceEntry {
     share: Option<u128>,
     stage: Stage,
     since: u64,
@@ -127,7 +127,7 @@ impl PlaceTable {
         });
     }
 
-    fn remove(&mut self, id: u64) -> Option<Entry> {
+    fn remove(&mut self, id: u64) -> Option<PlaceEntry> {
         let entry = self.open.remove(&id)?;
         self.orders(entry.share, |order| order.remove((entry.stage, entry.since, id)));
         Some(entry)
@@ -136,7 +136,7 @@ impl PlaceTable {
 
 impl Places {
     pub fn new(limits: Limits, counters: Arc<Counters>) -> Self {
-        Self(Arc::new(Shared { limits, counters, table: Mutex::default() }))
+        Self(Arc::new(SharedTable { limits, counters, table: Mutex::default() }))
     }
 
     /// Takes a place for a connection that was just accepted. `address`: counts against this address; `None`: against
@@ -147,7 +147,7 @@ impl Places {
         self.make_room(&mut table, share, true)?;
         let id = table.number();
         let (stage, since, evicted) = (Stage::Silent, id, Arc::new(Notify::new()));
-        table.open.insert(id, Entry { share, stage, since, exchanges: 0, evicted: evicted.clone() });
+        table.open.insert(id, PlaceEntry { share, stage, since, exchanges: 0, evicted: evicted.clone() });
         table.orders(share, |order| order.insert((stage, since, id)));
         Ok(Arc::new(Place { id, places: self.clone(), evicted }))
     }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::server::TlsStream;
 
 use super::accept::{Accepted, Incoming, Source};
-use super::connection::{Connection, Connections, Entry};
+use super::connection::{Connection, ConnectionEntry, Connections};
 use super::counters::Counters;
 use super::places::Place;
 use super::stop::Drain;
@@ -43,7 +43,7 @@ pub struct Gate {
 
 /// Accepts TLS connections. Each handshake uses the configuration that is live when it begins.
 pub struct TlsAcceptor {
-    incoming: Incoming<(TlsStream<TcpStream>, Option<Entry>)>,
+    incoming: Incoming<(TlsStream<TcpStream>, Option<ConnectionEntry>)>,
     address: SocketAddr,
 }
 
@@ -206,7 +206,7 @@ fn may_come_in_the_clear(peer: IpAddr, proxies: &TrustedProxies) -> bool {
     peer.to_canonical().is_loopback() || proxies.trusts(peer)
 }
 
-type Admitted = Accepted<(TlsStream<TcpStream>, Option<Entry>)>;
+type Admitted = Accepted<(TlsStream<TcpStream>, Option<ConnectionEntry>)>;
 
 async fn handshake(
     mut stream: TcpStream,

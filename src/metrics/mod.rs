@@ -18,7 +18,7 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use time::OffsetDateTime;
 
-pub use readings::{CanonicalReading, CertificateReading, Connections, Readings};
+pub use readings::{CanonicalReading, CertificateReading, ConnectionCounts, Readings};
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot measure: {0}")]
@@ -85,7 +85,7 @@ pub struct Metrics {
     probes: IntCounterVec,
     probe_duration: Histogram,
     adoptions: IntCounter,
-    listeners: Mutex<Vec<(Listener, Watcher<Connections>)>>,
+    listeners: Mutex<Vec<(Listener, Watcher<ConnectionCounts>)>>,
     server_certificate: OnceLock<Watcher<i64>>,
     started: OffsetDateTime,
 }
@@ -268,7 +268,11 @@ impl Metrics {
     }
 
     /// Calls `connections` for each request for the metrics.
-    pub fn watch_listener(&self, listener: Listener, connections: impl Fn() -> Connections + Send + Sync + 'static) {
+    pub fn watch_listener(
+        &self,
+        listener: Listener,
+        connections: impl Fn() -> ConnectionCounts + Send + Sync + 'static,
+    ) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.push((listener, Box::new(connections)));
     }

@@ -45,7 +45,7 @@ pub struct CertificateReading {
 
 /// The connections of one listener: `open` now, the others since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Connections {
+pub struct ConnectionCounts {
     pub admitted: u64,
     pub refused: u64,
     pub accept_errors: u64,

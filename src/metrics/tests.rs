@@ -76,7 +76,7 @@ fn what_is_asked_for_is_told_as_it_is() {
     let metrics = metrics();
     let mut refused_by_reason = [("handshake", 2); 9];
     refused_by_reason[1..].iter_mut().for_each(|reason| *reason = ("idle_evicted", 1));
-    metrics.watch_listener(Listener::Hosts, move || Connections {
+    metrics.watch_listener(Listener::Hosts, move || ConnectionCounts {
         admitted: 5,
         refused: 2,
         accept_errors: 1,

@@ -47,16 +47,16 @@ pub fn find(codex: &str, path: Option<&OsStr>) -> Result<PathBuf, CodexError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(CodexError::NotThere(found)),
         Err(error) => return Err(CodexError::Unreadable { path: found, cause: error.to_string() }),
     };
-    match Kind::of(&found)? {
-        Kind::Program => Ok(found),
-        Kind::NeedsLibraries => Err(CodexError::NotStatic(found)),
-        Kind::Other => Err(CodexError::NoProgram(found)),
-        Kind::Script => {
+    match ProgramKind::of(&found)? {
+        ProgramKind::Program => Ok(found),
+        ProgramKind::NeedsLibraries => Err(CodexError::NotStatic(found)),
+        ProgramKind::Other => Err(CodexError::NoProgram(found)),
+        ProgramKind::Script => {
             let program = beside(&found).ok_or(CodexError::Script(found))?;
-            match Kind::of(&program)? {
-                Kind::Program => Ok(program),
-                Kind::NeedsLibraries => Err(CodexError::NotStatic(program)),
-                Kind::Script | Kind::Other => Err(CodexError::NoProgram(program)),
+            match ProgramKind::of(&program)? {
+                ProgramKind::Program => Ok(program),
+                ProgramKind::NeedsLibraries => Err(CodexError::NotStatic(program)),
+                ProgramKind::Script | ProgramKind::Other => Err(CodexError::NoProgram(program)),
             }
         }
     }
@@ -80,7 +80,7 @@ fn beside(script: &Path) -> Option<PathBuf> {
     vendors.flat_map(|vendor| [vendor.join("bin/codex"), vendor.join("codex/codex")]).find(|path| is_executable(path))
 }
 
-enum Kind {
+enum ProgramKind {
     /// For this architecture, and statically linked.
     Program,
     NeedsLibraries,
@@ -98,7 +98,7 @@ const INTERPRETER: u32 = 3;
 /// More than any real program has.
 const MAX_PROGRAM_HEADERS: u16 = 256;
 
-impl Kind {
+impl ProgramKind {
     fn of(path: &Path) -> Result<Self, CodexError> {
         let unreadable = |cause: std::io::Error| CodexError::Unreadable { path: path.into(), cause: cause.to_string() };
         let mut file = std::fs::File::open(path).map_err(unreadable)?;

@@ -137,7 +137,7 @@ fn root_trusts_nothing_in_somebody_elses_home() {
         ] {
             let ran = borrowed.run(arguments, then);
             assert_eq!(ran.code, Some(0), "{arguments:?} {ran:?}");
-            assert!(ran.err.contains("not root's"), "{arguments:?} {ran:?}");
+            assert!(ran.err.contains("does not belong to root"), "{arguments:?} {ran:?}");
             if then != ":" {
                 assert!(ran.out.contains("access-10"), "the login is in root's own home: {ran:?}");
             }

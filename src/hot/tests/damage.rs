@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::trust::{Left, Trust};
+use super::super::trust::{CacheMark, Trust};
 use super::*;
 use crate::durable::PANICS;
 
@@ -243,7 +243,7 @@ async fn how_the_cache_was_left_decides_whether_it_is_used() {
             let hot = Hot::open(dir.path(), &System).unwrap();
             assert_eq!(hot.epoch() > Epoch(0), is_used, "{name}");
             let left = super::super::trust::left(&hot.outbox).unwrap();
-            assert_eq!(left, Some(Left { boot: ours.clone(), state: LeftState::Open }), "{name}");
+            assert_eq!(left, Some(CacheMark { boot: ours.clone(), state: LeftState::Open }), "{name}");
         }
         assert_eq!(set_aside(dir.path()).len(), usize::from(is_set_aside), "{name}");
         // That open also closed it.

@@ -41,15 +41,15 @@ impl Window {
     }
 }
 
-type Entry = Arc<Mutex<Window>>;
+type SharedWindow = Arc<Mutex<Window>>;
 
-pub(super) struct Counts {
-    known: Cache<u128, Entry>,
+pub(super) struct WindowCounts {
+    known: Cache<u128, SharedWindow>,
     /// The subjects that are refused, or were until a moment ago.
-    refused: Cache<u128, Entry>,
+    refused: Cache<u128, SharedWindow>,
 }
 
-impl Counts {
+impl WindowCounts {
     /// `window` and `block` are the lengths of a window and of a block, in nanoseconds.
     pub(super) fn new(bound: u64, window: i64, block: i64) -> Self {
         // These lengths are of real time. After an idle window nothing of it counts any more.

@@ -21,7 +21,7 @@ use crate::model::people::{Email, UserId};
 
 use blocks::KeptBlocks;
 use clock::ThrottleClock;
-use counts::{Counts, Window};
+use counts::{Window, WindowCounts};
 
 pub(in crate::hot) use blocks::ROWS;
 
@@ -86,9 +86,9 @@ pub struct Limited {
 pub struct Throttle {
     limits: Limits,
     clock: ThrottleClock,
-    calls: Counts,
-    hosts: Counts,
-    failures: Counts,
+    calls: WindowCounts,
+    hosts: WindowCounts,
+    failures: WindowCounts,
     kept_blocks: KeptBlocks,
 }
 
@@ -104,9 +104,9 @@ impl Throttle {
         Self {
             limits,
             clock: ThrottleClock::default(),
-            calls: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
-            hosts: Counts::new(MAX_REMEMBERED, MINUTE, MINUTE),
-            failures: Counts::new(MAX_REMEMBERED, window, block),
+            calls: WindowCounts::new(MAX_REMEMBERED, MINUTE, MINUTE),
+            hosts: WindowCounts::new(MAX_REMEMBERED, MINUTE, MINUTE),
+            failures: WindowCounts::new(MAX_REMEMBERED, window, block),
             kept_blocks: KeptBlocks::default(),
         }
     }
@@ -133,7 +133,7 @@ impl Throttle {
         self.per_minute(&self.hosts, who, self.limits.host_per_minute, now)
     }
 
-    fn per_minute(&self, counts: &Counts, who: u128, limit: u32, now: OffsetDateTime) -> Result<(), Limited> {
+    fn per_minute(&self, counts: &WindowCounts, who: u128, limit: u32, now: OffsetDateTime) -> Result<(), Limited> {
         if limit == 0 {
             return Ok(());
         }

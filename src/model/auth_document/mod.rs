@@ -34,7 +34,7 @@ use json::Node;
 pub use host_members::with_agent_identity;
 pub use login::LoginFacts;
 pub use refreshed::refreshed;
-pub use renewal::{Allowed, Present, Verdict, decide};
+pub use renewal::{Allowed, Present, RenewalVerdict, decide};
 pub use request::{RequestMembers, split_request, uploaded_text};
 pub use targets::Target;
 pub use text::DocumentText;

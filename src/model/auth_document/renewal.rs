@@ -37,7 +37,7 @@ pub struct Allowed {
 }
 
 #[derive(Debug)]
-pub enum Verdict {
+pub enum RenewalVerdict {
     /// It replaces the canonical login. It has a new date if needed.
     Replaces(Box<AuthDocument>),
     Unchanged,
@@ -51,7 +51,7 @@ pub fn decide(
     present: Option<Present<'_>>,
     allowed: Allowed,
     now: OffsetDateTime,
-) -> Result<Verdict, DocumentError> {
+) -> Result<RenewalVerdict, DocumentError> {
     let issued_at = document.login().issued_at();
     let is_issued_ahead = issued_at.is_some_and(|issued| issued > (now + MAX_ISSUER_CLOCK_AHEAD).unix_timestamp());
     if is_issued_ahead && !allowed.even_if_older && present.is_none_or(|present| present.digest != document.digest()) {
@@ -67,7 +67,7 @@ pub fn decide(
         };
     };
     if document.digest() == present.digest {
-        return Ok(Verdict::Unchanged);
+        return Ok(RenewalVerdict::Unchanged);
     }
     let take = || {
         let later = *document.last_refresh() > *present.last_refresh;
@@ -78,11 +78,11 @@ pub fn decide(
     };
     if !document.login().renews(present.login) {
         // Logins of two accounts have no order.
-        return if allowed.change_account { take() } else { Ok(Verdict::OtherAccount) };
+        return if allowed.change_account { take() } else { Ok(RenewalVerdict::OtherAccount) };
     }
     if document.is_undated() {
         let is_same = document.spelled(present.last_refresh)?.digest() == present.digest;
-        return if is_same { Ok(Verdict::Unchanged) } else { take() };
+        return if is_same { Ok(RenewalVerdict::Unchanged) } else { take() };
     }
     if allowed.even_if_older {
         return take();
@@ -90,13 +90,13 @@ pub fn decide(
     match issued_at.zip(present.issued_at(now)) {
         Some((new, old)) if new > old => return take(),
         Some((new, old)) if new < old || (is_ahead && document.last_refresh() != present.last_refresh) => {
-            return Ok(Verdict::Outdated);
+            return Ok(RenewalVerdict::Outdated);
         }
         _ => {}
     }
     match document.last_refresh().cmp(present.last_refresh) {
-        std::cmp::Ordering::Less => Ok(Verdict::Outdated),
-        std::cmp::Ordering::Equal => Ok(Verdict::Unchanged),
+        std::cmp::Ordering::Less => Ok(RenewalVerdict::Outdated),
+        std::cmp::Ordering::Equal => Ok(RenewalVerdict::Unchanged),
         std::cmp::Ordering::Greater if is_ahead => Err(in_future()),
         std::cmp::Ordering::Greater => take(),
     }
@@ -111,8 +111,8 @@ impl Present<'_> {
     }
 }
 
-fn replaces(document: AuthDocument) -> Verdict {
-    Verdict::Replaces(Box::new(document))
+fn replaces(document: AuthDocument) -> RenewalVerdict {
+    RenewalVerdict::Replaces(Box::new(document))
 }
 
 fn in_future() -> DocumentError {
@@ -150,16 +150,16 @@ mod tests {
     /// The date of the new version in seconds after `NOW`; otherwise the verdict.
     fn decided(document: &AuthDocument, present: Option<Present<'_>>, allowed: Allowed) -> Result<f64, &'static str> {
         match decide(document, present, allowed, NOW) {
-            Ok(Verdict::Replaces(taken)) => {
+            Ok(RenewalVerdict::Replaces(taken)) => {
                 assert_eq!(taken.login(), document.login());
                 assert_eq!(taken.digest(), Digest::of(taken.text().as_bytes()));
                 assert!(taken.text().contains(taken.last_refresh().text()));
                 let seconds = taken.last_refresh().unix_seconds() - NOW.unix_timestamp() as f64;
                 Ok((seconds * 1e6).round() / 1e6)
             }
-            Ok(Verdict::Unchanged) => Err("unchanged"),
-            Ok(Verdict::Outdated) => Err("outdated"),
-            Ok(Verdict::OtherAccount) => Err("other account"),
+            Ok(RenewalVerdict::Unchanged) => Err("unchanged"),
+            Ok(RenewalVerdict::Outdated) => Err("outdated"),
+            Ok(RenewalVerdict::OtherAccount) => Err("other account"),
             Err(DocumentError::Field { path, .. }) if path == LAST_REFRESH => Err("bad date"),
             Err(DocumentError::Field { path, .. }) if path == "auth.tokens.access_token" => Err("bad token"),
             Err(error) => panic!("{error}"),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Embedded;
 use super::rows::{self, Marked};
 use super::tables::versions;
-use super::transaction::{self, Kind};
+use super::transaction::{self, ChangeKind};
 use crate::durable::{self, Snapshot, Staged};
 use crate::model::audit::AuditNote;
 use crate::model::instant::Instant;
@@ -98,7 +98,7 @@ fn replace(
     versions::add(staged, &made)?;
     transaction::note(staged, &note.clone().on(number))?;
     let epoch = transaction::bump(staged)?;
-    transaction::mark(staged, Kind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
+    transaction::mark(staged, ChangeKind::Canonical, b"", pointer.map(|pointer| pointer.epoch), epoch);
     rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
     Ok(Replacement::Replaced { version: made, epoch })
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Embedded;
 use super::rows::{self, Marked};
 use super::tables::{hosts, people};
-use super::transaction::{self, Kind};
+use super::transaction::{self, ChangeKind};
 use crate::model::audit::AuditNote;
 use crate::model::people::{Email, UserId};
 use crate::records::rules::taken;
@@ -142,7 +142,7 @@ impl PeopleRecords for Embedded {
                 }
             }
             for (id, epoch) in &gone {
-                transaction::forget(staged, Kind::Session, id.as_bytes(), *epoch);
+                transaction::forget(staged, ChangeKind::Session, id.as_bytes(), *epoch);
                 staged.remove(rows::session(*id));
             }
             Ok(gone.len())

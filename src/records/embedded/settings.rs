@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::Embedded;
 use super::rows::{self, Marked, RowSource};
-use super::transaction::{self, Kind};
+use super::transaction::{self, ChangeKind};
 use crate::model::audit::AuditNote;
 use crate::records::{Result, Settings, SettingsChange, SettingsRecords};
 
@@ -22,7 +22,7 @@ impl SettingsRecords for Embedded {
             };
             let Some(settings) = change.applied(&present) else { return Ok(None) };
             let epoch = transaction::bump(staged)?;
-            transaction::mark(staged, Kind::Settings, b"", old, epoch);
+            transaction::mark(staged, ChangeKind::Settings, b"", old, epoch);
             transaction::note(staged, note)?;
             rows::put(staged, rows::SETTINGS, &Marked { epoch, row: &settings })?;
             Ok(Some(settings))

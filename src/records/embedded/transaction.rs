@@ -16,7 +16,7 @@ use crate::records::{Epoch, Filling, RecordsError, Result, Standstill};
 /// The kinds of rows in the change index, identified by a byte in its keys.
 #[derive(Clone, Copy)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(super) enum ChangeKind {
     Host = b'h',
     InstallToken = b't',
     Canonical = b'c',
@@ -27,9 +27,9 @@ pub(super) enum Kind {
     Session = b'S',
 }
 
-impl Kind {
+impl ChangeKind {
     pub fn of(byte: u8) -> Option<Self> {
-        use Kind::{Authorities, Canonical, Certificates, Host, InstallToken, Session, Settings, Users};
+        use ChangeKind::{Authorities, Canonical, Certificates, Host, InstallToken, Session, Settings, Users};
         let all = [Host, InstallToken, Canonical, Settings, Certificates, Authorities, Users, Session];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -47,7 +47,7 @@ pub(super) fn bump(staged: &mut Staged<'_>) -> Result<Epoch> {
 }
 
 /// Moves a row in the index from `old` to `now`.
-pub(super) fn mark(staged: &mut Staged<'_>, kind: Kind, id: &[u8], old: Option<Epoch>, now: Epoch) {
+pub(super) fn mark(staged: &mut Staged<'_>, kind: ChangeKind, id: &[u8], old: Option<Epoch>, now: Epoch) {
     if let Some(old) = old {
         staged.remove(rows::changed(old, kind as u8, id));
     }
@@ -55,12 +55,12 @@ pub(super) fn mark(staged: &mut Staged<'_>, kind: Kind, id: &[u8], old: Option<E
 }
 
 /// Drops a removed row from the index; nodes do not learn of it.
-pub(super) fn forget(staged: &mut Staged<'_>, kind: Kind, id: &[u8], epoch: Epoch) {
+pub(super) fn forget(staged: &mut Staged<'_>, kind: ChangeKind, id: &[u8], epoch: Epoch) {
     staged.remove(rows::changed(epoch, kind as u8, id));
 }
 
 /// Marks a set that nodes read as a whole.
-pub(super) fn mark_set(staged: &mut Staged<'_>, kind: Kind, now: Epoch) -> Result<()> {
+pub(super) fn mark_set(staged: &mut Staged<'_>, kind: ChangeKind, now: Epoch) -> Result<()> {
     let key = rows::set(kind as u8);
     let old: Option<Epoch> = rows::get(staged, &key)?;
     mark(staged, kind, b"", old, now);

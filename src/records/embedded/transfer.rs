@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::{self, Marked, RowSource};
 use super::tables::{authorities, hosts, people, sealed_index, versions};
-use super::transaction::{self, Kind, StoreRow};
+use super::transaction::{self, ChangeKind, StoreRow};
 use super::{Embedded, probes, settings};
 use crate::durable::{Snapshot, Staged};
 use crate::model::audit::{AuditHead, AuditNote};
@@ -59,9 +59,9 @@ impl TransferRecords for Embedded {
     async fn fill_finish(&self, filling: &Filling, note: &AuditNote) -> Result<()> {
         self.change_anyway(|staged| {
             let epoch = fill_epoch(staged, filling)?;
-            transaction::mark_set(staged, Kind::Certificates, epoch)?;
-            transaction::mark_set(staged, Kind::Authorities, epoch)?;
-            transaction::mark_set(staged, Kind::Users, epoch)?;
+            transaction::mark_set(staged, ChangeKind::Certificates, epoch)?;
+            transaction::mark_set(staged, ChangeKind::Authorities, epoch)?;
+            transaction::mark_set(staged, ChangeKind::Users, epoch)?;
             rows::put(staged, rows::EPOCH, &epoch)?;
             staged.insert(rows::INITIALISED, "");
             transaction::note(staged, note)?;
@@ -204,7 +204,7 @@ fn put(staged: &mut Staged<'_>, row: &Row, epoch: Epoch) -> Result<()> {
     match row {
         Row::Heads(Heads { canonical_version, audit }) => {
             if let Some(number) = canonical_version {
-                transaction::mark(staged, Kind::Canonical, b"", None, epoch);
+                transaction::mark(staged, ChangeKind::Canonical, b"", None, epoch);
                 rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
             }
             if *audit == AuditHead::default() { Ok(()) } else { rows::put(staged, rows::AUDIT_HEAD, audit) }
@@ -213,7 +213,7 @@ fn put(staged: &mut Staged<'_>, row: &Row, epoch: Epoch) -> Result<()> {
             if *settings == Settings::default() {
                 return Ok(());
             }
-            transaction::mark(staged, Kind::Settings, b"", None, epoch);
+            transaction::mark(staged, ChangeKind::Settings, b"", None, epoch);
             rows::put(staged, rows::SETTINGS, &Marked { epoch, row: settings })
         }
         Row::ServerKey(key) => {

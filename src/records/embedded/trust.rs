@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Embedded;
 use super::rows::{self, Marked, RowSource};
 use super::tables::{authorities, hosts, people, sealed_index, versions};
-use super::transaction::{self, Kind};
+use super::transaction::{self, ChangeKind};
 use crate::durable::Staged;
 use crate::model::audit::AuditNote;
 use crate::model::authority::AuthorityRole;
@@ -46,7 +46,7 @@ impl TrustRecords for Embedded {
                 sealed_index::update(staged, &authorities::place(gone), Some(&gone.private_key), None);
             }
             let epoch = transaction::bump(staged)?;
-            transaction::mark_set(staged, Kind::Authorities, epoch)?;
+            transaction::mark_set(staged, ChangeKind::Authorities, epoch)?;
             transaction::note(staged, note)?;
             Ok(Some(rules::rolled(present, written, gone)))
         })
@@ -283,7 +283,7 @@ impl SealedRow {
         match self {
             Self::Host(host) => hosts::put(staged, &host, epoch),
             Self::Authority(authority) => {
-                transaction::mark_set(staged, Kind::Authorities, epoch)?;
+                transaction::mark_set(staged, ChangeKind::Authorities, epoch)?;
                 rows::put(staged, rows::authority(authority.id), &authority)
             }
             Self::ServerKey(key) => rows::put(staged, rows::SERVER_KEY, &key),
@@ -291,7 +291,7 @@ impl SealedRow {
                 versions::put(staged, &version)?;
                 let number = version.summary.version;
                 if let Some(pointer) = versions::pointer(staged)?.filter(|pointer| pointer.row == number) {
-                    transaction::mark(staged, Kind::Canonical, b"", Some(pointer.epoch), epoch);
+                    transaction::mark(staged, ChangeKind::Canonical, b"", Some(pointer.epoch), epoch);
                     rows::put(staged, rows::CANONICAL, &Marked { epoch, row: number })?;
                 }
                 Ok(())

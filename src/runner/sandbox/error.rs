@@ -9,7 +9,7 @@ use nix::errno::Errno;
 /// A part of the isolation. Its number is sent over the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Part {
+pub enum SandboxPart {
     Plan = 1,
     Program,
     Namespaces,
@@ -24,7 +24,7 @@ pub enum Part {
     Filter,
 }
 
-impl Part {
+impl SandboxPart {
     pub(super) const ALL: [Self; 12] = [
         Self::Plan,
         Self::Program,
@@ -41,7 +41,7 @@ impl Part {
     ];
 }
 
-impl Display for Part {
+impl Display for SandboxPart {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Self::Plan => "plan",
@@ -63,7 +63,7 @@ impl Display for Part {
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     #[error("this machine gives a sandbox no {part}: {cause}; {remedy}")]
-    Unavailable { part: Part, cause: String, remedy: String },
+    Unavailable { part: SandboxPart, cause: String, remedy: String },
     #[error("cannot run {program} in a sandbox: {cause}; {remedy}", program = program.display())]
     Program { program: PathBuf, cause: String, remedy: String },
     #[error("the sandbox cannot be made as planned: {0}")]
@@ -84,13 +84,13 @@ pub enum SandboxError {
 
 impl SandboxError {
     /// Builds the error from the failure that the sandbox reported.
-    pub(super) fn failed(part: Part, errno: i32, what: &str, program: PathBuf) -> Self {
+    pub(super) fn failed(part: SandboxPart, errno: i32, what: &str, program: PathBuf) -> Self {
         let errno = Errno::from_raw(errno);
         let cause = format!("cannot {what}: {}", errno.desc());
         match part {
-            Part::Plan => Self::Plan(what.to_owned()),
-            Part::Home => Self::Plan(cause),
-            Part::Program => Self::Program { program, cause, remedy: of_program(errno).to_owned() },
+            SandboxPart::Plan => Self::Plan(what.to_owned()),
+            SandboxPart::Home => Self::Plan(cause),
+            SandboxPart::Program => Self::Program { program, cause, remedy: of_program(errno).to_owned() },
             part => Self::Unavailable { part, cause, remedy: remedy(part, errno, &Kernel::here()) },
         }
     }
@@ -116,9 +116,9 @@ pub(super) struct Kernel {
 }
 
 /// A sysctl, a test for a wrong value, and a right value.
-type Switch = (&'static str, fn(u64) -> bool, &'static str);
+type Sysctl = (&'static str, fn(u64) -> bool, &'static str);
 
-const SWITCHES: [Switch; 9] = [
+const SYSCTLS: [Sysctl; 9] = [
     ("kernel.unprivileged_userns_clone", |value| value == 0, "1"),
     ("kernel.apparmor_restrict_unprivileged_userns", |value| value == 1, "0"),
     ("user.max_user_namespaces", |value| value == 0, "10000"),
@@ -136,7 +136,7 @@ impl Kernel {
             let path = format!("/proc/sys/{}", name.replace('.', "/"));
             std::fs::read_to_string(path).ok()?.trim().parse().ok()
         };
-        let values = SWITCHES.iter().filter_map(|(name, ..)| Some((*name, read(name)?))).collect();
+        let values = SYSCTLS.iter().filter_map(|(name, ..)| Some((*name, read(name)?))).collect();
         Self { values }
     }
 
@@ -145,13 +145,13 @@ impl Kernel {
         let wrong = |name: &str, is_wrong: fn(u64) -> bool| {
             self.values.iter().any(|(known, value)| *known == name && is_wrong(*value))
         };
-        let commands = SWITCHES.iter().filter(|(name, is_wrong, _)| wrong(name, *is_wrong));
+        let commands = SYSCTLS.iter().filter(|(name, is_wrong, _)| wrong(name, *is_wrong));
         commands.map(|(name, _, right)| format!("sysctl -w {name}={right}")).collect()
     }
 }
 
 /// The next step for the operator.
-pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
+pub(super) fn remedy(part: SandboxPart, errno: Errno, kernel: &Kernel) -> String {
     let commands = kernel.commands();
     let refused = matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS);
     if refused && !commands.is_empty() {
@@ -162,10 +162,17 @@ pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
         return text;
     }
     match (part, errno) {
-        (Part::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
+        (SandboxPart::Namespaces, Errno::ENOSPC | Errno::EUSERS) => {
             "too many namespaces are in use: raise user.max_*_namespaces with sysctl".to_owned()
         }
-        (Part::Namespaces | Part::Ids | Part::Mounts | Part::Network | Part::Names, Errno::EPERM | Errno::EACCES) => {
+        (
+            SandboxPart::Namespaces
+            | SandboxPart::Ids
+            | SandboxPart::Mounts
+            | SandboxPart::Network
+            | SandboxPart::Names,
+            Errno::EPERM | Errno::EACCES,
+        ) => {
             "something around the daemon refuses it: in a systemd unit RestrictNamespaces= or SystemCallFilter=, in a \
              container its seccomp or AppArmor profile (`--security-opt seccomp=unconfined`), in a chroot the chroot"
                 .to_owned()
@@ -173,7 +180,7 @@ pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
         (_, Errno::EINVAL | Errno::ENOSYS) => {
             "a kernel of 5.10 or later with all namespaces and seccomp is needed".to_owned()
         }
-        (Part::Cgroup, _) => {
+        (SandboxPart::Cgroup, _) => {
             "delegate a cgroup (`Delegate=memory pids` in the unit), or start the daemon again".to_owned()
         }
         (_, Errno::ENOMEM) => "the machine is out of memory: free some, then try again".to_owned(),
@@ -185,19 +192,19 @@ pub(super) fn remedy(part: Part, errno: Errno, kernel: &Kernel) -> String {
 mod tests {
     use super::*;
 
-    fn told(part: Part, errno: Errno, values: &[(&'static str, u64)]) -> String {
+    fn told(part: SandboxPart, errno: Errno, values: &[(&'static str, u64)]) -> String {
         remedy(part, errno, &Kernel { values: values.to_vec() })
     }
 
     #[test]
     fn what_the_kernel_was_told_to_refuse_is_named_with_the_command_that_mends_it() {
-        let debian = told(Part::Namespaces, Errno::EPERM, &[("kernel.unprivileged_userns_clone", 0)]);
+        let debian = told(SandboxPart::Namespaces, Errno::EPERM, &[("kernel.unprivileged_userns_clone", 0)]);
         assert!(debian.contains("`sysctl -w kernel.unprivileged_userns_clone=1`"), "{debian}");
-        let none = told(Part::Namespaces, Errno::ENOSPC, &[("user.max_user_namespaces", 0)]);
+        let none = told(SandboxPart::Namespaces, Errno::ENOSPC, &[("user.max_user_namespaces", 0)]);
         assert!(none.contains("`sysctl -w user.max_user_namespaces=10000`"), "{none}");
         // Ubuntu permits the namespace, and refuses the mounts in it.
         let ubuntu = [("kernel.apparmor_restrict_unprivileged_userns", 1), ("user.max_user_namespaces", 96551)];
-        let ubuntu = told(Part::Mounts, Errno::EACCES, &ubuntu);
+        let ubuntu = told(SandboxPart::Mounts, Errno::EACCES, &ubuntu);
         assert!(ubuntu.contains("AppArmor profile with `userns,`"), "{ubuntu}");
         assert!(!ubuntu.contains("max_user_namespaces"), "what is not switched off is not named: {ubuntu}");
     }
@@ -205,9 +212,9 @@ mod tests {
     #[test]
     fn what_refuses_from_outside_the_kernel_is_told_apart() {
         let fine = [("user.max_user_namespaces", 96551)];
-        let around = told(Part::Namespaces, Errno::EPERM, &fine);
+        let around = told(SandboxPart::Namespaces, Errno::EPERM, &fine);
         assert!(around.contains("RestrictNamespaces=") && around.contains("seccomp"), "{around}");
-        assert!(told(Part::Filter, Errno::EINVAL, &fine).contains("a kernel of 5.10 or later"));
-        assert!(told(Part::Cgroup, Errno::EACCES, &fine).contains("Delegate=memory pids"));
+        assert!(told(SandboxPart::Filter, Errno::EINVAL, &fine).contains("a kernel of 5.10 or later"));
+        assert!(told(SandboxPart::Cgroup, Errno::EACCES, &fine).contains("Delegate=memory pids"));
     }
 }

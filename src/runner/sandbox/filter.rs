@@ -27,15 +27,15 @@ use seccompiler::{
 
 /// A filter, ready to be installed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Program(BpfProgram);
+pub struct FilterProgram(BpfProgram);
 
-impl Debug for Program {
+impl Debug for FilterProgram {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} instructions", self.0.len())
     }
 }
 
-impl Program {
+impl FilterProgram {
     pub fn apply(&self) -> Result<(), Errno> {
         apply_filter(&self.0).map_err(|_| Errno::last())
     }
@@ -52,12 +52,12 @@ pub enum Filtered {
     LoneProgram,
 }
 
-pub fn compile(whose: Filtered) -> Result<Program, String> {
+pub fn compile(whose: Filtered) -> Result<FilterProgram, String> {
     let arch = std::env::consts::ARCH.try_into().map_err(|e: seccompiler::BackendError| e.to_string())?;
     let rules = rules(whose).map_err(|e| e.to_string())?;
     let refused = SeccompAction::Errno(Errno::ENOSYS as u32);
     let filter = SeccompFilter::new(rules, refused, SeccompAction::Allow, arch).map_err(|e| e.to_string())?;
-    Ok(Program(filter.try_into().map_err(|e: seccompiler::BackendError| e.to_string())?))
+    Ok(FilterProgram(filter.try_into().map_err(|e: seccompiler::BackendError| e.to_string())?))
 }
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;

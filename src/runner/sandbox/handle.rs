@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::launcher::SOCKET;
-use super::wire::{self, HEADER, Kind};
+use super::wire::{self, FrameKind, HEADER};
 use super::{Ending, Plan, SandboxError, sys};
 
 /// Time limit for building, on a very busy machine.
@@ -85,7 +85,7 @@ impl Sandbox {
                 return Err(SandboxError::Io(e));
             }
             match sandbox.frame().await? {
-                (Kind::Built, _, Some(listener)) => {
+                (FrameKind::Built, _, Some(listener)) => {
                     sandbox.listener = Some(TcpListener::from(listener));
                     Ok(())
                 }
@@ -114,8 +114,8 @@ impl Sandbox {
     /// Returns the next event. Cancel safe: it may be dropped while it waits, and called again.
     pub async fn next(&mut self) -> Result<Event, SandboxError> {
         match self.frame().await? {
-            (Kind::Watched, body, _) => Ok(Event::Watched(body)),
-            (Kind::Ended, body, _) => {
+            (FrameKind::Watched, body, _) => Ok(Event::Watched(body)),
+            (FrameKind::Ended, body, _) => {
                 let ending = wire::read_ended(&body).ok_or(SandboxError::Nonsense)?;
                 self.ended = Some(ending);
                 Ok(Event::Ended(ending))
@@ -161,7 +161,7 @@ impl Sandbox {
         self.socket.try_write(&[byte]).map(drop)
     }
 
-    async fn frame(&mut self) -> Result<(Kind, Zeroizing<Vec<u8>>, Option<OwnedFd>), SandboxError> {
+    async fn frame(&mut self) -> Result<(FrameKind, Zeroizing<Vec<u8>>, Option<OwnedFd>), SandboxError> {
         let frame = &mut self.frame;
         let socket = &self.socket;
         let whole = socket.async_io(Interest::READABLE, || frame.read(socket)).await;
@@ -172,7 +172,7 @@ impl Sandbox {
             Err(e) if e.kind() == ErrorKind::InvalidData => return Err(SandboxError::Nonsense),
             other => other?,
         };
-        if kind == Kind::Failed {
+        if kind == FrameKind::Failed {
             let (part, errno, what) = wire::read_failed(&body).ok_or(SandboxError::Nonsense)?;
             return Err(SandboxError::failed(part, errno, &what, self.program.clone()));
         }
@@ -185,12 +185,12 @@ impl Sandbox {
 struct Frame {
     header: [u8; HEADER],
     filled: usize,
-    body: Option<(Kind, Zeroizing<Vec<u8>>)>,
+    body: Option<(FrameKind, Zeroizing<Vec<u8>>)>,
     descriptor: Option<OwnedFd>,
 }
 
 impl Frame {
-    fn read(&mut self, socket: &UnixStream) -> io::Result<(Kind, Zeroizing<Vec<u8>>, Option<OwnedFd>)> {
+    fn read(&mut self, socket: &UnixStream) -> io::Result<(FrameKind, Zeroizing<Vec<u8>>, Option<OwnedFd>)> {
         loop {
             let place = match &mut self.body {
                 None if self.filled == HEADER => {

@@ -33,8 +33,8 @@ use zeroize::Zeroize as _;
 use super::perform::{Built, perform};
 use super::steps::Planned;
 use super::sys::{self, Asker, Reaped};
-use super::wire::{self, Kind};
-use super::{Ending, Part, filter};
+use super::wire::{self, FrameKind};
+use super::{Ending, SandboxPart, filter};
 
 /// How long the daemon may take to read the last reports.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub struct Init {
     pub steps: Vec<Planned>,
     pub program: sys::Program,
     /// Stacked on the filter that is among the steps.
-    pub program_filter: filter::Program,
+    pub program_filter: filter::FilterProgram,
     pub socket: OwnedFd,
     /// The launcher writes a byte when the ids are mapped. End of file means that the launcher died.
     pub lifeline: OwnedFd,
@@ -105,18 +105,18 @@ impl Init {
             return Err(Gone);
         }
         // One session for everything inside: the scheduler may give each session a share of the processors.
-        self.done(setsid().map(drop), Part::Limits, "make a session")?;
-        let signals = self.done(sys::signals(), Part::Limits, "receive signals")?;
+        self.done(setsid().map(drop), SandboxPart::Limits, "make a session")?;
+        let signals = self.done(sys::signals(), SandboxPart::Limits, "receive signals")?;
         let mut built = Built::default();
         if let Err((number, errno)) = perform(&self.steps, &mut built) {
             let planned = self.steps.get(number);
-            let part = planned.map_or(Part::Mounts, |planned| planned.part);
+            let part = planned.map_or(SandboxPart::Mounts, |planned| planned.part);
             return self.fail(part, errno, planned.map_or("", |planned| planned.what.as_str()));
         }
-        let mut teller =
-            Teller { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: None, killed: false };
+        let mut sender =
+            MessageSender { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: None, killed: false };
         let listener = built.listener.take();
-        teller.tell(Kind::Built, &[], &[], listener.as_ref().map(OwnedFd::as_fd))?;
+        sender.tell(FrameKind::Built, &[], &[], listener.as_ref().map(OwnedFd::as_fd))?;
         drop(listener);
 
         let ending = self.until_over(&signals)?;
@@ -127,14 +127,14 @@ impl Init {
                 break;
             }
         }
-        let mut teller = Teller {
+        let mut sender = MessageSender {
             socket: self.socket.as_fd(),
             lifeline: self.lifeline.as_fd(),
             until: Instant::now().checked_add(OUTPUT_TIMEOUT),
             killed: true,
         };
-        tell_watched(&mut self.watched, &mut teller)?;
-        teller.tell(Kind::Ended, &wire::ended(ending), &[], None)
+        tell_watched(&mut self.watched, &mut sender)?;
+        sender.tell(FrameKind::Ended, &wire::ended(ending), &[], None)
     }
 
     /// Waits for the permission to run, runs the program, and returns when it must end.
@@ -199,9 +199,13 @@ impl Init {
         }
         self.watched.stamp = stamp;
         self.watched.times = self.watched.times.saturating_add(1);
-        let mut teller =
-            Teller { socket: self.socket.as_fd(), lifeline: self.lifeline.as_fd(), until: deadline, killed: false };
-        tell_watched(&mut self.watched, &mut teller)
+        let mut sender = MessageSender {
+            socket: self.socket.as_fd(),
+            lifeline: self.lifeline.as_fd(),
+            until: deadline,
+            killed: false,
+        };
+        tell_watched(&mut self.watched, &mut sender)
     }
 
     fn command(&self) -> Result<Option<u8>, Gone> {
@@ -216,8 +220,8 @@ impl Init {
     /// Starts the program in its own process group, with standard input and its two outputs and nothing else.
     fn start(&mut self) -> Result<pid_t, Gone> {
         // A successful exec closes the pipe. A failed one sends its error number.
-        let (failure, fails) = self.done(pipe2(OFlag::O_CLOEXEC), Part::Program, "make a pipe")?;
-        let pid = self.done(sys::clone(0), Part::Program, "start a process")?;
+        let (failure, fails) = self.done(pipe2(OFlag::O_CLOEXEC), SandboxPart::Program, "make a pipe")?;
+        let pid = self.done(sys::clone(0), SandboxPart::Program, "start a process")?;
         if pid == 0 {
             drop(failure);
             let errno = self.execute();
@@ -228,13 +232,13 @@ impl Init {
         let mut errno = [0; 4];
         if read(&failure, &mut errno) == Ok(4) {
             let errno = Errno::from_raw(i32::from_le_bytes(errno));
-            return self.fail(Part::Program, errno, "execute the program");
+            return self.fail(SandboxPart::Program, errno, "execute the program");
         }
         // Close our copies, so that readers of the outputs see their end when the program ends.
         for output in [1, 2] {
             let null =
-                self.done(open(c"/dev/null", OFlag::O_RDONLY, Mode::empty()), Part::Program, "open /dev/null")?;
-            self.done(sys::place(null.as_fd(), output), Part::Program, "release the outputs")?;
+                self.done(open(c"/dev/null", OFlag::O_RDONLY, Mode::empty()), SandboxPart::Program, "open /dev/null")?;
+            self.done(sys::place(null.as_fd(), output), SandboxPart::Program, "release the outputs")?;
         }
         Ok(pid)
     }
@@ -250,18 +254,18 @@ impl Init {
         self.program.execute()
     }
 
-    fn done<T>(&self, result: Result<T, Errno>, part: Part, what: &str) -> Result<T, Gone> {
+    fn done<T>(&self, result: Result<T, Errno>, part: SandboxPart, what: &str) -> Result<T, Gone> {
         result.or_else(|errno| self.fail(part, errno, what))
     }
 
-    fn fail<T>(&self, part: Part, errno: Errno, what: &str) -> Result<T, Gone> {
-        let mut teller = Teller {
+    fn fail<T>(&self, part: SandboxPart, errno: Errno, what: &str) -> Result<T, Gone> {
+        let mut sender = MessageSender {
             socket: self.socket.as_fd(),
             lifeline: self.lifeline.as_fd(),
             until: Instant::now().checked_add(OUTPUT_TIMEOUT),
             killed: true,
         };
-        teller.tell(Kind::Failed, &wire::failed(part, errno as i32), what.as_bytes(), None)?;
+        sender.tell(FrameKind::Failed, &wire::failed(part, errno as i32), what.as_bytes(), None)?;
         Err(Gone)
     }
 }
@@ -277,13 +281,13 @@ fn timeout(deadline: Option<Instant>) -> PollTimeout {
 }
 
 /// Reads the watched file, and reports it if the daemon does not know this content.
-fn tell_watched(watched: &mut Watched, teller: &mut Teller) -> Result<(), Gone> {
+fn tell_watched(watched: &mut Watched, sender: &mut MessageSender) -> Result<(), Gone> {
     let Some(length) = read_watched(&watched.path, &mut watched.present) else { return Ok(()) };
     let Some(content) = watched.present.get(..length) else { return Ok(()) };
     if content == watched.known.as_slice() {
         return Ok(());
     }
-    teller.tell(Kind::Watched, content, &[], None)?;
+    sender.tell(FrameKind::Watched, content, &[], None)?;
     watched.known.clear();
     // The capacity suffices: nothing is allocated.
     watched.known.extend_from_slice(content);
@@ -323,7 +327,7 @@ fn read_watched(path: &CString, buffer: &mut [u8]) -> Option<usize> {
 }
 
 /// Sends reports to the daemon, which may read slowly.
-struct Teller<'a> {
+struct MessageSender<'a> {
     socket: BorrowedFd<'a>,
     lifeline: BorrowedFd<'a>,
     /// The deadline for sending. While the program runs, the program is killed at the deadline, and a few more seconds
@@ -332,8 +336,8 @@ struct Teller<'a> {
     killed: bool,
 }
 
-impl Teller<'_> {
-    fn tell(&mut self, kind: Kind, start: &[u8], rest: &[u8], descriptor: Option<BorrowedFd>) -> Result<(), Gone> {
+impl MessageSender<'_> {
+    fn tell(&mut self, kind: FrameKind, start: &[u8], rest: &[u8], descriptor: Option<BorrowedFd>) -> Result<(), Gone> {
         let header = wire::header(kind, start.len().saturating_add(rest.len()));
         self.send(&header, descriptor)?;
         self.send(start, None)?;

@@ -28,8 +28,8 @@ use super::cgroup::Cgroup;
 use super::init::{Init, Watched};
 use super::steps::{self, Ids, Launch, PlanError};
 use super::sys::{self, Asker, Reaped};
-use super::wire::{self, Kind};
-use super::{Part, Plan};
+use super::wire::{self, FrameKind};
+use super::{Plan, SandboxPart};
 
 /// The file descriptor number of the daemon's socket, inherited.
 pub const SOCKET: i32 = 3;
@@ -60,7 +60,7 @@ pub fn launch() -> ExitCode {
         Err(LaunchFailure { part, errno, what }) => {
             // If the daemon no longer reads, the failure need not be reported.
             let start = wire::failed(part, errno as i32);
-            let header = wire::header(Kind::Failed, start.len() + what.len());
+            let header = wire::header(FrameKind::Failed, start.len() + what.len());
             _ = sys::send(socket.as_fd(), &[&header, &start, what.as_bytes()].concat(), None);
             ExitCode::FAILURE
         }
@@ -68,20 +68,20 @@ pub fn launch() -> ExitCode {
 }
 
 struct LaunchFailure {
-    part: Part,
+    part: SandboxPart,
     errno: Errno,
     what: String,
 }
 
 impl LaunchFailure {
-    fn new(part: Part, what: impl Into<String>) -> impl FnOnce(Errno) -> Self {
+    fn new(part: SandboxPart, what: impl Into<String>) -> impl FnOnce(Errno) -> Self {
         move |errno| Self { part, errno, what: what.into() }
     }
 }
 
 impl From<PlanError> for LaunchFailure {
     fn from(error: PlanError) -> Self {
-        Self { part: Part::Plan, errno: Errno::EINVAL, what: error.to_string() }
+        Self { part: SandboxPart::Plan, errno: Errno::EINVAL, what: error.to_string() }
     }
 }
 
@@ -90,18 +90,18 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
-    let prepared = prepare(socket).map_err(LaunchFailure::new(Part::Privileges, "prepare the launcher"));
+    let prepared = prepare(socket).map_err(LaunchFailure::new(SandboxPart::Privileges, "prepare the launcher"));
     let signals = prepared?;
     let plan = read_plan(socket)
-        .map_err(|e| LaunchFailure::new(Part::Plan, format!("the plan cannot be read: {e}"))(errno(&e)))?;
+        .map_err(|e| LaunchFailure::new(SandboxPart::Plan, format!("the plan cannot be read: {e}"))(errno(&e)))?;
     let ids = match geteuid() {
         root if root.is_root() => Ids::Root,
         user => Ids::User { uid: user.as_raw(), gid: getegid().as_raw() },
     };
     let launch = look(&plan, ids)?;
-    let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(LaunchFailure::new(Part::Limits, "make a pipe"))?;
+    let (lifeline, life) = pipe2(OFlag::O_CLOEXEC).map_err(LaunchFailure::new(SandboxPart::Limits, "make a pipe"))?;
     let init = init(&plan, &launch, socket, lifeline)?;
-    let failed = |what| move |e: io::Error| LaunchFailure::new(Part::Cgroup, what)(errno(&e));
+    let failed = |what| move |e: io::Error| LaunchFailure::new(SandboxPart::Cgroup, what)(errno(&e));
     // Dropped after the child: values drop in reverse order of declaration.
     let cgroup = match &plan.cgroup {
         Some(parent) => Some(Cgroup::make(parent, &plan.limits).map_err(failed("make a cgroup with its limits"))?),
@@ -109,9 +109,10 @@ fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
     };
     drop(plan);
     // The /proc files of a process that is not dumpable belong to root; so would those of its child.
-    let dumpable = |yes| sys::set_dumpable(yes).map_err(LaunchFailure::new(Part::Privileges, "prepare the launcher"));
+    let dumpable =
+        |yes| sys::set_dumpable(yes).map_err(LaunchFailure::new(SandboxPart::Privileges, "prepare the launcher"));
     dumpable(true)?;
-    let pid = sys::clone(NAMESPACES).map_err(LaunchFailure::new(Part::Namespaces, "make new namespaces"))?;
+    let pid = sys::clone(NAMESPACES).map_err(LaunchFailure::new(SandboxPart::Namespaces, "make new namespaces"))?;
     if pid == 0 {
         drop((life, signals));
         sys::close_one(SOCKET);
@@ -124,8 +125,8 @@ fn run(socket: &UnixStream) -> Result<(), LaunchFailure> {
     }
     map_ids(child.0, ids)?;
     dumpable(false)?;
-    release_outputs().map_err(LaunchFailure::new(Part::Limits, "release the outputs"))?;
-    write(&life, b"1").map_err(LaunchFailure::new(Part::Limits, "let the sandbox go on"))?;
+    release_outputs().map_err(LaunchFailure::new(SandboxPart::Limits, "release the outputs"))?;
+    write(&life, b"1").map_err(LaunchFailure::new(SandboxPart::Limits, "let the sandbox go on"))?;
     wait(&child, socket, &signals);
     Ok(())
 }
@@ -168,7 +169,7 @@ fn read_plan(socket: &UnixStream) -> io::Result<Plan> {
 fn look(plan: &Plan, ids: Ids) -> Result<Launch, LaunchFailure> {
     let failed = |path: &Path| {
         let what = format!("find {}", path.display());
-        |e: io::Error| LaunchFailure::new(Part::Program, what)(errno(&e))
+        |e: io::Error| LaunchFailure::new(SandboxPart::Program, what)(errno(&e))
     };
     let program = fs::canonicalize(&plan.program).map_err(failed(&plan.program))?;
     let program_size = fs::metadata(&program).map_err(failed(&program))?.len();
@@ -186,7 +187,8 @@ fn init(plan: &Plan, launch: &Launch, socket: &UnixStream, lifeline: OwnedFd) ->
     let environment =
         plan.environment.iter().map(|(name, value)| text(format!("{name}={value}"))).collect::<Result<_, _>>()?;
     let content = plan.home.iter().find(|file| file.path == plan.watched).map_or("", |file| &file.content);
-    let socket = socket.try_clone().map_err(|e| LaunchFailure::new(Part::Limits, "share the socket")(errno(&e)))?;
+    let socket =
+        socket.try_clone().map_err(|e| LaunchFailure::new(SandboxPart::Limits, "share the socket")(errno(&e)))?;
     Ok(Init {
         steps: steps::steps(plan, launch)?,
         program: sys::Program::new(text(super::PROGRAM.to_owned())?, arguments, environment),
@@ -203,7 +205,7 @@ fn map_ids(pid: Pid, ids: Ids) -> Result<(), LaunchFailure> {
     let (users, groups) = ids.maps();
     let put = |file: &str, text: &str| {
         let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, text).map_err(|e| LaunchFailure::new(Part::Ids, format!("write {file}"))(errno(&e)))
+        fs::write(&path, text).map_err(|e| LaunchFailure::new(SandboxPart::Ids, format!("write {file}"))(errno(&e)))
     };
     if let Ids::User { .. } = ids {
         put("setgroups", "deny")?;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use error::{Part, SandboxError};
+pub use error::{SandboxError, SandboxPart};
 pub use handle::{Event, Sandbox};
 pub use launcher::launch;
 

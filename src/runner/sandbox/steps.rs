@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid};
 use zeroize::Zeroizing;
 
 use super::filter::Filtered;
-use super::{CA_BUNDLE, HOME, Limits, PROGRAM, Part, Plan, filter};
+use super::{CA_BUNDLE, HOME, Limits, PROGRAM, Plan, SandboxPart, filter};
 
 /// The user that runs the program if root built the sandbox.
 pub const NOBODY: u32 = 65_534;
@@ -130,7 +130,7 @@ pub enum Step {
     NoNewPrivileges,
     NotDumpable,
     DieWithParent,
-    Filter(filter::Program),
+    Filter(filter::FilterProgram),
 }
 
 /// The content of a file, which may be a login.
@@ -147,7 +147,7 @@ impl Debug for Content {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub step: Step,
-    pub part: Part,
+    pub part: SandboxPart,
     pub what: String,
 }
 
@@ -165,31 +165,31 @@ pub enum PlanError {
 pub fn steps(plan: &Plan, launch: &Launch) -> Result<Vec<Planned>, PlanError> {
     let mut list = StepList(Vec::new());
     root(&mut list, plan, launch)?;
-    list.add(Part::Names, "set the host name", Step::Names);
-    list.add(Part::Network, "bring up the loopback interface", Step::Loopback);
-    list.add(Part::Network, "listen on the loopback interface", Step::Listen);
-    list.add(Part::Mounts, "open /dev/null", Step::NullInput);
-    list.add(Part::Privileges, "empty the bounding set", Step::EmptyBoundingSet);
-    list.add(Part::Privileges, "lock the securebits", Step::LockSecurebits);
+    list.add(SandboxPart::Names, "set the host name", Step::Names);
+    list.add(SandboxPart::Network, "bring up the loopback interface", Step::Loopback);
+    list.add(SandboxPart::Network, "listen on the loopback interface", Step::Listen);
+    list.add(SandboxPart::Mounts, "open /dev/null", Step::NullInput);
+    list.add(SandboxPart::Privileges, "empty the bounding set", Step::EmptyBoundingSet);
+    list.add(SandboxPart::Privileges, "lock the securebits", Step::LockSecurebits);
     if launch.ids == Ids::Root {
         let step = Step::Become { uid: Uid::from_raw(NOBODY), gid: Gid::from_raw(NOBODY) };
-        list.add(Part::Privileges, "become an ordinary user", step);
+        list.add(SandboxPart::Privileges, "become an ordinary user", step);
     }
-    list.add(Part::Privileges, "drop all capabilities", Step::NoCapabilities);
+    list.add(SandboxPart::Privileges, "drop all capabilities", Step::NoCapabilities);
     home(&mut list, plan)?;
-    list.add(Part::Limits, "keep to a few processors", Step::Processors(PROCESSORS));
-    list.add(Part::Limits, "lower the priority", Step::Nice);
+    list.add(SandboxPart::Limits, "keep to a few processors", Step::Processors(PROCESSORS));
+    list.add(SandboxPart::Limits, "lower the priority", Step::Nice);
     limits(&mut list, &plan.limits, launch.program_size);
-    list.add(Part::Privileges, "give up new privileges", Step::NoNewPrivileges);
-    list.add(Part::Privileges, "keep others out of its memory", Step::NotDumpable);
-    list.add(Part::Privileges, "die with its parent", Step::DieWithParent);
+    list.add(SandboxPart::Privileges, "give up new privileges", Step::NoNewPrivileges);
+    list.add(SandboxPart::Privileges, "keep others out of its memory", Step::NotDumpable);
+    list.add(SandboxPart::Privileges, "die with its parent", Step::DieWithParent);
     let program = filter::compile(Filtered::FirstProcess).map_err(PlanError::Filter)?;
-    list.add(Part::Filter, "filter system calls", Step::Filter(program));
+    list.add(SandboxPart::Filter, "filter system calls", Step::Filter(program));
     Ok(list.0)
 }
 
 /// The filter for the program's calls, in addition to the filter of the first process.
-pub fn program_filter(limits: &Limits) -> Result<filter::Program, PlanError> {
+pub fn program_filter(limits: &Limits) -> Result<filter::FilterProgram, PlanError> {
     let whose = if limits.one_process { Filtered::LoneProgram } else { Filtered::Program };
     filter::compile(whose).map_err(PlanError::Filter)
 }
@@ -206,17 +206,17 @@ pub fn in_home(path: &str) -> Result<CString, PlanError> {
 struct StepList(Vec<Planned>);
 
 impl StepList {
-    fn add(&mut self, part: Part, what: impl Into<String>, step: Step) {
+    fn add(&mut self, part: SandboxPart, what: impl Into<String>, step: Step) {
         self.0.push(Planned { step, part, what: what.into() });
     }
 
-    fn directory(&mut self, part: Part, path: &str, mode: u32) -> Result<(), PlanError> {
+    fn directory(&mut self, part: SandboxPart, path: &str, mode: u32) -> Result<(), PlanError> {
         let step = Step::Directory { path: CString::new(path)?, mode };
         self.add(part, format!("make the directory {path}"), step);
         Ok(())
     }
 
-    fn bind(&mut self, part: Part, from: &Path, to: &str, flags: MsFlags) -> Result<(), PlanError> {
+    fn bind(&mut self, part: SandboxPart, from: &Path, to: &str, flags: MsFlags) -> Result<(), PlanError> {
         let old = [b"/old", from.as_os_str().as_bytes()].concat();
         let step = Step::Bind { from: CString::new(old)?, to: CString::new(to)?, flags };
         self.add(part, format!("show {} as {to}", from.display()), step);
@@ -227,52 +227,52 @@ impl StepList {
         let Limits { disk, files, .. } = limits;
         let options = format!("mode=0700,uid={owner},gid={owner},size={disk},nr_inodes={files}");
         let step = Step::Tmpfs { path: CString::new(path)?, options: CString::new(options)? };
-        self.add(Part::Mounts, format!("mount a tmpfs on {path}"), step);
+        self.add(SandboxPart::Mounts, format!("mount a tmpfs on {path}"), step);
         Ok(())
     }
 }
 
 fn root(list: &mut StepList, plan: &Plan, launch: &Launch) -> Result<(), PlanError> {
     let strict = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
-    list.add(Part::Mounts, "make all mounts private", Step::PrivateMounts);
-    list.add(Part::Mounts, "change the root", Step::NewRoot);
-    list.directory(Part::Mounts, "/bin", 0o755)?;
-    list.bind(Part::Program, &launch.program, PROGRAM, strict | MsFlags::MS_NODEV)?;
-    list.directory(Part::Mounts, "/etc", 0o755)?;
+    list.add(SandboxPart::Mounts, "make all mounts private", Step::PrivateMounts);
+    list.add(SandboxPart::Mounts, "change the root", Step::NewRoot);
+    list.directory(SandboxPart::Mounts, "/bin", 0o755)?;
+    list.bind(SandboxPart::Program, &launch.program, PROGRAM, strict | MsFlags::MS_NODEV)?;
+    list.directory(SandboxPart::Mounts, "/etc", 0o755)?;
     let content = Content(Zeroizing::new(NO_NAMES.to_vec()));
     let step = Step::File { path: c"/etc/resolv.conf".to_owned(), content, mode: 0o444 };
-    list.add(Part::Mounts, "write /etc/resolv.conf", step);
+    list.add(SandboxPart::Mounts, "write /etc/resolv.conf", step);
     if let Some(bundle) = &launch.ca_bundle {
-        list.directory(Part::Mounts, "/etc/ssl", 0o755)?;
-        list.directory(Part::Mounts, "/etc/ssl/certs", 0o755)?;
+        list.directory(SandboxPart::Mounts, "/etc/ssl", 0o755)?;
+        list.directory(SandboxPart::Mounts, "/etc/ssl/certs", 0o755)?;
         let flags = strict | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        list.bind(Part::Program, bundle, CA_BUNDLE, flags)?;
+        list.bind(SandboxPart::Program, bundle, CA_BUNDLE, flags)?;
     }
-    list.directory(Part::Mounts, "/dev", 0o755)?;
+    list.directory(SandboxPart::Mounts, "/dev", 0o755)?;
     // Not /dev/zero: a shared mapping of it is shared memory that no limit counts.
     for device in ["/dev/null", "/dev/full", "/dev/random", "/dev/urandom"] {
-        list.bind(Part::Mounts, Path::new(device), device, strict | MsFlags::MS_NOEXEC)?;
+        list.bind(SandboxPart::Mounts, Path::new(device), device, strict | MsFlags::MS_NOEXEC)?;
     }
     // No proc file system: the program only reads the link to its own path.
-    list.directory(Part::Mounts, "/proc", 0o755)?;
-    list.directory(Part::Mounts, "/proc/self", 0o755)?;
+    list.directory(SandboxPart::Mounts, "/proc", 0o755)?;
+    list.directory(SandboxPart::Mounts, "/proc/self", 0o755)?;
     let step = Step::Symlink { target: CString::new(PROGRAM)?, path: c"/proc/self/exe".to_owned() };
-    list.add(Part::Mounts, "make /proc/self/exe", step);
+    list.add(SandboxPart::Mounts, "make /proc/self/exe", step);
     let owner = match launch.ids {
         Ids::Root => NOBODY,
         Ids::User { .. } => SOMEBODY,
     };
-    list.directory(Part::Mounts, "/home", 0o755)?;
+    list.directory(SandboxPart::Mounts, "/home", 0o755)?;
     for path in [HOME, "/tmp"] {
-        list.directory(Part::Mounts, path, 0o755)?;
+        list.directory(SandboxPart::Mounts, path, 0o755)?;
         list.tmpfs(path, owner, &plan.limits)?;
     }
     for (name, value) in TCP_BUFFERS {
         let step = Step::Sysctl { path: CString::new(format!("/old/proc/sys/net/ipv4/{name}"))?, value };
-        list.add(Part::Network, format!("set {name}"), step);
+        list.add(SandboxPart::Network, format!("set {name}"), step);
     }
-    list.add(Part::Mounts, "leave the old root", Step::LeaveOldRoot);
-    list.add(Part::Mounts, "make the root read-only", Step::ReadOnlyRoot);
+    list.add(SandboxPart::Mounts, "leave the old root", Step::LeaveOldRoot);
+    list.add(SandboxPart::Mounts, "make the root read-only", Step::ReadOnlyRoot);
     Ok(())
 }
 
@@ -286,16 +286,16 @@ fn home(list: &mut StepList, plan: &Plan) -> Result<(), PlanError> {
         for directory in above.into_iter().rev().filter(|directory| !directory.as_os_str().is_empty()) {
             if !made.contains(&directory) {
                 made.push(directory);
-                list.directory(Part::Home, &format!("{HOME}/{}", directory.display()), 0o700)?;
+                list.directory(SandboxPart::Home, &format!("{HOME}/{}", directory.display()), 0o700)?;
             }
         }
     }
     for file in &plan.home {
         let content = Content(Zeroizing::new(file.content.as_bytes().to_vec()));
         let step = Step::File { path: in_home(&file.path)?, content, mode: 0o600 };
-        list.add(Part::Home, format!("write {}", file.path), step);
+        list.add(SandboxPart::Home, format!("write {}", file.path), step);
     }
-    list.add(Part::Home, "enter the home", Step::Enter { path: CString::new(HOME)? });
+    list.add(SandboxPart::Home, "enter the home", Step::Enter { path: CString::new(HOME)? });
     Ok(())
 }
 
@@ -314,6 +314,6 @@ fn limits(list: &mut StepList, limits: &Limits, program_size: u64) {
         (Resource::RLIMIT_MSGQUEUE, 0, "message queues"),
         (Resource::RLIMIT_SIGPENDING, 64, "queued signals"),
     ] {
-        list.add(Part::Limits, format!("limit {what} to {value}"), Step::Limit { resource, value });
+        list.add(SandboxPart::Limits, format!("limit {what} to {value}"), Step::Limit { resource, value });
     }
 }

@@ -46,10 +46,10 @@ struct EventWindow {
 }
 
 #[derive(Default)]
-pub struct SecurityEvents(Mutex<State>);
+pub struct SecurityEvents(Mutex<EventState>);
 
 #[derive(Default)]
-struct State {
+struct EventState {
     windows: HashMap<Actor, HashMap<EventKind, EventWindow>>,
     /// The number of events of kinds for which there was no room, and since when they are counted.
     unnamed: Option<(u64, OffsetDateTime)>,
@@ -83,7 +83,7 @@ impl SecurityEvents {
     /// The entries that are to be written now.
     pub fn gather(&self, now: OffsetDateTime) -> Vec<Telemetry> {
         let mut state = self.lock();
-        let State { windows, notes, .. } = &mut *state;
+        let EventState { windows, notes, .. } = &mut *state;
         windows.retain(|_, kinds| {
             for (kind, window) in kinds.extract_if(|_, window| is_over(window.begun, now)) {
                 notes.extend(closing(&kind, &window, now));
@@ -96,12 +96,12 @@ impl SecurityEvents {
         std::mem::take(&mut state.notes).into_iter().map(|note| Telemetry::Noted { note }).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, EventState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl EventState {
     /// Counts the event if it is not the first.
     fn is_first(&mut self, note: &AuditNote) -> bool {
         let (kind, now) = (EventKind::of(note), note.at);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::service::core::directory::{ListQuery, Page};
+use crate::service::core::directory::{HostPage, ListQuery};
 use crate::service::{Core, Result};
 
 /// Hosts, their installers and their wrappers.
@@ -28,7 +28,7 @@ impl Hosts {
     }
 
     /// One page of the hosts that match `query`.
-    pub async fn list_hosts(&self, query: ListQuery) -> Result<Page> {
+    pub async fn list_hosts(&self, query: ListQuery) -> Result<HostPage> {
         self.core.directory.look(move |table| table.page(&query)).await
     }
 

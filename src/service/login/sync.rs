@@ -19,7 +19,7 @@ use crate::hot::HotHost;
 use crate::metrics::Refusal;
 use crate::model::audit::{Actor, AuditNote};
 use crate::model::auth_document::{
-    Allowed, AuthDocument, DocumentText, RequestMembers, Verdict, decide, split_request, uploaded_text,
+    Allowed, AuthDocument, DocumentText, RenewalVerdict, RequestMembers, decide, split_request, uploaded_text,
 };
 use crate::model::digest::Digest;
 use crate::model::host::{HostActivity, HostId};
@@ -215,18 +215,18 @@ impl Login {
         for _ in 0..MAX_STORE_ATTEMPTS {
             let present = self.core.canonical();
             let decide = |allowed| decide(document, present.as_deref().map(Canonical::present), allowed, now);
-            let wins = |allowed| matches!(decide(allowed), Ok(Verdict::Replaces(_)));
+            let wins = |allowed| matches!(decide(allowed), Ok(RenewalVerdict::Replaces(_)));
             let document = match (decide(allowed)?, present.as_ref()) {
-                (Verdict::Replaces(document), _) => document,
-                (Verdict::Unchanged, Some(present)) => return Ok((Outcome::Unchanged, Arc::clone(present))),
-                (Verdict::Outdated, Some(present)) => return Ok((Outcome::Outdated, Arc::clone(present))),
+                (RenewalVerdict::Replaces(document), _) => document,
+                (RenewalVerdict::Unchanged, Some(present)) => return Ok((Outcome::Unchanged, Arc::clone(present))),
+                (RenewalVerdict::Outdated, Some(present)) => return Ok((Outcome::Outdated, Arc::clone(present))),
                 // An admin on another node may have changed the account a moment ago.
-                (Verdict::OtherAccount, Some(_)) if !is_caught_up => {
+                (RenewalVerdict::OtherAccount, Some(_)) if !is_caught_up => {
                     self.core.catch_up().await?;
                     is_caught_up = true;
                     continue;
                 }
-                (Verdict::OtherAccount, Some(present)) => {
+                (RenewalVerdict::OtherAccount, Some(present)) => {
                     // The refusal counts as a store, because it is written to the audit log.
                     host.map_or(Ok(()), |id| self.take_store(id))?;
                     let (present, new) = (present.login.to_string(), document.login().to_string());

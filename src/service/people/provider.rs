@@ -20,8 +20,8 @@ use crate::records::SignInMethod;
 use crate::seal::{Place, Sealed};
 use crate::service::people::sessions::{Beginning, NewSession};
 use crate::service::{Initiator, People, Result, ServiceError};
-pub use crate::upstream::oidc::Answer as ProviderAnswer;
-use crate::upstream::oidc::{Flow, Identity, Provider, Refusal};
+pub use crate::upstream::oidc::ProviderAnswer;
+use crate::upstream::oidc::{Flow, Identity, Provider, SignInRefusal};
 
 /// How long the provider's pages may take.
 pub const SIGN_IN_TIMEOUT: Duration = Duration::minutes(10);
@@ -93,7 +93,7 @@ fn place(id: Uuid) -> Place {
 }
 
 /// Logs the full reason of a refusal; the audit log has it as one word.
-fn tell(refusal: Refusal) {
+fn tell(refusal: SignInRefusal) {
     log::info!(event = "oidc_refused", reason = refusal.as_str(); "a sign-in was refused: {refusal}");
 }
 
@@ -120,7 +120,7 @@ impl People {
         let (location, flow) = match sign_ins.provider.begin().await {
             Ok(begun) => begun,
             // Not noted in the audit log: the sign-in has not begun. The daemon's log has the cause.
-            Err(Refusal::Unavailable) => return Err(ServiceError::ProviderUnavailable),
+            Err(SignInRefusal::Unavailable) => return Err(ServiceError::ProviderUnavailable),
             Err(refusal) => {
                 // The caller is not at fault, so this does not count as a failure.
                 tell(refusal);
@@ -211,11 +211,11 @@ impl People {
         }
         let identity = match sign_ins.provider.finish(&flow, answer).await {
             Ok(identity) => identity,
-            Err(Refusal::Unavailable) => {
-                self.refuse_sign_in(None, 503, Refusal::Unavailable.as_str(), from).await;
+            Err(SignInRefusal::Unavailable) => {
+                self.refuse_sign_in(None, 503, SignInRefusal::Unavailable.as_str(), from).await;
                 return Err(ServiceError::ProviderUnavailable);
             }
-            Err(Refusal::StateMissing | Refusal::StateForeign) => return Err(self.foreign_state(from)),
+            Err(SignInRefusal::StateMissing | SignInRefusal::StateForeign) => return Err(self.foreign_state(from)),
             Err(refusal) => {
                 tell(refusal);
                 return Err(self.not_finished(refusal.as_str(), from).await);

@@ -17,7 +17,7 @@ use crate::service::clock_tests::{TestClock, node};
 use crate::service::people::provider::Begun;
 use crate::service::{Adapters, Areas, Initiator};
 use crate::upstream::oidc::tests::hostile::{self, CLIENT, SECRET, TOKEN};
-use crate::upstream::oidc::{Answer, Provider, Settings};
+use crate::upstream::oidc::{Provider, ProviderAnswer, ProviderSettings};
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SUBJECT: &str = "ada-of-the-provider";
@@ -39,7 +39,7 @@ impl World {
 
     /// Only the service's clock is set; tokens follow the system's.
     async fn node(&self, name: &str) -> Areas {
-        let settings = Settings {
+        let settings = ProviderSettings {
             issuer: self.provider.issuer(),
             client_id: CLIENT.into(),
             client_secret: Some(Secret::new(SECRET)),
@@ -61,17 +61,17 @@ impl World {
     }
 }
 
-async fn visit(begun: &Begun) -> Answer {
+async fn visit(begun: &Begun) -> ProviderAnswer {
     let browser = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let response = browser.get(&begun.location).send().await.unwrap();
     let location = Url::parse(response.headers()["location"].to_str().unwrap()).unwrap();
     let mut brought: HashMap<String, String> = location.query_pairs().into_owned().collect();
     let [code, state] = ["code", "state"].map(|name| brought.remove(name).map(Secret::new));
-    Answer { code, state, iss: brought.remove("iss"), error: None }
+    ProviderAnswer { code, state, iss: brought.remove("iss"), error: None }
 }
 
 /// `done`, or why not.
-async fn finish(areas: &Areas, begun: &Begun, answer: &Answer) -> String {
+async fn finish(areas: &Areas, begun: &Begun, answer: &ProviderAnswer) -> String {
     let finished = areas.people.finish_sign_in(Some(&begun.cookie), answer, HERE, None).await;
     let filter = AuditFilter { action: Some("session.begin".into()), ..AuditFilter::default() };
     let entry = areas.audit.audit_log(&filter, 1).await.unwrap().remove(0).note;

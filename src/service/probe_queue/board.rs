@@ -26,7 +26,7 @@ pub struct Board {
     /// Requests up to this number are answered.
     answered: u64,
     wanted: Option<WantedProbe>,
-    running: Option<Running>,
+    running: Option<RunningProbe>,
     quiet_until: Option<Instant>,
     retry_at: Option<Instant>,
 }
@@ -48,7 +48,7 @@ pub struct WantedProbe {
 
 /// The probe under way.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub struct RunningProbe {
     pub trigger: ProbeTrigger,
     pub since: OffsetDateTime,
     /// The probed version, and those that this probe adopted.
@@ -126,7 +126,7 @@ impl Board {
 
     pub fn began(&mut self, wanted: &WantedProbe, version: u64, since: OffsetDateTime) {
         let (trigger, ticket) = (wanted.trigger, wanted.ticket);
-        self.running = Some(Running { trigger, since, versions: vec![version], ticket });
+        self.running = Some(RunningProbe { trigger, since, versions: vec![version], ticket });
     }
 
     /// The running probe adopted a login as this version.
@@ -160,7 +160,7 @@ impl Board {
         self.retry_at = Some(now + wait);
     }
 
-    pub fn running(&self) -> Option<&Running> {
+    pub fn running(&self) -> Option<&RunningProbe> {
         self.running.as_ref()
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::hot::Refreshed;
-use crate::model::auth_document::{Allowed, AuthDocument, Verdict, decide, refreshed};
+use crate::model::auth_document::{Allowed, AuthDocument, RenewalVerdict, decide, refreshed};
 use crate::records::{CanonicalSource, ReplaceCondition};
 use crate::seal::Place;
 use crate::service::core::canonical::Canonical;
@@ -46,8 +46,10 @@ impl Probes {
             let even_if_older = present.summary.version == from.summary.version;
             let allowed = Allowed { even_if_older, ..Allowed::default() };
             let document = match decide(&document, Some(present.present()), allowed, now)? {
-                Verdict::Replaces(document) => document,
-                Verdict::Unchanged | Verdict::Outdated | Verdict::OtherAccount => return Ok(Adopted::Overtaken),
+                RenewalVerdict::Replaces(document) => document,
+                RenewalVerdict::Unchanged | RenewalVerdict::Outdated | RenewalVerdict::OtherAccount => {
+                    return Ok(Adopted::Overtaken);
+                }
             };
             let condition = ReplaceCondition::Version(Some(present.summary.version));
             let note = Initiator::daemon().note(now, "auth.refresh").with("of", from.summary.version);

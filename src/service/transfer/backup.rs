@@ -15,7 +15,7 @@ use crate::model::checkup::shown;
 use crate::records::copy::{Count, Table, Tally};
 use crate::records::{Epoch, SettingsChange, VerifiedBackup};
 use crate::service::core::initiator::log_note;
-use crate::service::transfer::{Counts, Export};
+use crate::service::transfer::{RunningExport, TableCounts};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 /// The format of the rows and of the manifest. It grows with each member that a row gains: an older version would leave
@@ -70,7 +70,7 @@ impl Transfer {
         let gone = |_| ServiceError::Refused("the client disconnected before the backup was complete".into());
         pieces.send(Piece::About(self.about_rows().await?)).await.map_err(gone)?;
         let mut tally = Tally::default();
-        let mut export = Export::begin(&self.core.records);
+        let mut export = RunningExport::begin(&self.core.records);
         while let Some(chunk) = export.chunks.recv().await {
             for row in &chunk {
                 let line = row.line()?;
@@ -80,7 +80,7 @@ impl Transfer {
         }
         export.end().await?;
         let rows = tally.rows();
-        let tables: Counts = tally.counts();
+        let tables: TableCounts = tally.counts();
         let version = env!("CARGO_PKG_VERSION").into();
         let epoch = self.core.records.epoch().await?;
         let manifest = Manifest { format: FORMAT, version, created_at: now, epoch, tables, rows, has_keys: false };

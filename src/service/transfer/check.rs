@@ -19,7 +19,7 @@ use crate::service::core::authorities::authority_place;
 use crate::service::core::boot::server_key_place;
 use crate::service::core::canonical::{body_place, token_place};
 use crate::service::login::delivery::agent_identity_place;
-use crate::service::transfer::{FORMAT, Manifest, OLDEST_FORMAT, Step, Teller};
+use crate::service::transfer::{FORMAT, Manifest, OLDEST_FORMAT, ProgressReporter, TransferStep};
 use crate::service::{Result, ServiceError};
 
 /// The rows of a backup, as an open file: the process that opened it may have more rights than the one that reads it.
@@ -77,7 +77,12 @@ pub struct Checked {
 }
 
 /// Checks a backup. Without a key, sealed values are counted but not opened.
-pub async fn check(manifest: &Manifest, rows: &Rows, key: Option<&MasterKey>, teller: &Teller) -> Result<Checked> {
+pub async fn check(
+    manifest: &Manifest,
+    rows: &Rows,
+    key: Option<&MasterKey>,
+    reporter: &ProgressReporter,
+) -> Result<Checked> {
     if !(OLDEST_FORMAT..=FORMAT).contains(&manifest.format) {
         let Manifest { format, version, .. } = manifest;
         let refusal = format!(
@@ -86,9 +91,10 @@ pub async fn check(manifest: &Manifest, rows: &Rows, key: Option<&MasterKey>, te
         );
         return Err(ServiceError::Refused(refusal));
     }
-    teller.tell(Step::Checking, 0, manifest.rows).await?;
+    reporter.tell(TransferStep::Checking, 0, manifest.rows).await?;
     let (manifest, rows, key) = (manifest.clone(), rows.duplicate()?, key.cloned());
-    let checked = tokio::task::spawn_blocking(move || Check { key, ..Check::default() }.all(&manifest, &rows)).await;
+    let checked =
+        tokio::task::spawn_blocking(move || RowCheck { key, ..RowCheck::default() }.all(&manifest, &rows)).await;
     checked.map_err(ServiceError::internal)?
 }
 
@@ -97,7 +103,7 @@ pub(in crate::service) fn damaged(what: impl std::fmt::Display) -> ServiceError 
 }
 
 #[derive(Default)]
-struct Check {
+struct RowCheck {
     key: Option<MasterKey>,
     tally: Tally,
     last: Option<Table>,
@@ -113,7 +119,7 @@ struct Check {
     sealed: u64,
 }
 
-impl Check {
+impl RowCheck {
     fn all(mut self, manifest: &Manifest, rows: &Rows) -> Result<Checked> {
         rows.each_line(|line| {
             let row: Row =

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::platform::random;
 use crate::records::{Epoch, Filling, Standstill};
 use crate::service::core::initiator::log_note;
-use crate::service::transfer::{Compared, Export, Opened, Target, Teller, fill_from, finish, of};
+use crate::service::transfer::{Compared, Opened, ProgressReporter, RunningExport, Target, fill_from, finish, of};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ pub struct Moved {
 const BACK: &str = "`codex-authd migrate --abort` lets this store go on";
 
 impl Transfer {
-    pub async fn migrate(&self, by: &Initiator, target: &Target, teller: &Teller) -> Result<Moved> {
+    pub async fn migrate(&self, by: &Initiator, target: &Target, reporter: &ProgressReporter) -> Result<Moved> {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
         let opened = stores.open(target).await?;
@@ -40,7 +40,7 @@ impl Transfer {
         let reason = format!("it is being moved to {}; if that was cut short, migrate again, or {BACK}", opened.name);
         let moving = async {
             self.stand_still(by, Some(&reason), "state.migrate", &opened.name).await?;
-            self.copy_to(by, &from, &opened, filling, teller).await
+            self.copy_to(by, &from, &opened, filling, reporter).await
         };
         let moved = moving.await;
         let after = match &moved {
@@ -73,14 +73,14 @@ impl Transfer {
         from: &str,
         opened: &Opened,
         filling: Filling,
-        teller: &Teller,
+        reporter: &ProgressReporter,
     ) -> Result<Moved> {
         // The store stands still, so no node will ever know a later epoch.
         let filling = Filling { above: self.core.records.epoch().await?, ..filling };
         begin(opened, &filling).await?;
         let about = self.about_rows().await?;
-        let mut export = Export::begin(&self.core.records);
-        let tables = fill_from(&opened.records, &opened.name, &filling, &mut export.chunks, about, teller).await?;
+        let mut export = RunningExport::begin(&self.core.records);
+        let tables = fill_from(&opened.records, &opened.name, &filling, &mut export.chunks, about, reporter).await?;
         // A failed export ends the rows too early; this reports it.
         export.end().await?;
         let note = by.note(self.core.platform.now(), "state.migrate").on(&opened.name).with("from", from);

@@ -86,7 +86,7 @@ impl Transfer {
 /// The current step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Step {
+pub enum TransferStep {
     Checking,
     Copying,
     Comparing,
@@ -94,7 +94,7 @@ pub enum Step {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    pub step: Step,
+    pub step: TransferStep,
     pub rows: u64,
     /// About how many rows there are in all.
     pub of: u64,
@@ -102,21 +102,21 @@ pub struct Progress {
 
 /// Reports progress to the client. Once the client has disconnected, the operation ends where it still can.
 #[derive(Clone)]
-pub struct Teller(mpsc::Sender<Progress>);
+pub struct ProgressReporter(mpsc::Sender<Progress>);
 
-impl Teller {
+impl ProgressReporter {
     pub fn new() -> (Self, mpsc::Receiver<Progress>) {
         let (sender, receiver) = mpsc::channel(4);
         (Self(sender), receiver)
     }
 
-    async fn tell(&self, step: Step, rows: u64, of: u64) -> Result<()> {
+    async fn tell(&self, step: TransferStep, rows: u64, of: u64) -> Result<()> {
         let gone = |_| ServiceError::Refused("the client disconnected, so the operation was not finished".into());
         self.0.send(Progress { step, rows, of: of.max(rows) }).await.map_err(gone)
     }
 }
 
-type Counts = BTreeMap<Table, Count>;
+type TableCounts = BTreeMap<Table, Count>;
 
 /// The counts of a table on both sides.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ pub struct Compared {
     pub to: Count,
 }
 
-fn compare(from: &Counts, to: &Counts) -> Result<Vec<Compared>> {
+fn compare(from: &TableCounts, to: &TableCounts) -> Result<Vec<Compared>> {
     let compared: Vec<_> = from
         .iter()
         .filter_map(|(table, count)| Some(Compared { table: *table, from: *count, to: *to.get(table)? }))
@@ -140,12 +140,12 @@ fn compare(from: &Counts, to: &Counts) -> Result<Vec<Compared>> {
 }
 
 /// A running export.
-struct Export {
+struct RunningExport {
     chunks: mpsc::Receiver<Vec<Row>>,
     running: JoinHandle<std::result::Result<(), RecordsError>>,
 }
 
-impl Export {
+impl RunningExport {
     fn begin(records: &Arc<dyn Records>) -> Self {
         let (sender, chunks) = mpsc::channel(2);
         let from = Arc::clone(records);
@@ -168,20 +168,20 @@ async fn fill_from(
     filling: &Filling,
     chunks: &mut mpsc::Receiver<Vec<Row>>,
     about: u64,
-    teller: &Teller,
+    reporter: &ProgressReporter,
 ) -> Result<Vec<Compared>> {
     let mut from = Tally::default();
     while let Some(chunk) = chunks.recv().await {
         from.add_rows(&chunk)?;
         target.fill_append(filling, &chunk).await.map_err(|error| of(name, error))?;
-        teller.tell(Step::Copying, from.rows(), about).await?;
+        reporter.tell(TransferStep::Copying, from.rows(), about).await?;
     }
     let all = from.rows();
     let mut to = Tally::default();
-    let mut read_back = Export::begin(target);
+    let mut read_back = RunningExport::begin(target);
     while let Some(chunk) = read_back.chunks.recv().await {
         to.add_rows(&chunk)?;
-        teller.tell(Step::Comparing, to.rows(), all).await?;
+        reporter.tell(TransferStep::Comparing, to.rows(), all).await?;
     }
     read_back.end().await.map_err(|error| of(name, error))?;
     compare(&from.counts(), &to.counts())

@@ -25,7 +25,7 @@ use crate::records::{Filling, Records, RestoredLogin, Settings, Standstill};
 use crate::seal::MasterKey;
 use crate::service::core::initiator::log_note;
 use crate::service::transfer::check::{Rows, check, damaged};
-use crate::service::transfer::{Compared, Manifest, Stores, Teller, fill_from, finish};
+use crate::service::transfer::{Compared, Manifest, ProgressReporter, Stores, fill_from, finish};
 use crate::service::{Initiator, Result, ServiceError, Transfer};
 
 /// The backup to restore, and the key that opens it.
@@ -55,12 +55,17 @@ impl Transfer {
     }
 
     /// Restores a backup. This process, and all others on the same store, are replaced.
-    pub async fn restore_backup(&self, by: &Initiator, backup: Backup, teller: &Teller) -> Result<Restored> {
+    pub async fn restore_backup(
+        &self,
+        by: &Initiator,
+        backup: Backup,
+        reporter: &ProgressReporter,
+    ) -> Result<Restored> {
         let _one_at_a_time = self.begin_moving()?;
         let stores = self.stores()?;
         let present = Some(&self.core.secrets.master);
         let restored =
-            restore(&self.core.records, &**stores, present, backup, by, &*self.core.platform, teller).await?;
+            restore(&self.core.records, &**stores, present, backup, by, &*self.core.platform, reporter).await?;
         if restored.is_to_be_promoted {
             self.core.health.ask_to_be_replaced();
         }
@@ -76,7 +81,7 @@ pub async fn restore(
     backup: Backup,
     by: &Initiator,
     platform: &dyn Platform,
-    teller: &Teller,
+    reporter: &ProgressReporter,
 ) -> Result<Restored> {
     let Backup { manifest, rows, master_key } = backup;
     let key = master_key.as_ref().or(present_key).ok_or_else(|| {
@@ -84,7 +89,7 @@ pub async fn restore(
                        master key with --master-key FILE";
         ServiceError::Refused(refusal.into())
     })?;
-    let checked = check(&manifest, &rows, Some(key), teller).await?;
+    let checked = check(&manifest, &rows, Some(key), reporter).await?;
     let beside = stores.open_beside().await?;
     let new_key = master_key.filter(|new| present_key.is_none_or(|present| !present.is(new)));
     if new_key.is_some() && stores.master_key_is_a_credential() {
@@ -107,7 +112,7 @@ pub async fn restore(
     let (sender, mut chunks) = mpsc::channel(2);
     let of = manifest.rows;
     let reading = tokio::task::spawn_blocking(move || read(&rows, &sender));
-    let filled = fill_from(target, &stores.present(), &filling, &mut chunks, of, teller).await;
+    let filled = fill_from(target, &stores.present(), &filling, &mut chunks, of, reporter).await;
     drop(chunks);
     let read = reading.await.map_err(ServiceError::internal)?;
     // If the filling failed, the reading failed because of it.

@@ -15,9 +15,9 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::http::HttpFailure;
-use super::refusal::{Refusal, issuers};
+use super::refusal::{SignInRefusal, issuers};
 use super::token::Extra;
-use super::{Settings, is_loopback};
+use super::{ProviderSettings, is_loopback};
 
 type Fields = IdTokenFields<
     Extra,
@@ -83,13 +83,13 @@ pub(super) fn address(issuer: &str) -> String {
 }
 
 impl Document {
-    pub fn read(body: &[u8], settings: &Settings) -> Result<Self, (Refusal, HttpFailure)> {
-        let unfit = |words: &str| (Refusal::Unavailable, HttpFailure::new(words));
+    pub fn read(body: &[u8], settings: &ProviderSettings) -> Result<Self, (SignInRefusal, HttpFailure)> {
+        let unfit = |words: &str| (SignInRefusal::Unavailable, HttpFailure::new(words));
         let metadata: Metadata =
             serde_json::from_slice(body).map_err(|_| unfit("its discovery document lacks a required member"))?;
         if metadata.issuer().as_str() != settings.issuer {
             let words = issuers("its discovery document", &settings.issuer, metadata.issuer().as_str());
-            return Err((Refusal::IssuerOfDiscovery, HttpFailure::new(words)));
+            return Err((SignInRefusal::IssuerOfDiscovery, HttpFailure::new(words)));
         }
         let issuer = metadata.issuer().url();
         let token_endpoint =

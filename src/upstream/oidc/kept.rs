@@ -11,31 +11,31 @@ use arc_swap::ArcSwapOption;
 use openidconnect::core::CoreJsonWebKey;
 use tokio::sync::Mutex;
 
-use super::Settings;
+use super::ProviderSettings;
 use super::document::{self, Document};
 use super::http::{Http, HttpFailure, HttpLimits};
-use super::keys::Keys;
-use super::refusal::Refusal;
+use super::keys::ProviderKeys;
+use super::refusal::SignInRefusal;
 use super::token::TokenHeader;
 
 pub(super) struct Kept {
-    pub settings: Settings,
+    pub settings: ProviderSettings,
     pub http: Http,
     between_rereads: Duration,
-    document: Place<Document>,
-    keys: Place<Keys>,
+    document: CacheSlot<Document>,
+    keys: CacheSlot<ProviderKeys>,
     /// The time and the result of the last fetch of the keys that an unknown key caused.
-    reread: Mutex<Option<(Instant, Result<(), Refusal>)>>,
+    reread: Mutex<Option<(Instant, Result<(), SignInRefusal>)>>,
     pub parts: CacheParts,
 }
 
-struct Place<T> {
+struct CacheSlot<T> {
     value: ArcSwapOption<(Instant, Arc<T>)>,
     /// Locked during a fetch. Holds the time and the reason of the last failure.
-    reading: Mutex<Option<(Instant, Refusal)>>,
+    reading: Mutex<Option<(Instant, SignInRefusal)>>,
 }
 
-impl<T> Place<T> {
+impl<T> CacheSlot<T> {
     fn new() -> Self {
         Self { value: ArcSwapOption::empty(), reading: Mutex::new(None) }
     }
@@ -48,19 +48,19 @@ impl<T> Place<T> {
 }
 
 impl Kept {
-    pub fn new(settings: Settings, http: Http, limits: &HttpLimits) -> Self {
+    pub fn new(settings: ProviderSettings, http: Http, limits: &HttpLimits) -> Self {
         Self {
             settings,
             http,
             between_rereads: limits.between_rereads,
-            document: Place::new(),
-            keys: Place::new(),
+            document: CacheSlot::new(),
+            keys: CacheSlot::new(),
             reread: Mutex::new(None),
             parts: CacheParts::default(),
         }
     }
 
-    pub async fn document(self: &Arc<Self>) -> Result<Arc<Document>, Refusal> {
+    pub async fn document(self: &Arc<Self>) -> Result<Arc<Document>, SignInRefusal> {
         if let Some(document) = self.document.younger_than(self.settings.keys_ttl) {
             return Ok(document);
         }
@@ -69,7 +69,7 @@ impl Kept {
     }
 
     /// Returns the key that signed a token with this header.
-    pub async fn key(self: &Arc<Self>, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
+    pub async fn key(self: &Arc<Self>, header: &TokenHeader) -> Result<CoreJsonWebKey, SignInRefusal> {
         let keys = match self.keys.younger_than(self.settings.keys_ttl) {
             Some(keys) => keys,
             None => {
@@ -81,7 +81,7 @@ impl Kept {
             return Ok(key.clone());
         }
         if header.kid.is_none() {
-            return Err(Refusal::UnknownKey);
+            return Err(SignInRefusal::UnknownKey);
         }
         let (kept, header) = (Arc::clone(self), header.clone());
         by_itself(async move { kept.reread(&header).await }).await
@@ -105,7 +105,7 @@ impl Kept {
         }
     }
 
-    async fn read_document(&self, asked: Instant) -> Result<Arc<Document>, Refusal> {
+    async fn read_document(&self, asked: Instant) -> Result<Arc<Document>, SignInRefusal> {
         let mut failed = self.document.reading.lock().await;
         if let Some(document) = self.document.younger_than(self.settings.keys_ttl) {
             return Ok(document);
@@ -116,7 +116,7 @@ impl Kept {
         read
     }
 
-    async fn read_keys(&self, asked: Instant) -> Result<Arc<Keys>, Refusal> {
+    async fn read_keys(&self, asked: Instant) -> Result<Arc<ProviderKeys>, SignInRefusal> {
         // The token came from an endpoint of the document, so a document exists, unless it has just expired.
         self.read_document(asked).await?;
         let mut failed = self.keys.reading.lock().await;
@@ -131,7 +131,7 @@ impl Kept {
 
     /// Handles an unknown key: the provider may have changed its keys. Invented key names cause at most one fetch per
     /// interval, for all together.
-    async fn reread(&self, header: &TokenHeader) -> Result<CoreJsonWebKey, Refusal> {
+    async fn reread(&self, header: &TokenHeader) -> Result<CoreJsonWebKey, SignInRefusal> {
         let mut last = self.reread.lock().await;
         let found = || {
             let keys = self.keys.younger_than(self.settings.keys_ttl)?;
@@ -151,34 +151,34 @@ impl Kept {
                 outcome?;
             }
         }
-        found().ok_or(Refusal::UnknownKey)
+        found().ok_or(SignInRefusal::UnknownKey)
     }
 
-    async fn fetch_document(&self) -> Result<Arc<Document>, Refusal> {
+    async fn fetch_document(&self) -> Result<Arc<Document>, SignInRefusal> {
         let read = match self.http.get(&document::address(&self.settings.issuer)).await {
             Ok(body) => Document::read(&body, &self.settings),
-            Err(failure) => Err((Refusal::Unavailable, failure)),
+            Err(failure) => Err((SignInRefusal::Unavailable, failure)),
         };
-        let document = Arc::new(self.parts.note(Part::Document, read)?);
+        let document = Arc::new(self.parts.note(ProviderPart::Document, read)?);
         self.document.value.store(Some(Arc::new((Instant::now(), Arc::clone(&document)))));
         Ok(document)
     }
 
-    async fn fetch_keys(&self) -> Result<Arc<Keys>, Refusal> {
+    async fn fetch_keys(&self) -> Result<Arc<ProviderKeys>, SignInRefusal> {
         let address = match self.document.value.load().as_deref() {
             Some((_, document)) => document.keys.clone(),
-            None => return Err(Refusal::Unavailable),
+            None => return Err(SignInRefusal::Unavailable),
         };
-        let read = self.http.get(&address).await.and_then(|body| Keys::read(&body));
-        let read = read.map_err(|failure| (Refusal::Unavailable, failure));
-        let keys = Arc::new(self.parts.note(Part::Keys, read)?);
+        let read = self.http.get(&address).await.and_then(|body| ProviderKeys::read(&body));
+        let read = read.map_err(|failure| (SignInRefusal::Unavailable, failure));
+        let keys = Arc::new(self.parts.note(ProviderPart::Keys, read)?);
         self.keys.value.store(Some(Arc::new((Instant::now(), Arc::clone(&keys)))));
         Ok(keys)
     }
 }
 
 /// A fetch that failed after this sign-in asked counts as this sign-in's failure too.
-fn shared(failed: Option<(Instant, Refusal)>, asked: Instant) -> Result<(), Refusal> {
+fn shared(failed: Option<(Instant, SignInRefusal)>, asked: Instant) -> Result<(), SignInRefusal> {
     match failed {
         Some((at, refusal)) if at >= asked => Err(refusal),
         _ => Ok(()),
@@ -187,14 +187,14 @@ fn shared(failed: Option<(Instant, Refusal)>, asked: Instant) -> Result<(), Refu
 
 /// Runs the work to its end, even if the caller goes away.
 async fn by_itself<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
-) -> Result<T, Refusal> {
+    work: impl Future<Output = Result<T, SignInRefusal>> + Send + 'static,
+) -> Result<T, SignInRefusal> {
     // The task ends early only with the process.
-    tokio::spawn(work).await.unwrap_or(Err(Refusal::Unavailable))
+    tokio::spawn(work).await.unwrap_or(Err(SignInRefusal::Unavailable))
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Part {
+pub(super) enum ProviderPart {
     Document = 1,
     Keys = 2,
     Exchange = 4,
@@ -206,25 +206,29 @@ pub(super) enum Part {
 pub(super) struct CacheParts(AtomicU8);
 
 impl CacheParts {
-    pub fn works(&self, part: Part) {
+    pub fn works(&self, part: ProviderPart) {
         let bit = part as u8;
         if self.0.fetch_and(!bit, Ordering::AcqRel) == bit {
             log::info!(event = "oidc_available"; "the identity provider can be used again");
         }
     }
 
-    pub fn fails(&self, part: Part, cause: &HttpFailure) {
+    pub fn fails(&self, part: ProviderPart, cause: &HttpFailure) {
         if self.0.fetch_or(part as u8, Ordering::AcqRel) == 0 {
             let part = match part {
-                Part::Document => "its discovery document",
-                Part::Keys => "its keys",
-                Part::Exchange => "its token endpoint",
+                ProviderPart::Document => "its discovery document",
+                ProviderPart::Keys => "its keys",
+                ProviderPart::Exchange => "its token endpoint",
             };
             log::warn!(event = "oidc_unavailable", part, cause:% = cause; "the identity provider cannot be used ({part}): {cause}");
         }
     }
 
-    fn note<T>(&self, part: Part, outcome: Result<T, (Refusal, HttpFailure)>) -> Result<T, Refusal> {
+    fn note<T>(
+        &self,
+        part: ProviderPart,
+        outcome: Result<T, (SignInRefusal, HttpFailure)>,
+    ) -> Result<T, SignInRefusal> {
         match outcome {
             Ok(value) => {
                 self.works(part);

@@ -20,9 +20,9 @@ const MAX_RSA_BITS: usize = 4096;
 const MAX_EXPONENT_BYTES: usize = 4;
 
 /// The usable keys of a key set.
-pub(super) struct Keys(Vec<CoreJsonWebKey>);
+pub(super) struct ProviderKeys(Vec<CoreJsonWebKey>);
 
-impl Keys {
+impl ProviderKeys {
     pub fn read(body: &[u8]) -> Result<Self, HttpFailure> {
         #[derive(Deserialize)]
         struct Set {

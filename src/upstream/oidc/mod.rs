@@ -3,7 +3,7 @@
 //! It begins a sign-in (where to send the browser) and finishes one (the identity, proved by an ID token). It knows
 //! nothing of users, sessions and browsers. The provider's document and keys are fetched at first use and cached in
 //! memory; after a crash they are fetched again. Data from the provider is checked before it is used, and none of it
-//! gets into an error. An error is a [`Refusal`] with a stable name and our own message.
+//! gets into an error. An error is a [`SignInRefusal`] with a stable name and our own message.
 
 mod document;
 mod http;
@@ -30,14 +30,14 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use self::document::Document;
 use self::http::{Http, HttpFailure, HttpLimits};
-use self::kept::{Kept, Part};
-pub use self::refusal::Refusal;
+use self::kept::{Kept, ProviderPart};
+pub use self::refusal::SignInRefusal;
 use self::token::{ExpectedClaims, Token, TokenHeader};
 use crate::model::secret::Secret;
 use crate::platform::{Platform, random};
 
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ProviderSettings {
     pub issuer: String,
     pub client_id: String,
     /// `None` for a public client.
@@ -62,7 +62,7 @@ pub struct Flow {
 
 /// The parameters that the browser brings back. A missing one is `None`; none is trusted.
 #[derive(Default)]
-pub struct Answer {
+pub struct ProviderAnswer {
     pub code: Option<Secret>,
     pub state: Option<Secret>,
     pub iss: Option<String>,
@@ -100,11 +100,15 @@ pub struct Provider {
 
 impl Provider {
     /// Opens no connection: the provider is contacted at first use.
-    pub fn new(settings: Settings, platform: Arc<dyn Platform>) -> Result<Self, ProviderError> {
+    pub fn new(settings: ProviderSettings, platform: Arc<dyn Platform>) -> Result<Self, ProviderError> {
         Self::within(HttpLimits::REAL, settings, platform)
     }
 
-    fn within(limits: HttpLimits, settings: Settings, platform: Arc<dyn Platform>) -> Result<Self, ProviderError> {
+    fn within(
+        limits: HttpLimits,
+        settings: ProviderSettings,
+        platform: Arc<dyn Platform>,
+    ) -> Result<Self, ProviderError> {
         let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderError::Issuer)?;
         RedirectUrl::new(settings.redirect_uri.clone()).map_err(|_| ProviderError::RedirectUri)?;
         let http = Http::new(&limits, is_loopback(issuer.url()))?;
@@ -117,7 +121,7 @@ impl Provider {
     }
 
     /// Returns the URL for the browser, and the data to keep until it comes back.
-    pub async fn begin(&self) -> Result<(Url, Flow), Refusal> {
+    pub async fn begin(&self) -> Result<(Url, Flow), SignInRefusal> {
         let document = self.kept.document().await?;
         let flow = Flow { state: self.random(), nonce: self.random(), verifier: self.random() };
         let verifier = PkceCodeVerifier::new(flow.verifier.clone());
@@ -132,24 +136,24 @@ impl Provider {
     }
 
     /// Finishes a sign-in, and returns the identity of the user.
-    pub async fn finish(&self, flow: &Flow, answer: &Answer) -> Result<Identity, Refusal> {
-        let state = answer.state.as_ref().ok_or(Refusal::StateMissing)?;
+    pub async fn finish(&self, flow: &Flow, answer: &ProviderAnswer) -> Result<Identity, SignInRefusal> {
+        let state = answer.state.as_ref().ok_or(SignInRefusal::StateMissing)?;
         if !bool::from(state.expose().as_bytes().ct_eq(flow.state.as_bytes())) {
-            return Err(Refusal::StateForeign);
+            return Err(SignInRefusal::StateForeign);
         }
         let settings = &self.kept.settings;
         if let Some(iss) = answer.iss.as_ref().filter(|iss| **iss != settings.issuer) {
             refusal::tell_issuers("the browser's answer", &settings.issuer, iss);
-            return Err(Refusal::IssuerOfResponse);
+            return Err(SignInRefusal::IssuerOfResponse);
         }
         let document = self.kept.document().await?;
         if answer.iss.is_none() && document.names_itself {
-            return Err(Refusal::IssuerOfResponse);
+            return Err(SignInRefusal::IssuerOfResponse);
         }
         if answer.error.is_some() {
-            return Err(Refusal::Denied);
+            return Err(SignInRefusal::Denied);
         }
-        let code = answer.code.as_ref().filter(|code| !code.expose().is_empty()).ok_or(Refusal::CodeMissing)?;
+        let code = answer.code.as_ref().filter(|code| !code.expose().is_empty()).ok_or(SignInRefusal::CodeMissing)?;
         let (token, header) = self.exchange(&document, code, flow).await?;
         let key = self.kept.key(&header).await?;
         let expected =
@@ -163,7 +167,12 @@ impl Provider {
     }
 
     /// Exchanges the code for an ID token.
-    async fn exchange(&self, document: &Document, code: &Secret, flow: &Flow) -> Result<(Token, TokenHeader), Refusal> {
+    async fn exchange(
+        &self,
+        document: &Document,
+        code: &Secret,
+        flow: &Flow,
+    ) -> Result<(Token, TokenHeader), SignInRefusal> {
         let seen = Arc::new(OnceLock::new());
         let (http, header) = (self.kept.http.clone(), seen.clone());
         // Owned values, so that the future is `Send`.
@@ -188,27 +197,29 @@ impl Provider {
             .await;
         let (refusal, failure) = match asked {
             Ok(tokens) => {
-                self.kept.parts.works(Part::Exchange);
-                let header: TokenHeader = seen.get().cloned().ok_or(Refusal::TokenMissing)?;
-                return Ok((tokens.id_token().ok_or(Refusal::TokenMissing)?.clone(), header));
+                self.kept.parts.works(ProviderPart::Exchange);
+                let header: TokenHeader = seen.get().cloned().ok_or(SignInRefusal::TokenMissing)?;
+                return Ok((tokens.id_token().ok_or(SignInRefusal::TokenMissing)?.clone(), header));
             }
             Err(RequestTokenError::Request(Stopped::Refused(refusal))) => (refusal, None),
-            Err(RequestTokenError::Request(Stopped::Failed(failure))) => (Refusal::Unavailable, Some(failure)),
+            Err(RequestTokenError::Request(Stopped::Failed(failure))) => (SignInRefusal::Unavailable, Some(failure)),
             Err(RequestTokenError::ServerResponse(error)) => match error.error() {
                 CoreErrorResponseType::InvalidClient | CoreErrorResponseType::UnauthorizedClient => {
                     let failure = HttpFailure::new("it rejects oidc.client_id or oidc.client_secret");
-                    (Refusal::ClientRefused, Some(failure))
+                    (SignInRefusal::ClientRefused, Some(failure))
                 }
-                _ => (Refusal::CodeRefused, None),
+                _ => (SignInRefusal::CodeRefused, None),
             },
             Err(RequestTokenError::Parse(_, body)) if seen.get().is_some() => {
                 (token::why_unreadable(&Zeroizing::new(body)), None)
             }
-            Err(_) => (Refusal::Unavailable, Some(HttpFailure::new("its answer is not valid for a token endpoint"))),
+            Err(_) => {
+                (SignInRefusal::Unavailable, Some(HttpFailure::new("its answer is not valid for a token endpoint")))
+            }
         };
         match failure {
-            Some(failure) => self.kept.parts.fails(Part::Exchange, &failure),
-            None => self.kept.parts.works(Part::Exchange),
+            Some(failure) => self.kept.parts.fails(ProviderPart::Exchange, &failure),
+            None => self.kept.parts.works(ProviderPart::Exchange),
         }
         Err(refusal)
     }
@@ -225,7 +236,7 @@ enum Stopped {
     #[error(transparent)]
     Failed(#[from] HttpFailure),
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] SignInRefusal),
 }
 
 fn is_loopback(url: &Url) -> bool {

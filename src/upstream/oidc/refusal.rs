@@ -24,7 +24,7 @@ pub(super) fn tell_issuers(place: &str, configured: &str, named: &str) {
 
 /// Contains nothing that the provider or the browser sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
+pub enum SignInRefusal {
     #[error("the provider cannot be used now: it cannot be reached, or its answers cannot be read; try again later")]
     Unavailable,
     #[error(
@@ -81,7 +81,7 @@ pub enum Refusal {
     SubjectUnfit,
 }
 
-impl Refusal {
+impl SignInRefusal {
     pub const ALL: [Self; 24] = [
         Self::Unavailable,
         Self::IssuerOfDiscovery,
@@ -157,9 +157,9 @@ mod tests {
 
     #[test]
     fn each_reason_has_a_name_and_a_sentence_of_its_own() {
-        let names: std::collections::HashSet<_> = Refusal::ALL.iter().map(|refusal| refusal.as_str()).collect();
-        let sentences: std::collections::HashSet<_> = Refusal::ALL.iter().map(ToString::to_string).collect();
-        assert_eq!((names.len(), sentences.len()), (Refusal::ALL.len(), Refusal::ALL.len()));
+        let names: std::collections::HashSet<_> = SignInRefusal::ALL.iter().map(|refusal| refusal.as_str()).collect();
+        let sentences: std::collections::HashSet<_> = SignInRefusal::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!((names.len(), sentences.len()), (SignInRefusal::ALL.len(), SignInRefusal::ALL.len()));
         assert!(names.iter().all(|name| name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_')));
     }
 }

@@ -60,8 +60,8 @@ struct World {
     browser: reqwest::Client,
 }
 
-fn settings(provider: &hostile::Provider) -> Settings {
-    Settings {
+fn settings(provider: &hostile::Provider) -> ProviderSettings {
+    ProviderSettings {
         issuer: provider.issuer(),
         client_id: CLIENT.into(),
         client_secret: Some(Secret::new(SECRET)),
@@ -81,7 +81,7 @@ impl World {
         Self::with(LIMITS, |_| ())
     }
 
-    fn with(limits: HttpLimits, change: impl FnOnce(&mut Settings)) -> Self {
+    fn with(limits: HttpLimits, change: impl FnOnce(&mut ProviderSettings)) -> Self {
         crate::pki::tls::install_default_provider();
         let provider = hostile::Provider::start();
         let mut settings = settings(&provider);
@@ -94,13 +94,13 @@ impl World {
     }
 
     /// Follows the URL, and returns the parameters that the browser brings back.
-    async fn visit(&self, url: &Url) -> Answer {
+    async fn visit(&self, url: &Url) -> ProviderAnswer {
         let response = self.browser.get(url.clone()).send().await.unwrap();
         assert_eq!(response.status(), 302, "{}", response.text().await.unwrap());
         let location = Url::parse(response.headers()["location"].to_str().unwrap()).unwrap();
         assert!(location.as_str().starts_with(CALLBACK));
         let mut brought: HashMap<String, String> = location.query_pairs().into_owned().collect();
-        Answer {
+        ProviderAnswer {
             code: brought.remove("code").map(Secret::new),
             state: brought.remove("state").map(Secret::new),
             iss: brought.remove("iss"),
@@ -108,14 +108,14 @@ impl World {
         }
     }
 
-    async fn sign_in(&self) -> Result<Identity, Refusal> {
+    async fn sign_in(&self) -> Result<Identity, SignInRefusal> {
         let (url, flow) = self.client.begin().await?;
         let answer = self.visit(&url).await;
         self.client.finish(&flow, &answer).await
     }
 
     #[track_caller]
-    fn assert_is_ada(&self, outcome: &Result<Identity, Refusal>) {
+    fn assert_is_ada(&self, outcome: &Result<Identity, SignInRefusal>) {
         let ada = Identity {
             issuer: self.provider.issuer(),
             subject: "ada-of-the-provider".into(),
@@ -256,7 +256,7 @@ async fn a_public_client_says_its_name_only() {
 async fn a_client_that_the_provider_does_not_take_is_an_operators_matter() {
     listen_to_the_log();
     let world = World::with(LIMITS, |settings| settings.client_secret = Some(Secret::new("another-secret")));
-    assert_eq!(world.sign_in().await, Err(Refusal::ClientRefused));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::ClientRefused));
     assert_eq!(logged("oidc_unavailable").len(), 1);
     assert!(logged("oidc_unavailable")[0].contains("oidc.client_secret"));
 }
@@ -264,7 +264,7 @@ async fn a_client_that_the_provider_does_not_take_is_an_operators_matter() {
 #[test]
 fn settings_that_cannot_work_are_refused_before_anything_is_asked() {
     crate::pki::tls::install_default_provider();
-    let good = Settings {
+    let good = ProviderSettings {
         issuer: "https://id.test".into(),
         client_id: CLIENT.into(),
         client_secret: None,
@@ -274,9 +274,9 @@ fn settings_that_cannot_work_are_refused_before_anything_is_asked() {
         keys_refresh: Duration::from_secs(1),
     };
     assert!(Provider::new(good.clone(), Arc::new(System)).is_ok());
-    let outcome = Provider::new(Settings { issuer: "id.test".into(), ..good.clone() }, Arc::new(System));
+    let outcome = Provider::new(ProviderSettings { issuer: "id.test".into(), ..good.clone() }, Arc::new(System));
     assert!(matches!(outcome, Err(ProviderError::Issuer)));
-    let outcome = Provider::new(Settings { redirect_uri: "/callback".into(), ..good }, Arc::new(System));
+    let outcome = Provider::new(ProviderSettings { redirect_uri: "/callback".into(), ..good }, Arc::new(System));
     assert!(matches!(outcome, Err(ProviderError::RedirectUri)));
 }
 

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::refusal::{Refusal, tell_issuers};
-use super::{Identity, Settings};
+use super::refusal::{SignInRefusal, tell_issuers};
+use super::{Identity, ProviderSettings};
 use crate::model::people::Email;
 use crate::model::people::MAX_IDENTITY_PART_BYTES;
 
@@ -52,30 +52,30 @@ pub(super) struct TokenHeader {
 
 impl TokenHeader {
     /// Reads the header of the ID token in an answer of the token endpoint; `None` if there is no ID token.
-    pub fn in_answer(body: &[u8]) -> Result<Option<Self>, Refusal> {
+    pub fn in_answer(body: &[u8]) -> Result<Option<Self>, SignInRefusal> {
         token_in(body)?.map(|token| Self::of(&token)).transpose()
     }
 
-    fn of(token: &str) -> Result<Self, Refusal> {
+    fn of(token: &str) -> Result<Self, SignInRefusal> {
         #[derive(Deserialize)]
         struct Spelled {
             alg: String,
             kid: Option<String>,
         }
-        let spelled: Spelled = part(token, 0).ok_or(Refusal::TokenUnreadable)?;
+        let spelled: Spelled = part(token, 0).ok_or(SignInRefusal::TokenUnreadable)?;
         let alg = ALGORITHMS.into_iter().find(|(name, _)| *name == spelled.alg);
-        let (_, alg) = alg.ok_or(Refusal::Algorithm)?;
+        let (_, alg) = alg.ok_or(SignInRefusal::Algorithm)?;
         Ok(Self { alg, kid: spelled.kid })
     }
 }
 
 /// An answer without an ID token gives `None`; the library reports other errors.
-fn token_in(body: &[u8]) -> Result<Option<String>, Refusal> {
-    let answer: Value = serde_json::from_slice(body).map_err(|_| Refusal::TokenUnreadable)?;
+fn token_in(body: &[u8]) -> Result<Option<String>, SignInRefusal> {
+    let answer: Value = serde_json::from_slice(body).map_err(|_| SignInRefusal::TokenUnreadable)?;
     match answer.get("id_token") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(token)) => Ok(Some(token.clone())),
-        Some(_) => Err(Refusal::TokenUnreadable),
+        Some(_) => Err(SignInRefusal::TokenUnreadable),
     }
 }
 
@@ -85,18 +85,18 @@ fn part<T: serde::de::DeserializeOwned>(token: &str, position: usize) -> Option<
 }
 
 /// Explains why the library could not read this answer. The answer is refused in any case.
-pub(super) fn why_unreadable(body: &[u8]) -> Refusal {
+pub(super) fn why_unreadable(body: &[u8]) -> SignInRefusal {
     let claims: Option<Value> = token_in(body).ok().flatten().and_then(|token| part(&token, 1));
     let has = |name| claims.as_ref().is_some_and(|claims| claims.get(name).is_some_and(Value::is_string));
     match claims {
-        Some(Value::Object(_)) if !has("sub") => Refusal::SubjectMissing,
-        Some(Value::Object(_)) if !has("iss") => Refusal::IssuerOfToken,
-        _ => Refusal::TokenUnreadable,
+        Some(Value::Object(_)) if !has("sub") => SignInRefusal::SubjectMissing,
+        Some(Value::Object(_)) if !has("iss") => SignInRefusal::IssuerOfToken,
+        _ => SignInRefusal::TokenUnreadable,
     }
 }
 
 pub(super) struct ExpectedClaims<'a> {
-    pub settings: &'a Settings,
+    pub settings: &'a ProviderSettings,
     pub issuer: IssuerUrl,
     pub nonce: &'a str,
     pub now: OffsetDateTime,
@@ -104,7 +104,7 @@ pub(super) struct ExpectedClaims<'a> {
 
 impl ExpectedClaims<'_> {
     /// Returns the identity in a token that `key` must have signed.
-    pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, Refusal> {
+    pub fn check(self, token: &Token, key: CoreJsonWebKey) -> Result<Identity, SignInRefusal> {
         let now = SystemTime::from(self.now);
         let settings = self.settings;
         let client = ClientId::new(settings.client_id.clone());
@@ -120,29 +120,29 @@ impl ExpectedClaims<'_> {
             refusal(&error)
         })?;
         match claims.authorized_party() {
-            Some(party) if party.as_str() != self.settings.client_id => return Err(Refusal::AuthorizedParty),
-            None if claims.audiences().len() > 1 => return Err(Refusal::AuthorizedParty),
+            Some(party) if party.as_str() != self.settings.client_id => return Err(SignInRefusal::AuthorizedParty),
+            None if claims.audiences().len() > 1 => return Err(SignInRefusal::AuthorizedParty),
             _ => {}
         }
         let age = self.now.unix_timestamp().saturating_sub(claims.issue_time().timestamp());
         if age < -MAX_CLOCK_AHEAD_SECONDS {
-            return Err(Refusal::IssuedInFuture);
+            return Err(SignInRefusal::IssuedInFuture);
         }
         if age > MAX_TOKEN_AGE_SECONDS {
-            return Err(Refusal::IssuedTooLongAgo);
+            return Err(SignInRefusal::IssuedTooLongAgo);
         }
         if let Some(from) = &claims.additional_claims().nbf {
-            let from = from.as_f64().ok_or(Refusal::TokenUnreadable)?;
+            let from = from.as_f64().ok_or(SignInRefusal::TokenUnreadable)?;
             if from > (self.now.unix_timestamp() + MAX_CLOCK_AHEAD_SECONDS) as f64 {
-                return Err(Refusal::NotYetValid);
+                return Err(SignInRefusal::NotYetValid);
             }
         }
         let subject = claims.subject().as_str();
         if subject.is_empty() {
-            return Err(Refusal::SubjectMissing);
+            return Err(SignInRefusal::SubjectMissing);
         }
         if subject.len() > MAX_IDENTITY_PART_BYTES || subject.chars().any(char::is_control) {
-            return Err(Refusal::SubjectUnfit);
+            return Err(SignInRefusal::SubjectUnfit);
         }
         // An address that the provider has not verified would mislead people.
         let email = claims.email().filter(|_| claims.email_verified() != Some(false));
@@ -157,18 +157,22 @@ fn issuer_of(token: &Token) -> String {
     claims.and_then(|claims| claims.get("iss")?.as_str().map(String::from)).unwrap_or_default()
 }
 
-fn refusal(error: &ClaimsVerificationError) -> Refusal {
+fn refusal(error: &ClaimsVerificationError) -> SignInRefusal {
     use SignatureVerificationError as Signature;
     match error {
-        ClaimsVerificationError::InvalidIssuer(_) => Refusal::IssuerOfToken,
-        ClaimsVerificationError::InvalidAudience(_) => Refusal::Audience,
-        ClaimsVerificationError::Expired(_) => Refusal::Expired,
-        ClaimsVerificationError::InvalidNonce(_) => Refusal::Nonce,
+        ClaimsVerificationError::InvalidIssuer(_) => SignInRefusal::IssuerOfToken,
+        ClaimsVerificationError::InvalidAudience(_) => SignInRefusal::Audience,
+        ClaimsVerificationError::Expired(_) => SignInRefusal::Expired,
+        ClaimsVerificationError::InvalidNonce(_) => SignInRefusal::Nonce,
         ClaimsVerificationError::SignatureVerification(error) => match error {
-            Signature::DisallowedAlg(_) | Signature::UnsupportedAlg(_) | Signature::NoSignature => Refusal::Algorithm,
-            Signature::NoMatchingKey | Signature::AmbiguousKeyId(_) | Signature::InvalidKey(_) => Refusal::UnknownKey,
-            _ => Refusal::Signature,
+            Signature::DisallowedAlg(_) | Signature::UnsupportedAlg(_) | Signature::NoSignature => {
+                SignInRefusal::Algorithm
+            }
+            Signature::NoMatchingKey | Signature::AmbiguousKeyId(_) | Signature::InvalidKey(_) => {
+                SignInRefusal::UnknownKey
+            }
+            _ => SignInRefusal::Signature,
         },
-        _ => Refusal::TokenUnreadable,
+        _ => SignInRefusal::TokenUnreadable,
     }
 }

@@ -3,7 +3,7 @@
 use super::sealed_index;
 use crate::durable::{Snapshot, Staged};
 use crate::records::embedded::rows;
-use crate::records::embedded::transaction::{self, Kind};
+use crate::records::embedded::transaction::{self, ChangeKind};
 use crate::records::{AdminCertificate, Authority, Result};
 use crate::seal::Place;
 
@@ -29,7 +29,7 @@ pub fn certificates(data: &Snapshot) -> Result<Vec<AdminCertificate>> {
 
 pub fn put_certificate(staged: &mut Staged<'_>, certificate: &AdminCertificate) -> Result<()> {
     let epoch = transaction::bump(staged)?;
-    transaction::mark_set(staged, Kind::Certificates, epoch)?;
+    transaction::mark_set(staged, ChangeKind::Certificates, epoch)?;
     rows::put(staged, rows::certificate(&certificate.fingerprint), certificate)
 }
 

@@ -8,7 +8,7 @@ use crate::model::digest::Digest;
 use crate::model::host::{Fqdn, HostId};
 use crate::model::people::UserId;
 use crate::records::embedded::rows::{self, Marked, RowSource};
-use crate::records::embedded::transaction::{self, Kind};
+use crate::records::embedded::transaction::{self, ChangeKind};
 use crate::records::{Epoch, Host, InstallToken, Result};
 use crate::seal::Place;
 
@@ -65,14 +65,14 @@ pub fn put(staged: &mut Staged<'_>, host: &Host, epoch: Epoch) -> Result<()> {
     if let Some(owner) = owned(host) {
         staged.insert(rows::owned_host(owner, host.id), "");
     }
-    transaction::mark(staged, Kind::Host, &host.id.0.to_be_bytes(), old.map(|old| old.epoch), epoch);
+    transaction::mark(staged, ChangeKind::Host, &host.id.0.to_be_bytes(), old.map(|old| old.epoch), epoch);
     rows::put(staged, rows::host(host.id), &Marked { epoch, row: host })
 }
 
 pub fn put_token(staged: &mut Staged<'_>, token: InstallToken, epoch: Epoch) -> Result<()> {
     let key = rows::token(&token.digest);
     let old: Option<Marked<InstallToken>> = rows::get(staged, &key)?;
-    transaction::mark(staged, Kind::InstallToken, token.digest.as_bytes(), old.map(|old| old.epoch), epoch);
+    transaction::mark(staged, ChangeKind::InstallToken, token.digest.as_bytes(), old.map(|old| old.epoch), epoch);
     let pending = rows::pending_token(token.host, &token.digest);
     if token.is_pending() {
         staged.insert(pending, "");

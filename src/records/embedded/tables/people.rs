@@ -5,12 +5,12 @@ use uuid::Uuid;
 use crate::durable::{Snapshot, Staged};
 use crate::model::people::UserId;
 use crate::records::embedded::rows::{self, Marked, RowSource};
-use crate::records::embedded::transaction::{self, Kind};
+use crate::records::embedded::transaction::{self, ChangeKind};
 use crate::records::{Epoch, ExternalIdentity, Result, Session, User};
 
 /// Writes a session and moves its mark from `old` to `epoch`.
 pub fn put_session(staged: &mut Staged<'_>, session: &Session, old: Option<Epoch>, epoch: Epoch) -> Result<()> {
-    transaction::mark(staged, Kind::Session, session.id.as_bytes(), old, epoch);
+    transaction::mark(staged, ChangeKind::Session, session.id.as_bytes(), old, epoch);
     rows::put(staged, rows::session(session.id), &Marked { epoch, row: session })
 }
 
@@ -43,7 +43,7 @@ pub fn put_user(staged: &mut Staged<'_>, user: &User) -> Result<Epoch> {
 
 pub fn mark_users(staged: &mut Staged<'_>) -> Result<Epoch> {
     let epoch = transaction::bump(staged)?;
-    transaction::mark_set(staged, Kind::Users, epoch)?;
+    transaction::mark_set(staged, ChangeKind::Users, epoch)?;
     Ok(epoch)
 }
 

@@ -12,7 +12,7 @@ use crate::hot::Hot;
 use crate::model::host::{HostActivity, HostId};
 use crate::records::Host;
 
-pub use table::{HostState, ListQuery, ListedHost, Page, Sort, Table};
+pub use table::{HostPage, HostState, HostTable, ListQuery, ListedHost, Sort};
 
 use crate::service::{Result, ServiceError};
 
@@ -30,7 +30,7 @@ enum State {
     /// Changes since the building began. Each holds a whole new value, not a difference, so one that the building has
     /// seen already may be applied again.
     Building(Vec<News>),
-    Ready(Table),
+    Ready(HostTable),
 }
 
 enum News {
@@ -46,7 +46,7 @@ impl Directory {
     /// Reads from the table, after building it if necessary.
     pub(in crate::service) async fn look<T: Send + 'static>(
         self: &Arc<Self>,
-        look: impl FnOnce(&Table) -> T + Send + 'static,
+        look: impl FnOnce(&HostTable) -> T + Send + 'static,
     ) -> Result<T> {
         self.prepare().await?;
         let directory = Arc::clone(self);
@@ -69,7 +69,7 @@ impl Directory {
         *self.write() = State::Building(Vec::new());
         let hot = self.hot.clone();
         let build = tokio::task::spawn_blocking(move || {
-            let mut table = Table::default();
+            let mut table = HostTable::default();
             hot.each_host(|host, activity| table.insert(ListedHost::new(&host, activity)))?;
             Ok::<_, crate::hot::HotError>(table)
         });
@@ -98,7 +98,7 @@ impl Directory {
         );
     }
 
-    fn tell<T>(&self, mut told: impl Iterator<Item = T>, apply: impl Fn(&mut Table, T), keep: impl Fn(T) -> News) {
+    fn tell<T>(&self, mut told: impl Iterator<Item = T>, apply: impl Fn(&mut HostTable, T), keep: impl Fn(T) -> News) {
         // Only a few per lock: requests for a page wait meanwhile.
         loop {
             let mut state = self.write();
@@ -119,7 +119,7 @@ impl Directory {
     }
 
     /// `table`: the hosts when the building began.
-    fn finish(&self, mut table: Table) {
+    fn finish(&self, mut table: HostTable) {
         let mut state = self.write();
         if let State::Building(news) = std::mem::take(&mut *state) {
             for one in news {

@@ -1,10 +1,10 @@
 //! All hosts in memory, by name. Pages of the admins' list are cut from it. Pure: it does not know where hosts come
 //! from or what time it is.
 //!
-//! A page costs one walk over the hosts and one sort of those that match. Hosts with equal keys are ordered by name, so
-//! no host is on two pages of one list, and none is left out.
+//! A page costs one walk over the hosts, one selection among those that match, and a sort of its own rows. Hosts with
+//! equal keys are ordered by name, so no host is on two pages of one list, and none is left out.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use time::OffsetDateTime;
 
@@ -70,7 +70,7 @@ impl Default for ListQuery {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
+pub struct HostPage {
     pub hosts: Vec<ListedHost>,
     /// The number of all hosts.
     pub total: usize,
@@ -79,7 +79,7 @@ pub struct Page {
 }
 
 #[derive(Default)]
-pub struct Table {
+pub struct HostTable {
     by_name: BTreeMap<Fqdn, Row>,
     names: HashMap<HostId, Fqdn>,
 }
@@ -90,7 +90,7 @@ struct Row {
     searched: String,
 }
 
-impl Table {
+impl HostTable {
     /// Takes over a host from the records. A host that is removed there is removed here.
     pub fn put(&mut self, host: &Host) {
         let known = self.remove(host.id);
@@ -144,24 +144,67 @@ impl Table {
         self.by_name.len()
     }
 
-    pub fn page(&self, query: &ListQuery) -> Page {
-        let matching = self.matching(query);
+    pub fn page(&self, query: &ListQuery) -> HostPage {
+        // Integers, because an instant is slow to compare. Hosts that were not seen yet come first.
+        let instant = |at: OffsetDateTime| i64::try_from(at.unix_timestamp_nanos()).unwrap_or(i64::MAX);
+        match query.sort {
+            Sort::Fqdn => self.cut(query, |_| 0),
+            Sort::LastSeen => self.cut(query, |host| host.activity.last_seen.map_or(i64::MIN, instant)),
+            Sort::CreatedAt => self.cut(query, |host| instant(host.created_at)),
+            Sort::UpdatedAt => self.cut(query, |host| instant(host.updated_at)),
+            Sort::ApiCalls => self.cut(query, |host| host.activity.api_calls),
+            Sort::ClientVersion => self.page_by_version(query),
+        }
+    }
+
+    /// There are few different versions: each is parsed once, and hosts are sorted by its rank.
+    fn page_by_version(&self, query: &ListQuery) -> HostPage {
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        let mut matching = self.matching(query, |host| {
+            let version = host.activity.client_version.as_deref()?;
+            let next = numbers.len();
+            Some(*numbers.entry(version).or_insert(next))
+        });
+        let mut versions: Vec<(&str, usize)> = numbers.into_iter().collect();
+        versions.sort_by_cached_key(|(text, _)| (Version::reported(text), *text));
+        let mut ranks = vec![0; versions.len()];
+        for (rank, (_, number)) in versions.into_iter().enumerate() {
+            ranks[number] = rank;
+        }
+        matching.iter_mut().for_each(|(key, ..)| *key = key.map(|number| ranks[number]));
+        self.cut_from(matching, query)
+    }
+
+    fn cut<'a, K: Ord>(&'a self, query: &ListQuery, key: impl FnMut(&'a ListedHost) -> K) -> HostPage {
+        self.cut_from(self.matching(query, key), query)
+    }
+
+    /// Takes the page from the hosts that match. Only the page itself is sorted.
+    fn cut_from<K: Ord>(&self, mut matching: Vec<Match<'_, K>>, query: &ListQuery) -> HostPage {
         let (total, count) = (self.by_name.len(), matching.len());
-        let sorted = match query.sort {
-            Sort::Fqdn if query.descending => matching.into_iter().rev().collect(),
-            Sort::Fqdn => matching,
-            Sort::LastSeen => by_key(matching, query, |host| host.activity.last_seen),
-            Sort::CreatedAt => by_key(matching, query, |host| host.created_at),
-            Sort::UpdatedAt => by_key(matching, query, |host| host.updated_at),
-            Sort::ApiCalls => by_key(matching, query, |host| host.activity.api_calls),
-            Sort::ClientVersion => by_version(matching, query),
+        // Hosts with equal keys stay in the order of their names, except in a descending list of names.
+        let by_name = query.sort == Sort::Fqdn;
+        let order = |a: &Match<'_, K>, b: &Match<'_, K>| match query.descending {
+            true if by_name => b.1.cmp(&a.1),
+            true => b.0.cmp(&a.0).then(a.1.cmp(&b.1)),
+            false => a.0.cmp(&b.0).then(a.1.cmp(&b.1)),
         };
-        let hosts = sorted.into_iter().skip(query.offset).take(query.limit).cloned().collect();
-        Page { hosts, total, matching: count }
+        let end = query.offset.saturating_add(query.limit);
+        if end < count {
+            matching.select_nth_unstable_by(end, order);
+            matching.truncate(end);
+        }
+        if query.offset >= matching.len() {
+            return HostPage { hosts: Vec::new(), total, matching: count };
+        }
+        matching.select_nth_unstable_by(query.offset, order);
+        let page = &mut matching[query.offset..];
+        page.sort_unstable_by(order);
+        HostPage { hosts: page.iter().map(|(.., host)| (*host).clone()).collect(), total, matching: count }
     }
 
     /// The matching hosts, by name.
-    fn matching(&self, query: &ListQuery) -> Vec<&ListedHost> {
+    fn matching<'a, K>(&'a self, query: &ListQuery, mut key: impl FnMut(&'a ListedHost) -> K) -> Vec<Match<'a, K>> {
         let needle = query.search.as_deref().map(str::to_lowercase).unwrap_or_default();
         let finder = memchr::memmem::Finder::new(needle.as_bytes());
         let is_in_state = |host: &ListedHost| match query.state {
@@ -175,9 +218,12 @@ impl Table {
             needle.is_empty() || (!needle.contains(SEPARATOR) && finder.find(row.searched.as_bytes()).is_some())
         };
         let rows = self.by_name.values().filter(|row| is_in_state(&row.host) && is_found(row));
-        rows.map(|row| &row.host).collect()
+        rows.zip(0..).map(|(row, index)| (key(&row.host), index, &row.host)).collect()
     }
 }
+
+/// A host that matches a query: its sort key, and its place among all matches by name.
+type Match<'a, K> = (K, u32, &'a ListedHost);
 
 impl ListedHost {
     pub fn new(host: &Host, activity: HostActivity) -> Self {
@@ -204,28 +250,4 @@ fn searched(host: &ListedHost) -> String {
     let addresses = host.rules.bound().fold(String::new(), |text, ip| format!("{text}{SEPARATOR}{ip}"));
     let version = host.activity.client_version.as_deref().unwrap_or_default();
     format!("{}{addresses}{SEPARATOR}{version}", host.fqdn.as_str()).to_lowercase()
-}
-
-fn by_key<'a, K: Ord>(
-    hosts: Vec<&'a ListedHost>,
-    query: &ListQuery,
-    key: impl Fn(&'a ListedHost) -> K,
-) -> Vec<&'a ListedHost> {
-    let mut keyed: Vec<(K, &ListedHost)> = hosts.into_iter().map(|host| (key(host), host)).collect();
-    // Stable: equal keys stay in the order of names, ascending or descending.
-    match query.descending {
-        true => keyed.sort_by(|a, b| b.0.cmp(&a.0)),
-        false => keyed.sort_by(|a, b| a.0.cmp(&b.0)),
-    }
-    keyed.into_iter().map(|(_, host)| host).collect()
-}
-
-/// There are few different versions: each is parsed once, and hosts are sorted by its rank.
-fn by_version<'a>(hosts: Vec<&'a ListedHost>, query: &ListQuery) -> Vec<&'a ListedHost> {
-    let version = |host: &'a ListedHost| host.activity.client_version.as_deref();
-    let versions: HashSet<&str> = hosts.iter().filter_map(|host| version(host)).collect();
-    let mut versions = Vec::from_iter(versions);
-    versions.sort_by_cached_key(|text| (Version::reported(text), *text));
-    let ranks: HashMap<&str, usize> = versions.into_iter().zip(0..).collect();
-    by_key(hosts, query, |host| version(host).and_then(|version| ranks.get(version).copied()))
 }

@@ -16,17 +16,17 @@ fn activity(calls: u64, last_seen: Option<i64>, client_version: Option<&str>) ->
     }
 }
 
-fn table(hosts: &[(Host, HostActivity)]) -> Table {
-    let mut table = Table::default();
+fn table(hosts: &[(Host, HostActivity)]) -> HostTable {
+    let mut table = HostTable::default();
     hosts.iter().for_each(|(host, activity)| table.insert(ListedHost::new(host, activity.clone())));
     table
 }
 
-fn names(page: &Page) -> Vec<&str> {
+fn names(page: &HostPage) -> Vec<&str> {
     page.hosts.iter().map(|host| host.fqdn.as_str()).collect()
 }
 
-fn searched(table: &Table, search: &str) -> Vec<String> {
+fn searched(table: &HostTable, search: &str) -> Vec<String> {
     let page = table.page(&ListQuery { search: Some(search.into()), ..ListQuery::default() });
     assert_eq!(page.matching, page.hosts.len(), "{search:?}");
     names(&page).into_iter().map(Into::into).collect()
@@ -101,8 +101,8 @@ fn an_offset_behind_the_end_is_an_empty_page() {
             assert_eq!((page.hosts.len(), page.total, page.matching), (0, 211, 211));
         }
     }
-    let page = Table::default().page(&ListQuery::default());
-    assert_eq!(page, Page::default());
+    let page = HostTable::default().page(&ListQuery::default());
+    assert_eq!(page, HostPage::default());
 }
 
 #[test]

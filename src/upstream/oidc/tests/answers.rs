@@ -8,14 +8,14 @@ async fn a_state_that_is_missing_or_anothers_is_refused_before_the_provider_is_a
     let (url, flow) = world.client.begin().await.unwrap();
     let (_, other) = world.client.begin().await.unwrap();
     for (state, refusal) in [
-        (None, Refusal::StateMissing),
-        (Some(String::new()), Refusal::StateForeign),
-        (Some(other.state.clone()), Refusal::StateForeign),
-        (Some(format!("{}A", flow.state)), Refusal::StateForeign),
-        (Some(flow.state[..42].to_owned()), Refusal::StateForeign),
-        (Some(flow.state.to_lowercase()), Refusal::StateForeign),
+        (None, SignInRefusal::StateMissing),
+        (Some(String::new()), SignInRefusal::StateForeign),
+        (Some(other.state.clone()), SignInRefusal::StateForeign),
+        (Some(format!("{}A", flow.state)), SignInRefusal::StateForeign),
+        (Some(flow.state[..42].to_owned()), SignInRefusal::StateForeign),
+        (Some(flow.state.to_lowercase()), SignInRefusal::StateForeign),
     ] {
-        let answer = Answer { state: state.map(Secret::new), ..world.visit(&url).await };
+        let answer = ProviderAnswer { state: state.map(Secret::new), ..world.visit(&url).await };
         assert_eq!(world.client.finish(&flow, &answer).await, Err(refusal));
     }
     assert_eq!(world.provider.count(TOKEN), 0);
@@ -27,11 +27,11 @@ async fn an_answer_of_another_issuer_is_refused_before_the_code_goes_anywhere() 
     let (url, flow) = world.client.begin().await.unwrap();
     let issuer = world.provider.issuer();
     for iss in [None, Some(String::new()), Some("https://evil.test".into()), Some(format!("{issuer}/"))] {
-        let answer = Answer { iss, ..world.visit(&url).await };
-        assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::IssuerOfResponse));
+        let answer = ProviderAnswer { iss, ..world.visit(&url).await };
+        assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::IssuerOfResponse));
         // Also with an error of the provider.
-        let answer = Answer { error: Some("access_denied".into()), code: None, ..answer };
-        assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::IssuerOfResponse));
+        let answer = ProviderAnswer { error: Some("access_denied".into()), code: None, ..answer };
+        assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::IssuerOfResponse));
     }
     assert_eq!(world.provider.count(TOKEN), 0);
 }
@@ -45,18 +45,18 @@ async fn a_provider_that_does_not_name_itself_need_not_but_may_not_lie() {
     world.provider.set().response = Some(Box::new(|response| response.retain(|(name, _)| name != "iss")));
     world.assert_is_ada(&world.sign_in().await);
     world.provider.set().response = Some(Box::new(|response| response[1].1 = "https://evil.test".into()));
-    assert_eq!(world.sign_in().await, Err(Refusal::IssuerOfResponse));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::IssuerOfResponse));
 }
 
 #[tokio::test]
 async fn a_no_and_a_missing_code_are_told_apart() {
     let world = World::new();
     let (url, flow) = world.client.begin().await.unwrap();
-    let answer = Answer { error: Some("access_denied".into()), ..world.visit(&url).await };
-    assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::Denied));
+    let answer = ProviderAnswer { error: Some("access_denied".into()), ..world.visit(&url).await };
+    assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::Denied));
     for code in [None, Some(Secret::new(""))] {
-        let answer = Answer { code, ..world.visit(&url).await };
-        assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeMissing));
+        let answer = ProviderAnswer { code, ..world.visit(&url).await };
+        assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::CodeMissing));
     }
     assert_eq!(world.provider.count(TOKEN), 0);
 }
@@ -67,7 +67,7 @@ async fn a_code_is_good_once() {
     let (url, flow) = world.client.begin().await.unwrap();
     let answer = world.visit(&url).await;
     world.assert_is_ada(&world.client.finish(&flow, &answer).await);
-    assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeRefused));
+    assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::CodeRefused));
 }
 
 #[tokio::test]
@@ -79,12 +79,12 @@ async fn a_code_that_was_got_without_our_challenge_is_good_for_nothing() {
     let mut stripped = url.clone();
     stripped.query_pairs_mut().clear().extend_pairs(kept);
     let answer = world.visit(&stripped).await;
-    assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeRefused));
+    assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::CodeRefused));
     assert_eq!(world.provider.last(TOKEN).unwrap().form.get("code_verifier"), Some(&flow.verifier));
     // And the code of another sign-in with our state.
     let (others, _) = world.client.begin().await.unwrap();
-    let answer = Answer { state: Some(Secret::new(flow.state.clone())), ..world.visit(&others).await };
-    assert_eq!(world.client.finish(&flow, &answer).await, Err(Refusal::CodeRefused));
+    let answer = ProviderAnswer { state: Some(Secret::new(flow.state.clone())), ..world.visit(&others).await };
+    assert_eq!(world.client.finish(&flow, &answer).await, Err(SignInRefusal::CodeRefused));
 }
 
 #[tokio::test]
@@ -94,7 +94,7 @@ async fn a_document_of_another_issuer_is_not_taken() {
         let world = World::new();
         world.provider.set().document = Some(Box::new(move |document| document["issuer"] = issuer.clone()));
         let refusal = world.sign_in().await.unwrap_err();
-        assert!(matches!(refusal, Refusal::IssuerOfDiscovery | Refusal::Unavailable), "{refusal:?}");
+        assert!(matches!(refusal, SignInRefusal::IssuerOfDiscovery | SignInRefusal::Unavailable), "{refusal:?}");
         assert_eq!(world.provider.count(AUTHORIZE), 0);
     }
     let world = World::new();
@@ -102,7 +102,7 @@ async fn a_document_of_another_issuer_is_not_taken() {
         let issuer = format!("{}/", document["issuer"].as_str().unwrap());
         document["issuer"] = issuer.into();
     }));
-    assert_eq!(world.sign_in().await, Err(Refusal::IssuerOfDiscovery), "to the letter");
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::IssuerOfDiscovery), "to the letter");
     let lines = logged("oidc_unavailable");
     let names_both = |line: &&String| line.contains("https://evil.test") && line.contains("http://127.0.0.1:");
     assert_eq!(lines.iter().filter(names_both).count(), 1, "an operator sees both issuers: {lines:?}");
@@ -124,7 +124,7 @@ async fn endpoints_are_taken_only_where_nobody_can_listen() {
         ] {
             let (world, words) = (World::new(), endpoint.to_string());
             world.provider.set().document = Some(Box::new(move |document| document[name] = endpoint.clone()));
-            assert_eq!(world.client.begin().await.err(), Some(Refusal::Unavailable), "{name} {words}");
+            assert_eq!(world.client.begin().await.err(), Some(SignInRefusal::Unavailable), "{name} {words}");
         }
     }
 }
@@ -160,7 +160,7 @@ async fn an_answer_that_is_none(path: &str) {
         let world = World::with(HttpLimits { whole: Duration::from_millis(600), ..LIMITS }, |_| ());
         let begun = std::time::Instant::now();
         world.provider.fault(path, fault.clone());
-        assert_eq!(world.sign_in().await, Err(Refusal::Unavailable), "{fault:?}");
+        assert_eq!(world.sign_in().await, Err(SignInRefusal::Unavailable), "{fault:?}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{fault:?}: within the limit");
         assert_eq!(world.provider.count(path), 1, "{fault:?}: it is asked once, and nothing is followed");
         world.provider.mend(path);
@@ -190,9 +190,9 @@ async fn a_server_that_cannot_prove_its_name_is_asked_nothing() {
     let (_, certificate, key) = authority::authority("localhost");
     let server = https::HttpServer::tls(&certificate, &key, |_| https::Reply::json(200, &json!({})));
     let issuer = format!("https://localhost:{}", server.port);
-    let settings = Settings { issuer, ..settings(&world.provider) };
+    let settings = ProviderSettings { issuer, ..settings(&world.provider) };
     let client = Provider::within(LIMITS, settings, world.clock.clone()).unwrap();
-    assert_eq!(client.begin().await.err(), Some(Refusal::Unavailable));
+    assert_eq!(client.begin().await.err(), Some(SignInRefusal::Unavailable));
     assert!(server.calls().is_empty());
     assert!(logged("oidc_unavailable")[0].contains("UnknownIssuer"), "{:?}", logged("oidc_unavailable"));
     // The server has a runtime of its own.
@@ -212,7 +212,7 @@ async fn the_log_hears_once_that_the_provider_is_away_and_once_that_it_is_back()
     let world = World::new();
     world.provider.fault(DISCOVERY, Fault::Status(503));
     for _ in 0..3 {
-        assert_eq!(world.client.begin().await.err(), Some(Refusal::Unavailable));
+        assert_eq!(world.client.begin().await.err(), Some(SignInRefusal::Unavailable));
     }
     assert_eq!(logged("oidc_unavailable").len(), 1);
     assert!(logged("oidc_unavailable")[0].contains("cause=it answers 503"), "{:?}", logged("oidc_unavailable"));
@@ -224,7 +224,7 @@ async fn the_log_hears_once_that_the_provider_is_away_and_once_that_it_is_back()
     assert_eq!((logged("oidc_unavailable").len(), logged("oidc_available").len()), (1, 1));
     // A second part that fails while the first one fails is not logged.
     world.provider.fault(TOKEN, Fault::Gone);
-    assert_eq!(world.sign_in().await, Err(Refusal::Unavailable));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::Unavailable));
     world.provider.fault(KEYS, Fault::Gone);
     world.client.look_after_keys().await;
     assert_eq!((logged("oidc_unavailable").len(), logged("oidc_available").len()), (2, 1));

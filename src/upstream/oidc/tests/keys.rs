@@ -21,11 +21,11 @@ async fn a_token_that_names_no_key_is_taken_only_where_there_is_one() {
     let second = hostile::signing::RsaKey::new("second").public();
     world.provider.set().keys = Some(Box::new(move |keys| keys.push(second.clone())));
     world.client.look_after_keys().await;
-    assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey));
     kid(&world, Some("first"));
     world.assert_is_ada(&world.sign_in().await);
     kid(&world, Some("second"));
-    assert_eq!(world.sign_in().await, Err(Refusal::Signature), "the other key did not sign it");
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::Signature), "the other key did not sign it");
     assert_eq!(world.provider.count(KEYS), 2);
 }
 
@@ -34,7 +34,7 @@ async fn two_keys_of_one_name_are_none() {
     let world = World::new();
     let second = hostile::signing::RsaKey::new("first").public();
     world.provider.set().keys = Some(Box::new(move |keys| keys.insert(0, second.clone())));
-    assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey));
 }
 
 #[tokio::test]
@@ -44,9 +44,9 @@ async fn a_flood_of_unknown_keys_makes_one_request() {
     assert_eq!(world.provider.count(KEYS), 1);
     kid(&world, Some("nobody-knows-it"));
     let outcomes = join_all((0..100).map(|_| world.sign_in())).await;
-    assert!(outcomes.iter().all(|outcome| *outcome == Err(Refusal::UnknownKey)), "{outcomes:?}");
+    assert!(outcomes.iter().all(|outcome| *outcome == Err(SignInRefusal::UnknownKey)), "{outcomes:?}");
     assert_eq!(world.provider.count(KEYS), 2);
-    assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey));
     assert_eq!(world.provider.count(KEYS), 2);
     // A sign-in with a known key is not delayed.
     kid(&world, Some("first"));
@@ -58,7 +58,7 @@ async fn after_a_while_an_unknown_key_is_looked_for_again() {
     let limits = HttpLimits { between_rereads: Duration::from_millis(300), ..LIMITS };
     let world = World::with(limits, |_| ());
     kid(&world, Some("not-yet"));
-    assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey));
     assert_eq!(world.provider.count(KEYS), 2);
     world.provider.rotate("not-yet");
     let begun = std::time::Instant::now();
@@ -104,7 +104,7 @@ async fn those_who_wait_share_a_failure_too() {
     let world = World::new();
     world.provider.fault(DISCOVERY, Fault::Silent);
     let outcomes = join_all((0..50).map(|_| world.client.begin())).await;
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Refusal::Unavailable))));
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(SignInRefusal::Unavailable))));
     assert_eq!(world.provider.count(DISCOVERY), 1);
 }
 
@@ -142,7 +142,7 @@ async fn keys_that_are_kept_outlive_the_provider_until_they_are_too_old() {
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "they are never too old");
     };
-    assert_eq!(outcome, Err(Refusal::Unavailable));
+    assert_eq!(outcome, Err(SignInRefusal::Unavailable));
     assert!(begun.elapsed() >= Duration::from_secs(4));
     world.provider.mend(KEYS);
     world.assert_is_ada(&world.sign_in().await);
@@ -170,7 +170,7 @@ async fn an_unknown_key_while_the_keys_cannot_be_read_is_nobodys_fault() {
     world.provider.fault(KEYS, Fault::Status(500));
     world.provider.rotate("second");
     for _ in 0..3 {
-        assert_eq!(world.sign_in().await, Err(Refusal::Unavailable));
+        assert_eq!(world.sign_in().await, Err(SignInRefusal::Unavailable));
     }
     assert_eq!(world.provider.count(KEYS), 2);
 }
@@ -193,7 +193,7 @@ async fn the_background_discovers_renews_and_drops_what_is_gone() {
     world.provider.set().sign_with(&key);
     let fresh = hostile::signing::RsaKey::new("second").public();
     world.provider.set().keys = Some(Box::new(move |keys| *keys = vec![fresh.clone()]));
-    assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey));
+    assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey));
 }
 
 #[tokio::test]
@@ -220,11 +220,11 @@ async fn keys_for_something_else_are_not_used() {
             change(&mut keys[0]);
             keys.push(good.clone());
         }));
-        assert_eq!(world.sign_in().await, Err(Refusal::UnknownKey), "{what}");
+        assert_eq!(world.sign_in().await, Err(SignInRefusal::UnknownKey), "{what}");
         // If it is the only key of the set, the set counts as unusable.
         let world = World::new();
         world.provider.set().keys = Some(Box::new(move |keys| change(&mut keys[0])));
-        let expected = if what == "alg of another" { Refusal::UnknownKey } else { Refusal::Unavailable };
+        let expected = if what == "alg of another" { SignInRefusal::UnknownKey } else { SignInRefusal::Unavailable };
         assert_eq!(world.sign_in().await, Err(expected), "{what}, alone");
     }
 }
@@ -241,7 +241,7 @@ async fn short_keys_are_not_used() {
         if is_good {
             world.assert_is_ada(&outcome);
         } else {
-            assert_eq!(outcome, Err(Refusal::UnknownKey), "{bits} bits");
+            assert_eq!(outcome, Err(SignInRefusal::UnknownKey), "{bits} bits");
         }
     }
 }

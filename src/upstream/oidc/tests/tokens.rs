@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn assert_refused(world: &World, refusal: Refusal, what: &str) {
+async fn assert_refused(world: &World, refusal: SignInRefusal, what: &str) {
     assert_eq!(world.sign_in().await, Err(refusal), "{what}");
 }
 
@@ -25,7 +25,7 @@ async fn the_three_algorithms_are_taken_and_no_other() {
     }));
     for signing in bad {
         world.provider.set().signing = signing;
-        assert_refused(&world, Refusal::Algorithm, "before any key").await;
+        assert_refused(&world, SignInRefusal::Algorithm, "before any key").await;
     }
     assert_eq!(world.provider.count(KEYS), requests, "no key is asked for");
 }
@@ -37,13 +37,13 @@ async fn an_algorithm_is_spelled_as_it_is() {
         world.provider.set().header = Some(Box::new(move |header| {
             header.insert("alg".into(), alg.into());
         }));
-        assert_refused(&world, Refusal::Algorithm, alg).await;
+        assert_refused(&world, SignInRefusal::Algorithm, alg).await;
     }
     for alg in [Value::Null, json!(256), json!(["RS256"])] {
         world.provider.set().header = Some(Box::new(move |header| {
             header.insert("alg".into(), alg.clone());
         }));
-        assert_refused(&world, Refusal::TokenUnreadable, "no text").await;
+        assert_refused(&world, SignInRefusal::TokenUnreadable, "no text").await;
     }
 }
 
@@ -56,7 +56,7 @@ async fn a_header_that_asks_for_more_is_refused() {
         world.provider.set().header = Some(Box::new(move |header| {
             header.insert(name.into(), value.clone());
         }));
-        assert_refused(&world, Refusal::TokenUnreadable, name).await;
+        assert_refused(&world, SignInRefusal::TokenUnreadable, name).await;
     }
     // A key inside the token is ignored.
     let brought = hostile::signing::RsaKey::new("first").public();
@@ -66,7 +66,7 @@ async fn a_header_that_asks_for_more_is_refused() {
     }));
     world.assert_is_ada(&world.sign_in().await);
     world.provider.set().signing = Signing::Foreign;
-    assert_refused(&world, Refusal::Signature, "jwk").await;
+    assert_refused(&world, SignInRefusal::Signature, "jwk").await;
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn a_signature_is_of_this_key_and_of_these_claims() {
     let world = World::new();
     for signing in [Signing::Foreign, Signing::Turned, Signing::OtherClaims] {
         world.provider.set().signing = signing;
-        assert_refused(&world, Refusal::Signature, "signature").await;
+        assert_refused(&world, SignInRefusal::Signature, "signature").await;
     }
 }
 
@@ -83,10 +83,10 @@ async fn a_token_is_of_this_sign_in() {
     let world = World::new();
     for nonce in [None, Some(json!("")), Some(json!("another"))] {
         world.claim("nonce", nonce);
-        assert_refused(&world, Refusal::Nonce, "nonce").await;
+        assert_refused(&world, SignInRefusal::Nonce, "nonce").await;
     }
     world.claim("nonce", Some(json!(7)));
-    assert_refused(&world, Refusal::TokenUnreadable, "a number").await;
+    assert_refused(&world, SignInRefusal::TokenUnreadable, "a number").await;
 }
 
 #[tokio::test]
@@ -100,11 +100,11 @@ async fn a_token_is_of_this_issuer_to_the_letter() {
         json!(format!("{issuer}#")),
     ] {
         world.claim("iss", Some(iss.clone()));
-        assert_refused(&world, Refusal::IssuerOfToken, &iss.to_string()).await;
+        assert_refused(&world, SignInRefusal::IssuerOfToken, &iss.to_string()).await;
     }
     for iss in [None, Some(json!(null)), Some(json!(["a"]))] {
         world.claim("iss", iss);
-        assert_refused(&world, Refusal::IssuerOfToken, "none").await;
+        assert_refused(&world, SignInRefusal::IssuerOfToken, "none").await;
     }
 }
 
@@ -125,13 +125,13 @@ async fn a_token_is_for_this_client_alone() {
         Some(json!("canary ")),
     ] {
         world.claim("aud", aud.clone());
-        assert_refused(&world, Refusal::Audience, &format!("{aud:?}")).await;
+        assert_refused(&world, SignInRefusal::Audience, &format!("{aud:?}")).await;
     }
     world.provider.set().claims = Some(Box::new(|claims| {
         claims.insert("aud".into(), json!([CLIENT, "another"]));
         claims.insert("azp".into(), CLIENT.into());
     }));
-    assert_refused(&world, Refusal::Audience, "others are not trusted").await;
+    assert_refused(&world, SignInRefusal::Audience, "others are not trusted").await;
 }
 
 #[tokio::test]
@@ -150,12 +150,12 @@ async fn other_audiences_are_allowed_by_configuration_and_with_our_azp_only() {
         world.assert_is_ada(&world.sign_in().await);
     }
     for (aud, azp, refusal) in [
-        (json!([CLIENT, "api"]), None, Refusal::AuthorizedParty),
-        (json!([CLIENT, "api"]), Some("api"), Refusal::AuthorizedParty),
-        (json!([CLIENT, "another"]), Some(CLIENT), Refusal::Audience),
-        (json!([CLIENT, "api", "another"]), Some(CLIENT), Refusal::Audience),
-        (json!(["api"]), Some(CLIENT), Refusal::Audience),
-        (json!("api"), Some(CLIENT), Refusal::Audience),
+        (json!([CLIENT, "api"]), None, SignInRefusal::AuthorizedParty),
+        (json!([CLIENT, "api"]), Some("api"), SignInRefusal::AuthorizedParty),
+        (json!([CLIENT, "another"]), Some(CLIENT), SignInRefusal::Audience),
+        (json!([CLIENT, "api", "another"]), Some(CLIENT), SignInRefusal::Audience),
+        (json!(["api"]), Some(CLIENT), SignInRefusal::Audience),
+        (json!("api"), Some(CLIENT), SignInRefusal::Audience),
     ] {
         claim(aud.clone(), azp);
         assert_refused(&world, refusal, &format!("{aud} {azp:?}")).await;
@@ -169,10 +169,10 @@ async fn a_token_was_made_for_this_client() {
     world.assert_is_ada(&world.sign_in().await);
     for azp in ["another", "", "Canary"] {
         world.claim("azp", Some(json!(azp)));
-        assert_refused(&world, Refusal::AuthorizedParty, azp).await;
+        assert_refused(&world, SignInRefusal::AuthorizedParty, azp).await;
     }
     world.claim("aud", Some(json!([CLIENT, CLIENT])));
-    assert_refused(&world, Refusal::AuthorizedParty, "two audiences, and not said which asked").await;
+    assert_refused(&world, SignInRefusal::AuthorizedParty, "two audiences, and not said which asked").await;
 }
 
 #[tokio::test]
@@ -180,13 +180,13 @@ async fn a_token_is_of_now() {
     let world = World::new();
     let now = hostile::now();
     for (name, value, refusal) in [
-        ("exp", now - 1, Refusal::Expired),
-        ("exp", 0, Refusal::Expired),
-        ("exp", -1, Refusal::Expired),
-        ("iat", now + 90, Refusal::IssuedInFuture),
-        ("iat", now - 630, Refusal::IssuedTooLongAgo),
-        ("iat", 0, Refusal::IssuedTooLongAgo),
-        ("nbf", now + 90, Refusal::NotYetValid),
+        ("exp", now - 1, SignInRefusal::Expired),
+        ("exp", 0, SignInRefusal::Expired),
+        ("exp", -1, SignInRefusal::Expired),
+        ("iat", now + 90, SignInRefusal::IssuedInFuture),
+        ("iat", now - 630, SignInRefusal::IssuedTooLongAgo),
+        ("iat", 0, SignInRefusal::IssuedTooLongAgo),
+        ("nbf", now + 90, SignInRefusal::NotYetValid),
     ] {
         world.claim(name, Some(json!(value)));
         assert_refused(&world, refusal, &format!("{name} {value}")).await;
@@ -198,13 +198,13 @@ async fn a_token_is_of_now() {
     for name in ["exp", "iat"] {
         for value in [None, Some(json!("soon")), Some(json!(1e300)), Some(json!(i64::MAX)), Some(json!([]))] {
             world.claim(name, value.clone());
-            assert_refused(&world, Refusal::TokenUnreadable, &format!("{name} {value:?}")).await;
+            assert_refused(&world, SignInRefusal::TokenUnreadable, &format!("{name} {value:?}")).await;
         }
     }
     world.claim("nbf", Some(json!(1e300)));
-    assert_refused(&world, Refusal::NotYetValid, "never").await;
+    assert_refused(&world, SignInRefusal::NotYetValid, "never").await;
     world.claim("nbf", Some(json!("now")));
-    assert_refused(&world, Refusal::TokenUnreadable, "no number").await;
+    assert_refused(&world, SignInRefusal::TokenUnreadable, "no number").await;
 }
 
 #[tokio::test]
@@ -212,10 +212,10 @@ async fn a_clock_that_is_wrong_refuses_and_does_not_let_in() {
     let world = World::new();
     world.assert_is_ada(&world.sign_in().await);
     for (hours, refusal) in [
-        (1, Refusal::Expired),
-        (24 * 365 * 50, Refusal::Expired),
-        (-1, Refusal::IssuedInFuture),
-        (-24 * 365 * 90, Refusal::IssuedInFuture),
+        (1, SignInRefusal::Expired),
+        (24 * 365 * 50, SignInRefusal::Expired),
+        (-1, SignInRefusal::IssuedInFuture),
+        (-24 * 365 * 90, SignInRefusal::IssuedInFuture),
     ] {
         world.clock.set_ahead(time::Duration::hours(hours));
         assert_refused(&world, refusal, &format!("{hours} h")).await;
@@ -233,13 +233,13 @@ async fn who_it_is_is_said_plainly() {
         assert_eq!(world.sign_in().await.unwrap().subject, subject);
     }
     for (subject, refusal) in [
-        (None, Refusal::SubjectMissing),
-        (Some(json!(null)), Refusal::SubjectMissing),
-        (Some(json!("")), Refusal::SubjectMissing),
-        (Some(json!(7)), Refusal::SubjectMissing),
-        (Some(json!("a".repeat(256))), Refusal::SubjectUnfit),
-        (Some(json!("é".repeat(128))), Refusal::SubjectUnfit),
-        (Some(json!("a\nb")), Refusal::SubjectUnfit),
+        (None, SignInRefusal::SubjectMissing),
+        (Some(json!(null)), SignInRefusal::SubjectMissing),
+        (Some(json!("")), SignInRefusal::SubjectMissing),
+        (Some(json!(7)), SignInRefusal::SubjectMissing),
+        (Some(json!("a".repeat(256))), SignInRefusal::SubjectUnfit),
+        (Some(json!("é".repeat(128))), SignInRefusal::SubjectUnfit),
+        (Some(json!("a\nb")), SignInRefusal::SubjectUnfit),
     ] {
         world.claim("sub", subject.clone());
         assert_refused(&world, refusal, &format!("{subject:?}")).await;
@@ -279,7 +279,7 @@ async fn a_token_that_is_missing_or_in_pieces_is_refused() {
     world.provider.set().answer = Some(Box::new(|answer| {
         answer.as_object_mut().unwrap().remove("id_token");
     }));
-    assert_refused(&world, Refusal::TokenMissing, "no token").await;
+    assert_refused(&world, SignInRefusal::TokenMissing, "no token").await;
     let cuts: [fn(&str) -> Value; 8] = [
         |_| json!(""),
         |_| json!("..."),
@@ -294,11 +294,11 @@ async fn a_token_that_is_missing_or_in_pieces_is_refused() {
         world.provider.set().answer = Some(Box::new(move |answer| {
             answer["id_token"] = cut(answer["id_token"].as_str().unwrap());
         }));
-        assert_refused(&world, Refusal::TokenUnreadable, &format!("cut {position}")).await;
+        assert_refused(&world, SignInRefusal::TokenUnreadable, &format!("cut {position}")).await;
     }
     // An empty signature is refused.
     world.provider.set().answer = Some(Box::new(|answer| {
         answer["id_token"] = json!(answer["id_token"].as_str().unwrap().rsplit_once('.').unwrap().0.to_owned() + ".");
     }));
-    assert_refused(&world, Refusal::Signature, "no signature").await;
+    assert_refused(&world, SignInRefusal::Signature, "no signature").await;
 }
