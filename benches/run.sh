@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make bench`: builds release and prints one table, each figure with its baseline from the same run.
-#   benches/run.sh [retrieve] [connections] [durable] [growth] [idle] [database] [sandbox] [starts] [rates] [list]   some parts; default: all
+#   benches/run.sh [retrieve] [connections] [durable] [growth] [idle] [database] [sandbox] [wrapper] [starts] [rates] [list]   some parts; default: all
 #   BENCH_SECONDS, BENCH_ROUNDS, BENCH_HOSTS, BENCH_DIR, BENCH_NGINX                  see benches/fleet/main.rs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +27,13 @@ if [ -z "${BENCH_NGINX:-}" ]; then
 fi
 "$BENCH_NGINX" -v 2>/dev/null || { echo "run.sh: $BENCH_NGINX does not start: install nginx and run this again" >&2; exit 1; }
 export BENCH_NGINX
+
+# The native cdx, as it is packed.
+if [ -z "${BENCH_CDX:-}" ]; then
+  packaging/cdx.sh >&2
+  BENCH_CDX=$PWD/target/cdx/cdx-$(uname -m)-linux
+fi
+export BENCH_CDX
 
 # Debian installs mariadbd there. Without it, the part `database` is skipped.
 export PATH=$PATH:/usr/sbin

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prints the notices of the libraries that are linked into the program: each text once, with its crates.
-#   notices.sh TARGET   for the program of that target
+# Prints the notices of the libraries that are linked into the daemon and into the native cdx: each text once, with its
+# crates.
+#   notices.sh TARGET   for the programs of that target
 set -euo pipefail
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/.."
@@ -8,7 +9,7 @@ sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
 texts=$(mktemp -d)
 trap 'rm -rf "$texts"' EXIT
 
-echo "codex-authd is linked with the following libraries, each under the licence beside it. Their notices follow."
+echo "codex-authd and cdx are linked with the following libraries, each under the licence beside it. Their notices follow."
 echo
 while read -r name version licence; do
   version=${version#v}
@@ -20,8 +21,8 @@ while read -r name version licence; do
       printf '%s %s\n' "$name" "$version" >>"$texts/$digest.crates"
     done < <(find "$directory" -maxdepth 1 -type f \( -iname 'licen[cs]e*' -o -iname 'copying*' -o -iname 'notice*' -o -iname 'copyright*' \) -print0 | sort -z)
   done
-done < <(cargo tree --locked --offline --edges normal --target "$1" --prefix none --format '{p} {l}' --no-dedupe \
-  | sed 's/ (proc-macro)//' | grep -v '^codex-authd ' | sort -u)
+done < <(cargo tree --locked --offline --workspace --edges normal --target "$1" --prefix none --format '{p} {l}' --no-dedupe \
+  | sed 's/ (proc-macro)//' | grep -vE '^(codex-authd|codex-authd-client|cdx) |^ *$' | sort -u)
 
 for crates in "$texts"/*.crates; do
   printf '\n%s\n' "--------------------------------------------------------------------------------"

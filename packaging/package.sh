@@ -5,6 +5,8 @@
 #   ARCH                   amd64 or arm64 (default: this machine's); PROGRAM must be built for it
 #   AUTHD_NATIVE_PROGRAM   the program that writes the manual pages if PROGRAM does not run here (default:
 #                          a build for this machine)
+#   AUTHD_CDX_DIR          the native programs for hosts, files cdx-TARGET (default: target/cdx, from make cdx). None: hosts
+#                          get the bash cdx
 #   AUTHD_MAINTAINER       "Name <mail address>"; AUTHD_HOMEPAGE  a URL; AUTHD_VENDOR  (default: the maintainer's name).
 #                          Without these, the packages have placeholders, and packaging/repo.sh refuses them
 #   AUTHD_TEST_CACHE       where the packaging tools are cached
@@ -93,6 +95,14 @@ others=$(awk '{ print $1 }' "$made/needed" | grep -vE '^(lib(c|m|dl|rt|pthread|g
 libc=$(sed -n 's/.* GLIBC_\([0-9][0-9.]*\)$/\1/p' "$made/needed" | sort -V | tail -n 1)
 [ -n "$libc" ] || refuse "$binary needs no version of glibc: it must be linked with glibc"
 
+# The native programs for hosts.
+mkdir "$made/wrapper"
+for program in "${AUTHD_CDX_DIR:-target/cdx}"/cdx-{x86_64,aarch64}-{linux,darwin}; do
+  [ ! -f "$program" ] || install -m 0755 "$program" "$made/wrapper/"
+done
+programs=$(ls "$made/wrapper")
+echo "native programs for hosts: ${programs:-none}" | paste -sd ' '
+
 # Generated from the command line.
 mkdir -p "$made/man" "$made/completions"
 "$native" man "$made/man" >/dev/null
@@ -116,8 +126,9 @@ cp -r Cargo.toml LICENSE README.md CHANGELOG.md debian docs migrations openapi p
 sed -i 's|(docs/|(|g; s|\[docs/|[|g' "$staged/README.md"
 ln -s "$PWD/$made" "$staged/target/package"
 # Files that cargo requires in a package.
-ln -s "$PWD"/{Cargo.lock,src,benches} "$staged"
-awk -v maintainer="$maintainer" -v homepage="$homepage" -v libc="$libc" '
+ln -s "$PWD"/{Cargo.lock,src,benches,cdx} "$staged"
+awk -v maintainer="$maintainer" -v homepage="$homepage" -v libc="$libc" -v programs="$programs" '
+  !programs && /"target\/package\/wrapper\// { next } # a pattern must match a file
   /^maintainer = "/ { $0 = "maintainer = \"" maintainer "\"" }
   /^depends = "/ { sub(/@LIBC@/, "libc6 (>= " libc ")") }
   /^homepage = "/ { $0 = "homepage = \"" homepage "\"" }

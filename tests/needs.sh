@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: Debian packages, the Codex CLI and an OpenID provider (npm), the
-# OpenAPI validator (PyPI), cargo's tools (crates.io). Nothing comes from anywhere else. All but Debian's packages have a
+# tools for the OpenAPI document (npm, PyPI), cargo's tools (crates.io). Nothing comes from anywhere else. All but Debian's packages have a
 # fixed version and are kept outside the clone.
 #   needs.sh           installs
 #   needs.sh --table   prints everything with size and reason, as a Markdown table. A package counts with those dependencies
@@ -21,9 +21,12 @@ openssl                   openssl               independent certificates and cli
 shellcheck                shellcheck            lints every shell script
 strace                    strace                records the system calls of the sandbox and of durable writes
 npm                       npm                   installs Codex and the OpenID provider; the installer runs it too
-node                      nodejs                runs the OpenID provider
-python3                   python3               runs the OpenAPI validator and generated clients
-/usr/lib/python3*/ensurepip python3-venv        the virtual environment of the validator
+node                      nodejs                runs the OpenID provider, the linters of the OpenAPI document, the TypeScript client
+python3                   python3               runs the tools for the OpenAPI document, and the Python client
+/usr/lib/python3*/ensurepip python3-venv        the virtual environment of these tools
+java                      default-jre-headless  runs the generator of the Go client
+go                        golang-go             compiles the Go client
+/usr/share/gocode/src/gopkg.in/validator.v2 golang-gopkg-validator.v2-dev the Go client imports it
 busybox                   busybox               a shell that is not bash, for the wrapper
 script                    bsdutils              a terminal for commands with a prompt
 setsid                    util-linux            sessions without a terminal, and entering namespaces
@@ -70,7 +73,6 @@ nginx          nginx          usr/sbin/nginx          a reverse proxy in front o
 nginx-stream   libnginx-mod-stream usr/lib/nginx/modules/ngx_stream_module.so the nginx module that passes TLS through
 caddy          caddy          usr/bin/caddy           another reverse proxy
 '
-openapi_validator=0.9.0
 cargo_deny=0.20.2
 
 # A pattern with a slash is a file; "|" separates two files.
@@ -110,7 +112,10 @@ if [ "${1:-}" = --table ]; then
   done <<<"$unpacked"
   directory_row "@openai/codex (npm)" "$(dirname "$(dirname "$(tests/install-codex.sh)")")" "the real Codex"
   directory_row "oidc-provider (npm)" "$(tests/install-oidc-provider.sh)" "a real OpenID provider"
-  directory_row "openapi-spec-validator (PyPI)" "$cache/python" "validates the OpenAPI document"
+  openapi=$(tests/install-openapi-tools.sh)
+  directory_row "redocly, spectral, openapi-typescript, tsc (npm)" "$openapi/node_modules" "lint the OpenAPI document, make the TypeScript client"
+  directory_row "schemathesis, openapi-python-client, openapi-generator, mypy (PyPI)" "$openapi/venv" \
+    "test the daemon by its OpenAPI document, make the Python and Go clients"
   directory_row "cargo-deny (crates.io)" "$cache/tools" "checks licences and sources of the dependencies"
   directory_row "cargo-deb, cargo-generate-rpm (crates.io)" "$cache/packagers" "make the packages; packaging/package.sh installs them"
   for root in "$cache"/rootfs-*/; do
@@ -140,10 +145,7 @@ while read -r directory package file _; do
   mv "$download/unpacked" "$cache/$directory"
   rm -rf "$download"
 done <<<"$unpacked"
-if [ ! -x "$cache/python/bin/openapi-spec-validator" ]; then
-  python3 -m venv "$cache/python"
-  "$cache/python/bin/pip" install -q --disable-pip-version-check "openapi-spec-validator==$openapi_validator"
-fi
 command -v cargo-deny >/dev/null || packaging/cargo-tool.sh "$cache/tools" cargo-deny "$cargo_deny"
 tests/install-codex.sh >/dev/null
 tests/install-oidc-provider.sh >/dev/null
+tests/install-openapi-tools.sh >/dev/null

@@ -50,11 +50,26 @@ quiet "$wrong"
 
 begin "modes and owners"
 modes=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]' "$rpm" 2>/dev/null)
-others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" <<<"$modes" || true)
+others=$(grep -vE "^-rw-r--r-- root:root |^-rwxr-xr-x root:root (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|cdx-[a-z0-9_]*-linux|install.sh|start.sh))$" <<<"$modes" || true)
 [ -z "$others" ] && rpm_modes= || rpm_modes="in the .rpm: $others"
 deb_modes=$(dpkg-deb --fsys-tarfile "$deb" | tar --numeric-owner -tvf - | awk '$1 !~ /^d/ { print $1, $2, substr($6, 2) }' \
-  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|install.sh|start.sh))$" || true)
+  | grep -vE "^-rw-r--r-- 0/0 |^-rwxr-xr-x 0/0 (/usr/bin/codex-authd|/usr/share/codex-authd/wrapper/(cdx|cdx-[a-z0-9_]*-linux|install.sh|start.sh))$" || true)
 quiet "$rpm_modes$deb_modes"
+
+begin "the native cdx for hosts: static, without symbols, of this version, at most 4 MB"
+program=$work/deb/usr/share/codex-authd/wrapper/cdx-x86_64-linux
+wrong=
+if [ -f "$program" ]; then
+  said=$(env -i CDX_ASKS_CODEX=1 "$program" --version 2>&1) || true
+  [ "$said" = "cdx $(cat wrapper/VERSION)" ] || wrong="it says: $said "
+  ! readelf -d "$program" | grep -q NEEDED || wrong+="it needs libraries "
+  ! readelf -l "$program" | grep -q INTERP || wrong+="it needs a loader "
+  ! readelf -S "$program" | grep -qE ' \.(symtab|debug_)' || wrong+="it has symbols "
+  [ "$(stat -c %s "$program")" -le 4194304 ] || wrong+="it has $(stat -c %s "$program") bytes"
+else
+  wrong="it is missing: make cdx"
+fi
+quiet "$wrong"
 
 begin "nothing in /etc: no upgrade asks about, renames or replaces a file that an operator edits"
 conffiles=$(cat "$work/control/conffiles" 2>/dev/null; rpm -qpc "$rpm" 2>/dev/null)
@@ -75,11 +90,11 @@ set_keys=$(grep -vE '^(#.*|\[[a-z]+\]|)$' "$work/deb/usr/share/codex-authd/confi
 checked=$("$work/deb/usr/bin/codex-authd" check-config --config "$work/deb/usr/share/codex-authd/config.toml" 2>&1) && checked=
 quiet "$set_keys$checked"
 
-begin "no path of this machine in the program"
+begin "no path of this machine in the programs"
 if [ -n "${AUTHD_PACKAGE_UNMAPPED:-}" ]; then
   skipped "AUTHD_PACKAGE_UNMAPPED says that the program was not built for a package"
 else
-  quiet "$(strings -n 6 "$work/deb/usr/bin/codex-authd" "$(echo target/package/build-id/*/*.debug)" \
+  quiet "$(strings -n 6 "$work"/deb/usr/{bin/codex-authd,share/codex-authd/wrapper/cdx-*} "$(echo target/package/build-id/*/*.debug)" \
     | grep -F -e "$PWD" -e "$(realpath "${CARGO_HOME:-$HOME/.cargo}")" -e "$(rustc --print sysroot)" | sort | uniq -c | sort -rn | head -n 5 || true)"
 fi
 

@@ -3,19 +3,25 @@ set +xva # before bash reads the key, which must not be traced, echoed or export
 { # One command: bash reads it to its end before it runs any of it.
 # Adds this host to the fleet: installs cdx, and Codex if it is missing.
 #
+# cdx is the native program, if the daemon has one for this machine and it runs here, else the script in this file. The
+# script is put in place first, and then replaces itself as in an update, so there is a working cdx at every moment.
+#
 # It is served once, and run as `curl … | bash`. If the download is incomplete, bash runs nothing and fails. If a step
-# fails, the earlier steps are undone: the previous cdx is restored, and a newly installed Codex is removed.
+# fails, the earlier steps are undone: the previous cdx and its configuration are restored, and a newly installed Codex is
+# removed. After a kill at any line, cdx is the previous one, the script, or the native one with its configuration.
 #
 # CDX_GROUP=name, for an installation by root: only root and this group may run cdx, and so read the host's API key.
-# Without it, every user of the machine can. An installation over one with a group keeps the group.
+# Without it, only root can run the native program, and every user of the machine can run the script. An installation
+# over one with a group keeps the group.
 
 set -u
-unset -f curl tar sed grep cat cp mv rm mkdir chmod chgrp ls id
+unset -f curl tar sed grep cat cp mv rm rmdir mkdir chmod chgrp ls id
 IFS=$' \t\n'
 
 # --- baked: begin
 CDX_BASE_URL=''
 CDX_FQDN=''
+CDX_PROGRAMS=''
 CDX_SCRIPT=''
 # --- baked: end
 
@@ -30,13 +36,18 @@ main() {
 
   say "this host is ${CDX_FQDN}; it gets its logins from $CDX_BASE_URL"
   place_cdx
+  become_native
   install_codex
   first_sync
   DONE=1
   [ -z "$BACKUP" ] || rm -f -- "$BACKUP"
+  [ -z "$CONFIG_BACKUP" ] || rm -f -- "$CONFIG_BACKUP"
   trap - EXIT
 
   say "done"
+  if [ -n "$NATIVE" ] && [ "$MODE" = 755 ]; then
+    say "only root can use it: $CONFIG, which contains the key, is root's. To let a group use it:  chgrp NAME $CONFIG && chmod 640 $CONFIG  (or set CDX_GROUP=NAME for the next installer)"
+  fi
   case :$USER_PATH: in
     *:"$DIRECTORY":*) say "type next:  cdx" ;;
     *) advise_path ;;
@@ -92,12 +103,14 @@ choose_place() {
   fi
   CDX=$DIRECTORY/cdx
   [ "$MODE" != 700 ] || return 0
-  # The group in CDX_GROUP, or else the group of an installed cdx that others cannot read.
-  if [ -z "$GROUP" ] && [ -f "$CDX" ]; then
+  # The group in CDX_GROUP, or else the group of an installed cdx, or of its configuration, that others cannot read.
+  local file
+  for file in "$CDX" /etc/cdx/host.toml; do
+    if [ -n "$GROUP" ] || [ ! -f "$file" ]; then continue; fi
     # shellcheck disable=SC2046 # mode, links, owner, group
-    set -- $(ls -ldn -- "$CDX")
-    case $1 in -rwxr-x---*) GROUP=$4 ;; esac
-  fi
+    set -- $(ls -ldn -- "$file")
+    case $1 in -rwxr-x---* | -rw-r-----*) GROUP=$4 ;; esac
+  done
   [ -z "$GROUP" ] || MODE=750
 }
 
@@ -108,14 +121,35 @@ place_cdx() {
   TEMP=$CDX.installing.$$
   (umask 077 && set -C && printf '%s' "$CDX_SCRIPT" >"$TEMP") || fail "cannot write in $DIRECTORY"
   [ -z "$GROUP" ] || chgrp -- "$GROUP" "$TEMP" || fail "there is no group $GROUP: make it (groupadd $GROUP), or leave CDX_GROUP out"
-  chmod "$MODE" "$TEMP" || fail "cannot set the mode of $TEMP"
+  # Until it is known whether the native program replaces it, nobody else may read the key in it.
+  chmod "$([ -n "$GROUP" ] && echo 750 || echo 700)" "$TEMP" || fail "cannot set the mode of $TEMP"
   (unset POSIXLY_CORRECT && "$BASH" +o posix -n "$TEMP") || fail "the received cdx is damaged"
   if [ -e "$CDX" ] || [ -L "$CDX" ]; then
     BACKUP=$CDX.before.$$
     cp -pP -- "$CDX" "$BACKUP" || fail "cannot back up the installed cdx"
   fi
-  mv -f -- "$TEMP" "$CDX" || fail "cannot write $CDX"
   PLACED=1
+  mv -f -- "$TEMP" "$CDX" || fail "cannot write $CDX"
+}
+
+# The script fetches the native program, verifies it against the digest in this file, runs it once, writes its
+# configuration, and puts it in its own place.
+become_native() {
+  if [ -n "$CDX_PROGRAMS" ]; then
+    CONFIG=$("$CDX" --config-file </dev/null) || fail "$CDX does not run here"
+    if [ -e "$CONFIG" ]; then
+      CONFIG_BACKUP=$CONFIG.before.$$
+      cp -pP -- "$CONFIG" "$CONFIG_BACKUP" || fail "cannot back up $CONFIG"
+    fi
+    CONFIGURED=1
+    "$CDX" --become-native "$CDX_PROGRAMS" </dev/null
+    case $? in
+      0) NATIVE=1 ;;
+      3) ;;
+      *) fail "the native cdx could not be installed" ;;
+    esac
+  fi
+  chmod "$MODE" "$CDX" || fail "cannot set the mode of $CDX"
 }
 
 install_codex() {
@@ -137,8 +171,14 @@ first_sync() {
 undo() {
   [ -z "$DONE" ] || return 0
   [ -z "$TEMP" ] || rm -f -- "$TEMP"
+  if [ -n "$PLACED" ] && [ -n "$BROUGHT" ]; then "$CDX" --remove-codex </dev/null; fi
+  if [ -n "$CONFIGURED" ]; then
+    if [ -n "$CONFIG_BACKUP" ]; then mv -f -- "$CONFIG_BACKUP" "$CONFIG"; else rm -f -- "$CONFIG"; fi
+    rmdir -- "${CONFIG%/*}" 2>/dev/null
+  elif [ -n "$CONFIG_BACKUP" ]; then
+    rm -f -- "$CONFIG_BACKUP"
+  fi
   if [ -n "$PLACED" ]; then
-    if [ -n "$BROUGHT" ]; then "$CDX" --remove-codex </dev/null; fi
     if [ -n "$BACKUP" ]; then mv -f -- "$BACKUP" "$CDX"; else rm -f -- "$CDX"; fi
     complain "undone: $CDX is $([ -n "$BACKUP" ] && echo 'the previous one' || echo removed)"
   elif [ -n "$BACKUP" ]; then
@@ -156,7 +196,7 @@ fail() {
 }
 
 USER_PATH=$PATH # before choose_place adds to it
-DONE='' TEMP='' BACKUP='' PLACED='' BROUGHT='' GROUP=''
+DONE='' TEMP='' BACKUP='' PLACED='' NATIVE='' CONFIG='' CONFIG_BACKUP='' CONFIGURED='' BROUGHT='' GROUP=''
 main </dev/null
 exit
 }

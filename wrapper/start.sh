@@ -17,6 +17,7 @@ readonly NL='
 # --- baked: begin
 CDX_URL=''
 CDX_PIN=''
+CDX_PROGRAMS=''
 CDX_CODEX_RELEASE_URL=''
 CDX_CODEX_RELEASE_SHA256=''
 CDX_CODEX_NPM='@openai/codex'
@@ -43,6 +44,12 @@ check_machine() {
   SELF=$CDX WANTED_CODEX=$CDX_CODEX_VERSION
   export npm_config_cache=/dev/null # otherwise npm creates a directory when it prints its prefix
   find_home
+  # There the native cdx and its configuration will be written, if there is one for this machine.
+  find_config
+  if name_machine && [[ " $CDX_PROGRAMS" = *" $NATIVE_TARGET="* ]]; then
+    for file in "$CDX" "$CACHE_DIR"; do has_room "$file" 16 || stop "$WHY" "$FIX"; done
+    has_room "$CONFIG" 2 || stop "$WHY" "$FIX"
+  fi
   # The first login and cdx's state will be written there.
   resolve_links "$AUTH_FILE" || stop "$AUTH_FILE is a broken link" "move it away"
   for file in "$RESOLVED" "$CACHE_DIR"; do has_room "$file" 2 || stop "$WHY" "$FIX"; done
@@ -97,7 +104,7 @@ warn() { :; }
 complain() { :; }
 
 PROBE='' MISSING='' DIRECTORY='' CDX='' GROUP='' NEAREST='' WHY='' FIX=''
-CODEX='' STATE_DIR='' AUTH_FILE='' CACHE_DIR='' RESOLVED='' RELEASE_URL='' # without STATE_DIR, find_codex stores nothing
+CODEX='' NATIVE_TARGET='' CONFIG='' STATE_DIR='' AUTH_FILE='' CACHE_DIR='' RESOLVED='' RELEASE_URL='' # without STATE_DIR, find_codex stores nothing
 main </dev/null
 exit
 }

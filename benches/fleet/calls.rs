@@ -58,6 +58,10 @@ impl Fleet {
         Ok(Self { keys, ..fleet })
     }
 
+    pub fn key(&self, host: usize) -> &str {
+        &self.keys[host]
+    }
+
     fn retrieve(&self, host: usize, close: bool) -> Vec<u8> {
         let body = json!({
             "command": "retrieve",
@@ -68,6 +72,21 @@ impl Fleet {
         });
         request("POST", "/auth", Some(&self.keys[host]), close, &body.to_string())
     }
+}
+
+/// The cursor of the page behind `behind` hosts of a list.
+pub async fn cursor(admin: &Target, query: &str, behind: usize) -> Result<String> {
+    let mut connection = Connection::open(admin).await?;
+    let (mut passed, mut cursor) = (0, String::new());
+    while passed < behind {
+        let limit = (behind - passed).min(1000);
+        let from = if cursor.is_empty() { String::new() } else { format!("&cursor={cursor}") };
+        let path = format!("/admin/hosts?{query}&limit={limit}{from}");
+        let answer = connection.exchange(&request("GET", &path, None, false, "")).await?;
+        cursor = text(&serde_json::from_slice(answer.body)?, "/data/next")?;
+        passed += limit;
+    }
+    Ok(cursor)
 }
 
 /// Retrieves by many hosts, each with its own key, that have nothing to fetch.

@@ -3,7 +3,8 @@
 //! Every server is a process of its own on loopback; this process is the load generator. The daemon and the baseline
 //! take turns for several rounds, and the table has the median of the rounds. So noise of the machine affects both.
 //!
-//! Arguments choose parts: `retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`; for the
+//! Arguments choose parts: `retrieve`, `connections`, `durable`, `growth`, `idle`, `database`, `sandbox`,
+//! `wrapper`; for the
 //! fleets `starts`, `rates`, `list`; `before`; none means all. `seed STATE_DIR HOSTS` only adds hosts to the state of a stopped
 //! daemon.
 //!
@@ -14,6 +15,7 @@
 //! - `BENCH_DIR`: the place for the state directories;
 //! - `BENCH_FLEETS`: where fleets are kept for the next run;
 //! - `BENCH_NGINX`: the path of nginx;
+//! - `BENCH_CDX`: the path of the native cdx, for `wrapper`;
 //! - `BENCH_BEFORE`: the path of an earlier build of codex-authd, for `before`.
 
 mod bare;
@@ -30,6 +32,7 @@ mod report;
 mod sandbox;
 mod seed;
 mod telemetry;
+mod wrapper;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -100,6 +103,9 @@ async fn measure(parts: &[String]) -> Result<()> {
     }
     if wanted("sandbox") {
         rows.extend(sandbox::rows(&bench).await?);
+    }
+    if wanted("wrapper") {
+        rows.extend(wrapper::rows(&bench).await?);
     }
     if wanted("before") {
         rows.extend(before::rows(&bench).await?);
@@ -349,11 +355,12 @@ impl Bench {
     async fn lists(&self, hosts: usize, daemon: &mut Daemon) -> Result<Vec<Row>> {
         daemon.start().await?;
         let nothing = Arc::new(Gets::new("/healthz", "{"));
-        let last = hosts - 100;
+        // Page by page to the middle of the list.
+        let middle = calls::cursor(&daemon.admin, "sort=client_version", hosts / 2).await?;
         let lists = [
             ("first page", "limit=100".to_owned()),
-            ("last page by last_seen", format!("limit=100&sort=last_seen&order=desc&offset={last}")),
-            ("middle by client_version", format!("limit=100&sort=client_version&offset={}", hosts / 2)),
+            ("first page by last_seen", "limit=100&sort=last_seen&order=desc".to_owned()),
+            ("middle by client_version", format!("limit=100&sort=client_version&cursor={middle}")),
             ("1,000 by api_calls", "limit=1000&sort=api_calls&order=desc".to_owned()),
             ("search that finds little", "limit=100&search=host-9999".to_owned()),
             ("search that finds all", "limit=100&search=BENCH&sort=last_seen".to_owned()),

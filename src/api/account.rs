@@ -4,20 +4,24 @@ use std::net::IpAddr;
 
 use poem::http::header::USER_AGENT;
 use poem::{FromRequest, Request, RequestBody};
-use poem_openapi::param::Path;
+use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Tag;
-use super::admin_hosts::{AdminHost, Registration, Removed};
 use super::area::Area;
+use super::closed_set::closed_set;
 use super::errors::{Answer, Failure, ok};
 use super::guards::{Caller, SignedInMember};
-use super::json::{JsonBody, OkStatus};
+use super::json::{JsonBody, OkStatus, written};
+use super::pages::{self, Page, default_limit};
+use super::types::hosts::{AdminHost, Registration, Removed};
 use crate::model::host::HostId;
+use crate::model::people::Role;
 use crate::records::{Session, SignInMethod, User};
+use crate::service::core::replays::Repeatable;
 use crate::service::people::sessions::NewSession;
 use crate::service::{Core, People, ServiceError};
 
@@ -58,6 +62,8 @@ impl AccountApi {
     }
 
     /// Who is signed in
+    ///
+    /// The user and the session of the access token.
     #[oai(path = "/me", method = "get", operation_id = "getMe")]
     async fn me(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<Me> {
         let session = SessionBody::new(&people, member.signed_in.session.session.clone(), true);
@@ -84,12 +90,24 @@ impl AccountApi {
     }
 
     /// One's own sessions, the newest first
+    ///
+    /// Those of the last thirty days.
     #[oai(path = "/me/sessions", method = "get", operation_id = "listOwnSessions")]
-    async fn sessions(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<SessionList> {
-        ok(SessionList::of(&people, Some(&member.signed_in.user)).await?)
+    async fn sessions(
+        &self,
+        people: Area<'_, People>,
+        member: SignedInMember,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<SessionList> {
+        ok(SessionList::of(&people, Some(&member.signed_in.user), &cursor, &limit).await?)
     }
 
     /// End one of one's own sessions
+    ///
+    /// Its token is good for nothing from here on.
     #[oai(path = "/me/sessions/:id", method = "delete", operation_id = "endOwnSession")]
     async fn end_session(
         &self,
@@ -102,11 +120,22 @@ impl AccountApi {
     }
 
     /// One's own hosts
+    ///
+    /// Those that the user installed.
     #[oai(path = "/me/hosts", method = "get", operation_id = "listOwnHosts")]
-    async fn hosts(&self, people: Area<'_, People>, member: SignedInMember) -> Answer<OwnHosts> {
+    async fn hosts(
+        &self,
+        people: Area<'_, People>,
+        member: SignedInMember,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<OwnHosts> {
         let hosts = people.own_hosts(&member.signed_in).await?;
+        let Page { entries, next } = Page::cut(hosts, &cursor, &limit, |view| view.host.id.to_string())?;
         let max_hosts = people.max_hosts(&member.signed_in);
-        ok(OwnHosts { hosts: hosts.into_iter().map(AdminHost::from).collect(), max_hosts })
+        ok(OwnHosts { hosts: entries.into_iter().map(AdminHost::from).collect(), max_hosts, next })
     }
 
     /// Install a host of one's own
@@ -116,14 +145,26 @@ impl AccountApi {
     #[oai(path = "/me/hosts", method = "post", operation_id = "registerOwnHost")]
     async fn register(
         &self,
+        core: Area<'_, Core>,
         people: Area<'_, People>,
         member: SignedInMember,
+        /// A repeated request with the same key is given the first answer, for a day, and is not done again.
+        #[oai(name = "Idempotency-Key")]
+        key: Header<Option<String>>,
         body: JsonBody<OwnHostRequest>,
     ) -> Answer<Registration> {
-        ok(people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?.into())
+        let (asked, by) = (written(&body.0)?, member.by.clone());
+        let request = Repeatable { key: key.0.as_deref(), by: &by, operation: "registerOwnHost", body: &asked };
+        let people = people.share();
+        let register = async move {
+            Ok(Registration::from(people.register_own(&body.0.fqdn, &member.signed_in, &member.by).await?))
+        };
+        ok(core.share().once(request, register).await?)
     }
 
     /// Remove a host of one's own
+    ///
+    /// Its key and its pending installers are refused from here on.
     #[oai(path = "/me/hosts/:id", method = "delete", operation_id = "removeOwnHost")]
     async fn remove(&self, people: Area<'_, People>, member: SignedInMember, id: Path<u64>) -> Answer<Removed> {
         let host = people.remove_own(HostId(id.0), &member.signed_in, &member.by).await?;
@@ -176,8 +217,7 @@ pub struct TokenAnswer {
     pub status: OkStatus,
     pub data: TokenBody,
     pub access_token: String,
-    /// Always `bearer`.
-    pub token_type: String,
+    pub token_type: TokenType,
     pub expires_in: i64,
 }
 
@@ -186,8 +226,7 @@ pub struct TokenAnswer {
 pub struct TokenBody {
     /// `cxa_` and 43 characters.
     pub access_token: String,
-    /// Always `bearer`.
-    pub token_type: String,
+    pub token_type: TokenType,
     /// Seconds until it is over, however much it is used.
     pub expires_in: i64,
     #[serde(with = "time::serde::rfc3339")]
@@ -198,11 +237,11 @@ pub struct TokenBody {
 impl TokenAnswer {
     pub fn new(new: NewSession, now: OffsetDateTime) -> Self {
         let NewSession { token, session, user } = new;
-        let token_type = "bearer".to_owned();
+        let token_type = TokenType::Bearer;
         let expires_in = (session.expires_at - now).whole_seconds();
         let data = TokenBody {
             access_token: token.expose().into(),
-            token_type: token_type.clone(),
+            token_type,
             expires_in,
             expires_at: session.expires_at,
             user: UserBody::from(&*user),
@@ -217,12 +256,26 @@ pub struct Me {
     pub session: SessionBody,
 }
 
+closed_set! {
+    /// `viewer`: reads everything but secrets. `member`: sees and installs hosts of their own.
+    pub enum UserRole { Member = "member", Viewer = "viewer", Admin = "admin" } of Role
+}
+
+impl From<UserRole> for Role {
+    fn from(role: UserRole) -> Self {
+        match role {
+            UserRole::Member => Self::Member,
+            UserRole::Viewer => Self::Viewer,
+            UserRole::Admin => Self::Admin,
+        }
+    }
+}
+
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct UserBody {
     pub id: u64,
     pub email: String,
-    /// `admin`, `viewer` (reads everything but secrets) or `member` (sees and installs hosts of their own).
-    pub role: String,
+    pub role: UserRole,
     pub disabled: bool,
     /// Whether they can sign in with a password.
     pub has_password: bool,
@@ -239,7 +292,7 @@ impl From<&User> for UserBody {
         Self {
             id: user.id.0,
             email: user.email.to_string(),
-            role: user.role.to_string(),
+            role: user.role.into(),
             disabled: user.disabled,
             has_password: user.password.is_some(),
             max_hosts: user.max_hosts,
@@ -249,6 +302,14 @@ impl From<&User> for UserBody {
     }
 }
 
+closed_set! {
+    pub enum SignedInBy { Password = "password", Oidc = "oidc" }
+}
+
+closed_set! {
+    pub enum TokenType { Bearer = "bearer" }
+}
+
 /// A session, without its token.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct SessionBody {
@@ -256,8 +317,7 @@ pub struct SessionBody {
     pub user_id: u64,
     /// The user's e-mail address; null: they are not known here.
     pub user: Option<String>,
-    /// `password` or `oidc`.
-    pub signed_in_by: String,
+    pub signed_in_by: SignedInBy,
     /// Of a sign-in through the provider.
     pub issuer: Option<String>,
     /// Of a sign-in through the provider.
@@ -282,14 +342,14 @@ pub struct SessionBody {
 impl SessionBody {
     pub fn new(people: &People, session: Session, in_force: bool) -> Self {
         let (signed_in_by, issuer, subject) = match session.method {
-            SignInMethod::Password => ("password", None, None),
-            SignInMethod::Oidc { issuer, subject } => ("oidc", Some(issuer), Some(subject)),
+            SignInMethod::Password => (SignedInBy::Password, None, None),
+            SignInMethod::Oidc { issuer, subject } => (SignedInBy::Oidc, Some(issuer), Some(subject)),
         };
         Self {
             id: session.id,
             user_id: session.user.0,
             user: people.known_user(session.user).map(|user| user.email.to_string()),
-            signed_in_by: signed_in_by.into(),
+            signed_in_by,
             issuer,
             subject,
             browser: session.browser,
@@ -306,13 +366,22 @@ impl SessionBody {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct SessionList {
     pub sessions: Vec<SessionBody>,
+    pub next: Option<String>,
 }
 
+pages::listed!(SessionList: sessions);
+
 impl SessionList {
-    pub async fn of(people: &People, user: Option<&User>) -> Result<Self, ServiceError> {
+    pub async fn of(
+        people: &People,
+        user: Option<&User>,
+        cursor: &Query<Option<String>>,
+        limit: &Query<u32>,
+    ) -> Result<Self, ServiceError> {
         let sessions = people.sessions(user.map(|user| user.id)).await?;
-        let sessions = sessions.into_iter().map(|(session, in_force)| SessionBody::new(people, session, in_force));
-        Ok(Self { sessions: sessions.collect() })
+        let Page { entries, next } = Page::cut(sessions, cursor, limit, |(session, _)| session.id.to_string())?;
+        let sessions = entries.into_iter().map(|(session, in_force)| SessionBody::new(people, session, in_force));
+        Ok(Self { sessions: sessions.collect(), next })
     }
 }
 
@@ -340,6 +409,7 @@ pub struct OwnHosts {
     pub hosts: Vec<AdminHost>,
     /// How many there may be.
     pub max_hosts: u32,
+    pub next: Option<String>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

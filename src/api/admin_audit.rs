@@ -10,8 +10,11 @@ use time::OffsetDateTime;
 
 use super::Tag;
 use super::area::Area;
+use super::closed_set::closed_set;
 use super::errors::{Answer, ok};
+use super::flags::Flag;
 use super::guards::Viewer;
+use super::pages::{self, default_limit};
 use crate::model::audit::{Actor, AuditEntry, AuditFilter};
 use crate::model::digest::Digest;
 use crate::service::{Audit, ServiceError};
@@ -22,35 +25,31 @@ pub struct AdminAuditApi;
 impl AdminAuditApi {
     /// Entries of the audit log as the former service told them, the newest first
     ///
-    /// `next` of the answer is `before` of the next page.
+    /// `details` is a JSON text; `GET /admin/audit` has its members.
     #[oai(path = "/logs", method = "get", operation_id = "listLogs")]
     async fn logs(
         &self,
         audit: Area<'_, Audit>,
         _viewer: Viewer,
-        /// Only entries with a smaller number.
-        before: Query<Option<u64>>,
-        /// At most this many, 1 to 1000.
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
-        limit: Query<u64>,
+        limit: Query<u32>,
     ) -> Answer<LogPage> {
-        let limit = usize::try_from(limit.0).unwrap_or(1000);
-        let filter = AuditFilter { before: before.0, ..AuditFilter::default() };
-        let (entries, next) = audit.audit_page(&filter, limit).await?;
-        ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect(), next })
+        let filter = AuditFilter { before: pages::number(&cursor)?, ..AuditFilter::default() };
+        let (entries, next) = audit.audit_page(&filter, limit.0 as usize).await?;
+        ok(LogPage { logs: entries.into_iter().map(LogBody::from).collect(), next: next.map(|next| next.to_string()) })
     }
 
     /// Entries of the audit log, the newest first
     ///
-    /// `next` of the answer is `before` of the next page.
+    /// Who did what, when and from where, what was refused, and what the daemon did by itself.
     #[oai(path = "/audit", method = "get", operation_id = "listAudit")]
     #[allow(clippy::too_many_arguments)] // One parameter each of the operation.
     async fn list(
         &self,
         audit: Area<'_, Audit>,
         _viewer: Viewer,
-        /// Only entries with a smaller number.
-        before: Query<Option<u64>>,
         /// `host.register`, or the noun alone: `host`.
         action: Query<Option<String>>,
         /// Part of the actor's name.
@@ -60,31 +59,37 @@ impl AdminAuditApi {
         /// Exactly this address.
         from: Query<Option<String>>,
         /// Only what somebody should look at.
-        alarms: Query<Option<bool>>,
+        alarms: Query<Option<Flag>>,
         /// RFC 3339; entries from then on.
         since: Query<Option<OffsetDateTime>>,
         /// RFC 3339; entries before that.
         until: Query<Option<OffsetDateTime>>,
-        /// At most this many, 1 to 1000.
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
-        limit: Query<u64>,
+        limit: Query<u32>,
     ) -> Answer<AuditPage> {
         let from: Option<std::result::Result<IpAddr, _>> = from.0.map(|from| from.parse());
         let filter = AuditFilter {
-            before: before.0,
+            before: pages::number(&cursor)?,
             action: action.0,
             actor: actor.0,
             target: target.0,
             from: from.transpose().map_err(|_| ServiceError::invalid("from", "must be an IP address"))?,
-            alarms_only: alarms.0.unwrap_or_default(),
+            alarms_only: alarms.0.is_some_and(Flag::is_set),
             since: since.0,
             until: until.0,
         };
-        let (entries, next) = audit.audit_page(&filter, usize::try_from(limit.0).unwrap_or(1000)).await?;
-        ok(AuditPage { entries: entries.into_iter().map(AuditBody::from).collect(), next })
+        let (entries, next) = audit.audit_page(&filter, limit.0 as usize).await?;
+        ok(AuditPage {
+            entries: entries.into_iter().map(AuditBody::from).collect(),
+            next: next.map(|next| next.to_string()),
+        })
     }
 
     /// Follow the audit log's chain from its first entry to the newest
+    ///
+    /// Each entry has a hash over itself and the hash before it, so a change of an earlier entry is found.
     #[oai(path = "/audit/verify", method = "get", operation_id = "verifyAudit")]
     async fn verify(
         &self,
@@ -106,15 +111,10 @@ impl AdminAuditApi {
     }
 }
 
-fn default_limit() -> u64 {
-    100
-}
-
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct LogPage {
     logs: Vec<LogBody>,
-    /// `before` of the next page; null: there are no more.
-    next: Option<u64>,
+    next: Option<String>,
 }
 
 /// An entry of the audit log in few words.
@@ -147,8 +147,23 @@ impl From<AuditEntry> for LogBody {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AuditPage {
     pub entries: Vec<AuditBody>,
-    /// `before` of the next page; null: there are no more.
-    pub next: Option<u64>,
+    pub next: Option<String>,
+}
+
+pages::listed!(AuditPage: entries);
+
+closed_set! {
+    /// `control`: root or the daemon's user, over the control socket. `offline`: a command that used the state while no
+    /// daemon ran. `anybody`: a caller that is not known.
+    pub enum ActorKind {
+        Certificate = "certificate",
+        Control = "control",
+        Offline = "offline",
+        Host = "host",
+        User = "user",
+        Anybody = "anybody",
+        Daemon = "daemon",
+    }
 }
 
 /// An entry of the audit log.
@@ -158,8 +173,7 @@ pub struct AuditBody {
     pub number: u64,
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// `certificate`, `control`, `offline`, `host`, `anybody` or `daemon`.
-    pub actor_kind: String,
+    pub actor_kind: ActorKind,
     /// Who it was, in words.
     pub actor: String,
     /// SHA-256 of the certificate, where the actor is one.
@@ -181,18 +195,18 @@ pub struct AuditBody {
 impl From<AuditEntry> for AuditBody {
     fn from(AuditEntry { number, note, hash }: AuditEntry) -> Self {
         let (kind, fingerprint) = match &note.actor {
-            Actor::Certificate { fingerprint, .. } => ("certificate", Some(fingerprint.to_string())),
-            Actor::Control { .. } => ("control", None),
-            Actor::Offline { .. } => ("offline", None),
-            Actor::Host { .. } => ("host", None),
-            Actor::User { .. } => ("user", None),
-            Actor::Anybody => ("anybody", None),
-            Actor::Daemon => ("daemon", None),
+            Actor::Certificate { fingerprint, .. } => (ActorKind::Certificate, Some(fingerprint.to_string())),
+            Actor::Control { .. } => (ActorKind::Control, None),
+            Actor::Offline { .. } => (ActorKind::Offline, None),
+            Actor::Host { .. } => (ActorKind::Host, None),
+            Actor::User { .. } => (ActorKind::User, None),
+            Actor::Anybody => (ActorKind::Anybody, None),
+            Actor::Daemon => (ActorKind::Daemon, None),
         };
         Self {
             number,
             at: note.at,
-            actor_kind: kind.into(),
+            actor_kind: kind,
             actor: note.actor.to_string(),
             fingerprint,
             from: note.from.map(|from| from.to_string()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use poem_openapi::param::Query;
+use poem_openapi::param::{Header, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -11,17 +11,19 @@ use super::Tag;
 use super::admin_runner::RestoredLoginBody;
 use super::area::Area;
 use super::bodies::RawBody;
+use super::closed_set::closed_set;
 use super::errors::{Answer, ok};
+use super::flags::Flag;
 use super::guards::{Admin, Principal, Viewer};
-use super::json::{JsonBody, Verbatim};
+use super::json::{ExactText, JsonBody, Verbatim};
+use super::pages::{self, default_limit};
 use super::types::auth::AuthAnswer;
 use crate::model::people::Role;
 use crate::records::{CanonicalSource, CanonicalSummary};
+use crate::service::core::replays::Repeatable;
 use crate::service::login::history::Difference;
 use crate::service::login::history::History;
 use crate::service::{Core, Hosts, Login, Probes, ServiceError};
-
-const MAX_HISTORY: usize = 1000;
 
 pub struct AdminAuthApi;
 
@@ -34,16 +36,28 @@ impl AdminAuthApi {
     #[oai(path = "/upload", method = "post", operation_id = "uploadAuth")]
     async fn upload(
         &self,
+        core: Area<'_, Core>,
         hosts: Area<'_, Hosts>,
         login: Area<'_, Login>,
         admin: Admin,
+        /// A repeated request with the same key is given the first answer, for a day, and is not done again.
+        #[oai(name = "Idempotency-Key")]
+        key: Header<Option<String>>,
         body: RawBody<UploadRequest>,
     ) -> Answer<AuthAnswer> {
-        let sync = login.upload(&body.text, &admin.0).await?;
-        ok(AuthAnswer::of(&hosts, &login, sync)?)
+        let (hosts, login, by, text) = (hosts.share(), login.share(), admin.0.clone(), body.text.clone());
+        let body = body.text.as_bytes();
+        let request = Repeatable { key: key.0.as_deref(), by: &admin.0, operation: "uploadAuth", body };
+        let upload = async move {
+            let sync = login.upload(&text, &by).await?;
+            AuthAnswer::of(&hosts, &login, sync)
+        };
+        ok(core.share().once(request, upload).await?)
     }
 
     /// The canonical login, without its secrets unless asked
+    ///
+    /// Its version, where it came from, and when it was stored.
     #[oai(path = "/", method = "get", operation_id = "showAuth")]
     async fn show(
         &self,
@@ -51,39 +65,44 @@ impl AdminAuthApi {
         login: Area<'_, Login>,
         probes: Area<'_, Probes>,
         asking: Principal,
-        /// `1`: with the document, for admins only; this is noted in the audit log.
-        include_body: Query<Option<String>>,
+        /// With the document, for admins only. This is noted in the audit log.
+        include_body: Query<Option<Flag>>,
     ) -> Answer<AuthShown> {
-        let reveal = include_body.0.is_some_and(|include| include == "1" || include == "true");
+        let reveal = include_body.0.is_some_and(Flag::is_set);
         asking.needs(if reveal { Role::Admin } else { Role::Viewer })?;
         let canonical = if reveal { login.reveal_canonical(&asking.by).await? } else { core.canonical() };
         let canonical = canonical.ok_or(ServiceError::NotFound("Canonical auth"))?;
-        let auth = reveal.then(|| Verbatim::from(Arc::clone(&canonical.text)));
+        let text = reveal.then(|| Arc::clone(&canonical.text));
         let restored_login = probes.restored_login().map(RestoredLoginBody::from);
-        ok(AuthShown { version: canonical.summary.clone().into(), auth, restored_login })
+        ok(AuthShown {
+            version: canonical.summary.clone().into(),
+            auth_text: text.clone().map(ExactText::from),
+            auth: text.map(Verbatim::from),
+            restored_login,
+        })
     }
 
     /// The versions that are kept, newest first, without the secrets
     ///
-    /// Kept are the newest ones (`auth.keep_versions`), those of the last 30 days, and the canonical one. Page by page:
-    /// `next` of the answer is `before` of the next page.
+    /// Kept are the newest ones (`auth.keep_versions`), those of the last 30 days, and the canonical one.
     #[oai(path = "/history", method = "get", operation_id = "getAuthHistory")]
     async fn history(
         &self,
         login: Area<'_, Login>,
         _viewer: Viewer,
-        /// Only versions with a smaller number.
-        before: Query<Option<u64>>,
-        /// At most this many, 1 to 1000.
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
-        limit: Query<u64>,
+        limit: Query<u32>,
     ) -> Answer<AuthHistory> {
-        let limit = usize::try_from(limit.0).unwrap_or(MAX_HISTORY).min(MAX_HISTORY);
-        let History { versions, next } = login.canonical_history(before.0, limit).await?;
+        let History { versions, next } = login.canonical_history(pages::number(&cursor)?, limit.0 as usize).await?;
+        let next = next.map(|next| next.to_string());
         ok(AuthHistory { versions: versions.into_iter().map(AuthVersion::from).collect(), next })
     }
 
     /// What differs between two versions, without the secrets
+    ///
+    /// Of a secret only the beginning of its SHA-256 is shown.
     #[oai(path = "/diff", method = "get", operation_id = "diffAuth")]
     async fn diff(
         &self,
@@ -116,10 +135,6 @@ impl AdminAuthApi {
     }
 }
 
-fn default_limit() -> u64 {
-    100
-}
-
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct RollbackRequest {
     /// The number of the version whose login is to be the canonical one again.
@@ -150,8 +165,8 @@ pub struct AuthDifference {
 /// What an admin uploads.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct UploadRequest {
-    /// The document; a text that holds it is accepted too.
-    auth: Verbatim,
+    /// The exact text of the auth.json. The former service's `auth`, which holds the document itself, is accepted too.
+    auth_text: String,
     /// The host it came from, if any; it must be there.
     host_id: Option<u64>,
     /// Have the canonical login proved afterwards, in the background.
@@ -167,7 +182,10 @@ pub struct AuthShown {
     #[serde(flatten)]
     #[oai(flatten)]
     pub version: AuthVersion,
-    /// The document, byte for byte as it was hashed.
+    /// The exact text, if it was requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_text: Option<ExactText>,
+    /// The same as JSON. A JSON library may change its bytes: use `auth_text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auth: Option<Verbatim>,
     /// It came back from a backup, and its refresh token may have been spent since.
@@ -178,8 +196,21 @@ pub struct AuthShown {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AuthHistory {
     pub versions: Vec<AuthVersion>,
-    /// `before` of the next page; null: there are no more.
-    pub next: Option<u64>,
+    pub next: Option<String>,
+}
+
+pages::listed!(AuthHistory: versions);
+
+closed_set! {
+    /// Where a version came from. `override`: an admin's upload that won although it was older. `runner`: Codex refreshed
+    /// the tokens while a version was probed.
+    pub enum AuthSource {
+        Admin = "admin",
+        Override = "override",
+        Rollback = "rollback",
+        Runner = "runner",
+        Host = "host",
+    }
 }
 
 /// A version of the canonical login.
@@ -191,9 +222,7 @@ pub struct AuthVersion {
     pub digest: String,
     /// RFC 3339, spelled as in the document.
     pub last_refresh: String,
-    /// `admin`, `override` (an admin's upload that won although it was older), `host`, `rollback`, or `runner`: Codex
-    /// refreshed the tokens while a version was probed.
-    pub source: String,
+    pub source: AuthSource,
     /// Which admin, which host, or of which version.
     pub source_name: String,
     #[serde(with = "time::serde::rfc3339")]
@@ -203,17 +232,17 @@ pub struct AuthVersion {
 impl From<CanonicalSummary> for AuthVersion {
     fn from(summary: CanonicalSummary) -> Self {
         let (source, source_name) = match summary.source {
-            CanonicalSource::Admin { by } => ("admin", by),
-            CanonicalSource::Override { by } => ("override", by),
-            CanonicalSource::Rollback { by, of } => ("rollback", format!("version {of}, by {by}")),
-            CanonicalSource::Runner { of } => ("runner", format!("version {of}")),
-            CanonicalSource::Host { fqdn, .. } => ("host", fqdn.into()),
+            CanonicalSource::Admin { by } => (AuthSource::Admin, by),
+            CanonicalSource::Override { by } => (AuthSource::Override, by),
+            CanonicalSource::Rollback { by, of } => (AuthSource::Rollback, format!("version {of}, by {by}")),
+            CanonicalSource::Runner { of } => (AuthSource::Runner, format!("version {of}")),
+            CanonicalSource::Host { fqdn, .. } => (AuthSource::Host, fqdn.into()),
         };
         Self {
             version: summary.version,
             digest: summary.digest.to_string(),
             last_refresh: summary.last_refresh,
-            source: source.into(),
+            source,
             source_name,
             stored_at: summary.stored_at,
         }

@@ -1,16 +1,18 @@
 //! `/admin/authorities`: the two authorities and their rollover.
 
 use poem_openapi::param::{Path, Query};
-use poem_openapi::{Enum, Object, OpenApi};
+use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
 use super::area::Area;
+use super::closed_set::closed_set;
 use super::errors::{Answer, ok};
+use super::flags::Flag;
 use super::guards::{Admin, Viewer};
-use crate::model::authority::AuthorityRole;
-use crate::records::AuthoritySlot;
+use crate::model::authority;
+use crate::records;
 use crate::service::hosts::host_trust::{HostGroup, HostsByTrust};
 use crate::service::{Core, Hosts, Trust};
 
@@ -19,6 +21,8 @@ pub struct AdminAuthoritiesApi;
 #[OpenApi(tag = "Tag::AdminCertificates", prefix_path = "/admin/authorities")]
 impl AdminAuthoritiesApi {
     /// The authorities in their slots
+    ///
+    /// At most three of each role; they are not listed in pages.
     #[oai(path = "/", method = "get", operation_id = "listAuthorities")]
     async fn list(&self, core: Area<'_, Core>, _viewer: Viewer) -> Answer<AuthorityList> {
         ok(AuthorityList::of(&core))
@@ -42,7 +46,7 @@ impl AdminAuthoritiesApi {
         core: Area<'_, Core>,
         trust: Area<'_, Trust>,
         admin: Admin,
-        role: Path<Role>,
+        role: Path<AuthorityRole>,
     ) -> Answer<AuthorityList> {
         trust.prepare_authority(role.0.into(), &admin.0).await?;
         ok(AuthorityList::of(&core))
@@ -57,11 +61,11 @@ impl AdminAuthoritiesApi {
         core: Area<'_, Core>,
         trust: Area<'_, Trust>,
         admin: Admin,
-        role: Path<Role>,
+        role: Path<AuthorityRole>,
         /// Also where somebody is cut off.
-        force: Query<Option<bool>>,
+        force: Query<Option<Flag>>,
     ) -> Answer<AuthorityList> {
-        trust.activate_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        trust.activate_authority(role.0.into(), force.0.is_some_and(Flag::is_set), &admin.0).await?;
         ok(AuthorityList::of(&core))
     }
 
@@ -74,31 +78,32 @@ impl AdminAuthoritiesApi {
         core: Area<'_, Core>,
         trust: Area<'_, Trust>,
         admin: Admin,
-        role: Path<Role>,
+        role: Path<AuthorityRole>,
         /// Also where somebody is cut off.
-        force: Query<Option<bool>>,
+        force: Query<Option<Flag>>,
     ) -> Answer<AuthorityList> {
-        trust.retire_authority(role.0.into(), force.0.unwrap_or_default(), &admin.0).await?;
+        trust.retire_authority(role.0.into(), force.0.is_some_and(Flag::is_set), &admin.0).await?;
         ok(AuthorityList::of(&core))
     }
 }
 
-/// Which authority: `server` signs the daemon's certificate, `client` the admins'.
-#[derive(Clone, Copy, Debug, Enum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[oai(rename_all = "lowercase")]
-pub enum Role {
-    Server,
-    Client,
+closed_set! {
+    /// Which authority: `server` signs the daemon's certificate, `client` the admins'.
+    pub enum AuthorityRole { Server = "server", Client = "client" } of authority::AuthorityRole
 }
 
-impl From<Role> for AuthorityRole {
-    fn from(role: Role) -> Self {
+impl From<AuthorityRole> for authority::AuthorityRole {
+    fn from(role: AuthorityRole) -> Self {
         match role {
-            Role::Server => Self::Server,
-            Role::Client => Self::Client,
+            AuthorityRole::Server => Self::Server,
+            AuthorityRole::Client => Self::Client,
         }
     }
+}
+
+closed_set! {
+    /// `next`: trusted, and signs nothing yet. `active`: signs. `old`: trusted, and signs no more.
+    pub enum AuthoritySlot { Next = "next", Active = "active", Old = "old" } of records::AuthoritySlot
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -109,9 +114,8 @@ pub struct AuthorityList {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct AuthorityBody {
     pub id: String,
-    pub role: Role,
-    /// `next`, `active` or `old`.
-    pub slot: String,
+    pub role: AuthorityRole,
+    pub slot: AuthoritySlot,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
     pub certificate_pem: String,
@@ -124,16 +128,8 @@ impl AuthorityList {
         let authorities = core.authorities();
         let bodies = authorities.all().iter().map(|held| AuthorityBody {
             id: held.id.to_string(),
-            role: match held.role {
-                AuthorityRole::Server => Role::Server,
-                AuthorityRole::Client => Role::Client,
-            },
-            slot: match held.slot {
-                AuthoritySlot::Next => "next",
-                AuthoritySlot::Active => "active",
-                AuthoritySlot::Old => "old",
-            }
-            .into(),
+            role: held.role.into(),
+            slot: held.slot.into(),
             expires_at: held.key.not_after(),
             certificate_pem: held.key.certificate_pem().to_owned(),
             cross_certified: held.cross_certificate_pem.is_some(),

@@ -1,18 +1,23 @@
 //! `/admin/certificates`: admins' client certificates.
 
+use std::sync::Arc;
+
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use poem_openapi::param::Path;
+use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::{Object, OpenApi};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
 use super::area::Area;
+use super::closed_set::closed_set;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
-use super::json::JsonBody;
+use super::json::{JsonBody, written};
+use super::pages::{self, Page, default_limit};
 use crate::model::authority::AuthorityRole;
 use crate::records::AdminCertificate;
+use crate::service::core::replays::Repeatable;
 use crate::service::trust::certificates::{self, CertificateOptions, Pkcs12};
 use crate::service::{Core, People, ServiceError, Trust};
 
@@ -31,12 +36,22 @@ impl AdminCertificatesApi {
         people: Area<'_, People>,
         trust: Area<'_, Trust>,
         admin: Admin,
+        /// A repeated request with the same key is given the first answer, for a day, and is not done again.
+        #[oai(name = "Idempotency-Key")]
+        key: Header<Option<String>>,
         body: JsonBody<CertificateRequest>,
     ) -> Answer<IssuedCertificate> {
-        let CertificateRequest { name, days, password, pkcs12 } = body.0;
-        let options = options(days, pkcs12, password.as_deref());
-        let issued = trust.issue_certificate(&name, options, &admin.0).await?;
-        ok(IssuedCertificate::of(&core, &people, &trust, issued))
+        let asked = written(&body.0)?;
+        let request = Repeatable { key: key.0.as_deref(), by: &admin.0, operation: "issueCertificate", body: &asked };
+        let (core, people, trust, by) = (core.share(), people.share(), trust.share(), admin.0.clone());
+        let context = Arc::clone(&core);
+        let issue = async move {
+            let CertificateRequest { name, days, password, pkcs12 } = body.0;
+            let options = options(days, pkcs12, password.as_deref());
+            let issued = trust.issue_certificate(&name, options, &by).await?;
+            Ok(IssuedCertificate::of(&context, &people, &trust, issued))
+        };
+        ok(core.once(request, issue).await?)
     }
 
     /// Renew a certificate before it ends
@@ -62,12 +77,24 @@ impl AdminCertificatesApi {
     }
 
     /// The certificates that were issued, in the order in which they were
+    ///
+    /// Expired and revoked ones too. Their keys are kept nowhere.
     #[oai(path = "/", method = "get", operation_id = "listCertificates")]
-    async fn list(&self, people: Area<'_, People>, trust: Area<'_, Trust>, _viewer: Viewer) -> Answer<CertificateList> {
+    async fn list(
+        &self,
+        people: Area<'_, People>,
+        trust: Area<'_, Trust>,
+        _viewer: Viewer,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<CertificateList> {
         let certificates = trust.certificates().await?;
-        let certificates =
-            certificates.into_iter().map(|certificate| CertificateBody::of(&people, &trust, certificate));
-        ok(CertificateList { certificates: certificates.collect() })
+        let Page { entries, next } =
+            Page::cut(certificates, &cursor, &limit, |certificate| certificate.fingerprint.to_string())?;
+        let certificates = entries.into_iter().map(|certificate| CertificateBody::of(&people, &trust, certificate));
+        ok(CertificateList { certificates: certificates.collect(), next })
     }
 
     /// Let a certificate in no more
@@ -189,6 +216,19 @@ pub struct CertificateAnswer {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct CertificateList {
     pub certificates: Vec<CertificateBody>,
+    pub next: Option<String>,
+}
+
+pages::listed!(CertificateList: certificates);
+
+closed_set! {
+    /// `expiring`: it ends within 30 days; renew it.
+    pub enum CertificateState {
+        Valid = "valid",
+        Expiring = "expiring",
+        Expired = "expired",
+        Revoked = "revoked",
+    } of certificates::CertificateState
 }
 
 /// A certificate as it was recorded.
@@ -207,8 +247,7 @@ pub struct CertificateBody {
     pub revoked_at: Option<OffsetDateTime>,
     /// The e-mail address of the user it is tied to; null: an admin's, whoever that is.
     pub user: Option<String>,
-    /// `valid`, `expiring` (within 30 days: renew it), `expired` or `revoked`.
-    pub state: String,
+    pub state: CertificateState,
 }
 
 impl CertificateBody {
@@ -217,7 +256,7 @@ impl CertificateBody {
             user: certificate
                 .user
                 .map(|user| people.known_user(user).map_or(user.to_string(), |user| user.email.to_string())),
-            state: trust.state_of(&certificate).as_str().into(),
+            state: trust.state_of(&certificate).into(),
             revoked_at: certificate.revoked_at,
             name: certificate.name,
             fingerprint: certificate.fingerprint.to_string(),

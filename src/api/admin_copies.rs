@@ -222,10 +222,11 @@ impl<T> Line<T> {
         let (_, ErrorBody { status, code, message, .. }) = failure.body();
         let message = cause.map_or_else(|| message.clone(), |cause| format!("{message} ({cause})"));
         Self::Error(ErrorBody {
-            status: status.clone(),
+            status: *status,
             code: code.clone(),
             message,
             errors: None,
+            retry_after: None,
             data: None,
             address: None,
         })

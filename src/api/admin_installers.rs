@@ -9,6 +9,7 @@ use super::Tag;
 use super::area::Area;
 use super::errors::{Answer, ok};
 use super::guards::{Admin, Viewer};
+use super::pages::{self, Page, default_limit};
 use crate::model::host::Fqdn;
 use crate::records::InstallToken;
 use crate::service::{Hosts, ServiceError};
@@ -19,7 +20,7 @@ pub struct AdminInstallersApi;
 impl AdminInstallersApi {
     /// Installers, the newest first
     ///
-    /// Who redeemed which, and from where; the token itself is not kept. `next` of the answer is `after` of the next page.
+    /// Who redeemed which, and from where; the token itself is not kept.
     #[oai(path = "/", method = "get", operation_id = "listInstallers")]
     async fn list(
         &self,
@@ -28,32 +29,26 @@ impl AdminInstallersApi {
         /// Only those in this state.
         state: Query<Option<InstallerState>>,
         /// Only those of the host with this number.
-        host_id: Query<Option<u64>>,
-        /// Only those that stand behind the one with this id.
-        after: Query<Option<String>>,
-        /// At most this many, 1 to 1000.
+        #[oai(validator(minimum(value = "1")))]
+        host_id: Query<Option<i64>>,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
         #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
-        limit: Query<u64>,
+        limit: Query<u32>,
     ) -> Answer<InstallerList> {
-        let (mut installers, now) = hosts.installers().await?;
-        if let Some(after) = after.0 {
-            let unknown = || ServiceError::invalid("after", "must be the id of an installer");
-            let after = after.trim().parse().map_err(|_| unknown())?;
-            let place = installers.iter().position(|(token, _)| token.digest == after).ok_or_else(unknown)?;
-            installers.drain(..=place);
-        }
-        let limit = usize::try_from(limit.0).unwrap_or(1000);
-        let found = installers.into_iter().filter(|(token, _)| host_id.0.is_none_or(|id| token.host.0 == id));
+        let (installers, now) = hosts.installers().await?;
+        let found = installers
+            .into_iter()
+            .filter(|(token, _)| host_id.0.is_none_or(|id| i64::try_from(token.host.0) == Ok(id)));
         let found = found.map(|(token, fqdn)| InstallerEntry::new(token, fqdn, now));
-        let found = found.filter(|entry| state.0.is_none_or(|state| entry.state == state));
-        let mut installers: Vec<_> = found.take(limit + 1).collect();
-        let is_more = installers.len() > limit;
-        installers.truncate(limit);
-        let next = installers.last().filter(|_| is_more).map(|last| last.id.clone());
+        let found = found.filter(|entry| state.0.is_none_or(|state| entry.state == state)).collect();
+        let Page { entries: installers, next } = Page::cut(found, &cursor, &limit, |entry| entry.id.clone())?;
         ok(InstallerList { installers, next })
     }
 
     /// Revoke an outstanding installer
+    ///
+    /// Its command is refused from here on.
     #[oai(path = "/:id/revoke", method = "post", operation_id = "revokeInstaller")]
     async fn revoke(
         &self,
@@ -68,16 +63,13 @@ impl AdminInstallersApi {
     }
 }
 
-fn default_limit() -> u64 {
-    100
-}
-
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct InstallerList {
     pub installers: Vec<InstallerEntry>,
-    /// `after` of the next page; null: there are no more.
     pub next: Option<String>,
 }
+
+pages::listed!(InstallerList: installers);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

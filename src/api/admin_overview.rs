@@ -42,7 +42,7 @@ impl AdminOverviewApi {
             has_canonical_auth: canonical.is_some(),
             last_refresh: canonical.map(|canonical| canonical.summary.last_refresh.clone()),
             avg_refresh_age_days: overview.average_age_days,
-            versions: hosts.versions(None)?.into(),
+            versions: hosts.versions(None, None)?.into(),
             seed_required: !seed_reasons.is_empty(),
             seed_reasons,
             quota_hard_fail: true,
@@ -71,9 +71,11 @@ pub struct OverviewBody {
     /// `no_canonical_auth`: upload an `auth.json`.
     pub seed_reasons: Vec<String>,
     pub quota_hard_fail: bool,
-    /// The canonical login came back from a backup, and is not proved by itself; null: it did not.
+    /// The canonical login came back from a backup, and is not proved by itself; left out: it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored_login: Option<RestoredLoginBody>,
-    /// null: everything works.
+    /// Left out: everything works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded: Option<DegradedBody>,
     pub store: StoreBody,
 }

@@ -8,11 +8,13 @@ use time::OffsetDateTime;
 use super::Tag;
 use super::area::Area;
 use super::checks::Checks;
+use super::closed_set::closed_set;
 use super::errors::{Answer, ok};
+use super::flags::Flag;
 use super::guards::{Admin, Viewer};
-use crate::records::{Probe, RestoredLogin};
+use crate::records::{self, Probe, RestoredLogin};
 use crate::service::probes::restored::reason;
-use crate::service::probes::{RunnerView, Underway};
+use crate::service::probes::{RunnerState, RunnerView, Underway};
 use crate::service::{Core, Probes};
 
 const MAX_PROBES: usize = 1000;
@@ -22,6 +24,8 @@ pub struct AdminRunnerApi;
 #[OpenApi(tag = "Tag::AdminRunner", prefix_path = "/admin/runner")]
 impl AdminRunnerApi {
     /// Whether the canonical login works, as far as is known
+    ///
+    /// And the last probes, the newest first.
     #[oai(path = "/", method = "get", operation_id = "getRunner")]
     async fn show(
         &self,
@@ -47,10 +51,9 @@ impl AdminRunnerApi {
         probes: Area<'_, Probes>,
         admin: Admin,
         /// Also if the login came back from a backup: nothing was refreshed since.
-        #[oai(default)]
-        restored: Query<bool>,
+        restored: Query<Option<Flag>>,
     ) -> Answer<ProbeAsked> {
-        ok(ProbeAsked { asked: probes.ask_for_probe(&admin.0, restored.0)? })
+        ok(ProbeAsked { asked: probes.ask_for_probe(&admin.0, restored.0.is_some_and(Flag::is_set))? })
     }
 
     /// What probes need, and whether it is there
@@ -72,18 +75,54 @@ pub struct ProbeAsked {
     pub asked: u64,
 }
 
+closed_set! {
+    /// `unavailable`: it could not be tried. `never`: it was not tried yet.
+    pub enum LoginState { Ok = "ok", Fail = "fail", Unavailable = "unavailable", Never = "never" }
+}
+
+impl LoginState {
+    fn of(state: RunnerState) -> Option<Self> {
+        match state {
+            RunnerState::Known(records::ProbeState::Ok) => Some(Self::Ok),
+            RunnerState::Known(records::ProbeState::Fail) => Some(Self::Fail),
+            RunnerState::Known(records::ProbeState::Unavailable) => Some(Self::Unavailable),
+            RunnerState::Never => Some(Self::Never),
+            RunnerState::Off | RunnerState::Unknown => None,
+        }
+    }
+}
+
+closed_set! {
+    /// `unavailable`: the login could not be tried.
+    pub enum ProbeState { Ok = "ok", Fail = "fail", Unavailable = "unavailable" } of records::ProbeState
+}
+
+closed_set! {
+    /// Why a probe was made. `store`: a host stored a new login. `daily`: a day began. `admin`, `upload`: an admin asked
+    /// for it. `retry`: the probe before failed.
+    pub enum ProbeTrigger {
+        Store = "store",
+        Daily = "daily",
+        Admin = "admin",
+        Upload = "upload",
+        Retry = "retry",
+    } of records::ProbeTrigger
+}
+
 /// What is known of the canonical login.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct RunnerBody {
     /// Whether probes are made (`runner.enabled`).
     pub enabled: bool,
-    /// `ok`, `fail`, `unavailable` (it could not be tried) or `never`; null: probes are switched off, or the records are away.
-    pub state: Option<String>,
+    /// null: probes are switched off, or the records are away.
+    pub state: Option<LoginState>,
     /// Why it is not `ok`: what Codex said last, without secrets, or what is missing and what mends it.
     pub reason: Option<String>,
-    /// The login came back from a backup, and is not tried by itself; null: it did not.
+    /// The login came back from a backup, and is not tried by itself; left out: it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored_login: Option<RestoredLoginBody>,
-    /// The probe under way on the node that is asked.
+    /// The probe under way on the node that is asked; left out: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<RunningProbe>,
     /// How many have asked the node for a probe since its start.
     pub asked: u64,
@@ -145,8 +184,7 @@ pub struct RunnerCounts {
 pub struct RunningProbe {
     /// The version of the login.
     pub version: u64,
-    /// As in `probes`.
-    pub trigger: String,
+    pub trigger: ProbeTrigger,
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
 }
@@ -157,10 +195,10 @@ pub struct ProbeBody {
     pub id: String,
     /// The version of the login.
     pub version: u64,
-    /// `store`, `daily`, `admin`, `upload` or `retry`.
-    pub trigger: String,
-    /// `ok`, `fail` or `unavailable`; null: it has not ended, or its daemon has.
-    pub state: Option<String>,
+    pub trigger: ProbeTrigger,
+    /// Left out: it has not ended, or its daemon has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<ProbeState>,
     /// Why it is not `ok`.
     pub reason: Option<String>,
     /// The version that was made of the login that Codex refreshed.
@@ -178,8 +216,8 @@ impl From<Probe> for ProbeBody {
         Self {
             id: id.to_string(),
             version,
-            trigger: trigger.as_str().into(),
-            state: outcome.as_ref().map(|outcome| outcome.state.as_str().into()),
+            trigger: trigger.into(),
+            state: outcome.as_ref().map(|outcome| outcome.state.into()),
             adopted: outcome.as_ref().and_then(|outcome| outcome.adopted),
             started_at,
             finished_at: outcome.as_ref().map(|outcome| outcome.finished_at),
@@ -194,14 +232,14 @@ impl RunnerBody {
         let reason = view.reason();
         let running = view.underway.map(|Underway { version, trigger, since }| RunningProbe {
             version,
-            trigger: trigger.as_str().into(),
+            trigger: trigger.into(),
             since,
         });
         let summary = view.summary;
         let summary = summary.as_ref();
         Self {
             enabled: view.enabled,
-            state: view.state.as_str().map(String::from),
+            state: LoginState::of(view.state),
             reason,
             restored_login: view.restored.map(RestoredLoginBody::from),
             running,

@@ -15,6 +15,8 @@ pub struct AdminSettingsApi;
 #[OpenApi(tag = "Tag::AdminSettings", prefix_path = "/admin")]
 impl AdminSettingsApi {
     /// Whether hosts are served
+    ///
+    /// And if not, the reason that they are given.
     #[oai(path = "/api/state", method = "get", operation_id = "getApiState")]
     async fn state(&self, core: Area<'_, Core>, _viewer: Viewer) -> Answer<ApiState> {
         ok(ApiState::of(&core))
@@ -36,6 +38,8 @@ impl AdminSettingsApi {
     }
 
     /// Make a new data key and seal every secret with it
+    ///
+    /// Older keys are removed once nothing is sealed with them.
     #[oai(path = "/keys/rotate", method = "post", operation_id = "rotateKeys")]
     async fn rotate(&self, trust: Area<'_, Trust>, admin: Admin) -> Answer<Rotation> {
         let rotation = trust.rotate_keys(&admin.0).await?;

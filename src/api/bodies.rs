@@ -18,6 +18,7 @@ use super::errors::Failure;
 use super::guards::CallerKnown;
 use super::json::{JsonBody, is_json};
 use crate::hot::HotHost;
+use crate::model::auth_document::split_request;
 use crate::service::ServiceError;
 
 /// The longest body of an authenticated caller, in bytes.
@@ -46,9 +47,26 @@ impl<'a, T: Type + DeserializeOwned> ApiExtractor<'a> for JsonBody<T> {
     ) -> poem::Result<Self> {
         let RawBody::<T> { text, .. } = RawBody::from_request(request, body, ExtractParamOptions::default()).await?;
         // serde refuses duplicate members and ignores unknown ones.
-        serde_json::from_str(&text)
-            .map(Self)
-            .map_err(|error| Failure::from(ServiceError::InvalidJson { reason: error.to_string() }).into())
+        let mut reader = serde_json::Deserializer::from_str(&text);
+        let body = serde_path_to_error::deserialize(&mut reader);
+        let body = body.map_err(|error| Failure::from(unreadable(&text, &error)))?;
+        let invalid = |error: serde_json::Error| ServiceError::InvalidJson { reason: error.to_string() };
+        reader.end().map_err(|error| Failure::from(invalid(error)))?;
+        Ok(Self(body))
+    }
+}
+
+/// A text that is not JSON, or JSON that does not have the right members.
+fn unreadable(text: &str, error: &serde_path_to_error::Error<serde_json::Error>) -> ServiceError {
+    // A wrong member may be found before the text turns out to be no JSON.
+    if let Err(error) = split_request(text) {
+        return error.into();
+    }
+    let (member, reason) = (error.path().to_string(), error.inner().to_string());
+    match error.inner().classify() {
+        serde_json::error::Category::Data if member == "." => ServiceError::invalid("body", reason),
+        serde_json::error::Category::Data => ServiceError::invalid(&member, reason),
+        _ => ServiceError::InvalidJson { reason },
     }
 }
 

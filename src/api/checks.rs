@@ -3,21 +3,27 @@
 use poem_openapi::Object;
 use serde::{Deserialize, Serialize};
 
+use super::closed_set::closed_set;
 use crate::model::check::{Check, Verdict};
 
 #[derive(Debug, Object, Serialize, Deserialize)]
+#[oai(rename = "CheckList")]
 pub struct Checks {
     /// Nothing is `missing`.
     pub works: bool,
     pub checks: Vec<CheckBody>,
 }
 
+closed_set! {
+    /// `weak`: it works, and something is weaker than it could be, or will be missing soon. `missing`: what it is needed for
+    /// does not work.
+    pub enum CheckVerdict { Good = "good", Weak = "weak", Missing = "missing" } of Verdict
+}
+
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct CheckBody {
     pub name: String,
-    /// `good`, `weak` (it works, and something is weaker than it could be, or will be missing soon) or `missing` (what it
-    /// is needed for does not work).
-    pub verdict: String,
+    pub verdict: CheckVerdict,
     /// What was found, in a sentence.
     pub found: String,
     /// What mends it.
@@ -34,7 +40,7 @@ impl From<Vec<Check>> for Checks {
 
 impl From<Check> for CheckBody {
     fn from(Check { name, verdict, found, remedy }: Check) -> Self {
-        Self { name: name.into_owned(), verdict: verdict.as_str().into(), found, remedy }
+        Self { name: name.into_owned(), verdict: verdict.into(), found, remedy }
     }
 }
 

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use poem::http::StatusCode;
-use poem::{IntoResponse, Response};
+use poem::error::NotFoundError;
+use poem::http::{Method, StatusCode, Uri};
+use poem::{IntoResponse, Request, Response};
+use poem_openapi::error::ParseParamError;
 use poem_openapi::types::{ParseFromJSON, ToJSON, Type};
 use poem_openapi::{ApiResponse, Object};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::closed_set::closed_set;
+use super::document::routes;
 use super::json::{Envelope, JsonBody, OkStatus};
+use crate::metrics::Listener;
 use crate::service::ServiceError;
 use crate::service::error::Throttled;
 
@@ -28,8 +33,7 @@ pub fn ok<T: Type + ParseFromJSON + ToJSON>(data: T) -> Answer<T> {
 #[derive(Debug, Object, Serialize, Deserialize)]
 #[oai(example)]
 pub struct ErrorBody {
-    /// Always `error`.
-    pub status: String,
+    pub status: ErrorStatus,
     /// Stable; programs decide by this.
     pub code: String,
     /// For people: what happened, and what to do next where there is something.
@@ -37,6 +41,9 @@ pub struct ErrorBody {
     /// What is wrong with which member of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<BTreeMap<String, Vec<String>>>,
+    /// With 429 and 503: after how many seconds it is worth trying again, as in the header `Retry-After`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
     /// With 429.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<ThrottledBody>,
@@ -60,22 +67,36 @@ pub struct RefusedAddressBody {
 impl poem_openapi::types::Example for ErrorBody {
     fn example() -> Self {
         Self {
-            status: "error".into(),
+            status: ErrorStatus::Error,
             code: "key_invalid".into(),
             message: "Invalid API key".into(),
             errors: None,
+            retry_after: None,
             data: None,
             address: None,
         }
     }
 }
 
+closed_set! {
+    pub enum ErrorStatus { Error = "error" }
+}
+
+closed_set! {
+    /// `global`: requests from the address without a good credential. `host`: requests with the key, or of the user who is
+    /// signed in. `host_stores`: new logins of the host. `auth_failures`: refused keys and sign-ins from the address.
+    pub enum Limit {
+        Global = "global",
+        Host = "host",
+        HostStores = "host_stores",
+        AuthFailures = "auth_failures",
+    }
+}
+
 /// Which limit was reached.
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct ThrottledBody {
-    /// `global` (requests from the address without a good credential), `host` (requests with the key, or of the user who is
-    /// signed in), `host_stores` (new logins of the host) or `auth_failures`.
-    pub bucket: String,
+    pub bucket: Limit,
     #[serde(with = "time::serde::rfc3339")]
     pub reset_at: OffsetDateTime,
     pub limit: u32,
@@ -83,7 +104,7 @@ pub struct ThrottledBody {
 
 #[derive(ApiResponse)]
 pub enum Failure {
-    /// The body cannot be read as JSON.
+    /// The request cannot be read: the body is no JSON, or a parameter is unknown or has a wrong value.
     #[oai(status = 400)]
     BadRequest(JsonBody<ErrorBody>),
     /// No API key or session, or one that is not good.
@@ -95,6 +116,9 @@ pub enum Failure {
     /// There is no such thing.
     #[oai(status = 404)]
     NotFound(JsonBody<ErrorBody>),
+    /// The path does not have this method.
+    #[oai(status = 405)]
+    MethodNotAllowed(JsonBody<ErrorBody>, #[oai(header = "Allow")] String),
     /// It is so already, or something else is in its place.
     #[oai(status = 409)]
     Conflict(JsonBody<ErrorBody>),
@@ -105,7 +129,7 @@ pub enum Failure {
     /// The body is something else than JSON.
     #[oai(status = 415)]
     UnsupportedMediaType(JsonBody<ErrorBody>),
-    /// The request can be read and is refused.
+    /// The request can be read and is refused: `errors` names the member, or `message` says why.
     #[oai(status = 422)]
     Unprocessable(JsonBody<ErrorBody>),
     /// Too many requests or failures from this address, or requests with this credential.
@@ -133,6 +157,22 @@ impl Failure {
     /// For callers that are not authenticated, including those that sign in.
     pub fn too_large_of_stranger() -> Self {
         Self::TooLarge(body("too_large", "The body is longer than 16 KiB, the limit for unauthenticated callers"))
+    }
+
+    pub fn route_not_found() -> Self {
+        Self::NotFound(body("route_not_found", "Route not found"))
+    }
+
+    pub fn bad_parameter(name: &str, reason: &str) -> Self {
+        let JsonBody(mut body) = body("bad_request", &format!("The parameter {name} is refused: {reason}"));
+        body.errors = Some(BTreeMap::from([(name.to_owned(), vec![reason.to_owned()])]));
+        Self::BadRequest(JsonBody(body))
+    }
+
+    /// The answer to a method that the path does not have. `allowed`: those that it has, separated by commas.
+    pub fn method_not_allowed(allowed: String) -> Self {
+        let message = format!("This path allows {allowed} only");
+        Self::MethodNotAllowed(body("method_not_allowed", &message), allowed)
     }
 
     pub fn unsupported_media_type(given: &str) -> Self {
@@ -173,9 +213,10 @@ impl Failure {
         Self::Forbidden(body("form_stale", "This form is out of date, and nothing was changed"))
     }
 
-    fn throttled(JsonBody(mut body): JsonBody<ErrorBody>, bucket: &str, throttled: Throttled) -> Self {
+    fn throttled(JsonBody(mut body): JsonBody<ErrorBody>, bucket: Limit, throttled: Throttled) -> Self {
         let Throttled { limit, reset_at, retry_after_seconds } = throttled;
-        body.data = Some(ThrottledBody { bucket: bucket.into(), reset_at, limit });
+        body.data = Some(ThrottledBody { bucket, reset_at, limit });
+        body.retry_after = Some(retry_after_seconds);
         Self::Throttled(JsonBody(body), retry_after_seconds)
     }
 
@@ -185,6 +226,7 @@ impl Failure {
             Self::Unauthorized(JsonBody(body)) => (StatusCode::UNAUTHORIZED, body),
             Self::Forbidden(JsonBody(body)) => (StatusCode::FORBIDDEN, body),
             Self::NotFound(JsonBody(body)) => (StatusCode::NOT_FOUND, body),
+            Self::MethodNotAllowed(JsonBody(body), _) => (StatusCode::METHOD_NOT_ALLOWED, body),
             Self::Conflict(JsonBody(body)) => (StatusCode::CONFLICT, body),
             Self::TooLarge(JsonBody(body)) => (StatusCode::PAYLOAD_TOO_LARGE, body),
             Self::UnsupportedMediaType(JsonBody(body)) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, body),
@@ -229,28 +271,26 @@ impl From<ServiceError> for Failure {
             ServiceError::NotLinked { .. } => Self::Forbidden(body("identity_not_linked", &message)),
             ServiceError::RoleInsufficient { .. } => Self::Forbidden(body("role_insufficient", &message)),
             ServiceError::CertificateOfAnother => Self::Forbidden(body("certificate_of_another", &message)),
-            ServiceError::ProviderUnavailable => {
-                Self::Unavailable(body("provider_unavailable", &message), RETRY_AFTER_SECONDS)
-            }
-            ServiceError::Busy => Self::Unavailable(body("busy", &message), 1),
+            ServiceError::ProviderUnavailable => unavailable("provider_unavailable", &message, RETRY_AFTER_SECONDS),
+            ServiceError::Busy => unavailable("busy", &message, 1),
             ServiceError::Conflict(_) => Self::Conflict(body("conflict", &message)),
             ServiceError::OtherAccount { .. } => Self::Conflict(body("other_account", &message)),
             ServiceError::DocumentTooLarge(_) => Self::TooLarge(body("too_large", &message)),
-            ServiceError::ApiDisabled { .. } => Self::Unavailable(body("api_disabled", &message), RETRY_AFTER_SECONDS),
-            // The time to change the configuration and restart the daemon.
-            ServiceError::RunnerOff => Self::Unavailable(body("runner_off", &message), 60),
+            ServiceError::ApiDisabled { .. } => unavailable("api_disabled", &message, RETRY_AFTER_SECONDS),
+            ServiceError::RunnerOff => Self::Conflict(body("runner_off", &message)),
             ServiceError::AuthBlocked(throttled) => {
-                Self::throttled(body("auth_blocked", &message), "auth_failures", throttled)
+                Self::throttled(body("auth_blocked", &message), Limit::AuthFailures, throttled)
             }
             ServiceError::RateLimited(throttled) => {
-                Self::throttled(body("rate_limited", &message), "global", throttled)
+                Self::throttled(body("rate_limited", &message), Limit::Global, throttled)
             }
             ServiceError::HostRateLimited(throttled) => {
-                Self::throttled(body("rate_limited", &message), "host", throttled)
+                Self::throttled(body("rate_limited", &message), Limit::Host, throttled)
             }
             ServiceError::StoresLimited(throttled) => {
-                Self::throttled(body("stores_limited", &message), "host_stores", throttled)
+                Self::throttled(body("stores_limited", &message), Limit::HostStores, throttled)
             }
+            ServiceError::NoProgram(_) => Self::NotFound(body("no_program", &message)),
             ServiceError::VersionNotKept(_) => Self::NotFound(body("version_not_kept", &message)),
             ServiceError::InvalidJson { reason } => {
                 let JsonBody(mut body) = body("invalid_json", &message);
@@ -267,19 +307,19 @@ impl From<ServiceError> for Failure {
             ServiceError::NotFound(_) | ServiceError::Installer(_) => Self::NotFound(body("not_found", &message)),
             ServiceError::Unavailable { cause } => {
                 log::warn!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
-                Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+                unavailable("unavailable", &message, RETRY_AFTER_SECONDS)
             }
             ServiceError::StoreFailed { cause } | ServiceError::RecordsAway { cause } => {
                 log::debug!(event = "unavailable", cause = cause.as_str(); "a request was answered 503");
-                Self::Unavailable(body("unavailable", &message), RETRY_AFTER_SECONDS)
+                unavailable("unavailable", &message, RETRY_AFTER_SECONDS)
             }
             ServiceError::StandsStill { since, .. } => {
                 let message = format!("{message} (since {})", rfc3339(since));
-                Self::Unavailable(body("stands_still", &message), RETRY_AFTER_SECONDS)
+                unavailable("stands_still", &message, RETRY_AFTER_SECONDS)
             }
             ServiceError::Degraded { since, .. } => {
                 let message = format!("degraded since {}: {message}", rfc3339(since));
-                Self::Unavailable(body("degraded", &message), RETRY_AFTER_SECONDS)
+                unavailable("degraded", &message, RETRY_AFTER_SECONDS)
             }
             ServiceError::Internal { cause } => {
                 log::error!(event = "internal_error", cause = cause.as_str(); "a request was answered 500");
@@ -289,34 +329,65 @@ impl From<ServiceError> for Failure {
     }
 }
 
-/// The answer to an error that a handler returned.
-pub fn from_poem(error: poem::Error) -> Response {
+/// The answer to an error that a handler returned, or the router.
+pub fn from_poem(error: poem::Error, asked: &Asked) -> Response {
     if error.is_from_response() {
         return error.into_response();
     }
+    let is_unrouted = error.is::<NotFoundError>() || error.status() == StatusCode::METHOD_NOT_ALLOWED;
+    if is_unrouted && let Some(refusal) = asked.refuse_method() {
+        return refusal.into_response();
+    }
     failure_of(&error).into_response()
+}
+
+/// What a request asks for, for the answer to an error.
+pub struct Asked {
+    pub method: Method,
+    pub uri: Uri,
+    pub listener: Listener,
+}
+
+impl Asked {
+    pub fn of(request: &Request, listener: Listener) -> Self {
+        Self { method: request.method().clone(), uri: request.uri().clone(), listener }
+    }
+
+    /// A refusal, if the path is there and does not have the method.
+    fn refuse_method(&self) -> Option<Failure> {
+        let allowed = routes::allowed(self.uri.path(), self.listener)?;
+        let is_allowed = allowed.split(", ").any(|method| method == self.method.as_str());
+        (!is_allowed).then(|| Failure::method_not_allowed(allowed))
+    }
 }
 
 /// Converts an error of the framework: an unknown route, an unreadable parameter, a missing key.
 pub fn failure_of(error: &poem::Error) -> Failure {
     match error.status() {
-        // A known route with another method also gives "Route not found", as the recorded service answers.
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            Failure::NotFound(body("route_not_found", "Route not found"))
-        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Failure::route_not_found(),
         StatusCode::UNAUTHORIZED => ServiceError::KeyMissing.into(),
         StatusCode::PAYLOAD_TOO_LARGE => Failure::too_large(),
-        status if status.is_client_error() => Failure::BadRequest(body("bad_request", &error.to_string())),
+        status if status.is_client_error() => match error.downcast_ref::<ParseParamError>() {
+            Some(ParseParamError { name, reason }) => Failure::bad_parameter(name, reason),
+            None => Failure::BadRequest(body("bad_request", &error.to_string())),
+        },
         _ => ServiceError::internal(error).into(),
     }
 }
 
+fn unavailable(code: &str, message: &str, retry_after_seconds: u64) -> Failure {
+    let JsonBody(mut body) = body(code, message);
+    body.retry_after = Some(retry_after_seconds);
+    Failure::Unavailable(JsonBody(body), retry_after_seconds)
+}
+
 fn body(code: &str, message: &str) -> JsonBody<ErrorBody> {
     JsonBody(ErrorBody {
-        status: "error".into(),
+        status: ErrorStatus::Error,
         code: code.into(),
         message: message.into(),
         errors: None,
+        retry_after: None,
         data: None,
         address: None,
     })

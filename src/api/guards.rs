@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use poem::http::header::{ALLOW, CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use poem::http::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use poem::http::{Method, StatusCode};
 use poem::{Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response};
 use poem_openapi::auth::{ApiKey, Bearer};
@@ -13,7 +13,8 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Operatio
 
 use super::auth_context::{AuthContext, bearer, peer};
 use super::cookies::token_of_page;
-use super::errors::Failure;
+use super::document::routes;
+use super::errors::{Asked, Failure};
 use crate::config::AdminAccess;
 use crate::hot::HotHost;
 use crate::listener;
@@ -287,6 +288,7 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
     let areas = request.data::<Arc<Areas>>().cloned();
     let comes_by_network = matches!(request.data::<Listener>(), Some(Listener::Admin));
     let reads = request.method().is_safe();
+    let asked = Asked::of(&request, request.data().copied().unwrap_or(Listener::Control));
     let principal = if reads && !comes_by_network { None } else { find_principal(&mut request).await };
     if comes_by_network
         && principal.is_none()
@@ -301,7 +303,7 @@ pub async fn watch_callers<E: Endpoint>(endpoint: Arc<E>, mut request: Request) 
         }
         Err(error) => {
             let operation: Option<OperationId> = error.data().copied();
-            let mut answer = super::errors::from_poem(error);
+            let mut answer = super::errors::from_poem(error, &asked);
             if let Some(operation) = operation {
                 answer.set_data(operation);
             }
@@ -342,13 +344,13 @@ const WITHOUT_EFFECT: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/doc
 /// Refuses a HEAD request whose GET might have an effect. The framework answers HEAD by running the GET and dropping
 /// the body. A link preview or link checker could then spend an installer token, finish a sign-in, or use up a page
 /// that is shown once.
-pub fn refuse_head(request: &Request) -> Option<Response> {
+pub fn refuse_head(request: &Request, listener: Listener) -> Option<Failure> {
     let path = request.uri().path().trim_end_matches('/');
     let is_allowed = WITHOUT_EFFECT.contains(&path) || path.starts_with("/assets/");
     if request.method() != Method::HEAD || is_allowed {
         return None;
     }
-    Some(Response::builder().status(StatusCode::METHOD_NOT_ALLOWED).header(ALLOW, "GET").finish())
+    Some(Failure::method_not_allowed(routes::allowed(path, listener).unwrap_or_else(|| "GET".into())))
 }
 
 /// Adds the headers of every answer: do not cache, do not guess the content type.

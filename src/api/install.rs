@@ -1,11 +1,12 @@
 //! `GET /install/{token}/start`: the script that checks a machine. `GET /install/{token}`: the installer, which works
 //! once.
 
-use poem::http::header::{CONTENT_TYPE, HeaderValue};
+use poem::http::StatusCode;
+use poem::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use poem::{IntoResponse, Response};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Payload;
-use poem_openapi::registry::MetaSchemaRef;
+use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiResponse, OpenApi};
 
@@ -56,46 +57,78 @@ impl InstallApi {
 /// A bash script.
 pub struct Script(pub Secret);
 
-#[derive(ApiResponse)]
-enum InstallAnswer {
-    /// The installer.
-    #[oai(status = 200)]
-    Script(Script, #[oai(header = "X-Installer-Expires-At")] String),
-    /// Never issued, or revoked.
-    #[oai(status = 404)]
-    Unknown(Script),
-    /// Redeemed already, or too late.
-    #[oai(status = 410)]
-    Gone(Script),
-    /// A fault of the daemon; its log says more.
-    #[oai(status = 500)]
-    Internal(Script),
-    /// The store is not available just now; the token is still good.
-    #[oai(status = 503)]
-    Unavailable(Script, #[oai(header = "Retry-After")] u64),
-}
+/// A script, with the status of the installer or of the refusal.
+struct InstallAnswer(Response);
 
 impl InstallAnswer {
     fn of(answer: Result<InstallScript, ServiceError>) -> Self {
         match answer {
-            Ok(install) => Self::Script(Script(install.script), rfc3339(install.expires_at)),
+            Ok(InstallScript { script, expires_at }) => {
+                let mut response = Script(script).into_response();
+                if let Ok(expires_at) = HeaderValue::from_str(&rfc3339(expires_at)) {
+                    response.headers_mut().insert(EXPIRES_AT, expires_at);
+                }
+                Self(response)
+            }
             Err(error) => Self::refusal(error),
         }
     }
 
     fn refusal(error: ServiceError) -> Self {
+        let gone = matches!(&error, ServiceError::Installer(InstallerRefusal::Used | InstallerRefusal::Expired));
         let script = Script(Secret::new(bake::refusal(&error.to_string())));
-        match error {
-            ServiceError::Installer(InstallerRefusal::Unknown) => Self::Unknown(script),
-            ServiceError::Installer(InstallerRefusal::Used | InstallerRefusal::Expired) => Self::Gone(script),
-            error => match Failure::from(error) {
-                Failure::Unavailable(_, seconds) => Self::Unavailable(script, seconds),
-                _ => Self::Internal(script),
-            },
+        let failure = Failure::from(error);
+        let mut response = script.into_response();
+        response.set_status(if gone { StatusCode::GONE } else { failure.body().0 });
+        if let Some(seconds) = failure.retry_after() {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
+        Self(response)
     }
 }
 
+impl IntoResponse for InstallAnswer {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl ApiResponse for InstallAnswer {
+    fn meta() -> MetaResponses {
+        let response = |status, description, header: Option<&str>| MetaResponse {
+            description,
+            status: Some(status),
+            status_range: None,
+            content: vec![MetaMediaType { content_type: Script::CONTENT_TYPE, schema: Script::schema_ref() }],
+            headers: header.map(text_header).into_iter().collect(),
+        };
+        MetaResponses {
+            responses: vec![
+                response(200, "The script.", Some("X-Installer-Expires-At")),
+                response(400, "A parameter is unknown, or a proxy does not name the caller.", None),
+                response(404, "Never issued, or revoked.", None),
+                response(410, "Redeemed already, or too late.", None),
+                response(429, "Too many requests from this address; the token is still good.", Some("Retry-After")),
+                response(500, "A fault of the daemon; its log says more.", None),
+                response(503, "The store is not available just now; the token is still good.", Some("Retry-After")),
+            ],
+        }
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+fn text_header(name: &str) -> MetaHeader {
+    MetaHeader {
+        name: name.into(),
+        description: None,
+        required: false,
+        deprecated: false,
+        schema: String::schema_ref(),
+    }
+}
+
+const EXPIRES_AT: HeaderName = HeaderName::from_static("x-installer-expires-at");
 const PATH: &str = "/install/";
 const SCRIPT_TYPE: &str = "text/x-shellscript; charset=utf-8";
 

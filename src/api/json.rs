@@ -15,6 +15,7 @@ use poem_openapi::{ApiResponse, Enum, Object};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::auth_document::DocumentText;
+use crate::service::ServiceError;
 
 /// `{"status": "ok", "data": …}`
 #[derive(Debug, Object, Serialize, Deserialize)]
@@ -85,6 +86,11 @@ impl<T: Type> ApiResponse for JsonBody<T> {
     fn register(registry: &mut Registry) {
         T::register(registry);
     }
+}
+
+/// A body as it is compared with that of a repeated request.
+pub fn written(body: &impl Serialize) -> Result<zeroize::Zeroizing<Vec<u8>>, ServiceError> {
+    serde_json::to_vec(body).map(zeroize::Zeroizing::new).map_err(ServiceError::internal)
 }
 
 pub(crate) fn is_json(content_type: &str) -> bool {
@@ -159,6 +165,69 @@ impl ParseFromJSON for Verbatim {
 impl ToJSON for Verbatim {
     fn to_json(&self) -> Option<serde_json::Value> {
         serde_json::from_str(self.text()).ok()
+    }
+}
+
+/// A JSON document inside an answer as a string: its exact text, which no JSON library can change.
+#[derive(Clone, Debug)]
+pub struct ExactText(Arc<DocumentText>);
+
+impl ExactText {
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Arc<DocumentText>> for ExactText {
+    fn from(text: Arc<DocumentText>) -> Self {
+        Self(text)
+    }
+}
+
+impl Serialize for ExactText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.text())
+    }
+}
+
+impl<'de> Deserialize<'de> for ExactText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = zeroize::Zeroizing::new(String::deserialize(deserializer)?);
+        DocumentText::new(&text).map(|text| Self(Arc::new(text))).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Type for ExactText {
+    const IS_REQUIRED: bool = true;
+    type RawValueType = Self;
+    type RawElementValueType = Self;
+
+    fn name() -> Cow<'static, str> {
+        "string".into()
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        MetaSchemaRef::Inline(Box::new(MetaSchema::new("string")))
+    }
+
+    fn as_raw_value(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+        Box::new(std::iter::once(self))
+    }
+}
+
+impl ParseFromJSON for ExactText {
+    fn parse_from_json(value: Option<serde_json::Value>) -> ParseResult<Self> {
+        serde_json::from_value(value.unwrap_or_default()).map_err(ParseError::custom)
+    }
+}
+
+impl ToJSON for ExactText {
+    fn to_json(&self) -> Option<serde_json::Value> {
+        Some(self.text().into())
     }
 }
 

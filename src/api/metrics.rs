@@ -10,6 +10,8 @@ use poem_openapi::{ApiResponse, OpenApi, OperationId};
 
 use super::Tag;
 use super::area::Area;
+#[cfg(debug_assertions)]
+use super::document::statuses;
 use super::errors::Failure;
 use super::guards::Viewer;
 use crate::metrics::{InFlight, Listener, Metrics};
@@ -67,6 +69,14 @@ impl<'a> Measured<'a> {
     /// `operation`: the operation that the router found. `None`: no operation matched.
     pub fn end(self, operation: Option<OperationId>, answer: &Response) {
         let operation = operation.map(|OperationId(name)| name);
+        #[cfg(debug_assertions)]
+        if let Some(name) = operation {
+            let status = answer.status().as_u16();
+            assert!(
+                statuses::is_documented(name, status),
+                "{name} answered {status}, which the document does not have"
+            );
+        }
         self.metrics.observe(self.listener, operation, answer.status().as_u16(), self.begun.elapsed());
     }
 }

@@ -21,9 +21,12 @@ mod auth;
 mod auth_context;
 pub(crate) mod bodies;
 pub(crate) mod checks;
+pub(crate) mod closed_set;
 pub(crate) mod cookies;
 mod docs;
+mod document;
 pub(crate) mod errors;
+mod flags;
 pub(crate) mod guards;
 mod health;
 mod install;
@@ -33,6 +36,7 @@ mod listener_endpoint;
 mod metrics;
 pub(crate) mod oidc;
 mod origins;
+pub(crate) mod pages;
 mod types;
 mod users;
 mod versions;
@@ -42,8 +46,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use poem::{Body, Endpoint, EndpointExt, Response, Route, get, handler};
-use poem_openapi::{LicenseObject, OpenApiService, OperationId, Tags};
-use serde_json::{Value, json};
+use poem_openapi::registry::MetaApi;
+use poem_openapi::{ContactObject, LicenseObject, OpenApiService, OperationId, Tags};
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use crate::metrics::Listener;
@@ -54,7 +59,7 @@ use listener_endpoint::finish;
 pub use bodies::MAX_BODY;
 pub use json::Envelope;
 pub use {
-    account::{SessionBody, SessionEnded, SessionList, UserBody},
+    account::{SessionBody, SessionEnded, SessionList, UserBody, UserRole},
     admin_audit::{AuditPage, AuditVerification},
     admin_auth::{AuthDiff, AuthHistory, AuthShown, RolledBack},
     admin_authorities::{AuthorityList, HostTrustBody},
@@ -64,14 +69,15 @@ pub use {
     admin_copies::{
         Aborted, BackupRead, KeysRequest, Line, MigrateLine, Migration, RestoreHead, RestoreLine, SealedKeys,
     },
-    admin_hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     admin_installers::{InstallerList, RevokedInstaller},
     admin_overview::OverviewBody,
-    admin_runner::{ProbeAsked, RunnerBody},
+    admin_runner::{LoginState, ProbeAsked, RunnerBody},
     admin_settings::{ApiState, Rotation},
     checks::Checks,
     errors::ErrorBody,
-    types::auth::AuthAnswer,
+    pages::Listed,
+    types::auth::{AuthAnswer, SyncStatus},
+    types::hosts::{AdminHost, AdminHostAnswer, AdminHostList, RegisterRequest, Registration, RemovedHostList},
     users::{IdentityAnswer, IdentityList, LinkRequest, NewUser, UserAnswer, UserList},
 };
 
@@ -161,13 +167,18 @@ const PEOPLE_APIS: PeopleApis = (account::AccountApi, oidc::OidcApi);
 fn describe<T: poem_openapi::OpenApi>(apis: T) -> OpenApiService<T, ()> {
     OpenApiService::new(apis, "codex-authd", env!("CARGO_PKG_VERSION"))
         .description(DESCRIPTION)
-        .license(LicenseObject::new("Apache-2.0"))
+        .contact(ContactObject::new().name("The authors of codex-authd").url(env!("CARGO_PKG_HOMEPAGE")))
+        .license(LicenseObject::new("Apache-2.0").url("https://www.apache.org/licenses/LICENSE-2.0"))
+}
+
+/// What poem-openapi knows of all operations.
+fn apis() -> Vec<MetaApi> {
+    <(HostApis, AdminApis, PeopleApis) as poem_openapi::OpenApi>::meta()
 }
 
 /// The ids of all operations.
 pub fn operations() -> Vec<&'static str> {
-    let apis = <(HostApis, AdminApis, PeopleApis) as poem_openapi::OpenApi>::meta();
-    let paths = apis.into_iter().flat_map(|api| api.paths);
+    let paths = apis().into_iter().flat_map(|api| api.paths);
     let described = paths.flat_map(|path| path.operations).filter_map(|operation| operation.operation_id);
     described.chain([DOCUMENT.0, PAGE.0]).collect()
 }
@@ -179,50 +190,9 @@ const PAGE: OperationId = OperationId("getDocumentPage");
 /// The OpenAPI document of both listeners. It must equal the checked-in file.
 pub fn document() -> String {
     let spec = describe((HOST_APIS, ADMIN_APIS, PEOPLE_APIS)).spec();
-    let Ok(mut document) = serde_json::from_str::<Value>(&spec) else { return spec };
-    if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
-        schemas.values_mut().for_each(allow_null);
-    }
-    tell_security(&mut document);
-    format!("{document:#}\n")
-}
-
-/// Adds the access token to the document, because poem-openapi knows only guards that are security schemes. A user's
-/// own operations always need the token. Admin operations need it depending on `admin.access`.
-fn tell_security(document: &mut Value) {
-    const TOKEN: &str = "AccessToken";
-    let description = "Of somebody who signed in; `cxa_` and 43 characters.";
-    document["components"]["securitySchemes"][TOKEN] =
-        json!({ "type": "http", "scheme": "bearer", "description": description });
-    let Some(paths) = document["paths"].as_object_mut() else { return };
-    let operations = paths.iter_mut().filter_map(|(path, item)| Some((path.clone(), item.as_object_mut()?)));
-    for (path, operation) in operations.flat_map(|(path, item)| item.values_mut().map(move |one| (path.clone(), one))) {
-        let is_own = path.starts_with("/auth/me") || path == "/auth/session" && operation.get("requestBody").is_none();
-        let is_admins = ["/admin/", "/metrics", "/auth/users", "/auth/sessions", "/auth/identities"];
-        if is_own {
-            operation["security"] = json!([{ TOKEN: [] }]);
-        } else if is_admins.iter().any(|prefix| path.starts_with(prefix)) {
-            operation["security"] = json!([{}, { TOKEN: [] }]);
-        }
-    }
-}
-
-/// Marks every optional member as nullable, in requests and in answers. poem-openapi does not do that, and a generated
-/// client would fail on the first null.
-fn allow_null(schema: &mut Value) {
-    let required: Vec<String> = schema["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|name| name.as_str().map(String::from))
-        .collect();
-    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
-    for (_, property) in properties.iter_mut().filter(|(name, _)| !required.contains(name)) {
-        if property.get("$ref").is_some() {
-            // OpenAPI ignores members beside a `$ref`.
-            *property = json!({ "allOf": [property.take()] });
-        }
-        property["nullable"] = Value::Bool(true);
+    match serde_json::from_str::<Value>(&spec) {
+        Ok(derived) => format!("{:#}\n", document::complete(derived)),
+        Err(_) => spec,
     }
 }
 

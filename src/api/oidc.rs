@@ -220,6 +220,9 @@ impl ApiResponse for Redirected {
         MetaResponses {
             responses: vec![
                 response(302, "To the provider.", vec![], &["Location", "Set-Cookie"]),
+                response(400, "A parameter is unknown or cannot be read.", refusals(), &[]),
+                response(404, "No provider is configured.", refusals(), &[]),
+                response(500, "A fault of the daemon; its log says more.", refusals(), &[]),
                 response(403, "The provider is not what it should be; the audit log says why.", refusals(), &[]),
                 response(422, "The dashboard was asked for by an address that is not known.", refusals(), &[]),
                 response(429, "Too many refused sign-ins from this address.", refusals(), &[]),
@@ -247,6 +250,9 @@ impl ApiResponse for Finish {
         MetaResponses {
             responses: vec![
                 response(200, "Done.", vec![json(TokenAnswer::schema_ref())], &["Set-Cookie"]),
+                response(400, "A parameter cannot be read.", refusals(), &[]),
+                response(404, "No provider is configured.", refusals(), &[]),
+                response(500, "A fault of the daemon; its log says more.", refusals(), &[]),
                 response(303, "Back to the page of the dashboard.", vec![], &["Location", "Set-Cookie"]),
                 response(403, "Refused; the audit log says why. Or nobody is linked to the identity.", refusals(), &[]),
                 response(429, "Too many refused sign-ins from this address.", refusals(), &[]),

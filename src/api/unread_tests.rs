@@ -73,7 +73,7 @@ async fn no_operation_reads_the_body_of_a_stranger() {
     let world = World::new(LIMITS).await;
     let admins = super::admin_listener(world.areas.clone(), |route| route);
     for (method, path, id) in operations_with_bodies() {
-        let is_hosts = matches!(id.as_str(), "syncAuth");
+        let is_hosts = matches!(id.as_str(), "syncAuth" | "syncAuthLines");
         let (status, taken) = match is_hosts {
             true => call(&world.listener, &method, &path, &[]).await,
             false => call(&admins, &method, &path, &[]).await,
@@ -108,7 +108,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
             headers.extend(length.map(|length| ("content-length", length)));
             call(&world.listener, &Method::POST, path, &headers).await
         };
-        for path in ["/auth", "/auth?format=lines"] {
+        for path in ["/auth", "/auth/lines"] {
             assert_eq!(ask(path, "wrong").await, (401, 0));
         }
         world.areas.admission.disable_api(true, None, &Initiator::daemon()).await.unwrap();
@@ -120,7 +120,7 @@ async fn a_host_that_is_refused_sends_its_body_to_nobody() {
         let (status, taken) = call(&world.listener, &Method::POST, "/auth", &[("x-api-key", &used_up)]).await;
         assert!(status == 413 && taken >= super::MAX_BODY, "{status}, {taken}");
     }
-    for path in ["/auth", "/auth?format=lines"] {
+    for path in ["/auth", "/auth/lines"] {
         assert_eq!(call(&world.listener, &Method::POST, path, &[("x-api-key", &used_up)]).await, (429, 0));
     }
     // The address has used up its own limit as well.

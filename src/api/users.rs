@@ -7,23 +7,36 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Tag;
-use super::account::{SessionEnded, SessionList, UserBody};
+use super::account::{SessionEnded, SessionList, UserBody, UserRole};
 use super::area::Area;
 use super::errors::{Answer, ok};
+use super::flags::Flag;
 use super::guards::{Admin, Viewer};
 use super::json::JsonBody;
-use crate::model::people::{Role, UserId};
+use super::pages::{self, Page, default_limit};
+use crate::model::people::UserId;
 use crate::records::{ChangedUser, ExternalIdentity, User};
-use crate::service::{People, ServiceError};
+use crate::service::People;
 
 pub struct UsersApi;
 
 #[OpenApi(tag = "Tag::Users", prefix_path = "/auth")]
 impl UsersApi {
     /// Users, by e-mail address
+    ///
+    /// Disabled ones too.
     #[oai(path = "/users", method = "get", operation_id = "listUsers")]
-    async fn list(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<UserList> {
-        ok(UserList { users: people.users().await?.iter().map(UserBody::from).collect() })
+    async fn list(
+        &self,
+        people: Area<'_, People>,
+        _viewer: Viewer,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<UserList> {
+        let Page { entries, next } = Page::cut(people.users().await?, &cursor, &limit, |user| user.id.to_string())?;
+        ok(UserList { users: entries.iter().map(UserBody::from).collect(), next })
     }
 
     /// Make a user
@@ -34,10 +47,12 @@ impl UsersApi {
         let NewUser { email, role, password } = body.0;
         let password = password.map(zeroize::Zeroizing::new);
         let password = password.as_ref().map(|password| password.as_str());
-        answer(people.add_user(&email, read_role(&role)?, password, &admin.0).await?)
+        answer(people.add_user(&email, role.into(), password, &admin.0).await?)
     }
 
     /// One user
+    ///
+    /// With role and limits.
     #[oai(path = "/users/:id", method = "get", operation_id = "getUser")]
     async fn show(&self, people: Area<'_, People>, _viewer: Viewer, id: Path<u64>) -> Answer<UserAnswer> {
         answer(people.user(UserId(id.0)).await?)
@@ -54,7 +69,7 @@ impl UsersApi {
         id: Path<u64>,
         body: JsonBody<RoleRequest>,
     ) -> Answer<UserAnswer> {
-        answer(people.set_role(UserId(id.0), read_role(&body.0.role)?, &admin.0).await?)
+        answer(people.set_role(UserId(id.0), body.0.role.into(), &admin.0).await?)
     }
 
     /// Let a user in no more
@@ -68,9 +83,9 @@ impl UsersApi {
         admin: Admin,
         id: Path<u64>,
         /// Their own hosts stay as they are.
-        keep_hosts: Query<Option<bool>>,
+        keep_hosts: Query<Option<Flag>>,
     ) -> Answer<UserAnswer> {
-        let keep_hosts = keep_hosts.0.unwrap_or_default();
+        let keep_hosts = keep_hosts.0.is_some_and(Flag::is_set);
         answer_changed(people.disable_user(UserId(id.0), keep_hosts, &admin.0).await?)
     }
 
@@ -115,17 +130,34 @@ impl UsersApi {
     ///
     /// Those of the last thirty days.
     #[oai(path = "/users/:id/sessions", method = "get", operation_id = "listUserSessions")]
-    async fn of_user(&self, people: Area<'_, People>, _viewer: Viewer, id: Path<u64>) -> Answer<SessionList> {
+    async fn of_user(
+        &self,
+        people: Area<'_, People>,
+        _viewer: Viewer,
+        id: Path<u64>,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<SessionList> {
         let user = people.user(UserId(id.0)).await?;
-        ok(SessionList::of(&people, Some(&user)).await?)
+        ok(SessionList::of(&people, Some(&user), &cursor, &limit).await?)
     }
 
     /// Everybody's sessions, the newest first
     ///
     /// Those of the last thirty days.
     #[oai(path = "/sessions", method = "get", operation_id = "listSessions")]
-    async fn sessions(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<SessionList> {
-        ok(SessionList::of(&people, None).await?)
+    async fn sessions(
+        &self,
+        people: Area<'_, People>,
+        _viewer: Viewer,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<SessionList> {
+        ok(SessionList::of(&people, None, &cursor, &limit).await?)
     }
 
     /// End a session
@@ -137,10 +169,22 @@ impl UsersApi {
     }
 
     /// Identities of the provider that are linked to users
+    ///
+    /// By issuer and subject.
     #[oai(path = "/identities", method = "get", operation_id = "listIdentities")]
-    async fn identities(&self, people: Area<'_, People>, _viewer: Viewer) -> Answer<IdentityList> {
-        let identities = people.identities().await?.into_iter();
-        ok(IdentityList { identities: identities.map(|identity| IdentityBody::new(&people, identity)).collect() })
+    async fn identities(
+        &self,
+        people: Area<'_, People>,
+        _viewer: Viewer,
+        cursor: Query<Option<String>>,
+        /// At most this many entries.
+        #[oai(default = "default_limit", validator(minimum(value = "1"), maximum(value = "1000")))]
+        limit: Query<u32>,
+    ) -> Answer<IdentityList> {
+        let id = |identity: &ExternalIdentity| format!("{} {}", identity.issuer, identity.subject);
+        let Page { entries, next } = Page::cut(people.identities().await?, &cursor, &limit, id)?;
+        let identities = entries.into_iter().map(|identity| IdentityBody::new(&people, identity));
+        ok(IdentityList { identities: identities.collect(), next })
     }
 
     /// Link an identity to a user
@@ -182,14 +226,13 @@ fn answer_changed(changed: ChangedUser) -> Answer<UserAnswer> {
     ok(UserAnswer { user: UserBody::from(&changed.user), hosts_changed })
 }
 
-fn read_role(text: &str) -> Result<Role, ServiceError> {
-    text.parse().map_err(|error: crate::model::people::NotARole| ServiceError::invalid("role", error.to_string()))
-}
-
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct UserList {
     pub users: Vec<UserBody>,
+    pub next: Option<String>,
 }
+
+pages::listed!(UserList: users, IdentityList: identities);
 
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct UserAnswer {
@@ -203,8 +246,7 @@ pub struct UserAnswer {
 #[oai(example)]
 pub struct NewUser {
     pub email: String,
-    /// `admin`, `viewer` or `member`.
-    pub role: String,
+    pub role: UserRole,
     /// Eight characters or more, not easily guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
@@ -212,14 +254,13 @@ pub struct NewUser {
 
 impl poem_openapi::types::Example for NewUser {
     fn example() -> Self {
-        Self { email: "ada@example.com".into(), role: "member".into(), password: None }
+        Self { email: "ada@example.com".into(), role: UserRole::Member, password: None }
     }
 }
 
 #[derive(Object, Serialize, Deserialize)]
 pub struct RoleRequest {
-    /// `admin`, `viewer` or `member`.
-    pub role: String,
+    pub role: UserRole,
 }
 
 #[derive(Object, Serialize, Deserialize)]
@@ -237,6 +278,7 @@ pub struct MaxHostsRequest {
 #[derive(Debug, Object, Serialize, Deserialize)]
 pub struct IdentityList {
     pub identities: Vec<IdentityBody>,
+    pub next: Option<String>,
 }
 
 #[derive(Debug, Object, Serialize, Deserialize)]

@@ -1,22 +1,29 @@
-//! `GET /wrapper` and `GET /wrapper/download`: the host's own `cdx`.
+//! `GET /wrapper` and `GET /wrapper/download`: the host's own `cdx`, and the native programs.
 
-use poem_openapi::{ApiResponse, Object, OpenApi};
+use poem_openapi::param::{Header, Query};
+use poem_openapi::payload::Binary;
+use poem_openapi::{ApiResponse, Object, OpenApi, ResponseContent};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::Tag;
 use super::area::Area;
+use super::auth::matches_etag;
+use super::closed_set::closed_set;
 use super::errors::{Answer, Failure, ok};
 use super::guards::HostCaller;
 use super::install::Script;
 use crate::service::admission::Purpose;
-use crate::service::{Admission, Hosts};
+use crate::service::hosts::programs::NativeTarget;
+use crate::service::{Admission, Hosts, ServiceError};
 
 pub struct WrapperApi;
 
 #[OpenApi(tag = "Tag::Wrapper")]
 impl WrapperApi {
     /// What the host's wrapper is
+    ///
+    /// Version, size and SHA-256 of the bash script.
     #[oai(path = "/wrapper", method = "get", operation_id = "getWrapper")]
     async fn wrapper(
         &self,
@@ -35,22 +42,40 @@ impl WrapperApi {
         })
     }
 
-    /// The host's wrapper, its own values baked in
+    /// The host's wrapper
+    ///
+    /// Without `target`: the bash script, with the host's own values baked in. With it: the native program for this kind of
+    /// machine, the same for every host; 404 `no_program` if the daemon has none. `ETag` and `X-SHA256` are the SHA-256 of the
+    /// answer.
     #[oai(path = "/wrapper/download", method = "get", operation_id = "downloadWrapper")]
     async fn download(
         &self,
         hosts: Area<'_, Hosts>,
         admission: Area<'_, Admission>,
         caller: HostCaller,
+        /// The kind of machine whose native program is wanted.
+        target: Query<Option<Target>>,
+        /// The `ETag` of what the caller has.
+        #[oai(name = "If-None-Match")]
+        if_none_match: Header<Option<String>>,
     ) -> Result<WrapperDownload, Failure> {
         let host = caller.admit(&admission, Purpose::Service).await?;
-        let wrapper = hosts.download_wrapper(&host)?;
-        Ok(WrapperDownload::Script(
-            Script(wrapper.script),
-            format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version),
-            wrapper.digest.to_string(),
-            format!("\"{}\"", wrapper.digest),
-        ))
+        let (content, disposition, digest) = match target.0.map(NativeTarget::from) {
+            Some(target) => {
+                let program = hosts.native_program(target).ok_or(ServiceError::NoProgram(target))?;
+                (WrapperContent::Program(Binary(program.bytes.clone())), None, program.digest)
+            }
+            None => {
+                let wrapper = hosts.download_wrapper(&host)?;
+                let disposition = format!("attachment; filename=\"cdx-{}.sh\"", wrapper.version);
+                (WrapperContent::Script(Script(wrapper.script)), Some(disposition), wrapper.digest)
+            }
+        };
+        let etag = format!("\"{digest}\"");
+        Ok(match matches_etag(if_none_match.0.as_deref(), &etag) {
+            true => WrapperDownload::NotModified(etag),
+            false => WrapperDownload::Wrapper(content, disposition, digest.to_string(), etag),
+        })
     }
 }
 
@@ -65,16 +90,48 @@ pub struct WrapperBody {
     url: String,
 }
 
+closed_set! {
+    /// A kind of machine.
+    pub enum Target {
+        X86_64Linux = "x86_64-linux",
+        Aarch64Linux = "aarch64-linux",
+        X86_64Darwin = "x86_64-darwin",
+        Aarch64Darwin = "aarch64-darwin",
+    }
+}
+
+impl From<Target> for NativeTarget {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::X86_64Linux => Self::X86_64Linux,
+            Target::Aarch64Linux => Self::Aarch64Linux,
+            Target::X86_64Darwin => Self::X86_64Darwin,
+            Target::Aarch64Darwin => Self::Aarch64Darwin,
+        }
+    }
+}
+
 #[derive(ApiResponse)]
 enum WrapperDownload {
-    /// A bash script.
+    /// The bash script, or the native program.
     #[oai(status = 200)]
-    Script(
-        Script,
-        #[oai(header = "Content-Disposition")] String,
-        /// SHA-256 of the script.
+    Wrapper(
+        WrapperContent,
+        /// For the script.
+        #[oai(header = "Content-Disposition")]
+        Option<String>,
+        /// SHA-256 of the body.
         #[oai(header = "X-SHA256")]
         String,
         #[oai(header = "ETag")] String,
     ),
+    /// The caller has it already.
+    #[oai(status = 304)]
+    NotModified(#[oai(header = "ETag")] String),
+}
+
+#[derive(ResponseContent)]
+enum WrapperContent {
+    Script(Script),
+    Program(Binary<bytes::Bytes>),
 }

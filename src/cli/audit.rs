@@ -66,7 +66,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            let more = page.next.map(|next| format!("--before {next} shows them, --all shows all"));
+            let more = page.next.as_ref().map(|next| format!("--before {next} shows them, --all shows all"));
             print::done(json, &page, &print::page(&rows, more))?;
         }
         Command::Verify { hash } => {
@@ -92,38 +92,26 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
 }
 
 async fn read(list: &List, client: &Client) -> Result<AuditPage, CliError> {
-    let get = async |limit: u32, before: Option<u64>| -> Result<AuditPage, CliError> {
-        Ok(client.get(&format!("/admin/audit?{}", query(list, limit, before))).await?)
-    };
-    if !list.all {
-        return get(list.limit, list.before).await;
+    let query = query(list);
+    if list.all {
+        return Ok(client.all(&format!("/admin/audit?{query}")).await?);
     }
-    let mut page = get(1000, None).await?;
-    while let Some(next) = page.next {
-        let more = get(1000, Some(next)).await?;
-        page.entries.extend(more.entries);
-        page.next = more.next;
-    }
-    Ok(page)
+    let cursor = list.before.map(|before| format!("&cursor={before}")).unwrap_or_default();
+    Ok(client.get(&format!("/admin/audit?limit={}{cursor}&{query}", list.limit)).await?)
 }
 
-fn query(list: &List, limit: u32, before: Option<u64>) -> String {
-    let mut query = format!("limit={limit}");
-    let before = before.map(|before| before.to_string());
+/// The filters.
+fn query(list: &List) -> String {
     let members = [
-        ("before", before.as_ref()),
         ("action", list.action.as_ref()),
         ("actor", list.actor.as_ref()),
         ("target", list.target.as_ref()),
         ("from", list.from.as_ref()),
     ];
-    for (name, value) in members {
-        if let Some(value) = value {
-            query.push_str(&format!("&{name}={}", percent::encoded(value)));
-        }
-    }
+    let given = members.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let mut query: Vec<String> = given.map(|(name, value)| format!("{name}={}", percent::encoded(value))).collect();
     if list.alarms {
-        query.push_str("&alarms=true");
+        query.push("alarms=true".into());
     }
-    query
+    query.join("&")
 }

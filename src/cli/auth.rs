@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::CliError;
 use super::client::Client;
 use super::print::{self, or_dash};
-use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack};
+use crate::api::{AuthAnswer, AuthDiff, AuthHistory, AuthShown, RolledBack, SyncStatus};
 use crate::daemon::owner::as_caller;
 use crate::model::auth_document::MAX_DOCUMENT_BYTES;
 
@@ -64,20 +64,11 @@ pub struct History {
 
 impl History {
     async fn read(&self, client: &Client) -> Result<AuthHistory, CliError> {
-        let page = async |limit: u32, before: Option<u64>| -> Result<AuthHistory, CliError> {
-            let before = before.map(|before| format!("&before={before}")).unwrap_or_default();
-            Ok(client.get(&format!("/admin/auth/history?limit={limit}{before}")).await?)
-        };
-        if !self.all {
-            return page(self.limit, self.before).await;
+        if self.all {
+            return Ok(client.all("/admin/auth/history").await?);
         }
-        let mut history = page(1000, None).await?;
-        while let Some(next) = history.next {
-            let more = page(1000, Some(next)).await?;
-            history.versions.extend(more.versions);
-            history.next = more.next;
-        }
-        Ok(history)
+        let cursor = self.before.map(|before| format!("&cursor={before}")).unwrap_or_default();
+        Ok(client.get(&format!("/admin/auth/history?limit={}{cursor}", self.limit)).await?)
     }
 }
 
@@ -86,7 +77,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         Command::Upload { file, probe, change_account, even_if_older } => {
             #[derive(Serialize)]
             struct Upload<'a> {
-                auth: &'a str,
+                auth_text: &'a str,
                 probe: bool,
                 change_account: bool,
                 even_if_older: bool,
@@ -94,16 +85,16 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let document =
                 as_caller(|| read_document(file)).map_err(|cause| CliError::Read { path: file.clone(), cause })?;
             let upload = Upload {
-                auth: &document,
+                auth_text: &document,
                 probe: *probe,
                 change_account: *change_account,
                 even_if_older: *even_if_older,
             };
             let answer: AuthAnswer = client.post("/admin/auth/upload", &upload).await?;
             let canonical = answer.canonical_last_refresh.clone().unwrap_or_default();
-            let sentence = match answer.status.as_str() {
-                "updated" => format!("This login (last refresh {canonical}) is now the canonical login."),
-                "unchanged" => {
+            let sentence = match answer.status {
+                SyncStatus::Updated => format!("This login (last refresh {canonical}) is now the canonical login."),
+                SyncStatus::Unchanged => {
                     format!("Unchanged: this is the canonical login already, or its date is the same ({canonical}).")
                 }
                 _ => format!("Refused: the canonical login is newer (last refresh {canonical})."),
@@ -114,7 +105,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 "canonical_digest": answer.canonical_digest,
             });
             print::done(json, &summary, &sentence)?;
-            if answer.status == "outdated" {
+            if answer.status == SyncStatus::Outdated {
                 return Err(CliError::Refused(
                     "the uploaded login is older than the canonical one (use --even-if-older to accept it)".into(),
                 ));
@@ -149,7 +140,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                     ]
                 }))
                 .collect();
-            let more = history.next.map(|next| format!("--before {next} shows them, --all shows all"));
+            let more = history.next.as_ref().map(|next| format!("--before {next} shows them, --all shows all"));
             print::done(json, &history, &print::page(&rows, more))?;
         }
         Command::Diff { from, to } => {

@@ -73,8 +73,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
     let head = ["ROLE", "SLOT", "EXPIRES", "ID"].map(String::from).into();
     let rows: Vec<Vec<String>> = std::iter::once(head)
         .chain(list.authorities.iter().map(|authority| {
-            let role = format!("{:?}", authority.role).to_lowercase();
-            vec![role, authority.slot.clone(), print::instant(authority.expires_at), authority.id.clone()]
+            let (role, slot) = (authority.role.to_string(), authority.slot.to_string());
+            vec![role, slot, print::instant(authority.expires_at), authority.id.clone()]
         }))
         .collect();
     print::done(json, &list, &format!("{sentence}{}", print::table(&rows)))?;

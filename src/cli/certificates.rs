@@ -39,7 +39,7 @@ pub enum Command {
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
-    let list: CertificateList = client.get("/admin/certificates").await?;
+    let list: CertificateList = client.all("/admin/certificates").await?;
     match command {
         Command::List => {
             let head = ["NAME", "STATE", "EXPIRES", "USER", "FINGERPRINT"].map(String::from).into();
@@ -47,7 +47,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
                 .chain(list.certificates.iter().map(|certificate| {
                     vec![
                         certificate.name.clone(),
-                        certificate.state.clone(),
+                        certificate.state.to_string(),
                         print::instant(certificate.expires_at),
                         print::or_dash(certificate.user.as_ref()),
                         certificate.fingerprint.clone(),

@@ -14,11 +14,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
-use crate::api::{self, ErrorBody};
+use crate::api::{self, ErrorBody, Listed};
 use crate::config::Config;
 use crate::daemon::listen_file::{self, Bound};
 use crate::daemon::state::{State, is_in_use};
 use crate::daemon::{DaemonError, prober, tls};
+use crate::model::percent;
 use crate::platform::System;
 use crate::service::Areas;
 
@@ -82,6 +83,18 @@ impl Client {
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, None).await
+    }
+
+    /// Reads all pages of a list. `path` may have parameters.
+    pub async fn all<T: DeserializeOwned + Listed>(&self, path: &str) -> Result<T, ClientError> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{separator}limit=1000");
+        let mut list: T = self.get(&path).await?;
+        while let Some(next) = list.next() {
+            let more = self.get(&format!("{path}&cursor={}", percent::encoded(next))).await?;
+            list.extend(more);
+        }
+        Ok(list)
     }
 
     /// Returns a text answer of a running daemon. There is no offline answer.
@@ -218,7 +231,7 @@ async fn offline(config: &Config) -> Result<(impl Endpoint<Output = Response> + 
     }
     let policy = tls::offline_policy(config, &bound, &state.secrets, state.is_switched().await, &*platform)?;
     let prober = prober::prober(config, Err("a command has no delegated cgroup".into()));
-    let areas = Arc::new(state.start_areas(policy, prober, None).await?);
+    let areas = Arc::new(state.start_areas(policy, prober, None, Arc::default()).await?);
     areas.trust.resume_rotation().await?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let proving = areas.clone();

@@ -97,12 +97,12 @@ pub enum Command {
 /// Passed to the daemon as they are; the daemon validates them.
 #[derive(clap::Args)]
 pub struct ListArguments {
-    /// Number of hosts, up to 1000 [default: 100 with any other option, else all]
+    /// Number of hosts, up to 1000 [default: all]
     #[arg(long)]
     limit: Option<u32>,
-    /// Number of hosts to skip
-    #[arg(long)]
-    offset: Option<u32>,
+    /// The next page, as the page before names it
+    #[arg(long, requires = "limit")]
+    cursor: Option<String>,
     /// Sort by fqdn, last_seen, created_at, updated_at, api_calls or client_version
     #[arg(long)]
     sort: Option<String>,
@@ -119,10 +119,10 @@ pub struct ListArguments {
 
 impl ListArguments {
     fn path(&self) -> String {
-        let (limit, offset) = (self.limit.map(|n| n.to_string()), self.offset.map(|n| n.to_string()));
+        let limit = self.limit.map(|n| n.to_string());
         let given = [
             ("limit", limit.as_ref()),
-            ("offset", offset.as_ref()),
+            ("cursor", self.cursor.as_ref()),
             ("sort", self.sort.as_ref()),
             ("order", self.order.as_ref()),
             ("search", self.search.as_ref()),
@@ -160,13 +160,16 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &made, &sentence)?;
         }
         Command::List(arguments) => {
-            let list: AdminHostList = client.get(&arguments.path()).await?;
+            let list: AdminHostList = match arguments.limit {
+                Some(_) => client.get(&arguments.path()).await?,
+                None => client.all(&arguments.path()).await?,
+            };
             let head = ["NAME", "STATUS", "ID", "ADDRESS", "CODEX", "WRAPPER", "CALLS", "LAST SEEN", "OWNER"]
                 .map(String::from)
                 .into();
             // Few hosts have an owner. If none of these has, the users are not requested.
             let users = match list.hosts.iter().any(|host| host.owner_id.is_some()) {
-                true => client.get::<UserList>("/auth/users").await?.users,
+                true => client.all::<UserList>("/auth/users").await?.users,
                 false => Vec::new(),
             };
             let owner = |host: &AdminHost| {
@@ -177,7 +180,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             let row = |host: &AdminHost| {
                 vec![
                     host.host.fqdn.clone(),
-                    host.host.status.clone(),
+                    host.host.status.to_string(),
                     host.id.to_string(),
                     or_dash(addresses(host)),
                     or_dash(host.host.client_version.as_ref()),
@@ -189,8 +192,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             };
             let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.hosts.iter().map(row)).collect();
             let mut table = print::table(&rows);
-            if let Some(matching) = list.matching.filter(|matching| *matching > list.hosts.len() as u64) {
-                table += &format!("\n\n{} of {matching} hosts; --offset shows more.", list.hosts.len());
+            if let Some(next) = &list.next {
+                table += &format!("\n\n{} of {} hosts; --cursor {next} shows more.", list.hosts.len(), list.matching);
             }
             print::done(json, &list, &table)?;
         }
@@ -207,7 +210,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             )?;
         }
         Command::Removed => {
-            let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
+            let list: RemovedHostList = client.all("/admin/hosts/removed").await?;
             let head = ["NAME", "ID", "REMOVED", "RESTORABLE UNTIL"].map(String::from).into();
             let rows: Vec<Vec<String>> = std::iter::once(head)
                 .chain(list.hosts.iter().map(|host| {
@@ -219,7 +222,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
         Command::Restore { fqdn } => {
             let wanted = fqdn.trim().to_ascii_lowercase();
-            let list: RemovedHostList = client.get("/admin/hosts/removed").await?;
+            let list: RemovedHostList = client.all("/admin/hosts/removed").await?;
             let host = list.hosts.iter().find(|host| host.fqdn == wanted).ok_or_else(|| {
                 CliError::Refused(format!(
                     "no host {fqdn} was removed within a day; `codex-authd hosts removed` lists them"
@@ -298,7 +301,7 @@ async fn find(client: &Client, fqdn: &str) -> Result<AdminHost, CliError> {
 
 async fn known(client: &Client, fqdn: &str) -> Result<Option<AdminHost>, CliError> {
     let wanted = fqdn.trim().to_ascii_lowercase();
-    let list: AdminHostList = client.get("/admin/hosts").await?;
+    let list: AdminHostList = client.all(&format!("/admin/hosts?search={}", percent::encoded(&wanted))).await?;
     Ok(list.hosts.into_iter().find(|host| host.host.fqdn == wanted))
 }
 

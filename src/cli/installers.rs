@@ -26,7 +26,8 @@ pub enum Command {
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
         Command::List { outstanding } => {
-            let list = all(client, if *outstanding { "&state=outstanding" } else { "" }).await?;
+            let filter = if *outstanding { "?state=outstanding" } else { "" };
+            let list: InstallerList = client.all(&format!("/admin/installers{filter}")).await?;
             let head = ["HOST", "STATE", "CREATED", "EXPIRES", "REDEEMED FROM", "ID"].map(String::from).into();
             let rows: Vec<Vec<String>> = std::iter::once(head)
                 .chain(list.installers.iter().map(|installer| {
@@ -43,7 +44,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
             print::done(json, &list, &print::table(&rows))?;
         }
         Command::Revoke { id } => {
-            let list = all(client, "&state=outstanding").await?;
+            let list = client.all::<InstallerList>("/admin/installers?state=outstanding").await?;
             let wanted = id.trim().to_ascii_lowercase();
             let mut found = list.installers.iter().filter(|installer| installer.id.starts_with(&wanted));
             let (Some(installer), None) = (found.next(), found.next()) else {
@@ -57,16 +58,4 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         }
     }
     Ok(())
-}
-
-/// Reads all pages. `filter` is empty or begins with `&`.
-async fn all(client: &Client, filter: &str) -> Result<InstallerList, CliError> {
-    let path = format!("/admin/installers?limit=1000{filter}");
-    let mut list: InstallerList = client.get(&path).await?;
-    while let Some(next) = list.next {
-        let more: InstallerList = client.get(&format!("{path}&after={next}")).await?;
-        list.installers.extend(more.installers);
-        list.next = more.next;
-    }
-    Ok(list)
 }

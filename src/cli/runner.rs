@@ -8,7 +8,7 @@ use serde_json::json;
 use super::client::Client;
 use super::print::{self, or_dash};
 use super::{CliError, doctor};
-use crate::api::{Checks, ProbeAsked, RunnerBody};
+use crate::api::{Checks, LoginState, ProbeAsked, RunnerBody};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -38,8 +38,8 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         Command::Run { restored } => {
             let found = prove(client, *restored, json).await?;
             print::done(json, &found, &sentence(&found))?;
-            match found.state.as_deref() {
-                Some("ok") => Ok(()),
+            match found.state {
+                Some(LoginState::Ok) => Ok(()),
                 _ => Err(CliError::Found("the probe did not prove the canonical login")),
             }
         }
@@ -84,14 +84,14 @@ fn sentence(found: &RunnerBody) -> String {
         .and_then(|probe| probe.adopted)
         .map(|version| format!(" Codex refreshed it in the probe: version {version} is now the canonical login."));
     let adopted = adopted.unwrap_or_default();
-    match found.state.as_deref() {
-        Some("ok") => {
+    match found.state {
+        Some(LoginState::Ok) => {
             let at = probe.and_then(|probe| probe.finished_at).map(print::instant);
             format!("The canonical login works (proved {}).{adopted}", or_dash(at))
         }
-        Some("fail") => format!("The canonical login does not work.{adopted}\n{reason}"),
-        Some("unavailable") => format!("The canonical login could not be proved.\n{reason}"),
-        Some(_) => "The canonical login has not been proved yet: codex-authd runner run".into(),
+        Some(LoginState::Fail) => format!("The canonical login does not work.{adopted}\n{reason}"),
+        Some(LoginState::Unavailable) => format!("The canonical login could not be proved.\n{reason}"),
+        Some(LoginState::Never) => "The canonical login has not been proved yet: codex-authd runner run".into(),
         None if found.enabled => "The findings of probes cannot be shown: the store is not available now.".into(),
         None => "Probes are switched off (runner.enabled).".into(),
     }
@@ -104,7 +104,7 @@ fn table(found: &RunnerBody) -> String {
             vec![
                 print::instant(probe.started_at),
                 probe.version.to_string(),
-                probe.trigger.clone(),
+                probe.trigger.to_string(),
                 or_dash(probe.state.as_ref()),
                 or_dash(probe.adopted),
                 or_dash(probe.reason.as_ref().and_then(|reason| reason.lines().next())),

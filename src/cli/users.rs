@@ -11,6 +11,7 @@ use super::client::Client;
 use super::print;
 use crate::api::{
     IdentityAnswer, IdentityList, LinkRequest, NewUser, SessionEnded, SessionList, UserAnswer, UserBody, UserList,
+    UserRole,
 };
 
 #[derive(Args)]
@@ -44,7 +45,7 @@ pub enum Command {
         email: String,
         /// admin, viewer or member
         #[arg(long, default_value = "member")]
-        role: String,
+        role: UserRole,
         /// Read a password from the first line of standard input
         #[arg(long)]
         password_stdin: bool,
@@ -54,7 +55,7 @@ pub enum Command {
         #[arg(help = EMAIL)]
         email: String,
         /// admin, viewer or member
-        role: String,
+        role: UserRole,
     },
     /// Disable a user: their sessions end, and their own hosts are disabled with them
     Disable {
@@ -131,7 +132,7 @@ pub enum Sessions {
 
 pub async fn create_admin(arguments: &CreateAdmin, client: &Client, json: bool) -> Result<(), CliError> {
     let password = arguments.password.read()?;
-    add(client, &arguments.email, "admin", Some(&password), json).await
+    add(client, &arguments.email, UserRole::Admin, Some(&password), json).await
 }
 
 pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), CliError> {
@@ -139,7 +140,7 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
         Command::List => return list(client, json).await,
         Command::Add { email, role, password_stdin } => {
             let password = if *password_stdin { Some(from_stdin()?) } else { None };
-            return add(client, email, role, password.as_ref(), json).await;
+            return add(client, email, *role, password.as_ref(), json).await;
         }
         Command::Role { email, role } => (email, "role", json!({ "role": role }), "has a new role."),
         Command::Disable { email, keep_hosts: true } => (
@@ -174,24 +175,23 @@ pub async fn run(command: &Command, client: &Client, json: bool) -> Result<(), C
 async fn add(
     client: &Client,
     email: &str,
-    role: &str,
+    role: UserRole,
     password: Option<&Zeroizing<String>>,
     json: bool,
 ) -> Result<(), CliError> {
-    let request =
-        NewUser { email: email.into(), role: role.into(), password: password.map(|password| password.to_string()) };
+    let request = NewUser { email: email.into(), role, password: password.map(|password| password.to_string()) };
     let made: UserAnswer = client.post("/auth/users", &request).await?;
     print::done(json, &made, &format!("{} is a user now: {}.", made.user.email, made.user.role))?;
     Ok(())
 }
 
 async fn list(client: &Client, json: bool) -> Result<(), CliError> {
-    let list: UserList = client.get("/auth/users").await?;
+    let list: UserList = client.all("/auth/users").await?;
     let head = ["EMAIL", "ROLE", "STATE", "PASSWORD", "MADE"].map(String::from).into();
     let row = |user: &UserBody| {
         let state = if user.disabled { "disabled" } else { "active" };
         let password = if user.has_password { "yes" } else { "no" };
-        vec![user.email.clone(), user.role.clone(), state.into(), password.into(), print::instant(user.created_at)]
+        vec![user.email.clone(), user.role.to_string(), state.into(), password.into(), print::instant(user.created_at)]
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(list.users.iter().map(row)).collect();
     print::done(json, &list, &print::table(&rows))?;
@@ -199,7 +199,7 @@ async fn list(client: &Client, json: bool) -> Result<(), CliError> {
 }
 
 async fn find(client: &Client, email: &str) -> Result<UserBody, CliError> {
-    let list: UserList = client.get("/auth/users").await?;
+    let list: UserList = client.all("/auth/users").await?;
     let wanted = email.trim().to_lowercase();
     let found = list.users.into_iter().find(|user| user.email == wanted);
     found.ok_or_else(|| CliError::Refused(format!("there is no user {wanted}; `codex-authd users list` shows them")))
@@ -217,7 +217,7 @@ pub async fn link(arguments: &Link, client: &Client, json: bool) -> Result<(), C
 pub async fn identities(command: &Identities, client: &Client, json: bool) -> Result<(), CliError> {
     match command {
         Identities::List => {
-            let list: IdentityList = client.get("/auth/identities").await?;
+            let list: IdentityList = client.all("/auth/identities").await?;
             let head = ["USER", "ISSUER", "SUBJECT", "EMAIL THERE"].map(String::from).into();
             let rows = list.identities.iter().map(|identity| {
                 let user = identity.user.clone().unwrap_or_else(|| identity.user_id.to_string());
@@ -239,15 +239,15 @@ pub async fn sessions(command: &Sessions, client: &Client, json: bool) -> Result
     match command {
         Sessions::List { user } => {
             let list: SessionList = match user {
-                None => client.get("/auth/sessions").await?,
-                Some(email) => client.get(&format!("/auth/users/{}/sessions", find(client, email).await?.id)).await?,
+                None => client.all("/auth/sessions").await?,
+                Some(email) => client.all(&format!("/auth/users/{}/sessions", find(client, email).await?.id)).await?,
             };
             let head = ["USER", "STATE", "BY", "BEGAN", "LAST USED", "FROM", "ID"].map(String::from).into();
             let rows = list.sessions.iter().map(|session| {
                 vec![
                     session.user.clone().unwrap_or_else(|| session.user_id.to_string()),
                     if session.in_force { "in force" } else { "over" }.into(),
-                    session.issuer.clone().unwrap_or_else(|| session.signed_in_by.clone()),
+                    session.issuer.clone().unwrap_or_else(|| session.signed_in_by.to_string()),
                     print::instant(session.started_at),
                     print::instant(session.last_used_at),
                     print::or_dash(session.from.as_ref()),

@@ -215,6 +215,8 @@ pub struct Install {
     pub codex_release_url: String,
     /// `TARGET=SHA-256` of the archive for each target. Empty: the digest is not checked.
     pub codex_release_sha256: Vec<String>,
+    /// The directory of the native programs for hosts, files `cdx-TARGET`.
+    pub programs_dir: PathBuf,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -325,7 +327,12 @@ impl Default for Admin {
 
 impl Default for Install {
     fn default() -> Self {
-        Self { token_ttl_seconds: 1800, codex_release_url: String::new(), codex_release_sha256: Vec::new() }
+        Self {
+            token_ttl_seconds: 1800,
+            codex_release_url: String::new(),
+            codex_release_sha256: Vec::new(),
+            programs_dir: "/usr/share/codex-authd/wrapper".into(),
+        }
     }
 }
 

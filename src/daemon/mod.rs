@@ -21,6 +21,7 @@ pub mod manager;
 mod memory;
 pub mod owner;
 pub mod prober;
+mod programs;
 mod promotion;
 mod provider;
 pub mod recovery;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::certificates::Certificates;
 use super::owner::as_caller;
+use super::programs::read_programs;
 use super::recovery::{self, Recovery, Why};
 use super::sockets::{Sockets, SocketsError};
 use super::state::{State, wait_until_free};
@@ -82,7 +83,8 @@ impl Running {
         state.metrics.watch_server_certificate(move || watched.not_after().unix_timestamp());
         let prober = prober::prober(config, cgroup);
         let provider = provider::provider(config, platform.clone())?;
-        let areas = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider).await?);
+        let programs = Arc::new(read_programs(&config.install.programs_dir));
+        let areas = Arc::new(state.start_areas(tls.policy(config, &bound), prober, provider, programs).await?);
         let certificates = Certificates { config: config.clone(), bound: bound.clone(), tls: tls.clone() };
         certificates.begin(&areas).await?;
         areas.people.warn_of_no_admin();

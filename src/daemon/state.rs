@@ -45,6 +45,7 @@ use crate::records::{Records, RecordsError};
 use crate::runner::Prober;
 use crate::seal::MasterKey;
 use crate::service::core::boot::{self, Secrets};
+use crate::service::hosts::programs::NativePrograms;
 use crate::service::transfer::{self, Backup, ProgressReporter, Restored};
 use crate::service::{Adapters, Areas, Initiator, Parts, Policy, ServiceError};
 use crate::upstream::oidc::Provider;
@@ -202,6 +203,7 @@ impl State {
         policy: Policy,
         prober: Option<Arc<dyn Prober>>,
         provider: Option<Arc<Provider>>,
+        programs: Arc<NativePrograms>,
     ) -> Result<Areas, ServiceError> {
         let parts = Parts {
             records: self.records.clone(),
@@ -212,7 +214,7 @@ impl State {
             policy,
             secrets: self.secrets.clone(),
         };
-        Areas::start(parts, Adapters { stores: Some(self.stores.clone()), prober, provider }).await
+        Areas::start(parts, Adapters { stores: Some(self.stores.clone()), prober, provider, programs }).await
     }
 }
 

@@ -85,6 +85,7 @@ pub async fn page(context: PageContext, Query(wanted): Query<HostsQuery>) -> Res
     let by_seen = wanted.sort == "seen";
     let query = ListQuery {
         limit: HOSTS_PER_PAGE,
+        after: None,
         offset: (asked - 1).saturating_mul(HOSTS_PER_PAGE),
         sort: if by_seen { Sort::LastSeen } else { Sort::Fqdn },
         descending: by_seen,

@@ -30,9 +30,10 @@ pub fn baking(data: &[u8]) {
         codex_release_url: part(4),
         codex_npm: part(5),
         codex_release_sha256: part(6),
+        programs: part(7),
     };
-    let nul = (0..7).any(|at| part(at).contains('\0'));
-    let line_break = [0, 1, 2, 4, 5, 6].iter().any(|at| part(*at).contains('\n'));
+    let nul = (0..8).any(|at| part(at).contains('\0'));
+    let line_break = [0, 1, 2, 4, 5, 6, 7].iter().any(|at| part(*at).contains('\n'));
     let (wrapper, installer) = match (bake::wrapper(&values), bake::installer(&values)) {
         (Ok(wrapper), Ok(installer)) => (wrapper, installer),
         (Err(BakeError::Nul(_)), Err(BakeError::Nul(_))) if nul => return,
@@ -51,6 +52,7 @@ pub fn baking(data: &[u8]) {
         codex_release_url: "",
         codex_npm: "",
         codex_release_sha256: "",
+        programs: "",
     });
     let plain = plain.expect("empty values can be baked");
     assert_eq!(tail(wrapper.expose()), tail(plain.expose()));
@@ -65,6 +67,7 @@ pub fn baking(data: &[u8]) {
     script.push_str(block(installer.expose()));
     print(&mut script, "CDX_BASE_URL", base_url);
     print(&mut script, "CDX_FQDN", part(2));
+    print(&mut script, "CDX_PROGRAMS", part(7));
     print(&mut script, "CDX_SCRIPT", wrapper.expose());
     script.push_str(block(wrapper.expose()));
     for (name, value) in [

@@ -26,6 +26,7 @@ mod memo;
 mod opening;
 mod outbox;
 mod refreshed;
+mod replays;
 mod states;
 pub mod throttle;
 mod trust;
@@ -165,6 +166,7 @@ impl Hot {
         if others {
             self.reset()?;
             self.forget_refreshed()?;
+            self.forget_answers()?;
         }
         if known.as_deref() != Some(identity) {
             self.cache.write(|change| change.put(IDENTITY, &identity))?;

@@ -13,6 +13,7 @@ use crate::pki::PkiError;
 use crate::records::{RecordsError, Standstill};
 use crate::seal::SealError;
 use crate::service::hosts::bake::BakeError;
+use crate::service::hosts::programs::NativeTarget;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
@@ -106,6 +107,8 @@ pub enum ServiceError {
     Refused(String),
     #[error("{0} not found")]
     NotFound(&'static str),
+    #[error("This daemon has no native cdx for {0}; the bash cdx is at /wrapper/download")]
+    NoProgram(NativeTarget),
     #[error("{0}")]
     Installer(#[from] InstallerRefusal),
     #[error("Runner not configured")]

@@ -65,6 +65,8 @@ pub struct Adapters {
     pub prober: Option<Arc<dyn Prober>>,
     /// The identity provider with which users may sign in.
     pub provider: Option<Arc<Provider>>,
+    /// The native programs for hosts.
+    pub programs: Arc<hosts::programs::NativePrograms>,
 }
 
 /// Every area, wired up.
@@ -109,9 +111,9 @@ impl Areas {
 
     /// Wires the areas up, from the lowest to the highest.
     pub fn on(core: Arc<Core>, adapters: Adapters) -> Self {
-        let Adapters { stores, prober, provider } = adapters;
+        let Adapters { stores, prober, provider, programs } = adapters;
         let audit = Arc::new(Audit { core: core.clone() });
-        let hosts = Arc::new(Hosts::new(core.clone()));
+        let hosts = Arc::new(Hosts::new(core.clone(), programs));
         let people = Arc::new(People::new(core.clone(), audit.clone(), hosts.clone(), provider));
         let trust = Arc::new(Trust::new(core.clone(), hosts.clone(), people.clone()));
         let queue = Arc::new(probe_queue::ProbeQueue::new(core.clone(), prober.is_some()));

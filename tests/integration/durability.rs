@@ -93,8 +93,8 @@ async fn whatever_was_acknowledged_survives_kill_9_under_load() {
 /// Every change acknowledged since the last kill is there, and works.
 async fn check(daemon: &Daemon, ledger: &Ledger, hosts: usize, versions: usize) {
     let admin = daemon.admin();
-    let listed = get(&admin, &daemon.admin_url("/admin/hosts")).await;
-    let names: Vec<&str> = each(&listed["hosts"], "fqdn");
+    let listed = hosts_of(&admin, daemon).await;
+    let names: Vec<&str> = each(&listed, "fqdn");
     let unique: BTreeSet<&str> = names.iter().copied().collect();
     assert_eq!(names.len(), unique.len(), "a name is listed twice");
     for (name, _) in &ledger.hosts {
@@ -147,8 +147,7 @@ async fn sixty_four_writers_at_once_are_all_answered_and_none_is_stuck() {
     for path in ["/healthz", "/readyz"] {
         assert_eq!(client.get(daemon.hosts_url(path)).send().await.unwrap().status(), 200, "{path}");
     }
-    let listed = get(&daemon.admin(), &daemon.admin_url("/admin/hosts")).await;
-    assert_eq!(each(&listed["hosts"], "fqdn").len() as u64, all);
+    assert_eq!(each(&hosts_of(&daemon.admin(), &daemon).await, "fqdn").len() as u64, all);
 }
 
 /// Not with the highest log level, which would take most of the time.
@@ -208,6 +207,19 @@ async fn register_all(daemon: &Daemon, names: impl Iterator<Item = String>) -> V
 
 async fn get(client: &Client, url: &str) -> Value {
     answered(client.get(url)).await.unwrap()
+}
+
+/// All hosts, page by page.
+async fn hosts_of(admin: &Client, daemon: &Daemon) -> Value {
+    let (mut all, mut next) = (Vec::new(), String::new());
+    loop {
+        let mut page = get(admin, &daemon.admin_url(&format!("/admin/hosts?limit=1000{next}"))).await;
+        all.append(page["hosts"].as_array_mut().unwrap());
+        match page["next"].as_str() {
+            Some(cursor) => next = format!("&cursor={cursor}"),
+            None => return Value::Array(all),
+        }
+    }
 }
 
 fn each<'a>(list: &'a Value, member: &str) -> Vec<&'a str> {

@@ -6,26 +6,30 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 use crate::support::daemon::Daemon;
-use crate::support::host::{Host, Ran};
+use crate::support::host::{Host, Program, Ran};
 use crate::support::upstream::Upstream;
+use crate::wrapper::machine::as_root;
 
 const PROMPT: [&str; 5] = ["exec", "Reply Banana if this works.", "-s", "read-only", "--skip-git-repo-check"];
 
-#[test]
-fn a_login_reaches_every_host_and_comes_back_newer() {
+crate::for_both_programs!(a_login_reaches_every_host_and_comes_back_newer);
+
+fn a_login_reaches_every_host_and_comes_back_newer(program: Program) {
     let upstream = Upstream::start();
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_for(program);
     let seed = daemon.state.path().join("auth.json");
     std::fs::write(&seed, upstream.login("acc-1", 864_000).to_string()).unwrap();
     assert_eq!(daemon.cli_json(&["auth", "upload", seed.to_str().unwrap()])["status"], "updated");
 
     // The first host: the printed command, in a clean home, as an admin pastes it.
-    let first = Machine::new(&upstream);
+    let first = Machine::new(program, &upstream);
     let command = installer_command(&daemon, "first.test");
     let installed = first.bash(&command);
     assert_eq!(installed.code, Some(0), "{installed:#?}");
     assert_eq!(digest_of(&first.auth()), canonical_digest(&daemon), "the login is there, byte for byte");
-    let again = Machine::new(&upstream).bash(&command);
+    let is_script = std::fs::read(first.cdx_file()).unwrap().starts_with(b"#!");
+    assert_eq!(is_script, !program.is_native(), "the other program was installed");
+    let again = Machine::new(program, &upstream).bash(&command);
     assert!(again.code != Some(0) && again.err.contains("already used"), "the token is spent: {again:#?}");
 
     // A launch without a newer login costs one request.
@@ -36,7 +40,7 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     assert!(upstream.calls_to("POST", "/oauth/token").is_empty(), "a valid login was refreshed");
 
     // Upstream withdraws the access token: Codex refreshes on this host, and cdx stores the new login.
-    let second = Machine::new(&upstream);
+    let second = Machine::new(program, &upstream);
     assert_eq!(second.bash(&installer_command(&daemon, "second.test")).code, Some(0));
     let old = canonical_digest(&daemon);
     upstream.withdraw_access();
@@ -74,15 +78,14 @@ fn a_login_reaches_every_host_and_comes_back_newer() {
     assert_eq!(upstream.calls().len(), asked, "Codex was not started");
 }
 
-/// A machine: its own home, and, if the tests run as root, its own /usr/local/bin.
+/// A machine: its own home, and, if the tests run as root, its own /usr/local/bin and /etc.
 struct Machine {
     host: Host,
 }
 
 impl Machine {
-    fn new(upstream: &Upstream) -> Self {
-        let host = Host::bare().with_real_codex(upstream);
-        std::fs::create_dir_all(host.file("usr-local-bin")).unwrap();
+    fn new(program: Program, upstream: &Upstream) -> Self {
+        let host = Host::bare_for(program).with_real_codex(upstream);
         Self { host }
     }
 
@@ -108,9 +111,7 @@ impl Machine {
     fn run(&self, arguments: &[&str]) -> Ran {
         let mut command: Command;
         if is_root() {
-            command = self.host.command("unshare");
-            let own = "mount --bind \"$HOME/usr-local-bin\" /usr/local/bin && exec \"$@\"";
-            command.args(["--mount", "--propagation", "private", "sh", "-c", own, "sh"]).args(arguments);
+            command = as_root(&self.host, arguments);
         } else {
             command = self.host.command(arguments[0]);
             command.args(&arguments[1..]);

@@ -10,7 +10,7 @@ use crate::doctor::{a_free_port, doctor};
 use crate::support::authority::authority;
 use crate::support::daemon::{BOUND, Daemon, auth_json, install_provider, pause};
 use crate::support::eventually;
-use crate::support::host::{Host, Ran};
+use crate::support::host::{Host, Ran, native_program};
 use crate::support::mariadb::MariaDb;
 
 const TRUST: &str = "trust of hosts";
@@ -222,6 +222,34 @@ fn a_prepared_switch_cuts_nobody_off_at_any_moment() {
     assert!(fleet.daemon.log().contains("hosts_cut_off"));
     assert_eq!(fleet.check_config(&[]).code, Some(0), "that host was cut off before");
     hosts.iter().for_each(|host| fleet.syncs(host));
+}
+
+/// The native program has the authorities in its configuration, which an update renews.
+#[test]
+fn a_switch_waits_for_native_hosts_as_well() {
+    let mut fleet = Fleet::new();
+    fleet.daemon.set_native_program(Some(native_program()));
+    fleet.start();
+    fleet.upload();
+    let hosts: Vec<Host> = ["a.test", "b.test"].map(|name| fleet.install(name)).into();
+    fleet.set_tls("when-safe");
+    fleet.restart();
+    assert!(!fleet.shows_operators("localhost"), "no host would trust it");
+    doctor(&fleet.daemon, &[]).is(TRUST, "weak", "2 host(s) (a.test, b.test)", "cdx --update");
+    for host in &hosts {
+        assert!(!fleet.shows_operators("localhost"));
+        let before = std::fs::read_to_string(host.host_toml()).unwrap();
+        assert!(before.contains("system_ca = false"), "{}", host.host_toml().display());
+        let ran = host.run(&["--update"]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(std::fs::read_to_string(host.host_toml()).unwrap().contains("system_ca = true"), "{ran:?}");
+        fleet.syncs(host);
+    }
+    fleet.until_operators_is_shown();
+    hosts.iter().for_each(|host| fleet.syncs(host));
+    doctor(&fleet.daemon, &[]).is(TRUST, "good", "accepts", "");
+    let trust = hosts[0].state_file().with_file_name("trust");
+    assert_eq!(std::fs::read_to_string(trust).unwrap(), "system\n");
 }
 
 /// Tells threads to end when the scope is left.

@@ -48,7 +48,7 @@ async fn a_key_is_good_for_so_many_calls_a_minute_in_either_header_and_for_leavi
     assert_eq!(refused(by_header, "host", 4).await, reset_at, "a refusal moved the end of the limit");
     let download = client.get(daemon.hosts_url("/wrapper/download")).bearer_auth(&host.api_key).send().await.unwrap();
     refused(download, "host", 4).await;
-    let lines = client.post(daemon.hosts_url("/auth?format=lines")).bearer_auth(&host.api_key);
+    let lines = client.post(daemon.hosts_url("/auth/lines")).bearer_auth(&host.api_key);
     let lines = lines.json(&json!({})).send().await.unwrap();
     assert_eq!(lines.status(), 429);
     assert!(lines.text().await.unwrap().contains("\nmessage Rate limit exceeded\nretry_after "));

@@ -122,7 +122,7 @@ async fn so_many_calls_raise_their_series_by_as_many_and_no_other() {
         assert_eq!(admin.get(daemon.admin_url("/admin/hosts")).send().await.unwrap().status(), 200);
     }
     assert_eq!(admin.get(daemon.admin_url("/admin/hosts/1")).send().await.unwrap().status(), 404);
-    assert_eq!(admin.post(daemon.admin_url("/metrics")).send().await.unwrap().status(), 404);
+    assert_eq!(admin.post(daemon.admin_url("/metrics")).send().await.unwrap().status(), 405);
     daemon.cli_json(&["hosts", "list"]);
     daemon.cli_json(&["hosts", "list"]);
 
@@ -143,7 +143,7 @@ async fn so_many_calls_raise_their_series_by_as_many_and_no_other() {
         (requests("hosts", "getDocument", 200), 1.0),
         (requests("admin", "listHosts", 200), 5.0),
         (requests("admin", "getHost", 404), 1.0),
-        (requests("admin", "unknown", 404), 1.0),
+        (requests("admin", "unknown", 405), 1.0),
         (requests("control", "listHosts", 200), 2.0),
         // The previous scrape; a scrape is counted when it is answered.
         (requests("admin", "getMetrics", 200), 1.0),

@@ -123,6 +123,8 @@ pub const OPERATIONS: &[Operation] = &[
     ("POST", "/auth/users/{id}/disable", Needs::Certificate, None),
     ("POST", "/auth/users/{id}/enable", Needs::Certificate, None),
     ("POST", "/auth", Needs::Key, Some(retrieve)),
+    ("POST", "/auth/lines", Needs::Key, Some(retrieve)),
+    ("GET", "/auth/document", Needs::Key, None),
     ("GET", "/wrapper", Needs::Key, None),
     ("GET", "/wrapper/download", Needs::Key, None),
     ("DELETE", "/auth", Needs::Key, None),
@@ -551,7 +553,7 @@ async fn no_host_operation_answers_without_a_key_that_is_good() {
             refused(call().header(header, value).send().await.unwrap(), 401, "key_missing", &name).await;
         }
     }
-    assert!(key_operations >= 4);
+    assert!(key_operations >= 6);
     let left =
         call(&client, &daemon.hosts_url(""), operation("POST", "/auth"), &host).bearer_auth(&host.api_key).send().await;
     assert_eq!(left.unwrap().status(), 200, "the host still exists");
@@ -638,7 +640,8 @@ async fn absurd_requests_are_refused_and_the_daemon_goes_on() {
         for method in ["TRACE", "CONNECTED", "PATCH", "PUT"] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             let answer = client.request(method, daemon.hosts_url("/auth")).send().await.unwrap();
-            refused(answer, 404, "route_not_found", protocol).await;
+            assert_eq!(answer.headers()["allow"], "DELETE, POST", "{protocol}");
+            refused(answer, 405, "method_not_allowed", protocol).await;
         }
         for path in ["//auth//x", "/auth/../admin/hosts", "/%00", "/%2e%2e/admin", "/install/", "/é"] {
             let answer = client.get(daemon.hosts_url(path)).send().await.unwrap();
@@ -719,6 +722,13 @@ pub async fn refused(answer: reqwest::Response, status: u16, code: &str, what: &
     let text = answer.text().await.unwrap();
     let shown = text.chars().take(300).collect::<String>();
     assert_eq!(got, status, "{what}: {shown}");
+    // The other listener does not have the operation.
+    if what.contains("/auth/lines") && status != 404 {
+        assert_eq!(headers["content-type"], "text/plain; charset=utf-8", "{what}");
+        let beginning = if status == 200 { "status ".into() } else { format!("status error\ncode {status}\nmessage ") };
+        assert!(text.starts_with(&beginning), "{what}: {shown}");
+        return;
+    }
     assert_eq!(headers["content-type"], "application/json", "{what}");
     assert_eq!(headers["x-content-type-options"], "nosniff", "{what}");
     if status == 200 {

@@ -38,6 +38,8 @@ pub const ROLES: &[(&str, &str, Least)] = &[
     ("GET", "/auth/oidc/login", Nobody),
     ("GET", "/auth/oidc/callback", Nobody),
     ("POST", "/auth", Host),
+    ("POST", "/auth/lines", Host),
+    ("GET", "/auth/document", Host),
     ("DELETE", "/auth", Host),
     ("GET", "/wrapper", Host),
     ("GET", "/wrapper/download", Host),

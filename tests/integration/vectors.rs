@@ -56,6 +56,8 @@ const DEVIATIONS: &[Deviation] = &[
         "without a certificate of our authority the handshake fails before HTTP",
     ),
     deviation("admin_register_no_present_header", "status handshake refused", "a header is no certificate"),
+    deviation("auth_get", "status 405", "a path answers which methods it has"),
+    deviation("admin_runner_run", "status 409", "a runner that is switched off is no outage; waiting does not help"),
     deviation("auth_hash_as_key_accepted", "status 401", "a stored digest is never a key"),
     deviation("auth_date_words_accepted", "status 422", "only RFC 3339 is a date"),
     deviation("auth_future_date", "status 200", "the host's clock is wrong: its login is asked for, and decides"),

@@ -15,6 +15,7 @@ pub mod initiator;
 mod key_ring;
 pub mod members;
 pub mod policy;
+pub mod replays;
 mod security_events;
 mod settings;
 
@@ -57,6 +58,7 @@ pub struct Core {
     pub(in crate::service) certificates: ArcSwap<HashMap<Digest, AdminCertificate>>,
     pub(in crate::service) members: members::Members,
     pub(in crate::service) directory: Arc<directory::Directory>,
+    replays: replays::Replays,
     /// Counts up with every change of the certificates, the authorities, or of what hosts trust.
     trust_changed: watch::Sender<u64>,
     /// One catching up at a time: what is applied never goes backwards.
@@ -82,6 +84,7 @@ impl Core {
         let core = Self {
             health: health::Health::new(records.clone(), hot.clone(), platform.clone(), secrets.incarnation),
             directory: Arc::new(directory::Directory::new(hot.clone())),
+            replays: replays::Replays::default(),
             records,
             hot,
             throttle,

@@ -28,7 +28,7 @@ const INSTALLER: &str = include_str!("../../../wrapper/install.sh");
 const START: &str = include_str!("../../../wrapper/start.sh");
 
 /// The shell functions that the first stage runs, and the template that owns each.
-const START_FUNCTIONS: [(&str, &str); 18] = [
+const START_FUNCTIONS: [(&str, &str); 20] = [
     (WRAPPER, "missing_tools"),
     (INSTALLER, "missing_for_install"),
     (INSTALLER, "choose_place"),
@@ -39,6 +39,8 @@ const START_FUNCTIONS: [(&str, &str); 18] = [
     (WRAPPER, "resolve_links"),
     (WRAPPER, "is_readable_file"),
     (WRAPPER, "has_room"),
+    (WRAPPER, "find_config"),
+    (WRAPPER, "name_machine"),
     (WRAPPER, "find_codex"),
     (WRAPPER, "codex_version"),
     (WRAPPER, "is_version"),
@@ -71,6 +73,8 @@ pub struct Values<'a> {
     pub codex_release_sha256: &'a str,
     /// Empty: `@openai/codex`.
     pub codex_npm: &'a str,
+    /// The native programs that the daemon has: `TARGET=SHA-256` pairs, separated by spaces. Only for the installer.
+    pub programs: &'a str,
 }
 
 /// Where Codex comes from on a machine that has none.
@@ -134,6 +138,7 @@ pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
     let baked = [
         ("CDX_BASE_URL", values.base_url.trim_end_matches('/')),
         ("CDX_FQDN", values.fqdn),
+        ("CDX_PROGRAMS", values.programs),
         ("CDX_SCRIPT", script.expose()),
     ];
     bake(INSTALLER, &baked).map(Secret::new)
@@ -142,12 +147,14 @@ pub fn installer(values: &Values<'_>) -> Result<Secret, BakeError> {
 /// The first stage of an installation: it checks the machine, then fetches the installer from `url` and runs it.
 ///
 /// `pin`: base64 of the SHA-256 of the server's public key.
-pub fn start(url: &str, pin: Option<&str>, codex: &Codex<'_>) -> Result<Secret, BakeError> {
+/// `programs`: as in [`Values::programs`].
+pub fn start(url: &str, pin: Option<&str>, programs: &str, codex: &Codex<'_>) -> Result<Secret, BakeError> {
     let functions: String =
         START_FUNCTIONS.iter().map(|(template, name)| function(template, name)).collect::<Result<_, _>>()?;
     let baked = [
         ("CDX_URL", url),
         ("CDX_PIN", pin.unwrap_or_default()),
+        ("CDX_PROGRAMS", programs),
         ("CDX_CODEX_RELEASE_URL", codex.release_url),
         ("CDX_CODEX_RELEASE_SHA256", codex.release_sha256),
         ("CDX_CODEX_VERSION", codex.version),
@@ -270,6 +277,7 @@ mod tests {
             codex_release_url: text,
             codex_release_sha256: text,
             codex_npm: text,
+            programs: text,
         }
     }
 
@@ -349,6 +357,7 @@ mod tests {
             codex_release_url: "",
             codex_release_sha256: "",
             codex_npm: "",
+            programs: "x86_64-linux=0",
         };
         let install = installer(&host).unwrap();
         let carried = printed(&run(&["bash"], &block_printing(install.expose(), "CDX_SCRIPT")));
@@ -360,7 +369,8 @@ mod tests {
     #[test]
     fn the_first_stage_has_the_functions_of_the_other_scripts_and_reads_its_values() {
         let codex = Codex { release_url: "https://x.test/{target}'", release_sha256: "a=1", version: "0.1.2" };
-        let start = start("https://auth.example.test:8443/install/t'1", Some("pin="), &codex).unwrap();
+        let start =
+            start("https://auth.example.test:8443/install/t'1", Some("pin="), "x86_64-linux=0 b=1", &codex).unwrap();
         for shell in [&["bash", "-n"][..], &["bash", "--posix", "-n"]] {
             printed(&run(shell, start.expose()));
         }
@@ -369,6 +379,7 @@ mod tests {
         assert_eq!((read("CDX_PIN"), read("CDX_CODEX_VERSION")), ("pin=.".into(), "0.1.2.".into()));
         assert_eq!(read("CDX_CODEX_RELEASE_URL"), "https://x.test/{target}'.");
         assert_eq!(read("CDX_CODEX_RELEASE_SHA256"), "a=1.");
+        assert_eq!(read("CDX_PROGRAMS"), "x86_64-linux=0 b=1.");
         let functions = read("CDX_FUNCTIONS");
         let functions = functions.strip_suffix('.').unwrap();
         for (template, name) in START_FUNCTIONS {
@@ -385,7 +396,7 @@ mod tests {
     #[test]
     fn the_first_stage_fetches_nothing_where_a_tool_is_missing() {
         let codex = Codex { release_url: "", release_sha256: "", version: "" };
-        let start = start("http://127.0.0.1:1/install/t", None, &codex).unwrap();
+        let start = start("http://127.0.0.1:1/install/t", None, "", &codex).unwrap();
         let without_path = format!("PATH=/nonexistent\n{}", start.expose());
         let said = run(&["bash"], &without_path);
         assert_eq!(said.status.code(), Some(1), "{said:?}");

@@ -39,7 +39,7 @@ impl Hosts {
             release_sha256: &policy.codex_release_sha256,
             version: settings.client_release.as_ref().map_or("", |release| &release.version),
         };
-        let script = bake::start(&url, policy.server_pin.as_deref(), &codex)?;
+        let script = bake::start(&url, policy.server_pin.as_deref(), self.programs.digests(), &codex)?;
         Ok(InstallScript { script, expires_at: pending.expires_at })
     }
 

@@ -1,4 +1,4 @@
-//! The wrapper as a host gets it: `cdx` with the host's own values baked in.
+//! The wrapper as a host gets it: the bash `cdx` with the host's own values baked in, or a native program.
 
 use std::sync::atomic::Ordering;
 
@@ -8,6 +8,7 @@ use crate::hot::HotHost;
 use crate::model::digest::Digest;
 use crate::model::secret::Secret;
 use crate::service::hosts::enrol::api_key_place;
+use crate::service::hosts::programs::{NativeProgram, NativeTarget};
 use crate::service::{Hosts, Result, ServiceError, hosts::bake};
 
 pub struct Wrapper {
@@ -30,6 +31,11 @@ impl Hosts {
         host.fetched_wrapper(self.core.platform.now());
         self.note_wrapper_fetched();
         Ok(wrapper)
+    }
+
+    /// The native program for a machine. It holds no authorities, so the host trusts the same ones as before.
+    pub fn native_program(&self, target: NativeTarget) -> Option<&NativeProgram> {
+        self.programs.get(target)
     }
 
     /// The digest of a host's wrapper, cached beside the host: every answer contains it, and baking a wrapper costs
@@ -71,6 +77,7 @@ impl Hosts {
             codex_release_url: &policy.codex_release_url,
             codex_release_sha256: &policy.codex_release_sha256,
             codex_npm: "",
+            programs: self.programs.digests(),
         })?)
     }
 }

@@ -54,6 +54,12 @@ impl Login {
         Ok(delivery)
     }
 
+    /// The document that `host` should have.
+    pub fn document_of(&self, host: &HotHost) -> Result<Delivery> {
+        let canonical = self.core.canonical().ok_or(ServiceError::NotFound("Canonical auth"))?;
+        self.deliver(&canonical, Some(host))
+    }
+
     /// The digest of what [`Self::deliver`] returns, without building the document for every call.
     pub fn delivered_digest(&self, canonical: &Canonical, host: Option<&HotHost>) -> Result<Digest> {
         let Some(kept) = host.and_then(|host| host.agent_identity.as_deref()) else {

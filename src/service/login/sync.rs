@@ -28,6 +28,7 @@ use crate::model::version::Version;
 use crate::records::{AuthEntry, CanonicalSource, NewCanonical, ProbeTrigger, ReplaceCondition, Replacement};
 use crate::service::core::canonical::{Canonical, body_place, token_place};
 use crate::service::core::initiator::log_note;
+use crate::service::hosts::programs::NativeTarget;
 use crate::service::{Initiator, Login, Result, ServiceError};
 
 /// How often a store is decided again because the canonical version changed meanwhile.
@@ -80,6 +81,8 @@ pub struct Sync {
 pub struct SyncHost {
     pub host: Arc<HotHost>,
     pub activity: HostActivity,
+    /// What the host says its machine is; `None`: it did not, or there is no such target.
+    pub wrapper_target: Option<NativeTarget>,
 }
 
 /// Versions from query parameters, for bodies that have none.
@@ -96,7 +99,7 @@ impl Login {
         match request.command {
             SyncCommand::Retrieve => self.retrieve(host, &request),
             // Boxed, so that a retrieve does not need the memory of a store.
-            SyncCommand::Store(document) => Box::pin(self.store_of_host(host, from, &request, document)).await,
+            SyncCommand::Store(place) => Box::pin(self.store_of_host(host, from, &request, place)).await,
         }
     }
 
@@ -117,7 +120,12 @@ impl Login {
         if let Some(before) = seen.replaced_last_refresh {
             activity.last_refresh = before;
         }
-        Ok(Sync { outcome, canonical, stored: false, host: Some(SyncHost { host, activity }) })
+        Ok(Sync {
+            outcome,
+            canonical,
+            stored: false,
+            host: Some(SyncHost { host, activity, wrapper_target: request.wrapper_target() }),
+        })
     }
 
     async fn store_of_host(
@@ -125,9 +133,14 @@ impl Login {
         host: Arc<HotHost>,
         from: IpAddr,
         request: &SyncRequest<'_>,
-        document: &str,
+        place: DocumentPlace,
     ) -> Result<Sync> {
-        let document = self.read_document(document)?;
+        let document = self.read_document(request.document(place)).map_err(|error| match (place, error) {
+            (DocumentPlace::AuthText, ServiceError::InvalidJson { reason }) => {
+                ServiceError::invalid("auth_text", reason)
+            }
+            (_, error) => error,
+        })?;
         // The answer contains this digest. It is baked first, because nothing may fail after the store.
         self.hosts.wrapper_digest(&host)?;
         let source = CanonicalSource::Host { id: host.id, fqdn: host.fqdn.clone() };
@@ -143,7 +156,12 @@ impl Login {
         let in_hand = Some(canonical.in_hand());
         let seen = host.seen(self.core.platform.now(), in_hand, request.client_version(), request.wrapper_version());
         let activity = seen.activity;
-        Ok(Sync { outcome, canonical: Some(canonical), stored: true, host: Some(SyncHost { host, activity }) })
+        Ok(Sync {
+            outcome,
+            canonical: Some(canonical),
+            stored: true,
+            host: Some(SyncHost { host, activity, wrapper_target: request.wrapper_target() }),
+        })
     }
 
     /// An admin's upload: the document, or a text that holds it. It replaces the canonical login by the same rule as a
@@ -162,7 +180,8 @@ impl Login {
         };
         let probe = flag("probe")?;
         let allowed = Allowed { change_account: flag("change_account")?, even_if_older: flag("even_if_older")? };
-        let raw = request.raw("auth").ok_or_else(|| ServiceError::invalid("auth", "Auth payload is required"))?;
+        let raw = request.raw("auth_text").or_else(|| request.raw("auth"));
+        let raw = raw.ok_or_else(|| ServiceError::invalid("auth", "Auth payload is required"))?;
         self.upload_text(&uploaded_text(raw)?, allowed, probe, by).await.map_err(|error| match error {
             ServiceError::InvalidJson { .. } => ServiceError::Refused("auth payload must be valid JSON".into()),
             error => error,
@@ -332,21 +351,41 @@ impl Login {
 
 /// A split request body, with the versions from the query.
 struct SyncRequest<'a> {
+    body: &'a str,
     members: RequestMembers<'a>,
     query: QueryVersions<'a>,
-    command: SyncCommand<'a>,
+    command: SyncCommand,
 }
 
 #[derive(Clone, Copy)]
-enum SyncCommand<'a> {
+enum SyncCommand {
     Retrieve,
-    Store(&'a str),
+    Store(DocumentPlace),
+}
+
+/// Where a store has its document.
+#[derive(Clone, Copy)]
+enum DocumentPlace {
+    /// The string `auth_text`.
+    AuthText,
+    /// The object `auth`.
+    Auth,
+    /// The whole body.
+    Body,
 }
 
 impl<'a> SyncRequest<'a> {
     fn read(body: &'a str, query: QueryVersions<'a>) -> Result<Self> {
         let members = split_request(body)?;
-        Ok(Self { command: command(&members, body)?, members, query })
+        Ok(Self { command: command(&members)?, body, members, query })
+    }
+
+    fn document(&self, place: DocumentPlace) -> &str {
+        match place {
+            DocumentPlace::AuthText => self.members.text("auth_text").unwrap_or_default(),
+            DocumentPlace::Auth => self.members.raw("auth").unwrap_or_default(),
+            DocumentPlace::Body => self.body,
+        }
     }
 
     fn client_version(&self) -> Option<&str> {
@@ -355,6 +394,10 @@ impl<'a> SyncRequest<'a> {
 
     fn wrapper_version(&self) -> Option<&str> {
         reported_version(self.members.text("wrapper_version"), self.query.wrapper_version)
+    }
+
+    fn wrapper_target(&self) -> Option<NativeTarget> {
+        self.members.text("wrapper_target")?.parse().ok()
     }
 }
 
@@ -402,23 +445,23 @@ fn compare(
 
 /// Without a command it is a retrieve, unless the body is itself a document: no `auth`, but `last_refresh` and
 /// `tokens`.
-fn command<'a>(request: &RequestMembers<'a>, body: &'a str) -> Result<SyncCommand<'a>> {
+fn command(request: &RequestMembers<'_>) -> Result<SyncCommand> {
     let bad = || ServiceError::invalid("command", "command must be \"retrieve\" or \"store\"");
-    let auth = request.raw("auth");
-    let document = match auth {
-        Some(raw) => raw.starts_with('{').then_some(raw),
-        None => (request.has("last_refresh") && request.has("tokens")).then_some(body),
+    let place = match (request.text("auth_text"), request.raw("auth")) {
+        (Some(_), _) => Some(DocumentPlace::AuthText),
+        (None, Some(raw)) => raw.starts_with('{').then_some(DocumentPlace::Auth),
+        (None, None) => (request.has("last_refresh") && request.has("tokens")).then_some(DocumentPlace::Body),
     };
     let given = match request.raw("command") {
         None | Some("null") => "",
         Some(_) => request.text("command").ok_or_else(bad)?.trim(),
     };
     let is = |name: &str| given.eq_ignore_ascii_case(name);
-    match document {
+    match place {
         _ if is("retrieve") => Ok(SyncCommand::Retrieve),
-        Some(document) if is("store") => Ok(SyncCommand::Store(document)),
+        Some(place) if is("store") => Ok(SyncCommand::Store(place)),
         None if is("store") => Err(ServiceError::invalid("auth", "Auth payload is required")),
-        Some(document) if is("") && auth.is_none() => Ok(SyncCommand::Store(document)),
+        Some(DocumentPlace::Body) if is("") => Ok(SyncCommand::Store(DocumentPlace::Body)),
         _ if is("") => Ok(SyncCommand::Retrieve),
         _ => Err(bad()),
     }

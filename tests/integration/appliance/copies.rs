@@ -13,8 +13,8 @@ use super::service::the_doctor_says;
 const CREDENTIAL: &str = "/etc/credstore/codex-authd.master.key";
 const MASTER_KEY: &str = "/var/lib/codex-authd/master.key";
 const COPY: &str = "/root/copy";
-/// Files that the test added, as an operator could.
-const OWN: &[&str] = &["/usr/local/bin/codex", "/usr/local/bin/cdx"];
+/// What the test added, as an operator could.
+const OWN: &[&str] = &["/usr/local/bin/codex", "/usr/local/bin/cdx", "/etc/cdx", "/etc/cdx/host.toml"];
 const PASSPHRASE: &str = "mild otter juggles seven lanterns\n";
 /// The directory of the unit's backups.
 const COPIES: &str = "/var/backups/codex-authd";

@@ -37,33 +37,32 @@ impl Observer {
     /// Reads all lists. Fails if the daemon refuses one.
     pub async fn observe(&self, audit_shown: Option<&str>) -> Result<Observed, String> {
         let mut broken = Vec::new();
-        let hosts = self.get("/admin/hosts").await?;
-        let removed = self.get("/admin/hosts/removed").await?;
+        let hosts = self.pages("/admin/hosts", "hosts").await?;
+        let removed = self.pages("/admin/hosts/removed", "hosts").await?;
         let switch = self.get("/admin/api/state").await?["disabled"] == true;
         let mut states = HashMap::new();
         let mut api_calls = HashMap::new();
-        for host in each(&hosts["hosts"]) {
+        for host in &hosts {
             if states.insert(text(&host["fqdn"]), text(&host["status"])).is_some() {
                 broken.push(format!("{} is listed twice", host["fqdn"]));
             }
             api_calls.insert(text(&host["fqdn"]), host["api_calls"].as_u64().unwrap());
         }
-        for host in each(&removed["hosts"]) {
+        for host in &removed {
             if states.insert(text(&host["fqdn"]), "removed".into()).is_some() {
                 broken.push(format!("{} is listed and removed", host["fqdn"]));
             }
         }
-        let certificates = self.get("/admin/certificates").await?;
-        let users = self.get("/auth/users").await?;
-        let mut sessions: HashMap<String, usize> =
-            each(&users["users"]).map(|user| (text(&user["email"]), 0)).collect();
-        for session in each(&self.get("/auth/sessions").await?["sessions"]) {
+        let certificates = self.pages("/admin/certificates", "certificates").await?;
+        let users = self.pages("/auth/users", "users").await?;
+        let mut sessions: HashMap<String, usize> = users.iter().map(|user| (text(&user["email"]), 0)).collect();
+        for session in self.pages("/auth/sessions", "sessions").await? {
             if session["in_force"] == true {
                 *sessions.entry(text(&session["user"])).or_default() += 1;
             }
         }
-        let installers = self.pages("/admin/installers?limit=1000", "after", "installers").await?;
-        let entries = self.pages("/admin/audit?limit=1000", "before", "entries").await?;
+        let installers = self.pages("/admin/installers", "installers").await?;
+        let entries = self.pages("/admin/audit", "entries").await?;
         let verified = self
             .get(&format!("/admin/audit/verify{}", audit_shown.map_or(String::new(), |hash| format!("?hash={hash}"))))
             .await?;
@@ -71,7 +70,7 @@ impl Observer {
         if audit_shown.is_some() && verified["noted_found"] != true {
             broken.push("the entry of the audit log that an admin had noted is gone".into());
         }
-        let versions = self.pages("/admin/auth/history?limit=1000", "before", "versions").await?;
+        let versions = self.pages("/admin/auth/history", "versions").await?;
         let numbers: Vec<u64> = versions.iter().map(|version| version["version"].as_u64().unwrap()).collect();
         if !numbers.iter().rev().copied().eq(1..=numbers.len() as u64) {
             broken.push(format!("a gap in the versions: {numbers:?}"));
@@ -84,8 +83,8 @@ impl Observer {
         if stores != versions.len() as u64 {
             broken.push(format!("{} versions, and {stores} entries of stores", versions.len()));
         }
-        let by = |list: &Value, name: &str| {
-            each(list).map(|item| (text(&item[name]), text(&item["state"]))).collect::<HashMap<_, _>>()
+        let by = |list: &[Value], name: &str| {
+            list.iter().map(|item| (text(&item[name]), text(&item["state"]))).collect::<HashMap<_, _>>()
         };
         let canonical = match versions.is_empty() {
             true => None,
@@ -94,8 +93,8 @@ impl Observer {
         };
         Ok(Observed {
             hosts: states,
-            installers: by(&Value::Array(installers), "id"),
-            certificates: by(&certificates["certificates"], "name"),
+            installers: by(&installers, "id"),
+            certificates: by(&certificates, "name"),
             users: sessions,
             switch,
             entries: counts,
@@ -115,16 +114,15 @@ impl Observer {
         if status == 200 { Ok(body["data"].take()) } else { Err(format!("GET {path}: {status}, {body}")) }
     }
 
-    async fn pages(&self, path: &str, after: &str, list: &str) -> Result<Vec<Value>, String> {
+    async fn pages(&self, path: &str, list: &str) -> Result<Vec<Value>, String> {
         let (mut all, mut next) = (Vec::new(), String::new());
         loop {
-            let mut page = self.get(&format!("{path}{next}")).await?;
+            let mut page = self.get(&format!("{path}?limit=1000{next}")).await?;
             let Value::Array(items) = page[list].take() else { return Err(format!("GET {path}: no {list}")) };
             all.extend(items);
             match &page["next"] {
-                Value::Null => return Ok(all),
-                Value::String(id) => next = format!("&{after}={id}"),
-                number => next = format!("&{after}={number}"),
+                Value::String(cursor) => next = format!("&cursor={cursor}"),
+                _ => return Ok(all),
             }
         }
     }
@@ -199,10 +197,6 @@ fn audit_is_whole(entries: &[Value], verified: &Value, broken: &mut Vec<String>)
     if actions.get("state.initialise") != Some(&1) {
         broken.push(format!("the state was not made once: {actions:?}"));
     }
-}
-
-fn each(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().unwrap().iter()
 }
 
 fn text(value: &Value) -> String {

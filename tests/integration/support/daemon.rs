@@ -11,6 +11,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::documents::{account_claims, jwt};
+use super::host::{Program, copy_program, native_program};
+use super::standin::machine_target;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_codex-authd");
 /// The time limit for every condition that a test waits for, also on slow machines.
@@ -49,6 +51,23 @@ impl Daemon {
         daemon
     }
 
+    /// Its installers install this program.
+    pub fn start_for(program: Program) -> Self {
+        let mut daemon = Self::prepare(&[]);
+        daemon.set_native_program(program.is_native().then(native_program));
+        daemon.launch();
+        daemon
+    }
+
+    /// Sets the native program that the daemon has for this machine from its next start.
+    pub fn set_native_program(&self, program: Option<&Path>) {
+        let place = self.state.path().join("programs").join(format!("cdx-{}", machine_target()));
+        match program {
+            Some(program) => copy_program(program, &place, 0o644),
+            None => drop(std::fs::remove_file(place)),
+        }
+    }
+
     /// A daemon that does not run yet, for tests of its start and of commands without a daemon.
     pub fn prepare(settings: &[(&str, &str)]) -> Self {
         Self::prepare_in(&std::env::temp_dir(), settings)
@@ -68,6 +87,7 @@ impl Daemon {
             ("AUTH__STORES_PER_HOST_PER_HOUR".into(), "0".into()),
             ("UPSTREAM__RELEASES_URL".into(), String::new()),
             ("RUNNER__ENABLED".into(), "false".into()),
+            ("INSTALL__PROGRAMS_DIR".into(), state.path().join("programs").display().to_string()),
         ];
         for (name, value) in settings {
             all.retain(|(known, _)| known != name);
@@ -256,11 +276,15 @@ impl Daemon {
 
     /// A client with an admin's certificate.
     pub fn admin(&self) -> Client {
-        let directory = self.state.path().join("admin-tester");
+        self.admin_named("tester")
+    }
+
+    pub fn admin_named(&self, name: &str) -> Client {
+        let directory = self.state.path().join(format!("admin-{name}"));
         if !directory.exists() {
-            self.admin_certificate("tester");
+            self.admin_certificate(name);
         }
-        self.client_builder().identity(identity(&directory, "tester")).build().unwrap()
+        self.client_builder().identity(identity(&directory, name)).build().unwrap()
     }
 
     /// Registers a host over the admin listener.

@@ -1,8 +1,9 @@
-//! A host: a clean home with a baked `cdx`, and a `codex` that is the real one or a script.
+//! A host: a clean home with a `cdx`, bash or native, and a `codex` that is the real one or a script.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -11,10 +12,92 @@ use codex_authd::model::secret::Secret;
 use codex_authd::service::hosts::bake::{self, Values};
 use tempfile::TempDir;
 
+use super::answers::Format;
+use super::skip::{Unavailable, bash32};
 use super::standin::KEY;
 use super::upstream::Upstream;
 
+/// The two programs that a host may have. Each test of their behaviour runs with both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The script `wrapper/cdx`, with the host's values baked in.
+    Bash,
+    /// The program of the crate `cdx`, with the host's values in host.toml.
+    Native,
+}
+
+impl Program {
+    pub fn is_native(self) -> bool {
+        self == Self::Native
+    }
+
+    /// The format of the answers that it asks for.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Bash => Format::Lines,
+            Self::Native => Format::Json,
+        }
+    }
+
+    /// The shells that must be able to run it; `None`: the one of its first line, or none at all. For the script also
+    /// bash 3.2 (as in macOS), if `AUTHD_TEST_BASH32` names one or the tests' cache has it.
+    pub fn shells(self) -> Vec<Option<PathBuf>> {
+        if self.is_native() {
+            return vec![None];
+        }
+        let old = bash32();
+        if old.is_none() {
+            Unavailable::Bash32.skipped();
+        }
+        std::iter::once(None).chain(old.map(Some)).collect()
+    }
+}
+
+/// Makes two tests of each function, one for each [`Program`]: `bash::NAME` and `native::NAME`.
+#[macro_export]
+macro_rules! for_both_programs {
+    ($($test:ident),+ $(,)?) => {
+        mod bash {
+            $(#[test] fn $test() { super::$test($crate::support::host::Program::Bash); })+
+        }
+
+        mod native {
+            $(#[test] fn $test() { super::$test($crate::support::host::Program::Native); })+
+        }
+    };
+}
+
+/// What an installation tells a host's program.
+#[derive(Clone, Copy, Default)]
+pub struct HostConfig<'a> {
+    pub base_url: &'a str,
+    pub ca_pem: &'a str,
+    pub trusts_system: bool,
+    pub codex_release_url: &'a str,
+    pub codex_release_sha256: &'a str,
+}
+
+impl HostConfig<'_> {
+    /// The text of host.toml.
+    pub fn toml(&self) -> String {
+        // A JSON string is a basic string of TOML.
+        let line = |name: &str, value: &str| format!("{name} = {}\n", serde_json::Value::from(value));
+        [
+            line("base_url", self.base_url),
+            line("api_key", KEY),
+            line("fqdn", "h1.example.test"),
+            line("ca_pem", self.ca_pem),
+            format!("system_ca = {}\n", self.trusts_system),
+            line("codex_release_url", self.codex_release_url),
+            line("codex_release_sha256", self.codex_release_sha256),
+            line("codex_npm", "@openai/codex"),
+        ]
+        .concat()
+    }
+}
+
 pub struct Host {
+    pub program: Program,
     home: TempDir,
     pub path: String,
     pub codex_home: PathBuf,
@@ -23,7 +106,6 @@ pub struct Host {
     extra_env: Vec<(String, String)>,
 }
 
-/// A codex that logs its arguments and runs `FAKE_CODEX`.
 const FAKE: &str = r#"#!/usr/bin/env bash
 if [ "${1-}" = --version ]; then echo 'codex-cli 0.1.2'; exit; fi
 printf '%s\n' "$@" >"$HOME/codex.arguments"
@@ -32,14 +114,20 @@ eval "${FAKE_CODEX:-}"
 "#;
 
 impl Host {
-    pub fn new(base_url: &str) -> Self {
-        Self::with_ca(base_url, "")
+    pub fn new(program: Program, base_url: &str) -> Self {
+        Self::with_ca(program, base_url, "")
     }
 
     /// A clean home without `cdx` and codex.
     pub fn bare() -> Self {
+        Self::bare_for(Program::Bash)
+    }
+
+    /// A clean home without codex, where `program` is going to be installed.
+    pub fn bare_for(program: Program) -> Self {
         let home = TempDir::new().unwrap();
         Self {
+            program,
             path: format!("{}:/usr/bin:/bin", home.path().join("bin").display()),
             codex_home: home.path().join(".codex"),
             shell: None,
@@ -48,11 +136,41 @@ impl Host {
         }
     }
 
-    pub fn with_ca(base_url: &str, ca_pem: &str) -> Self {
-        let host = Self::bare();
-        host.write_program("bin/codex", FAKE, 0o755);
-        host.write_program(".local/bin/cdx", baked(base_url, ca_pem, "").0.expose(), 0o700);
+    pub fn with_ca(program: Program, base_url: &str, ca_pem: &str) -> Self {
+        let host = Self::bare_for(program);
+        host.write_codex();
+        host.install(&HostConfig { base_url, ca_pem, ..HostConfig::default() });
         host
+    }
+
+    /// A codex that logs its arguments and runs `FAKE_CODEX`.
+    pub fn write_codex(&self) {
+        self.write_program("bin/codex", FAKE, 0o755);
+    }
+
+    /// Puts the program in place, with this configuration instead of an earlier one.
+    pub fn install(&self, config: &HostConfig) {
+        match self.program {
+            Program::Bash => self.write_program(".local/bin/cdx", baked(config).0.expose(), 0o700),
+            Program::Native => {
+                if !self.cdx_file().exists() {
+                    copy_program(native_program(), &self.cdx_file(), 0o700);
+                }
+                self.write_host_toml(&config.toml());
+            }
+        }
+    }
+
+    pub fn host_toml(&self) -> PathBuf {
+        self.file(".config/cdx/host.toml")
+    }
+
+    pub fn write_host_toml(&self, text: &str) {
+        let file = self.host_toml();
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::set_permissions(file.parent().unwrap(), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// The real Codex instead of the script, configured to call `upstream`.
@@ -82,7 +200,7 @@ impl Host {
     pub fn write_program(&self, name: &str, text: &str, mode: u32) {
         let file = self.file(name);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, text).unwrap();
+        write_by_another_process(&file, text.as_bytes());
         fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
     }
 
@@ -171,28 +289,24 @@ impl Host {
     }
 }
 
-/// The scripts of a stand-in host: cdx and its installer.
-pub fn baked(base_url: &str, ca_pem: &str, codex_release_url: &str) -> (Secret, Secret) {
-    baked_with_digests(base_url, ca_pem, codex_release_url, "")
+/// The scripts of a stand-in host: the bash cdx, and an installer that offers no native program.
+pub fn baked(config: &HostConfig) -> (Secret, Secret) {
+    baked_with(config, "")
 }
 
-/// With the digests of a release: `TARGET=SHA-256`, separated by spaces.
-pub fn baked_with_digests(
-    base_url: &str,
-    ca_pem: &str,
-    codex_release_url: &str,
-    codex_release_sha256: &str,
-) -> (Secret, Secret) {
+/// The same; the installer offers `programs` (`TARGET=SHA-256`, separated by spaces).
+pub fn baked_with(config: &HostConfig, programs: &str) -> (Secret, Secret) {
     let key = Secret::new(KEY);
     let values = Values {
-        base_url,
+        base_url: config.base_url,
         api_key: &key,
         fqdn: "h1.example.test",
-        ca_pem,
-        trusts_system: false,
-        codex_release_url,
-        codex_release_sha256,
+        ca_pem: config.ca_pem,
+        trusts_system: config.trusts_system,
+        codex_release_url: config.codex_release_url,
+        codex_release_sha256: config.codex_release_sha256,
         codex_npm: "",
+        programs,
     };
     match std::env::var_os("AUTHD_TEST_WRAPPER") {
         Some(directory) => baked_from(Path::new(&directory), &values),
@@ -214,9 +328,54 @@ fn baked_from(directory: &Path, values: &Values<'_>) -> (Secret, Secret) {
         ("CDX_CODEX_RELEASE_SHA256", values.codex_release_sha256),
     ];
     let cdx = bake::bake(&read("cdx"), &cdx).unwrap();
-    let installer = [("CDX_BASE_URL", values.base_url), ("CDX_FQDN", values.fqdn), ("CDX_SCRIPT", cdx.as_str())];
+    let installer = [
+        ("CDX_BASE_URL", values.base_url),
+        ("CDX_FQDN", values.fqdn),
+        ("CDX_PROGRAMS", values.programs),
+        ("CDX_SCRIPT", cdx.as_str()),
+    ];
     let installer = bake::bake(&read("install.sh"), &installer).unwrap();
     (Secret::new(cdx), Secret::new(installer))
+}
+
+/// The native program under test: `AUTHD_TEST_CDX`, else the one that was built beside the daemon, without its symbols:
+/// each host gets a copy.
+pub fn native_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| match std::env::var_os("AUTHD_TEST_CDX") {
+        Some(program) => PathBuf::from(program),
+        None => stripped(&Path::new(env!("CARGO_BIN_EXE_codex-authd")).with_file_name("cdx")),
+    })
+}
+
+/// A copy without symbols, made once for each build.
+fn stripped(program: &Path) -> PathBuf {
+    let built = fs::metadata(program).unwrap_or_else(|error| {
+        panic!("{}: {error}; cargo build --package cdx builds it", program.display());
+    });
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let copy = directory.join(format!("cdx-{}.{}-{}", built.mtime(), built.mtime_nsec(), built.len()));
+    if !copy.exists() {
+        let part = directory.join(format!("cdx.part.{}", std::process::id()));
+        assert!(Command::new("strip").arg("-o").arg(&part).arg(program).status().unwrap().success());
+        fs::rename(&part, &copy).unwrap();
+    }
+    copy
+}
+
+/// A file that this process has open for writing cannot be executed while another thread starts a program, which
+/// inherits the descriptor for a moment ("text file busy"). So programs are written by processes of their own.
+fn write_by_another_process(file: &Path, content: &[u8]) {
+    let mut tee = Command::new("tee").arg(file).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    tee.stdin.take().unwrap().write_all(content).unwrap();
+    assert!(tee.wait().unwrap().success());
+}
+
+/// Copies a program; see [`write_by_another_process`].
+pub fn copy_program(from: &Path, to: &Path, mode: u32) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    assert!(Command::new("cp").args(["--reflink=auto", "--"]).args([from, to]).status().unwrap().success());
+    fs::set_permissions(to, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Whether this test can have its own mounts and other users; otherwise prints the reason.

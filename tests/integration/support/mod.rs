@@ -1,5 +1,6 @@
 //! Code that the integration tests share.
 
+pub mod answers;
 pub mod authority;
 pub mod browser;
 pub mod crash_points;

@@ -7,6 +7,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use codex_authd::model::digest::Digest;
 use serde_json::{Value, json};
 
+use super::answers::{Answer, Offer, refusal, sync};
 use super::http::{Call, HttpServer, Reply};
 
 pub const KEY: &str = "5c7d0e0f8a64411f9b1f2a3948576b0c5c7d0e0f8a64411f9b1f2a3948576b0c";
@@ -19,10 +20,18 @@ pub struct StandIn {
 #[derive(Default)]
 struct State {
     canonical: Option<String>,
-    override_answer: Option<(u16, Vec<u8>)>,
-    override_store: Option<(u16, Vec<u8>)>,
-    wrapper: Option<(Vec<u8>, String)>,
+    override_answer: Option<(u16, Answer)>,
+    override_store: Option<(u16, Answer)>,
+    wrapper: Option<Download>,
+    program: Option<Download>,
     on_call: Option<Box<dyn FnMut() + Send>>,
+}
+
+/// A program or script, and the digest that is announced for it.
+#[derive(Clone)]
+struct Download {
+    bytes: Vec<u8>,
+    announced: String,
 }
 
 impl StandIn {
@@ -51,13 +60,13 @@ impl StandIn {
     }
 
     /// Answers every call with this from now on.
-    pub fn answer_always(&self, status: u16, body: impl Into<Vec<u8>>) {
-        self.state.lock().unwrap().override_answer = Some((status, body.into()));
+    pub fn answer_always(&self, status: u16, answer: impl Into<Answer>) {
+        self.state.lock().unwrap().override_answer = Some((status, answer.into()));
     }
 
     /// Answers every store with this from now on.
-    pub fn answer_stores(&self, status: u16, body: impl Into<Vec<u8>>) {
-        self.state.lock().unwrap().override_store = Some((status, body.into()));
+    pub fn answer_stores(&self, status: u16, answer: impl Into<Answer>) {
+        self.state.lock().unwrap().override_store = Some((status, answer.into()));
     }
 
     pub fn answer_well(&self) {
@@ -67,7 +76,13 @@ impl StandIn {
 
     /// Sets the content of `/wrapper/download`, and the digest it announces.
     pub fn set_wrapper(&self, script: &[u8], announced: &str) {
-        self.state.lock().unwrap().wrapper = Some((script.to_vec(), announced.to_owned()));
+        self.state.lock().unwrap().wrapper = Some(Download { bytes: script.to_vec(), announced: announced.to_owned() });
+    }
+
+    /// Sets the native program for this machine, and the digest it announces.
+    pub fn set_program(&self, program: &[u8], announced: &str) {
+        self.state.lock().unwrap().program =
+            Some(Download { bytes: program.to_vec(), announced: announced.to_owned() });
     }
 
     /// Runs `hook` while a call is being handled and its caller waits.
@@ -75,20 +90,16 @@ impl StandIn {
         self.state.lock().unwrap().on_call = Some(Box::new(hook));
     }
 
-    /// The commands that `/auth` received.
+    /// The commands of the calls, or their methods.
     pub fn commands(&self) -> Vec<String> {
         let calls = self.server.calls();
         calls.iter().map(|call| call.json()["command"].as_str().unwrap_or(&call.method).to_owned()).collect()
     }
 }
 
-/// The answer in lines, with the document at its end.
-pub fn lines(status: &str, document: Option<&str>) -> Vec<u8> {
-    let mut text = format!("status {status}\nmessage all is well\nclient_version 0.169.0\n");
-    if let Some(document) = document {
-        text += &format!("digest {}\nauth {}\n{document}", Digest::of(document.as_bytes()), document.len());
-    }
-    text.into_bytes()
+/// The name of this machine's native program.
+pub fn machine_target() -> String {
+    format!("{}-{}", std::env::consts::ARCH, if cfg!(target_os = "macos") { "darwin" } else { "linux" })
 }
 
 impl State {
@@ -96,61 +107,72 @@ impl State {
         if let Some(hook) = &mut self.on_call {
             hook();
         }
-        let plain = |status, body: Vec<u8>| Reply::new(status, "text/plain; charset=utf-8", body);
-        if let Some((status, body)) = &self.override_answer {
-            return plain(*status, body.clone());
+        if let Some((status, answer)) = &self.override_answer {
+            return answer.reply(*status, call, &Offer::default());
         }
+        let offer = self.offer(call);
         if call.header("x-api-key") != Some(KEY) {
-            return plain(401, b"status error\ncode 401\nmessage Invalid API key\n".to_vec());
+            return refusal("Invalid API key").reply(401, call, &offer);
         }
         match (call.method.as_str(), call.path.as_str(), call.query.as_str()) {
-            ("POST", "/auth", "format=lines") => match (&self.override_store, &call.json()) {
-                (Some((status, body)), asked) if asked["command"] == "store" => plain(*status, body.clone()),
+            ("POST", "/auth" | "/auth/lines", "") => match (&self.override_store, &call.json()) {
+                (Some((status, answer)), asked) if asked["command"] == "store" => answer.reply(*status, call, &offer),
                 (_, asked) => {
-                    let (status, body) = self.auth(asked);
-                    plain(status, body)
+                    let (status, answer) = self.auth(asked);
+                    answer.reply(status, call, &offer)
                 }
             },
-            ("DELETE", "/auth", "format=lines") => plain(200, b"status ok\n".to_vec()),
-            ("GET", "/wrapper/download", "") => match &self.wrapper {
-                Some((script, announced)) => {
-                    let mut reply = Reply::new(200, "text/x-shellscript", script.clone());
-                    reply.headers.push(("X-SHA256", announced.clone()));
-                    reply
-                }
-                None => plain(404, b"status error\nmessage no wrapper\n".to_vec()),
-            },
-            _ => plain(404, b"status error\nmessage Not found\n".to_vec()),
+            ("DELETE", "/auth", "" | "force=true") => {
+                Reply::json(200, &json!({"status": "ok", "data": {"deleted": "h1.example.test"}}))
+            }
+            ("GET", "/wrapper/download", "") => download(self.wrapper.as_ref(), "text/x-shellscript", call),
+            ("GET", "/wrapper/download", query) if query == format!("target={}", machine_target()) => {
+                download(self.program.as_ref(), "application/octet-stream", call)
+            }
+            _ => refusal("Not found").reply(404, call, &offer),
+        }
+    }
+
+    /// What the answer to this call says about the versions.
+    fn offer(&self, call: &Call) -> Offer {
+        let asked = call.json();
+        match &self.program {
+            Some(program) if asked["wrapper_target"] == machine_target() => {
+                Offer { sha256: program.announced.clone(), target: Some(machine_target()) }
+            }
+            _ => {
+                Offer { sha256: self.wrapper.as_ref().map(|it| it.announced.clone()).unwrap_or_default(), target: None }
+            }
         }
     }
 
     /// Decides like the daemon: by account, then by the issuer's clock if both tokens have one, otherwise by date.
-    fn auth(&mut self, asked: &Value) -> (u16, Vec<u8>) {
+    fn auth(&mut self, asked: &Value) -> (u16, Answer) {
         let claims = |login: &Value| jwt_claims(login["tokens"]["access_token"].as_str().unwrap_or_default());
         let date = |login: &Value| login["last_refresh"].as_str().unwrap_or("2000-01-01T00:00:00Z").to_owned();
         let present: Option<Value> = self.canonical.as_deref().map(|text| serde_json::from_str(text).unwrap());
         let store = asked["command"] == "store";
         let body = match (store, present) {
-            (false, None) => lines("missing", None),
+            (false, None) => sync("missing", None),
             (true, present) => {
-                let mut sent = asked["auth"].clone();
+                let mut sent = match asked["auth_text"].as_str() {
+                    Some(text) => serde_json::from_str(text).unwrap_or_default(),
+                    None => asked["auth"].clone(),
+                };
                 if let Some(present) = present {
                     let (ours, theirs) = (claims(&present), claims(&sent));
                     if ours["account"].is_string() && ours["account"] != theirs["account"] {
-                        return (
-                            409,
-                            b"status error\ncode 409\nmessage other_account: it belongs to another account\n".to_vec(),
-                        );
+                        return (409, refusal("other_account: it belongs to another account"));
                     }
                     if present["tokens"] == sent["tokens"] && ours["iat"].is_i64() {
-                        return (200, lines("unchanged", self.canonical.as_deref()));
+                        return (200, sync("unchanged", self.canonical.as_deref()));
                     }
                     let newer = match (ours["iat"].as_i64(), theirs["iat"].as_i64()) {
                         (Some(ours), Some(theirs)) if ours != theirs => theirs > ours,
                         _ => date(&sent) >= date(&present),
                     };
                     if !newer {
-                        return (200, lines("outdated", self.canonical.as_deref()));
+                        return (200, sync("outdated", self.canonical.as_deref()));
                     }
                 }
                 if date(&sent) > in_five_minutes() {
@@ -158,21 +180,30 @@ impl State {
                 }
                 let text = sent.to_string();
                 self.canonical = Some(text.clone());
-                lines("updated", Some(&text))
+                sync("updated", Some(&text))
             }
             (false, Some(present)) => {
                 let canonical = self.canonical.as_deref();
                 if asked["digest"] == Digest::of(canonical.unwrap().as_bytes()).to_string() {
-                    lines("valid", None)
+                    sync("valid", None)
                 } else if asked["last_refresh"].as_str() > Some(date(&present).as_str()) {
-                    lines("upload_required", None)
+                    sync("upload_required", None)
                 } else {
-                    lines("outdated", canonical)
+                    sync("outdated", canonical)
                 }
             }
         };
         (200, body)
     }
+}
+
+fn download(content: Option<&Download>, content_type: &str, call: &Call) -> Reply {
+    let Some(content) = content else {
+        return refusal("no_program: there is none for this machine").reply(404, call, &Offer::default());
+    };
+    let mut reply = Reply::new(200, content_type, content.bytes.clone());
+    reply.headers.push(("X-SHA256", content.announced.clone()));
+    reply
 }
 
 /// `iat` and `account` of a JWT; null if they are missing.

@@ -12,7 +12,7 @@ use crate::hot::Hot;
 use crate::model::host::{HostActivity, HostId};
 use crate::records::Host;
 
-pub use table::{HostPage, HostState, HostTable, ListQuery, ListedHost, Sort};
+pub use table::{HostPage, HostState, HostTable, ListQuery, ListedHost, Mark, MarkKey, Sort};
 
 use crate::service::{Result, ServiceError};
 

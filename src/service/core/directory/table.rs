@@ -56,6 +56,8 @@ pub enum HostState {
 pub struct ListQuery {
     pub limit: usize,
     pub offset: usize,
+    /// Only hosts behind this one.
+    pub after: Option<Mark>,
     pub sort: Sort,
     pub descending: bool,
     /// Part of the name, an address or the client version; case does not matter.
@@ -65,13 +67,28 @@ pub struct ListQuery {
 
 impl Default for ListQuery {
     fn default() -> Self {
-        Self { limit: 100, offset: 0, sort: Sort::Fqdn, descending: false, search: None, state: None }
+        Self { limit: 100, offset: 0, after: None, sort: Sort::Fqdn, descending: false, search: None, state: None }
     }
+}
+
+/// The place of a host in a sorted list, also while the host changes or is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub key: MarkKey,
+    pub name: Fqdn,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MarkKey {
+    Number(i128),
+    Version(Option<String>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostPage {
     pub hosts: Vec<ListedHost>,
+    /// The place of the last host of the page. `None`: no more hosts match.
+    pub next: Option<Mark>,
     /// The number of all hosts.
     pub total: usize,
     /// The number of hosts that match the query.
@@ -144,27 +161,46 @@ impl HostTable {
         self.by_name.len()
     }
 
-    pub fn page(&self, query: &ListQuery) -> HostPage {
+    /// `None`: the mark is that of a list with another order.
+    pub fn page(&self, query: &ListQuery) -> Option<HostPage> {
         // Integers, because an instant is slow to compare. Hosts that were not seen yet come first.
         let instant = |at: OffsetDateTime| i64::try_from(at.unix_timestamp_nanos()).unwrap_or(i64::MAX);
         match query.sort {
-            Sort::Fqdn => self.cut(query, |_| 0),
-            Sort::LastSeen => self.cut(query, |host| host.activity.last_seen.map_or(i64::MIN, instant)),
-            Sort::CreatedAt => self.cut(query, |host| instant(host.created_at)),
-            Sort::UpdatedAt => self.cut(query, |host| instant(host.updated_at)),
-            Sort::ApiCalls => self.cut(query, |host| host.activity.api_calls),
+            Sort::Fqdn => self.page_by_number(query, |_| 0),
+            Sort::LastSeen => self.page_by_number(query, |host| host.activity.last_seen.map_or(i64::MIN, instant)),
+            Sort::CreatedAt => self.page_by_number(query, |host| instant(host.created_at)),
+            Sort::UpdatedAt => self.page_by_number(query, |host| instant(host.updated_at)),
+            Sort::ApiCalls => self.page_by_number(query, |host| host.activity.api_calls),
             Sort::ClientVersion => self.page_by_version(query),
         }
     }
 
+    fn page_by_number<K>(&self, query: &ListQuery, key: impl Fn(&ListedHost) -> K) -> Option<HostPage>
+    where
+        K: Ord + Copy + Into<i128> + TryFrom<i128>,
+    {
+        let after = match &query.after {
+            None => None,
+            Some(Mark { key: MarkKey::Number(number), name }) => Some((K::try_from(*number).ok()?, name)),
+            Some(Mark { key: MarkKey::Version(_), .. }) => return None,
+        };
+        let mark = |host: &ListedHost| MarkKey::Number(key(host).into());
+        Some(self.cut(self.matching(query, &key), query, after, mark))
+    }
+
     /// There are few different versions: each is parsed once, and hosts are sorted by its rank.
-    fn page_by_version(&self, query: &ListQuery) -> HostPage {
+    fn page_by_version(&self, query: &ListQuery) -> Option<HostPage> {
         let mut numbers: HashMap<&str, usize> = HashMap::new();
-        let mut matching = self.matching(query, |host| {
-            let version = host.activity.client_version.as_deref()?;
+        let mut number_of = |version| {
             let next = numbers.len();
-            Some(*numbers.entry(version).or_insert(next))
-        });
+            *numbers.entry(version).or_insert(next)
+        };
+        let after = match &query.after {
+            None => None,
+            Some(Mark { key: MarkKey::Version(version), name }) => Some((version.as_deref().map(&mut number_of), name)),
+            Some(Mark { key: MarkKey::Number(_), .. }) => return None,
+        };
+        let mut matching = self.matching(query, |host| host.activity.client_version.as_deref().map(&mut number_of));
         let mut versions: Vec<(&str, usize)> = numbers.into_iter().collect();
         versions.sort_by_cached_key(|(text, _)| (Version::reported(text), *text));
         let mut ranks = vec![0; versions.len()];
@@ -172,35 +208,49 @@ impl HostTable {
             ranks[number] = rank;
         }
         matching.iter_mut().for_each(|(key, ..)| *key = key.map(|number| ranks[number]));
-        self.cut_from(matching, query)
-    }
-
-    fn cut<'a, K: Ord>(&'a self, query: &ListQuery, key: impl FnMut(&'a ListedHost) -> K) -> HostPage {
-        self.cut_from(self.matching(query, key), query)
+        let after = after.map(|(number, name)| (number.map(|number| ranks[number]), name));
+        let mark = |host: &ListedHost| MarkKey::Version(host.activity.client_version.as_deref().map(Into::into));
+        Some(self.cut(matching, query, after, mark))
     }
 
     /// Takes the page from the hosts that match. Only the page itself is sorted.
-    fn cut_from<K: Ord>(&self, mut matching: Vec<Match<'_, K>>, query: &ListQuery) -> HostPage {
+    fn cut<K: Ord>(
+        &self,
+        mut matching: Vec<Match<'_, K>>,
+        query: &ListQuery,
+        after: Option<(K, &Fqdn)>,
+        mark: impl Fn(&ListedHost) -> MarkKey,
+    ) -> HostPage {
         let (total, count) = (self.by_name.len(), matching.len());
         // Hosts with equal keys stay in the order of their names, except in a descending list of names.
         let by_name = query.sort == Sort::Fqdn;
+        if let Some((key, name)) = after {
+            matching.retain(|(other, _, host)| match query.descending {
+                true if by_name => host.fqdn < *name,
+                true => *other < key || (*other == key && host.fqdn > *name),
+                false => *other > key || (*other == key && host.fqdn > *name),
+            });
+        }
         let order = |a: &Match<'_, K>, b: &Match<'_, K>| match query.descending {
             true if by_name => b.1.cmp(&a.1),
             true => b.0.cmp(&a.0).then(a.1.cmp(&b.1)),
             false => a.0.cmp(&b.0).then(a.1.cmp(&b.1)),
         };
         let end = query.offset.saturating_add(query.limit);
-        if end < count {
+        let is_last = end >= matching.len();
+        if !is_last {
             matching.select_nth_unstable_by(end, order);
             matching.truncate(end);
         }
         if query.offset >= matching.len() {
-            return HostPage { hosts: Vec::new(), total, matching: count };
+            return HostPage { total, matching: count, ..HostPage::default() };
         }
         matching.select_nth_unstable_by(query.offset, order);
         let page = &mut matching[query.offset..];
         page.sort_unstable_by(order);
-        HostPage { hosts: page.iter().map(|(.., host)| (*host).clone()).collect(), total, matching: count }
+        let hosts: Vec<ListedHost> = page.iter().map(|(.., host)| (*host).clone()).collect();
+        let next = hosts.last().filter(|_| !is_last).map(|host| Mark { key: mark(host), name: host.fqdn.clone() });
+        HostPage { hosts, next, total, matching: count }
     }
 
     /// The matching hosts, by name.
