@@ -1,11 +1,9 @@
 //! Boolean members and parameters that also take what the former service took.
 
-use std::borrow::Cow;
-
-use poem_openapi::registry::{MetaSchema, MetaSchemaRef};
-use poem_openapi::types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type};
+use poem_openapi::types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON};
 use serde::{Deserialize, Serialize};
 
+use super::json::described_as;
 use crate::service::ServiceError;
 
 /// A query parameter: `true` or `false`, also as `1` or `0`.
@@ -29,40 +27,8 @@ impl SecureFlag {
     }
 }
 
-impl From<bool> for SecureFlag {
-    fn from(secure: bool) -> Self {
-        Self(secure.into())
-    }
-}
-
-/// The document describes both as a boolean.
-macro_rules! described_as_boolean {
-    ($($name:ty),+) => {$(
-        impl Type for $name {
-            const IS_REQUIRED: bool = true;
-            type RawValueType = Self;
-            type RawElementValueType = Self;
-
-            fn name() -> Cow<'static, str> {
-                "boolean".into()
-            }
-
-            fn schema_ref() -> MetaSchemaRef {
-                MetaSchemaRef::Inline(Box::new(MetaSchema::new("boolean")))
-            }
-
-            fn as_raw_value(&self) -> Option<&Self> {
-                Some(self)
-            }
-
-            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-                Box::new(std::iter::once(self))
-            }
-        }
-    )+};
-}
-
-described_as_boolean!(Flag, SecureFlag);
+described_as!(Flag, "boolean");
+described_as!(SecureFlag, "boolean");
 
 impl ParseFromParameter for Flag {
     fn parse_from_parameter(value: &str) -> ParseResult<Self> {

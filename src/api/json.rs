@@ -3,13 +3,12 @@
 //!
 //! This module knows nothing of errors and callers. `errors.rs` and `bodies.rs` build on it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use poem::http::StatusCode;
 use poem::{IntoResponse, Response};
 use poem_openapi::payload::Payload;
-use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry};
+use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, MetaSchemaRef, Registry};
 use poem_openapi::types::{ParseError, ParseFromJSON, ParseResult, ToJSON, Type};
 use poem_openapi::{ApiResponse, Enum, Object};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -105,6 +104,36 @@ pub(crate) fn is_json(content_type: &str) -> bool {
         .is_some_and(|subtype| (subtype == "json" || subtype.ends_with("+json")) && subtype.bytes().all(in_a_token))
 }
 
+/// Describes a type as one of JSON's own types, for poem-openapi.
+macro_rules! described_as {
+    ($name:ty, $kind:literal) => {
+        impl poem_openapi::types::Type for $name {
+            const IS_REQUIRED: bool = true;
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> std::borrow::Cow<'static, str> {
+                $kind.into()
+            }
+
+            fn schema_ref() -> poem_openapi::registry::MetaSchemaRef {
+                let schema = poem_openapi::registry::MetaSchema::new($kind);
+                poem_openapi::registry::MetaSchemaRef::Inline(Box::new(schema))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(std::iter::once(self))
+            }
+        }
+    };
+}
+
+pub(super) use described_as;
+
 /// A JSON document inside an answer: written unchanged, and shared by all answers that contain it.
 #[derive(Clone, Debug)]
 pub struct Verbatim(Arc<DocumentText>);
@@ -133,27 +162,7 @@ impl<'de> Deserialize<'de> for Verbatim {
     }
 }
 
-impl Type for Verbatim {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
-
-    fn name() -> Cow<'static, str> {
-        "object".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema::new("object")))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(std::iter::once(self))
-    }
-}
+described_as!(Verbatim, "object");
 
 impl ParseFromJSON for Verbatim {
     fn parse_from_json(value: Option<serde_json::Value>) -> ParseResult<Self> {
@@ -197,27 +206,7 @@ impl<'de> Deserialize<'de> for ExactText {
     }
 }
 
-impl Type for ExactText {
-    const IS_REQUIRED: bool = true;
-    type RawValueType = Self;
-    type RawElementValueType = Self;
-
-    fn name() -> Cow<'static, str> {
-        "string".into()
-    }
-
-    fn schema_ref() -> MetaSchemaRef {
-        MetaSchemaRef::Inline(Box::new(MetaSchema::new("string")))
-    }
-
-    fn as_raw_value(&self) -> Option<&Self> {
-        Some(self)
-    }
-
-    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
-        Box::new(std::iter::once(self))
-    }
-}
+described_as!(ExactText, "string");
 
 impl ParseFromJSON for ExactText {
     fn parse_from_json(value: Option<serde_json::Value>) -> ParseResult<Self> {

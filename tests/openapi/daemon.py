@@ -150,3 +150,12 @@ def login(issued_at: int, account: str = "acct-1") -> dict[str, Any]:
 def login_text(issued_at: int, account: str = "acct-1") -> str:
     """Its text, in a spelling that no JSON library writes by itself."""
     return json.dumps(login(issued_at, account), indent=2).replace('": ', '" :  ') + "\n"
+
+
+def places_of_story(daemon: Daemon) -> dict[str, str]:
+    """What a story is told with: the places of the daemon, a login, and the login that replaces it."""
+    places = daemon.places()
+    for name, file, age in (("AUTHD_LOGIN", "login.json", 1000), ("AUTHD_RENEWED_LOGIN", "renewed.json", 500)):
+        (daemon.directory / file).write_text(login_text(int(time.time()) - age))
+        places[name] = str(daemon.directory / file)
+    return places

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 from installed import Python, TypeScript
 
-from daemon import REPOSITORY, Daemon, login_text
+from daemon import REPOSITORY, Daemon, places_of_story
 
 STORIES = REPOSITORY / "tests/openapi/stories"
 # What would hide an error of type from the checks.
@@ -38,14 +37,7 @@ def main() -> None:
             programs.check()
             for story in ("host", "admin"):
                 with Daemon() as daemon:
-                    now = int(time.time())
-                    (daemon.directory / "login.json").write_text(login_text(now - 1000))
-                    (daemon.directory / "renewed.json").write_text(login_text(now - 500))
-                    files = {
-                        "AUTHD_LOGIN": str(daemon.directory / "login.json"),
-                        "AUTHD_RENEWED_LOGIN": str(daemon.directory / "renewed.json"),
-                    }
-                    programs.run(story, daemon.places() | files)
+                    programs.run(story, places_of_story(daemon))
                 print(f"{language}: the {story}'s story is told")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
